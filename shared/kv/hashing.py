@@ -1,0 +1,40 @@
+"""Content addresses of KV blocks, `key_i = sha256(key_{i-1} ‖ tokens_i)`: equal prefixes, equal keys, everywhere."""
+
+import hashlib
+import sys
+from array import array
+from collections.abc import Sequence
+
+from shared.ids import BlockKey, LayoutHash, ModelFingerprint
+
+KEY_BYTES = 32
+_DOMAIN = b"prfaas.kv.v1"
+
+
+def root_key(fingerprint: ModelFingerprint, layout_hash: LayoutHash, salt: str = "") -> BlockKey:
+    """Return the key that every chain of one model, KV layout (dtype included) and tenant salt starts from."""
+    digest = hashlib.sha256(_DOMAIN)
+    for part in (fingerprint, layout_hash, salt):
+        encoded = part.encode()
+        digest.update(len(encoded).to_bytes(4, "little") + encoded)  # lengths keep ("ab", "c") and ("a", "bc") apart
+    return BlockKey(digest.digest())
+
+
+def chain_keys(root: BlockKey, token_ids: Sequence[int], block_tokens: int) -> list[BlockKey]:
+    """Return the key of every full block of `token_ids`. Tokens enter the hash as little-endian uint32."""
+    packed = array("I", token_ids[: len(token_ids) // block_tokens * block_tokens])
+    if sys.byteorder == "big":
+        packed.byteswap()
+    data = memoryview(packed).cast("B")
+    step = block_tokens * packed.itemsize
+    keys: list[BlockKey] = []
+    previous = root
+    for start in range(0, len(data), step):
+        previous = BlockKey(hashlib.sha256(previous + bytes(data[start : start + step])).digest())
+        keys.append(previous)
+    return keys
+
+
+def num_prefix_blocks(num_tokens: int, block_tokens: int) -> int:
+    """Return how many blocks of a prompt may come from a cache: all full ones, but never the last token."""
+    return max(0, (num_tokens - 1) // block_tokens)

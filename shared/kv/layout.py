@@ -1,0 +1,135 @@
+"""The shape of a model's KV cache: which layers need which blocks, and how many bytes an entry has. No torch."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple, get_args
+
+from shared.errors import BadRequest
+from shared.ids import LayoutHash
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+ITEM_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+MAX_LAYERS = 512
+
+
+class LayerSpec(NamedTuple):
+    """One layer's attention as far as its KV cache is concerned."""
+
+    window: int | None  # None: full attention; W: position q attends to (q - W, q]
+    num_kv_heads: int
+    head_dim: int
+
+
+class GroupSpec(NamedTuple):
+    """The layers that share a window, and so need the same blocks."""
+
+    window: int | None
+    layers: int  # bitmask: bit i is layer i
+
+
+@dataclass(frozen=True)
+class KvLayout:
+    """Pure arithmetic on a model's KV cache. Two layouts with one hash have byte-compatible entries.
+
+    An *entry* is one (block, layer): K then V, each `[block_tokens, num_kv_heads, head_dim]` in C order.
+    Sets of layers are integers used as bitmasks, bit i for layer i.
+
+    Raises `BadRequest` at construction when a field is out of range (a layout can arrive over the wire).
+    """
+
+    layers: tuple[LayerSpec, ...]
+    dtype: Dtype
+    block_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.layers) <= MAX_LAYERS:
+            raise BadRequest(f"a KV layout has 1 to {MAX_LAYERS} layers, not {len(self.layers)}")
+        if self.dtype not in get_args(Dtype):
+            raise BadRequest(f"unknown KV dtype {self.dtype!r}")
+        if self.block_tokens < 1:
+            raise BadRequest("block_tokens must be at least 1")
+        for spec in self.layers:
+            if spec.num_kv_heads < 1 or spec.head_dim < 1 or (spec.window is not None and spec.window < 1):
+                raise BadRequest(f"impossible layer in KV layout: {spec}")
+
+    @cached_property
+    def hash(self) -> LayoutHash:
+        text = json.dumps([self.layers, self.dtype, self.block_tokens], separators=(",", ":"))
+        return LayoutHash(hashlib.sha256(text.encode()).hexdigest())
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    @cached_property
+    def all_layers(self) -> int:
+        return (1 << self.num_layers) - 1
+
+    @cached_property
+    def groups(self) -> tuple[GroupSpec, ...]:
+        """Layer groups in the order in which they first appear; group g is bit g of a group mask."""
+        masks: dict[int | None, int] = {}
+        for index, spec in enumerate(self.layers):
+            masks[spec.window] = masks.get(spec.window, 0) | 1 << index
+        return tuple(GroupSpec(window, mask) for window, mask in masks.items())
+
+    def entry_bytes(self, layer: int) -> int:
+        """Return the bytes of one block's K and V in `layer`."""
+        spec = self.layers[layer]
+        return 2 * self.block_tokens * spec.num_kv_heads * spec.head_dim * ITEM_BYTES[self.dtype]
+
+    @cached_property
+    def block_bytes(self) -> int:
+        """Bytes of one block over all layers."""
+        return sum(self.entry_bytes(layer) for layer in range(self.num_layers))
+
+    def first_block_needed(self, window: int | None, num_blocks: int) -> int:
+        """Return the first block that a resume after `num_blocks` blocks needs in a group with this window.
+
+        The next position is `p = num_blocks * block_tokens` and attends to `(p - W, p]`.
+        """
+        if window is None:
+            return 0
+        first_token = max(0, num_blocks * self.block_tokens - (window - 1))
+        return min(num_blocks, first_token // self.block_tokens)
+
+    def needed_layers(self, block: int, num_blocks: int) -> int:
+        """Return the layers whose entry of `block` a resume after `num_blocks` blocks needs, as a bitmask."""
+        return sum(g.layers for g in self.groups if self.first_block_needed(g.window, num_blocks) <= block < num_blocks)
+
+    def longest_resume(self, held: Sequence[int]) -> int:
+        """Return the largest k such that blocks holding the layers `held[0..k-1]` allow a resume after k blocks.
+
+        O(len(held) * groups): tracks, per group, the run of blocks that ends at k and holds the whole group.
+        """
+        best = 0
+        runs = [0] * len(self.groups)
+        for k, mask in enumerate(held, start=1):
+            usable = True
+            for g, group in enumerate(self.groups):
+                runs[g] = runs[g] + 1 if mask & group.layers == group.layers else 0
+                usable = usable and runs[g] >= k - self.first_block_needed(group.window, k)
+            if usable:
+                best = k
+        return best
+
+    def group_mask(self, layers: int) -> int:
+        """Return the groups that `layers` covers wholly, bit g for group g."""
+        return sum(1 << g for g, group in enumerate(self.groups) if layers & group.layers == group.layers)
+
+    def layers_of_groups(self, groups: int) -> int:
+        """Return the layers of the groups in a group mask: the inverse of `group_mask`. Unknown bits are ignored."""
+        return sum(group.layers for g, group in enumerate(self.groups) if groups >> g & 1)
+
+
+def iter_layers(mask: int) -> list[int]:
+    """Return the layer numbers in a bitmask, ascending."""
+    layers = []
+    while mask:
+        low = mask & -mask
+        layers.append(low.bit_length() - 1)
+        mask ^= low
+    return layers

@@ -1,0 +1,106 @@
+"""KV layout arithmetic: group needs, resumes, hashes."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.errors import BadRequest
+from shared.kv.layout import KvLayout, LayerSpec, iter_layers
+
+FULL = LayerSpec(None, 3, 64)
+
+
+def windowed(window: int) -> LayerSpec:
+    return LayerSpec(window, 1, 256)
+
+
+def test_entry_bytes_count_k_and_v_of_a_whole_block() -> None:
+    layout = KvLayout((FULL, windowed(512)), "bfloat16")
+    assert layout.entry_bytes(0) == 2 * 64 * 3 * 64 * 2
+    assert layout.entry_bytes(1) == 2 * 64 * 256 * 2
+    assert layout.block_bytes == layout.entry_bytes(0) + layout.entry_bytes(1)
+
+
+def test_hash_depends_on_everything_that_makes_bytes_differ() -> None:
+    base = KvLayout((FULL,), "bfloat16")
+    others = [
+        KvLayout((FULL, FULL), "bfloat16"),
+        KvLayout((FULL,), "float32"),
+        KvLayout((FULL,), "bfloat16", block_tokens=32),
+        KvLayout((FULL._replace(window=64),), "bfloat16"),
+    ]
+    assert len({base.hash, *(layout.hash for layout in others)}) == 5
+    assert base.hash == KvLayout((FULL,), "bfloat16", 64).hash
+
+
+@pytest.mark.parametrize(
+    ("window", "num_blocks", "first"),
+    [
+        (None, 9, 0),
+        (512, 8, 0),  # the next token sees tokens 1..511 of the prefix
+        (512, 9, 1),  # tokens 65..575
+        (513, 9, 1),  # tokens 64..575
+        (514, 9, 0),  # token 63 is seen
+        (1, 5, 5),  # a token sees only itself
+        (2, 5, 4),
+        (64, 0, 0),
+    ],
+)
+def test_first_block_needed(window: int | None, num_blocks: int, first: int) -> None:
+    assert KvLayout((FULL,), "float32").first_block_needed(window, num_blocks) == first
+
+
+def test_needed_layers_leaves_out_inner_window_blocks() -> None:
+    layout = KvLayout((FULL, windowed(128), FULL), "float32")
+    assert [layout.needed_layers(block, 5) for block in range(6)] == [0b101, 0b101, 0b101, 0b111, 0b111, 0]
+
+
+def test_a_resume_counts_only_where_every_group_allows_it() -> None:
+    layout = KvLayout((FULL, windowed(128)), "float32")  # a resume at k needs the window of blocks k-2 and k-1
+    full, both = 0b01, 0b11
+    assert layout.longest_resume([both, both, both]) == 3
+    assert layout.longest_resume([full, full, both, both]) == 4
+    assert layout.longest_resume([both, full, both]) == 1
+    assert layout.longest_resume([both, 0b10, both, both]) == 1
+    assert layout.longest_resume([]) == 0
+
+
+@given(st.lists(st.integers(0, 7), max_size=12), st.integers(1, 400), st.integers(1, 400))
+def test_longest_resume_agrees_with_its_definition(held: list[int], w1: int, w2: int) -> None:
+    layout = KvLayout((FULL, windowed(w1), windowed(w2)), "float32")
+
+    def allowed(k: int) -> bool:
+        return all(layout.needed_layers(b, k) & ~held[b] == 0 for b in range(k))
+
+    # held masks that cover a group partly do not count: with one layer per group, mask and definition agree
+    assert layout.longest_resume(held) == max(k for k in range(len(held) + 1) if allowed(k))
+
+
+@given(st.lists(st.sampled_from([None, 64, 512]), min_size=1, max_size=8), st.integers(0, 255))
+def test_group_masks(windows: list[int | None], layers: int) -> None:
+    layout = KvLayout(tuple(LayerSpec(w, 1, 8) for w in windows), "float32")
+    layers &= layout.all_layers
+    covered = layout.layers_of_groups(layout.group_mask(layers))
+    assert covered & ~layers == 0
+    assert layout.group_mask(covered) == layout.group_mask(layers)
+    assert layout.group_mask(layout.all_layers) == (1 << len(layout.groups)) - 1
+
+
+def test_iter_layers() -> None:
+    assert iter_layers(0b1010_0001) == [0, 5, 7]
+    assert iter_layers(0) == []
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: KvLayout((), "float32"),
+        lambda: KvLayout((FULL,), "int3"),  # type: ignore[arg-type]
+        lambda: KvLayout((FULL,), "float32", block_tokens=0),
+        lambda: KvLayout((LayerSpec(0, 1, 8),), "float32"),
+        lambda: KvLayout((LayerSpec(None, 0, 8),), "float32"),
+    ],
+)
+def test_impossible_layouts_are_refused(make) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(BadRequest):
+        make()
