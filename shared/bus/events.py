@@ -1,0 +1,205 @@
+"""The events of the three topics as dataclasses, over the protobuf messages of prfaas.proto."""
+
+from dataclasses import dataclass, replace
+from typing import Literal, Self, TypeVar, cast, get_args
+
+from google.protobuf.message import DecodeError
+
+from shared.errors import BadEvent
+from shared.ids import BlockKey, Datacenter, Epoch, LayoutHash, ModelFingerprint, WorkerId
+from shared.proto import prfaas_pb2 as pb
+
+EVENT_VERSION = 1
+KEY_BYTES = 32
+
+TOPIC_PLACEMENT = "prfaas.placement"
+TOPIC_MEMBERSHIP = "prfaas.membership"
+TOPIC_LOAD = "prfaas.load"
+
+M = TypeVar("M", pb.PlacementEvent, pb.MembershipEvent, pb.LoadEvent)
+
+NO_FINGERPRINT, NO_LAYOUT = ModelFingerprint(""), LayoutHash("")  # pools serve any model
+
+Role = Literal["prefill", "decode", "cachepool"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacementEvent:
+    """A change of what `holder` holds; its events carry consecutive sequence numbers within an epoch."""
+
+    holder: WorkerId
+    dc: Datacenter
+    epoch: Epoch
+    sequence: int
+    stored: tuple[tuple[BlockKey, int], ...] = ()  # key, bitmask of the layer groups that are now held wholly
+    evicted: tuple[BlockKey, ...] = ()  # gone wholly
+    cleared: bool = False  # everything stored before this event is gone
+
+    def encode(self) -> bytes:
+        return pb.PlacementEvent(
+            version=EVENT_VERSION,
+            holder=self.holder,
+            dc=self.dc,
+            epoch=self.epoch,
+            sequence=self.sequence,
+            stored=[pb.StoredBlock(key=key, groups=groups) for key, groups in self.stored],
+            evicted=self.evicted,
+            cleared=self.cleared,
+        ).SerializeToString()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Raises BadEvent."""
+        message = _parsed(pb.PlacementEvent(), data)
+        return cls(
+            holder=WorkerId(_present(message.holder, "holder")),
+            dc=Datacenter(message.dc),
+            epoch=Epoch(_positive(message.epoch, "epoch")),
+            sequence=message.sequence,
+            stored=tuple((_key(block.key), block.groups) for block in message.stored),
+            evicted=tuple(_key(key) for key in message.evicted),
+            cleared=message.cleared,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MembershipEvent:
+    """Where a worker is and what it serves; sent again and again while it lives."""
+
+    worker: WorkerId
+    role: Role
+    dc: Datacenter
+    address: str  # host:port of its gRPC server
+    fingerprint: ModelFingerprint = NO_FINGERPRINT
+    layout_hash: LayoutHash = NO_LAYOUT
+    model_name: str = ""
+    epoch: Epoch
+    capacity: int = 0  # engines: tokens of KV; pools: bytes
+    pool_address: str = ""  # the pool that this worker reads and writes; a pool's own address
+    left: bool = False
+
+    def leaving(self) -> Self:
+        return replace(self, left=True)
+
+    def encode(self) -> bytes:
+        return pb.MembershipEvent(
+            version=EVENT_VERSION,
+            worker=self.worker,
+            role=self.role,
+            dc=self.dc,
+            address=self.address,
+            fingerprint=self.fingerprint,
+            layout_hash=self.layout_hash,
+            model_name=self.model_name,
+            epoch=self.epoch,
+            capacity=self.capacity,
+            pool_address=self.pool_address,
+            left=self.left,
+        ).SerializeToString()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Raises BadEvent."""
+        message = _parsed(pb.MembershipEvent(), data)
+        if message.role not in get_args(Role):
+            raise BadEvent(f"unknown role {message.role!r}")
+        return cls(
+            worker=WorkerId(_present(message.worker, "worker")),
+            role=cast(Role, message.role),
+            dc=Datacenter(message.dc),
+            address=_present(message.address, "address"),
+            fingerprint=ModelFingerprint(message.fingerprint),
+            layout_hash=LayoutHash(message.layout_hash),
+            model_name=message.model_name,
+            epoch=Epoch(_positive(message.epoch, "epoch")),
+            capacity=message.capacity,
+            pool_address=message.pool_address,
+            left=message.left,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadEvent:
+    """How busy a worker was at `at_ms` (milliseconds since 1970)."""
+
+    worker: WorkerId
+    epoch: Epoch
+    running: int
+    waiting: int
+    kv_usage: float  # 0 to 1
+    speed_tokens_per_s: float  # measured: prefill speed of a prefill worker, decode speed of a decode worker
+    at_ms: int
+
+    def encode(self) -> bytes:
+        return pb.LoadEvent(
+            version=EVENT_VERSION,
+            worker=self.worker,
+            epoch=self.epoch,
+            running=self.running,
+            waiting=self.waiting,
+            kv_usage=self.kv_usage,
+            tokens_per_s=self.speed_tokens_per_s,
+            at_ms=self.at_ms,
+        ).SerializeToString()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Raises BadEvent."""
+        message = _parsed(pb.LoadEvent(), data)
+        if not 0.0 <= message.kv_usage <= 1.0:
+            raise BadEvent(f"kv_usage {message.kv_usage} is not between 0 and 1")
+        if not 0.0 <= message.tokens_per_s < float("inf"):
+            raise BadEvent(f"tokens_per_s {message.tokens_per_s} is not a speed")
+        return cls(
+            worker=WorkerId(_present(message.worker, "worker")),
+            epoch=Epoch(_positive(message.epoch, "epoch")),
+            running=message.running,
+            waiting=message.waiting,
+            kv_usage=message.kv_usage,
+            speed_tokens_per_s=message.tokens_per_s,
+            at_ms=message.at_ms,
+        )
+
+
+Event = PlacementEvent | MembershipEvent | LoadEvent
+
+_EVENTS: dict[str, type[PlacementEvent] | type[MembershipEvent] | type[LoadEvent]] = {
+    TOPIC_PLACEMENT: PlacementEvent,
+    TOPIC_MEMBERSHIP: MembershipEvent,
+    TOPIC_LOAD: LoadEvent,
+}
+
+
+def decode_event(topic: str, value: bytes) -> Event:
+    """Decode a record of one of our topics. Raises BadEvent."""
+    if topic not in _EVENTS:
+        raise BadEvent(f"no events are known on topic {topic!r}")
+    return _EVENTS[topic].decode(value)
+
+
+def _parsed(message: M, data: bytes) -> M:
+    try:
+        message.ParseFromString(data)
+    except DecodeError:
+        raise BadEvent(f"{len(data)} bytes are not a {type(message).__name__}") from None
+    if message.version != EVENT_VERSION:
+        raise BadEvent(f"{type(message).__name__} has version {message.version}; this process reads {EVENT_VERSION}")
+    return message
+
+
+def _key(data: bytes) -> BlockKey:
+    if len(data) != KEY_BYTES:
+        raise BadEvent(f"a block key has {len(data)} bytes, not {KEY_BYTES}")
+    return BlockKey(data)
+
+
+def _present(text: str, name: str) -> str:
+    if not text:
+        raise BadEvent(f"{name} is empty")
+    return text
+
+
+def _positive(value: int, name: str) -> int:
+    if value <= 0:
+        raise BadEvent(f"{name} is {value}")
+    return value

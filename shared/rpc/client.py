@@ -1,0 +1,120 @@
+"""Outgoing gRPC: one owner of the channels of a process, and the mapping of failed calls to our errors."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import grpc.aio
+
+from shared.errors import WorkerLost
+from shared.rpc.interceptors import error_from_call, request_metadata
+from shared.rpc.options import DEFAULT_MAX_MESSAGE_BYTES, client_options
+
+
+class Channels:
+    """Owns one channel for each address; stubs made on them may be kept until `close`."""
+
+    def __init__(self, *, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> None:
+        self._options = client_options(max_message_bytes)
+        self._by_address: dict[str, grpc.aio.Channel] = {}
+        self._closed = False
+
+    def get(self, address: str) -> grpc.aio.Channel:
+        """Return the channel to `host:port`. It connects by itself, and again after the peer was away."""
+        assert not self._closed, "channels are closed"
+        channel = self._by_address.get(address)
+        if channel is None:
+            channel = _TaggingChannel(grpc.aio.insecure_channel(address, options=self._options))
+            self._by_address[address] = channel
+        return channel
+
+    async def forget(self, address: str) -> None:
+        """Close the channel of a worker that has left for good; its calls in flight end as WorkerLost."""
+        channel = self._by_address.pop(address, None)
+        if channel is not None:
+            await channel.close()
+
+    async def close(self) -> None:
+        """Close every channel; idempotent."""
+        self._closed = True
+        for address in list(self._by_address):
+            await self.forget(address)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+
+@contextmanager
+def rpc_errors(peer: str) -> Iterator[None]:
+    """Turn every failure of a call inside the body into a PrfaasError; `peer` names the other side in messages.
+
+    Wraps whatever touches the call: awaiting it, iterating, `read`, `write`. When our own task is being cancelled,
+    CancelledError passes; when only the call was (its channel was closed, say), that is a WorkerLost.
+    """
+    try:
+        yield
+    except grpc.aio.AioRpcError as failure:
+        raise error_from_call(failure, peer) from failure
+    except (asyncio.InvalidStateError, grpc.aio.UsageError) as failure:
+        # Writing to, or opening, a call whose other end is gone already; its status went to whoever reads.
+        raise WorkerLost(f"{peer}: the call is over") from failure
+    except asyncio.CancelledError as cancelled:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise WorkerLost(f"{peer}: the call was cancelled") from cancelled
+
+
+class _TaggingChannel(grpc.aio.Channel):
+    """Adds the request id to each call's metadata.
+
+    gRPC's client interceptors could do it, but they put a queue and a task between a stream and its reader.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+
+    def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
+        return _tagging(self._channel.unary_unary(*args, **kwargs))
+
+    def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
+        return _tagging(self._channel.unary_stream(*args, **kwargs))
+
+    def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
+        return _tagging(self._channel.stream_unary(*args, **kwargs))
+
+    def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
+        return _tagging(self._channel.stream_stream(*args, **kwargs))
+
+    async def close(self, grace: float | None = None) -> None:
+        await self._channel.close(grace)
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        return self._channel.get_state(try_to_connect)
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        await self._channel.wait_for_state_change(last_observed_state)
+
+    async def channel_ready(self) -> None:
+        await self._channel.channel_ready()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+def _tagging(call: Any) -> Any:
+    def start(*args: Any, metadata: Any = None, **kwargs: Any) -> Any:
+        return call(*args, metadata=(*(metadata or ()), *request_metadata()), **kwargs)
+
+    return start

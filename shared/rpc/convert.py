@@ -1,0 +1,109 @@
+"""Wire messages to the suite's own types and back. What comes from a peer is validated here, once."""
+
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+from shared.errors import BadRequest, CorruptFrame
+from shared.ids import BlockKey
+from shared.kv.codec import Codec, Fidelity
+from shared.kv.entries import BlockEntries, Source
+from shared.kv.frame import Frame
+from shared.kv.hashing import KEY_BYTES
+from shared.kv.layout import MAX_LAYERS, Dtype, KvLayout, LayerSpec
+from shared.proto import prfaas_pb2 as pb
+
+MAX_BATCH_BYTES = 1024 * 1024
+"""Frames are grouped to about this size: loopback gRPC moves 1 MiB messages twice as fast as 64 KiB ones."""
+
+
+def mask_to_bytes(mask: int) -> bytes:
+    """Encode a layer bitmask, little-endian, without trailing zeros."""
+    return mask.to_bytes((mask.bit_length() + 7) // 8, "little")
+
+
+def mask_from_bytes(data: bytes) -> int:
+    """Decode a layer bitmask. Raises `BadRequest` when it names impossible layers."""
+    if len(data) > MAX_LAYERS // 8:
+        raise BadRequest(f"a layer mask has at most {MAX_LAYERS} bits")
+    return int.from_bytes(data, "little")
+
+
+def key_from_bytes(data: bytes) -> BlockKey:
+    """Check the length of a block key."""
+    if len(data) != KEY_BYTES:
+        raise BadRequest(f"a block key has {KEY_BYTES} bytes, not {len(data)}")
+    return BlockKey(data)
+
+
+def layout_to_message(layout: KvLayout) -> pb.Layout:
+    layers = [pb.Layer(window=s.window or 0, num_kv_heads=s.num_kv_heads, head_dim=s.head_dim) for s in layout.layers]
+    return pb.Layout(layers=layers, dtype=layout.dtype, block_tokens=layout.block_tokens)
+
+
+def layout_from_message(message: pb.Layout) -> KvLayout:
+    """Raises `BadRequest` (from `KvLayout`) when a field is out of range."""
+    layers = tuple(LayerSpec(m.window or None, m.num_kv_heads, m.head_dim) for m in message.layers)
+    return KvLayout(layers, cast(Dtype, message.dtype), message.block_tokens)
+
+
+def entries_to_messages(blocks: Iterable[BlockEntries]) -> list[pb.BlockEntries]:
+    return [pb.BlockEntries(key=block.key, layers=mask_to_bytes(block.layers)) for block in blocks]
+
+
+def entries_from_messages(messages: Iterable[pb.BlockEntries]) -> list[BlockEntries]:
+    return [BlockEntries(key_from_bytes(m.key), mask_from_bytes(m.layers)) for m in messages]
+
+
+def sources_to_messages(sources: Iterable[Source]) -> list[pb.Source]:
+    return [pb.Source(first=s.first, end=s.end, address=s.address) for s in sources]
+
+
+def sources_from_messages(messages: Iterable[pb.Source]) -> list[Source]:
+    sources = [Source(m.first, m.end, m.address) for m in messages]
+    if any(s.first >= s.end or not s.address for s in sources):
+        raise BadRequest("a source needs an address and a range of blocks that is not empty")
+    return sources
+
+
+def frame_to_message(frame: Frame) -> pb.Frame:
+    return pb.Frame(
+        key=frame.key,
+        layer=frame.layer,
+        codec=cast(pb.Codec.ValueType, int(frame.codec)),
+        fidelity=cast(pb.Fidelity.ValueType, int(frame.fidelity)),
+        raw_bytes=frame.raw_bytes,
+        checksum=frame.checksum,
+        payload=frame.payload,
+    )
+
+
+def frame_from_message(message: pb.Frame) -> Frame:
+    """Does not verify the checksum (`shared.kv.frame.verify` does). Raises `CorruptFrame` for an unknown codec."""
+    try:
+        codec, fidelity = Codec(message.codec), Fidelity(message.fidelity)
+    except ValueError as error:
+        raise CorruptFrame(str(error)) from error
+    key = BlockKey(message.key)
+    return Frame(key, message.layer, codec, fidelity, message.raw_bytes, message.payload, message.checksum)
+
+
+def batches(frames: Sequence[Frame]) -> Iterable[pb.FrameBatch]:
+    """Group frames, in order, into messages of about `MAX_BATCH_BYTES`."""
+    group: list[pb.Frame] = []
+    size = 0
+    for frame in frames:
+        if group and size + len(frame.payload) > MAX_BATCH_BYTES:
+            yield pb.FrameBatch(frames=group)
+            group, size = [], 0
+        group.append(frame_to_message(frame))
+        size += len(frame.payload)
+    if group:
+        yield pb.FrameBatch(frames=group)
+
+
+def codec_from_message(codec: int) -> Codec:
+    """Return the codec to send with; unspecified means raw. Raises `BadRequest`."""
+    try:
+        return Codec(codec or Codec.RAW)
+    except ValueError as error:
+        raise BadRequest(str(error)) from error

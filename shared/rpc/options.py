@@ -1,0 +1,48 @@
+"""Channel arguments of gRPC that both ends of the suite share, each with its reason."""
+
+DEFAULT_MAX_MESSAGE_BYTES = 64 << 20
+
+Options = list[tuple[str, int]]
+
+# A frame batch of 1 to 4 MiB must fit in the window of a long link from its first byte; gRPC's bandwidth probe
+# enlarges the window further on links that need it.
+_STREAM_WINDOW_BYTES = 4 << 20
+
+_MAX_METADATA_BYTES = 32 << 10
+
+KEEPALIVE_TIME_S = 10.0
+KEEPALIVE_TIMEOUT_S = 5.0
+
+
+def _common(max_message_bytes: int) -> Options:
+    return [
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
+        ("grpc.http2.lookahead_bytes", _STREAM_WINDOW_BYTES),
+        ("grpc.keepalive_time_ms", int(KEEPALIVE_TIME_S * 1000)),
+        ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1000)),
+        # A peer that vanishes without a FIN must be noticed on a stream that is silent for long.
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
+
+
+def server_options(max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> Options:
+    return [
+        *_common(max_message_bytes),
+        ("grpc.so_reuseport", 0),  # or a second process would bind the same port and take half of the calls
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", int(KEEPALIVE_TIME_S * 500)),
+        ("grpc.http2.max_ping_strikes", 0),
+    ]
+
+
+def client_options(max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> Options:
+    return [
+        *_common(max_message_bytes),
+        ("grpc.enable_http_proxy", 0),  # the suite's own traffic never takes the proxy of the environment
+        # A restarted peer is dialled again within a second; the default backs off up to two minutes.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 1000),  # also the time limit of one attempt to connect
+        ("grpc.max_reconnect_backoff_ms", 1000),
+        ("grpc.dns_min_time_between_resolutions_ms", 1000),  # a restarted container has another address
+    ]

@@ -1,0 +1,152 @@
+"""Client of a cache pool: fetch entries in layer order, publish entries under a writer's lease."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+import grpc
+
+from shared.deadline import Deadline
+from shared.errors import WorkerLost
+from shared.kv.entries import BlockEntries, Source
+from shared.kv.frame import Frame
+from shared.kv.layout import KvLayout
+from shared.proto import prfaas_pb2 as pb
+from shared.proto.prfaas_pb2_grpc import CachePoolStub
+from shared.rpc.client import Channels, rpc_errors
+from shared.rpc.convert import (
+    batches,
+    entries_from_messages,
+    entries_to_messages,
+    frame_from_message,
+    layout_to_message,
+    mask_from_bytes,
+    sources_to_messages,
+)
+
+if TYPE_CHECKING:
+    from shared.proto.prfaas_pb2_grpc import CachePoolAsyncStub  # exists in the stubs only
+
+LEASE_S = 15.0
+
+
+class Arrived(NamedTuple):
+    """What one message of a fetch brought."""
+
+    frames: list[Frame]  # not verified
+    missing: list[BlockEntries]  # will not come on this stream
+
+
+class Grant(NamedTuple):
+    """The pool's answer to a writer, parallel to the blocks that were asked for; bitmasks of layers."""
+
+    granted: list[int]  # ours to write
+    present: list[int]  # stored already; the rest is being written by somebody else
+
+
+class Publication:
+    """An open Publish stream: the lease on every entry granted on it. `PoolClient.publish` opens and closes it."""
+
+    def __init__(self, call: "grpc.aio.StreamStreamCall[pb.PublishRequest, pb.PublishReply]", peer: str) -> None:
+        self._call = call
+        self._peer = peer
+        self._writing = asyncio.Lock()  # grpc.aio allows one write at a time
+
+    async def open(self, layout: KvLayout, blocks: Sequence[BlockEntries]) -> Grant:
+        """Ask for entries and return what was granted. May be called again for more."""
+        message = pb.PublishOpen(
+            layout=layout_to_message(layout), blocks=entries_to_messages(blocks), lease_ms=int(LEASE_S * 1000)
+        )
+        with rpc_errors(self._peer):
+            await self._write(pb.PublishRequest(open=message))
+            grant = (await self._read()).grant
+        return Grant([mask_from_bytes(m) for m in grant.granted], [mask_from_bytes(m) for m in grant.present])
+
+    async def send(self, frames: Sequence[Frame]) -> None:
+        """Write frames of granted entries. Waits while the pool's flow-control window is full."""
+        with rpc_errors(self._peer):
+            for batch in batches(frames):
+                await self._write(pb.PublishRequest(frames=batch))
+
+    async def renew_forever(self) -> None:
+        """Keep the lease while there is nothing to send, for as long as the stream lives."""
+        while True:
+            await asyncio.sleep(LEASE_S / 3)
+            with rpc_errors(self._peer):
+                await self._write(pb.PublishRequest(renew=pb.PublishRenew()))
+
+    async def close(self) -> None:
+        """Say that nothing more comes and wait until the pool has stored all of it."""
+        with rpc_errors(self._peer):
+            async with self._writing:
+                await self._call.done_writing()
+            await self._read()
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+    async def _write(self, message: pb.PublishRequest) -> None:
+        async with self._writing:
+            await self._call.write(message)
+
+    async def _read(self) -> pb.PublishReply:
+        reply = await self._call.read()
+        if not isinstance(reply, pb.PublishReply):  # grpc.aio.EOF: a failed status would have raised
+            raise WorkerLost(f"{self._peer} ended a publication early")
+        return reply
+
+
+class PoolClient:
+    """One cache pool as its clients see it. Holds no state: channels belong to `Channels`."""
+
+    def __init__(self, channels: Channels, address: str) -> None:
+        self._channels = channels
+        self.address = address
+
+    async def fetch(
+        self,
+        layout: KvLayout,
+        blocks: Sequence[BlockEntries],
+        sources: Iterable[Source],
+        wait_s: float,
+        deadline: Deadline,
+    ) -> AsyncGenerator[Arrived, None]:
+        """Yield entries as they become available, lowest layer first, until all came or were reported missing.
+
+        Closing the iterator ends the readers' lease. Raises `WorkerLost`, `DeadlineExceeded`, `CorruptFrame` (a frame
+        that cannot be a frame of ours at all).
+        """
+        request = pb.FetchRequest(
+            layout=layout_to_message(layout),
+            blocks=entries_to_messages(blocks),
+            sources=sources_to_messages(sources),
+            wait_ms=int(wait_s * 1000),
+        )
+        call = self._stub().Fetch(request, timeout=deadline.remaining())
+        try:
+            with rpc_errors(self.address):
+                async for reply in call:
+                    frames = [frame_from_message(m) for m in reply.frames.frames]
+                    yield Arrived(frames, entries_from_messages(reply.missing.blocks))
+        finally:
+            call.cancel()
+
+    @asynccontextmanager
+    async def publish(self, deadline: Deadline) -> AsyncIterator[Publication]:
+        """Open a Publish stream. A clean exit waits until everything is stored, an exception gives up the lease."""
+        call = self._stub().Publish(timeout=deadline.remaining())
+        publication = Publication(call, self.address)
+        renewal = asyncio.create_task(publication.renew_forever(), name="publication renewal")
+        try:
+            yield publication
+            await publication.close()
+        finally:
+            publication.cancel()
+            renewal.cancel()
+            await asyncio.wait({renewal})
+            if not renewal.cancelled():
+                renewal.exception()  # a broken stream has failed the body too: say it once
+
+    def _stub(self) -> "CachePoolAsyncStub":
+        return CachePoolStub(self._channels.get(self.address))
