@@ -1,0 +1,31 @@
+"""Composition root of the decode service."""
+
+from collections.abc import Callable
+from functools import partial
+
+from services.decode.engine import DecodeEngine
+from services.decode.servicer import DecodeServicer
+from services.decode.settings import DecodeSettings
+from shared.config import load
+from shared.engine.host import EngineLoad, Host, serve_engine
+from shared.lifecycle import Lifecycle
+from shared.proto.prfaas_pb2_grpc import add_DecodeServicer_to_server
+
+
+async def run(lifecycle: Lifecycle) -> None:
+    """Serve until the lifecycle says stop. Raises `SettingsError`, `ModelFileError`."""
+    settings = load(DecodeSettings)
+    await serve_engine(lifecycle, settings, "decode", partial(build_decode, settings))
+
+
+def build_decode(settings: DecodeSettings, host: Host) -> Callable[[], EngineLoad]:
+    """Put a decode worker on `host`; return what states its load."""
+    engine = DecodeEngine(settings, host.model, host.torch_thread, host.fetch, host.metrics)
+    add_DecodeServicer_to_server(DecodeServicer(host.model, engine), host.server.grpc)
+    host.jobs.start(engine.run(), name="decode engine")
+    host.jobs.start(engine.publisher.run(), name="block publisher")
+    running = host.metrics.gauge("num_requests_running", "Requests that hold pages")
+    running.set_function(lambda: engine.num_running)
+    waiting = host.metrics.gauge("num_requests_waiting", "Requests waiting for KV memory")
+    waiting.set_function(lambda: engine.num_waiting)
+    return lambda: EngineLoad(engine.num_running, engine.num_waiting, engine.tokens_per_s)

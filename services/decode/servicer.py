@@ -1,0 +1,95 @@
+"""gRPC face of a decode worker: validates, then relays between a call and its sequence."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+
+from services.decode.engine import DecodeEngine
+from services.decode.sequence import FinishReason, Generation, NewTokens, Sequence
+from shared.engine.loaded import LoadedModel
+from shared.errors import BadRequest
+from shared.kv.hashing import num_prefix_blocks
+from shared.log import current_request_id
+from shared.model.sampling_params import SamplingParams
+from shared.proto import prfaas_pb2 as pb
+from shared.proto.prfaas_pb2_grpc import DecodeServicer as Base
+from shared.rpc.convert import codec_from_message, sources_from_messages
+from shared.rpc.server import call_deadline
+
+DEFAULT_TIMEOUT_S = 600.0
+_FINISH_REASONS = {
+    None: pb.FINISH_REASON_UNSPECIFIED,
+    FinishReason.STOP: pb.FINISH_REASON_STOP,
+    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+}
+
+
+class DecodeServicer(Base):
+    """`prfaas.v1.Decode`. The call is the request's life: however it ends, the sequence is aborted."""
+
+    def __init__(self, model: LoadedModel, engine: DecodeEngine) -> None:
+        self._model = model
+        self._engine = engine
+
+    async def Generate(
+        self, request_iterator: AsyncIterator[pb.Control], context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> AsyncIterator[pb.Tokens]:
+        first = await anext(request_iterator, None)
+        if first is None or not first.HasField("start"):
+            raise BadRequest("the first message of Generate must be `start`")
+        sequence = self._engine.submit(self._validated(first.start, context))
+        updates = asyncio.create_task(self._follow(request_iterator, sequence), name="plan updates")
+        try:
+            async with aclosing(sequence.events()) as events:
+                async for event in events:
+                    yield _message(event)
+        finally:
+            self._engine.abort(sequence)
+            updates.cancel()
+            await asyncio.wait({updates})
+
+    async def _follow(self, controls: AsyncIterator[pb.Control], sequence: Sequence) -> None:
+        async for control in controls:
+            if control.update.prefill_failed:
+                self._engine.prefill_failed(sequence)
+
+    def _validated(self, start: pb.GenerateRequest, context: "grpc.aio.ServicerContext[Any, Any]") -> Generation:
+        token_ids, model = list(start.token_ids), self._model
+        model.check(start.fingerprint, start.layout_hash, token_ids)
+        most = num_prefix_blocks(len(token_ids), model.layout.block_tokens)
+        if start.num_blocks > most:
+            raise BadRequest(f"num_blocks is {start.num_blocks}; this prompt has {most} blocks")
+        s = start.sampling
+        sampling = SamplingParams(
+            max_tokens=s.max_tokens,
+            temperature=s.temperature,
+            top_p=s.top_p,
+            top_k=s.top_k,
+            seed=s.seed,
+            min_tokens=s.min_tokens,
+            stop_token_ids=tuple(s.stop_token_ids),
+            ignore_eos=s.ignore_eos,
+        )
+        return Generation(
+            request_id=current_request_id(),
+            token_ids=token_ids,
+            sampling=sampling,
+            root=model.root(start.salt),
+            keys=model.keys(token_ids, start.salt),
+            num_blocks=start.num_blocks,
+            sources=sources_from_messages(start.sources),
+            wait_s=start.wait_ms / 1000,
+            codec=codec_from_message(start.codec),
+            deadline=call_deadline(context, DEFAULT_TIMEOUT_S),
+        )
+
+
+def _message(event: NewTokens) -> pb.Tokens:
+    return pb.Tokens(
+        ids=event.ids,
+        finish_reason=_FINISH_REASONS[event.finish_reason],
+        computed_prompt_tokens=event.computed_prompt_tokens,
+    )

@@ -1,0 +1,35 @@
+"""Composition root of the prefill service."""
+
+from collections.abc import Callable
+from functools import partial
+
+from services.prefill.engine import PrefillEngine
+from services.prefill.servicer import PrefillServicer
+from services.prefill.settings import PrefillSettings
+from services.prefill.worker import PrefillWorker
+from shared.config import load
+from shared.engine.host import EngineLoad, Host, serve_engine
+from shared.engine.pages import PageQueue
+from shared.lifecycle import Lifecycle
+from shared.proto.prfaas_pb2_grpc import add_PrefillServicer_to_server
+
+
+async def run(lifecycle: Lifecycle) -> None:
+    """Serve until the lifecycle says stop. Raises `SettingsError`, `ModelFileError`."""
+    settings = load(PrefillSettings)
+    await serve_engine(lifecycle, settings, "prefill", partial(build_prefill, settings))
+
+
+def build_prefill(settings: PrefillSettings, host: Host) -> Callable[[], EngineLoad]:
+    """Put a prefill worker on `host`; return what states its load."""
+    model, metrics = host.model, host.metrics
+    engine = PrefillEngine(model.transformer, model.kv, host.torch_thread, settings.chunk_tokens, metrics)
+    pages = PageQueue(model.kv, settings.max_waiting)
+    worker = PrefillWorker(host.fetch, engine, pages, metrics)
+    add_PrefillServicer_to_server(PrefillServicer(model, worker), host.server.grpc)
+    host.jobs.start(engine.run(), name="prefill engine")
+    running = metrics.gauge("num_requests_running", "Prompts being computed or waiting for the model")
+    running.set_function(lambda: engine.num_jobs)
+    waiting = metrics.gauge("num_requests_waiting", "Prompts waiting for KV memory")
+    waiting.set_function(lambda: pages.num_waiting)
+    return lambda: EngineLoad(engine.num_jobs, pages.num_waiting, engine.tokens_per_s)

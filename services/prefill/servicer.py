@@ -1,0 +1,46 @@
+"""gRPC face of a prefill worker: validates, then hands over to `worker`."""
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+
+from services.prefill.worker import PrefillWorker, Prompt
+from shared.engine.loaded import LoadedModel
+from shared.errors import BadRequest
+from shared.kv.hashing import num_prefix_blocks
+from shared.proto import prfaas_pb2 as pb
+from shared.proto.prfaas_pb2_grpc import PrefillServicer as Base
+from shared.rpc.convert import codec_from_message, sources_from_messages
+from shared.rpc.server import call_deadline
+
+DEFAULT_TIMEOUT_S = 600.0
+
+
+class PrefillServicer(Base):
+    """`prfaas.v1.Prefill`."""
+
+    def __init__(self, model: LoadedModel, worker: PrefillWorker) -> None:
+        self._model = model
+        self._worker = worker
+
+    async def Prefill(
+        self, request: pb.PrefillRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> AsyncIterator[pb.Progress]:
+        prompt = self._validated(request)
+        deadline = call_deadline(context, DEFAULT_TIMEOUT_S)
+        async with aclosing(self._worker.prefill(prompt, deadline)) as steps:
+            async for step in steps:
+                yield pb.Progress(
+                    num_blocks_done=step.num_blocks_done, computed_tokens=step.computed_tokens, finished=step.finished
+                )
+
+    def _validated(self, request: pb.PrefillRequest) -> Prompt:
+        token_ids = list(request.token_ids)
+        self._model.check(request.fingerprint, request.layout_hash, token_ids)
+        most = num_prefix_blocks(len(token_ids), self._model.layout.block_tokens)
+        if not 1 <= request.num_blocks <= most:
+            raise BadRequest(f"num_blocks is {request.num_blocks}; this prompt has {most} blocks to prefill")
+        keys = self._model.keys(token_ids, request.salt)[: request.num_blocks]
+        return Prompt(token_ids, keys, sources_from_messages(request.sources), codec_from_message(request.codec))

@@ -1,0 +1,162 @@
+"""Entries from the pool into pages, with a gate per layer that opens when the layer's last entry has landed."""
+
+import asyncio
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
+
+from shared.deadline import Deadline
+from shared.engine.thread import WorkThread
+from shared.errors import CorruptFrame, DeadlineExceeded, PrfaasError
+from shared.ids import BlockKey
+from shared.kv.entries import BlockEntries, Source
+from shared.kv.frame import Frame, open_frame
+from shared.kv.layout import KvLayout, iter_layers
+from shared.kv.tensors import write_entry
+from shared.log import get_logger
+from shared.metrics import Metrics
+from shared.model.paged import PagedKv, Reservation
+from shared.rpc.pool import PoolClient
+
+log = get_logger()
+
+
+class FetchMetrics:
+    """Counters of one engine's fetches."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.landed = metrics.counter("fetched_entries", "KV entries that arrived intact and were written to pages")
+        self.corrupt = metrics.counter("corrupt_entries", "KV entries that failed their checksum or size on arrival")
+        self.missing = metrics.counter("missing_entries", "KV entries that were waited for in vain")
+
+
+@dataclass(frozen=True)
+class FetchContext:
+    """What every fetch of one engine shares."""
+
+    pool: PoolClient
+    kv: PagedKv
+    layout: KvLayout
+    copier: WorkThread
+    metrics: FetchMetrics
+
+
+class PageFetch:
+    """One request's entries on their way into its pages.
+
+    The caller owns the reservation and keeps it until `run` has returned or raised. `outstanding[block]` holds the
+    layers that have not landed; an entry lands only after its checksum passed.
+    """
+
+    def __init__(
+        self,
+        context: FetchContext,
+        reservation: Reservation,
+        keys: Sequence[BlockKey],
+        wanted: Mapping[int, int],
+        on_landed: Callable[[], None],
+    ) -> None:
+        """`wanted` maps a block index to a bitmask of layers; `on_landed` is called when a gate may have opened."""
+        self._context = context
+        self._reservation = reservation
+        self._keys = keys
+        self._block_of = {keys[block]: block for block in wanted}
+        self._on_landed = on_landed
+        self._hurry = asyncio.Event()
+        self._met_corruption = False
+        self.outstanding = dict(wanted)
+        self._left_in_layer = [0] * context.layout.num_layers
+        for mask in wanted.values():
+            for layer in iter_layers(mask):
+                self._left_in_layer[layer] += 1
+
+    def num_open_layers(self) -> int:
+        """Return how many leading layers have all their entries."""
+        return next((layer for layer, left in enumerate(self._left_in_layer) if left), len(self._left_in_layer))
+
+    def stop_waiting(self) -> None:
+        """Nobody will write what is not there yet: take what is present, give up the rest."""
+        self._hurry.set()
+
+    async def run(self, sources: Sequence[Source], wait_s: float, deadline: Deadline) -> None:
+        """Fetch until everything landed or is known to be missing; then `outstanding` says what is.
+
+        Corrupt entries are fetched once more, alone. A lost pool leaves entries outstanding, it does not raise.
+        Raises `DeadlineExceeded`.
+        """
+        await self._stream_until_hurried(sources, wait_s, deadline)
+        if self.outstanding and (self._hurry.is_set() or self._met_corruption):
+            await self._stream(sources, 0.0, deadline)
+        missing = sum(mask.bit_count() for mask in self.outstanding.values())
+        if missing:
+            self._context.metrics.missing.inc(missing)
+            log.warning("entries_missing", num_entries=missing, num_blocks=len(self.outstanding))
+
+    async def _stream_until_hurried(self, sources: Sequence[Source], wait_s: float, deadline: Deadline) -> None:
+        stream = asyncio.create_task(self._stream(sources, wait_s, deadline), name="fetch stream")
+        hurry = asyncio.create_task(self._hurry.wait(), name="fetch hurry")
+        try:
+            await asyncio.wait({stream, hurry}, return_when=asyncio.FIRST_COMPLETED)
+            if stream.done():
+                await stream
+        finally:
+            hurry.cancel()
+            stream.cancel()
+            await asyncio.wait({stream, hurry})
+
+    async def _stream(self, sources: Sequence[Source], wait_s: float, deadline: Deadline) -> None:
+        blocks = sorted(self.outstanding)
+        wanted = [BlockEntries(self._keys[block], self.outstanding[block]) for block in blocks]
+        pool = self._context.pool
+        try:
+            async with aclosing(
+                pool.fetch(self._context.layout, wanted, _reindexed(sources, blocks), wait_s, deadline)
+            ) as stream:
+                async for arrived in stream:
+                    await self._land(arrived.frames)
+        except DeadlineExceeded:
+            raise
+        except PrfaasError as error:
+            log.warning("fetch_failed", pool=pool.address, error=str(error), code=error.code)
+
+    async def _land(self, frames: list[Frame]) -> None:
+        landed = await self._context.copier.run(partial(self._write, frames))
+        for block, layer in landed:
+            left = self.outstanding[block] & ~(1 << layer)
+            if left:
+                self.outstanding[block] = left
+            else:
+                del self.outstanding[block]
+            self._left_in_layer[layer] -= 1
+        self._context.metrics.landed.inc(len(landed))
+        if len(landed) < len(frames):
+            self._met_corruption = True
+            self._context.metrics.corrupt.inc(len(frames) - len(landed))
+        if landed:
+            self._on_landed()
+
+    def _write(self, frames: list[Frame]) -> list[tuple[int, int]]:
+        """Check, decode and write frames; runs in the copier thread. Return the (block, layer) pairs that landed."""
+        landed = []
+        for frame in frames:
+            try:
+                block = self._block_of[frame.key]
+                raw = open_frame(frame)
+                if len(raw) != self._context.layout.entry_bytes(frame.layer):
+                    raise CorruptFrame(f"entry of {len(raw)} bytes for layer {frame.layer}")
+            except (CorruptFrame, KeyError, IndexError) as error:
+                log.warning("frame_corrupt", layer=frame.layer, key=frame.key.hex()[:12], error=repr(error))
+                continue
+            if self.outstanding.get(block, 0) >> frame.layer & 1 and (block, frame.layer) not in landed:
+                k, v = self._context.kv.block(frame.layer, self._reservation, block)
+                write_entry(raw, k, v)
+                landed.append((block, frame.layer))
+        return landed
+
+
+def _reindexed(sources: Sequence[Source], blocks: list[int]) -> list[Source]:
+    """Turn ranges of chain blocks into ranges of positions in `blocks` (ascending); empty ones vanish."""
+    moved = (Source(bisect_left(blocks, s.first), bisect_left(blocks, s.end), s.address) for s in sources)
+    return [source for source in moved if source.first < source.end]

@@ -1,0 +1,77 @@
+"""A model made ready to compute: files found, weights mapped, pages allocated, sizes checked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import lcm
+
+import torch
+
+from shared.engine.settings import EngineSettings
+from shared.errors import BadRequest, ContextTooLong, ModelMismatch, SettingsError
+from shared.ids import BlockKey
+from shared.kv.hashing import chain_keys, root_key
+from shared.kv.layout import KvLayout
+from shared.model.attention import select_attention
+from shared.model.catalog import ModelFiles, ensure_weights, resolve
+from shared.model.config import ModelConfig
+from shared.model.paged import PagedKv
+from shared.model.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """What an engine computes with."""
+
+    files: ModelFiles
+    config: ModelConfig
+    layout: KvLayout
+    transformer: Transformer
+    kv: PagedKv
+    max_model_len: int
+
+    def check(self, fingerprint: str, layout_hash: str, token_ids: Sequence[int]) -> None:
+        """Refuse a request for another model, with unknown tokens, or longer than the context.
+
+        Raises `ModelMismatch`, `BadRequest`, `ContextTooLong`.
+        """
+        if fingerprint != self.files.fingerprint or layout_hash != self.layout.hash:
+            raise ModelMismatch(f"this worker serves {self.files.name} with another fingerprint or KV layout")
+        if not token_ids:
+            raise BadRequest("the prompt is empty")
+        if max(token_ids) >= self.config.vocab_size:
+            raise BadRequest(f"token id {max(token_ids)} is not in the vocabulary of {self.config.vocab_size}")
+        if len(token_ids) > self.max_model_len:
+            raise ContextTooLong(f"the prompt has {len(token_ids)} tokens, the context {self.max_model_len}")
+
+    def root(self, salt: str) -> BlockKey:
+        """Return where the chains of this model, layout and tenant start."""
+        return root_key(self.files.fingerprint, self.layout.hash, salt)
+
+    def keys(self, token_ids: Sequence[int], salt: str) -> list[BlockKey]:
+        """Return the keys of all full blocks of `token_ids`."""
+        return chain_keys(self.root(salt), token_ids, self.layout.block_tokens)
+
+
+def load_model(settings: EngineSettings) -> LoadedModel:
+    """Load what `settings` name; blocks for seconds, so call it in a thread.
+
+    Raises `ModelFileError`, and `SettingsError` when the KV memory cannot hold one whole context.
+    """
+    files = resolve(settings.model, settings.cache_dir.expanduser())
+    config = files.config()
+    layout = config.kv_layout(settings.block_tokens, settings.dtype)
+    device = torch.device(settings.device)
+    attention = select_attention(settings.attention, device)
+    page_tokens = lcm(settings.block_tokens, attention.page_tokens)
+    max_model_len = min(settings.max_model_len or config.max_context, config.max_context)
+    page_bytes = layout.block_bytes * page_tokens // settings.block_tokens
+    num_pages = settings.kv_bytes // page_bytes
+    needed = -(-max_model_len // page_tokens)
+    if num_pages < needed:
+        raise SettingsError(
+            f"PRFAAS_KV_BYTES: {settings.kv_bytes} bytes hold {num_pages * page_tokens} tokens of KV, less than one "
+            f"context of {max_model_len}; set it to at least {needed * page_bytes}, or lower PRFAAS_MAX_MODEL_LEN"
+        )
+    transformer = Transformer.load(config, ensure_weights(files, settings.dtype), settings.dtype, device, attention)
+    kv = PagedKv(layout, num_pages, page_tokens, device)
+    return LoadedModel(files, config, layout, transformer, kv, max_model_len)

@@ -1,0 +1,41 @@
+"""A single worker thread behind `await`, so that torch and bulk copies never run on the event loop."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class WorkThread:
+    """Runs calls one after the other in one thread of its own.
+
+    `run` returns or raises only when the call has ended, also when the waiter was cancelled: the thread may still
+    be reading pages that the waiter would free.
+    """
+
+    def __init__(self, name: str, initializer: Callable[[], None] | None = None) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name, initializer=initializer)
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """Run `call` in the thread and return its result."""
+        future = asyncio.get_running_loop().run_in_executor(self._pool, call)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await outlast(future)
+            raise
+
+    def close(self) -> None:
+        """Wait for the running call and end the thread. Idempotent."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+async def outlast(future: "asyncio.Future[T]") -> None:
+    """Wait until `future` is done, whatever happens to the waiter; for work that cannot be interrupted."""
+    while not future.done():
+        try:
+            await asyncio.wait({future})
+        except asyncio.CancelledError:
+            continue  # the caller re-raises the first cancellation

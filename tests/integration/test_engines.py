@@ -1,0 +1,190 @@
+"""Prefill in the east, decode in the west, pools in between: the same tokens as one process, whatever happens."""
+
+import asyncio
+import random
+import time
+from dataclasses import replace
+
+import pytest
+from structlog.testing import capture_logs
+from torch import Tensor
+
+from shared.engine.loaded import LoadedModel
+from shared.kv.codec import Codec
+from shared.model.batch import Batch
+from shared.model.paged import PagedKv
+from tests.support.engines import two_datacenters
+from tests.support.tiny import MODELS, greedy_reference
+
+BLOCK = 64
+EDGES = [1, 63, 64, 65, 127, 128, 129, 200, 577]
+
+
+def prompt(num_tokens: int, seed: int = 0) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(1, 199) for _ in range(num_tokens)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+async def test_tokens_equal_one_process_at_block_and_window_edges(name: str) -> None:
+    async with two_datacenters(name) as dcs:
+        for num_tokens in EDGES:
+            tokens = prompt(num_tokens, seed=num_tokens)
+            result = await dcs.generate(tokens)
+            assert result.ids == greedy_reference(name, tokens, 8), f"{num_tokens} tokens"
+            assert result.decode_computed == (num_tokens - 1) % BLOCK + 1
+            assert result.prefill_computed == num_tokens - result.decode_computed
+        await dcs.assert_idle()
+
+
+@pytest.mark.parametrize("name", MODELS)
+async def test_fully_half_and_not_cached_give_the_same_tokens(name: str) -> None:
+    async with two_datacenters(name) as dcs:
+        tokens = prompt(500)
+        expected = greedy_reference(name, tokens, 70)  # crosses a block edge while generating
+        assert (await dcs.generate(tokens[:260], 1)).prefill_computed == 256
+        half = await dcs.generate(tokens, 70)
+        full = await dcs.generate(tokens, 70, prefill=False)
+        assert (half.ids, full.ids) == (expected, expected)
+        assert (half.cached(500), full.cached(500)) == (256, BLOCK * (499 // BLOCK))
+
+
+@pytest.mark.parametrize("name", MODELS)
+async def test_the_next_turn_finds_generated_blocks_in_the_pool(name: str) -> None:
+    async with two_datacenters(name) as dcs:
+        tokens = prompt(100)
+        first = await dcs.generate(tokens, 100)
+        await dcs.assert_idle()  # publishing has ended
+        conversation = tokens + first.ids + prompt(10, seed=5)
+        assert dcs.pool_west.pool is not None
+        assert dcs.pool_west.pool.store.stats.num_blocks == 199 // BLOCK  # the last token has no KV yet
+        again = await dcs.generate(conversation, 4, prefill=False, wait_ms=0)
+        assert again.cached(len(conversation)) == 192
+        assert again.ids == greedy_reference(name, conversation, 4)
+
+
+async def test_lz4_frames_change_nothing_but_the_bytes() -> None:
+    async with two_datacenters("llama") as dcs:
+        tokens = prompt(300)
+        result = await dcs.generate(tokens, codec=Codec.LZ4)
+        assert result.ids == greedy_reference("llama", tokens, 8)
+
+
+@pytest.mark.parametrize("name", MODELS)
+async def test_decode_computes_what_never_comes(name: str) -> None:
+    async with two_datacenters(name) as dcs:
+        tokens = prompt(333)
+        nobody = await dcs.generate(tokens, prefill=False, wait_ms=50)
+        assert nobody.decode_computed == 333
+        assert nobody.ids == greedy_reference(name, tokens, 8)
+        await dcs.assert_idle()
+
+
+async def test_a_failed_prefill_ends_the_waiting_at_once() -> None:
+    async with two_datacenters("llama") as dcs:
+        tokens = prompt(333)
+        async with asyncio.timeout(5):
+            result = await dcs.generate(tokens, prefill=False, wait_ms=60_000, prefill_failed_after_s=0.1)
+        assert result.decode_computed == 333
+        assert result.ids == greedy_reference("llama", tokens, 8)
+
+
+async def test_eight_prompts_at_once_do_not_mix() -> None:
+    async with two_datacenters("gemma3") as dcs:
+        prompts = [prompt(80 + 53 * i, seed=i) for i in range(8)]
+        results = await asyncio.gather(*(dcs.generate(p, 12) for p in prompts))
+        assert [r.ids for r in results] == [greedy_reference("gemma3", p, 12) for p in prompts]
+        await dcs.assert_idle()
+
+
+async def test_a_shared_prefix_is_computed_stored_and_carried_once() -> None:
+    async with two_datacenters("llama") as dcs:
+        shared = prompt(640)
+        prompts = [shared + prompt(40 + i, seed=i) for i in range(3)]
+        results = await asyncio.gather(*(dcs.generate(p) for p in prompts))
+        assert [r.ids for r in results] == [greedy_reference("llama", p, 8) for p in prompts]
+        assert dcs.prefill.metric("prefill_computed_blocks_total") == 10
+        layers = 4
+        assert dcs.pool_east.metric("entries_published_total") == 10 * layers
+        assert dcs.pool_west.metric("pulled_entries_total", peer=dcs.pool_east.address) == 10 * layers
+        await dcs.assert_idle()
+
+
+async def test_sampling_depends_on_seed_and_position_only() -> None:
+    async with two_datacenters("llama") as dcs:
+        tokens = prompt(150)
+        alone = await dcs.generate(tokens, 20, temperature=1.0, seed=7)
+        noisy, *_ = await asyncio.gather(
+            dcs.generate(tokens, 20, temperature=1.0, seed=7),
+            *(dcs.generate(prompt(90, seed=i), 20, temperature=1.0, seed=i) for i in range(3)),
+        )
+        # A second worker that goes on after ten tokens gives the same text.
+        resumed = await dcs.generate(tokens + alone.ids[:10], 10, temperature=1.0, seed=7)
+        assert noisy.ids == alone.ids
+        assert resumed.ids == alone.ids[10:]
+        assert len(set(alone.ids)) > 5
+
+
+@pytest.mark.parametrize("where", ["pool_east", "pool_west"])
+async def test_corrupt_entries_are_never_decoded_from(where: str) -> None:
+    async with two_datacenters("llama") as dcs:
+        tokens = prompt(333)
+        await dcs.prefill_only(tokens)
+        await dcs.pull_west(tokens) if where == "pool_west" else None
+        store = getattr(dcs, where).pool.store
+        for block in list(store._blocks.values())[2:4]:
+            frame = block.frames[1]
+            block.frames[1] = replace(frame, payload=bytes([frame.payload[0] ^ 1]) + frame.payload[1:])
+        result = await dcs.generate(tokens, prefill=False, wait_ms=0)
+        assert result.ids == greedy_reference("llama", tokens, 8)
+        assert result.cached(333) == 2 * BLOCK  # what precedes the first bad block
+        if where == "pool_west":
+            assert dcs.decode.metric("corrupt_entries_total") == 4  # both asked for twice
+        await dcs.assert_idle()
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.01, 0.03, 0.1, 0.3])
+async def test_a_client_that_vanishes_leaves_nothing_behind(after_s: float) -> None:
+    async with two_datacenters("llama") as dcs:
+        task = asyncio.create_task(dcs.generate(prompt(1900), 100))
+        await asyncio.sleep(after_s)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await dcs.assert_idle()
+        tokens = prompt(130, seed=3)
+        assert (await dcs.generate(tokens)).ids == greedy_reference("llama", tokens, 8)
+
+
+async def test_requests_wait_for_pages_in_turn() -> None:
+    async with two_datacenters("llama", num_pages=12) as dcs:  # 768 tokens
+        prompts = [prompt(300 + i, seed=i) for i in range(5)]
+        results = await asyncio.gather(*(dcs.generate(p, 20) for p in prompts))
+        assert [r.ids for r in results] == [greedy_reference("llama", p, 20) for p in prompts]
+        await dcs.assert_idle()
+
+
+async def test_layers_stream_while_later_layers_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with two_datacenters("llama", chunk_tokens=128) as dcs:
+        assert dcs.prefill.model is not None
+        _slow_down(dcs.prefill.model, monkeypatch, seconds=0.05)
+        tokens = prompt(257)  # two chunks
+        with capture_logs() as logs:
+            result = await dcs.generate(tokens)
+        assert result.ids == greedy_reference("llama", tokens, 8)
+        prefilled = next(line for line in logs if line["event"] == "prompt_prefilled")
+        tail = next(line for line in logs if line["event"] == "tail_computed")
+        chunk_s = 4 * 0.05
+        assert prefilled["first_entry_sent_at_s"] < prefilled["computed_at_s"] - chunk_s  # in the first chunk already
+        assert tail["gate_opened_at_s"] < prefilled["computed_at_s"]
+        assert tail["gate_opened_at_s"] < prefilled["last_entry_sent_at_s"]
+
+
+def _slow_down(model: LoadedModel, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    compute = model.transformer.layer
+
+    def slowly(index: int, hidden: Tensor, batch: Batch, kv: PagedKv) -> Tensor:
+        time.sleep(seconds)  # in the torch thread
+        return compute(index, hidden, batch, kv)
+
+    monkeypatch.setattr(model.transformer, "layer", slowly)

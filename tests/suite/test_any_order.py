@@ -1,0 +1,61 @@
+"""Services come in any order, and each may die and come back: the suite heals by itself."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.suite import SERVICES, Suite
+from tests.support.texts import real_text
+
+pytestmark = [pytest.mark.suite, pytest.mark.timeout(240)]
+
+HEAL_S = 20
+"""Restarting an engine takes some seconds here; what is judged is that nobody has to help."""
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
+    suite = Suite(tmp_path_factory.mktemp("any-order"), {})
+    try:
+        suite.start(*reversed(SERVICES))  # the gateway first, and no broker yet
+        yield suite
+    finally:
+        suite.stop()
+
+
+@pytest.fixture(autouse=True)
+async def ready(suite: Suite) -> None:
+    if "broker" not in suite.running:
+        suite.start("broker")
+    await suite.ready()
+
+
+async def test_started_backwards_with_the_broker_last_it_serves(suite: Suite) -> None:
+    answer = await suite.complete(real_text(6000), 4)
+    assert answer["usage"]["completion_tokens"] == 4
+
+
+@pytest.mark.parametrize("name", [*SERVICES, "broker"])
+async def test_a_service_that_was_killed_comes_back(suite: Suite, name: str) -> None:
+    text = real_text(4000, skip=1000 * len(name))
+    before = await suite.complete(text, 4)
+    suite.kill(name)
+    suite.start(name)
+    await suite.ready(HEAL_S)
+    after = await suite.complete(text, 4)
+    assert after["choices"][0]["text"] == before["choices"][0]["text"]
+    long = await suite.complete(real_text(8000, skip=200_000 + 9000 * len(name)), 4)
+    assert long["usage"]["completion_tokens"] == 4
+
+
+async def test_settings_are_checked_all_at_once(suite: Suite) -> None:
+    code, output = suite.run_once("decode-west", PRFAAS_MAX_BATCH="0", PRFAAS_GRPC_PORT="x", PRFAAS_DTYPE="int3")
+    assert code == 2
+    assert all(name in output for name in ("PRFAAS_MAX_BATCH", "PRFAAS_GRPC_PORT", "PRFAAS_DTYPE"))
+
+
+@pytest.mark.parametrize("name", ["prefill-east", "gateway"])
+async def test_a_missing_model_file_is_named(suite: Suite, name: str) -> None:
+    code, output = suite.run_once(name, PRFAAS_MODEL="/nowhere/model.gguf", PRFAAS_GRPC_PORT="0", PRFAAS_HTTP_PORT="0")
+    assert code != 0
+    assert "/nowhere/model.gguf" in output

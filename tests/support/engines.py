@@ -1,0 +1,223 @@
+"""Two datacenters in one process: pools, prefill and decode behind real gRPC on loopback, tiny models, no Kafka."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from services.cachepool.app import Pool, build_pool
+from services.cachepool.settings import PoolSettings
+from services.decode.app import build_decode
+from services.decode.settings import DecodeSettings
+from services.prefill.app import build_prefill
+from services.prefill.settings import PrefillSettings
+from shared.deadline import Deadline
+from shared.engine.fetch import FetchContext, FetchMetrics
+from shared.engine.host import Host
+from shared.engine.loaded import LoadedModel
+from shared.engine.settings import EngineSettings
+from shared.engine.thread import WorkThread
+from shared.health import Health
+from shared.ids import new_epoch
+from shared.kv.codec import Codec
+from shared.kv.entries import BlockEntries, Source
+from shared.kv.hashing import num_prefix_blocks
+from shared.lifecycle import InFlight, background
+from shared.metrics import Metrics
+from shared.proto import prfaas_pb2 as pb
+from shared.proto.prfaas_pb2_grpc import DecodeStub, PrefillStub, add_CachePoolServicer_to_server
+from shared.rpc.client import Channels, rpc_errors
+from shared.rpc.pool import PoolClient
+from shared.rpc.server import GrpcServer
+from tests.support.tiny import tiny_model
+
+
+@dataclass
+class Result:
+    ids: list[int] = field(default_factory=list)
+    finish_reason: int = 0
+    decode_computed: int = 0
+    prefill_computed: int = 0
+
+    def cached(self, num_prompt_tokens: int) -> int:
+        return num_prompt_tokens - self.decode_computed - self.prefill_computed
+
+
+@dataclass
+class Node:
+    """A pool or an engine that serves on `address`."""
+
+    address: str
+    metrics: Metrics
+    inflight: InFlight
+    server: GrpcServer
+    pool: Pool | None = None
+    model: LoadedModel | None = None
+
+    def metric(self, name: str, **labels: str) -> float:
+        value = self.metrics.registry.get_sample_value(f"prfaas:{name}", labels)
+        return 0.0 if value is None else value
+
+
+class TwoDatacenters:
+    """prefill-east writes to pool-east; decode-west reads from pool-west, which pulls from pool-east."""
+
+    pool_east: Node
+    pool_west: Node
+    prefill: Node
+    decode: Node
+
+    def __init__(self, name: str, channels: Channels) -> None:
+        self.name = name
+        self.channels = channels
+
+    async def prefill_only(self, token_ids: list[int], codec: Codec = Codec.RAW) -> int:
+        """Prefill in the east; return how many tokens it computed."""
+        model = self.prefill.model
+        assert model is not None
+        request = pb.PrefillRequest(
+            token_ids=token_ids,
+            num_blocks=num_prefix_blocks(len(token_ids), model.layout.block_tokens),
+            fingerprint=model.files.fingerprint,
+            layout_hash=model.layout.hash,
+            codec=int(codec),  # type: ignore[arg-type]
+        )
+        computed = 0
+        with rpc_errors("prefill"):
+            async for progress in PrefillStub(self.channels.get(self.prefill.address)).Prefill(request, timeout=30):
+                computed = progress.computed_tokens
+        return computed
+
+    async def pull_west(self, token_ids: list[int]) -> None:
+        """Bring a prompt's blocks from the east's pool to the west's, as a reader in the west would."""
+        model = self.decode.model
+        assert model is not None
+        keys = model.keys(token_ids, "")
+        wanted = [BlockEntries(key, model.layout.all_layers) for key in keys]
+        sources = [Source(0, len(keys), self.pool_east.address)]
+        reader = PoolClient(self.channels, self.pool_west.address)
+        async for arrived in reader.fetch(model.layout, wanted, sources, 0.0, Deadline.after(10)):
+            assert not arrived.missing
+
+    async def generate(
+        self,
+        token_ids: list[int],
+        max_tokens: int = 8,
+        *,
+        prefill: bool = True,
+        codec: Codec = Codec.RAW,
+        wait_ms: int = 5000,
+        prefill_failed_after_s: float | None = None,
+        **sampling: Any,
+    ) -> Result:
+        """Do what the gateway does: open both calls at once, pull from the east what the west lacks."""
+        model = self.decode.model
+        assert model is not None
+        result = Result()
+        num_blocks = num_prefix_blocks(len(token_ids), model.layout.block_tokens)
+        start = pb.GenerateRequest(
+            token_ids=token_ids,
+            sampling=pb.Sampling(max_tokens=max_tokens, top_p=1, ignore_eos=True, **sampling),
+            fingerprint=model.files.fingerprint,
+            layout_hash=model.layout.hash,
+            num_blocks=num_blocks,
+            sources=[pb.Source(first=0, end=num_blocks, address=self.pool_east.address)] if num_blocks else [],
+            wait_ms=wait_ms,
+        )
+
+        async def controls() -> AsyncIterator[pb.Control]:
+            yield pb.Control(start=start)
+            if prefill_failed_after_s is not None:
+                await asyncio.sleep(prefill_failed_after_s)
+                yield pb.Control(update=pb.PlanUpdate(prefill_failed=True))
+
+        async with asyncio.TaskGroup() as tasks:
+            prefilling = tasks.create_task(self.prefill_only(token_ids, codec)) if prefill and num_blocks else None
+            with rpc_errors("decode"):
+                async for message in DecodeStub(self.channels.get(self.decode.address)).Generate(
+                    controls(), timeout=30
+                ):
+                    result.ids += message.ids
+                    result.finish_reason = message.finish_reason
+                    result.decode_computed += message.computed_prompt_tokens
+        result.prefill_computed = prefilling.result() if prefilling else 0
+        return result
+
+    async def assert_idle(self, within_s: float = 1.0) -> None:
+        """Check that within a second no page, lease or call is held anywhere, and that all books balance."""
+        nodes = (self.pool_east, self.pool_west, self.prefill, self.decode)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + within_s
+        while held := {n.address: h for n in nodes if (h := _held(n))}:
+            assert loop.time() < deadline, f"still held: {held}"
+            await asyncio.sleep(0.01)
+        for node in (self.prefill, self.decode):
+            assert node.model is not None
+            node.model.kv.check()
+
+
+def _held(node: Node) -> int:
+    held = node.inflight.count
+    if node.model is not None:
+        held += node.model.kv.held
+    if node.pool is not None:
+        stats = node.pool.store.stats
+        held += stats.num_leases + stats.num_readers + stats.num_writers
+    return held
+
+
+@asynccontextmanager
+async def two_datacenters(
+    name: str, *, num_pages: int = 128, chunk_tokens: int = 128, max_batch: int = 16
+) -> AsyncIterator[TwoDatacenters]:
+    async with AsyncExitStack() as stack:
+        dcs = TwoDatacenters(name, await stack.enter_async_context(Channels()))
+        for dc in ("east", "west"):
+            setattr(dcs, f"pool_{dc}", await stack.enter_async_context(_pool(dc)))
+        prefill = PrefillSettings(dc="east", pool=dcs.pool_east.address, chunk_tokens=chunk_tokens)
+        decode = DecodeSettings(
+            dc="west", pool=dcs.pool_west.address, chunk_tokens=chunk_tokens, max_batch=max_batch, max_waiting=64
+        )
+        dcs.prefill = await stack.enter_async_context(_engine(name, num_pages, prefill))
+        dcs.decode = await stack.enter_async_context(_engine(name, num_pages, decode))
+        yield dcs
+
+
+@asynccontextmanager
+async def _pool(dc: str) -> AsyncIterator[Node]:
+    async with Channels() as channels:
+        metrics, inflight = Metrics(), InFlight()
+        pool = build_pool(PoolSettings(dc=dc), new_epoch(), channels, metrics, lambda _event: None)
+        server = GrpcServer("127.0.0.1", 0, Health("grpc"), inflight)
+        add_CachePoolServicer_to_server(pool.servicer, server.grpc)
+        address = pool.pulls.own_address = f"127.0.0.1:{await server.start()}"
+        try:
+            yield Node(address, metrics, inflight, server, pool=pool)
+        finally:
+            await server.stop(0)
+            await pool.pulls.close()
+
+
+@asynccontextmanager
+async def _engine(name: str, num_pages: int, settings: EngineSettings) -> AsyncIterator[Node]:
+    async with Channels() as channels, background() as jobs:
+        metrics, inflight = Metrics(), InFlight()
+        model, torch_thread, copier = tiny_model(name, num_pages), WorkThread("torch"), WorkThread("copier")
+        fetch = FetchContext(PoolClient(channels, settings.pool), model.kv, model.layout, copier, FetchMetrics(metrics))
+        server = GrpcServer("127.0.0.1", 0, Health("grpc"), inflight)
+        host = Host(model, torch_thread, fetch, metrics, server, jobs)
+        if isinstance(settings, PrefillSettings):
+            build_prefill(settings, host)
+        elif isinstance(settings, DecodeSettings):
+            build_decode(settings, host)
+        else:
+            pytest.fail(f"no engine for {type(settings).__name__}")
+        try:
+            yield Node(f"127.0.0.1:{await server.start()}", metrics, inflight, server, model=model)
+        finally:
+            await server.stop(0)
+            torch_thread.close()
+            copier.close()

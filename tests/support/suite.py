@@ -1,0 +1,194 @@
+"""The whole suite as real processes on free ports: what `make up` runs, under a test's control."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+
+ROOT = Path(__file__).resolve().parents[2]
+POOLS = {"cachepool-east": "east", "cachepool-west": "west"}
+ENGINES = {"prefill-east": "east", "prefill-west": "west", "decode-west": "west"}
+SERVICES = (*POOLS, *ENGINES, "gateway")
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+class Suite:
+    """Owns its processes: `stop` ends them all, by pid."""
+
+    def __init__(self, folder: Path, environ: dict[str, str]) -> None:
+        names = ("broker", *SERVICES)
+        ports = free_ports(2 * len(names))
+        self.folder = folder
+        self.grpc = dict(zip(names, ports[: len(names)], strict=True))
+        self.http = dict(zip(names, ports[len(names) :], strict=True))
+        self.url = f"http://127.0.0.1:{self.http['gateway']}"
+        self._environ = environ
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, *names: str) -> None:
+        """Start the named processes (default: all); returns at once."""
+        for name in names or ("broker", *SERVICES):
+            with (self.folder / f"{name}.log").open("ab") as log:
+                self._processes[name] = subprocess.Popen(
+                    self._command(name), cwd=ROOT, env=self._env(name), stdout=log, stderr=log, start_new_session=True
+                )
+
+    def kill(self, name: str) -> None:
+        """SIGKILL one process and wait until it is gone."""
+        self._processes[name].send_signal(signal.SIGKILL)
+        self._processes[name].wait(10)
+
+    def pid(self, name: str) -> int:
+        return self._processes[name].pid
+
+    @property
+    def running(self) -> list[str]:
+        return [name for name, process in self._processes.items() if process.poll() is None]
+
+    def run_once(self, name: str, **environ: str) -> tuple[int, str]:
+        """Run one more process of a service, with `environ`, until it ends; return its exit code and its output."""
+        done = subprocess.run(
+            self._command(name),
+            cwd=ROOT,
+            env={**self._env(name), **environ},
+            capture_output=True,
+            timeout=30,
+            check=False,
+        )
+        return done.returncode, (done.stdout + done.stderr).decode()
+
+    def stop(self) -> dict[str, int]:
+        """Ask all to stop, wait, kill what did not obey; return the exit codes."""
+        for process in self._processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+        codes = {}
+        for name, process in self._processes.items():
+            try:
+                codes[name] = process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                codes[name] = process.wait(5)
+        return codes
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text()
+
+    async def ready(self, limit_s: float = 60) -> float:
+        """Wait until every process is ready and a request succeeds; return the seconds it took."""
+        started = time.monotonic()
+        urls = [f"http://127.0.0.1:{self.http[name]}/readyz" for name in (*POOLS, *ENGINES)] + [f"{self.url}/health"]
+        async with aiohttp.ClientSession() as session:
+            while urls:
+                self._fail_if_dead()
+                assert time.monotonic() - started < limit_s, f"not ready: {urls}\n{self._last_lines()}"
+                try:
+                    async with session.get(urls[-1], timeout=aiohttp.ClientTimeout(2)) as response:
+                        if response.status == 200:
+                            urls.pop()
+                            continue
+                except (aiohttp.ClientError, TimeoutError):
+                    pass
+                await asyncio.sleep(0.1)
+        return time.monotonic() - started
+
+    async def metric(self, name: str, metric: str, **labels: str) -> float:
+        """Return one metric of one process, summed over the labels that are not given; 0 when it is not there."""
+        total = 0.0
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"http://127.0.0.1:{self.http[name]}/metrics") as response,
+        ):
+            for family in text_string_to_metric_families(await response.text()):
+                for sample in family.samples:
+                    if sample.name == f"prfaas:{metric}" and labels.items() <= sample.labels.items():
+                        total += sample.value
+        return total
+
+    async def complete(self, prompt: str | list[int], max_tokens: int = 8, **fields: Any) -> dict[str, Any]:
+        """Ask for a greedy completion, not streamed; return the JSON answer. Fails on any status but 200."""
+        body = {"prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True, **fields}
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(f"{self.url}/v1/completions", json=body) as response,
+        ):
+            answer: dict[str, Any] = await response.json()
+            assert response.status == 200, answer
+            return answer
+
+    async def tokenize(self, text: str) -> list[int]:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(f"{self.url}/tokenize", json={"prompt": text}) as response,
+        ):
+            tokens: list[int] = (await response.json())["tokens"]
+            return tokens
+
+    async def assert_idle(self, within_s: float = 1.0) -> None:
+        """Check that within `within_s` no engine holds pages and no pool a lease."""
+        deadline = time.monotonic() + within_s
+        while True:
+            held = {name: await self.metric(name, "kv_reservations_held") for name in ENGINES}
+            held |= {name: await self.metric(name, "leases_held") for name in POOLS}
+            held |= {f"{name} writers": await self.metric(name, "writers_open") for name in POOLS}
+            if not any(held.values()):
+                return
+            assert time.monotonic() < deadline, f"still held: {held}"
+            await asyncio.sleep(0.02)
+
+    def _command(self, name: str) -> list[str]:
+        if name == "broker":
+            return [sys.executable, "-m", "shared.bus.devbroker", "--port", str(self.grpc["broker"])]
+        return [sys.executable, "-m", f"services.{name.split('-')[0]}"]
+
+    def _env(self, name: str) -> dict[str, str]:
+        dc = name.partition("-")[2] or "west"
+        own = {
+            "PRFAAS_DC": dc,
+            "PRFAAS_WORKER_ID": name,
+            "PRFAAS_GRPC_PORT": str(self.grpc[name]),
+            "PRFAAS_HTTP_PORT": str(self.http[name]),
+            "PRFAAS_KAFKA": f"127.0.0.1:{self.grpc['broker']}",
+            "PRFAAS_POOL": f"127.0.0.1:{self.grpc.get(f'cachepool-{dc}', 0)}",
+            "PRFAAS_DRAIN_S": "2",
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONPATH": str(ROOT),
+        }
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("PRFAAS_")}
+        return {**inherited, **own, **self._environ}
+
+    def _fail_if_dead(self) -> None:
+        dead = {name: p.returncode for name, p in self._processes.items() if p.poll() is not None}
+        assert not dead, f"ended: {dead}\n{self._last_lines()}"
+
+    def _last_lines(self) -> str:
+        return "\n".join(f"--- {name}\n{self.log(name)[-1500:]}" for name in self._processes)
+
+
+@contextmanager
+def running_suite(folder: Path, **environ: str) -> Iterator[Suite]:
+    """Start all processes with `environ` on top of the defaults; end them afterwards, whatever happens."""
+    suite = Suite(folder, environ)
+    try:
+        suite.start()
+        yield suite
+    finally:
+        suite.stop()

@@ -1,0 +1,76 @@
+"""Waiting for pages: in turn, bounded, within the deadline, and nothing is kept."""
+
+import asyncio
+
+import pytest
+
+from shared.deadline import Deadline
+from shared.engine.pages import PageQueue
+from shared.errors import ContextTooLong, DeadlineExceeded, Overloaded
+from tests.support.tiny import tiny_model
+
+
+@pytest.fixture
+def queue() -> PageQueue:
+    return PageQueue(tiny_model("llama", num_pages=4).kv, max_waiting=2)
+
+
+async def hold(queue: PageQueue, num_tokens: int, log: list[str], name: str, until: asyncio.Event) -> None:
+    async with queue.reserved([], num_tokens, Deadline.after(5)):
+        log.append(name)
+        await until.wait()
+
+
+async def test_the_first_to_come_is_the_first_to_get(queue: PageQueue) -> None:
+    log: list[str] = []
+    done = [asyncio.Event() for _ in range(3)]
+    tasks = [
+        asyncio.create_task(hold(queue, n, log, name, e))
+        for n, name, e in zip((256, 200, 64), "abc", done, strict=True)
+    ]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert log == ["a"]
+    assert queue.num_waiting == 2
+    done[0].set()
+    await tasks[0]
+    await asyncio.sleep(0.01)
+    assert log == ["a", "b"]  # c would have fitted first, beside a, but does not overtake b; beside b it must wait
+    done[1].set()
+    done[2].set()
+    await asyncio.gather(*tasks)
+    assert log == ["a", "b", "c"]
+    assert queue._kv.held == 0
+
+
+async def test_too_many_too_long_too_late(queue: PageQueue) -> None:
+    with pytest.raises(ContextTooLong):
+        async with queue.reserved([], 257, Deadline.after(1)):
+            pass
+    async with queue.reserved([], 256, Deadline.after(1)):
+        with pytest.raises(DeadlineExceeded):
+            async with queue.reserved([], 64, Deadline.after(0.01)):
+                pass
+        log: list[str] = []
+        stop = asyncio.Event()
+        stop.set()
+        waiting = [asyncio.create_task(hold(queue, 64, log, "w", stop)) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            async with queue.reserved([], 64, Deadline.after(1)):
+                pass
+    await asyncio.gather(*waiting)
+    assert log == ["w", "w"]
+    assert queue.num_waiting == 0
+    assert queue._kv.held == 0
+
+
+async def test_a_waiter_that_is_cancelled_takes_nothing(queue: PageQueue) -> None:
+    async with queue.reserved([], 256, Deadline.after(1)):
+        waiter = asyncio.create_task(hold(queue, 64, [], "w", asyncio.Event()))
+        await asyncio.sleep(0.01)
+        waiter.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiter
+    assert queue._kv.held == 0
+    assert queue.num_waiting == 0

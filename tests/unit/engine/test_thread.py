@@ -1,0 +1,42 @@
+"""The worker thread outlives its waiters, never the other way round."""
+
+import asyncio
+import threading
+
+import pytest
+
+from shared.engine.thread import WorkThread
+
+
+async def test_results_and_errors_come_back() -> None:
+    thread = WorkThread("t")
+    assert await thread.run(lambda: threading.current_thread().name.startswith("t"))
+    with pytest.raises(ZeroDivisionError):
+        await thread.run(lambda: 1 // 0)
+    thread.close()
+    thread.close()
+
+
+async def test_a_cancelled_waiter_leaves_only_when_the_call_has_ended() -> None:
+    thread = WorkThread("t")
+    running, release = threading.Event(), threading.Event()
+    ended = False
+
+    def call() -> None:
+        nonlocal ended
+        running.set()
+        release.wait(5)
+        ended = True
+
+    waiter = asyncio.create_task(thread.run(call))
+    await asyncio.to_thread(running.wait, 5)
+    waiter.cancel()
+    await asyncio.sleep(0.02)
+    waiter.cancel()
+    await asyncio.sleep(0.02)
+    assert not waiter.done()
+    release.set()
+    with pytest.raises(asyncio.CancelledError):
+        await waiter
+    assert ended
+    thread.close()
