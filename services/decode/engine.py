@@ -54,7 +54,6 @@ class DecodeEngine:
         self._tails: deque[Sequence] = deque()
         self._running: list[Sequence] = []
         self._in_hand: list[Sequence] = []  # what the torch thread is working on
-        self._eos = frozenset(model.config.eos_token_ids)
         self._wake = asyncio.Event()
         self._generated = metrics.counter("generation_tokens", "Tokens generated")
         self._computed_prompt = metrics.counter("decode_computed_prompt_tokens", "Prompt tokens computed by decode")
@@ -259,8 +258,7 @@ class DecodeEngine:
 
     def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
         sampling = sequence.generation.sampling
-        stops = token in sampling.stop_token_ids or (token in self._eos and not sampling.ignore_eos)
-        if stops and sequence.num_generated >= sampling.min_tokens:
+        if token in sampling.stop_token_ids:
             return FinishReason.STOP
         return FinishReason.LENGTH if sequence.num_generated >= sampling.max_tokens else None
 

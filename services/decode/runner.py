@@ -36,4 +36,5 @@ class Runner:
         """`hidden` is `[len(batch), hidden size]`: the state that predicts each sequence's next token."""
         logits = self._transformer.logits(hidden)
         params = [s.generation.sampling for s in batch]
-        return sample(logits, params, [len(s.tokens) for s in batch])
+        too_early = [p.stop_token_ids * (s.num_generated < p.min_tokens) for s, p in zip(batch, params, strict=True)]
+        return sample(logits, params, [len(s.tokens) for s in batch], too_early)

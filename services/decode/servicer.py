@@ -71,7 +71,6 @@ class DecodeServicer(Base):
             seed=s.seed,
             min_tokens=s.min_tokens,
             stop_token_ids=tuple(s.stop_token_ids),
-            ignore_eos=s.ignore_eos,
         )
         return Generation(
             request_id=current_request_id(),

@@ -13,6 +13,7 @@ from shared.engine.loaded import LoadedModel
 from shared.kv.codec import Codec
 from shared.model.batch import Batch
 from shared.model.paged import PagedKv
+from shared.proto import prfaas_pb2 as pb
 from tests.support.engines import two_datacenters
 from tests.support.tiny import MODELS, greedy_reference
 
@@ -188,3 +189,17 @@ def _slow_down(model: LoadedModel, monkeypatch: pytest.MonkeyPatch, seconds: flo
         return compute(index, hidden, batch, kv)
 
     monkeypatch.setattr(model.transformer, "layer", slowly)
+
+
+async def test_stop_tokens_end_a_generation_but_not_before_min_tokens() -> None:
+    async with two_datacenters("llama") as dcs:
+        tokens = prompt(70)
+        free = await dcs.generate(tokens, 20, temperature=1.0, seed=1)
+        stop = free.ids[5]
+        stopped = await dcs.generate(tokens, 20, temperature=1.0, seed=1, stop_token_ids=[stop])
+        first = free.ids.index(stop)
+        assert (stopped.ids, stopped.finish_reason) == (free.ids[: first + 1], pb.FINISH_REASON_STOP)
+        longer = await dcs.generate(tokens, 20, temperature=1.0, seed=1, stop_token_ids=[stop], min_tokens=10)
+        assert len(longer.ids) > 10
+        assert stop not in longer.ids[:10]
+        assert (await dcs.generate(tokens, 3)).finish_reason == pb.FINISH_REASON_LENGTH

@@ -120,7 +120,7 @@ class TwoDatacenters:
         num_blocks = num_prefix_blocks(len(token_ids), model.layout.block_tokens)
         start = pb.GenerateRequest(
             token_ids=token_ids,
-            sampling=pb.Sampling(max_tokens=max_tokens, top_p=1, ignore_eos=True, **sampling),
+            sampling=pb.Sampling(max_tokens=max_tokens, top_p=1, **sampling),
             fingerprint=model.files.fingerprint,
             layout_hash=model.layout.hash,
             num_blocks=num_blocks,

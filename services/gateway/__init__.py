@@ -1,0 +1,1 @@
+"""The gateway: the HTTP API, text, and the plan of every request."""

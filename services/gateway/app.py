@@ -1,0 +1,104 @@
+"""Composition root of the gateway."""
+
+import asyncio
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AsyncExitStack
+
+from aiohttp import web
+
+from services.gateway.attempt import Cluster
+from services.gateway.feed import DECODE_CONDITION, Feed
+from services.gateway.http_server import HttpServer
+from services.gateway.index import PlacementIndex
+from services.gateway.info_routes import InfoRoutes
+from services.gateway.metrics import GatewayMetrics
+from services.gateway.middleware import echo_request_id, envelope
+from services.gateway.model import ServedModel, load_model
+from services.gateway.pipeline import Pipeline
+from services.gateway.promises import Promises
+from services.gateway.registry import Registry
+from services.gateway.router import RouterSettings
+from services.gateway.routes import GenerationRoutes
+from services.gateway.settings import GatewaySettings
+from shared.bus.events import TOPIC_LOAD, TOPIC_MEMBERSHIP, TOPIC_PLACEMENT
+from shared.bus.kafka import Bus
+from shared.config import load
+from shared.health import Health
+from shared.http import status_routes
+from shared.ids import Datacenter
+from shared.lifecycle import InFlight, Lifecycle, background
+from shared.log import configure, get_logger
+from shared.metrics import Metrics, watch_loop_lag
+from shared.rpc.client import Channels
+
+log = get_logger()
+
+TEXT_THREADS = 2
+
+
+async def run(lifecycle: Lifecycle) -> None:
+    """Serve until the lifecycle says stop. Raises `SettingsError`, `ModelFileError`."""
+    settings = load(GatewaySettings)
+    configure(settings.service, level=settings.log_level, fmt=settings.log_format, dc=settings.dc)
+    async with AsyncExitStack() as stack:
+        executor = stack.enter_context(ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="text"))
+        model = await asyncio.get_running_loop().run_in_executor(executor, load_model, settings)
+        health, metrics, inflight = Health(DECODE_CONDITION), Metrics(), InFlight()
+        jobs = await stack.enter_async_context(background())
+        channels = await stack.enter_async_context(Channels())
+        cluster = make_cluster(model, channels, metrics)
+        feed = Feed(cluster, health)
+
+        bus = Bus(settings.kafka, settings.worker_id, health=health, metrics=metrics)
+        jobs.start(bus.run(), name="bus")
+        # From the end: every process repeats itself within two seconds, and old beats of dead ones are worth nothing.
+        topics = (TOPIC_PLACEMENT, TOPIC_MEMBERSHIP, TOPIC_LOAD)
+        consumer = bus.consumer(topics, feed.take, from_beginning=False, on_reset=feed.reset)
+        jobs.start(consumer.run(), name="consumer")
+        jobs.start(feed.run(), name="feed")
+        jobs.start(watch_loop_lag(metrics), name="loop lag")
+
+        app = make_http_app(cluster, settings, health, inflight, executor, metrics)
+        server = await stack.enter_async_context(HttpServer(app, settings.http_host, settings.http_port))
+        log.info("gateway_started", port=server.port, model=model.name, layout=model.layout.hash[:12])
+
+        await lifecycle.stopping.wait()
+        health.drain()
+        inflight.drain()
+        if not await inflight.idle(settings.drain_s):
+            log.warning("requests_cut_off", num_requests=inflight.count)
+
+
+def make_cluster(model: ServedModel, channels: Channels, metrics: Metrics) -> Cluster:
+    return Cluster(
+        model=model,
+        index=PlacementIndex(model.layout),
+        promises=Promises(),
+        registry=Registry(model.fingerprint, model.layout.hash),
+        channels=channels,
+        metrics=GatewayMetrics(metrics, model.name),
+    )
+
+
+def make_http_app(
+    cluster: Cluster,
+    settings: GatewaySettings,
+    health: Health,
+    inflight: InFlight,
+    executor: Executor,
+    metrics: Metrics,
+) -> web.Application:
+    router = RouterSettings(
+        dc=Datacenter(settings.dc),
+        layout=cluster.model.layout,
+        offload_threshold_tokens=settings.offload_threshold_tokens,
+        block_wait_ms=int(settings.block_wait_s * 1000),
+        codec=settings.codec,
+    )
+    pipeline = Pipeline(cluster, router)
+    app = web.Application(middlewares=[envelope(cluster.metrics)], client_max_size=settings.max_body_bytes)
+    app.on_response_prepare.append(echo_request_id)
+    app.add_routes(GenerationRoutes(pipeline, settings, inflight, executor).routes())
+    app.add_routes(InfoRoutes(cluster.model, cluster.registry, health, settings, executor).routes())
+    app.add_routes(status_routes(metrics.registry, health))
+    return app

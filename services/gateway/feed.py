@@ -1,0 +1,106 @@
+"""Keeps registry and index true: events from the bus, and a snapshot from every pool whose events cannot be trusted."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from services.gateway.attempt import Cluster
+from services.gateway.router import no_decode_worker
+from shared.bus.events import TOPIC_PLACEMENT, LoadEvent, MembershipEvent, PlacementEvent, decode_event
+from shared.bus.kafka import Record
+from shared.errors import PrfaasError
+from shared.health import Health
+from shared.ids import BlockKey, WorkerId
+from shared.log import get_logger
+from shared.proto import prfaas_pb2 as pb
+from shared.proto.prfaas_pb2_grpc import CachePoolStub
+from shared.rpc.client import rpc_errors
+from shared.rpc.convert import key_from_bytes
+
+log = get_logger()
+
+TICK_S = 0.5
+PAUSE_S = 0.05  # between rounds of snapshots: a pool that does not answer is not asked at every event
+SNAPSHOT_TIMEOUT_S = 20.0
+DECODE_CONDITION = "decode_worker"
+
+
+class Feed:
+    """The only writer of registry and index, apart from what attempts correct."""
+
+    def __init__(self, cluster: Cluster, health: Health, clock: Callable[[], float] = time.monotonic) -> None:
+        self._cluster = cluster
+        self._health = health
+        self._clock = clock
+        self._wake = asyncio.Event()
+
+    async def take(self, record: Record) -> None:
+        """Handle one record of any topic. Raises `BadEvent`, which the consumer counts and skips."""
+        event = decode_event(record.topic, record.value)
+        if isinstance(event, PlacementEvent):
+            self._cluster.index.apply(event)
+        elif isinstance(event, MembershipEvent):
+            self._take_membership(event)
+        elif isinstance(event, LoadEvent):
+            self._cluster.registry.apply_load(event, self._clock())
+        if self._cluster.index.has_stale:
+            self._wake.set()
+
+    def reset(self, topic: str) -> None:
+        """The broker has lost or replaced a topic: placements may have gone by unseen."""
+        if topic == TOPIC_PLACEMENT:
+            self._cluster.index.doubt_all()
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Take snapshots and keep the health condition, for ever; meant for `background()`."""
+        while True:
+            self._wake.clear()
+            self._report_health()
+            await self._refresh()
+            await asyncio.sleep(PAUSE_S)
+            try:
+                async with asyncio.timeout(TICK_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    def _take_membership(self, event: MembershipEvent) -> None:
+        is_new = self._cluster.registry.apply_membership(event, self._clock())
+        if event.role == "cachepool":
+            if event.left:
+                self._cluster.index.forget(event.worker)
+            elif is_new:
+                self._cluster.index.doubt(event.worker)
+        self._report_health()
+
+    def _report_health(self) -> None:
+        view = self._cluster.registry.view()
+        detail = ", ".join(member.worker for member in view.decode) or no_decode_worker(view)
+        self._health.set(DECODE_CONDITION, bool(view.decode), detail)
+
+    async def _refresh(self) -> None:
+        """Ask every stale pool that can be asked for its snapshot, all at once."""
+        pools = self._cluster.registry.view().pools
+        wanted = [(holder, pools[holder].address) for holder in self._cluster.index.stale() if holder in pools]
+        async with asyncio.TaskGroup() as group:
+            for holder, address in wanted:
+                group.create_task(self._take_snapshot(holder, address))
+
+    async def _take_snapshot(self, holder: WorkerId, address: str) -> None:
+        stub = CachePoolStub(self._cluster.channels.get(address))
+        stored: list[tuple[BlockKey, int]] = []
+        epoch = sequence = 0
+        call = stub.Snapshot(pb.SnapshotRequest(), timeout=SNAPSHOT_TIMEOUT_S)
+        try:
+            with rpc_errors(holder):
+                async for reply in call:
+                    epoch, sequence = reply.epoch, reply.sequence
+                    stored += [(key_from_bytes(block.key), block.groups) for block in reply.stored]
+        except PrfaasError as error:
+            log.warning("snapshot_failed", holder=holder, error=str(error))
+            return
+        finally:
+            call.cancel()
+        self._cluster.index.apply_snapshot(holder, epoch, sequence, stored)
+        log.info("snapshot_taken", holder=holder, num_blocks=len(stored), sequence=sequence)

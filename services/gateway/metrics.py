@@ -1,0 +1,89 @@
+"""What the gateway measures, under the names that vLLM's dashboards look for."""
+
+import time
+from collections.abc import Callable
+
+from shared.metrics import INTER_TOKEN_BUCKETS_S, REQUEST_BUCKETS_S, TTFT_BUCKETS_S, Metrics
+
+_MODEL = ("model_name",)
+_ENGINE_LABELS = ("model_name", "engine")
+
+
+class GatewayMetrics:
+    """One gateway's instruments. Token counts are those that clients are told in `usage`."""
+
+    def __init__(self, metrics: Metrics, model_name: str) -> None:
+        base = (model_name, "gateway")
+        counter, gauge, histogram = metrics.counter, metrics.gauge, metrics.histogram
+        self.running = gauge("num_requests_running", "Requests being served.", _ENGINE_LABELS).labels(*base)
+        self.prompt_tokens = counter("prompt_tokens", "Prompt tokens taken.", _ENGINE_LABELS).labels(*base)
+        self.generation_tokens = counter("generation_tokens", "Tokens sent.", _ENGINE_LABELS).labels(*base)
+        self.prefix_queries = counter(
+            "prefix_cache_queries", "Prompt tokens looked up in the placement index.", _ENGINE_LABELS
+        ).labels(*base)
+        self.prefix_hits = counter(
+            "prefix_cache_hits", "Prompt tokens whose KV was not computed again.", _ENGINE_LABELS
+        ).labels(*base)
+        self.ttft_s = histogram(
+            "time_to_first_token_seconds", "From request to first token.", TTFT_BUCKETS_S, _ENGINE_LABELS
+        ).labels(*base)
+        self.inter_token_s = histogram(
+            "inter_token_latency_seconds", "Between tokens of one choice.", INTER_TOKEN_BUCKETS_S, _ENGINE_LABELS
+        ).labels(*base)
+        self.e2e_s = histogram(
+            "e2e_request_latency_seconds", "From request to last token.", REQUEST_BUCKETS_S, _ENGINE_LABELS
+        ).labels(*base)
+        self._model_name = model_name
+        self._success = counter("request_success", "Finished requests.", (*_MODEL, "finished_reason"))
+        self._by_source = counter("prompt_tokens_by_source", "Where prompt tokens' KV came from.", (*_MODEL, "source"))
+        self._plans = counter("plans", "Plans by the place of prefill.", (*_MODEL, "kind"))
+        self._prefill_failures = counter("prefill_failures", "Prefill calls that failed.", (*_MODEL, "code"))
+        self._decode_failures = counter("decode_failures", "Decode calls that failed.", (*_MODEL, "code"))
+        self._errors = counter("request_errors", "Requests answered with an error.", (*_MODEL, "code"))
+
+    def planned(self, kind: str) -> None:
+        self._plans.labels(self._model_name, kind).inc()
+
+    def prefill_failed(self, code: str) -> None:
+        self._prefill_failures.labels(self._model_name, code).inc()
+
+    def decode_failed(self, code: str) -> None:
+        self._decode_failures.labels(self._model_name, code).inc()
+
+    def request_failed(self, code: str) -> None:
+        self._errors.labels(self._model_name, code).inc()
+
+    def request_finished(self, reason: str) -> None:
+        """`reason`: stop, length, abort or error."""
+        self._success.labels(self._model_name, reason).inc()
+
+    def prompt_done(self, *, cached: int, prefill: int, decode: int) -> None:
+        """Count where the KV of one prompt's tokens came from."""
+        self.prefix_hits.inc(cached)
+        for source, num_tokens in (("cache", cached), ("prefill", prefill), ("decode", decode)):
+            self._by_source.labels(self._model_name, source).inc(num_tokens)
+
+
+class RequestTimer:
+    """Times one choice: first token, gaps between tokens, the whole."""
+
+    def __init__(self, metrics: GatewayMetrics, clock: Callable[[], float] = time.monotonic) -> None:
+        self._metrics = metrics
+        self._clock = clock
+        self._started_at = clock()
+        self._last_at: float | None = None
+
+    def tokens(self, num_tokens: int) -> None:
+        """Note that tokens have arrived."""
+        if num_tokens == 0:
+            return
+        now = self._clock()
+        if self._last_at is None:
+            self._metrics.ttft_s.observe(now - self._started_at)
+        else:
+            self._metrics.inter_token_s.observe((now - self._last_at) / num_tokens)
+        self._last_at = now
+        self._metrics.generation_tokens.inc(num_tokens)
+
+    def finished(self) -> None:
+        self._metrics.e2e_s.observe(self._clock() - self._started_at)

@@ -1,0 +1,67 @@
+"""The model as the gateway serves it: tokeniser, limits, and the identity that workers must share. No weights."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from services.gateway.settings import GatewaySettings
+from shared.errors import ModelNotFound, SettingsError
+from shared.ids import BlockKey, ModelFingerprint
+from shared.kv.hashing import chain_keys, num_prefix_blocks, root_key
+from shared.kv.layout import KvLayout
+from shared.model.catalog import resolve
+from shared.model.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """Immutable; safe to use from several threads."""
+
+    name: str
+    tokenizer: Tokenizer
+    layout: KvLayout
+    fingerprint: ModelFingerprint
+    vocab_size: int  # rows of the embedding: token ids are below it
+    max_model_len: int  # tokens of prompt and completion together
+    aliases: tuple[str, ...] = ()
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @cached_property
+    def hidden_ids(self) -> frozenset[int]:
+        """Ids that end a generation and are not part of its text."""
+        return frozenset(self.tokenizer.eos_ids)
+
+    def check_name(self, name: str | None) -> None:
+        """Raise `ModelNotFound` unless a request that names `name` means this model."""
+        if name is not None and name != self.name and name not in self.aliases:
+            raise ModelNotFound(f"the model {name!r} does not exist; this server serves {self.name!r}", param="model")
+
+    def prefix_keys(self, token_ids: Sequence[int], salt: str) -> list[BlockKey]:
+        """Return the keys of the blocks of a prompt that may come from a cache."""
+        block_tokens = self.layout.block_tokens
+        num_tokens = num_prefix_blocks(len(token_ids), block_tokens) * block_tokens
+        root = root_key(self.fingerprint, self.layout.hash, salt)
+        return chain_keys(root, token_ids[:num_tokens], block_tokens)
+
+
+def load_model(settings: GatewaySettings) -> ServedModel:
+    """Prepare and read the model's files. Takes seconds at a model's first start: not for the event loop.
+
+    Raises `ModelFileError`, and `SettingsError` for a context longer than the model's own.
+    """
+    files = resolve(settings.model, settings.cache_dir.expanduser())
+    config = files.config()
+    if settings.max_model_len > config.max_context:
+        raise SettingsError(
+            f"PRFAAS_MAX_MODEL_LEN: {settings.max_model_len} exceeds the model's context of {config.max_context} tokens"
+        )
+    return ServedModel(
+        name=files.name,
+        tokenizer=Tokenizer.load(files.path, settings.chat_template or None),
+        layout=config.kv_layout(settings.block_tokens, settings.dtype),
+        fingerprint=files.fingerprint,
+        vocab_size=config.vocab_size,
+        max_model_len=settings.max_model_len or config.max_context,
+        aliases=(settings.model,),
+    )

@@ -1,0 +1,137 @@
+"""From a request body to what the engines are asked: token ids, block keys, limits. CPU-bound: not for the loop."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from services.gateway.model import ServedModel
+from services.gateway.schema import ChatBody, CompletionBody, Conversation, Message, Sampling
+from services.gateway.text import TextRules
+from shared.errors import BadRequest, ContextTooLong
+from shared.ids import BlockKey
+from shared.model.sampling_params import SamplingParams
+
+DEFAULT_COMPLETION_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One prompt for the pipeline."""
+
+    token_ids: Sequence[int]
+    keys: Sequence[BlockKey]  # of the prefix blocks
+    sampling: SamplingParams
+    salt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A validated body: one request for each choice."""
+
+    requests: tuple[GenerationRequest, ...]
+    rules: TextRules
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return sum(len(request.token_ids) for request in self.requests)
+
+
+def prepare_completion(model: ServedModel, body: CompletionBody) -> Prepared:
+    """Raises `BadRequest`, `ContextTooLong`, `ModelNotFound`."""
+    model.check_name(body.model)
+    body.check_supported()
+    prompts = _completion_prompts(model, body)
+    max_tokens = body.max_tokens or DEFAULT_COMPLETION_TOKENS
+    return _prepare(model, body, prompts, lambda _num_tokens: max_tokens, "prompt")
+
+
+def prepare_chat(model: ServedModel, body: ChatBody) -> Prepared:
+    """Raises `BadRequest`, `ContextTooLong`, `ModelNotFound`."""
+    model.check_name(body.model)
+    body.check_supported()
+    prompt = conversation_ids(model, body, body.add_special_tokens)
+    wanted = body.max_completion_tokens or body.max_tokens
+
+    def limit(num_tokens: int) -> int:
+        return wanted or max(1, model.max_model_len - num_tokens)
+
+    return _prepare(model, body, [prompt], limit, "messages")
+
+
+def conversation_ids(model: ServedModel, body: Conversation, add_special_tokens: bool | None = None) -> list[int]:
+    """Return the ids of a conversation. The template writes special tokens itself, unless the caller wants more."""
+    return render_ids(model, body.messages, body.add_generation_prompt, add_special_tokens)
+
+
+def render_ids(
+    model: ServedModel,
+    messages: Sequence[Message],
+    add_generation_prompt: bool | None = None,
+    add_special_tokens: bool | None = None,
+) -> list[int]:
+    """Raises `BadRequest` when the template rejects the messages."""
+    wants_reply = add_generation_prompt is not False
+    rendered = model.tokenizer.chat.render(
+        [message.for_template() for message in messages], add_generation_prompt=wants_reply
+    )
+    return model.tokenizer.encode(rendered, add_special_tokens=bool(add_special_tokens))
+
+
+def check_token_ids(token_ids: Sequence[int], vocab_size: int, param: str) -> None:
+    """Raise `BadRequest` naming the first id that the model does not have."""
+    if token_ids and max(token_ids) >= vocab_size:
+        wrong = next(token_id for token_id in token_ids if token_id >= vocab_size)
+        raise BadRequest(f"{param}: token id {wrong} is not in the vocabulary of {vocab_size}", param=param)
+
+
+def _completion_prompts(model: ServedModel, body: CompletionBody) -> list[list[int]]:
+    add_special = body.add_special_tokens is not False
+    prompts: list[list[int]] = []
+    for item in _items(body.prompt):
+        if not item:
+            raise BadRequest("prompt must not be empty", param="prompt")
+        if isinstance(item, str):
+            prompts.append(model.tokenizer.encode(item, add_special_tokens=add_special))
+        else:
+            check_token_ids(item, model.vocab_size, "prompt")
+            prompts.append(item)
+    if not prompts or not all(prompts):
+        raise BadRequest("prompt must hold at least one token", param="prompt")
+    return prompts
+
+
+def _items(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
+    """Return the prompts of any of the four forms as a list."""
+    if isinstance(prompt, str):
+        return [prompt]
+    texts_or_lists: list[str | list[int]] = [item for item in prompt if not isinstance(item, int)]
+    return texts_or_lists or [[item for item in prompt if isinstance(item, int)]]
+
+
+def _prepare(
+    model: ServedModel, body: Sampling, prompts: list[list[int]], max_tokens: Callable[[int], int], part: str
+) -> Prepared:
+    salt = body.cache_salt or ""
+    requests = []
+    for token_ids in prompts:
+        limit = max_tokens(len(token_ids))
+        _check_context(model.max_model_len, len(token_ids), limit, part)
+        sampling = body.sampling_params(limit, model.vocab_size, model.tokenizer.eos_ids)
+        requests.append(GenerationRequest(token_ids, model.prefix_keys(token_ids, salt), sampling, salt))
+    rules = TextRules(
+        stop=body.stop_strings,
+        include_stop=bool(body.include_stop_str_in_output),
+        min_tokens=body.min_tokens or 0,
+        skip_special_tokens=body.skip_special_tokens is not False,
+        hidden_ids=model.hidden_ids | frozenset(body.stop_token_ids or ()),
+    )
+    return Prepared(tuple(requests), rules)
+
+
+def _check_context(max_model_len: int, num_tokens: int, max_tokens: int, part: str) -> None:
+    if num_tokens + max_tokens > max_model_len:
+        raise ContextTooLong(
+            f"This model's maximum context length is {max_model_len} tokens. However, you requested "
+            f"{num_tokens + max_tokens} tokens ({num_tokens} in the {part}, {max_tokens} in the completion). "
+            f"Please reduce the length of the {part} or completion.",
+            param=part,
+        )

@@ -1,0 +1,97 @@
+"""The JSON that clients get: OpenAI's completion and chat objects, whole and in chunks."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+from services.gateway.choices import ChoiceDelta, Usage
+from services.gateway.text import FinishReason
+from shared.ids import RequestId
+
+Json = dict[str, Any]
+
+
+class Choice(NamedTuple):
+    """A finished choice."""
+
+    text: str
+    finish_reason: FinishReason
+
+
+class Reply(ABC):
+    """Shapes the answer to one request. `include_usage` concerns streams only."""
+
+    id_prefix: ClassVar[str]
+    whole_object: ClassVar[str]
+    chunk_object: ClassVar[str]
+
+    def __init__(self, request_id: RequestId, model_name: str, *, include_usage: bool) -> None:
+        self._head = {"id": f"{self.id_prefix}-{request_id}", "created": int(time.time()), "model": model_name}
+        self._include_usage = include_usage
+
+    def whole(self, choices: Sequence[Choice], usage: Usage) -> Json:
+        """Return the answer to a request that does not stream."""
+        items = [self._choice(index, choice) for index, choice in enumerate(choices)]
+        return {**self._head, "object": self.whole_object, "choices": items, "usage": usage_object(usage)}
+
+    def opening(self, num_choices: int) -> list[Json]:
+        """Return the chunks that go before any text."""
+        return []
+
+    def chunk(self, delta: ChoiceDelta) -> Json:
+        return self._chunk([self._delta_choice(delta)])
+
+    def closing(self, usage: Usage) -> list[Json]:
+        """Return the chunks that go after all text."""
+        if not self._include_usage:
+            return []
+        return [{**self._chunk([]), "usage": usage_object(usage)}]
+
+    def _chunk(self, choices: list[Json]) -> Json:
+        chunk = {**self._head, "object": self.chunk_object, "choices": choices}
+        return {**chunk, "usage": None} if self._include_usage else chunk
+
+    @abstractmethod
+    def _choice(self, index: int, choice: Choice) -> Json: ...
+
+    @abstractmethod
+    def _delta_choice(self, delta: ChoiceDelta) -> Json: ...
+
+
+class CompletionReply(Reply):
+    id_prefix = "cmpl"
+    whole_object = chunk_object = "text_completion"
+
+    def _choice(self, index: int, choice: Choice) -> Json:
+        return {"index": index, "text": choice.text, "logprobs": None, "finish_reason": choice.finish_reason}
+
+    def _delta_choice(self, delta: ChoiceDelta) -> Json:
+        return {"index": delta.index, "text": delta.text, "logprobs": None, "finish_reason": delta.finish_reason}
+
+
+class ChatReply(Reply):
+    id_prefix = "chatcmpl"
+    whole_object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+
+    def _choice(self, index: int, choice: Choice) -> Json:
+        message = {"role": "assistant", "content": choice.text}
+        return {"index": index, "message": message, "logprobs": None, "finish_reason": choice.finish_reason}
+
+    def opening(self, num_choices: int) -> list[Json]:
+        first = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+        return [self._chunk([{"index": index, **first}]) for index in range(num_choices)]
+
+    def _delta_choice(self, delta: ChoiceDelta) -> Json:
+        content = {"content": delta.text} if delta.text else {}
+        return {"index": delta.index, "delta": content, "logprobs": None, "finish_reason": delta.finish_reason}
+
+
+def usage_object(usage: Usage) -> Json:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }

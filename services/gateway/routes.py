@@ -1,0 +1,140 @@
+"""The HTTP API: OpenAI's endpoints over the pipeline, streaming and not."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
+
+from aiohttp import web
+
+from services.gateway.choices import Choices
+from services.gateway.middleware import request_id_of
+from services.gateway.model import ServedModel
+from services.gateway.parsing import UnknownFields, parse
+from services.gateway.pipeline import Pipeline
+from services.gateway.prepare import Prepared, prepare_chat, prepare_completion
+from services.gateway.replies import ChatReply, Choice, CompletionReply, Reply
+from services.gateway.schema import ChatBody, CompletionBody, Sampling
+from services.gateway.settings import GatewaySettings
+from services.gateway.sse import EventStream
+from shared.deadline import Deadline
+from shared.errors import BodyTooLarge, Internal, Overloaded, PrfaasError
+from shared.lifecycle import InFlight
+from shared.log import get_logger
+
+log = get_logger()
+
+B = TypeVar("B", bound=Sampling)
+
+
+class GenerationRoutes:
+    """`/v1/completions` and `/v1/chat/completions`.
+
+    `executor` takes what would hold up the event loop: parsing bodies, templates, tokenising, hashing.
+    """
+
+    def __init__(self, pipeline: Pipeline, settings: GatewaySettings, inflight: InFlight, executor: Executor) -> None:
+        self._pipeline = pipeline
+        self._settings = settings
+        self._inflight = inflight
+        self._executor = executor
+        self._unknown_fields = UnknownFields()
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.post("/v1/completions", self.completions),
+            web.post("/v1/chat/completions", self.chat_completions),
+        ]
+
+    async def completions(self, request: web.Request) -> web.StreamResponse:
+        return await self._serve(request, CompletionBody, prepare_completion, CompletionReply)
+
+    async def chat_completions(self, request: web.Request) -> web.StreamResponse:
+        return await self._serve(request, ChatBody, prepare_chat, ChatReply)
+
+    async def _serve(
+        self,
+        request: web.Request,
+        schema: type[B],
+        prepare: Callable[[ServedModel, B], Prepared],
+        shape: type[Reply],
+    ) -> web.StreamResponse:
+        """Run one request under its deadline. A failure becomes a status, or an event once one is out."""
+        deadline = Deadline.after(self._settings.request_timeout_s)
+        stream = EventStream(request)
+        with self._admitted():
+            try:
+                async with deadline.scope("the request was being served"):
+                    data = await read_body(request, self._settings.max_body_bytes)
+                    body, prepared = await self._off_loop(partial(self._prepared, schema, prepare, data))
+                    model_name = self._pipeline.cluster.model.name
+                    reply = shape(request_id_of(request), model_name, include_usage=body.include_usage)
+                    async with Choices(self._pipeline, prepared, deadline) as choices:
+                        if body.stream:
+                            return await _stream(stream, choices, reply, len(prepared.requests))
+                        return await _whole(choices, reply, len(prepared.requests))
+            except PrfaasError as error:
+                if not stream.is_open:
+                    raise
+                log.warning("stream_failed", code=error.code, error=str(error))
+                self._pipeline.cluster.metrics.request_failed(error.code)
+                return await stream.fail(error)
+            except ConnectionError:
+                raise
+            except Exception:
+                if not stream.is_open:
+                    raise
+                log.exception("stream_crashed")
+                self._pipeline.cluster.metrics.request_failed(Internal.code)
+                return await stream.fail(Internal("the server failed to handle this request"))
+
+    def _prepared(
+        self, schema: type[B], prepare: Callable[[ServedModel, B], Prepared], data: bytes
+    ) -> tuple[B, Prepared]:
+        body = parse(schema, data)
+        self._unknown_fields.note(body)
+        return body, prepare(self._pipeline.cluster.model, body)
+
+    async def _off_loop(self, work: Callable[[], tuple[B, Prepared]]) -> tuple[B, Prepared]:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    @contextmanager
+    def _admitted(self) -> Iterator[None]:
+        """Count the body as a running request. Raises `Draining` and `Overloaded`."""
+        if self._inflight.count >= self._settings.max_requests:
+            raise Overloaded(f"{self._settings.max_requests} requests are running already")
+        running = self._pipeline.cluster.metrics.running
+        with self._inflight.track(), running.track_inprogress():
+            yield
+
+
+async def read_body(request: web.Request, limit_bytes: int) -> bytes:
+    """Raises `BodyTooLarge`, before reading where the length is announced."""
+    if (request.content_length or 0) > limit_bytes:
+        raise BodyTooLarge(f"the body has {request.content_length} bytes; this server takes {limit_bytes}")
+    return await request.read()
+
+
+async def _whole(choices: Choices, reply: Reply, num_choices: int) -> web.Response:
+    texts: list[list[str]] = [[] for _ in range(num_choices)]
+    finished: dict[int, Choice] = {}
+    async for deltas in choices:
+        for delta in deltas:
+            texts[delta.index].append(delta.text)
+            if delta.finish_reason is not None:
+                finished[delta.index] = Choice("".join(texts[delta.index]), delta.finish_reason)
+    return web.json_response(reply.whole([finished[index] for index in range(num_choices)], choices.usage))
+
+
+async def _stream(stream: EventStream, choices: Choices, reply: Reply, num_choices: int) -> web.StreamResponse:
+    """Send deltas as they come. Headers go out with the first, so that what fails earlier gets its own status."""
+    async for deltas in choices:
+        chunks = [reply.chunk(delta) for delta in deltas if delta.text or delta.finish_reason]
+        if not stream.is_open:
+            await stream.open()
+            chunks = [*reply.opening(num_choices), *chunks]
+        await stream.send(*chunks)
+    await stream.send(*reply.closing(choices.usage))
+    return await stream.finish()

@@ -1,0 +1,252 @@
+"""The request bodies of the OpenAI API, typed. What is not implemented is refused by name, never silently ignored."""
+
+import secrets
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+)
+
+from shared.errors import BadRequest
+from shared.model.sampling_params import SamplingParams
+
+MAX_PROMPTS = 128
+MAX_STOP_STRINGS = 16
+MAX_STOP_TOKENS = 256
+_SEEDS = 1 << 64
+
+# Bounds keep absurd numbers out of arithmetic and messages; the wire has 32 bits for most of them.
+_MAX_INT = (1 << 31) - 1
+Positive = Annotated[int, Field(ge=1, le=_MAX_INT)]
+Natural = Annotated[int, Field(ge=0, le=_MAX_INT)]
+NonEmpty = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+TokenIds = Annotated[list[Natural], Field(fail_fast=True)]
+
+
+def _prompt_kind(value: Any) -> str | None:
+    """Choose one branch by the first item: a plain union would report every item of a long list for every branch."""
+    if isinstance(value, str):
+        return "<text>"
+    if not isinstance(value, list):
+        return None
+    if not value:
+        return "<tokens>"
+    if isinstance(value[0], str):
+        return "<texts>"
+    return "<token_lists>" if isinstance(value[0], list) else "<tokens>"
+
+
+def _list_kind(value: Any) -> str:
+    return "<many>" if isinstance(value, list) else "<one>"
+
+
+Prompt = Annotated[
+    Annotated[str, Tag("<text>")]
+    | Annotated[list[str], Field(max_length=MAX_PROMPTS, fail_fast=True), Tag("<texts>")]
+    | Annotated[TokenIds, Tag("<tokens>")]
+    | Annotated[list[TokenIds], Field(max_length=MAX_PROMPTS, fail_fast=True), Tag("<token_lists>")],
+    Discriminator(
+        _prompt_kind,
+        custom_error_type="prompt_type",
+        custom_error_message="must be a string, a list of strings, a list of token ids or a list of such lists",
+    ),
+]
+Stop = Annotated[
+    Annotated[NonEmpty, Tag("<one>")]
+    | Annotated[list[NonEmpty], Field(max_length=MAX_STOP_STRINGS, fail_fast=True), Tag("<many>")],
+    Discriminator(_list_kind),
+]
+
+
+class Body(BaseModel):
+    """Base of all bodies: JSON types as they are, no coercion; fields that nobody knows are kept and logged once."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, hide_input_in_errors=True)
+
+    model: str | None = None
+
+
+class StreamOptions(Body):
+    include_usage: bool | None = None
+
+
+class Sampling(Body):
+    """What completions and chat completions share. An explicit null means the default, as in OpenAI's clients."""
+
+    # Values that change nothing; any other value of these fields is refused.
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "n": (1,),
+        "best_of": (1,),
+        "min_p": (0.0,),
+        "presence_penalty": (0.0,),
+        "frequency_penalty": (0.0,),
+        "repetition_penalty": (1.0,),
+        "logit_bias": ({},),
+        "prompt_logprobs": (),
+        "use_beam_search": (False,),
+        "echo": (False,),
+        "truncate_prompt_tokens": (),
+        "allowed_token_ids": (),
+        "bad_words": ([],),
+        "response_format": ({"type": "text"},),
+        "structured_outputs": (),
+    }
+
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Positive | None = None
+    min_tokens: Natural | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=_MAX_INT)] | None = None
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=_SEEDS)] | None = None
+    stop: Stop | None = None
+    stop_token_ids: Annotated[list[Natural], Field(max_length=MAX_STOP_TOKENS, fail_fast=True)] | None = None
+    ignore_eos: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    add_special_tokens: bool | None = None
+    cache_salt: NonEmpty | None = None
+    priority: int | None = None
+    user: str | None = None
+
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    best_of: Positive | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    prompt_logprobs: int | None = None
+    use_beam_search: bool | None = None
+    echo: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+
+    def check_supported(self) -> None:
+        """Raise `BadRequest` naming the first field that asks for something which is not implemented."""
+        for name, neutral in self.neutral.items():
+            value = getattr(self, name)
+            if value is not None and not any(value == allowed for allowed in neutral):
+                raise BadRequest(f"{name} is not supported by this server yet; leave it out", param=name)
+        if self.stream_options is not None and not self.stream:
+            raise BadRequest("stream_options is only allowed with stream: true", param="stream_options")
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    def sampling_params(self, max_tokens: int, vocab_size: int, eos_ids: tuple[int, ...] = ()) -> SamplingParams:
+        """Return what decode is told. A seed is drawn where there is none, so that any worker can continue.
+        `eos_ids` stop like the caller's own ids, unless they are to be ignored: decode knows no other ends.
+
+        Raises `BadRequest` naming the field.
+        """
+        if any(token_id >= vocab_size for token_id in self.stop_token_ids or ()):
+            raise BadRequest(f"stop_token_ids must be below the vocabulary's {vocab_size}", param="stop_token_ids")
+        return SamplingParams(
+            max_tokens=max_tokens,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            top_k=min(max(self.top_k or 0, 0), vocab_size),
+            seed=secrets.randbits(64) if self.seed is None else self.seed % _SEEDS,
+            min_tokens=self.min_tokens or 0,
+            stop_token_ids=(*(self.stop_token_ids or ()), *(() if self.ignore_eos else eos_ids)),
+        )
+
+
+class CompletionBody(Sampling):
+    neutral = {**Sampling.neutral, "logprobs": (), "suffix": ("",)}
+
+    prompt: Prompt
+    logprobs: Natural | None = None
+    suffix: str | None = None
+
+
+class TextPart(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    type: Literal["text"]
+    text: str
+
+
+Content = Annotated[
+    Annotated[str, Tag("<one>")] | Annotated[list[TextPart], Field(fail_fast=True), Tag("<many>")],
+    Discriminator(_list_kind),
+]
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Content | None = None
+    name: str | None = None
+
+    def for_template(self) -> dict[str, str]:
+        """Return the message as chat templates expect it: parts joined by line ends, as vLLM does."""
+        content = self.content
+        text = content if isinstance(content, str) else "\n".join(part.text for part in content or ())
+        named = {} if self.name is None else {"name": self.name}
+        return {"role": self.role, "content": text, **named}
+
+
+class Conversation(Body):
+    """A chat's messages, as `/v1/chat/completions` and `/tokenize` take them."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    add_generation_prompt: bool | None = None
+
+
+class ChatBody(Sampling, Conversation):
+    neutral = {
+        **Sampling.neutral,
+        "logprobs": (False,),
+        "top_logprobs": (0,),
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "continue_final_message": (False,),
+        "chat_template": (),
+        "chat_template_kwargs": ({},),
+        "documents": ([],),
+    }
+
+    max_completion_tokens: Positive | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    tools: list[Any] | None = None
+    tool_choice: Any = None
+    functions: list[Any] | None = None
+    function_call: Any = None
+    continue_final_message: bool | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[Any] | None = None
+
+
+class TokenizeBody(Body):
+    """Either `prompt` or `messages`, as vLLM's endpoint."""
+
+    prompt: str | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+    return_token_strs: bool | None = None
+
+
+class DetokenizeBody(Body):
+    tokens: TokenIds

@@ -1,0 +1,40 @@
+"""What the gateway can be told by its environment."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from shared.config import ServiceSettings, non_negative, parse_bytes, port, positive, setting
+from shared.kv.codec import Codec
+from shared.model.catalog import DEFAULT_MODEL
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatewaySettings(ServiceSettings):
+    """The model settings must be those of the engines: workers of another model or KV layout are not used."""
+
+    service: ClassVar[str] = "gateway"
+
+    http_port: int = setting("PRFAAS_HTTP_PORT", 8000, help="port of the API and of /metrics (0: any)", check=port)
+    model: str = setting("PRFAAS_MODEL", DEFAULT_MODEL, help="built-in model, checkpoint directory or GGUF file")
+    dtype: Literal["bfloat16", "float32"] = setting("PRFAAS_DTYPE", "bfloat16", help="of the KV cache")
+    block_tokens: int = setting("PRFAAS_BLOCK_TOKENS", 64, help="tokens in a KV block", check=positive)
+    cache_dir: Path = setting("PRFAAS_CACHE_DIR", Path("~/.cache/prfaas"), help="prepared models")
+    max_model_len: int = setting("PRFAAS_MAX_MODEL_LEN", 0, help="longest context; 0: the model's", check=non_negative)
+    chat_template: str = setting("PRFAAS_CHAT_TEMPLATE", "", help="file or text that replaces the model's template")
+    offload_threshold_tokens: int = setting(
+        "PRFAAS_OFFLOAD_THRESHOLD_TOKENS", 512, help="uncached prompts above it go remote", check=non_negative
+    )
+    wire_codec: Literal["raw", "lz4"] = setting("PRFAAS_CODEC", "raw", help="of KV frames: raw or lz4")
+    block_wait_s: float = setting(
+        "PRFAAS_BLOCK_WAIT_S", 120.0, help="wait of decode for a block without a writer", check=positive
+    )
+    request_timeout_s: float = setting("PRFAAS_REQUEST_TIMEOUT_S", 600.0, help="of a whole request", check=positive)
+    max_requests: int = setting("PRFAAS_MAX_REQUESTS", 512, help="requests at a time, more get 429", check=positive)
+    max_body_bytes: int = setting(
+        "PRFAAS_MAX_BODY_BYTES", 8 << 20, help="limit of a request's body", parse=parse_bytes, check=positive
+    )
+
+    @property
+    def codec(self) -> Codec:
+        return Codec[self.wire_codec.upper()]

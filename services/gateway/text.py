@@ -1,0 +1,96 @@
+"""From token ids to the text that a client may see: incremental detokenising and stop strings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from shared.model.tokenizer import Tokenizer
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class TextRules:
+    """How one request wants its text."""
+
+    stop: tuple[str, ...] = ()
+    include_stop: bool = False  # whether a stop string that was met is part of the text
+    min_tokens: int = 0  # stop strings count only after as many tokens
+    skip_special_tokens: bool = True
+    hidden_ids: frozenset[int] = frozenset()  # stop tokens: counted, never shown
+
+
+class TextDelta(NamedTuple):
+    """What some tokens added to a choice."""
+
+    text: str
+    num_tokens: int  # tokens used, the one that completed a stop string included
+    finish_reason: FinishReason | None
+
+
+class StopMatcher:
+    """Finds stop strings in text that comes in pieces, and holds back what may turn out to begin one."""
+
+    def __init__(self, stop: Sequence[str], include: bool = False) -> None:
+        self._stop = tuple(stop)
+        self._include = include
+        self._held = ""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """Return the text that may be shown now, and whether a stop string ended it."""
+        self._held += text
+        found = [(start, len(stop)) for stop in self._stop if (start := self._held.find(stop)) >= 0]
+        if found:
+            start, length = min(found)
+            shown = self._held[: start + (length if self._include else 0)]
+            self._held = ""
+            return shown, True
+        shown_length = len(self._held) - self._num_undecided()
+        shown, self._held = self._held[:shown_length], self._held[shown_length:]
+        return shown, False
+
+    def flush(self) -> str:
+        """Return what was held back: no more text comes."""
+        held, self._held = self._held, ""
+        return held
+
+    def _num_undecided(self) -> int:
+        """Return the length of the longest end of the text that a stop string begins with."""
+        longest = max((len(stop) for stop in self._stop), default=1) - 1
+        for length in range(min(longest, len(self._held)), 0, -1):
+            end = self._held[-length:]
+            if any(stop.startswith(end) for stop in self._stop):
+                return length
+        return 0
+
+
+class ChoiceText:
+    """The text of one choice. After a delta with a finish reason nothing more may be pushed."""
+
+    def __init__(self, tokenizer: Tokenizer, rules: TextRules) -> None:
+        self._rules = rules
+        self._detokenizer = tokenizer.detokenizer(rules.skip_special_tokens)
+        self._matcher = StopMatcher(rules.stop, rules.include_stop)
+        self._num_tokens = 0
+
+    def push(self, ids: Sequence[int], finish_reason: FinishReason | None) -> TextDelta:
+        """Take the next ids, in steps of one so that tokens after a stop string are not counted."""
+        shown: list[str] = []
+        for used, token_id in enumerate(ids, start=1):
+            self._num_tokens += 1
+            if finish_reason == "stop" and used == len(ids) and token_id in self._rules.hidden_ids:
+                continue
+            text, stopped = self._take(self._detokenizer.push(token_id))
+            shown.append(text)
+            if stopped:
+                return TextDelta("".join(shown), used, "stop")
+        if finish_reason is not None:
+            text, stopped = self._take(self._detokenizer.finish())
+            shown += [text, "" if stopped else self._matcher.flush()]
+            finish_reason = "stop" if stopped else finish_reason
+        return TextDelta("".join(shown), len(ids), finish_reason)
+
+    def _take(self, text: str) -> tuple[str, bool]:
+        if self._num_tokens <= self._rules.min_tokens:
+            return text, False
+        return self._matcher.push(text)

@@ -1,0 +1,281 @@
+"""A gateway on loopback between a real HTTP client and scripted workers, with a tokenizer of bytes."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers
+
+from services.gateway.app import make_cluster, make_http_app
+from services.gateway.attempt import Cluster
+from services.gateway.http_server import HttpServer
+from services.gateway.model import ServedModel
+from services.gateway.settings import GatewaySettings
+from shared.bus.events import MembershipEvent, Role
+from shared.health import Health
+from shared.ids import Datacenter, Epoch, LayoutHash, ModelFingerprint, WorkerId
+from shared.kv.layout import KvLayout, LayerSpec
+from shared.lifecycle import InFlight
+from shared.metrics import Metrics
+from shared.model.tokenizer import Tokenizer
+from shared.proto import prfaas_pb2 as pb
+from shared.proto.prfaas_pb2_grpc import (
+    DecodeServicer,
+    PrefillServicer,
+    add_DecodeServicer_to_server,
+    add_PrefillServicer_to_server,
+)
+from shared.rpc.client import Channels
+from shared.rpc.server import GrpcServer
+
+BLOCK_TOKENS = 16
+LAYOUT = KvLayout((LayerSpec(None, 1, 8), LayerSpec(32, 1, 8)), "float32", BLOCK_TOKENS)
+FINGERPRINT = ModelFingerprint("f" * 64)
+MAX_MODEL_LEN = 2048
+EOS = 256
+VOCAB_SIZE = 257
+
+EAST_POOL, WEST_POOL = "127.0.0.1:1", "127.0.0.1:2"
+
+Context = "grpc.aio.ServicerContext[Any, Any]"
+Behaviour = Callable[["Call"], AsyncIterator[Any]]
+
+
+def byte_tokenizer(directory: Path) -> Tokenizer:
+    """One token for each byte, ids 0 to 255 in the order of the byte alphabet, and an end-of-sequence token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Backend(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<eos>"])
+    backend.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>"}))
+    return Tokenizer.load(directory)
+
+
+def served_model(directory: Path) -> ServedModel:
+    return ServedModel("tiny", byte_tokenizer(directory), LAYOUT, FINGERPRINT, VOCAB_SIZE, MAX_MODEL_LEN)
+
+
+@dataclass(eq=False)
+class Call:
+    """What a scripted worker saw of one call."""
+
+    request: Any  # GenerateRequest or PrefillRequest
+    started_at: float = field(default_factory=time.monotonic)
+    updates: list[pb.PlanUpdate] = field(default_factory=list)
+    updated: asyncio.Event = field(default_factory=asyncio.Event)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    cancelled: bool = False
+
+
+class ScriptedWorker(DecodeServicer, PrefillServicer):
+    """A decode or prefill worker that does what `behave` says and keeps a record of its calls."""
+
+    def __init__(self, behave: Behaviour) -> None:
+        self.behave = behave
+        self.calls: list[Call] = []
+        self.called = asyncio.Event()
+        self.address = ""
+
+    async def Generate(self, request_iterator: AsyncIterator[pb.Control], context: Any) -> AsyncIterator[pb.Tokens]:
+        first = await anext(aiter(request_iterator))
+        call = self._record(first.start)
+        follower = asyncio.create_task(self._follow(request_iterator, call))
+        with _watched(call):
+            try:
+                async for message in self.behave(call):
+                    yield message
+            finally:
+                follower.cancel()
+
+    async def Prefill(self, request: pb.PrefillRequest, context: Any) -> AsyncIterator[pb.Progress]:
+        call = self._record(request)
+        with _watched(call):
+            async for message in self.behave(call):
+                yield message
+
+    async def _follow(self, controls: AsyncIterator[pb.Control], call: Call) -> None:
+        async for control in controls:
+            call.updates.append(control.update)
+            call.updated.set()
+
+    def _record(self, request: Any) -> Call:
+        call = Call(request)
+        self.calls.append(call)
+        self.called.set()
+        return call
+
+
+@contextmanager
+def _watched(call: Call) -> Iterator[None]:
+    try:
+        yield
+    except (asyncio.CancelledError, GeneratorExit):
+        call.cancelled = True
+        raise
+    finally:
+        call.over.set()
+
+
+def says(text: str, *, finish: Any = pb.FINISH_REASON_LENGTH, pause_s: float = 0.0, computed: int = 0) -> Behaviour:
+    """A decode worker that answers with the bytes of `text`, one message for each, as far as max_tokens allow."""
+
+    async def behave(call: Call) -> AsyncIterator[pb.Tokens]:
+        ids = ids_of(text)[: call.request.sampling.max_tokens]
+        for number, token_id in enumerate(ids):
+            if pause_s:
+                await asyncio.sleep(pause_s)
+            reason = finish if number == len(ids) - 1 else pb.FINISH_REASON_UNSPECIFIED
+            first = computed if number == 0 else 0
+            yield pb.Tokens(ids=[token_id], finish_reason=reason, computed_prompt_tokens=first)
+
+    return behave
+
+
+async def hangs(_call: Call) -> AsyncIterator[Any]:
+    """A worker that takes a call and never answers."""
+    while True:
+        await asyncio.Event().wait()
+        yield
+
+
+def prefills(computed: int, *, delay_s: float = 0.0) -> Behaviour:
+    async def behave(call: Call) -> AsyncIterator[pb.Progress]:
+        await asyncio.sleep(delay_s)
+        yield pb.Progress(num_blocks_done=1, computed_tokens=min(BLOCK_TOKENS, computed))
+        yield pb.Progress(num_blocks_done=call.request.num_blocks, computed_tokens=computed, finished=True)
+
+    return behave
+
+
+def raises(error: Exception) -> Behaviour:
+    async def behave(_call: Call) -> AsyncIterator[Any]:
+        raise error
+        yield  # type: ignore[unreachable]  # makes this a generator
+
+    return behave
+
+
+def ids_of(text: str) -> list[int]:
+    return [_ID_OF_BYTE[byte] for byte in text.encode()]
+
+
+def bytes_of(ids: list[int]) -> bytes:
+    return bytes(_BYTE_OF_ID[i] for i in ids)
+
+
+@dataclass
+class Suite:
+    """A running gateway, its workers and a client."""
+
+    cluster: Cluster
+    inflight: InFlight
+    decode: ScriptedWorker
+    prefill: ScriptedWorker
+    client: aiohttp.ClientSession
+    metrics: Metrics
+    join: Callable[..., Awaitable[ScriptedWorker]]
+
+    async def complete(self, **body: Any) -> dict[str, Any]:
+        async with self.client.post("/v1/completions", json={"prompt": "hello", **body}) as response:
+            assert response.status == 200, await response.text()
+            answer: dict[str, Any] = await response.json()
+            return answer
+
+    async def works(self) -> None:
+        """Assert that an ordinary request succeeds now."""
+        self.decode.behave = says("fine")
+        answer = await self.complete()
+        assert answer["choices"][0]["text"] == "fine"
+
+    def metric(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(f"prfaas:{name}", {"model_name": "tiny", **labels}) or 0.0
+
+
+@asynccontextmanager
+async def running_suite(directory: Path, **settings: Any) -> AsyncIterator[Suite]:
+    """Home is west: decode-west; prefill-east is the remote prefill worker."""
+    async with AsyncExitStack() as stack:
+        metrics, health, inflight = Metrics(), Health(), InFlight()
+        channels = await stack.enter_async_context(Channels())
+        cluster = make_cluster(served_model(directory), channels, metrics)
+        executor = stack.enter_context(ThreadPoolExecutor(1))
+        chosen = GatewaySettings(**{"dc": "west", "http_port": 0, "offload_threshold_tokens": 32, **settings})
+        app = make_http_app(cluster, chosen, health, inflight, executor, metrics)
+        server = await stack.enter_async_context(HttpServer(app, "127.0.0.1", 0))
+
+        async def join(worker: str, role: Role, dc: str, behave: Behaviour) -> ScriptedWorker:
+            servicer = ScriptedWorker(behave)
+            grpc_server = GrpcServer("127.0.0.1", 0, Health(), InFlight())
+            add_DecodeServicer_to_server(servicer, grpc_server.grpc)
+            add_PrefillServicer_to_server(servicer, grpc_server.grpc)
+            servicer.address = f"127.0.0.1:{await grpc_server.start()}"
+            stack.push_async_callback(grpc_server.stop, 0)
+            announce(cluster, worker, role, dc, servicer.address)
+            return servicer
+
+        announce(cluster, "cachepool-east", "cachepool", "east", EAST_POOL)
+        announce(cluster, "cachepool-west", "cachepool", "west", WEST_POOL)
+        for pool in ("cachepool-east", "cachepool-west"):
+            cluster.index.apply_snapshot(WorkerId(pool), 1, 0, [])
+        decode = await join("decode-west", "decode", "west", says("hello there"))
+        prefill = await join("prefill-east", "prefill", "east", prefills(0))
+        url = f"http://127.0.0.1:{server.port}"
+        client = await stack.enter_async_context(aiohttp.ClientSession(url))
+        yield Suite(cluster, inflight, decode, prefill, client, metrics, join)
+
+
+def announce(cluster: Cluster, worker: str, role: Role, dc: str, address: str, **changes: Any) -> None:
+    event = MembershipEvent(
+        worker=WorkerId(worker),
+        role=role,
+        dc=Datacenter(dc),
+        address=address,
+        fingerprint=changes.get("fingerprint", FINGERPRINT),
+        layout_hash=changes.get("layout_hash", LayoutHash(LAYOUT.hash)),
+        model_name="tiny",
+        epoch=Epoch(changes.get("epoch", 1)),
+        pool_address={"east": EAST_POOL, "west": WEST_POOL}[dc],
+        left=changes.get("left", False),
+    )
+    cluster.registry.apply_membership(event, time.monotonic())
+
+
+async def eventually(holds: Callable[[], object], within_s: float = 1.0) -> None:
+    """Wait until `holds()` is true; TimeoutError when that takes too long."""
+    async with asyncio.timeout(within_s):
+        while True:
+            if holds():
+                return
+            await asyncio.sleep(0.005)
+
+
+async def events_of(response: aiohttp.ClientResponse) -> list[Any]:
+    """Read a whole stream of server-sent events; [DONE] stays a string."""
+    found: list[Any] = []
+    async for line in response.content:
+        text = line.decode().strip()
+        if text:
+            data = text.removeprefix("data: ")
+            found.append(data if data == "[DONE]" else json.loads(data))
+    return found
+
+
+def _byte_of_char() -> dict[str, int]:
+    """GPT-2's alphabet: printable bytes stand for themselves, the others for characters from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTE_OF_ID = dict(enumerate(_byte_of_char()[char] for char in sorted(pre_tokenizers.ByteLevel.alphabet())))
+_ID_OF_BYTE = {byte: token_id for token_id, byte in _BYTE_OF_ID.items()}

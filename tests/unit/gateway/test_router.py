@@ -1,0 +1,207 @@
+"""The routing rule, case by case. Blocks of 4 tokens, threshold of 8 tokens, home is west."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from services.gateway.index import Held
+from services.gateway.registry import Member, Pool, RegistryView
+from services.gateway.router import Plan, RequestFacts, RouterSettings, route, sources_text
+from shared.errors import NoWorker
+from shared.ids import Datacenter, WorkerId
+from shared.kv.codec import Codec
+from shared.kv.layout import KvLayout, LayerSpec
+
+EAST, WEST, NORTH = Datacenter("east"), Datacenter("west"), Datacenter("north")
+DENSE = KvLayout((LayerSpec(None, 1, 2),), "float32", 4)
+WINDOWED = KvLayout((LayerSpec(None, 1, 2), LayerSpec(5, 1, 2)), "float32", 4)  # window 5: one block back
+
+
+def settings(layout: KvLayout = DENSE) -> RouterSettings:
+    return RouterSettings(WEST, layout, offload_threshold_tokens=8, block_wait_ms=1000, codec=Codec.LZ4)
+
+
+def member(worker: str, dc: Datacenter, load: int = 0) -> Member:
+    return Member(WorkerId(worker), dc, f"{worker}:1", f"pool-{dc}:1", load)
+
+
+DECODE_WEST, DECODE_EAST = member("decode-west", WEST), member("decode-east", EAST)
+PREFILL_WEST, PREFILL_EAST = member("prefill-west", WEST), member("prefill-east", EAST)
+POOLS = {WorkerId(f"pool-{dc}"): Pool(dc, f"pool-{dc}:1") for dc in (EAST, WEST, NORTH)}
+EVERYBODY = RegistryView((DECODE_WEST, DECODE_EAST), (PREFILL_EAST, PREFILL_WEST), POOLS)
+
+
+def request(
+    num_tokens: int, held: Mapping[str, int | list[int]] | None = None, layout: KvLayout = DENSE, **facts: Any
+) -> RequestFacts:
+    """`held` gives, for each DC's pool, leading blocks held wholly, or each block's layers."""
+    num_blocks = (num_tokens - 1) // 4
+    by_pool = {}
+    for dc, blocks in (held or {}).items():
+        masks = [layout.all_layers] * blocks if isinstance(blocks, int) else blocks
+        masks = masks + [0] * (num_blocks - len(masks))
+        by_pool[WorkerId(f"pool-{dc}")] = Held(tuple(masks), layout.longest_resume(masks))
+    return RequestFacts(num_tokens, num_blocks, by_pool, **facts)
+
+
+def seen(plan: Plan) -> tuple[str, str | None, int, list[str], list[str]]:
+    prefill = plan.prefill.worker if plan.prefill else None
+    decode_sources, prefill_sources = sources_text(plan.decode_sources), sources_text(plan.prefill_sources)
+    return plan.kind, prefill, plan.num_blocks, decode_sources, prefill_sources
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "held", "expected"),
+    [
+        pytest.param(4, {}, ("none", None, 0, [], []), id="shorter than a block and a token"),
+        pytest.param(8, {}, ("local", "prefill-west", 1, [], []), id="short: at home"),
+        pytest.param(9, {}, ("remote", "prefill-east", 2, ["0-2@pool-east:1"], []), id="long: remote"),
+        pytest.param(21, {"west": 5}, ("none", None, 5, [], []), id="all cached at home"),
+        pytest.param(21, {"east": 5}, ("none", None, 5, ["0-5@pool-east:1"], []), id="all cached remotely"),
+        pytest.param(
+            21, {"west": 2, "east": 5}, ("none", None, 5, ["2-5@pool-east:1"], []), id="home has a part of it"
+        ),
+        pytest.param(
+            21, {"west": 3}, ("remote", "prefill-east", 5, ["3-5@pool-east:1"], ["0-3@pool-west:1"]), id="9 left"
+        ),
+        pytest.param(21, {"west": 4}, ("local", "prefill-west", 5, [], []), id="5 left: at home"),
+        pytest.param(
+            21,
+            {"east": 4},
+            ("local", "prefill-west", 5, ["0-4@pool-east:1"], ["0-4@pool-east:1"]),
+            id="the longer cache is elsewhere: transferred first",
+        ),
+        pytest.param(
+            29,
+            {"west": 1, "north": 3},
+            ("remote", "prefill-east", 7, ["1-3@pool-north:1", "3-7@pool-east:1"], ["0-3@pool-north:1"]),
+            id="a third pool holds the longest prefix",
+        ),
+        pytest.param(
+            29,
+            {"east": 3, "north": 3},
+            ("remote", "prefill-east", 7, ["0-7@pool-east:1"], []),
+            id="the prefill worker's pool is preferred",
+        ),
+        pytest.param(
+            21,
+            {"west": [1, 0, 1], "east": [0, 1]},
+            (
+                "remote",
+                "prefill-east",
+                5,
+                ["1-2@pool-east:1", "3-5@pool-east:1"],
+                ["0-1@pool-west:1", "2-3@pool-west:1"],
+            ),
+            id="a hole at home is filled from elsewhere",
+        ),
+    ],
+)
+def test_the_rule(num_tokens: int, held: dict[str, int | list[int]], expected: tuple[Any, ...]) -> None:
+    plan = route(request(num_tokens, held), EVERYBODY, settings())
+    assert seen(plan) == expected
+    assert plan.decode == DECODE_WEST
+    assert plan.home_dc == WEST
+    assert plan.codec is Codec.LZ4
+    assert plan.wait_ms == (0 if plan.prefill is None else 1000)
+
+
+def test_placements_of_pools_that_nobody_announces_count_for_nothing() -> None:
+    members = RegistryView((DECODE_WEST,), (PREFILL_EAST,), {})
+    assert seen(route(request(21, {"east": 5}), members, settings()))[:2] == ("remote", "prefill-east")
+
+
+@pytest.mark.parametrize(
+    ("prefill", "num_tokens", "expected"),
+    [
+        ((PREFILL_EAST,), 12, ("remote", "prefill-east")),
+        ((PREFILL_WEST,), 21, ("local", "prefill-west")),
+        ((), 21, ("decode_only", None)),
+    ],
+)
+def test_the_other_side_serves_when_one_has_no_prefill_worker(
+    prefill: tuple[Member, ...], num_tokens: int, expected: tuple[str, str | None]
+) -> None:
+    members = RegistryView((DECODE_WEST,), prefill, POOLS)
+    plan = route(request(num_tokens, {"west": 1}), members, settings())
+    assert seen(plan)[:2] == expected
+
+
+def test_without_prefill_decode_counts_on_cached_blocks_alone() -> None:
+    plan = route(request(21, {"east": 3}), RegistryView((DECODE_WEST,), (), POOLS), settings())
+    assert seen(plan) == ("decode_only", None, 3, ["0-3@pool-east:1"], [])
+
+
+def test_decode_is_the_least_loaded_at_home_or_else_anywhere() -> None:
+    busy, idle = member("decode-a", WEST, load=2), member("decode-b", WEST, load=1)
+    assert route(request(4), RegistryView((busy, idle, DECODE_EAST)), settings()).decode == idle
+    assert route(request(4), RegistryView((DECODE_EAST,)), settings()).decode == DECODE_EAST
+    facts = request(4, excluded=frozenset({idle.worker}))
+    assert route(facts, RegistryView((busy, idle)), settings()).decode == busy
+
+
+def test_home_moves_with_decode() -> None:
+    members = RegistryView((DECODE_EAST,), (PREFILL_EAST, PREFILL_WEST), POOLS)
+    plan = route(request(21), members, settings())
+    assert (plan.home_dc, plan.kind, plan.prefill) == (EAST, "remote", PREFILL_WEST)
+
+
+def test_nobody_can_decode() -> None:
+    members = RegistryView((), (PREFILL_EAST,), POOLS, ("decode-west: has left",))
+    with pytest.raises(NoWorker, match="decode-west: has left"):
+        route(request(4), members, settings())
+    facts = request(4, excluded=frozenset({DECODE_WEST.worker}))
+    with pytest.raises(NoWorker):
+        route(facts, RegistryView((DECODE_WEST,)), settings())
+
+
+def test_remote_prefers_the_longest_prefix_then_the_least_load() -> None:
+    north, east = member("prefill-north", NORTH, load=5), member("prefill-east", EAST, load=0)
+    members = RegistryView((DECODE_WEST,), (east, north), POOLS)
+    assert route(request(41, {"north": 1}), members, settings()).prefill == north
+    assert route(request(41), members, settings()).prefill == east
+    excluded = frozenset({east.worker})
+    assert route(request(41, excluded=excluded), members, settings()).prefill == north
+
+
+def test_a_prompt_follows_who_computes_its_prefix_whatever_the_threshold() -> None:
+    other = member("prefill-east-2", EAST)
+    members = RegistryView((DECODE_WEST,), (other, PREFILL_EAST, PREFILL_WEST), POOLS)
+    promised = {PREFILL_EAST.worker: 4}
+    plan = route(request(21, promised=promised), members, settings())
+    assert plan.prefill == PREFILL_EAST
+    assert sources_text(plan.decode_sources) == ["0-5@pool-east:1"]
+    # Short as it is, it goes where its one block is being computed.
+    assert route(request(8, promised={PREFILL_EAST.worker: 1}), members, settings()).prefill == PREFILL_EAST
+    # A wholly promised prompt still asks for prefill: should the first request be cancelled, the second goes on.
+    assert route(request(17, promised=promised), members, settings()).prefill == PREFILL_EAST
+    # What is held already is not worth following.
+    assert route(request(21, {"west": 4}, promised=promised), members, settings()).prefill == PREFILL_WEST
+    gone = frozenset({PREFILL_EAST.worker})
+    assert route(request(21, promised=promised, excluded=gone), members, settings()).prefill == other
+
+
+def test_promised_blocks_need_no_source_for_prefill() -> None:
+    facts = request(41, {"west": 3}, promised={PREFILL_EAST.worker: 5})
+    plan = route(facts, EVERYBODY, settings())
+    assert seen(plan) == ("remote", "prefill-east", 10, ["3-10@pool-east:1"], [])
+
+
+def test_window_layers_are_fetched_only_where_a_resume_needs_them() -> None:
+    full, both = 0b01, 0b11
+    # Home holds the full layers of all blocks, but the window layers of none: only the last block is fetched.
+    held = {"west": [full] * 4, "east": [both] * 4}
+    plan = route(request(17, held, WINDOWED), EVERYBODY, settings(WINDOWED))
+    assert seen(plan) == ("none", None, 4, ["3-4@pool-east:1"], [])
+    # Without them nowhere, the prompt cannot be resumed at all: prefill pulls nothing, decode takes the new layers.
+    plan = route(request(17, {"west": [full] * 4}, WINDOWED), EVERYBODY, settings(WINDOWED))
+    assert seen(plan) == ("remote", "prefill-east", 4, ["3-4@pool-east:1"], [])
+
+
+def test_prefill_pulls_what_a_resume_at_the_usable_prefix_needs() -> None:
+    # Usable are 2 blocks: their full layers and the window layers of block 1.
+    held = {"west": [0b01, 0b11], "east": [0b01, 0b01]}
+    plan = route(request(21, held, WINDOWED), EVERYBODY, settings(WINDOWED))
+    assert plan.usable_blocks == 2
+    assert seen(plan)[3:] == (["2-5@pool-east:1"], ["1-2@pool-west:1"])
