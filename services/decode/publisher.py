@@ -74,11 +74,11 @@ class BlockPublisher:
             publisher = PagePublisher(
                 publication, context.kv, sequence.reservation, sequence.keys, context.copier, sequence.generation.codec
             )
-            keys = sequence.keys[work.first : work.end]
-            grant = await publication.open(
-                context.layout, [BlockEntries(key, context.layout.all_layers) for key in keys]
-            )
-            publisher.to_send[work.first : work.end] = grant.granted
+            blocks = [BlockEntries(key, context.layout.all_layers) for key in sequence.keys[work.first : work.end]]
+            if work.first > 0:
+                blocks.insert(0, BlockEntries(sequence.keys[work.first - 1], 0))  # tells the pool what these follow
+            grant = await publication.open(context.layout, blocks)
+            publisher.to_send[work.first : work.end] = grant.granted[-(work.end - work.first) :]
             for layer in range(context.layout.num_layers):
                 publisher.emit(Ready(layer, work.first, work.end))
             publisher.finish()

@@ -112,8 +112,11 @@ class PrefillWorker:
         if not blocks:
             return
         layout = self._context.layout
-        grant = await publication.open(layout, [BlockEntries(keys[block], layout.all_layers) for block in blocks])
-        for block, layers in zip(blocks, grant.granted, strict=True):
+        claims = [BlockEntries(keys[block], layout.all_layers) for block in blocks]
+        if blocks[0] > 0:
+            claims.insert(0, BlockEntries(keys[blocks[0] - 1], 0))  # tells the pool what the first one follows
+        grant = await publication.open(layout, claims)
+        for block, layers in zip(blocks, grant.granted[-len(blocks) :], strict=True):
             publisher.to_send[block] |= layers
 
     async def _compute(self, prompt: Prompt, reservation: Reservation, publisher: PagePublisher, start: int) -> None:

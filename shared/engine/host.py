@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 
+from shared.allocator import keep_freed_memory
 from shared.bus.announce import Announcer
 from shared.bus.events import LoadEvent, MembershipEvent, Role
 from shared.bus.kafka import Bus
@@ -60,6 +61,7 @@ async def serve_engine(
     `build` returns the function that states the engine's load.
     """
     configure(settings.service, level=settings.log_level, fmt=settings.log_format, dc=settings.dc)
+    keep_freed_memory()
     async with AsyncExitStack() as stack:
         health, metrics, inflight = Health("model", "grpc"), Metrics(), InFlight()
         jobs = await stack.enter_async_context(background())

@@ -9,7 +9,7 @@ class BlockEntries(NamedTuple):
     """Some layers of one block."""
 
     key: BlockKey
-    layers: int  # bitmask, bit i for layer i; never 0
+    layers: int  # bitmask, bit i for layer i; 0 where only the place in the chain matters
 
 
 class Source(NamedTuple):

@@ -1,6 +1,6 @@
 """Wire messages to the suite's own types and back. What comes from a peer is validated here, once."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import cast
 
 from shared.errors import BadRequest, CorruptFrame
@@ -65,16 +65,18 @@ def sources_from_messages(messages: Iterable[pb.Source]) -> list[Source]:
     return sources
 
 
-def frame_to_message(frame: Frame) -> pb.Frame:
-    return pb.Frame(
-        key=frame.key,
-        layer=frame.layer,
-        codec=cast(pb.Codec.ValueType, int(frame.codec)),
-        fidelity=cast(pb.Fidelity.ValueType, int(frame.fidelity)),
-        raw_bytes=frame.raw_bytes,
-        checksum=frame.checksum,
-        payload=frame.payload,
-    )
+def add_frames(batch: pb.FrameBatch, frames: Iterable[Frame]) -> None:
+    """Append frames to a message in place: protobuf copies a message that is put into another by serialising it."""
+    for frame in frames:
+        batch.frames.add(
+            key=frame.key,
+            layer=frame.layer,
+            codec=cast(pb.Codec.ValueType, int(frame.codec)),
+            fidelity=cast(pb.Fidelity.ValueType, int(frame.fidelity)),
+            raw_bytes=frame.raw_bytes,
+            checksum=frame.checksum,
+            payload=frame.payload,
+        )
 
 
 def frame_from_message(message: pb.Frame) -> Frame:
@@ -85,20 +87,6 @@ def frame_from_message(message: pb.Frame) -> Frame:
         raise CorruptFrame(str(error)) from error
     key = BlockKey(message.key)
     return Frame(key, message.layer, codec, fidelity, message.raw_bytes, message.payload, message.checksum)
-
-
-def batches(frames: Sequence[Frame]) -> Iterable[pb.FrameBatch]:
-    """Group frames, in order, into messages of about `MAX_BATCH_BYTES`."""
-    group: list[pb.Frame] = []
-    size = 0
-    for frame in frames:
-        if group and size + len(frame.payload) > MAX_BATCH_BYTES:
-            yield pb.FrameBatch(frames=group)
-            group, size = [], 0
-        group.append(frame_to_message(frame))
-        size += len(frame.payload)
-    if group:
-        yield pb.FrameBatch(frames=group)
 
 
 def codec_from_message(codec: int) -> Codec:

@@ -16,7 +16,7 @@ from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import CachePoolStub
 from shared.rpc.client import Channels, rpc_errors
 from shared.rpc.convert import (
-    batches,
+    add_frames,
     entries_from_messages,
     entries_to_messages,
     frame_from_message,
@@ -64,10 +64,14 @@ class Publication:
         return Grant([mask_from_bytes(m) for m in grant.granted], [mask_from_bytes(m) for m in grant.present])
 
     async def send(self, frames: Sequence[Frame]) -> None:
-        """Write frames of granted entries. Waits while the pool's flow-control window is full."""
+        """Write frames of granted entries in one message, at most about `MAX_BATCH_BYTES` of them.
+
+        Waits while the pool's flow-control window is full.
+        """
+        request = pb.PublishRequest()
+        add_frames(request.frames, frames)
         with rpc_errors(self._peer):
-            for batch in batches(frames):
-                await self._write(pb.PublishRequest(frames=batch))
+            await self._write(request)
 
     async def renew_forever(self) -> None:
         """Keep the lease while there is nothing to send, for as long as the stream lives."""

@@ -1,0 +1,122 @@
+"""Composition root of the cache pool: what is opened, in which order, and how it ends."""
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from time import monotonic, time
+
+from services.cachepool.metrics import PoolMetrics, StoreCollector
+from services.cachepool.peers import PeerPulls
+from services.cachepool.placement import PlacementFeed, PlacementLog
+from services.cachepool.servicer import PoolServicer
+from services.cachepool.settings import PoolSettings
+from services.cachepool.store import Store
+from shared.allocator import keep_freed_memory
+from shared.bus.announce import Announcer
+from shared.bus.events import TOPIC_PLACEMENT, LoadEvent, MembershipEvent, PlacementEvent
+from shared.bus.kafka import Bus
+from shared.config import load
+from shared.health import Health
+from shared.http import StatusServer
+from shared.ids import Datacenter, Epoch, WorkerId, new_epoch
+from shared.lifecycle import InFlight, Lifecycle, background
+from shared.log import configure, get_logger
+from shared.metrics import Metrics, watch_loop_lag
+from shared.proto.prfaas_pb2_grpc import add_CachePoolServicer_to_server
+from shared.rpc.client import Channels
+from shared.rpc.server import GrpcServer
+
+log = get_logger()
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The parts of one pool, wired; nothing runs yet."""
+
+    store: Store
+    feed: PlacementFeed
+    pulls: PeerPulls
+    servicer: PoolServicer
+
+
+def build_pool(
+    settings: PoolSettings,
+    epoch: Epoch,
+    channels: Channels,
+    metrics: Metrics,
+    publish: Callable[[PlacementEvent], None],
+) -> Pool:
+    """Wire a pool whose placement events go to `publish`, which must not block."""
+    counters = PoolMetrics(metrics)
+    placement = PlacementLog(WorkerId(settings.worker_id), Datacenter(settings.dc), epoch)
+    feed = PlacementFeed(placement, publish, settings.heartbeat_s)
+    store = Store(settings.pool_bytes, monotonic, feed.note)
+    metrics.registry.register(StoreCollector(store, placement))
+    pulls = PeerPulls(store, channels, counters, settings.pull_timeout_s)
+    return Pool(store, feed, pulls, PoolServicer(settings, store, placement, pulls, counters))
+
+
+async def run(lifecycle: Lifecycle) -> None:
+    """Serve until told to stop. Raises SettingsError; everything opened is closed in reverse order."""
+    settings = load(PoolSettings)
+    keep_freed_memory()
+    configure(settings.service, level=settings.log_level, fmt=settings.log_format, dc=settings.dc)
+    epoch = new_epoch()
+    health, metrics, inflight = Health("grpc"), Metrics(), InFlight()
+    async with AsyncExitStack() as stack:
+        jobs = await stack.enter_async_context(background())
+        await stack.enter_async_context(StatusServer(settings.http_host, settings.http_port, metrics.registry, health))
+        bus = Bus(settings.kafka, settings.worker_id, health=health, metrics=metrics)
+        producer = bus.producer()
+        channels = await stack.enter_async_context(Channels())
+
+        def publish(event: PlacementEvent) -> None:
+            producer.publish(TOPIC_PLACEMENT, settings.worker_id, event.encode())
+
+        pool = build_pool(settings, epoch, channels, metrics, publish)
+        stack.push_async_callback(pool.pulls.close)
+        server = GrpcServer(settings.grpc_host, settings.grpc_port, health, inflight)
+        add_CachePoolServicer_to_server(pool.servicer, server.grpc)
+        port = await server.start()
+        address = pool.pulls.own_address = f"{settings.advertise_host}:{port}"
+        announcer = Announcer(producer, _membership(settings, epoch, address), lambda: _load(settings, epoch, pool))
+        for name, loop in (
+            ("bus", bus.run()),
+            ("producer", producer.run()),
+            ("placement", pool.feed.run()),
+            ("announcer", announcer.run()),
+            ("loop lag", watch_loop_lag(metrics)),
+        ):
+            jobs.start(loop, name=name)
+        health.set("grpc", True)
+        log.info("cachepool_ready", address=address, budget_bytes=settings.pool_bytes, epoch=epoch)
+
+        await lifecycle.stopping.wait()
+        await announcer.leave()
+        num_cancelled = await server.stop(settings.drain_s)
+        log.info("cachepool_drained", num_streams_cancelled=num_cancelled, **pool.store.stats._asdict())
+
+
+def _membership(settings: PoolSettings, epoch: Epoch, address: str) -> MembershipEvent:
+    return MembershipEvent(
+        worker=WorkerId(settings.worker_id),
+        role="cachepool",
+        dc=Datacenter(settings.dc),
+        address=address,
+        epoch=epoch,
+        capacity=settings.pool_bytes,
+        pool_address=address,
+    )
+
+
+def _load(settings: PoolSettings, epoch: Epoch, pool: Pool) -> LoadEvent:
+    stats = pool.store.stats
+    return LoadEvent(
+        worker=WorkerId(settings.worker_id),
+        epoch=epoch,
+        running=stats.num_readers + stats.num_writers,
+        waiting=0,
+        kv_usage=stats.used_bytes / settings.pool_bytes,
+        speed_tokens_per_s=0.0,
+        at_ms=int(time() * 1000),
+    )

@@ -1,0 +1,214 @@
+"""The pool's gRPC face: streams are leases, masks and keys are checked here, frames pass through by reference."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc.aio
+
+from services.cachepool.block import Writer
+from services.cachepool.integrity import check
+from services.cachepool.metrics import WRITER, PoolMetrics
+from services.cachepool.peers import PeerPulls, SourcedReader
+from services.cachepool.placement import PlacementLog
+from services.cachepool.settings import PoolSettings
+from services.cachepool.store import Store
+from services.cachepool.subscription import Subscription
+from shared.errors import BadRequest, CorruptFrame, LeaseExpired, Overloaded
+from shared.kv.entries import BlockEntries
+from shared.kv.frame import Frame
+from shared.kv.layout import KvLayout
+from shared.proto import prfaas_pb2 as pb
+from shared.proto.prfaas_pb2_grpc import CachePoolServicer
+from shared.rpc.convert import (
+    MAX_BATCH_BYTES,
+    add_frames,
+    entries_from_messages,
+    entries_to_messages,
+    frame_from_message,
+    key_from_bytes,
+    layout_from_message,
+    mask_to_bytes,
+    sources_from_messages,
+)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+DEFAULT_LEASE_S = 10.0
+SNAPSHOT_BLOCKS = 5000
+"""Blocks in one snapshot message: some 200 KB."""
+
+
+@dataclass(slots=True)
+class _Lease:
+    """How long a writer may be silent, and what it has stored so far."""
+
+    writer: Writer
+    silence_s: float
+    num_stored: int = 0
+
+
+class PoolServicer(CachePoolServicer):
+    """Serves one store. Every lease ends with its stream, however that ends."""
+
+    def __init__(
+        self, settings: PoolSettings, store: Store, placement: PlacementLog, pulls: PeerPulls, metrics: PoolMetrics
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._placement = placement
+        self._pulls = pulls
+        self._metrics = metrics
+        self._num_streams = {"Publish": 0, "Fetch": 0}
+
+    async def Publish(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
+        with self._stream("Publish"):
+            lease = _Lease(self._store.open_writer(), min(DEFAULT_LEASE_S, self._settings.max_lease_s))
+            try:
+                async for message in _within_lease(request_iterator, lease):
+                    await self._on_publish(message, lease, context)
+            finally:
+                self._metrics.lost.inc(self._store.abandon(lease.writer))
+            await context.write(pb.PublishReply(stored=pb.PublishStored(num_entries=lease.num_stored)))
+
+    async def Fetch(self, request: pb.FetchRequest, context: Context) -> None:  # type: ignore[override]
+        layout, blocks = self._wanted(request.layout, request.blocks)
+        sources = sources_from_messages(request.sources)
+        if any(source.end > len(blocks) for source in sources):
+            raise BadRequest("a source names blocks beyond those of the request")
+        wait_s = min(request.wait_ms / 1000, self._settings.max_wait_s)
+        with self._stream("Fetch"):
+            changed = asyncio.Event()
+            reader = self._store.subscribe(layout, blocks, wait_s, changed.set)
+            try:
+                await self._deliver(SourcedReader(reader, layout, sources, wait_s), changed, context)
+            finally:
+                self._store.close(reader)
+                self._pulls.cancel_unwanted()
+
+    async def Lookup(self, request: pb.LookupRequest, context: Context) -> pb.LookupReply:
+        self._check_size(len(request.keys))
+        return pb.LookupReply(present=[mask_to_bytes(self._store.lookup(key_from_bytes(key))) for key in request.keys])
+
+    async def Snapshot(self, request: pb.SnapshotRequest, context: Context) -> AsyncIterator[pb.SnapshotReply]:
+        epoch, sequence, stored = self._placement.snapshot()
+        for start in range(0, max(1, len(stored)), SNAPSHOT_BLOCKS):
+            part = stored[start : start + SNAPSHOT_BLOCKS]
+            messages = [pb.StoredBlock(key=key, groups=groups) for key, groups in part]
+            yield pb.SnapshotReply(epoch=epoch, sequence=sequence, stored=messages)
+
+    async def _on_publish(self, message: pb.PublishRequest, lease: _Lease, context: Context) -> None:
+        match message.WhichOneof("message"):
+            case "open":
+                await context.write(pb.PublishReply(grant=self._grant(message.open, lease)))
+            case "frames":
+                await self._ingest(message.frames, lease)
+            case "renew":
+                pass  # it has come: that is all it says
+            case _:
+                raise BadRequest("an empty publish message")
+
+    def _grant(self, message: pb.PublishOpen, lease: _Lease) -> pb.PublishGrant:
+        layout, blocks = self._wanted(message.layout, message.blocks)
+        if message.lease_ms:
+            lease.silence_s = min(message.lease_ms / 1000, self._settings.max_lease_s)
+        grants = self._store.grant(lease.writer, layout, blocks)
+        for (_, asked), (granted, present) in zip(blocks, grants, strict=True):
+            self._metrics.skipped.labels("present").inc(present.bit_count())
+            self._metrics.skipped.labels("filling").inc((asked & ~granted & ~present).bit_count())
+        return pb.PublishGrant(
+            granted=[mask_to_bytes(grant.granted) for grant in grants],
+            present=[mask_to_bytes(grant.present) for grant in grants],
+        )
+
+    async def _ingest(self, batch: pb.FrameBatch, lease: _Lease) -> None:
+        """Store a writer's frames. One corrupt frame ends the stream: whatever it carried cannot be trusted."""
+        try:
+            checked = await check([frame_from_message(message) for message in batch.frames])
+            for frame in checked.intact:
+                self._put(frame, lease)
+            if checked.corrupt:
+                bad = checked.corrupt[0]
+                raise CorruptFrame(f"the checksum of block {bad.key.hex()[:12]} layer {bad.layer} does not match")
+        except CorruptFrame:
+            self._metrics.corrupt.labels(WRITER).inc()
+            raise
+
+    def _put(self, frame: Frame, lease: _Lease) -> None:
+        try:
+            self._store.put(lease.writer, frame)
+        except Overloaded:
+            # A full pool is no fault of the writer's: it goes on, its readers wait for another or compute.
+            self._metrics.refused.inc()
+            return
+        lease.num_stored += 1
+        self._metrics.published.inc()
+        self._metrics.published_bytes.inc(len(frame.payload))
+
+    async def _deliver(self, sourced: SourcedReader, changed: asyncio.Event, context: Context) -> None:
+        """Send what is ready, lowest layer first, until every wanted entry was sent or reported missing."""
+        reader = sourced.reader
+        while not reader.done:
+            changed.clear()
+            if reader.lost_writers:
+                reader.lost_writers = False
+                self._pulls.start(sourced)
+            # Whatever is ready goes at once; a batch fills only while the last one is being sent.
+            if frames := reader.take(MAX_BATCH_BYTES):
+                await self._send(frames, context)
+            elif missing := reader.take_missing(self._store.clock()):
+                self._metrics.fetched.labels("miss").inc(sum(block.layers.bit_count() for block in missing))
+                await context.write(pb.FetchReply(missing=pb.FetchMissing(blocks=entries_to_messages(missing))))
+            else:
+                await _wait(changed, reader)
+
+    async def _send(self, frames: Sequence[Frame], context: Context) -> None:
+        reply = pb.FetchReply()
+        add_frames(reply.frames, frames)
+        await context.write(reply)
+        self._metrics.fetched.labels("hit").inc(len(frames))
+        self._metrics.fetched_bytes.inc(sum(len(frame.payload) for frame in frames))
+
+    def _wanted(self, layout: pb.Layout, blocks: Sequence[pb.BlockEntries]) -> tuple[KvLayout, list[BlockEntries]]:
+        self._check_size(len(blocks))
+        return layout_from_message(layout), entries_from_messages(blocks)
+
+    def _check_size(self, num_blocks: int) -> None:
+        if num_blocks > self._settings.max_blocks:
+            raise BadRequest(f"a request names at most {self._settings.max_blocks} blocks, not {num_blocks}")
+
+    @contextmanager
+    def _stream(self, kind: str) -> Iterator[None]:
+        if self._num_streams[kind] >= self._settings.max_streams:
+            raise Overloaded(f"the pool serves {self._settings.max_streams} {kind} streams already")
+        self._num_streams[kind] += 1
+        try:
+            yield
+        finally:
+            self._num_streams[kind] -= 1
+
+
+async def _within_lease(messages: Any, lease: _Lease) -> AsyncIterator[pb.PublishRequest]:
+    """Yield a writer's messages; raise `LeaseExpired` when it is silent for longer than its lease."""
+    while True:
+        try:
+            async with asyncio.timeout(lease.silence_s):
+                message = await anext(messages, None)
+        except TimeoutError:
+            raise LeaseExpired(f"the writer was silent for {lease.silence_s:g} s") from None
+        if message is None:
+            return
+        yield message
+
+
+async def _wait(changed: asyncio.Event, reader: Subscription) -> None:
+    """Wait until the reader may have something new, or gives up on something."""
+    deadline = reader.next_deadline()
+    try:
+        async with asyncio.timeout(None if deadline is None else max(0.0, deadline - time.monotonic())):
+            await changed.wait()
+    except TimeoutError:
+        pass  # the deadline of some entries: the caller reports them

@@ -1,0 +1,37 @@
+"""Settings of a cache pool."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from shared.config import ServiceSettings, parse_bytes, positive, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolSettings(ServiceSettings):
+    """One pool node. Limits on requests keep one client from taking the pool's memory or time."""
+
+    service: ClassVar[str] = "cachepool"
+
+    pool_bytes: int = setting(
+        "PRFAAS_POOL_BYTES",
+        1 << 30,
+        help="memory for KV blocks, bookkeeping included",
+        parse=parse_bytes,
+        check=positive,
+    )
+    max_streams: int = setting(
+        "PRFAAS_POOL_MAX_STREAMS", 1024, help="Publish and Fetch streams at a time, each kind", check=positive
+    )
+    max_blocks: int = setting("PRFAAS_POOL_MAX_BLOCKS", 16384, help="blocks named in one request", check=positive)
+    max_lease_s: float = setting(
+        "PRFAAS_POOL_MAX_LEASE_S", 60.0, help="longest silence that a writer may ask for", check=positive
+    )
+    max_wait_s: float = setting(
+        "PRFAAS_POOL_MAX_WAIT_S", 120.0, help="longest wait for a writer that a reader may ask for", check=positive
+    )
+    pull_timeout_s: float = setting(
+        "PRFAAS_POOL_PULL_TIMEOUT_S", 120.0, help="time limit of one pull from a peer pool", check=positive
+    )
+    heartbeat_s: float = setting(
+        "PRFAAS_POOL_HEARTBEAT_S", 2.0, help="interval of placement events while nothing changes", check=positive
+    )
