@@ -21,11 +21,11 @@ class ChoiceDelta:
 
     index: int
     text: str
-    num_tokens: int
+    ids: tuple[int, ...]  # generated, shown as text or not
     finish_reason: FinishReason | None  # on the choice's last delta
 
     def joined(self, later: "ChoiceDelta") -> "ChoiceDelta":
-        return ChoiceDelta(self.index, self.text + later.text, self.num_tokens + later.num_tokens, later.finish_reason)
+        return ChoiceDelta(self.index, self.text + later.text, self.ids + later.ids, later.finish_reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +112,13 @@ class Choices:
             async for event in events:
                 delta = text.push(event.ids, event.finish_reason)
                 timer.tokens(delta.num_tokens)
-                self._queue.put_nowait(ChoiceDelta(index, delta.text, delta.num_tokens, delta.finish_reason))
+                ids = tuple(event.ids[: delta.num_tokens])
+                self._queue.put_nowait(ChoiceDelta(index, delta.text, ids, delta.finish_reason))
                 if delta.finish_reason is not None and event.finish_reason is None:
                     return  # a stop string: the workers know nothing of it and are cancelled
 
     def _note_taken(self, delta: ChoiceDelta) -> None:
-        self._completion_tokens += delta.num_tokens
+        self._completion_tokens += len(delta.ids)
         if delta.finish_reason is not None:
             self._finished[delta.index] = delta.finish_reason
             self._timers[delta.index].finished()

@@ -16,23 +16,30 @@ class Choice(NamedTuple):
     """A finished choice."""
 
     text: str
+    ids: tuple[int, ...]
     finish_reason: FinishReason
 
 
 class Reply(ABC):
-    """Shapes the answer to one request. `include_usage` concerns streams only."""
+    """Shapes the answer to one request. `include_usage` concerns streams only.
+
+    `with_token_ids` adds `token_ids` to each choice: the ids behind its text, as vLLM's `return_token_ids` does.
+    """
 
     id_prefix: ClassVar[str]
     whole_object: ClassVar[str]
     chunk_object: ClassVar[str]
 
-    def __init__(self, request_id: RequestId, model_name: str, *, include_usage: bool) -> None:
+    def __init__(
+        self, request_id: RequestId, model_name: str, *, include_usage: bool, with_token_ids: bool = False
+    ) -> None:
         self._head = {"id": f"{self.id_prefix}-{request_id}", "created": int(time.time()), "model": model_name}
         self._include_usage = include_usage
+        self._with_token_ids = with_token_ids
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> Json:
         """Return the answer to a request that does not stream."""
-        items = [self._choice(index, choice) for index, choice in enumerate(choices)]
+        items = [self._with_ids(self._choice(index, choice), choice.ids) for index, choice in enumerate(choices)]
         return {**self._head, "object": self.whole_object, "choices": items, "usage": usage_object(usage)}
 
     def opening(self, num_choices: int) -> list[Json]:
@@ -40,7 +47,7 @@ class Reply(ABC):
         return []
 
     def chunk(self, delta: ChoiceDelta) -> Json:
-        return self._chunk([self._delta_choice(delta)])
+        return self._chunk([self._with_ids(self._delta_choice(delta), delta.ids)])
 
     def closing(self, usage: Usage) -> list[Json]:
         """Return the chunks that go after all text."""
@@ -51,6 +58,9 @@ class Reply(ABC):
     def _chunk(self, choices: list[Json]) -> Json:
         chunk = {**self._head, "object": self.chunk_object, "choices": choices}
         return {**chunk, "usage": None} if self._include_usage else chunk
+
+    def _with_ids(self, choice: Json, ids: Sequence[int]) -> Json:
+        return {**choice, "token_ids": list(ids)} if self._with_token_ids else choice
 
     @abstractmethod
     def _choice(self, index: int, choice: Choice) -> Json: ...

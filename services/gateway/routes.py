@@ -70,10 +70,16 @@ class GenerationRoutes:
                     data = await read_body(request, self._settings.max_body_bytes)
                     body, prepared = await self._off_loop(partial(self._prepared, schema, prepare, data))
                     model_name = self._pipeline.cluster.model.name
-                    reply = shape(request_id_of(request), model_name, include_usage=body.include_usage)
+                    reply = shape(
+                        request_id_of(request),
+                        model_name,
+                        include_usage=body.include_usage,
+                        with_token_ids=bool(body.return_token_ids),
+                    )
                     async with Choices(self._pipeline, prepared, deadline) as choices:
                         if body.stream:
-                            return await _stream(stream, choices, reply, len(prepared.requests))
+                            every = bool(body.return_token_ids)  # also what adds no text
+                            return await _stream(stream, choices, reply, len(prepared.requests), every)
                         return await _whole(choices, reply, len(prepared.requests))
             except PrfaasError as error:
                 if not stream.is_open:
@@ -119,19 +125,27 @@ async def read_body(request: web.Request, limit_bytes: int) -> bytes:
 
 async def _whole(choices: Choices, reply: Reply, num_choices: int) -> web.Response:
     texts: list[list[str]] = [[] for _ in range(num_choices)]
+    ids: list[list[int]] = [[] for _ in range(num_choices)]
     finished: dict[int, Choice] = {}
     async for deltas in choices:
         for delta in deltas:
             texts[delta.index].append(delta.text)
+            ids[delta.index] += delta.ids
             if delta.finish_reason is not None:
-                finished[delta.index] = Choice("".join(texts[delta.index]), delta.finish_reason)
+                text = "".join(texts[delta.index])
+                finished[delta.index] = Choice(text, tuple(ids[delta.index]), delta.finish_reason)
     return web.json_response(reply.whole([finished[index] for index in range(num_choices)], choices.usage))
 
 
-async def _stream(stream: EventStream, choices: Choices, reply: Reply, num_choices: int) -> web.StreamResponse:
-    """Send deltas as they come. Headers go out with the first, so that what fails earlier gets its own status."""
+async def _stream(
+    stream: EventStream, choices: Choices, reply: Reply, num_choices: int, every: bool
+) -> web.StreamResponse:
+    """Send deltas as they come, those without text only if `every`.
+
+    Headers go out with the first, so that what fails earlier gets its own status.
+    """
     async for deltas in choices:
-        chunks = [reply.chunk(delta) for delta in deltas if delta.text or delta.finish_reason]
+        chunks = [reply.chunk(delta) for delta in deltas if every or delta.text or delta.finish_reason]
         if not stream.is_open:
             await stream.open()
             chunks = [*reply.opening(num_choices), *chunks]

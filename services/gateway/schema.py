@@ -111,6 +111,7 @@ class Sampling(Body):
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
+    return_token_ids: bool | None = None
     cache_salt: NonEmpty | None = None
     priority: int | None = None
     user: str | None = None

@@ -393,3 +393,14 @@ async def test_metrics_carry_vllm_names(suite: Suite) -> None:
     assert f"prfaas:inter_token_latency_seconds_count{{{labels}}} 10.0" in text
     assert f"prfaas:num_requests_running{{{labels}}} 0.0" in text
     assert 'prfaas:request_success_total{finished_reason="length",model_name="tiny"} 1.0' in text
+
+
+async def test_token_ids_come_back_when_asked_for(suite: Suite) -> None:
+    suite.decode.behave = says("hello", finish=pb.FINISH_REASON_LENGTH)
+    answer = await suite.complete(max_tokens=5, return_token_ids=True)
+    assert bytes_of(answer["choices"][0]["token_ids"]) == b"hello"
+    body = {"prompt": "x", "max_tokens": 5, "stream": True, "return_token_ids": True}
+    async with suite.client.post("/v1/completions", json=body) as response:
+        chunks = events_of(await response.text())
+    streamed = [token for chunk in chunks for token in chunk["choices"][0]["token_ids"]]
+    assert bytes_of(streamed) == b"hello"
