@@ -1,0 +1,139 @@
+"""Attention by flash-attn 2: the one module that imports it.
+
+Prefill spans go through `flash_attn_varlen_func`, decode spans (one token) through `flash_attn_with_kvcache`, both
+reading the pages through block tables. flash-attn wants CUDA, float16 or bfloat16, and pages of a multiple of 256
+tokens: https://github.com/Dao-AILab/flash-attention/blob/v2.8.3/flash_attn/flash_attn_interface.py
+"""
+
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from shared.errors import ModelFileError, SettingsError
+from shared.model.attention import Attention
+from shared.model.batch import Batch
+from shared.model.paged import PagedKv
+
+PAGE_TOKENS = 256
+_MAX_HEAD_DIM = 256
+
+
+class _Part(NamedTuple):
+    """The spans that one kernel call covers."""
+
+    rows: Tensor | None  # of the step's tokens; None: all of them, in order
+    block_table: Tensor  # [num_spans, most pages] int32
+    lengths: Tensor  # [num_spans] int32, of the sequences after this step
+    query_starts: Tensor  # [num_spans + 1] int32
+    key_starts: Tensor  # [num_spans + 1] int32
+    max_queries: int
+    max_keys: int
+
+
+class FlashAttention(Attention):
+    """Raises `SettingsError` when flash-attn is not installed or the cache does not suit it."""
+
+    page_tokens = PAGE_TOKENS
+
+    def __init__(self) -> None:
+        try:
+            import flash_attn
+        except ImportError as error:
+            raise SettingsError(f"flash-attn cannot be imported ({error}); use PRFAAS_ATTENTION=sdpa") from error
+        self._flash: Any = flash_attn
+        self._parts: WeakKeyDictionary[Batch, tuple[_Part | None, _Part | None]] = WeakKeyDictionary()
+
+    def forward(self, q: Tensor, layer: int, batch: Batch, kv: PagedKv, scale: float, window: int | None) -> Tensor:
+        _check(q, kv)
+        if batch not in self._parts:
+            self._parts[batch] = _split(batch)
+        prefill, decode = self._parts[batch]
+        options = {
+            "softmax_scale": scale,
+            "causal": True,
+            "window_size": (-1, -1) if window is None else (window - 1, 0),
+        }
+        keys, values = kv.keys_of(layer), kv.values_of(layer)
+        out = torch.empty_like(q)
+        if prefill is not None:
+            attended = self._flash.flash_attn_varlen_func(
+                _take(q, prefill.rows),
+                keys,
+                values,
+                cu_seqlens_q=prefill.query_starts,
+                cu_seqlens_k=prefill.key_starts,
+                max_seqlen_q=prefill.max_queries,
+                max_seqlen_k=prefill.max_keys,
+                block_table=prefill.block_table,
+                **options,
+            )
+            _put(out, prefill.rows, attended)
+        if decode is not None:
+            attended = self._flash.flash_attn_with_kvcache(
+                _take(q, decode.rows)[:, None],
+                keys,
+                values,
+                cache_seqlens=decode.lengths,
+                block_table=decode.block_table,
+                **options,
+            )
+            _put(out, decode.rows, attended[:, 0])
+        return out
+
+
+def _check(q: Tensor, kv: PagedKv) -> None:
+    if kv.page_tokens % PAGE_TOKENS:
+        raise SettingsError(f"flash-attn needs pages of a multiple of {PAGE_TOKENS} tokens, not {kv.page_tokens}")
+    if q.dtype not in (torch.float16, torch.bfloat16):
+        raise SettingsError(f"flash-attn needs bfloat16 or float16, not {q.dtype}; use PRFAAS_ATTENTION=sdpa")
+    if q.shape[-1] > _MAX_HEAD_DIM or q.shape[-1] % 8:
+        raise ModelFileError(f"flash-attn does not support a head size of {q.shape[-1]}; use PRFAAS_ATTENTION=sdpa")
+
+
+def _split(batch: Batch) -> tuple[_Part | None, _Part | None]:
+    """Sort a step's spans into prefill and decode, with the tensors that describe each to the kernels."""
+    prefill = [i for i, span in enumerate(batch.spans) if span.num_tokens > 1]
+    decode = [i for i, span in enumerate(batch.spans) if span.num_tokens == 1]
+    return _part(batch, prefill), _part(batch, decode)
+
+
+def _part(batch: Batch, chosen: list[int]) -> _Part | None:
+    if not chosen:
+        return None
+    device = batch.positions.device
+    starts = [0]
+    for span in batch.spans:
+        starts.append(starts[-1] + span.num_tokens)
+    spans = [batch.spans[i] for i in chosen]
+    rows = None
+    if len(chosen) < len(batch.spans):
+        rows = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in chosen]).to(device)
+    tables = [list(span.pages[: -(-span.end // batch.page_tokens)]) for span in spans]
+    widest = max(len(table) for table in tables)
+
+    def int32(values: list[Any]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
+    queries, ends = [span.num_tokens for span in spans], [span.end for span in spans]
+    return _Part(
+        rows=rows,
+        block_table=int32([table + [0] * (widest - len(table)) for table in tables]),
+        lengths=int32(ends),
+        query_starts=int32([sum(queries[:i]) for i in range(len(queries) + 1)]),
+        key_starts=int32([sum(ends[:i]) for i in range(len(ends) + 1)]),
+        max_queries=max(queries),
+        max_keys=max(ends),
+    )
+
+
+def _take(q: Tensor, rows: Tensor | None) -> Tensor:
+    return q.contiguous() if rows is None else q.index_select(0, rows)
+
+
+def _put(out: Tensor, rows: Tensor | None, part: Tensor) -> None:
+    if rows is None:
+        out.copy_(part)
+    else:
+        out.index_copy_(0, rows, part)
