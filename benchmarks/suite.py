@@ -1,0 +1,53 @@
+"""The suite as `make up` runs it, started and stopped by a benchmark."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psutil
+
+from benchmarks.harness import ROOT
+
+URL = "http://127.0.0.1:8000"
+
+
+@dataclass(frozen=True)
+class Started:
+    """A running suite: seconds until the line that says it is ready, and the process that holds it together."""
+
+    seconds: float
+    up: psutil.Process
+
+
+@contextmanager
+def suite(**environ: str) -> Iterator[Started]:
+    """What `make up` runs after `setup`: prepare the model, start, wait for the first answered request.
+
+    Nothing else may use the suite's ports. Raises `RuntimeError` with the output when it does not start.
+    """
+    env = {**os.environ, **environ}
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "shared.model.catalog", "--weights"], cwd=ROOT, env=env, check=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "deploy.up"], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        yield Started(_wait_until_ready(process) - started, psutil.Process(process.pid))
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+
+
+def _wait_until_ready(process: "subprocess.Popen[str]") -> float:
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if line.startswith("ready after"):
+            return time.perf_counter()
+    raise RuntimeError("the suite did not start:\n" + "".join(seen))

