@@ -16,7 +16,7 @@ from shared.engine.fetch import FetchContext, PageFetch
 from shared.engine.loaded import LoadedModel
 from shared.engine.thread import WorkThread
 from shared.errors import ContextTooLong, Internal, Overloaded, PrfaasError
-from shared.kv.hashing import chain_keys
+from shared.kv.hashing import chain_keys, num_prefix_blocks
 from shared.log import get_logger
 from shared.metrics import Metrics
 
@@ -106,7 +106,8 @@ class DecodeEngine:
             sequence = self._waiting[0]
             generation = sequence.generation
             num_tokens = len(generation.token_ids) + generation.sampling.max_tokens
-            sequence.reservation = self._kv.reserve(sequence.keys[: generation.num_blocks], num_tokens)
+            most = num_prefix_blocks(len(generation.token_ids), self._layout.block_tokens)
+            sequence.reservation = self._kv.reserve(sequence.keys[:most], num_tokens)
             if sequence.reservation is None:
                 return
             self._waiting.popleft()
@@ -114,7 +115,8 @@ class DecodeEngine:
             sequence.resident = list(sequence.reservation.cached_layers)
             if len(sequence.resident) < generation.num_blocks:
                 self._start_fetch(sequence)
-            self._start_tail(sequence, generation.num_blocks)
+            # The device may hold more of the prompt than the gateway has heard of.
+            self._start_tail(sequence, max(generation.num_blocks, len(sequence.resident)))
 
     def _start_fetch(self, sequence: Sequence) -> None:
         generation, reservation = sequence.generation, sequence.reservation

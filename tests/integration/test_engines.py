@@ -81,6 +81,15 @@ async def test_decode_computes_what_never_comes(name: str) -> None:
         await dcs.assert_idle()
 
 
+async def test_decode_uses_blocks_on_its_device_that_nobody_told_the_gateway_of() -> None:
+    async with two_datacenters("llama") as dcs:
+        tokens = prompt(333)
+        await dcs.generate(tokens)
+        alone = await dcs.generate(tokens, num_blocks=0)
+        assert alone.decode_computed == 333 - 5 * BLOCK
+        assert alone.ids == greedy_reference("llama", tokens, 8)
+
+
 async def test_a_failed_prefill_ends_the_waiting_at_once() -> None:
     async with two_datacenters("llama") as dcs:
         tokens = prompt(333)

@@ -108,6 +108,7 @@ class TwoDatacenters:
         max_tokens: int = 8,
         *,
         prefill: bool = True,
+        num_blocks: int | None = None,
         codec: Codec = Codec.RAW,
         wait_ms: int = 5000,
         prefill_failed_after_s: float | None = None,
@@ -117,7 +118,8 @@ class TwoDatacenters:
         model = self.decode.model
         assert model is not None
         result = Result()
-        num_blocks = num_prefix_blocks(len(token_ids), model.layout.block_tokens)
+        if num_blocks is None:
+            num_blocks = num_prefix_blocks(len(token_ids), model.layout.block_tokens)
         start = pb.GenerateRequest(
             token_ids=token_ids,
             sampling=pb.Sampling(max_tokens=max_tokens, top_p=1, **sampling),
