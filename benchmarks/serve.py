@@ -19,6 +19,7 @@ from tqdm import tqdm
 from benchmarks import harness
 from benchmarks.client import CompletionRequest, Outcome, complete
 from benchmarks.prompts import Dataset, Prompt, make_prompt
+from benchmarks.suite import URL, suite
 
 # aiohttp's default of five minutes in total would end a long queue's requests.
 TIMEOUT = aiohttp.ClientTimeout(total=None, connect=30)
@@ -165,7 +166,7 @@ async def serve(load: Load, slo: Slo | None = None, progress: bool = False) -> t
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="without /v1 (default: %(default)s)")
+    parser.add_argument("--url", help="without /v1 (default: a suite of our own, started for this)")
     parser.add_argument("--model", help="default: the first that the server names")
     parser.add_argument("--input-len", type=int, default=512, help="tokens per prompt (default: %(default)s)")
     parser.add_argument("--output-len", type=int, default=64, help="tokens per answer (default: %(default)s)")
@@ -182,8 +183,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> harness.Report:
+    if options.url is not None:
+        return _measure_at(options.url.rstrip("/"), options)
+    with suite():
+        return _measure_at(URL, options)
+
+
+def _measure_at(url: str, options: argparse.Namespace) -> harness.Report:
     load = Load(
-        url=options.url.rstrip("/"),
+        url=url,
         model=options.model,
         input_len=options.input_len,
         output_len=min(options.output_len, 8) if options.quick else options.output_len,

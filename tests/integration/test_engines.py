@@ -3,19 +3,22 @@
 import asyncio
 import random
 import time
+from collections.abc import Coroutine
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 from torch import Tensor
 
-from shared.engine.loaded import LoadedModel
 from shared.kv.codec import Codec
+from shared.kv.frame import Frame
 from shared.model.batch import Batch
 from shared.model.paged import PagedKv
 from shared.proto import prfaas_pb2 as pb
-from tests.support.engines import two_datacenters
+from tests.support.engines import Node, two_datacenters
 from tests.support.tiny import MODELS, greedy_reference
+from tests.support.waiting import eventually
 
 BLOCK = 64
 EDGES = [1, 63, 64, 65, 127, 128, 129, 200, 577]
@@ -153,17 +156,56 @@ async def test_corrupt_entries_are_never_decoded_from(where: str) -> None:
         await dcs.assert_idle()
 
 
-@pytest.mark.parametrize("after_s", [0.0, 0.01, 0.03, 0.1, 0.3])
-async def test_a_client_that_vanishes_leaves_nothing_behind(after_s: float) -> None:
-    async with two_datacenters("llama") as dcs:
-        task = asyncio.create_task(dcs.generate(prompt(1900), 100))
-        await asyncio.sleep(after_s)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+async def test_a_client_that_vanishes_while_queued_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with two_datacenters("llama", num_pages=12) as dcs:
+        _slow_down(dcs.decode, monkeypatch, seconds=0.01)
+        running = asyncio.create_task(dcs.generate(prompt(500), 20))  # 9 of 12 pages
+        await asyncio.sleep(0.2)
+        await _vanish(dcs.generate(prompt(500, seed=1), 20), after_s=0.1)
+
+        async def nobody_waits() -> bool:
+            return dcs.decode.metric("num_requests_waiting") == 0
+
+        await eventually(nobody_waits, within_s=1)
+        assert (await running).ids == greedy_reference("llama", prompt(500), 20)
         await dcs.assert_idle()
-        tokens = prompt(130, seed=3)
-        assert (await dcs.generate(tokens)).ids == greedy_reference("llama", tokens, 8)
+
+
+@pytest.mark.parametrize("point", ["at once", "prefill", "transfer", "tail", "decode"])
+async def test_a_client_that_vanishes_leaves_nothing_behind(point: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with two_datacenters("llama") as dcs:
+        tokens = prompt(700)
+        if point == "prefill":
+            _slow_down(dcs.prefill, monkeypatch, seconds=0.05)
+        elif point == "transfer":
+            await dcs.prefill_only(tokens)
+            _slow_down_sending(dcs.pool_east, monkeypatch)
+        elif point == "tail":
+            await dcs.prefill_only(tokens)
+            _slow_down(dcs.decode, monkeypatch, seconds=0.2)
+        elif point == "decode":
+            _slow_down(dcs.decode, monkeypatch, seconds=0.005)
+        await _vanish(dcs.generate(tokens, 500), after_s=0.0 if point == "at once" else 0.4)
+        if point == "prefill":
+            assert 0 < dcs.pool_east.metric("entries_published_total") < 40
+        if point == "transfer":
+            assert 0 < dcs.pool_west.metric("pulled_entries_total", peer=dcs.pool_east.address) < 40
+        if point == "tail":
+            assert dcs.decode.metric("generation_tokens_total") == 0
+        if point == "decode":
+            assert 0 < dcs.decode.metric("generation_tokens_total") < 500
+        await dcs.assert_idle()
+        monkeypatch.undo()
+        again = prompt(130, seed=3)
+        assert (await dcs.generate(again)).ids == greedy_reference("llama", again, 8)
+
+
+async def _vanish(request: Coroutine[Any, Any, object], after_s: float) -> None:
+    task = asyncio.create_task(request)
+    await asyncio.sleep(after_s)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 async def test_requests_wait_for_pages_in_turn() -> None:
@@ -176,8 +218,7 @@ async def test_requests_wait_for_pages_in_turn() -> None:
 
 async def test_layers_stream_while_later_layers_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     async with two_datacenters("llama", chunk_tokens=128) as dcs:
-        assert dcs.prefill.model is not None
-        _slow_down(dcs.prefill.model, monkeypatch, seconds=0.05)
+        _slow_down(dcs.prefill, monkeypatch, seconds=0.05)
         tokens = prompt(257)  # two chunks
         with capture_logs() as logs:
             result = await dcs.generate(tokens)
@@ -190,14 +231,29 @@ async def test_layers_stream_while_later_layers_are_computed(monkeypatch: pytest
         assert tail["gate_opened_at_s"] < prefilled["last_entry_sent_at_s"]
 
 
-def _slow_down(model: LoadedModel, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    compute = model.transformer.layer
+def _slow_down(node: Node, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let every layer that an engine computes take longer, in its torch thread."""
+    assert node.model is not None
+    compute = node.model.transformer.layer
 
     def slowly(index: int, hidden: Tensor, batch: Batch, kv: PagedKv) -> Tensor:
-        time.sleep(seconds)  # in the torch thread
+        time.sleep(seconds)
         return compute(index, hidden, batch, kv)
 
-    monkeypatch.setattr(model.transformer, "layer", slowly)
+    monkeypatch.setattr(node.model.transformer, "layer", slowly)
+
+
+def _slow_down_sending(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a pool send a few entries at a time, with pauses: a slow link."""
+    assert node.pool is not None
+    send = node.pool.servicer._send
+
+    async def slowly(frames: list[Frame], context: Any) -> None:
+        for start in range(0, len(frames), 2):
+            await asyncio.sleep(0.1)
+            await send(frames[start : start + 2], context)
+
+    monkeypatch.setattr(node.pool.servicer, "_send", slowly)
 
 
 async def test_stop_tokens_end_a_generation_but_not_before_min_tokens() -> None:

@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 
 import pytest
+from aiokafka import AIOKafkaProducer
 
 from tests.support.suite import SERVICES, Suite
 from tests.support.texts import real_text
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.suite, pytest.mark.timeout(240)]
 
@@ -47,6 +49,24 @@ async def test_a_service_that_was_killed_comes_back(suite: Suite, name: str) -> 
     assert after["choices"][0]["text"] == before["choices"][0]["text"]
     long = await suite.complete(real_text(8000, skip=200_000 + 9000 * len(name)), 4)
     assert long["usage"]["completion_tokens"] == 4
+
+
+async def test_garbage_on_every_topic_is_counted_and_skipped(suite: Suite) -> None:
+    before = await suite.metric("gateway", "kafka_events_skipped_total")
+
+    async def all_skipped() -> bool:
+        return await suite.metric("gateway", "kafka_events_skipped_total") >= before + 9
+
+    producer = AIOKafkaProducer(bootstrap_servers=f"127.0.0.1:{suite.grpc['broker']}")
+    await producer.start()
+    try:
+        for topic in ("prfaas.placement", "prfaas.membership", "prfaas.load"):
+            for value in (b"", b"\x00garbage", bytes(1000)):
+                await producer.send_and_wait(topic, value, key=b"nobody")
+    finally:
+        await producer.stop()
+    await eventually(all_skipped, within_s=5)
+    assert (await suite.complete(real_text(5000, skip=400_000), 4))["usage"]["completion_tokens"] == 4
 
 
 async def test_settings_are_checked_all_at_once(suite: Suite) -> None:

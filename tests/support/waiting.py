@@ -1,0 +1,13 @@
+"""Waiting for what another process or task will do soon."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+
+async def eventually(holds: Callable[[], Awaitable[bool]], within_s: float) -> None:
+    """Ask again and again until it holds; fail when it does not within `within_s`."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + within_s
+    while not await holds():
+        assert loop.time() < deadline, f"did not come true within {within_s:g} s"
+        await asyncio.sleep(0.02)
