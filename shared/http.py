@@ -1,4 +1,4 @@
-"""The small HTTP port beside gRPC: /metrics for Prometheus, /livez and /readyz for whatever restarts or routes."""
+"""HTTP servers and the routes that all of them have: /metrics, /livez and /readyz."""
 
 import errno
 from typing import Self
@@ -10,22 +10,26 @@ from prometheus_client.exposition import choose_encoder
 from shared.errors import SettingsError
 from shared.health import Health
 
+_CANCEL_LIMIT_S = 1.0
 
-class StatusServer:
-    """Serves while the context is open; `port` is then the bound one. Raises SettingsError when the port is taken."""
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry, health: Health) -> None:
+class HttpServer:
+    """Serves `app` while the context is open; `port` is then the bound one. Raises SettingsError when it is taken.
+
+    A handler is cancelled the moment its client goes away, also while it has nothing to write.
+    """
+
+    def __init__(self, app: web.Application, host: str, port: int) -> None:
         self.host = host
         self.port = port
-        app = web.Application()
-        app.add_routes(status_routes(registry, health))
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
+        self._runner = web.AppRunner(
+            app, access_log=None, handler_cancellation=True, shutdown_timeout=_CANCEL_LIMIT_S, keepalive_timeout=75.0
+        )
 
     async def __aenter__(self) -> Self:
         await self._runner.setup()
-        site = web.TCPSite(self._runner, self.host, self.port)
         try:
-            await site.start()
+            await web.TCPSite(self._runner, self.host, self.port, backlog=1024).start()
         except OSError as error:
             await self._runner.cleanup()
             reason = "is already in use" if error.errno == errno.EADDRINUSE else f"cannot be bound: {error.strerror}"
@@ -35,6 +39,15 @@ class StatusServer:
 
     async def __aexit__(self, *exc: object) -> None:
         await self._runner.cleanup()
+
+
+class StatusServer(HttpServer):
+    """The status routes on a port of their own, for a service that speaks gRPC otherwise."""
+
+    def __init__(self, host: str, port: int, registry: CollectorRegistry, health: Health) -> None:
+        app = web.Application()
+        app.add_routes(status_routes(registry, health))
+        super().__init__(app, host, port)
 
 
 def status_routes(registry: CollectorRegistry, health: Health) -> list[web.RouteDef]:

@@ -8,7 +8,6 @@ from aiohttp import web
 
 from services.gateway.attempt import Cluster
 from services.gateway.feed import DECODE_CONDITION, Feed
-from services.gateway.http_server import HttpServer
 from services.gateway.index import PlacementIndex
 from services.gateway.info_routes import InfoRoutes
 from services.gateway.metrics import GatewayMetrics
@@ -24,7 +23,7 @@ from shared.bus.events import TOPIC_LOAD, TOPIC_MEMBERSHIP, TOPIC_PLACEMENT
 from shared.bus.kafka import Bus
 from shared.config import load
 from shared.health import Health
-from shared.http import status_routes
+from shared.http import HttpServer, status_routes
 from shared.ids import Datacenter
 from shared.lifecycle import InFlight, Lifecycle, background
 from shared.log import configure, get_logger

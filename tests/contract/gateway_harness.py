@@ -16,11 +16,11 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from services.gateway.app import make_cluster, make_http_app
 from services.gateway.attempt import Cluster
-from services.gateway.http_server import HttpServer
 from services.gateway.model import ServedModel
 from services.gateway.settings import GatewaySettings
 from shared.bus.events import MembershipEvent, Role
 from shared.health import Health
+from shared.http import HttpServer
 from shared.ids import Datacenter, Epoch, LayoutHash, ModelFingerprint, WorkerId
 from shared.kv.layout import KvLayout, LayerSpec
 from shared.lifecycle import InFlight

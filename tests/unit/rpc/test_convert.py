@@ -1,0 +1,67 @@
+"""Messages to types and back, and what is refused on the way in."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.errors import BadRequest, CorruptFrame
+from shared.ids import BlockKey
+from shared.kv.codec import Codec
+from shared.kv.entries import BlockEntries, Source
+from shared.kv.frame import open_frame, seal
+from shared.kv.layout import KvLayout, LayerSpec
+from shared.proto import prfaas_pb2 as pb
+from shared.rpc.convert import (
+    add_frames,
+    codec_from_message,
+    entries_from_messages,
+    entries_to_messages,
+    frame_from_message,
+    layout_from_message,
+    layout_to_message,
+    mask_from_bytes,
+    mask_to_bytes,
+    sources_from_messages,
+    sources_to_messages,
+)
+
+KEY = BlockKey(bytes(range(32)))
+
+
+@given(st.integers(0, (1 << 512) - 1))
+def test_masks_survive(mask: int) -> None:
+    assert mask_from_bytes(mask_to_bytes(mask)) == mask
+
+
+def test_the_rest_survives() -> None:
+    layout = KvLayout((LayerSpec(None, 3, 64), LayerSpec(512, 1, 256)), "bfloat16", 32)
+    assert layout_from_message(layout_to_message(layout)).hash == layout.hash
+    blocks = [BlockEntries(KEY, 0b101), BlockEntries(BlockKey(bytes(32)), 0)]
+    assert entries_from_messages(entries_to_messages(blocks)) == blocks
+    sources = [Source(0, 3, "a:1"), Source(3, 9, "b:2")]
+    assert sources_from_messages(sources_to_messages(sources)) == sources
+    batch = pb.FrameBatch()
+    add_frames(batch, [seal(KEY, 1, b"abcd", codec) for codec in Codec])
+    assert [open_frame(frame_from_message(m)) for m in batch.frames] == [b"abcd"] * len(Codec)
+    assert codec_from_message(0) is Codec.RAW
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda: mask_from_bytes(bytes(65)),
+        lambda: entries_from_messages([pb.BlockEntries(key=b"short")]),
+        lambda: sources_from_messages([pb.Source(first=3, end=3, address="a:1")]),
+        lambda: sources_from_messages([pb.Source(first=0, end=3)]),
+        lambda: layout_from_message(pb.Layout()),
+        lambda: codec_from_message(99),
+    ],
+)
+def test_what_a_peer_may_not_send(convert) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(BadRequest):
+        convert()
+
+
+def test_a_frame_of_an_unknown_codec_is_corrupt() -> None:
+    with pytest.raises(CorruptFrame):
+        frame_from_message(pb.Frame(key=KEY, codec=pb.CODEC_RAW, raw_bytes=1))  # no fidelity
