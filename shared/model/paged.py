@@ -1,13 +1,13 @@
 """The paged KV cache of one engine: pages on the device, prefix reuse by block key, one call to reserve."""
 
 import math
+import mmap
 import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -248,9 +248,9 @@ class PagedKv:
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return zeros: softmax weights of 0 times a stray NaN would be NaN.
 
-    On the CPU memory is taken at first use: NumPy asks the system for zeroed pages, torch would write every one.
+    On the CPU they are mapped, so that memory is taken at first use; torch would write every page at once.
     """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    num_bytes = math.prod(shape) * dtype.itemsize
-    return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(shape)
+    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)  # lives as long as the tensor that is made of it
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
