@@ -21,11 +21,11 @@ from services.gateway.text import FinishReason
 from shared.deadline import Deadline
 from shared.errors import PrfaasError, Unavailable, WorkerLost
 from shared.log import get_logger
-from shared.model.sampling_params import SamplingParams
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import DecodeStub, PrefillStub
 from shared.rpc.client import Channels, rpc_errors
 from shared.rpc.convert import sources_to_messages
+from shared.rpc.sampling import sampling_to_message
 
 log = get_logger()
 
@@ -190,7 +190,7 @@ class Attempt:
     def _generate_request(self) -> pb.GenerateRequest:
         return pb.GenerateRequest(
             token_ids=self._request.token_ids,
-            sampling=_sampling_message(self._request.sampling),
+            sampling=sampling_to_message(self._request.sampling),
             fingerprint=self._cluster.model.fingerprint,
             layout_hash=self._cluster.model.layout.hash,
             salt=self._request.salt,
@@ -225,15 +225,3 @@ async def _close(call: DecodeCall, worker: str) -> None:
             with rpc_errors(worker):
                 await call.done_writing()
                 await call.read()
-
-
-def _sampling_message(params: SamplingParams) -> pb.Sampling:
-    return pb.Sampling(
-        temperature=params.temperature,
-        top_p=params.top_p,
-        top_k=params.top_k,
-        seed=params.seed,
-        max_tokens=params.max_tokens,
-        stop_token_ids=params.stop_token_ids,
-        min_tokens=params.min_tokens,
-    )
