@@ -13,8 +13,8 @@ from torch import Tensor
 
 from shared.model.sampling_params import SamplingParams, uniform
 
-_NARROW = 512
-"""Top-k and top-p look at as many of the best tokens first: sorting a whole vocabulary takes twenty times longer."""
+_VIEWS = (512, 8192)
+"""Top-k and top-p look at as many of the best tokens first: to sort a whole vocabulary takes twenty times longer."""
 
 _EXACT_BITS = 53  # of a float64's integers
 
@@ -67,14 +67,16 @@ def _draw_free(rows: _Rows) -> Tensor:
 
 
 def _draw_filtered(rows: _Rows) -> Tensor:
-    """Try the narrow view; rows that it cannot settle are drawn from the sorted vocabulary, with the same outcome."""
+    """Widen the view for the rows that it cannot settle yet, at last to the vocabulary; the outcome is the same."""
     vocab_size = rows.logits.shape[1]
-    if vocab_size <= 2 * _NARROW:
-        return _draw_among_best(rows, vocab_size)[0]
-    chosen, settled = _draw_among_best(rows, _NARROW)
-    left = (~settled).nonzero().flatten()
-    if len(left):
-        chosen[left] = _draw_among_best(rows.take(left), vocab_size)[0]
+    chosen = torch.empty(len(rows.logits), dtype=torch.int64, device=rows.logits.device)
+    left = torch.arange(len(chosen), device=chosen.device)
+    for width in (*(view for view in _VIEWS if view < vocab_size), vocab_size):
+        chosen[left], settled = _draw_among_best(rows, width)
+        unsettled = (~settled).nonzero().flatten()
+        if width == vocab_size or len(unsettled) == 0:
+            break
+        left, rows = left[unsettled], rows.take(unsettled)
     return chosen
 
 

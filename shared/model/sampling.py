@@ -12,8 +12,8 @@ from shared.model.logprobs import MAX_LOGPROBS, TokenLogprobs
 from shared.model.penalties import TokenHistory, add_bias, forbid, penalise
 from shared.model.sampling_params import SamplingParams
 
-_ROWS_AT_ONCE = 16
-"""Rows drawn together: each needs a few float64 numbers for every token of the vocabulary."""
+_NUMBERS_AT_ONCE = 1 << 20
+"""Rows are drawn together up to as many logits: each needs a few float64 numbers, best kept in a CPU's cache."""
 
 
 class Row(NamedTuple):
@@ -40,7 +40,7 @@ def sample(logits: Tensor, rows: Sequence[Row]) -> list[Sampled]:
     _adjust(logits, rows)
     chosen = logits.argmax(dim=-1)
     drawn = iter([row for row, wanted in enumerate(rows) if not wanted.params.greedy])
-    while picked := list(islice(drawn, _ROWS_AT_ONCE)):
+    while picked := list(islice(drawn, max(1, _NUMBERS_AT_ONCE // logits.shape[1]))):
         few = logits if len(picked) == len(rows) else logits[picked]
         chosen[picked] = draw(few, [rows[row].params for row in picked], [rows[row].position for row in picked])
     logprobs = {} if raw is None else dict(zip(told, _tell(raw, chosen[told], [rows[r] for r in told]), strict=True))

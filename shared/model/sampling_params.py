@@ -42,7 +42,7 @@ class SamplingParams:
         _require(0 <= self.min_p <= 1, "min_p", "must be from 0 to 1")
         _require(-2 <= self.presence_penalty <= 2, "presence_penalty", "must be from -2 to 2")
         _require(-2 <= self.frequency_penalty <= 2, "frequency_penalty", "must be from -2 to 2")
-        _require(0 < self.repetition_penalty <= 100, "repetition_penalty", "must be above 0 and at most 100")
+        _require(0.01 <= self.repetition_penalty <= 100, "repetition_penalty", "must be from 0.01 to 100")
         _require(all(i >= 0 and -100 <= b <= 100 for i, b in self.logit_bias), "logit_bias", "must be from -100 to 100")
         _require(0 <= self.seed < _MAX_SEED, "seed", "must be from 0 to 2^64 - 1")
         _require(0 <= self.min_tokens <= self.max_tokens, "min_tokens", "must be from 0 to max_tokens")
