@@ -1,12 +1,12 @@
 """Sampling on decode workers: what a second one continues, what a batch does not change, what is told of tokens."""
 
 import asyncio
-import random
 from typing import Any
 
 import pytest
 
 from shared.errors import BadRequest
+from tests.integration.test_engines import prompt
 from tests.support.engines import TwoDatacenters, two_datacenters
 
 WARM: dict[str, Any] = {
@@ -25,11 +25,6 @@ KINDS = {
     "greedy penalties": {**WARM, "temperature": 0.0},
     "min_tokens": {**WARM, "stop_token_ids": [*range(40)], "min_tokens": 12},
 }
-
-
-def prompt(num_tokens: int, seed: int = 0) -> list[int]:
-    rng = random.Random(seed)
-    return [rng.randrange(1, 199) for _ in range(num_tokens)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
