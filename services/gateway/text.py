@@ -80,6 +80,7 @@ class ChoiceText:
     def __init__(self, tokenizer: Tokenizer, rules: TextRules) -> None:
         self._rules = rules
         self._detokenizer = tokenizer.detokenizer(rules.skip_special_tokens)
+        self._skipped_ids = tokenizer.special_ids if rules.skip_special_tokens else frozenset()
         self._matcher = StopMatcher(rules.stop, rules.include_stop)
         self._num_tokens = 0
         self._num_decoded = 0  # characters, shown or held back
@@ -96,7 +97,7 @@ class ChoiceText:
             self._num_tokens += 1
             if finish_reason == "stop" and used == len(ids) and token_id in self._rules.hidden_ids:
                 continue
-            if logprobs:
+            if logprobs and token_id not in self._skipped_ids:
                 self._unshown.append(ShownToken(token_id, logprobs[used - 1], self._num_decoded))
             text, stopped = self._take(self._detokenizer.push(token_id))
             shown.append(text)

@@ -49,13 +49,14 @@ def sample(logits: Tensor, rows: Sequence[Row]) -> list[Sampled]:
 
 def _adjust(logits: Tensor, rows: Sequence[Row]) -> None:
     """Apply in place what concerns greedy rows too."""
-    params = [row.params for row in rows]
-    too_early = ((i, token) for i, row in enumerate(rows) if not row.may_end for token in row.params.stop_token_ids)
-    forbid(logits, too_early)
-    add_bias(logits, params)
-    penalised = [(i, row.params, row.history) for i, row in enumerate(rows) if row.params.has_penalties]
-    penalise(logits, [(i, wanted, history) for i, wanted, history in penalised if history is not None])
-    assert all(history is not None for _, _, history in penalised), "penalties need a history"
+    forbid(logits, ((i, token) for i, row in enumerate(rows) if not row.may_end for token in row.params.stop_token_ids))
+    add_bias(logits, [row.params for row in rows])
+    penalised = []
+    for i, row in enumerate(rows):
+        if row.params.has_penalties:
+            assert row.history is not None, "penalties without a history"
+            penalised.append((i, row.params, row.history))
+    penalise(logits, penalised)
 
 
 def _tell(logprobs: Tensor, chosen: Tensor, rows: Sequence[Row]) -> list[TokenLogprobs]:

@@ -24,6 +24,7 @@ class Tokenizer:
     def __init__(self, backend: Backend, chat: ChatTemplate, eos_ids: tuple[int, ...]) -> None:
         self._backend = backend
         self._bytes = TokenBytes(backend)
+        self.special_ids = frozenset(i for i, token in backend.get_added_tokens_decoder().items() if token.special)
         self.chat = chat
         self.eos_ids = eos_ids  # any of them ends a generation
 

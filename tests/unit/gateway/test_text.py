@@ -140,6 +140,14 @@ def test_the_end_token_has_no_logprobs_and_half_a_character_has(tokenizer: Token
     assert (cut.text, [token.offset for token in cut.tokens]) == ("a\N{REPLACEMENT CHARACTER}", [0, 1])
 
 
+@pytest.mark.parametrize("skip", [True, False])
+def test_special_tokens_have_logprobs_where_they_have_text(tokenizer: Tokenizer, skip: bool) -> None:
+    choice = ChoiceText(tokenizer, TextRules(skip_special_tokens=skip))
+    delta = choice.push([*ids("a"), EOS, *ids("b")], None, told(3))
+    assert delta.text == ("ab" if skip else "a<eos>b")
+    assert [token.offset for token in delta.tokens] == ([0, 1] if skip else [0, 1, 6])
+
+
 @given(
     st.text("abé猫🙂", max_size=12),
     st.lists(st.text("abé猫🙂", min_size=1, max_size=3), max_size=2),
