@@ -19,6 +19,7 @@ from shared.errors import ContextTooLong, Internal, Overloaded, PrfaasError
 from shared.kv.hashing import chain_keys, num_prefix_blocks
 from shared.log import get_logger
 from shared.metrics import Metrics
+from shared.model.sampling import Sampled
 
 log = get_logger()
 
@@ -165,9 +166,9 @@ class DecodeEngine:
         if tail.first == tail.start and tail.next_layer == 0:
             sequence.gate_opened_at_s = time.time()
         call = partial(self._runner.advance_tail, tail, num_layers, sequence)
-        token = await self._computed([sequence], call)
-        if token is not None and not sequence.retired:
-            self._join_batch(sequence, token)
+        sampled = await self._computed([sequence], call)
+        if sampled is not None and not sequence.retired:
+            self._join_batch(sequence, sampled)
         return True
 
     def _settle_fetch(self, sequence: Sequence) -> None:
@@ -187,7 +188,7 @@ class DecodeEngine:
             )
             self._start_tail(sequence, resume)
 
-    def _join_batch(self, sequence: Sequence, token: int) -> None:
+    def _join_batch(self, sequence: Sequence, sampled: Sampled) -> None:
         tail = sequence.tail
         assert tail is not None
         self._tails.remove(sequence)
@@ -204,21 +205,21 @@ class DecodeEngine:
         )
         self._settle_fetch(sequence)
         self._completed(sequence, tail.start, tail.end)
-        self._append(sequence, token, computed_prompt_tokens=tail.end - tail.start)
+        self._append(sequence, sampled, computed_prompt_tokens=tail.end - tail.start)
 
     async def _step(self) -> None:
         """Generate one token for every running sequence."""
         batch = list(self._running)
         started = time.perf_counter()
-        tokens = await self._computed(batch, partial(self._runner.step, batch))
-        if tokens is None:
+        results = await self._computed(batch, partial(self._runner.step, batch))
+        if results is None:
             return
         self._measure(len(batch) / (time.perf_counter() - started))
-        for sequence, token in zip(batch, tokens, strict=True):
+        for sequence, sampled in zip(batch, results, strict=True):
             if not sequence.retired:
                 if len(sequence.tokens) % self._layout.block_tokens == 0:
                     self._completed(sequence, len(sequence.tokens) - 1, len(sequence.tokens))
-                self._append(sequence, token)
+                self._append(sequence, sampled)
 
     async def _computed(self, sequences: list[Sequence], call: Callable[[], T]) -> T | None:
         """Run `call` in the torch thread; until it ends, the sequences keep their pages. A failure ends them: None."""
@@ -250,11 +251,12 @@ class DecodeEngine:
         if first_block < end_block:
             self.publisher.publish(sequence, first_block, end_block)
 
-    def _append(self, sequence: Sequence, token: int, computed_prompt_tokens: int = 0) -> None:
-        sequence.tokens.append(token)
+    def _append(self, sequence: Sequence, sampled: Sampled, computed_prompt_tokens: int = 0) -> None:
+        sequence.tokens.append(sampled.token)
         self._generated.inc()
-        reason = self._finish_reason(sequence, token)
-        sequence.deliver(NewTokens((token,), reason, computed_prompt_tokens))
+        reason = self._finish_reason(sequence, sampled.token)
+        logprobs = () if sampled.logprobs is None else (sampled.logprobs,)
+        sequence.deliver(NewTokens((sampled.token,), reason, computed_prompt_tokens, logprobs))
         if reason is not None:
             self._retire(sequence)
 

@@ -14,7 +14,9 @@ from shared.errors import PrfaasError
 from shared.ids import BlockKey, RequestId
 from shared.kv.codec import Codec
 from shared.kv.entries import Source
+from shared.model.logprobs import TokenLogprobs
 from shared.model.paged import Reservation
+from shared.model.penalties import TokenHistory
 from shared.model.sampling_params import SamplingParams
 
 
@@ -29,6 +31,7 @@ class NewTokens(NamedTuple):
     ids: tuple[int, ...]
     finish_reason: FinishReason | None  # set on the last one
     computed_prompt_tokens: int  # prompt tokens whose KV this worker computed itself; said with the first token
+    logprobs: tuple[TokenLogprobs, ...] = ()  # parallel to ids, if they were asked for
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Generation:
     wait_s: float
     codec: Codec
     deadline: Deadline
+    num_generated_before: int = 0  # the last so many of `token_ids` are the answer's, not the prompt's
 
 
 @dataclass(eq=False)
@@ -58,6 +62,7 @@ class Sequence:
     fetch: PageFetch | None = None
     fetch_task: "asyncio.Task[None] | None" = None
     tail: Tail | None = None
+    history: TokenHistory | None = None  # for penalties; the torch thread's
     gate_opened_at_s: float | None = None  # when the tail's first layer could run; seconds since 1970
     resident: list[int] = field(
         default_factory=list

@@ -13,10 +13,10 @@ from shared.engine.loaded import LoadedModel
 from shared.errors import BadRequest
 from shared.kv.hashing import num_prefix_blocks
 from shared.log import current_request_id
-from shared.model.sampling_params import SamplingParams
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import DecodeServicer as Base
 from shared.rpc.convert import codec_from_message, sources_from_messages
+from shared.rpc.sampling import logprobs_to_messages, sampling_from_message
 from shared.rpc.server import call_deadline
 
 DEFAULT_TIMEOUT_S = 600.0
@@ -62,16 +62,10 @@ class DecodeServicer(Base):
         most = num_prefix_blocks(len(token_ids), model.layout.block_tokens)
         if start.num_blocks > most:
             raise BadRequest(f"num_blocks is {start.num_blocks}; this prompt has {most} blocks")
-        s = start.sampling
-        sampling = SamplingParams(
-            max_tokens=s.max_tokens,
-            temperature=s.temperature,
-            top_p=s.top_p,
-            top_k=s.top_k,
-            seed=s.seed,
-            min_tokens=s.min_tokens,
-            stop_token_ids=tuple(s.stop_token_ids),
-        )
+        if start.num_generated >= len(token_ids):
+            raise BadRequest(f"num_generated is {start.num_generated}; {len(token_ids)} tokens leave no prompt")
+        sampling = sampling_from_message(start.sampling)
+        sampling.check_ids(model.config.vocab_size)
         return Generation(
             request_id=current_request_id(),
             token_ids=token_ids,
@@ -83,6 +77,7 @@ class DecodeServicer(Base):
             wait_s=start.wait_ms / 1000,
             codec=codec_from_message(start.codec),
             deadline=call_deadline(context, DEFAULT_TIMEOUT_S),
+            num_generated_before=start.num_generated,
         )
 
 
@@ -91,4 +86,5 @@ def _message(event: NewTokens) -> pb.Tokens:
         ids=event.ids,
         finish_reason=_FINISH_REASONS[event.finish_reason],
         computed_prompt_tokens=event.computed_prompt_tokens,
+        logprobs=logprobs_to_messages(event.logprobs),
     )

@@ -21,11 +21,12 @@ from services.gateway.text import FinishReason
 from shared.deadline import Deadline
 from shared.errors import PrfaasError, Unavailable, WorkerLost
 from shared.log import get_logger
-from shared.model.sampling_params import SamplingParams
+from shared.model.logprobs import TokenLogprobs
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import DecodeStub, PrefillStub
 from shared.rpc.client import Channels, rpc_errors
 from shared.rpc.convert import sources_to_messages
+from shared.rpc.sampling import logprobs_from_message, sampling_to_message
 
 log = get_logger()
 
@@ -45,15 +46,16 @@ class TokenEvent(NamedTuple):
 
     ids: tuple[int, ...]
     finish_reason: FinishReason | None  # on the last event
+    logprobs: tuple[TokenLogprobs, ...] = ()  # parallel to ids, if they were asked for
 
 
 @dataclass(slots=True)
 class Tally:
-    """What a prompt has cost so far; complete once its tokens have ended."""
+    """What a prompt has cost so far, over all its choices; complete once they have ended."""
 
     num_prompt_tokens: int
     prefill_tokens: int = 0  # prompt tokens that prefill workers computed
-    decode_tokens: int = 0  # prompt tokens that decode workers computed
+    decode_tokens: int = 0  # prompt tokens that decode workers computed, however often
 
     @property
     def cached_tokens(self) -> int:
@@ -111,7 +113,7 @@ class Attempt:
                 finish_reason = _FINISH.get(message.finish_reason)
                 if finish_reason is not None:
                     await _wait_for(prefill)
-                yield TokenEvent(tuple(message.ids), finish_reason)
+                yield TokenEvent(tuple(message.ids), finish_reason, logprobs_from_message(message))
             await _close(call, worker)
         finally:
             self._cluster.registry.release(worker)
@@ -172,7 +174,9 @@ class Attempt:
             raise WorkerLost(f"{member.worker} ended a prefill before it was finished")
 
     def _note_first(self, message: pb.Tokens) -> None:
-        self._tally.decode_tokens += message.computed_prompt_tokens
+        # Decode computes the end of what it is sent: attempts and choices of one prompt share what they compute of it.
+        of_prompt = message.computed_prompt_tokens - self._request.num_generated
+        self._tally.decode_tokens = max(self._tally.decode_tokens, of_prompt)
         tail = len(self._request.token_ids) - self._plan.num_blocks * self._cluster.model.layout.block_tokens
         if message.computed_prompt_tokens <= tail:  # every planned block has come through decode's pool
             self._credit(self._plan.decode.pool_address)
@@ -190,7 +194,7 @@ class Attempt:
     def _generate_request(self) -> pb.GenerateRequest:
         return pb.GenerateRequest(
             token_ids=self._request.token_ids,
-            sampling=_sampling_message(self._request.sampling),
+            sampling=sampling_to_message(self._request.sampling),
             fingerprint=self._cluster.model.fingerprint,
             layout_hash=self._cluster.model.layout.hash,
             salt=self._request.salt,
@@ -198,6 +202,7 @@ class Attempt:
             sources=sources_to_messages(self._plan.decode_sources),
             wait_ms=self._plan.wait_ms,
             codec=cast(pb.Codec.ValueType, int(self._plan.codec)),
+            num_generated=self._request.num_generated,
         )
 
     def _prefill_request(self) -> pb.PrefillRequest:
@@ -225,15 +230,3 @@ async def _close(call: DecodeCall, worker: str) -> None:
             with rpc_errors(worker):
                 await call.done_writing()
                 await call.read()
-
-
-def _sampling_message(params: SamplingParams) -> pb.Sampling:
-    return pb.Sampling(
-        temperature=params.temperature,
-        top_p=params.top_p,
-        top_k=params.top_k,
-        seed=params.seed,
-        max_tokens=params.max_tokens,
-        stop_token_ids=params.stop_token_ids,
-        min_tokens=params.min_tokens,
-    )

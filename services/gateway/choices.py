@@ -1,4 +1,4 @@
-"""The prompts of one request, run at once: their text merged into one stream of deltas."""
+"""The choices of one request, run at once: their text merged into one stream of deltas."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -11,7 +11,7 @@ from services.gateway.attempt import LAST_WORD_S, Tally
 from services.gateway.metrics import RequestTimer
 from services.gateway.pipeline import Pipeline
 from services.gateway.prepare import Prepared
-from services.gateway.text import ChoiceText, FinishReason
+from services.gateway.text import ChoiceText, FinishReason, ShownToken
 from shared.deadline import Deadline
 
 
@@ -23,9 +23,11 @@ class ChoiceDelta:
     text: str
     ids: tuple[int, ...]  # generated, shown as text or not
     finish_reason: FinishReason | None  # on the choice's last delta
+    tokens: tuple[ShownToken, ...] = ()  # that `text` begins to show, if log-probabilities were asked for
 
     def joined(self, later: "ChoiceDelta") -> "ChoiceDelta":
-        return ChoiceDelta(self.index, self.text + later.text, self.ids + later.ids, later.finish_reason)
+        text, ids, tokens = self.text + later.text, self.ids + later.ids, self.tokens + later.tokens
+        return ChoiceDelta(self.index, text, ids, later.finish_reason, tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,8 @@ class Usage:
 class Choices:
     """Runs while the context is open and yields deltas; leaving the context cancels what has not finished.
 
+    Choices of one prompt start once its first has a token: by then the prompt's KV is where they find it.
+
     What the reader has not taken yet waits in a queue that `max_tokens` bounds: a slow client holds up no worker.
     """
 
@@ -48,7 +52,8 @@ class Choices:
         self._metrics = pipeline.cluster.metrics
         self._prepared = prepared
         self._deadline = deadline
-        self._tallies = [Tally(len(request.token_ids)) for request in prepared.requests]
+        self._tallies = [Tally(len(request.token_ids)) for request in prepared.prompts]
+        self._first_seen = [asyncio.Event() for _ in prepared.prompts]
         self._timers = [RequestTimer(self._metrics) for _ in prepared.requests]
         self._queue: asyncio.Queue[ChoiceDelta | BaseException] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
@@ -57,7 +62,7 @@ class Choices:
 
     @property
     def usage(self) -> Usage:
-        """Final once the iteration has ended."""
+        """Final once the iteration has ended. A prompt counts once, however many choices it has."""
         cached = sum(tally.cached_tokens for tally in self._tallies)
         return Usage(self._prepared.num_prompt_tokens, self._completion_tokens, cached)
 
@@ -106,14 +111,21 @@ class Choices:
 
     async def _run(self, index: int) -> None:
         request = self._prepared.requests[index]
+        prompt, number = divmod(index, self._prepared.num_choices)
+        first_seen = self._first_seen[prompt]
+        if number > 0 and request.keys:  # a prompt shorter than a block has nothing to share
+            await first_seen.wait()
         text = ChoiceText(self._pipeline.cluster.model.tokenizer, self._prepared.rules)
         timer = self._timers[index]
-        async with aclosing(self._pipeline.generate(request, self._tallies[index], self._deadline)) as events:
+        echo = self._prepared.echoes[prompt] if self._prepared.echoes else ""
+        async with aclosing(self._pipeline.generate(request, self._tallies[prompt], self._deadline)) as events:
             async for event in events:
-                delta = text.push(event.ids, event.finish_reason)
+                first_seen.set()
+                delta = text.push(event.ids, event.finish_reason, event.logprobs)
                 timer.tokens(delta.num_tokens)
                 ids = tuple(event.ids[: delta.num_tokens])
-                self._queue.put_nowait(ChoiceDelta(index, delta.text, ids, delta.finish_reason))
+                self._queue.put_nowait(ChoiceDelta(index, echo + delta.text, ids, delta.finish_reason, delta.tokens))
+                echo = ""
                 if delta.finish_reason is not None and event.finish_reason is None:
                     return  # a stop string: the workers know nothing of it and are cancelled
 
@@ -128,10 +140,11 @@ class Choices:
             self._queue.put_nowait(error)
 
     def _count_ends(self, error: BaseException | None) -> None:
-        for index, tally in enumerate(self._tallies):
-            if index in self._finished:
+        unfinished = "error" if isinstance(error, Exception) else "abort"
+        for index in range(len(self._tasks)):
+            self._metrics.request_finished(self._finished.get(index, unfinished))
+        for prompt, tally in enumerate(self._tallies):
+            first = prompt * self._prepared.num_choices
+            if all(index in self._finished for index in range(first, first + self._prepared.num_choices)):
                 cached = tally.cached_tokens
                 self._metrics.prompt_done(cached=cached, prefill=tally.prefill_tokens, decode=tally.decode_tokens)
-                self._metrics.request_finished(self._finished[index])
-            else:
-                self._metrics.request_finished("error" if isinstance(error, Exception) else "abort")

@@ -1,7 +1,7 @@
 """From a request body to what the engines are asked: token ids, block keys, limits. CPU-bound: not for the loop."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.gateway.model import ServedModel
 from services.gateway.schema import ChatBody, CompletionBody, Conversation, Message, Sampling
@@ -11,6 +11,7 @@ from shared.ids import BlockKey
 from shared.model.sampling_params import SamplingParams
 
 DEFAULT_COMPLETION_TOKENS = 16
+MAX_CHOICES = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,18 +22,26 @@ class GenerationRequest:
     keys: Sequence[BlockKey]  # of the prefix blocks
     sampling: SamplingParams
     salt: str
+    num_generated: int = 0  # the last so many of `token_ids` are the answer's: a worker was lost after them
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A validated body: one request for each choice."""
+    """A validated body: one request for each choice, those of one prompt together."""
 
     requests: tuple[GenerationRequest, ...]
     rules: TextRules
+    num_choices: int  # of each prompt
+    echoes: tuple[str, ...] = ()  # the prompts' texts, if they are to begin the answer
+
+    @property
+    def prompts(self) -> tuple[GenerationRequest, ...]:
+        """The first choice of each prompt."""
+        return self.requests[:: self.num_choices]
 
     @property
     def num_prompt_tokens(self) -> int:
-        return sum(len(request.token_ids) for request in self.requests)
+        return sum(len(request.token_ids) for request in self.prompts)
 
 
 def prepare_completion(model: ServedModel, body: CompletionBody) -> Prepared:
@@ -41,7 +50,8 @@ def prepare_completion(model: ServedModel, body: CompletionBody) -> Prepared:
     body.check_supported()
     prompts = _completion_prompts(model, body)
     max_tokens = body.max_tokens or DEFAULT_COMPLETION_TOKENS
-    return _prepare(model, body, prompts, lambda _num_tokens: max_tokens, "prompt")
+    prepared = _prepare(model, body, prompts, lambda _num_tokens: max_tokens, "prompt")
+    return replace(prepared, echoes=_echoes(model, body)) if body.echo else prepared
 
 
 def prepare_chat(model: ServedModel, body: ChatBody) -> Prepared:
@@ -99,6 +109,12 @@ def _completion_prompts(model: ServedModel, body: CompletionBody) -> list[list[i
     return prompts
 
 
+def _echoes(model: ServedModel, body: CompletionBody) -> tuple[str, ...]:
+    skip = body.skip_special_tokens is not False
+    items = _items(body.prompt)
+    return tuple(item if isinstance(item, str) else model.tokenizer.decode(item, skip) for item in items)
+
+
 def _items(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
     """Return the prompts of any of the four forms as a list."""
     if isinstance(prompt, str):
@@ -111,12 +127,16 @@ def _prepare(
     model: ServedModel, body: Sampling, prompts: list[list[int]], max_tokens: Callable[[int], int], part: str
 ) -> Prepared:
     salt = body.cache_salt or ""
-    requests = []
+    num_choices = body.n or 1
+    if len(prompts) * num_choices > MAX_CHOICES:
+        raise BadRequest(f"n: {len(prompts)} prompts with {num_choices} choices each are too many", param="n")
+    requests: list[GenerationRequest] = []
     for token_ids in prompts:
         limit = max_tokens(len(token_ids))
         _check_context(model.max_model_len, len(token_ids), limit, part)
         sampling = body.sampling_params(limit, model.vocab_size, model.tokenizer.eos_ids)
-        requests.append(GenerationRequest(token_ids, model.prefix_keys(token_ids, salt), sampling, salt))
+        keys = model.prefix_keys(token_ids, salt)
+        requests += [GenerationRequest(token_ids, keys, sampling.for_choice(i), salt) for i in range(num_choices)]
     rules = TextRules(
         stop=body.stop_strings,
         include_stop=bool(body.include_stop_str_in_output),
@@ -124,7 +144,7 @@ def _prepare(
         skip_special_tokens=body.skip_special_tokens is not False,
         hidden_ids=model.hidden_ids | frozenset(body.stop_token_ids or ()),
     )
-    return Prepared(tuple(requests), rules)
+    return Prepared(tuple(requests), rules, num_choices)
 
 
 def _check_context(max_model_len: int, num_tokens: int, max_tokens: int, part: str) -> None:

@@ -19,6 +19,7 @@ from services.gateway.replies import ChatReply, Choice, CompletionReply, Reply
 from services.gateway.schema import ChatBody, CompletionBody, Sampling
 from services.gateway.settings import GatewaySettings
 from services.gateway.sse import EventStream
+from services.gateway.text import ShownToken
 from shared.deadline import Deadline
 from shared.errors import BodyTooLarge, Internal, Overloaded, PrfaasError
 from shared.lifecycle import InFlight
@@ -69,12 +70,13 @@ class GenerationRoutes:
                 async with deadline.scope("the request was being served"):
                     data = await read_body(request, self._settings.max_body_bytes)
                     body, prepared = await self._off_loop(partial(self._prepared, schema, prepare, data))
-                    model_name = self._pipeline.cluster.model.name
+                    model = self._pipeline.cluster.model
                     reply = shape(
                         request_id_of(request),
-                        model_name,
+                        model.name,
                         include_usage=body.include_usage,
                         with_token_ids=bool(body.return_token_ids),
+                        tokenizer=None if body.num_logprobs is None else model.tokenizer,
                     )
                     async with Choices(self._pipeline, prepared, deadline) as choices:
                         if body.stream:
@@ -126,14 +128,17 @@ async def read_body(request: web.Request, limit_bytes: int) -> bytes:
 async def _whole(choices: Choices, reply: Reply, num_choices: int) -> web.Response:
     texts: list[list[str]] = [[] for _ in range(num_choices)]
     ids: list[list[int]] = [[] for _ in range(num_choices)]
+    tokens: list[list[ShownToken]] = [[] for _ in range(num_choices)]
     finished: dict[int, Choice] = {}
     async for deltas in choices:
         for delta in deltas:
             texts[delta.index].append(delta.text)
             ids[delta.index] += delta.ids
+            tokens[delta.index] += delta.tokens
             if delta.finish_reason is not None:
                 text = "".join(texts[delta.index])
-                finished[delta.index] = Choice(text, tuple(ids[delta.index]), delta.finish_reason)
+                shown = tuple(tokens[delta.index])
+                finished[delta.index] = Choice(text, tuple(ids[delta.index]), delta.finish_reason, shown)
     return web.json_response(reply.whole([finished[index] for index in range(num_choices)], choices.usage))
 
 

@@ -3,64 +3,25 @@
 import secrets
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    StringConstraints,
-    Tag,
+from pydantic import BaseModel, ConfigDict, Field
+
+from services.gateway.fields import (
+    MAX_INT,
+    MAX_STOP_TOKENS,
+    SEEDS,
+    Content,
+    LogitBias,
+    Natural,
+    NonEmpty,
+    Positive,
+    Prompt,
+    Seed,
+    Stop,
+    TokenIds,
 )
-
 from shared.errors import BadRequest
+from shared.model.logprobs import MAX_LOGPROBS
 from shared.model.sampling_params import SamplingParams
-
-MAX_PROMPTS = 128
-MAX_STOP_STRINGS = 16
-MAX_STOP_TOKENS = 256
-_SEEDS = 1 << 64
-
-# Bounds keep absurd numbers out of arithmetic and messages; the wire has 32 bits for most of them.
-_MAX_INT = (1 << 31) - 1
-Positive = Annotated[int, Field(ge=1, le=_MAX_INT)]
-Natural = Annotated[int, Field(ge=0, le=_MAX_INT)]
-NonEmpty = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
-TokenIds = Annotated[list[Natural], Field(fail_fast=True)]
-
-
-def _prompt_kind(value: Any) -> str | None:
-    """Choose one branch by the first item: a plain union would report every item of a long list for every branch."""
-    if isinstance(value, str):
-        return "<text>"
-    if not isinstance(value, list):
-        return None
-    if not value:
-        return "<tokens>"
-    if isinstance(value[0], str):
-        return "<texts>"
-    return "<token_lists>" if isinstance(value[0], list) else "<tokens>"
-
-
-def _list_kind(value: Any) -> str:
-    return "<many>" if isinstance(value, list) else "<one>"
-
-
-Prompt = Annotated[
-    Annotated[str, Tag("<text>")]
-    | Annotated[list[str], Field(max_length=MAX_PROMPTS, fail_fast=True), Tag("<texts>")]
-    | Annotated[TokenIds, Tag("<tokens>")]
-    | Annotated[list[TokenIds], Field(max_length=MAX_PROMPTS, fail_fast=True), Tag("<token_lists>")],
-    Discriminator(
-        _prompt_kind,
-        custom_error_type="prompt_type",
-        custom_error_message="must be a string, a list of strings, a list of token ids or a list of such lists",
-    ),
-]
-Stop = Annotated[
-    Annotated[NonEmpty, Tag("<one>")]
-    | Annotated[list[NonEmpty], Field(max_length=MAX_STOP_STRINGS, fail_fast=True), Tag("<many>")],
-    Discriminator(_list_kind),
-]
 
 
 class Body(BaseModel):
@@ -80,16 +41,9 @@ class Sampling(Body):
 
     # Values that change nothing; any other value of these fields is refused.
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "n": (1,),
         "best_of": (1,),
-        "min_p": (0.0,),
-        "presence_penalty": (0.0,),
-        "frequency_penalty": (0.0,),
-        "repetition_penalty": (1.0,),
-        "logit_bias": ({},),
         "prompt_logprobs": (),
         "use_beam_search": (False,),
-        "echo": (False,),
         "truncate_prompt_tokens": (),
         "allowed_token_ids": (),
         "bad_words": ([],),
@@ -99,12 +53,18 @@ class Sampling(Body):
 
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
     max_tokens: Positive | None = None
     min_tokens: Natural | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1, le=_MAX_INT)] | None = None
-    seed: Annotated[int, Field(ge=-(1 << 63), lt=_SEEDS)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=MAX_INT)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    logit_bias: LogitBias | None = None
+    seed: Seed | None = None
     stop: Stop | None = None
     stop_token_ids: Annotated[list[Natural], Field(max_length=MAX_STOP_TOKENS, fail_fast=True)] | None = None
     ignore_eos: bool | None = None
@@ -116,16 +76,9 @@ class Sampling(Body):
     priority: int | None = None
     user: str | None = None
 
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
     best_of: Positive | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     prompt_logprobs: int | None = None
     use_beam_search: bool | None = None
-    echo: bool | None = None
     truncate_prompt_tokens: int | None = None
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
@@ -149,44 +102,63 @@ class Sampling(Body):
     def include_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many alternatives to each token are asked for; None when no log-probabilities are."""
+        return None
+
     def sampling_params(self, max_tokens: int, vocab_size: int, eos_ids: tuple[int, ...] = ()) -> SamplingParams:
         """Return what decode is told. A seed is drawn where there is none, so that any worker can continue.
         `eos_ids` stop like the caller's own ids, unless they are to be ignored: decode knows no other ends.
 
         Raises `BadRequest` naming the field.
         """
-        if any(token_id >= vocab_size for token_id in self.stop_token_ids or ()):
-            raise BadRequest(f"stop_token_ids must be below the vocabulary's {vocab_size}", param="stop_token_ids")
-        return SamplingParams(
+        params = SamplingParams(
             max_tokens=max_tokens,
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
             top_k=min(max(self.top_k or 0, 0), vocab_size),
-            seed=secrets.randbits(64) if self.seed is None else self.seed % _SEEDS,
+            min_p=self.min_p or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            repetition_penalty=self.repetition_penalty or 1.0,
+            logit_bias=self._biases(),
+            seed=secrets.randbits(64) if self.seed is None else self.seed % SEEDS,
             min_tokens=self.min_tokens or 0,
             stop_token_ids=(*(self.stop_token_ids or ()), *(() if self.ignore_eos else eos_ids)),
+            num_logprobs=self.num_logprobs,
         )
+        params.check_ids(vocab_size)
+        return params
+
+    def _biases(self) -> tuple[tuple[int, float], ...]:
+        """Return `logit_bias` with its keys read as numbers, each once."""
+        biases = {}
+        for key, bias in (self.logit_bias or {}).items():
+            if not (key.isascii() and key.isdigit() and len(key) <= 10):
+                raise BadRequest(f"logit_bias: {key[:64]!r} is not a token id", param="logit_bias")
+            biases[int(key)] = bias
+        return tuple(sorted(biases.items()))
 
 
 class CompletionBody(Sampling):
-    neutral = {**Sampling.neutral, "logprobs": (), "suffix": ("",)}
+    neutral = {**Sampling.neutral, "suffix": ("",)}
 
     prompt: Prompt
-    logprobs: Natural | None = None
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     suffix: str | None = None
 
+    def check_supported(self) -> None:
+        super().check_supported()
+        if self.echo and self.logprobs is not None:
+            raise BadRequest(
+                "echo does not go with logprobs: a prompt has none, for its KV may be cached", param="echo"
+            )
 
-class TextPart(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow")
-
-    type: Literal["text"]
-    text: str
-
-
-Content = Annotated[
-    Annotated[str, Tag("<one>")] | Annotated[list[TextPart], Field(fail_fast=True), Tag("<many>")],
-    Discriminator(_list_kind),
-]
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
 
 
 class Message(BaseModel):
@@ -214,8 +186,7 @@ class Conversation(Body):
 class ChatBody(Sampling, Conversation):
     neutral = {
         **Sampling.neutral,
-        "logprobs": (False,),
-        "top_logprobs": (0,),
+        "echo": (False,),
         "tools": ([],),
         "tool_choice": ("none", "auto"),
         "functions": ([],),
@@ -227,8 +198,9 @@ class ChatBody(Sampling, Conversation):
     }
 
     max_completion_tokens: Positive | None = None
+    echo: bool | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     tools: list[Any] | None = None
     tool_choice: Any = None
     functions: list[Any] | None = None
@@ -237,6 +209,15 @@ class ChatBody(Sampling, Conversation):
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     documents: list[Any] | None = None
+
+    def check_supported(self) -> None:
+        super().check_supported()
+        if self.top_logprobs and not self.logprobs:
+            raise BadRequest("top_logprobs needs logprobs: true", param="top_logprobs")
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
 
 
 class TokenizeBody(Body):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from shared.model.logprobs import TokenLogprobs
 from shared.model.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length"]
@@ -20,12 +21,21 @@ class TextRules:
     hidden_ids: frozenset[int] = frozenset()  # stop tokens: counted, never shown
 
 
+class ShownToken(NamedTuple):
+    """A token some of whose text is shown."""
+
+    id: int
+    logprobs: TokenLogprobs
+    offset: int  # where its text, or the character that it is a part of, begins in the choice's text
+
+
 class TextDelta(NamedTuple):
     """What some tokens added to a choice."""
 
     text: str
     num_tokens: int  # tokens used, the one that completed a stop string included
     finish_reason: FinishReason | None
+    tokens: tuple[ShownToken, ...] = ()  # those that `text` begins to show, where log-probabilities came with them
 
 
 class StopMatcher:
@@ -70,27 +80,45 @@ class ChoiceText:
     def __init__(self, tokenizer: Tokenizer, rules: TextRules) -> None:
         self._rules = rules
         self._detokenizer = tokenizer.detokenizer(rules.skip_special_tokens)
+        self._skipped_ids = tokenizer.special_ids if rules.skip_special_tokens else frozenset()
         self._matcher = StopMatcher(rules.stop, rules.include_stop)
         self._num_tokens = 0
+        self._num_decoded = 0  # characters, shown or held back
+        self._num_shown = 0
+        self._unshown: list[ShownToken] = []
 
-    def push(self, ids: Sequence[int], finish_reason: FinishReason | None) -> TextDelta:
-        """Take the next ids, in steps of one so that tokens after a stop string are not counted."""
+    def push(
+        self, ids: Sequence[int], finish_reason: FinishReason | None, logprobs: Sequence[TokenLogprobs] = ()
+    ) -> TextDelta:
+        """Take the next ids, in steps of one so that tokens after a stop string are not counted. `logprobs` is
+        parallel to them, or empty."""
         shown: list[str] = []
         for used, token_id in enumerate(ids, start=1):
             self._num_tokens += 1
             if finish_reason == "stop" and used == len(ids) and token_id in self._rules.hidden_ids:
                 continue
+            if logprobs and token_id not in self._skipped_ids:
+                self._unshown.append(ShownToken(token_id, logprobs[used - 1], self._num_decoded))
             text, stopped = self._take(self._detokenizer.push(token_id))
             shown.append(text)
             if stopped:
-                return TextDelta("".join(shown), used, "stop")
+                return self._delta(shown, used, "stop")
         if finish_reason is not None:
             text, stopped = self._take(self._detokenizer.finish())
             shown += [text, "" if stopped else self._matcher.flush()]
             finish_reason = "stop" if stopped else finish_reason
-        return TextDelta("".join(shown), len(ids), finish_reason)
+        return self._delta(shown, len(ids), finish_reason)
 
     def _take(self, text: str) -> tuple[str, bool]:
+        self._num_decoded += len(text)
         if self._num_tokens <= self._rules.min_tokens:
             return text, False
         return self._matcher.push(text)
+
+    def _delta(self, shown: Sequence[str], num_tokens: int, finish_reason: FinishReason | None) -> TextDelta:
+        """Tokens go out with the first character of their text: those behind a stop string never do."""
+        text = "".join(shown)
+        self._num_shown += len(text)
+        num_begun = sum(token.offset < self._num_shown for token in self._unshown)
+        tokens, self._unshown = self._unshown[:num_begun], self._unshown[num_begun:]
+        return TextDelta(text, num_tokens, finish_reason, tuple(tokens))

@@ -1,72 +1,68 @@
-"""Choose the next token of each row. A row's choice depends on its logits, parameters and position alone."""
+"""Choose the next token of each row. A row's choice depends on its logits and on its `Row` alone."""
 
 from collections.abc import Sequence
+from itertools import islice
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from shared.model.drawing import best_tokens, draw
+from shared.model.logprobs import MAX_LOGPROBS, TokenLogprobs
+from shared.model.penalties import TokenHistory, add_bias, forbid, penalise
 from shared.model.sampling_params import SamplingParams
+
+_NUMBERS_AT_ONCE = 1 << 20
+"""Rows are drawn together up to as many logits: each needs a few float64 numbers, best kept in a CPU's cache."""
+
+
+class Row(NamedTuple):
+    """What is asked for one row of logits."""
+
+    params: SamplingParams
+    position: int  # of the token to be chosen, in its sequence; with the seed it fixes the random number
+    may_end: bool = True  # `min_tokens` are out: stop tokens may be chosen
+    history: TokenHistory | None = None  # set where the parameters have penalties
+
+
+class Sampled(NamedTuple):
+    token: int
+    logprobs: TokenLogprobs | None  # where they were asked for
 
 
 @torch.inference_mode()
-def sample(
-    logits: Tensor,
-    params: Sequence[SamplingParams],
-    positions: Sequence[int],
-    forbidden: Sequence[Sequence[int]] | None = None,
-) -> list[int]:
-    """Return one token id per row of `logits` `[rows, vocab_size]` float32.
-
-    `positions` are those of the tokens to be chosen, in their sequences; with the seed they fix the random number, so
-    that a row gets the same token in any batch and on any worker. `forbidden` are ids that a row must not get (the
-    end-of-sequence ids before `min_tokens`). Changes `logits` in place when there are any.
-    """
-    for row, ids in enumerate(forbidden or ()):
-        if ids:
-            logits[row, list(ids)] = float("-inf")
-    chosen: list[int] = logits.argmax(dim=-1).tolist()
-    for row, (wanted, position) in enumerate(zip(params, positions, strict=True)):
-        if not wanted.greedy:
-            chosen[row] = _draw(logits[row], wanted, uniform(wanted.seed, position))
-    return chosen
+def sample(logits: Tensor, rows: Sequence[Row]) -> list[Sampled]:
+    """Return one token per row of `logits` `[rows, vocab_size]` float32, which may be changed in place."""
+    if all(row.params.is_plain and row.may_end for row in rows):
+        return [Sampled(token, None) for token in logits.argmax(dim=-1).tolist()]
+    told = [row for row, wanted in enumerate(rows) if wanted.params.num_logprobs is not None]
+    raw = logits[told].log_softmax(dim=-1) if told else None
+    _adjust(logits, rows)
+    chosen = logits.argmax(dim=-1)
+    drawn = iter([row for row, wanted in enumerate(rows) if not wanted.params.greedy])
+    while picked := list(islice(drawn, max(1, _NUMBERS_AT_ONCE // logits.shape[1]))):
+        few = logits if len(picked) == len(rows) else logits[picked]
+        chosen[picked] = draw(few, [rows[row].params for row in picked], [rows[row].position for row in picked])
+    logprobs = {} if raw is None else dict(zip(told, _tell(raw, chosen[told], [rows[r] for r in told]), strict=True))
+    return [Sampled(token, logprobs.get(row)) for row, token in enumerate(chosen.tolist())]
 
 
-def uniform(seed: int, position: int) -> float:
-    """Return a number in [0, 1) that (seed, position) fixes: Philox 4x64 keyed by one, counting the other."""
-    return float(np.random.Generator(np.random.Philox(key=seed, counter=position)).random())
+def _adjust(logits: Tensor, rows: Sequence[Row]) -> None:
+    """Apply in place what concerns greedy rows too."""
+    forbid(logits, ((i, token) for i, row in enumerate(rows) if not row.may_end for token in row.params.stop_token_ids))
+    add_bias(logits, [row.params for row in rows])
+    penalised = []
+    for i, row in enumerate(rows):
+        if row.params.has_penalties:
+            assert row.history is not None, "penalties without a history"
+            penalised.append((i, row.params, row.history))
+    penalise(logits, penalised)
 
 
-def _draw(logits: Tensor, params: SamplingParams, number: float) -> int:
-    """Temperature, then top-k, then top-p, then the inverse of the cumulative distribution at `number`."""
-    scaled = logits.to(torch.float64) / params.temperature
-    if params.top_k == 1:
-        return int(scaled.argmax())
-    if not params.top_k and params.top_p >= 1:
-        return _invert(torch.softmax(scaled, dim=-1), number)
-    values, ids = _candidates(scaled, params)
-    probabilities = torch.softmax(values, dim=-1)
-    if params.top_p < 1:
-        # Keep a token while those before it fall short of top_p: the first is always kept.
-        kept = int((probabilities.cumsum(0) - probabilities < params.top_p).sum())
-        probabilities = probabilities[:kept]
-    return int(ids[_invert(probabilities, number)])
-
-
-def _candidates(scaled: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
-    """Return the top-k logits and ids, best first, ties by lower id; all of them without a top-k."""
-    if params.top_k and params.top_k < scaled.shape[0]:
-        # topk orders ties as it likes, so take all that tie with the last and sort these.
-        bar = scaled.topk(params.top_k).values[-1]
-        ids = (scaled >= bar).nonzero().flatten()
-        values, order = scaled[ids].sort(descending=True, stable=True)
-        return values[: params.top_k], ids[order[: params.top_k]]
-    values, ids = scaled.sort(descending=True, stable=True)
-    return values, ids
-
-
-def _invert(probabilities: Tensor, number: float) -> int:
-    """Return the first index whose cumulative probability exceeds `number`, of weights that need not sum to one."""
-    cumulative = probabilities.cumsum(0)
-    index = int(torch.searchsorted(cumulative, number * cumulative[-1], right=True))
-    return min(index, int(probabilities.nonzero()[-1]))
+def _tell(logprobs: Tensor, chosen: Tensor, rows: Sequence[Row]) -> list[TokenLogprobs]:
+    own = logprobs.gather(1, chosen.unsqueeze(1)).squeeze(1).tolist()
+    values, ids = best_tokens(logprobs, min(MAX_LOGPROBS, logprobs.shape[1]))
+    return [
+        TokenLogprobs(logprob, tuple(islice(zip(row_ids, row_values, strict=True), row.params.num_logprobs)))
+        for logprob, row_ids, row_values, row in zip(own, ids.tolist(), values.tolist(), rows, strict=True)
+    ]

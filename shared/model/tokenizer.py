@@ -10,6 +10,7 @@ from tokenizers import Tokenizer as Backend
 from shared.errors import ModelFileError
 from shared.model.chat import ChatTemplate, find_template
 from shared.model.gguf_tokenizer import prepend_token
+from shared.model.token_bytes import TokenBytes
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what a decoder makes of half a UTF-8 character
 
@@ -22,6 +23,8 @@ class Tokenizer:
 
     def __init__(self, backend: Backend, chat: ChatTemplate, eos_ids: tuple[int, ...]) -> None:
         self._backend = backend
+        self._bytes = TokenBytes(backend)
+        self.special_ids = frozenset(i for i, token in backend.get_added_tokens_decoder().items() if token.special)
         self.chat = chat
         self.eos_ids = eos_ids  # any of them ends a generation
 
@@ -60,6 +63,10 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Return the text of `ids`; ids beyond the vocabulary have none."""
         return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes that one token stands for, by itself."""
+        return self._bytes.of(token_id)
 
     def detokenizer(self, skip_special_tokens: bool = True) -> "Detokenizer":
         """Return an incremental decoder for one stream of ids."""

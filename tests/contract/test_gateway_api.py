@@ -308,6 +308,7 @@ async def test_another_decode_worker_takes_over_before_and_after_the_first_token
     taken_over = spare.calls[-1].request
     assert bytes_of(taken_over.token_ids) == b"startab"
     assert (taken_over.sampling.max_tokens, taken_over.sampling.seed, taken_over.sampling.min_tokens) == (5, 5, 1)
+    assert (first.calls[0].request.num_generated, taken_over.num_generated) == (0, 2)
     assert answer["usage"]["prompt_tokens"] == 5
     assert answer["usage"]["completion_tokens"] == 7
 

@@ -27,10 +27,12 @@ from shared.kv.entries import BlockEntries, Source
 from shared.kv.hashing import num_prefix_blocks
 from shared.lifecycle import InFlight, background
 from shared.metrics import Metrics
+from shared.model.logprobs import TokenLogprobs
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import DecodeStub, PrefillStub, add_CachePoolServicer_to_server
 from shared.rpc.client import Channels, rpc_errors
 from shared.rpc.pool import PoolClient
+from shared.rpc.sampling import logprobs_from_message
 from shared.rpc.server import GrpcServer
 from tests.support.tiny import tiny_model
 
@@ -38,6 +40,7 @@ from tests.support.tiny import tiny_model
 @dataclass
 class Result:
     ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: int = 0
     decode_computed: int = 0
     prefill_computed: int = 0
@@ -112,6 +115,7 @@ class TwoDatacenters:
         codec: Codec = Codec.RAW,
         wait_ms: int = 5000,
         prefill_failed_after_s: float | None = None,
+        num_generated: int = 0,
         **sampling: Any,
     ) -> Result:
         """Do what the gateway does: open both calls at once, pull from the east what the west lacks."""
@@ -128,6 +132,7 @@ class TwoDatacenters:
             num_blocks=num_blocks,
             sources=[pb.Source(first=0, end=num_blocks, address=self.pool_east.address)] if num_blocks else [],
             wait_ms=wait_ms,
+            num_generated=num_generated,
         )
 
         async def controls() -> AsyncIterator[pb.Control]:
@@ -143,6 +148,7 @@ class TwoDatacenters:
                     controls(), timeout=30
                 ):
                     result.ids += message.ids
+                    result.logprobs += logprobs_from_message(message)
                     result.finish_reason = message.finish_reason
                     result.decode_computed += message.computed_prompt_tokens
         result.prefill_computed = prefilling.result() if prefilling else 0

@@ -66,27 +66,13 @@ def test_one_bad_item_of_a_long_list_is_one_complaint() -> None:
 
 
 NEUTRAL: dict[str, Any] = {
-    "n": 1,
     "best_of": 1,
-    "min_p": 0,
-    "presence_penalty": 0,
-    "frequency_penalty": 0.0,
-    "repetition_penalty": 1,
-    "logit_bias": {},
     "use_beam_search": False,
-    "echo": False,
     "response_format": {"type": "text"},
 }
 MEANINGFUL: dict[str, Any] = {
-    "n": 2,
     "best_of": 2,
-    "min_p": 0.5,
-    "presence_penalty": 1,
-    "frequency_penalty": -1,
-    "repetition_penalty": 1.1,
-    "logit_bias": {"1": 5},
     "use_beam_search": True,
-    "echo": True,
     "response_format": {"type": "json_object"},
     "prompt_logprobs": 0,
     "allowed_token_ids": [1],
@@ -109,10 +95,11 @@ def test_unimplemented_fields_pass_only_when_they_change_nothing(schema: type[Sa
 @pytest.mark.parametrize(
     ("schema", "body", "param"),
     [
-        (CompletionBody, {"prompt": "p", "logprobs": 0}, "logprobs"),
+        (CompletionBody, {"prompt": "p", "echo": True, "logprobs": 0}, "echo"),
         (CompletionBody, {"prompt": "p", "suffix": "s"}, "suffix"),
-        (ChatBody, {**CHAT, "logprobs": True}, "logprobs"),
         (ChatBody, {**CHAT, "top_logprobs": 2}, "top_logprobs"),
+        (ChatBody, {**CHAT, "logprobs": False, "top_logprobs": 2}, "top_logprobs"),
+        (ChatBody, {**CHAT, "echo": True}, "echo"),
         (ChatBody, {**CHAT, "tools": [{}]}, "tools"),
         (ChatBody, {**CHAT, "tool_choice": {"type": "function"}}, "tool_choice"),
         (ChatBody, {**CHAT, "continue_final_message": True}, "continue_final_message"),
@@ -126,7 +113,14 @@ def test_what_only_one_of_the_two_takes(schema: type[Sampling], body: dict[str, 
 
 
 def test_chat_accepts_explicitly_neutral_fields() -> None:
-    neutral = {"logprobs": False, "top_logprobs": 0, "tools": [], "tool_choice": "none", "chat_template_kwargs": {}}
+    neutral = {
+        "echo": False,
+        "logprobs": False,
+        "top_logprobs": 0,
+        "tools": [],
+        "tool_choice": "none",
+        "chat_template_kwargs": {},
+    }
     parse(ChatBody, json.dumps({**CHAT, **neutral}).encode()).check_supported()
 
 
@@ -137,6 +131,37 @@ def test_sampling_defaults_and_off_values() -> None:
     assert completion(top_k=5000).sampling_params(16, 100).top_k == 100
     assert completion(seed=-1).sampling_params(16, 100).seed == 2**64 - 1
     assert completion(seed=0).sampling_params(16, 100).seed == 0
+
+
+def test_what_decode_is_told_of_penalties_biases_and_logprobs() -> None:
+    off = completion().sampling_params(16, 100)
+    assert (off.min_p, off.repetition_penalty, off.logit_bias, off.num_logprobs) == (0.0, 1.0, (), None)
+    params = completion(
+        min_p=0.1,
+        presence_penalty=-2,
+        frequency_penalty=0.5,
+        repetition_penalty=1.1,
+        logit_bias={"99": -100, "7": 1.5, "07": 2},
+        logprobs=0,
+    ).sampling_params(16, 100)
+    assert (params.min_p, params.presence_penalty, params.frequency_penalty) == (0.1, -2.0, 0.5)
+    assert (params.repetition_penalty, params.num_logprobs) == (1.1, 0)
+    assert params.logit_bias == ((7, 2.0), (99, -100.0))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [({}, None), ({"logprobs": False}, None), ({"logprobs": True}, 0), ({"logprobs": True, "top_logprobs": 20}, 20)],
+)
+def test_logprobs_of_chats(fields: dict[str, Any], expected: int | None) -> None:
+    assert parse(ChatBody, json.dumps({**CHAT, **fields}).encode()).num_logprobs == expected
+
+
+@pytest.mark.parametrize("key", ["-1", "1.0", "a", "", " 5", "1_0", "\u0661", "9" * 11, "100"])
+def test_keys_of_logit_bias_are_token_ids(key: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        completion(logit_bias={key: 1}).sampling_params(16, 100)
+    assert caught.value.param == "logit_bias"
 
 
 @pytest.mark.parametrize(("stop", "expected"), [(None, ()), ("a", ("a",)), (["a", "b"], ("a", "b")), ([], ())])

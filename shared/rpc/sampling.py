@@ -1,0 +1,61 @@
+"""How tokens are to be sampled and what is told of them: wire messages to the suite's own types and back."""
+
+from collections.abc import Iterable
+
+from shared.errors import Internal
+from shared.model.logprobs import TokenLogprobs
+from shared.model.sampling_params import SamplingParams
+from shared.proto import prfaas_pb2 as pb
+
+
+def sampling_to_message(params: SamplingParams) -> pb.Sampling:
+    return pb.Sampling(
+        temperature=params.temperature,
+        top_p=params.top_p,
+        top_k=params.top_k,
+        min_p=params.min_p,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        repetition_penalty=params.repetition_penalty,
+        logit_bias=dict(params.logit_bias),
+        seed=params.seed,
+        max_tokens=params.max_tokens,
+        min_tokens=params.min_tokens,
+        stop_token_ids=params.stop_token_ids,
+        num_logprobs=params.num_logprobs,
+    )
+
+
+def sampling_from_message(message: pb.Sampling) -> SamplingParams:
+    """Raises `BadRequest` (from `SamplingParams`) when a field is out of range."""
+    return SamplingParams(
+        temperature=message.temperature,
+        top_p=message.top_p,
+        top_k=message.top_k,
+        min_p=message.min_p,
+        presence_penalty=message.presence_penalty,
+        frequency_penalty=message.frequency_penalty,
+        repetition_penalty=message.repetition_penalty or 1.0,
+        logit_bias=tuple(sorted(message.logit_bias.items())),  # a map has no order of its own
+        seed=message.seed,
+        max_tokens=message.max_tokens,
+        min_tokens=message.min_tokens,
+        stop_token_ids=tuple(message.stop_token_ids),
+        num_logprobs=message.num_logprobs if message.HasField("num_logprobs") else None,
+    )
+
+
+def logprobs_to_messages(logprobs: Iterable[TokenLogprobs]) -> list[pb.TokenLogprobs]:
+    return [
+        pb.TokenLogprobs(logprob=logprob, top_ids=[i for i, _ in top], top_logprobs=[value for _, value in top])
+        for logprob, top in logprobs
+    ]
+
+
+def logprobs_from_message(message: pb.Tokens) -> tuple[TokenLogprobs, ...]:
+    """Return one entry for each id, or none at all. Raises `Internal` when what a worker sent is not parallel."""
+    if message.logprobs and len(message.logprobs) != len(message.ids):
+        raise Internal(f"a worker sent {len(message.logprobs)} log-probabilities for {len(message.ids)} tokens")
+    if any(len(m.top_ids) != len(m.top_logprobs) for m in message.logprobs):
+        raise Internal("a worker sent alternatives that are not parallel to their log-probabilities")
+    return tuple(TokenLogprobs(m.logprob, tuple(zip(m.top_ids, m.top_logprobs, strict=True))) for m in message.logprobs)

@@ -1,0 +1,129 @@
+"""The gateway's pipeline over real decode workers: a lost worker and several choices change no token."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from services.gateway.app import make_cluster
+from services.gateway.attempt import Tally
+from services.gateway.choices import Choices
+from services.gateway.model import ServedModel
+from services.gateway.pipeline import Pipeline
+from services.gateway.prepare import GenerationRequest, Prepared
+from services.gateway.router import RouterSettings
+from services.gateway.text import TextRules
+from shared.bus.events import MembershipEvent
+from shared.deadline import Deadline
+from shared.ids import Datacenter, Epoch, LayoutHash, ModelFingerprint, WorkerId
+from shared.kv.codec import Codec
+from shared.metrics import Metrics
+from shared.model.sampling_params import SamplingParams
+from shared.rpc.client import Channels
+from tests.contract.gateway_harness import byte_tokenizer
+from tests.integration.test_engines import prompt
+from tests.support.engines import Node, two_datacenters
+
+WARM = SamplingParams(
+    max_tokens=30,
+    temperature=1.5,
+    top_k=60,
+    presence_penalty=1.0,
+    frequency_penalty=0.5,
+    repetition_penalty=1.3,
+    logit_bias=((5, 2.0),),
+    seed=11,
+    min_tokens=20,
+    stop_token_ids=tuple(range(100, 130)),
+    num_logprobs=2,
+)
+
+
+@dataclass
+class World:
+    pipeline: Pipeline
+    workers: list[Node]
+
+    def request(self, token_ids: list[int], sampling: SamplingParams) -> GenerationRequest:
+        keys = self.pipeline.cluster.model.prefix_keys(token_ids, "")
+        return GenerationRequest(token_ids, keys, sampling, "")
+
+    def computed(self) -> float:
+        return sum(worker.metric("decode_computed_prompt_tokens_total") for worker in self.workers)
+
+
+@asynccontextmanager
+async def world(directory: Path) -> AsyncIterator[World]:
+    """Two decode workers, each with a pool of its own, and no prefill."""
+    async with two_datacenters("llama") as one, two_datacenters("llama") as two, Channels() as channels:
+        model = one.decode.model
+        assert model is not None
+        fingerprint = ModelFingerprint(model.files.fingerprint)
+        served = ServedModel("tiny", byte_tokenizer(directory), model.layout, fingerprint, 199, 2048)
+        cluster = make_cluster(served, channels, Metrics())
+        for number, dcs in enumerate((one, two)):
+            event = MembershipEvent(
+                worker=WorkerId(f"decode-{number}"),
+                role="decode",
+                dc=Datacenter("west"),
+                address=dcs.decode.address,
+                fingerprint=fingerprint,
+                layout_hash=LayoutHash(model.layout.hash),
+                model_name="tiny",
+                epoch=Epoch(1),
+                pool_address=dcs.pool_west.address,
+            )
+            cluster.registry.apply_membership(event, time.monotonic())
+        routing = RouterSettings(Datacenter("west"), model.layout, 1024, 1000, Codec.RAW)
+        yield World(Pipeline(cluster, routing), [one.decode, two.decode])
+
+
+async def generate(world: World, request: GenerationRequest, lose_after: int | None = None) -> list[tuple[int, float]]:
+    """Return tokens with their log-probabilities; the worker that serves is stopped after `lose_after` tokens."""
+    found: list[tuple[int, float]] = []
+    tally = Tally(len(request.token_ids))
+    async with aclosing(world.pipeline.generate(request, tally, Deadline.after(30))) as events:
+        async for event in events:
+            found += [(token, told.logprob) for token, told in zip(event.ids, event.logprobs, strict=True)]
+            if len(found) == lose_after:
+                serving = [worker for worker in world.workers if worker.inflight.count]
+                await serving[0].server.stop(0)
+    return found
+
+
+@pytest.mark.parametrize("lose_after", [1, 9])
+async def test_a_lost_worker_changes_no_token(tmp_path: Path, lose_after: int) -> None:
+    async with world(tmp_path) as first:
+        request = first.request(prompt(90), WARM)
+        whole = await generate(first, request)
+    assert len(whole) >= 20
+    async with world(tmp_path) as second:
+        continued = await generate(second, request, lose_after)
+        assert [token for token, _ in continued] == [token for token, _ in whole]
+        assert [value for _, value in continued] == pytest.approx([value for _, value in whole], abs=1e-3)
+        assert all(worker.metric("generation_tokens_total") > 0 for worker in second.workers)
+
+
+async def test_choices_share_what_the_first_has_computed(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        here.pipeline.cluster.registry.lost(WorkerId("decode-1"))
+        request = here.request(prompt(300), WARM)
+        requests = tuple(
+            GenerationRequest(request.token_ids, request.keys, WARM.for_choice(number), "") for number in range(3)
+        )
+        prepared = Prepared(requests, TextRules(), num_choices=3)
+        ids: list[list[int]] = [[], [], []]
+        async with Choices(here.pipeline, prepared, Deadline.after(30)) as choices:
+            async for deltas in choices:
+                for delta in deltas:
+                    ids[delta.index] += delta.ids
+        tail = 300 % 64
+        assert here.computed() == 300 + 2 * tail
+        assert (choices.usage.prompt_tokens, choices.usage.cached_tokens) == (300, 0)
+        assert len({tuple(tokens) for tokens in ids}) == 3
+        for number, expected in enumerate(ids):
+            alone = await generate(here, requests[number])
+            assert [token for token, _ in alone] == expected

@@ -1,0 +1,55 @@
+"""Sampling parameters and log-probabilities across the wire."""
+
+from dataclasses import fields
+
+import pytest
+
+from shared.errors import BadRequest, Internal
+from shared.model.logprobs import TokenLogprobs
+from shared.model.sampling_params import SamplingParams
+from shared.proto import prfaas_pb2 as pb
+from shared.rpc.sampling import (
+    logprobs_from_message,
+    logprobs_to_messages,
+    sampling_from_message,
+    sampling_to_message,
+)
+
+FULL = SamplingParams(
+    max_tokens=9,
+    temperature=0.1,
+    top_p=0.7,
+    top_k=5,
+    min_p=0.3,
+    presence_penalty=0.1,
+    frequency_penalty=-0.2,
+    repetition_penalty=1.1,
+    logit_bias=((3, 0.1), (7, -100.0)),
+    seed=2**64 - 1,
+    min_tokens=2,
+    stop_token_ids=(4, 4, 1),
+    num_logprobs=0,
+)
+
+
+def test_parameters_survive_to_the_bit() -> None:
+    plain = SamplingParams(max_tokens=9)
+    assert all(getattr(FULL, f.name) != getattr(plain, f.name) for f in fields(FULL) if f.name != "max_tokens")
+    for params in (FULL, plain):
+        wire = sampling_to_message(params).SerializeToString()
+        assert sampling_from_message(pb.Sampling.FromString(wire)) == params
+
+
+def test_what_a_peer_may_not_send() -> None:
+    with pytest.raises(BadRequest):
+        sampling_from_message(pb.Sampling(max_tokens=5))  # top_p 0
+    with pytest.raises(Internal):
+        logprobs_from_message(pb.Tokens(ids=[1, 2], logprobs=[pb.TokenLogprobs()]))
+    with pytest.raises(Internal):
+        logprobs_from_message(pb.Tokens(ids=[1], logprobs=[pb.TokenLogprobs(top_ids=[1])]))
+
+
+def test_logprobs_there_and_back() -> None:
+    logprobs = (TokenLogprobs(-0.5, ((3, -0.5), (4, -1.25))), TokenLogprobs(-2.0, ()))
+    assert logprobs_from_message(pb.Tokens(ids=[3, 9], logprobs=logprobs_to_messages(logprobs))) == logprobs
+    assert logprobs_from_message(pb.Tokens(ids=[3])) == ()
