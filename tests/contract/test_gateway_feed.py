@@ -16,7 +16,6 @@ from shared.bus.events import (
     TOPIC_LOAD,
     TOPIC_MEMBERSHIP,
     TOPIC_PLACEMENT,
-    LoadEvent,
     MembershipEvent,
     PlacementEvent,
     Role,
@@ -32,6 +31,7 @@ from shared.proto.prfaas_pb2_grpc import CachePoolServicer, add_CachePoolService
 from shared.rpc.client import Channels
 from shared.rpc.server import GrpcServer
 from tests.contract.gateway_harness import FINGERPRINT, LAYOUT, eventually, served_model
+from tests.support.events import load
 
 POOL = WorkerId("cachepool-east")
 KEYS = [BlockKey(bytes([i]) * 32) for i in range(4)]
@@ -188,16 +188,8 @@ async def test_ready_as_long_as_a_decode_worker_is_known(world: World) -> None:
     await world.announce("decode-east", "decode")
     assert is_ready(world)
     assert world.health.conditions[DECODE_CONDITION].detail == "decode-east"
-    load = LoadEvent(
-        worker=WorkerId("decode-east"),
-        epoch=Epoch(1),
-        running=3,
-        waiting=1,
-        kv_usage=0.5,
-        speed_tokens_per_s=10.0,
-        at_ms=1,
-    )
-    await world.send(TOPIC_LOAD, load.encode())
+    event = load("decode-east", epoch=1, running=3, waiting=1)
+    await world.send(TOPIC_LOAD, event.encode())
     assert world.cluster.registry.view().decode[0].load == 4
     await world.announce("decode-east", "decode", left=True)
     assert not is_ready(world)

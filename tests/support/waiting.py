@@ -11,3 +11,10 @@ async def eventually(holds: Callable[[], Awaitable[bool]], within_s: float) -> N
     while not await holds():
         assert loop.time() < deadline, f"did not come true within {within_s:g} s"
         await asyncio.sleep(0.02)
+
+
+async def until(condition: Callable[[], object], limit_s: float = 10.0) -> None:
+    """Wait for what another task of this process counts."""
+    async with asyncio.timeout(limit_s):
+        while not condition():  # noqa: ASYNC110 - what is waited for is in another task's counters
+            await asyncio.sleep(0.005)

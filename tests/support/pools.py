@@ -1,0 +1,165 @@
+"""A cache pool over real gRPC on loopback, and readers and writers to try it with."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from services.cachepool.app import Pool, build_pool
+from services.cachepool.settings import PoolSettings
+from shared.bus.events import PlacementEvent
+from shared.deadline import Deadline
+from shared.health import Health
+from shared.ids import BlockKey, Epoch
+from shared.kv.entries import BlockEntries, Source
+from shared.kv.frame import Frame, open_frame
+from shared.kv.layout import KvLayout, iter_layers
+from shared.lifecycle import InFlight
+from shared.metrics import Metrics
+from shared.proto import prfaas_pb2 as pb
+from shared.proto.prfaas_pb2_grpc import add_CachePoolServicer_to_server
+from shared.rpc.client import Channels
+from shared.rpc.convert import add_frames, entries_to_messages, layout_to_message
+from shared.rpc.pool import Arrived, PoolClient
+from shared.rpc.server import GrpcServer
+from tests.support.waiting import until
+from tests.unit.cachepool.samples import ALL, LAYOUT, frame, keys, wanting
+
+Entry = tuple[BlockKey, int]
+CHAIN = keys("chain", 4)
+
+
+@dataclass
+class Running:
+    """A pool that serves on loopback."""
+
+    pool: Pool
+    server: GrpcServer
+    metrics: Metrics
+    events: list[PlacementEvent]
+    client: PoolClient
+
+    @property
+    def address(self) -> str:
+        return self.client.address
+
+    @property
+    def stub(self) -> Any:
+        return self.client._stub()
+
+    def count(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(f"prfaas:{name}", labels) or 0.0
+
+    @property
+    def idle(self) -> bool:
+        return all(self.count(name) == 0 for name in ("leases_held", "readers_open", "writers_open"))
+
+
+@asynccontextmanager
+async def serving(channels: Channels, **settings: Any) -> AsyncIterator[Running]:
+    metrics, health, inflight = Metrics(), Health("grpc"), InFlight()
+    events: list[PlacementEvent] = []
+    pool = build_pool(PoolSettings(**settings), Epoch(7), channels, metrics, events.append)
+    server = GrpcServer("127.0.0.1", 0, health, inflight)
+    add_CachePoolServicer_to_server(pool.servicer, server.grpc)
+    pool.pulls.own_address = f"127.0.0.1:{await server.start()}"
+    feed = asyncio.create_task(pool.feed.run())
+    try:
+        yield Running(pool, server, metrics, events, PoolClient(channels, pool.pulls.own_address))
+    finally:
+        await pool.pulls.close()
+        await server.stop(0)
+        feed.cancel()
+        await asyncio.gather(feed, return_exceptions=True)
+        assert inflight.count == 0
+        assert pool.store.stats[3:6] == (0, 0, 0), "a lease or a grant outlived its stream"
+        pool.store.check_integrity()
+
+
+def soon() -> Deadline:
+    return Deadline.after(20)
+
+
+def frames_of(block_keys: Iterable[BlockKey], layers: int = ALL) -> list[Frame]:
+    block_keys = list(block_keys)
+    return [frame(name, layer) for layer in iter_layers(layers) for name in block_keys]
+
+
+async def publish(running: Running, block_keys: Sequence[BlockKey], layers: int = ALL) -> None:
+    async with running.client.publish(soon()) as publication:
+        grant = await publication.open(LAYOUT, wanting(block_keys, layers))
+        assert grant.granted == [layers] * len(block_keys)
+        await publication.send(frames_of(block_keys, layers))
+
+
+class Fetching:
+    """One Fetch stream, read in the background, with what has come so far."""
+
+    def __init__(
+        self, client: PoolClient, blocks: Sequence[BlockEntries], sources: Iterable[Source] = (), wait_s: float = 5.0
+    ) -> None:
+        self.got: list[Entry] = []
+        self.missing: set[Entry] = set()
+        self.sizes: list[int] = []  # payload bytes of each message
+        self._arrivals = client.fetch(LAYOUT, blocks, sources, wait_s, soon())
+        self.task = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        async with aclosing(self._arrivals) as arrivals:
+            async for arrived in arrivals:
+                self._add(arrived)
+
+    def _add(self, arrived: Arrived) -> None:
+        for received in arrived.frames:
+            assert open_frame(received) == frame(received.key, received.layer).payload
+            self.got.append((received.key, received.layer))
+        self.missing |= {(name, layer) for name, layers in arrived.missing for layer in iter_layers(layers)}
+        self.sizes.append(sum(len(received.payload) for received in arrived.frames))
+
+    async def until_got(self, num_entries: int) -> None:
+        await until(lambda: len(self.got) == num_entries)
+
+    async def done(self) -> "Fetching":
+        await self.task
+        assert len(set(self.got)) == len(self.got), "an entry was sent twice"
+        assert not self.missing & set(self.got)
+        return self
+
+    async def cancel(self) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+
+def entries(block_keys: Iterable[BlockKey], layers: int = ALL) -> list[Entry]:
+    return [(name, layer) for layer in iter_layers(layers) for name in list(block_keys)]
+
+
+@asynccontextmanager
+async def dying_writer(running: Running, num_frames: int) -> AsyncIterator[None]:
+    """A writer of CHAIN that vanishes after `num_frames` when the context ends."""
+    call = await raw_publish(running, opening(CHAIN), sending(frames_of(CHAIN)[:num_frames]))
+    yield
+    call.cancel()
+
+
+async def raw_publish(running: Running, *messages: pb.PublishRequest) -> Any:
+    call = running.stub.Publish()
+    for message in messages:
+        await call.write(message)
+    return call
+
+
+def opening(block_keys: Sequence[BlockKey], lease_ms: int = 0, layout: KvLayout = LAYOUT) -> pb.PublishRequest:
+    blocks = entries_to_messages(wanting(block_keys))
+    return pb.PublishRequest(open=pb.PublishOpen(layout=layout_to_message(layout), blocks=blocks, lease_ms=lease_ms))
+
+
+def batch_of(*frames: Frame) -> pb.FrameBatch:
+    batch = pb.FrameBatch()
+    add_frames(batch, frames)
+    return batch
+
+
+def sending(frames: Iterable[Frame]) -> pb.PublishRequest:
+    return pb.PublishRequest(frames=batch_of(*frames))
