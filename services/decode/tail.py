@@ -48,9 +48,9 @@ class Tail:
             span = Span(reservation.pages, self.first, self.chunk_end - self.first)
             self.batch = Batch.build([span], kv.page_tokens, model.device)
             self.hidden = model.embed(torch.tensor(tokens[self.first : self.chunk_end], device=model.device))
-        for layer in range(self.next_layer, self.next_layer + num_layers):
-            self.hidden = model.layer(layer, self.hidden, self.batch, kv)
-        self.next_layer += num_layers
+        end = self.next_layer + num_layers
+        self.hidden = model.layers(self.next_layer, end, self.hidden, self.batch, kv)
+        self.next_layer = end
         if self.next_layer < model.num_layers:
             return None
         last = self.hidden[-1:]

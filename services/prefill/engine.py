@@ -99,7 +99,7 @@ class PrefillEngine:
             if job.withdrawn:
                 self._end(job)
                 return
-            hidden = await self._thread.run(partial(self._model.layer, layer, hidden, batch, self._kv))
+            hidden = await self._thread.run(partial(self._model.layers, layer, layer + 1, hidden, batch, self._kv))
             job.on_layer(Ready(layer, *blocks))
         self._measure(chunk.end - chunk.first, time.perf_counter() - started)
         if self._scheduler.finished_chunk(chunk):

@@ -1,5 +1,6 @@
 """A model made ready to compute: files found, weights mapped, pages allocated, sizes checked."""
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import lcm
@@ -11,11 +12,15 @@ from shared.errors import BadRequest, ContextTooLong, ModelMismatch, SettingsErr
 from shared.ids import BlockKey
 from shared.kv.hashing import chain_keys, root_key
 from shared.kv.layout import KvLayout
+from shared.log import get_logger
 from shared.model.attention import select_attention
 from shared.model.catalog import ModelFiles, ensure_weights, resolve
 from shared.model.config import ModelConfig
+from shared.model.native.build import KernelsUnavailable, load_library
 from shared.model.paged import PagedKv
 from shared.model.transformer import Transformer
+
+log = get_logger()
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,28 @@ def load_model(settings: EngineSettings) -> LoadedModel:
             f"PRFAAS_KV_BYTES: {settings.kv_bytes} bytes hold {num_pages * page_tokens} tokens of KV, less than one "
             f"context of {max_model_len}; set it to at least {needed * page_bytes}, or lower PRFAAS_MAX_MODEL_LEN"
         )
-    transformer = Transformer.load(config, ensure_weights(files, settings.dtype), settings.dtype, device, attention)
+    transformer = Transformer.load(
+        config,
+        ensure_weights(files, settings.dtype),
+        settings.dtype,
+        device,
+        attention,
+        _kernels(settings, device),
+        ensure_weights(files, "int8") if settings.weight_dtype == "int8" else None,
+    )
+    if settings.weight_dtype == "int8" and not transformer.uses_kernels:
+        raise SettingsError("PRFAAS_WEIGHT_DTYPE: int8 needs the native CPU kernels, which cannot run this model here")
     kv = PagedKv(layout, num_pages, page_tokens, device)
     return LoadedModel(files, config, layout, transformer, kv, max_model_len)
+
+
+def _kernels(settings: EngineSettings, device: torch.device) -> ctypes.CDLL | None:
+    if settings.kernels == "torch" or device.type != "cpu":
+        return None
+    try:
+        return load_library(settings.cache_dir.expanduser())
+    except KernelsUnavailable as error:
+        if settings.kernels == "native":
+            raise SettingsError(f"PRFAAS_KERNELS: {error}") from error
+        log.warning("native_kernels_unavailable", reason=str(error), consequence="decoding is several times slower")
+        return None

@@ -23,6 +23,12 @@ class EngineSettings(ServiceSettings):
     max_model_len: int = setting("PRFAAS_MAX_MODEL_LEN", 0, check=non_negative, help="longest context; 0: the model's")
     cache_dir: Path = setting("PRFAAS_CACHE_DIR", Path("~/.cache/prfaas"), help="converted models")
     attention: Literal["auto", "sdpa", "flash"] = setting("PRFAAS_ATTENTION", "auto", help="attention implementation")
+    weight_dtype: Literal["auto", "int8"] = setting(
+        "PRFAAS_WEIGHT_DTYPE", "auto", help="auto: PRFAAS_DTYPE; int8: decode steps read int8 copies (CPU only)"
+    )
+    kernels: Literal["auto", "native", "torch"] = setting(
+        "PRFAAS_KERNELS", "auto", help="CPU kernels: auto is native where a C compiler is found, else torch"
+    )
     device: str = setting("PRFAAS_DEVICE", "cpu", help="torch device: cpu, cuda, cuda:1 ...")
     kv_bytes: int = setting("PRFAAS_KV_BYTES", parse_bytes("1GiB"), parse=parse_bytes, check=positive, help="KV pages")
     chunk_tokens: int = setting("PRFAAS_CHUNK_TOKENS", 512, check=positive, help="prompt tokens computed at a time")

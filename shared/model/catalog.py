@@ -19,15 +19,14 @@ from filelock import FileLock
 
 from shared.errors import ModelFileError
 from shared.ids import ModelFingerprint
-from shared.kv.layout import Dtype
 from shared.model import safetensors_file
 from shared.model.checkpoint import CheckpointWeights, weight_files
 from shared.model.config import ModelConfig
-from shared.model.convert import WeightSource, convert
+from shared.model.convert import WeightSource, convert, file_tensors
 from shared.model.fingerprint import fingerprint, write_atomically
 from shared.model.gguf import GgufWeights, eos_token_ids, hf_config
 from shared.model.gguf_file import GgufFile
-from shared.model.stored import stored_tensors
+from shared.model.stored import WeightDtype
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 BUILT_IN = (DEFAULT_MODEL, "gemma3-270m")
@@ -70,18 +69,18 @@ def resolve(model: str, cache_dir: Path) -> ModelFiles:
     return files
 
 
-def ensure_weights(files: ModelFiles, dtype: Dtype) -> Path:
+def ensure_weights(files: ModelFiles, dtype: WeightDtype) -> Path:
     """Return the weight file of `files` in `dtype`, converting it first when there is none yet.
 
     Raises `ModelFileError` naming the file or tensor that is missing or damaged.
     """
     config = files.config()
     path = files.weights_dir / f"weights-{dtype}.safetensors"
-    if _is_whole(path, config):
+    if _is_whole(path, config, dtype):
         return path
     files.weights_dir.mkdir(parents=True, exist_ok=True)
     with _exclusive(path):
-        if not _is_whole(path, config):
+        if not _is_whole(path, config, dtype):
             part = path.with_name(f".{path.name}.{os.getpid()}")
             try:
                 convert(_open(files), config, dtype, part)
@@ -187,7 +186,7 @@ def _open(files: ModelFiles) -> WeightSource:
     return GgufWeights(file, hf_config(file))
 
 
-def _is_whole(path: Path, config: ModelConfig) -> bool:
+def _is_whole(path: Path, config: ModelConfig, dtype: WeightDtype) -> bool:
     """Whether `path` is a weight file of this model; one that is cut off is converted again."""
     if not path.is_file():
         return False
@@ -195,7 +194,7 @@ def _is_whole(path: Path, config: ModelConfig) -> bool:
         entries = safetensors_file.read_header(path)
     except ModelFileError:
         return False
-    return {name: e.shape for name, e in entries.items()} == {t.name: t.shape for t in stored_tensors(config)}
+    return {name: e.shape for name, e in entries.items()} == {t.name: t.shape for t in file_tensors(config, dtype)}
 
 
 @contextmanager
@@ -219,9 +218,11 @@ def main() -> int:
         if dtype not in ("bfloat16", "float32"):
             raise ModelFileError(f"PRFAAS_DTYPE is {dtype!r}; it must be bfloat16 or float32")
         files = resolve(os.environ.get("PRFAAS_MODEL") or DEFAULT_MODEL, cache_dir)
-        path = (
-            ensure_weights(files, "float32" if dtype == "float32" else "bfloat16") if arguments.weights else files.path
-        )
+        path = files.path
+        if arguments.weights:
+            path = ensure_weights(files, "float32" if dtype == "float32" else "bfloat16")
+            if os.environ.get("PRFAAS_WEIGHT_DTYPE") == "int8":
+                ensure_weights(files, "int8")
     except ModelFileError as error:
         print(error, file=sys.stderr)
         return 1

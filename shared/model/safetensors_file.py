@@ -8,19 +8,18 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import ModelFileError
-from shared.kv.layout import ITEM_BYTES, Dtype
 from shared.model.stored import Shape
 
 Rows = NDArray[np.float32]
 _SLICE_ELEMENTS = 1 << 23  # 32 MiB of float32 at a time
 _MAX_HEADER_BYTES = 100 << 20
-_TAGS: dict[Dtype, str] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+_ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "I8": 1}
 _READABLE: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
 
@@ -83,36 +82,29 @@ def row_slices(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, shape[0])
 
 
-def write(path: Path, dtype: Dtype, tensors: Sequence[tuple[str, Shape]], rows: Iterable[Rows]) -> None:
-    """Write a file of `tensors`, whose float32 slices arrive in order through `rows`.
+class Tensor(NamedTuple):
+    """A tensor that is to be written."""
 
-    Raises `ModelFileError` on values that are not finite: they mean a damaged source.
-    """
+    name: str
+    tag: str  # safetensors' dtype name
+    shape: Shape
+
+
+def write(path: Path, tensors: Sequence[Tensor], chunks: Iterable[NDArray[Any]]) -> None:
+    """Write a file of `tensors`, whose numbers arrive in order, already in their dtypes, through `chunks`."""
     header: dict[str, Any] = {}
     offset = 0
-    for name, shape in tensors:
-        size = math.prod(shape) * ITEM_BYTES[dtype]
-        header[name] = {"dtype": _TAGS[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
+    for name, tag, shape in tensors:
+        size = math.prod(shape) * _ITEM_BYTES[tag]
+        header[name] = {"dtype": tag, "shape": list(shape), "data_offsets": [offset, offset + size]}
         offset += size
     encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-(8 + len(encoded)) % 64)  # so that every mapped tensor starts aligned
+    encoded += b" " * (-(8 + len(encoded)) % 64)  # so that the first tensor starts aligned when the file is mapped
     with path.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
-        written = sum(_write_slice(file, part, dtype) for part in rows)
+        written = sum(file.write(np.ascontiguousarray(chunk).data.cast("B")) for chunk in chunks)
     if written != offset:
         raise ModelFileError(f"{path}: wrote {written} bytes of weights instead of {offset}")
-
-
-def _write_slice(file: IO[bytes], part: Rows, dtype: Dtype) -> int:
-    if not np.isfinite(part).all():
-        raise ModelFileError("the weights hold values that are not finite: the model file is damaged")
-    if dtype == "float32":
-        raw: NDArray[Any] = np.ascontiguousarray(part, dtype="<f4")
-    elif dtype == "float16":
-        raw = np.ascontiguousarray(part, dtype="<f2")
-    else:
-        raw = round_to_bfloat16(part)
-    return file.write(raw.data.cast("B"))
 
 
 def round_to_bfloat16(values: Rows) -> NDArray[np.uint16]:

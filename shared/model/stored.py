@@ -4,10 +4,17 @@ Fused at conversion, because fusing at load would copy: every process maps the s
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
+from shared.kv.layout import Dtype
 from shared.model.config import ModelConfig
 
 Shape = tuple[int, ...]
+WeightDtype = Dtype | Literal["int8"]
+"""int8: the matrices alone, each row as integers times one float32; it accompanies a file of floats."""
+
+SCALE = "_scale"
+"""Ends the name of an int8 matrix's scales."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,12 @@ def stored_tensors(config: ModelConfig) -> tuple[StoredTensor, ...]:
     if not config.tied_embeddings:
         tensors.append(_whole("lm_head.weight", (vocab, hidden)))
     return tuple(tensors)
+
+
+def int8_tensors(config: ModelConfig) -> tuple[StoredTensor, ...]:
+    """Return those that an int8 file holds: every matrix that is multiplied with."""
+    looked_up = () if config.tied_embeddings else ("model.embed_tokens.weight",)
+    return tuple(t for t in stored_tensors(config) if len(t.shape) == 2 and t.name not in looked_up)
 
 
 def _whole(name: str, shape: Shape) -> StoredTensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from shared.errors import ModelFileError
 from shared.kv.layout import Dtype
 from shared.model.config import ModelConfig
-from shared.model.stored import stored_tensors
+from shared.model.stored import SCALE, Shape, int8_tensors, stored_tensors
 
 
 def load_weights(
@@ -19,8 +19,24 @@ def load_weights(
 
     Raises `ModelFileError` naming the tensor that is missing, has another shape or another dtype.
     """
-    expected = {tensor.name: tensor.shape for tensor in stored_tensors(config)}
+    weights = _load(path, {t.name: t.shape for t in stored_tensors(config)}, device)
     wanted = getattr(torch, dtype)
+    for name, tensor in weights.items():
+        _check_dtype(path, name, tensor, wanted)
+    return weights
+
+
+def load_int8(config: ModelConfig, path: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the int8 matrices of a file by name, each with the float32 scales of its rows; mapped, as above."""
+    shapes = {t.name: t.shape for t in int8_tensors(config)}
+    tensors = _load(path, shapes | {name + SCALE: shape[:1] for name, shape in shapes.items()}, "cpu")
+    for name in shapes:
+        _check_dtype(path, name, tensors[name], torch.int8)
+        _check_dtype(path, name + SCALE, tensors[name + SCALE], torch.float32)
+    return {name: (tensors[name], tensors[name + SCALE]) for name in shapes}
+
+
+def _load(path: Path, expected: dict[str, Shape], device: torch.device | str) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
             found = set(file.keys())
@@ -28,12 +44,15 @@ def load_weights(
                 raise ModelFileError(f"{path}: tensor {min(missing)!r} is missing")
             if surplus := found - expected.keys():
                 raise ModelFileError(f"{path}: tensor {min(surplus)!r} does not belong to this model")
-            weights = {name: file.get_tensor(name) for name in expected}
+            tensors = {name: file.get_tensor(name) for name in expected}
     except (OSError, SafetensorError) as error:
         raise ModelFileError(f"{path}: cannot be read as a weight file: {error}") from error
-    for name, tensor in weights.items():
+    for name, tensor in tensors.items():
         if tuple(tensor.shape) != expected[name]:
             raise ModelFileError(f"{path}: tensor {name!r} has shape {tuple(tensor.shape)}, not {expected[name]}")
-        if tensor.dtype != wanted:
-            raise ModelFileError(f"{path}: tensor {name!r} is {tensor.dtype}, not {wanted}")
-    return weights
+    return tensors
+
+
+def _check_dtype(path: Path, name: str, tensor: Tensor, wanted: torch.dtype) -> None:
+    if tensor.dtype != wanted:
+        raise ModelFileError(f"{path}: tensor {name!r} is {tensor.dtype}, not {wanted}")

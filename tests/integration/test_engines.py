@@ -234,13 +234,13 @@ async def test_layers_stream_while_later_layers_are_computed(monkeypatch: pytest
 def _slow_down(node: Node, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Let every layer that an engine computes take longer, in its torch thread."""
     assert node.model is not None
-    compute = node.model.transformer.layer
+    compute = node.model.transformer.layers
 
-    def slowly(index: int, hidden: Tensor, batch: Batch, kv: PagedKv) -> Tensor:
-        time.sleep(seconds)
-        return compute(index, hidden, batch, kv)
+    def slowly(first: int, end: int, hidden: Tensor, batch: Batch, kv: PagedKv) -> Tensor:
+        time.sleep(seconds * (end - first))
+        return compute(first, end, hidden, batch, kv)
 
-    monkeypatch.setattr(node.model.transformer, "layer", slowly)
+    monkeypatch.setattr(node.model.transformer, "layers", slowly)
 
 
 def _slow_down_sending(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:

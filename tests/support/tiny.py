@@ -10,9 +10,11 @@ from shared.ids import ModelFingerprint
 from shared.model.batch import Batch, Span
 from shared.model.catalog import ModelFiles
 from shared.model.config import ModelConfig
+from shared.model.layer_weights import ModelWeights
 from shared.model.paged import PagedKv
 from shared.model.stored import stored_tensors
 from shared.model.transformer import Transformer
+from tests.support.kernels import kernels
 
 torch.set_num_threads(1)  # two threads fight over matrices this small
 
@@ -24,7 +26,7 @@ LLAMA = {
     "num_hidden_layers": 4,
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
-    "head_dim": 8,
+    "head_dim": 16,
     "vocab_size": 199,
     "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-5,
@@ -70,7 +72,8 @@ def tiny_model(name: str, num_pages: int = 128, block_tokens: int = 64) -> Loade
     layout = config.kv_layout(block_tokens, "float32")
     files = ModelFiles(name, Path(name), ModelFingerprint(name), Path(name), Path(name))
     kv = PagedKv(layout, num_pages, block_tokens)
-    return LoadedModel(files, config, layout, Transformer(config, weights), kv, config.max_context)
+    transformer = Transformer(config, ModelWeights.build(config, weights), kernels=kernels())
+    return LoadedModel(files, config, layout, transformer, kv, config.max_context)
 
 
 @lru_cache

@@ -1,5 +1,7 @@
 """Fixtures of the model tests. One PyTorch thread: tiny tensors gain nothing from more."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -12,8 +14,16 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="session", params=sorted(tiny.CONFIGS))
-def any_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
+def any_checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
     return tiny.load(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="session", params=["kernels", "torch"])
+def any_model(request: pytest.FixtureRequest, any_checkpoint: tiny.Tiny) -> tiny.Tiny:
+    """Every family, once with the C kernels and once without."""
+    if request.param == "kernels":
+        return any_checkpoint
+    return replace(any_checkpoint, model=any_checkpoint.without_kernels())
 
 
 @pytest.fixture(scope="session")

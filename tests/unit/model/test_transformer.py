@@ -66,7 +66,7 @@ def test_layers_of_two_batches_interleaved(gemma: Tiny) -> None:
     slow_batch = Batch.build([Span(range(5), 0, 40)], kv.page_tokens)
     hidden = model.embed(torch.tensor(slow))
     for index in range(model.num_layers):
-        hidden = model.layer(index, hidden, slow_batch, kv)
+        hidden = model.layers(index, index + 1, hidden, slow_batch, kv)
         assert_close(run(model, kv, range(8, 12), fast, [13]), gemma.expected(fast))
     assert_close(model.logits(hidden), gemma.expected(slow))
 
@@ -74,7 +74,7 @@ def test_layers_of_two_batches_interleaved(gemma: Tiny) -> None:
 def test_a_layer_completes_its_own_kv_only(gemma: Tiny) -> None:
     model, kv = gemma.model, gemma.cache()
     batch = Batch.build([Span(range(3), 0, 20)], kv.page_tokens)
-    hidden = model.layer(0, model.embed(torch.tensor(random_ids(20))), batch, kv)
+    hidden = model.layers(0, 1, model.embed(torch.tensor(random_ids(20))), batch, kv)
     assert kv.keys_of(0)[:3].flatten(0, 1)[:20].abs().amin(dim=(1, 2)).gt(0).all()
     assert kv.keys_of(0).flatten(0, 1)[20:].eq(0).all()
     assert kv.keys_of(1).eq(0).all()

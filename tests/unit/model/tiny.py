@@ -16,6 +16,7 @@ from shared.model.catalog import ensure_weights, resolve
 from shared.model.config import ModelConfig
 from shared.model.paged import PagedKv
 from shared.model.transformer import Transformer
+from tests.support.kernels import kernels
 
 VOCAB = 300
 _COMMON: dict[str, Any] = {
@@ -82,7 +83,13 @@ class Tiny:
 
     def with_attention(self, attention: Attention) -> Transformer:
         files = resolve(str(self.path), self.path / "cache")
-        return Transformer.load(self.config, ensure_weights(files, "float32"), "float32", attention=attention)
+        return Transformer.load(
+            self.config, ensure_weights(files, "float32"), "float32", attention=attention, kernels=kernels()
+        )
+
+    def without_kernels(self) -> Transformer:
+        files = resolve(str(self.path), self.path / "cache")
+        return Transformer.load(self.config, ensure_weights(files, "float32"), "float32")
 
 
 def save_checkpoint(name: str, path: Path) -> Any:
@@ -103,7 +110,7 @@ def save_checkpoint(name: str, path: Path) -> Any:
 def load(name: str, path: Path) -> Tiny:
     oracle = save_checkpoint(name, path)
     files = resolve(str(path), path / "cache")
-    model = Transformer.load(files.config(), ensure_weights(files, "float32"), "float32")
+    model = Transformer.load(files.config(), ensure_weights(files, "float32"), "float32", kernels=kernels())
     return Tiny(path, oracle, files.config(), model)
 
 

@@ -1,0 +1,66 @@
+/* Few rows times a large matrix: what decoding is. Bound by reading the matrix, once, whatever the number of rows. */
+#pragma once
+#include "vectors.h"
+
+typedef struct {
+    const void *data;   /* [rows][cols] of `kind` */
+    const float *scale; /* [rows] for int8, else NULL */
+    const float *bias;  /* [rows] or NULL */
+    int32_t rows, cols; /* cols is a multiple of 16 */
+    int32_t kind;
+} matrix;
+
+/* RB rows of the matrix times MB rows of x. Each product has one accumulator and ascends in k, whatever RB and MB are:
+   a token's result does not depend on what else is in the batch. */
+INLINE void tile(int kind, int RB, int MB, const matrix *w, int row, const float *x, float *out, int out_stride) {
+    const int cols = w->cols;
+    vf acc[8][8]; /* RB and MB of them are used, and live in registers */
+#pragma GCC unroll 8
+    for (int r = 0; r < RB; r++)
+#pragma GCC unroll 8
+        for (int m = 0; m < MB; m++) acc[r][m] = (vf){};
+    const char *base = (const char *)w->data + (int64_t)row * cols * bytes_of(kind);
+    for (int k = 0; k < cols; k += LANES) {
+        vf weights[8];
+#pragma GCC unroll 8
+        for (int r = 0; r < RB; r++) {
+            weights[r] = load(kind, base, (int64_t)r * cols + k);
+            __builtin_prefetch(base + ((int64_t)(r + RB) * cols + k) * bytes_of(kind));
+        }
+#pragma GCC unroll 8
+        for (int m = 0; m < MB; m++) {
+            vf v = load_f32(x + (int64_t)m * cols + k);
+#pragma GCC unroll 8
+            for (int r = 0; r < RB; r++) acc[r][m] += weights[r] * v;
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < RB; r++) {
+        float scale = kind == KIND_INT8 ? w->scale[row + r] : 1.0f;
+        float bias = w->bias ? w->bias[row + r] : 0.0f;
+#pragma GCC unroll 8
+        for (int m = 0; m < MB; m++) out[(int64_t)m * out_stride + row + r] = sum(acc[r][m]) * scale + bias;
+    }
+}
+
+INLINE void block(int kind, int RB, int MB, const matrix *w, int first, int end, const float *x, float *out, int stride) {
+    int row = first;
+    for (; row + RB <= end; row += RB) tile(kind, RB, MB, w, row, x, out, stride);
+    for (; row < end; row++) tile(kind, 1, MB, w, row, x, out, stride);
+}
+
+INLINE void matmul_of(int kind, const matrix *w, int first, int end, const float *x, int m, float *out, int stride) {
+    for (; m >= 8; m -= 8, x += 8 * w->cols, out += 8 * stride) block(kind, 2, 8, w, first, end, x, out, stride);
+    if (m & 4) { block(kind, 4, 4, w, first, end, x, out, stride); x += 4 * w->cols; out += 4 * stride; }
+    if (m & 2) { block(kind, 4, 2, w, first, end, x, out, stride); x += 2 * w->cols; out += 2 * stride; }
+    if (m & 1) block(kind, 8, 1, w, first, end, x, out, stride);
+}
+
+/* out[m][r] = x[m] . w[r] for m < rows of x and first <= r < end. out has `stride` floats a row. */
+static void matmul(const matrix *w, int first, int end, const float *x, int m, float *out, int stride) {
+    switch (w->kind) {
+    case KIND_F32: matmul_of(KIND_F32, w, first, end, x, m, out, stride); break;
+    case KIND_BF16: matmul_of(KIND_BF16, w, first, end, x, m, out, stride); break;
+    default: matmul_of(KIND_INT8, w, first, end, x, m, out, stride);
+    }
+}

@@ -1,0 +1,97 @@
+"""The structures of layers.c, field by field, and how tensors become pointers."""
+
+import ctypes
+from ctypes import POINTER, c_float, c_int32, c_void_p
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+
+class Kind(IntEnum):
+    """How numbers are stored: `enum kind` of vectors.h."""
+
+    F32 = 0
+    BF16 = 1
+    INT8 = 2
+
+
+KINDS = {torch.float32: Kind.F32, torch.bfloat16: Kind.BF16, torch.int8: Kind.INT8}
+
+
+class Matrix(ctypes.Structure):
+    _fields_ = (
+        ("data", c_void_p),
+        ("scale", c_void_p),
+        ("bias", c_void_p),
+        ("rows", c_int32),
+        ("cols", c_int32),
+        ("kind", c_int32),
+    )
+
+
+class Pages(ctypes.Structure):
+    _fields_ = (
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("kind", c_int32),
+        ("page_tokens", c_int32),
+        ("kv_heads", c_int32),
+        ("head_dim", c_int32),
+    )
+
+
+class Layer(ctypes.Structure):
+    _fields_ = (
+        ("qkv", Matrix),
+        ("output", Matrix),
+        ("gate_up", Matrix),
+        ("down", Matrix),
+        ("input_norm", c_void_p),
+        ("qk_norm", c_void_p),
+        ("attention_norm", c_void_p),
+        ("mlp_norm", c_void_p),
+        ("post_mlp_norm", c_void_p),
+        ("kv", Pages),
+        ("window", c_int32),
+        ("rope", c_int32),
+        ("group", c_int32),
+    )
+
+
+class Model(ctypes.Structure):
+    _fields_ = (
+        ("layers", POINTER(Layer)),
+        ("head", Matrix),
+        ("final_norm", c_void_p),
+        ("frequencies", POINTER(c_void_p)),
+        ("hidden", c_int32),
+        ("heads", c_int32),
+        ("kv_heads", c_int32),
+        ("head_dim", c_int32),
+        ("inner", c_int32),
+        ("ropes", c_int32),
+        ("gelu", c_int32),
+        ("eps", c_float),
+        ("scale", c_float),
+    )
+
+
+class Step(ctypes.Structure):
+    _fields_ = (
+        ("hidden", c_void_p),
+        ("tables", POINTER(c_void_p)),
+        ("table_sizes", c_void_p),
+        ("spans", c_void_p),
+        ("positions", c_void_p),
+        ("rows", c_int32),
+    )
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Return where a tensor's numbers are, None for no tensor. The caller keeps the tensor alive."""
+    if tensor is None:
+        return None
+    assert tensor.is_contiguous(), "kernels read dense memory"
+    assert tensor.device.type == "cpu", "kernels read CPU memory"
+    return tensor.data_ptr()

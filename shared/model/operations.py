@@ -1,0 +1,72 @@
+"""What a layer does between its matrix products, behind one interface, and its reference in PyTorch."""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu, rms_norm, silu
+
+from shared.model.config import Activation
+from shared.model.rotary import RotaryTables, rotate
+
+
+class KvTarget(NamedTuple):
+    """Where a step's K and V of one layer go."""
+
+    keys: Tensor  # [num_pages, page_tokens, num_kv_heads, head_dim]
+    values: Tensor
+    slots: Tensor  # [num_tokens] int64: page * page_tokens + offset
+
+
+class Operations(ABC):
+    """Elementwise work on `[num_tokens, width]` in the model's dtype; norms are computed in float32."""
+
+    def __init__(self, eps: float) -> None:
+        self.eps = eps
+
+    @abstractmethod
+    def norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Return RMSNorm(x) * weight; `weight` is float32."""
+
+    @abstractmethod
+    def add(self, hidden: Tensor, delta: Tensor, norm: Tensor | None) -> Tensor:
+        """Return `hidden + delta`, with `delta` normed first where `norm` is given; may change `hidden` in place."""
+
+    @abstractmethod
+    def gate(self, gate_up: Tensor, activation: Activation) -> Tensor:
+        """Return `activation(gate) * up` `[num_tokens, inner]` for the two halves of `gate_up`, which may change."""
+
+    @abstractmethod
+    def rotate(self, qkv: Tensor, num_heads: int, norm: Tensor | None, tables: RotaryTables, kv: KvTarget) -> Tensor:
+        """Norm (`[num_heads + num_kv_heads, head_dim]`, if given) and rotate queries and keys.
+
+        Stores keys and values in their slots and returns the queries `[num_tokens, num_heads, head_dim]`.
+        """
+
+
+class TorchOperations(Operations):
+    """Works on every device."""
+
+    def norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return rms_norm(x.to(torch.float32), weight.shape, weight, self.eps).to(x.dtype)
+
+    def add(self, hidden: Tensor, delta: Tensor, norm: Tensor | None) -> Tensor:
+        return hidden + (delta if norm is None else self.norm(delta, norm))
+
+    def gate(self, gate_up: Tensor, activation: Activation) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        active = silu(gate) if activation == "silu" else gelu(gate, approximate="tanh")
+        return active.mul_(up)
+
+    def rotate(self, qkv: Tensor, num_heads: int, norm: Tensor | None, tables: RotaryTables, kv: KvTarget) -> Tensor:
+        num_kv_heads, head_dim = kv.keys.shape[-2:]
+        heads = qkv.view(qkv.shape[0], -1, head_dim)
+        rotated = heads[:, : num_heads + num_kv_heads]
+        if norm is not None:
+            normed = rms_norm(rotated.to(torch.float32), (head_dim,), None, self.eps)
+            rotated = (normed * norm).to(qkv.dtype)
+        rotated = rotate(rotated, tables)
+        kv.keys.flatten(0, 1).index_copy_(0, kv.slots, rotated[:, num_heads:])
+        kv.values.flatten(0, 1).index_copy_(0, kv.slots, heads[:, num_heads + num_kv_heads :])
+        return rotated[:, :num_heads]

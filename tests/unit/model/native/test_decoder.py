@@ -1,0 +1,115 @@
+"""Steps of few rows: against PyTorch's path, whatever else is in the batch, and with int8 weights."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from shared.kv.layout import Dtype
+from shared.model.batch import Batch, Span
+from shared.model.config import ModelConfig
+from shared.model.convert import quantise_rows
+from shared.model.layer_weights import ModelWeights
+from shared.model.paged import PagedKv
+from shared.model.stored import int8_tensors, stored_tensors
+from shared.model.transformer import Transformer
+from tests.support.kernels import kernels
+
+PAGE = 16
+LENGTH = 600  # several of the kernel's chunks of 128 positions
+CONFIG: dict[str, Any] = {
+    "model_type": "gemma3_text",
+    "hidden_size": 64,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 7,  # as a group: four, then three
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "vocab_size": 133,
+    "max_position_embeddings": 2048,
+    "sliding_window": 150,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "query_pre_attn_scalar": 32,
+    "rms_norm_eps": 1e-6,
+}
+MODEL = ModelConfig.from_dict(CONFIG, "test")
+
+
+def random_weights(dtype: torch.dtype) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {t.name: (torch.randn(t.shape, generator=generator) * 0.2).to(dtype) for t in stored_tensors(MODEL)}
+
+
+def filled(model: Transformer, dtype: Dtype, lengths: list[int]) -> tuple[PagedKv, list[list[int]]]:
+    """Return a cache with a random prefix per sequence, each in scattered pages."""
+    num_pages = sum(length // PAGE + 2 for length in lengths)
+    kv = PagedKv(MODEL.kv_layout(PAGE, dtype), num_pages, PAGE)
+    order = torch.randperm(num_pages, generator=torch.Generator().manual_seed(3)).tolist()
+    tables = []
+    for seed, length in enumerate(lengths):
+        pages, order = order[: length // PAGE + 2], order[length // PAGE + 2 :]
+        ids = torch.randint(MODEL.vocab_size, (length,), generator=torch.Generator().manual_seed(seed))
+        model.forward(ids, Batch.build([Span(pages, 0, length)], PAGE), kv)
+        tables.append(pages)
+    return kv, tables
+
+
+def step(model: Transformer, kv: PagedKv, spans: list[Span], ids: list[int]) -> Tensor:
+    return model.logits(model.forward(torch.tensor(ids), Batch.build(spans, PAGE), kv)).clone()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.15)])
+def test_kernels_equal_torch(dtype: Dtype, tolerance: float) -> None:
+    weights = ModelWeights.build(MODEL, random_weights(getattr(torch, dtype)))
+    native, reference = Transformer(MODEL, weights, kernels=kernels()), Transformer(MODEL, weights)
+    assert native.uses_kernels
+    assert not reference.uses_kernels
+    lengths = [LENGTH, 3, 149, 150, 128, 127]
+    kv, tables = filled(reference, dtype, lengths)
+    spans = [Span(pages, length, 1 + i % 2) for i, (pages, length) in enumerate(zip(tables, lengths, strict=True))]
+    ids = list(range(20, 20 + sum(span.num_tokens for span in spans)))
+    expected = step(reference, kv, spans, ids)
+    assert expected.std() > 0.5, "logits this small would hide an error"
+    torch.testing.assert_close(step(native, kv, spans, ids), expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_row_does_not_depend_on_the_others(dtype: Dtype) -> None:
+    """To the last bit, at any place, in any company, on any number of threads."""
+    model = Transformer(MODEL, ModelWeights.build(MODEL, random_weights(getattr(torch, dtype))), kernels=kernels())
+    lengths = [LENGTH, *range(30, 330, 20)]
+    kv, tables = filled(model, dtype, lengths)
+    spans = [Span(pages, length, 1) for pages, length in zip(tables, lengths, strict=True)]
+    alone = [step(model, kv, [span], [7 + i]) for i, span in enumerate(spans)]
+    try:
+        for threads, chosen in ((1, range(16)), (2, [5, 0, 9]), (3, range(7, -1, -1)), (2, [0, 1])):
+            torch.set_num_threads(threads)
+            together = step(model, kv, [spans[i] for i in chosen], [7 + i for i in chosen])
+            for row, i in enumerate(chosen):
+                assert torch.equal(together[row], alone[i][0]), f"{threads} threads, row {row}"
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_int8_weights_are_integers_times_scales() -> None:
+    """A model of int8 weights is the model whose float weights are what the integers stand for."""
+    weights = random_weights(torch.float32)
+    int8, plain = {}, dict(weights)
+    for tensor in int8_tensors(MODEL):
+        integers, scale = map(torch.from_numpy, quantise_rows(weights[tensor.name].numpy()))
+        int8[tensor.name] = (integers, scale)
+        plain[tensor.name] = integers * scale[:, None]
+        assert (plain[tensor.name] - weights[tensor.name]).abs().max() <= scale.max() / 2 + 1e-7
+    embedding = "model.embed_tokens.weight"
+    model = Transformer(MODEL, ModelWeights.build(MODEL, weights, int8), kernels=kernels())
+    reference = ModelWeights.build(MODEL, plain)
+    kv, tables = filled(model, "float32", [LENGTH])
+    span = Span(tables[0], LENGTH, 1)
+    expected = step(
+        Transformer(MODEL, ModelWeights(weights[embedding], reference.layers, reference.final_norm, reference.head)),
+        kv,
+        [span],
+        [11],
+    )
+    torch.testing.assert_close(step(model, kv, [span], [11]), expected, atol=1e-4, rtol=0)
