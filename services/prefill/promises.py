@@ -61,7 +61,8 @@ class Promises:
         if self._shared(keys) is not None:
             await self._wait(keys, urgency, deadline)
         promise = Promise(keys, urgency)
-        self._owners.update(dict.fromkeys(keys, promise))
+        for key in keys:
+            self._owners.setdefault(key, promise)  # others hold what they have kept, for as long as they are here
         try:
             yield promise
         finally:

@@ -51,9 +51,10 @@ class Step:
                 hidden = self._without(left, hidden)
                 for number in left:
                     on_left(number)
-                batch = self._batch()
             if self._stopped or not self._parts:
                 return
+            if left:
+                batch = self._batch()
             hidden = self._model.layer(layer, hidden, batch, self._kv)
             mark = self._stager.mark()
             on_layer(layer, mark, tuple(self._parts))

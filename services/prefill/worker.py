@@ -157,7 +157,7 @@ class PrefillWorker:
             publisher.emit(Ready(layer, 0, num_blocks))
 
     def _commit(self, work: _Work, start: int, end: int) -> None:
-        """Make the leading `end` blocks, `[start, end)` computed, reusable by those who wait for them and later ones."""
+        """Make the leading `end` blocks, `[start, end)` computed, reusable by those who wait and later ones."""
         layers = self._in_pages(work.reservation, start) + [self._context.layout.all_layers] * (end - start)
         self._context.kv.commit(work.reservation, end, work.prompt.keys, layers)
         work.promise.keep(end)
