@@ -134,17 +134,17 @@ async def test_what_a_withdrawn_prompt_computed_and_did_not_send_is_sent_by_thos
         shared = prompt(256)
         pool = dcs.pool_east.pool
         assert pool is not None
-        ingest, num_writers = pool.servicer._ingest, set[int]()
+        ingest, leases = pool.servicer._ingest, list[Any]()
 
         async def hang_the_first(batch: Any, lease: Any) -> None:
-            num_writers.add(id(lease))
-            if id(lease) == next(iter(num_writers)) and len(num_writers) == 1:
+            leases.append(lease)
+            if lease is leases[0]:
                 await asyncio.sleep(30)
             await ingest(batch, lease)
 
         monkeypatch.setattr(pool.servicer, "_ingest", hang_the_first)
         first = asyncio.create_task(dcs.prefill_only(shared + prompt(1025, seed=1)))
-        await until(lambda: num_writers)
+        await until(lambda: leases)
         tokens = shared + prompt(257, seed=2)
         second = asyncio.create_task(dcs.prefill_only(tokens))
         await until(lambda: dcs.prefill.metric("prefill_reused_blocks_total", tier="device") == 4)
