@@ -1,7 +1,6 @@
 """The prefill loop: step after step through the model in the torch thread, each job told as its layers complete."""
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -76,7 +75,7 @@ class PrefillEngine:
         self._parts = metrics.counter("prefill_step_prompts", "Prompts in steps: by steps, how many were packed")
         self._busy_s = metrics.counter("prefill_step_seconds", "Time in steps: what the device computes")
         self._gap_s = metrics.counter(
-            "prefill_step_gap_seconds", "Time between steps while prompts were to be computed"
+            "prefill_step_gap_seconds", "Time the torch thread waited between steps, while there was work"
         )
         self.tokens_per_s = 0.0
 
@@ -105,7 +104,7 @@ class PrefillEngine:
 
     async def run(self) -> None:
         """Compute step after step, for ever."""
-        ended_s: float | None = None  # when the last step did, if there was work then
+        ended_s: float | None = None  # when the last step did, if there has been work since
         try:
             while True:
                 self._wake.clear()
@@ -114,17 +113,16 @@ class PrefillEngine:
                     ended_s = None
                     await self._wake.wait()
                     continue
-                started_s = time.perf_counter()
+                step = await self._compute_step(chunks)
                 if ended_s is not None:
-                    self._gap_s.inc(started_s - ended_s)
-                await self._compute_step(chunks)
-                ended_s = time.perf_counter()
+                    self._gap_s.inc(step.started_s - ended_s)
+                ended_s = step.ended_s
         finally:
             self._stopped = True
             for job in list(self._scheduler.jobs):
                 self._end(job, Draining("the prefill engine has ended"))
 
-    async def _compute_step(self, chunks: Sequence[Chunk[ComputeJob]]) -> None:
+    async def _compute_step(self, chunks: Sequence[Chunk[ComputeJob]]) -> Step:
         jobs = [chunk.job for chunk in chunks]
         step = Step(self._model, self._kv, self._stager, [_part(chunk) for chunk in chunks])
         loop = asyncio.get_running_loop()
@@ -136,7 +134,6 @@ class PrefillEngine:
             loop.call_soon_threadsafe(self._end, jobs[part])
 
         self._in_hand.update(jobs)
-        started_s = time.perf_counter()
         try:
             await self._thread.run(partial(step.run, on_layer, on_left), step.stop)
         except RuntimeError as error:  # torch's own errors, out of memory included
@@ -144,9 +141,10 @@ class PrefillEngine:
             for job in jobs:
                 self._end(job, Internal(f"prefill failed: {type(error).__name__}"))
         else:
-            self._finish(chunks, time.perf_counter() - started_s)
+            self._finish(chunks, step.ended_s - step.started_s)
         finally:
             self._in_hand.clear()
+        return step
 
     def _completed(self, chunks: Sequence[Chunk[ComputeJob]], layer: int, mark: Mark) -> None:
         for chunk in chunks:

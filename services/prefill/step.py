@@ -1,5 +1,6 @@
 """Chunks of one or more prompts on their way through all layers, in one call of the torch thread."""
 
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -32,6 +33,7 @@ class Step:
         self._stager = stager
         self._parts = dict(enumerate(parts))  # those that are still in it
         self._stopped = False
+        self.started_s = self.ended_s = 0.0  # of `time.perf_counter`, in the torch thread
 
     def stop(self) -> None:
         self._stopped = True
@@ -42,6 +44,13 @@ class Step:
         `on_layer(layer, mark, parts)` is told the numbers of the parts that are complete in a layer from `mark` on,
         `on_left(part)` that a withdrawn one has left and its pages are not touched any more. Both must return at once.
         """
+        self.started_s = time.perf_counter()
+        try:
+            self._run(on_layer, on_left)
+        finally:
+            self.ended_s = time.perf_counter()
+
+    def _run(self, on_layer: Callable[[int, Mark, Sequence[int]], None], on_left: Callable[[int], None]) -> None:
         device = self._model.device
         ids = [token for part in self._parts.values() for token in part.token_ids]
         batch, hidden, mark = self._batch(), self._model.embed(torch.tensor(ids, device=device)), None

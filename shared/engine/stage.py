@@ -62,7 +62,7 @@ class CudaStager(Stager):
     A copy waits for the mark of its layer and for nothing that the model computes after it. The ring bounds what is
     under way to `NUM_SLOTS` entries: a reader that falls behind leaves the rest in the pages.
 
-    Written against PyTorch's documentation; the project's tests run without a GPU and have never run this class.
+    Written to the documentation of PyTorch: tests run it over a fake of its streams, no GPU has run it yet.
     """
 
     def __init__(self, device: torch.device, max_entry_bytes: int) -> None:
