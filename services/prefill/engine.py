@@ -42,8 +42,8 @@ class PrefillEngine:
     - *start*: `run` serves until it is cancelled. `compute` may be called before it; the job waits for it.
     - *compute*: may be called at any time and any number of times at once. When it returns, the KV of all the job's
       tokens is in its pages, and `on_layer` has been called for each layer of each chunk, in order. Callbacks are made
-      on the event loop and must return at once. Jobs are packed and ordered by `Scheduler`; a job whose `may_run` is
-      false is passed over until `wake` is called.
+      on the event loop and must return at once. Jobs are packed and ordered by `Scheduler`; a job that has
+      reached its `limit` is passed over; call `wake` when limits have risen.
     - *abort*: cancel the caller of `compute`. The job leaves the step in hand before its next layer; the others of that
       step go on. When `compute` has left, however it does, its pages are not touched any more (on a GPU: by nothing
       that is not in the device's queue already), and what it said to be complete stays so.
@@ -84,7 +84,7 @@ class PrefillEngine:
         return len(self._scheduler)
 
     def wake(self) -> None:
-        """Look again which jobs may run."""
+        """Look again how far jobs may go."""
         self._wake.set()
 
     async def compute(self, job: ComputeJob) -> None:

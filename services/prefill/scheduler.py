@@ -1,5 +1,6 @@
 """Which chunks of which prompts make up the next step. Pure: it decides, the engine acts."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
@@ -14,7 +15,7 @@ class Job:
     next_token: int
     end: int
     urgency: Urgency
-    may_run: Callable[[], bool] = lambda: True  # False holds the job back for now, at the end of a chunk
+    limit: Callable[[], int] = lambda: sys.maxsize  # how far it may be computed now; a chunk goes no further
 
 
 J = TypeVar("J", bound=Job)
@@ -55,16 +56,16 @@ class Scheduler(Generic[J]):
             self.jobs.remove(job)
 
     def next_step(self) -> list[Chunk[J]]:
-        """Return what to compute now; empty if no job may run. Changes nothing: call `finished` for each chunk."""
+        """Return what to compute now; empty if no job may go on. Changes nothing: call `finished` for each chunk."""
         chunks: list[Chunk[J]] = []
         left = self._chunk_tokens
         for job in sorted(self.jobs, key=lambda job: job.urgency.rank):
             if not left:
                 break
-            if job.may_run():
-                chunk = Chunk(job, job.next_token, min(job.end, job.next_token + left))
-                chunks.append(chunk)
-                left -= chunk.num_tokens
+            end = min(job.end, job.next_token + left, job.limit())
+            if end > job.next_token:
+                chunks.append(Chunk(job, job.next_token, end))
+                left -= end - job.next_token
         return chunks
 
     def finished(self, chunk: Chunk[J]) -> bool:

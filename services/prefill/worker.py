@@ -132,11 +132,12 @@ class PrefillWorker:
         self._emit_all(publisher, start)  # what the device has and the pool lost
         if start < num_blocks:
             self._commit(work, start, start)
+            end = num_blocks * layout.block_tokens
             job = ComputeJob(
                 next_token=start * layout.block_tokens,
-                end=num_blocks * layout.block_tokens,
+                end=end,
                 urgency=work.urgency,
-                may_run=lambda: not publisher.full,
+                limit=lambda: 0 if publisher.full else end,
                 token_ids=work.prompt.token_ids,
                 reservation=work.reservation,
                 on_layer=publisher.emit,

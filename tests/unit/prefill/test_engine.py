@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -50,7 +51,7 @@ class Bench:
                 await self.running
 
     def job(
-        self, num_tokens: int, seed: int = 0, deadline_s: float = 1.0, may_run: Callable[[], bool] = lambda: True
+        self, num_tokens: int, seed: int = 0, deadline_s: float = 1.0, limit: Callable[[], int] = lambda: sys.maxsize
     ) -> ComputeJob:
         reservation = self.model.kv.reserve([], num_tokens)
         assert reservation is not None
@@ -59,7 +60,7 @@ class Bench:
             next_token=0,
             end=num_tokens,
             urgency=Urgency(0, deadline_s),
-            may_run=may_run,
+            limit=limit,
             token_ids=random.Random(seed).choices(range(1, 199), k=num_tokens),
             reservation=reservation,
             on_layer=told.append,
@@ -235,18 +236,14 @@ async def test_an_urgent_prompt_goes_between_the_chunks_of_a_long_one(monkeypatc
 
 async def test_a_prompt_that_is_held_back_lets_others_pass_and_goes_on_when_woken() -> None:
     async with bench() as both:
-        may_run = True
-        held = both.job(3 * CHUNK, deadline_s=0, may_run=lambda: may_run)
+        limit = CHUNK + BLOCK
+        held = both.job(3 * CHUNK, deadline_s=0, limit=lambda: limit)
         waiting = asyncio.create_task(both.engine.compute(held))
-        await until(lambda: both.told[held])
-        may_run = False
         await both.engine.compute(both.job(2 * CHUNK, deadline_s=100))
         await asyncio.sleep(0.02)
         assert not waiting.done()
-        num_told = len(both.told[held])
-        await asyncio.sleep(0.02)
-        assert len(both.told[held]) == num_told
-        may_run = True
+        assert both.told[held][-1] == limit // BLOCK
+        limit = 3 * CHUNK
         both.engine.wake()
         await waiting
 

@@ -1,5 +1,6 @@
 """The prefill scheduler: steps of packed chunks, most urgent first, every job once and to its end."""
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -68,15 +69,18 @@ def test_equals_are_served_in_order_of_arrival() -> None:
     assert [c.job for [c] in steps(scheduler_of(*jobs))] == jobs
 
 
-def test_a_job_that_may_not_run_is_passed_over_until_it_may() -> None:
+def test_a_job_at_its_limit_is_passed_over_until_it_rises() -> None:
     held, other = job(0, 1024, deadline_s=1), job(0, 512)
-    may_run = False
-    held.may_run = lambda: may_run
+    limit = 128
+    held.limit = lambda: limit
     scheduler = scheduler_of(held, other)
-    assert [[c.job for c in step] for step in steps(scheduler)] == [[other]]
+    assert [[(c.job, c.end) for c in step] for step in steps(scheduler)] == [
+        [(held, 128), (other, 384)],
+        [(other, 512)],
+    ]
     assert len(scheduler) == 1
-    may_run = True
-    assert [c.end for [c] in steps(scheduler)] == [512, 1024]
+    limit = 4096
+    assert [c.end for [c] in steps(scheduler)] == [640, 1024]
 
 
 def test_asking_twice_gives_the_same_step() -> None:
@@ -136,19 +140,19 @@ class SchedulerStates(RuleBasedStateMachine):
         super().__init__()
         self.scheduler = Scheduler[Job](BUDGET)
         self.live: dict[Job, int] = {}
-        self.held: set[Job] = set()
+        self.limits: dict[Job, int] = {}
 
     @rule(target=jobs, size=SIZES, deadline=st.floats(0, 100), arrived=st.floats(0, 100), level=st.integers(-3, 3))
     def add(self, size: int, deadline: float, arrived: float, level: int) -> Job:
         new = job(0, size * BLOCK, deadline, arrived, level)
-        new.may_run = lambda: new not in self.held
+        new.limit = lambda: self.limits.get(new, sys.maxsize)
         self.scheduler.add(new)
         self.live[new] = 0
         return new
 
-    @rule(chosen=jobs)
-    def hold(self, chosen: Job) -> None:
-        self.held ^= {chosen}
+    @rule(chosen=jobs, limit=st.integers(0, 40))
+    def limit(self, chosen: Job, limit: int) -> None:
+        self.limits[chosen] = limit * BLOCK
 
     @rule(chosen=consumes(jobs))
     def remove(self, chosen: Job) -> None:
@@ -158,14 +162,14 @@ class SchedulerStates(RuleBasedStateMachine):
     @rule()
     def step(self) -> None:
         chunks = self.scheduler.next_step()
-        runnable = [each for each in self.live if each not in self.held]
+        runnable = [each for each, done in self.live.items() if done < each.limit()]
         assert bool(chunks) == bool(runnable)
         assert len({chunk.job for chunk in chunks}) == len(chunks), "two chunks of one job"
         room = BUDGET - sum(chunk.num_tokens for chunk in chunks)
         assert room >= 0
         for chunk in chunks:
             assert chunk.job in runnable
-            assert chunk.first == self.live[chunk.job] < chunk.end <= chunk.job.end
+            assert chunk.first == self.live[chunk.job] < chunk.end <= min(chunk.job.end, chunk.job.limit())
         passed_over = [each.urgency.rank for each in runnable if all(each is not chunk.job for chunk in chunks)]
         if passed_over:
             assert not room
