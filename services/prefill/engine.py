@@ -29,6 +29,7 @@ class ComputeJob(Job):
 
     token_ids: Sequence[int]  # the whole prompt
     reservation: Reservation  # owned by whoever calls `compute`
+    on_begin: Callable[[int, int], None] = lambda _first, _end: None  # told the tokens of a chunk before it is computed
     on_layer: Callable[[Ready], None]
     on_chunk: Callable[[int], None]  # told how many leading blocks are complete in all layers; after their `on_layer`
     outcome: "asyncio.Future[None]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
@@ -124,7 +125,6 @@ class PrefillEngine:
 
     async def _compute_step(self, chunks: Sequence[Chunk[ComputeJob]]) -> Step:
         jobs = [chunk.job for chunk in chunks]
-        step = Step(self._model, self._kv, self._stager, [_part(chunk) for chunk in chunks])
         loop = asyncio.get_running_loop()
 
         def on_layer(layer: int, mark: Mark, parts: Sequence[int]) -> None:
@@ -133,6 +133,9 @@ class PrefillEngine:
         def on_left(part: int) -> None:
             loop.call_soon_threadsafe(self._end, jobs[part])
 
+        for job, chunk in zip(jobs, chunks, strict=True):
+            job.on_begin(chunk.first, chunk.end)
+        step = Step(self._model, self._kv, self._stager, [_part(chunk) for chunk in chunks])
         self._in_hand.update(jobs)
         try:
             await self._thread.run(partial(step.run, on_layer, on_left), step.stop)

@@ -88,7 +88,7 @@ class PrefillWorker:
             promise.keep(reservation.cached_blocks)
             async with context.pool.publish(deadline) as publication:
                 publisher = PagePublisher(
-                    publication, context, reservation, prompt.keys, prompt.codec, on_room=self._engine.wake
+                    publication, context, reservation, prompt.keys, prompt.codec, on_sent=self._engine.wake
                 )
                 claims = Claims(publication, context.layout, prompt.keys, publisher)
                 work = _Work(prompt, urgency, promise, reservation, claims, publisher)

@@ -33,7 +33,7 @@ class PagePublisher:
 
     The queue holds references to pages; bytes exist for one batch at a time. A slow pool slows the sending first: the
     pages are its buffer. When `backlog_bytes` exceed the limit the publisher is `full`, and whoever computes shall hold
-    this request back until `on_room` is called, so that the backlog never exceeds the limit by more than what one step
+    this request back until `on_sent` is called, so that the backlog never exceeds the limit by more than what one step
     computes. The caller owns the reservation and keeps it until `run` has returned or raised: pages of ready entries
     are only read.
     """
@@ -45,32 +45,33 @@ class PagePublisher:
         reservation: Reservation,
         keys: Sequence[BlockKey],
         codec: Codec,
-        on_room: Callable[[], None] = lambda: None,
+        on_sent: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_sent` is called when `num_blocks_sent` may have grown, and `full` may have ceased."""
         self._publication = publication
         self._context = context
         self._reservation = reservation
         self._keys = keys
         self._codec = codec
-        self._on_room = on_room
+        self._on_sent = on_sent
         self.backlog_bytes = 0  # of entries that are ready and not sent, before the codec
         self._queue: asyncio.Queue[tuple[Ready, list[int]] | None] = asyncio.Queue()
         self.to_send = [0] * len(keys)
         """Layers of each block that were granted to us and not emitted yet."""
+        self._sent_in_layer = [0] * context.layout.num_layers
         self.num_entries_sent = 0
         self.first_sent_at_s: float | None = None  # seconds since 1970, as all of these
         self.last_sent_at_s: float | None = None
         self.finished_at_s: float | None = None
 
     def emit(self, ready: Ready) -> None:
-        """Queue those of the entries that are ours to send; returns at once."""
+        """Queue those of the entries that are ours to send; returns at once. A layer's blocks come in order."""
         bit = 1 << ready.layer
         blocks = [block for block in range(ready.first, ready.end) if self.to_send[block] & bit]
         for block in blocks:
             self.to_send[block] &= ~bit
-        if blocks:
-            self.backlog_bytes += len(blocks) * self._context.layout.entry_bytes(ready.layer)
-            self._queue.put_nowait((ready, blocks))
+        self.backlog_bytes += len(blocks) * self._context.layout.entry_bytes(ready.layer)
+        self._queue.put_nowait((ready, blocks))
 
     def finish(self) -> None:
         """Say that nothing more will be emitted: `run` returns when the queue is empty."""
@@ -81,6 +82,11 @@ class PagePublisher:
     def full(self) -> bool:
         return self.backlog_bytes > MAX_BACKLOG_BYTES
 
+    @property
+    def num_blocks_sent(self) -> int:
+        """Leading blocks that were emitted in all layers and are not read any more: what was ours of them was sent."""
+        return min(self._sent_in_layer)
+
     async def run(self) -> None:
         """Send what is emitted until `finish`. Raises what the publication raises."""
         while (emitted := await self._queue.get()) is not None:
@@ -90,15 +96,14 @@ class PagePublisher:
                 await self._publication.send(frames)
                 self._count_sent(ready.layer, len(frames))
                 del blocks[: len(frames)]
+            self._sent_in_layer[ready.layer] = max(self._sent_in_layer[ready.layer], ready.end)
+            self._on_sent()
 
     def _count_sent(self, layer: int, num_entries: int) -> None:
         self.num_entries_sent += num_entries
         self.last_sent_at_s = time.time()
         self.first_sent_at_s = self.first_sent_at_s or self.last_sent_at_s
-        was_full = self.full
         self.backlog_bytes -= num_entries * self._context.layout.entry_bytes(layer)
-        if was_full and not self.full:
-            self._on_room()
 
     def _seal_batch(self, ready: Ready, blocks: list[int]) -> list[Frame]:
         """Seal leading blocks up to one message's worth; runs in the copier thread."""

@@ -50,7 +50,7 @@ class Bench:
         context = FetchContext(nowhere, model.kv, model.layout, self.copier, FetchMetrics(Metrics()))
         self.num_woken = 0
         self.publisher = PagePublisher(
-            cast("Publication", self.pool), context, reservation, KEYS, Codec.RAW, on_room=self.woken
+            cast("Publication", self.pool), context, reservation, KEYS, Codec.RAW, on_sent=self.woken
         )
 
     def woken(self) -> None:
@@ -80,6 +80,7 @@ async def test_entries_are_sent_once_in_the_order_they_became_ready_with_what_th
         k, v = bench.kv.block(frame.layer, bench.reservation, KEYS.index(frame.key))
         assert open_frame(frame) == entry_to_bytes(k, v)
     assert publisher.num_entries_sent == 10
+    assert publisher.num_blocks_sent == 4
     assert publisher.backlog_bytes == 0
     bench.copier.close()
 
@@ -100,11 +101,33 @@ async def test_a_publisher_is_full_until_the_pool_has_taken_enough(
     await asyncio.sleep(0.02)
     assert (publisher.full, bench.num_woken) == (True, 0), "nothing was taken yet"
     bench.pool.let.release()
-    await until(lambda: not publisher.full)
-    assert bench.num_woken == 1
+    await until(lambda: bench.num_woken)
+    assert (publisher.full, publisher.backlog_bytes) == (False, 2 * entry)
     for _ in range(2):
         bench.pool.let.release()
     publisher.finish()
     await sending
-    assert (publisher.backlog_bytes, bench.num_woken) == (0, 1)
+    assert (publisher.backlog_bytes, bench.num_woken) == (0, 3)
+    bench.copier.close()
+
+
+async def test_blocks_count_as_sent_when_all_layers_are_or_need_not_be(bench: Bench) -> None:
+    publisher = bench.publisher
+    publisher.to_send = [0b1111, 0, 0b1000, 0, 0, 0]
+    sending = asyncio.create_task(publisher.run())
+    for layer in range(3):
+        publisher.emit(Ready(layer, 0, 4))
+        bench.pool.let.release()
+    await until(lambda: bench.num_woken == 3)
+    assert publisher.num_blocks_sent == 0, "the last layer is not even computed"
+    publisher.emit(Ready(3, 0, 2))
+    bench.pool.let.release()
+    await until(lambda: publisher.num_blocks_sent == 2)
+    publisher.emit(Ready(3, 2, 4))
+    await asyncio.sleep(0.02)
+    assert publisher.num_blocks_sent == 2, "the pool has not taken it"
+    bench.pool.let.release()
+    publisher.finish()
+    await sending
+    assert publisher.num_blocks_sent == 4
     bench.copier.close()
