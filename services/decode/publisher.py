@@ -72,7 +72,7 @@ class BlockPublisher:
             return
         async with context.pool.publish(Deadline.after(PUBLISH_TIMEOUT_S)) as publication:
             publisher = PagePublisher(
-                publication, context.kv, sequence.reservation, sequence.keys, context.copier, sequence.generation.codec
+                publication, context, sequence.reservation, sequence.keys, sequence.generation.codec
             )
             blocks = [BlockEntries(key, context.layout.all_layers) for key in sequence.keys[work.first : work.end]]
             if work.first > 0:

@@ -77,7 +77,7 @@ class TwoDatacenters:
         self.name = name
         self.channels = channels
 
-    async def prefill_only(self, token_ids: list[int], codec: Codec = Codec.RAW) -> int:
+    async def prefill_only(self, token_ids: list[int], codec: Codec = Codec.RAW, priority: int = 0) -> int:
         """Prefill in the east; return how many tokens it computed."""
         model = self.prefill.model
         assert model is not None
@@ -87,6 +87,7 @@ class TwoDatacenters:
             fingerprint=model.files.fingerprint,
             layout_hash=model.layout.hash,
             codec=int(codec),  # type: ignore[arg-type]
+            priority=priority,
         )
         computed = 0
         with rpc_errors("prefill"):
