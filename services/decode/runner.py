@@ -1,41 +1,86 @@
 """What the decode engine asks of the model; every method runs in the torch thread."""
 
+import time
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
 
 import torch
 
+from services.decode.scheduler import Slice
 from services.decode.sequence import Sequence
 from services.decode.tail import Tail
 from shared.model.batch import Batch, Span
-from shared.model.paged import PagedKv
+from shared.model.paged import PagedKv, Reservation
 from shared.model.penalties import TokenHistory
 from shared.model.sampling import Row, Sampled, sample
 from shared.model.transformer import Transformer
 
 
+@dataclass(frozen=True)
+class Step:
+    """What the torch thread does in one go: some layers of some tails, and a token for each sequence of the batch."""
+
+    slices: Seq[Slice[Sequence]]
+    batch: Seq[Sequence]
+
+
+@dataclass
+class Outcome:
+    """What came of a step. Torch's errors, out of memory included, are results: they concern a part of it only."""
+
+    tails: list[Sampled | RuntimeError | None] = field(default_factory=list)  # as `slices`; None: not at its end yet
+    batch: list[Sampled] | RuntimeError = field(default_factory=list)  # as `batch`
+    tails_s: float = 0.0  # in the model, for tails
+    batch_s: float = 0.0  # in the model, for the batch: forward pass and sampling
+
+
 class Runner:
-    """Reads sequences and writes their pages and histories; changes nothing else of them."""
+    """Reads sequences and writes their pages, tails and histories; changes nothing else of them."""
 
     def __init__(self, transformer: Transformer, kv: PagedKv) -> None:
         self._transformer = transformer
         self._kv = kv
 
-    def advance_tail(self, tail: Tail, num_layers: int, sequence: Sequence) -> Sampled | None:
-        """Run a tail's next layers. Return the first generated token once the whole tail is computed."""
-        assert sequence.reservation is not None, "a tail without pages"
-        last = tail.advance(num_layers, self._transformer, self._kv, sequence.reservation, sequence.tokens)
+    def run(self, step: Step) -> Outcome:
+        outcome = Outcome()
+        started = time.perf_counter()
+        for request, num_layers in step.slices:
+            try:
+                outcome.tails.append(self._advance_tail(request, num_layers))
+            except RuntimeError as error:
+                outcome.tails.append(error)
+        outcome.tails_s = time.perf_counter() - started
+        if step.batch:
+            try:
+                outcome.batch, outcome.batch_s = self._generate(step.batch)
+            except RuntimeError as error:
+                outcome.batch = error
+        return outcome
+
+    def _advance_tail(self, sequence: Sequence, num_layers: int) -> Sampled | None:
+        """Run a tail's next layers. Return the token that follows it once the whole tail is computed."""
+        tail, reservation = _tail_and_pages(sequence)
+        last = tail.advance(num_layers, self._transformer, self._kv, reservation, sequence.tokens)
         return None if last is None else self._sample(last, [sequence])[0]
 
-    def step(self, batch: Seq[Sequence]) -> list[Sampled]:
-        """Run one token of each sequence through the model; return the next token of each."""
-        spans = [Span(s.reservation.pages, len(s.tokens) - 1, 1) for s in batch if s.reservation is not None]
-        step = Batch.build(spans, self._kv.page_tokens, self._transformer.device)
+    def _generate(self, batch: Seq[Sequence]) -> tuple[list[Sampled], float]:
+        """Run the last token of each sequence through the model. Return what follows each, and the model's seconds."""
+        spans = [Span(s.holding.reservation.pages, len(s.tokens) - 1, 1) for s in batch if s.holding is not None]
+        layout = Batch.build(spans, self._kv.page_tokens, self._transformer.device)
         ids = torch.tensor([s.tokens[-1] for s in batch], device=self._transformer.device)
-        return self._sample(self._transformer.forward(ids, step, self._kv), batch)
+        started = time.perf_counter()
+        results = self._sample(self._transformer.forward(ids, layout, self._kv), batch)
+        return results, time.perf_counter() - started
 
     def _sample(self, hidden: torch.Tensor, batch: Seq[Sequence]) -> list[Sampled]:
         """`hidden` is `[len(batch), hidden size]`: the state that predicts each sequence's next token."""
         return sample(self._transformer.logits(hidden), [_row(sequence) for sequence in batch])
+
+
+def _tail_and_pages(sequence: Sequence) -> tuple[Tail, Reservation]:
+    holding = sequence.holding
+    assert holding is not None and holding.tail is not None, "no tail to advance"  # noqa: PT018
+    return holding.tail, holding.reservation
 
 
 def _row(sequence: Sequence) -> Row:
