@@ -97,7 +97,7 @@ class DecodeEngine:
                 self._wake.clear()
                 started = time.perf_counter()
                 step = self._plan()
-                if step.batch or step.slices:
+                if step:
                     await self._take(step, started)
                 else:
                     await self._wake.wait()
@@ -110,7 +110,7 @@ class DecodeEngine:
         slices = self._tail_share.share(offers, len(batch))
         for sequence, _ in slices:
             self._scheduler.took_turn(sequence)
-        return Step(slices, batch)
+        return Step.of(slices, batch)
 
     def _offer(self, sequence: Sequence) -> Offer[Sequence] | None:
         open_layers = self._memory.num_open_layers(sequence)
@@ -123,18 +123,19 @@ class DecodeEngine:
 
     async def _take(self, step: Step, started: float) -> None:
         """Run a step in the torch thread, then hand its tokens out; they travel while the next step computes."""
-        firsts = [_tail(sequence).first for sequence, _ in step.slices]
-        in_hand = self._memory.take_in_hand([*(sequence for sequence, _ in step.slices), *step.batch])
+        firsts = [part.holding.tail.first if part.holding.tail else 0 for part in step.tails]
+        in_hand = step.holdings
+        self._memory.take_in_hand(in_hand)
         try:
             outcome = await self._thread.run(partial(self._runner.run, step))
-            for (sequence, _), first, sampled in zip(step.slices, firsts, outcome.tails, strict=True):
-                self._tail_advanced(sequence, first, sampled)
+            for part, first, sampled in zip(step.tails, firsts, outcome.tails, strict=True):
+                self._tail_advanced(part.sequence, first, sampled)
             if isinstance(outcome.batch, RuntimeError):
-                for sequence in step.batch:
-                    self._fail(sequence, outcome.batch)
+                for part in step.batch:
+                    self._fail(part.sequence, outcome.batch)
             else:
-                for sequence, sampled in zip(step.batch, outcome.batch, strict=True):
-                    self._generated(sequence, sampled)
+                for part, sampled in zip(step.batch, outcome.batch, strict=True):
+                    self._generated(part.sequence, sampled)
         finally:
             self._memory.put_down(in_hand)
         self._meter.stepped(step, outcome, time.perf_counter() - started)

@@ -99,12 +99,10 @@ class SequenceMemory:
 
     # ---- the engine's view
 
-    def take_in_hand(self, sequences: Iterable[Sequence]) -> list[Holding]:
+    def take_in_hand(self, holdings: Iterable[Holding]) -> None:
         """The torch thread is going to work on these: their pages stay until `put_down`."""
-        holdings = [_held(sequence) for sequence in sequences]
         for holding in holdings:
             holding.num_users += 1
-        return holdings
 
     def put_down(self, holdings: Iterable[Holding]) -> None:
         for holding in holdings:
