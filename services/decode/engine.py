@@ -8,7 +8,7 @@ from functools import partial
 from services.decode.memory import SequenceMemory
 from services.decode.meter import StepMeter
 from services.decode.runner import Runner, Step
-from services.decode.scheduler import Offer, Rank, Scheduler, TailShare
+from services.decode.scheduler import Offer, Rank, Scheduler, TailBudget
 from services.decode.sequence import FinishReason, Generation, NewTokens, Sequence
 from services.decode.settings import DecodeSettings
 from services.decode.tail import Tail
@@ -49,7 +49,7 @@ class DecodeEngine:
         self._wake = asyncio.Event()
         self._memory = SequenceMemory(context, metrics, settings.chunk_tokens, self._wake.set, self._fail)
         self._scheduler: Scheduler[Sequence] = Scheduler(self._memory, settings.max_batch)
-        self._tail_share = TailShare(settings.tail_tokens_per_step, settings.block_tokens, model.layout.num_layers)
+        self._tail_budget = TailBudget(settings.tail_tokens_per_step, model.layout.num_layers)
         self._runner = Runner(model.transformer, model.kv)
         self._meter = StepMeter(metrics)
         self._arrivals = itertools.count()
@@ -107,7 +107,7 @@ class DecodeEngine:
     def _plan(self) -> Step:
         batch = self._scheduler.schedule()
         offers = [offer for sequence in self._scheduler.turns() if (offer := self._offer(sequence)) is not None]
-        slices = self._tail_share.share(offers, len(batch))
+        slices = self._tail_budget.share(offers, len(batch))
         for sequence, _ in slices:
             self._scheduler.took_turn(sequence)
         return Step.of(slices, batch)

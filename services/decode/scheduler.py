@@ -2,6 +2,7 @@
 
 from bisect import insort
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 
@@ -151,37 +152,35 @@ class Slice(NamedTuple, Generic[R]):
     num_layers: int
 
 
-class TailShare:
-    """How much of each step tails get beside a running batch: a token bucket.
+@dataclass(frozen=True)
+class TailBudget:
+    """What a step of a running batch may compute of tails beside it, which is what a token of the batch is late for.
 
-    The unit is one token through one layer. Each step brings in `tokens_per_step` tokens through all layers, which is
-    what the running requests lose on average; a bucket that was not drawn from fills up to `burst_tokens`, so that a
-    lone tail is computed at once. A slice has at least one layer, which may leave the bucket in debt. When more tails
-    than running requests could go on, a step brings in as many times more: a burst of requests is not held up by the
-    one that came first.
+    Counted in tokens through one layer. A tail costs the batch the same however it is spread over steps, so this bounds
+    how late a token is, not how much is computed: too small a budget only keeps requests out of the batch for longer.
+    When more tails than running requests could go on, the budget is as many times larger: a burst of requests is not
+    held up by the one that came first.
     """
 
-    def __init__(self, tokens_per_step: int, burst_tokens: int, num_layers: int) -> None:
-        self._per_step = tokens_per_step * num_layers
-        self._burst = burst_tokens * num_layers
-        self._level = float(self._burst)
+    tokens_per_step: int  # through all layers
+    num_layers: int
 
     def share(self, offers: Sequence[Offer[R]], num_running: int) -> list[Slice[R]]:
         """Return the slices of the next step; `offers` stand in the order of their turns.
 
-        Without a running batch the first tail's whole chunk may run: others have their turn when they see it end.
+        The first slice has at least one layer, however long its chunk. Without a running batch the first tail's whole
+        chunk may run: others have their turn when this one has ended.
         """
         if not num_running:
             return [Slice(offer.request, offer.num_layers) for offer in offers[:1]]
-        grant = self._per_step * max(1.0, len(offers) / num_running)
-        self._level = min(self._level + grant, max(self._burst, grant))
+        left = int(self.tokens_per_step * self.num_layers * max(1.0, len(offers) / num_running))
         slices: list[Slice[R]] = []
         for offer in offers:
-            if self._level <= 0:
+            num_layers = min(offer.num_layers, left // offer.num_tokens)
+            if num_layers == 0 and slices:
                 break
-            num_layers = min(offer.num_layers, max(1, int(self._level) // offer.num_tokens))
-            self._level -= num_layers * offer.num_tokens
-            slices.append(Slice(offer.request, num_layers))
+            slices.append(Slice(offer.request, max(1, num_layers)))
+            left = max(0, left - slices[-1].num_layers * offer.num_tokens)
         return slices
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.decode.scheduler import Offer, Rank, Scheduler, TailShare
+from services.decode.scheduler import Offer, Rank, Scheduler, TailBudget
 
 PAGE = 4
 
@@ -295,55 +295,59 @@ def _check(scheduler: Scheduler[Job], memory: Memory, total: int, batch: list[Jo
 
 
 LAYERS = 30
+BUDGET = TailBudget(tokens_per_step=16, num_layers=LAYERS)
 
 
 @pytest.mark.parametrize(
     ("num_tokens", "open_layers", "expected"),
     [
-        (64, 30, 30),  # a full bucket: a whole tail at once
+        (16, 30, 30),  # a short tail at once
+        (64, 30, 7),  # 480 tokens through one layer
         (64, 3, 3),  # gates
-        (512, 30, 3),  # 64 tokens' worth
-        (64 * LAYERS * 2, 30, 1),  # at least one layer
+        (512, 30, 1),  # at least one layer
     ],
 )
-def test_a_lone_tail_draws_on_a_full_bucket(num_tokens: int, open_layers: int, expected: int) -> None:
-    share = TailShare(4, 64, LAYERS)
-    (only,) = share.share([Offer(job(0), num_tokens, open_layers)], num_running=8)
-    assert only.num_layers == expected
+def test_a_tail_beside_a_batch(num_tokens: int, open_layers: int, expected: int) -> None:
+    one = job(0)
+    assert BUDGET.share([Offer(one, num_tokens, open_layers)], num_running=8) == [(one, expected)]
+
+
+def test_what_one_tail_leaves_is_the_next_ones() -> None:
+    jobs = [job(i) for i in range(4)]
+    offers = [Offer(jobs[0], 64, 2), Offer(jobs[1], 32, 9), Offer(jobs[2], 100, 30), Offer(jobs[3], 1, 30)]
+    assert BUDGET.share(offers, num_running=8) == [(jobs[0], 2), (jobs[1], 9)]  # 64 are left: the third is next time
 
 
 @settings(max_examples=100, deadline=None)
-@given(chunks=st.lists(st.integers(4, 512), min_size=1, max_size=6), num_running=st.integers(6, 64))
-def test_in_the_long_run_tails_take_their_share_and_no_more(chunks: list[int], num_running: int) -> None:
-    share = TailShare(4, 64, LAYERS)
-    jobs = [job(i) for i in range(len(chunks))]
-    turns = list(zip(jobs, chunks, strict=True))
-    taken = dict.fromkeys(jobs, 0)
-    steps = 2000
-    for _ in range(steps):
-        sizes = dict(turns)
-        slices = share.share([Offer(one, size, LAYERS) for one, size in turns], num_running)
-        for one, num_layers in slices:
-            taken[one] += num_layers * sizes[one]
-            turns = [turn for turn in turns if turn[0] is not one] + [(one, sizes[one])]
-    total = sum(taken.values())
-    grants = 4 * LAYERS * steps
-    assert grants - 64 * LAYERS <= total <= grants + 64 * LAYERS + max(chunks) * LAYERS
-    assert all(taken.values())
+@given(
+    tails=st.lists(st.tuples(st.integers(1, 512), st.integers(1, LAYERS)), max_size=20), num_running=st.integers(1, 20)
+)
+def test_a_step_keeps_to_its_budget_and_every_tail_has_its_turn(tails: list[Any], num_running: int) -> None:
+    turns = [Offer(job(i), num_tokens, num_layers) for i, (num_tokens, num_layers) in enumerate(tails)]
+    budget = 16 * LAYERS * max(1.0, len(tails) / num_running)
+    waited = set(turns)
+    for _ in range(len(tails)):
+        slices = BUDGET.share(turns, num_running)
+        assert [s.request for s in slices] == [o.request for o in turns[: len(slices)]]
+        assert all(1 <= s.num_layers <= o.num_layers for s, o in zip(slices, turns, strict=False))
+        spent = sum(s.num_layers * o.num_tokens for s, o in zip(slices, turns, strict=False))
+        assert spent <= max(budget, turns[0].num_tokens)
+        waited -= set(turns[: len(slices)])
+        turns = turns[len(slices) :] + turns[: len(slices)]
+    assert not waited
 
 
 def test_without_a_batch_the_first_tail_runs_its_whole_chunk() -> None:
-    share = TailShare(4, 64, LAYERS)
     one, other = job(0), job(1)
-    assert share.share([Offer(one, 512, 30), Offer(other, 64, 30)], num_running=0) == [(one, 30)]
-    assert share.share([], num_running=0) == []
+    assert BUDGET.share([Offer(one, 512, 30), Offer(other, 64, 30)], num_running=0) == [(one, 30)]
+    assert BUDGET.share([], num_running=0) == []
+    assert BUDGET.share([], num_running=3) == []
 
 
 def test_a_burst_is_not_held_up_by_who_came_first() -> None:
-    share = TailShare(4, 64, LAYERS)
     offers = [Offer(job(i), 64, LAYERS) for i in range(32)]
-    slices = share.share(offers, num_running=1)
-    assert sum(s.num_layers for s in slices) == pytest.approx(2 * LAYERS, abs=2)  # 128 tokens
+    slices = BUDGET.share(offers, num_running=1)
+    assert [s.num_layers for s in slices] == [LAYERS] * 8  # 512 tokens
 
 
 def test_turns_go_by_priority_and_then_round() -> None:
