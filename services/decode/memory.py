@@ -77,6 +77,8 @@ class SequenceMemory:
         self._start_tail(sequence, holding, first_block)
         if len(resident) < first_block:
             self._start_fetch(sequence, holding, first_block)
+        else:
+            sequence.wait_until_s = 0.0  # what was promised is here
         return True
 
     def extend(self, sequence: Sequence, /) -> bool:

@@ -70,7 +70,7 @@ class Sequence:
     num_offered: int = field(init=False)  # leading blocks that a pool has, or that wait to be published
     holding: Holding | None = None  # its pages, while it has any
     history: TokenHistory | None = None  # for penalties; the torch thread's
-    wait_until_s: float | None = None  # of the monotonic clock: when entries without a writer are given up
+    wait_until_s: float | None = None  # of the monotonic clock: until when promised entries are waited for
     gate_opened_at_s: float | None = None  # when the tail's first layer could run; seconds since 1970
     num_computed: int = 0  # tokens of the prompt that were computed here
     retired: bool = False  # finished, failed or aborted
