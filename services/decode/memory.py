@@ -64,10 +64,10 @@ class SequenceMemory:
     def returning(self) -> bool:
         return bool(self._leaving)
 
-    def reserve(self, sequence: Sequence, /) -> bool:
+    def reserve(self, sequence: Sequence, num_growing: int, /) -> bool:
         num_tokens = len(sequence.tokens)
         most = num_prefix_blocks(num_tokens, self._layout.block_tokens)
-        reservation = self._kv.reserve(sequence.keys[:most], num_tokens + 1)
+        reservation = self._kv.reserve(sequence.keys[:most], num_tokens + 1, spare_pages=num_growing)
         if reservation is None:
             return False
         resident = list(reservation.cached_layers)

@@ -25,8 +25,8 @@ R_contra = TypeVar("R_contra", bound=Request, contravariant=True)
 class Pages(Protocol[R_contra]):
     """Memory as the policy sees it. A call that returns False has changed nothing."""
 
-    def reserve(self, request: R_contra, /) -> bool:
-        """Hold pages for the tokens that a waiting request has, and one more."""
+    def reserve(self, request: R_contra, num_growing: int, /) -> bool:
+        """Hold pages for the tokens that a waiting request has and one more; leave one for each that grows."""
 
     def extend(self, request: R_contra, /) -> bool:
         """Hold a page for the next token of a running request, if it has none for it yet."""
@@ -46,7 +46,8 @@ class Scheduler(Generic[R]):
     """Keeps every live request in one of three lists: waiting (holds no pages), tails (its prompt's end is still to be
     computed) and running (gets one token a step).
 
-    - Admission is strictly in rank order: who does not fit is not overtaken, so a long prompt is not starved.
+    - Admission is strictly in rank order: who does not fit is not overtaken, so a long prompt is not starved. It leaves
+      a page for each running request of a lower rank: who is admitted into the last ones is the first to lose them.
     - When a running request finds no page for its next token, the request with the greatest rank that holds pages is
       pre-empted: the lowest priority, of these the last that arrived. It may be the needy one itself.
     - A waiting request pre-empts only requests of a lower priority, and only if that makes room enough.
@@ -115,7 +116,8 @@ class Scheduler(Generic[R]):
     def _admit(self) -> None:
         while self.waiting:
             head = self.waiting[0]
-            if self.num_holding < self._max_batch and self._pages.reserve(head):
+            num_growing = sum(request.rank < head.rank for request in self.running)
+            if self.num_holding < self._max_batch and self._pages.reserve(head, num_growing):
                 self.tails.append(self.waiting.pop(0))
                 continue
             victim = self._outranked_by(head)

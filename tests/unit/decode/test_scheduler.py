@@ -42,9 +42,10 @@ class Memory:
     def returning(self) -> bool:
         return bool(self._returning)
 
-    def reserve(self, job: Job, /) -> bool:
+    def reserve(self, job: Job, num_growing: int, /) -> bool:
         assert job.num_pages == 0
-        return self._take(job, _pages(job.num_tokens + 1))
+        needed = _pages(job.num_tokens + 1)
+        return needed + num_growing <= self.num_pages and self._take(job, needed)
 
     def extend(self, job: Job, /) -> bool:
         assert job.num_pages > 0
@@ -118,6 +119,20 @@ def test_a_long_prompt_is_not_overtaken() -> None:
     memory.release(first)
     scheduler.schedule()
     assert scheduler.tails == [long]
+
+
+def test_admission_leaves_a_page_for_each_that_grows() -> None:
+    old = [job(0), job(1)]
+    scheduler, memory = scheduler_of(7, *old)
+    scheduler.schedule()
+    run_tails(scheduler)
+    new = job(2)
+    scheduler.add(new)
+    scheduler.schedule()
+    assert scheduler.waiting == [new]  # two pages would be enough, one would be left
+    memory.num_pages += 1
+    scheduler.schedule()
+    assert scheduler.tails == [new]
 
 
 def test_max_batch_bounds_who_holds_pages() -> None:
