@@ -12,7 +12,7 @@ from tests.support.engines import Result, TwoDatacenters, two_datacenters
 from tests.support.tiny import MODELS, greedy_reference
 
 NUM_REQUESTS = 32
-NUM_PAGES = 30
+NUM_PAGES = 17
 ARRIVALS_S = 1.5
 WARM: dict[str, Any] = {"temperature": 1.3, "top_k": 80, "frequency_penalty": 0.4, "repetition_penalty": 1.2}
 
@@ -48,7 +48,7 @@ def requests(seed: int) -> list[Request]:
                 priority=rng.choice([0, 0, 0, -1, 1]),
                 prefill=rng.random() < 0.7,
                 sampling={**WARM, "seed": number} if number % 5 == 1 else {},
-                cancelled_after_s=rng.uniform(0.05, 1.0) if number % 5 == 4 else None,
+                cancelled_after_s=rng.uniform(0.02, 0.5) if number % 5 == 4 else None,
             )
         )
     return made
