@@ -123,7 +123,7 @@ class DecodeEngine:
 
     async def _take(self, step: Step, started: float) -> None:
         """Run a step in the torch thread, then hand its tokens out; they travel while the next step computes."""
-        firsts = [part.holding.tail.first if part.holding.tail else 0 for part in step.tails]
+        firsts = [_tail(part.sequence).first for part in step.tails]
         in_hand = step.holdings
         self._memory.take_in_hand(in_hand)
         try:
@@ -160,8 +160,7 @@ class DecodeEngine:
         self._meter.recomputed.inc(num_tokens - new)
 
     def _join_batch(self, sequence: Sequence, tail: Tail, sampled: Sampled) -> None:
-        assert sequence.holding is not None
-        sequence.holding.tail = None
+        sequence.held.tail = None
         self._scheduler.join(sequence)
         log.info(
             "tail_computed",
@@ -213,9 +212,9 @@ class DecodeEngine:
 
 
 def _tail(sequence: Sequence) -> Tail:
-    assert sequence.holding is not None, "a sequence in tails holds pages"
-    assert sequence.holding.tail is not None, "a sequence in tails has a tail"
-    return sequence.holding.tail
+    tail = sequence.held.tail
+    assert tail is not None, "a sequence in tails has a tail"
+    return tail
 
 
 def _finish_reason(sequence: Sequence, token: int) -> FinishReason | None:

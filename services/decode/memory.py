@@ -20,7 +20,7 @@ log = get_logger()
 
 
 class SequenceMemory:
-    """The scheduler's `Pages`. Owns every holding, and with it every reservation, of a decode engine.
+    """The scheduler's `Pages`, and what the engine needs beside. Owns all holdings, so all of decode's reservations.
 
     The pool is the swap. Full blocks are published as they complete, so that a sequence that gives its pages up finds
     them again on the device, as long as nobody needed the pages, else in the pool; what is in neither is computed. Only
@@ -58,8 +58,6 @@ class SequenceMemory:
                 f"prompt and max_tokens make {num_tokens} tokens, the worker's KV memory holds {self.capacity_tokens}"
             )
 
-    # ---- the scheduler's view
-
     @property
     def returning(self) -> bool:
         return bool(self._leaving)
@@ -82,14 +80,14 @@ class SequenceMemory:
         return True
 
     def extend(self, sequence: Sequence, /) -> bool:
-        reservation = _held(sequence).reservation
+        reservation = sequence.held.reservation
         num_tokens, page_tokens = len(sequence.tokens), self._kv.page_tokens
         if num_tokens <= reservation.num_tokens:
             return True
         return self._kv.extend(reservation, -(-num_tokens // page_tokens) * page_tokens)
 
     def give_up(self, sequence: Sequence, /) -> None:
-        holding = _held(sequence)
+        holding = sequence.held
         log.info("preempted", request_id=sequence.generation.request_id, num_tokens=len(sequence.tokens))
         self._preempted.inc()
         self._publish(sequence, holding, len(holding.resident))
@@ -98,8 +96,6 @@ class SequenceMemory:
     def would_fit(self, sequence: Sequence, others: Seq[Sequence], /) -> bool:
         held = sum(other.holding.reservation.num_tokens for other in others if other.holding)
         return held + len(sequence.tokens) + 1 <= self.capacity_tokens
-
-    # ---- the engine's view
 
     def take_in_hand(self, holdings: Iterable[Holding]) -> None:
         """The torch thread is going to work on these: their pages stay until `put_down`."""
@@ -112,7 +108,7 @@ class SequenceMemory:
 
     def num_open_layers(self, sequence: Sequence) -> int:
         """Return how many leading layers of what is fetched have landed. May start the tail anew, further back."""
-        holding = _held(sequence)
+        holding = sequence.held
         if holding.fetch is None:
             return self._layout.num_layers
         if holding.fetch_task is not None and holding.fetch_task.done():
@@ -122,7 +118,7 @@ class SequenceMemory:
 
     def completed(self, sequence: Sequence, num_tokens: int) -> None:
         """The KV of the first `num_tokens` tokens is in the pages: full blocks become shareable and are published."""
-        holding, block_tokens, keys = _held(sequence), self._layout.block_tokens, sequence.keys
+        holding, block_tokens, keys = sequence.held, self._layout.block_tokens, sequence.keys
         self._settle(sequence, holding)
         num_blocks = num_tokens // block_tokens
         while len(keys) < num_blocks:
@@ -225,8 +221,3 @@ class SequenceMemory:
         self._leaving.discard(holding)
         self._kv.release(holding.reservation)
         self._on_change()
-
-
-def _held(sequence: Sequence) -> Holding:
-    assert sequence.holding is not None, "a sequence without pages"
-    return sequence.holding

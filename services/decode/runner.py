@@ -36,8 +36,8 @@ class Step:
     def of(cls, slices: Seq[Slice[Sequence]], batch: Seq[Sequence]) -> "Step":
         """All of them hold pages."""
         return cls(
-            [Part(s.request, s.request.holding, s.num_layers) for s in slices if s.request.holding is not None],
-            [Part(sequence, sequence.holding) for sequence in batch if sequence.holding is not None],
+            [Part(sequence, sequence.held, num_layers) for sequence, num_layers in slices],
+            [Part(sequence, sequence.held) for sequence in batch],
         )
 
     def __bool__(self) -> bool:

@@ -56,7 +56,8 @@ class Scheduler(Generic[R]):
     Progress: pre-emption goes from a lower to a greater rank only, so that two requests cannot pre-empt each other.
     Requests of one priority hold pages in the order of arrival: all that hold came before all that wait. Therefore the
     first of all ranks, once it waits for nothing but pages, gets those of everybody else in the end, keeps its own, and
-    finishes, since the caller admits only what fits alone. Then another one is first.
+    finishes, since the caller admits only what fits alone. Then another one is first. A low priority waits as long as
+    higher ones keep coming.
     """
 
     def __init__(self, pages: Pages[R], max_batch: int) -> None:

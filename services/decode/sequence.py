@@ -82,6 +82,11 @@ class Sequence:
         self.num_pooled = self.num_offered = self.generation.num_blocks
 
     @property
+    def held(self) -> Holding:
+        assert self.holding is not None, "a sequence without pages"
+        return self.holding
+
+    @property
     def num_prompt_tokens(self) -> int:
         return len(self.generation.token_ids)
 
