@@ -1,10 +1,13 @@
 """Requests that give their pages up and go on later: nothing is lost, nothing is said twice, nothing is waited for."""
 
 import asyncio
+import time
 
 import pytest
 
+from shared.engine.publish import PagePublisher
 from shared.errors import ContextTooLong
+from shared.kv.frame import Frame
 from tests.integration.test_engines import prompt
 from tests.support.engines import Result, TwoDatacenters, two_datacenters
 from tests.support.tiny import MODELS, greedy_reference
@@ -41,17 +44,19 @@ async def test_the_pool_is_the_swap(name: str) -> None:
     assert (result.ids, result.decode_computed) == (solo.ids, 130)
 
 
-async def test_without_a_pool_it_is_computed_again_at_once() -> None:
-    async with two_datacenters("llama", num_pages=8) as dcs:
+@pytest.mark.parametrize("name", MODELS)
+async def test_without_a_pool_it_is_computed_again_at_once(name: str) -> None:
+    async with two_datacenters(name, num_pages=8) as dcs:
         await dcs.pool_west.server.stop(0)
         async with asyncio.timeout(20):
             result = await squeeze(dcs)
         assert dcs.decode.metric("decode_recomputed_tokens_total") > BLOCK
-    assert result.ids == (await alone("llama")).ids
+    assert result.ids == (await alone(name)).ids
 
 
-async def test_blocks_that_the_pool_has_dropped_are_computed_again_at_once() -> None:
-    async with two_datacenters("llama", num_pages=8) as dcs:
+@pytest.mark.parametrize("name", MODELS)
+async def test_blocks_that_the_pool_has_dropped_are_computed_again_at_once(name: str) -> None:
+    async with two_datacenters(name, num_pages=8) as dcs:
         assert dcs.pool_west.pool is not None
         store = dcs.pool_west.pool.store
 
@@ -63,7 +68,23 @@ async def test_blocks_that_the_pool_has_dropped_are_computed_again_at_once() -> 
         async with asyncio.timeout(20):
             result = await squeeze(dcs)
         await forgetting
-    assert result.ids == (await alone("llama")).ids
+    assert result.ids == (await alone(name)).ids
+
+
+@pytest.mark.parametrize("name", MODELS)
+async def test_pages_are_not_reused_before_they_are_published(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else other content would be published under their keys, and come back as this request's."""
+    send = PagePublisher._seal_batch
+
+    def slowly(publisher: PagePublisher, layer: int, blocks: list[int]) -> list[Frame]:
+        time.sleep(0.05)
+        return send(publisher, layer, blocks)
+
+    monkeypatch.setattr(PagePublisher, "_seal_batch", slowly)
+    async with two_datacenters(name, num_pages=8) as dcs:
+        result = await squeeze(dcs)
+        assert dcs.decode.metric("decode_unpublished_blocks_total") == 0
+    assert result.ids == (await alone(name)).ids
 
 
 async def test_a_request_of_a_higher_priority_takes_pages_from_a_lower_one() -> None:
