@@ -98,6 +98,7 @@ class Answer:
     started_s: float
     arrived: asyncio.Event = field(default_factory=asyncio.Event)  # set by every token
     token_at_s: list[float] = field(default_factory=list)
+    computed_prompt_tokens: int = 0  # by this engine; the rest was in its pages or came from the pool
 
     @property
     def first_token_s(self) -> float:
@@ -138,6 +139,7 @@ class DecodeNode:
         try:
             async for event in sequence.events():
                 answer.token_at_s += [time.perf_counter()] * len(event.ids)
+                answer.computed_prompt_tokens += event.computed_prompt_tokens
                 answer.arrived.set()
         finally:
             self._engine.abort(sequence)

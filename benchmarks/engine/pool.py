@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import os
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -21,6 +22,7 @@ from shared.kv.entries import BlockEntries
 from shared.kv.frame import seal
 from shared.kv.layout import KvLayout
 from shared.lifecycle import InFlight
+from shared.log import configure
 from shared.metrics import Metrics
 from shared.model.catalog import resolve
 from shared.proto.prfaas_pb2_grpc import add_CachePoolServicer_to_server
@@ -85,13 +87,15 @@ async def _serve(layout: KvLayout) -> None:
         server = GrpcServer("127.0.0.1", 0, Health("grpc"), InFlight())
         add_CachePoolServicer_to_server(pool.servicer, server.grpc)
         address = pool.pulls.own_address = f"127.0.0.1:{await server.start()}"
-        print(address, flush=True)
+        answers = os.fdopen(os.dup(1), "w", buffering=1)
+        os.dup2(2, 1)  # whatever else is printed is no answer
+        print(address, file=answers)
         try:
             async for line in _lines():
                 command: dict[str, Any] = json.loads(line)
                 keys = [BlockKey(bytes.fromhex(key)) for key in command["keys"]]
                 await _feed(PoolClient(channels, address), layout, keys, command["seconds"])
-                print("fed", flush=True)
+                print("fed", file=answers)
         finally:
             await server.stop(0)
             await pool.pulls.close()
@@ -125,6 +129,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), required=True)
     options = parser.parse_args()
     files = resolve(options.model, CACHE_DIR)
+    configure("pool", level="ERROR")
     asyncio.run(_serve(files.config().kv_layout(64, options.dtype)))
 
 

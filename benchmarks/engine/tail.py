@@ -76,6 +76,9 @@ async def _trickle(
         answer = await node.generate(prompt, 1, num_blocks)
         beside += batch.since(mark)
         await fed
+    expected = len(prompt) - num_blocks * node.model.layout.block_tokens
+    if answer.computed_prompt_tokens != expected:
+        raise RuntimeError(f"decode computed {answer.computed_prompt_tokens} prompt tokens instead of {expected}")
     return answer.first_token_s
 
 
