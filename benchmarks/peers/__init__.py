@@ -1,0 +1,1 @@
+"""Engines side by side: each a child process, maybe of another Python, that answers commands on a pipe."""
