@@ -25,7 +25,7 @@ def build_prefill(settings: PrefillSettings, host: Host) -> Callable[[], EngineL
     model, metrics = host.model, host.metrics
     engine = PrefillEngine(model.transformer, model.kv, host.torch_thread, settings.chunk_tokens, metrics)
     pages = PageQueue(model.kv, settings.max_waiting)
-    worker = PrefillWorker(host.fetch, engine, pages, metrics)
+    worker = PrefillWorker(host.fetch, engine, pages, settings.stride_tokens, metrics)
     add_PrefillServicer_to_server(PrefillServicer(model, worker), host.server.grpc)
     host.jobs.start(engine.run(), name="prefill engine")
     running = metrics.gauge("num_requests_running", "Prompts being computed or waiting for the model")

@@ -32,6 +32,7 @@ class ComputeJob(Job):
     token_ids: Sequence[int]  # the whole prompt
     reservation: Reservation  # owned by whoever calls `compute`
     on_layer: Callable[[Ready], None]
+    num_blocks_sent: Callable[[], int]  # leading blocks that nobody reads for sending any more
     outcome: "asyncio.Future[None]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     withdrawn: bool = False
 
@@ -78,7 +79,7 @@ class PrefillEngine:
         """Compute chunk after chunk, for ever."""
         while True:
             chunk = self._scheduler.next_chunk()
-            if chunk is None:
+            if chunk is None or not self._make_room(chunk):
                 self._wake.clear()
                 await self._wake.wait()
                 continue
@@ -90,6 +91,17 @@ class PrefillEngine:
                 self._end(job, Internal(f"prefill failed: {type(error).__name__}"))
             finally:
                 self._current = None
+
+    def wake(self) -> None:
+        """Look again: a job may have room for its next chunk."""
+        self._wake.set()
+
+    def _make_room(self, chunk: Chunk) -> bool:
+        """Let go of window pages that were sent and take the chunk's. Return False when sending is too far behind."""
+        job = cast(ComputeJob, chunk.job)
+        sent = job.num_blocks_sent() * self._block_tokens
+        self._kv.slide(job.reservation, min(chunk.first, sent))
+        return self._kv.cover(job.reservation, chunk.first, chunk.end)
 
     async def _compute_chunk(self, job: ComputeJob, chunk: Chunk) -> None:
         started = time.perf_counter()
@@ -106,12 +118,13 @@ class PrefillEngine:
             self._end(job)
 
     def _begin(self, job: ComputeJob, chunk: Chunk) -> tuple[Batch, torch.Tensor]:
-        span = Span(job.reservation.pages, chunk.first, chunk.end - chunk.first)
+        span = Span(job.reservation.tables, chunk.first, chunk.end - chunk.first)
         batch = Batch.build([span], self._kv.page_tokens, self._model.device)
         return batch, self._model.embed(torch.tensor(job.token_ids[chunk.first : chunk.end], device=self._model.device))
 
     def _end(self, job: ComputeJob, error: Exception | None = None) -> None:
         self._scheduler.remove(job)
+        self._wake.set()
         if job.outcome.done():
             return
         if error is None:

@@ -45,8 +45,12 @@ class Progress(NamedTuple):
 class PrefillWorker:
     """Makes prompts' blocks available in the pool, computing each only if nobody else has it or is at it."""
 
-    def __init__(self, context: FetchContext, engine: PrefillEngine, pages: PageQueue, metrics: Metrics) -> None:
+    def __init__(
+        self, context: FetchContext, engine: PrefillEngine, pages: PageQueue, stride_tokens: int, metrics: Metrics
+    ) -> None:
+        """`stride_tokens`: how far computing may be ahead of sending, window pages being kept for both."""
         self._context = context
+        self._stride_tokens = stride_tokens
         self._engine = engine
         self._pages = pages
         self._computed_blocks = metrics.counter("prefill_computed_blocks", "Blocks that this worker has computed")
@@ -58,11 +62,17 @@ class PrefillWorker:
         layout = self._context.layout
         num_tokens = len(prompt.keys) * layout.block_tokens
         async with (
-            self._pages.reserved(prompt.keys, num_tokens, deadline) as reservation,
+            self._pages.reserved(prompt.keys, num_tokens, deadline, self._stride_tokens) as reservation,
             self._context.pool.publish(deadline) as publication,
         ):
             publisher = PagePublisher(
-                publication, self._context.kv, reservation, prompt.keys, self._context.copier, prompt.codec
+                publication,
+                self._context.kv,
+                reservation,
+                prompt.keys,
+                self._context.copier,
+                prompt.codec,
+                on_sent=self._engine.wake,
             )
             start = await self._reuse(prompt, reservation, publication, publisher, deadline)
             yield Progress(start, 0, finished=False)
@@ -80,7 +90,7 @@ class PrefillWorker:
         deadline: Deadline,
     ) -> int:
         """Return how many leading blocks need no computing; those needed to go on from there are then in the pages."""
-        layout, keys = self._context.layout, prompt.keys
+        layout, kv, keys = self._context.layout, self._context.kv, prompt.keys
         num_blocks, on_device = len(keys), reservation.cached_blocks
         elsewhere = {block for source in prompt.sources for block in range(source.first, source.end)}
         claims = [block for block in range(num_blocks) if block not in elsewhere]
@@ -91,6 +101,9 @@ class PrefillWorker:
             start = layout.longest_resume([*reservation.cached_layers, *held[on_device:]])
             if start in (on_device, num_blocks):
                 break
+            kv.rewind(reservation, on_device * layout.block_tokens)
+            covered = kv.cover(reservation, start * layout.block_tokens, start * layout.block_tokens)
+            assert covered, "a window is within every guarantee"
             needed = {block: layout.needed_layers(block, start) for block in range(on_device, start)}
             wanted = {block: layers for block, layers in needed.items() if layers}
             fetch = PageFetch(self._context, reservation, keys, wanted, on_landed=lambda: None)
@@ -100,6 +113,8 @@ class PrefillWorker:
             claims = sorted(fetch.outstanding)  # their writer is gone: offer to be the next one
         else:
             start = on_device
+        if start == on_device:
+            kv.rewind(reservation, on_device * layout.block_tokens)
         for block in range(start):  # of what was granted there, only what the device holds can be sent
             publisher.to_send[block] &= reservation.cached_layers[block] if block < on_device else 0
         self._reused_blocks.labels("device").inc(on_device)
@@ -122,10 +137,13 @@ class PrefillWorker:
     async def _compute(self, prompt: Prompt, reservation: Reservation, publisher: PagePublisher, start: int) -> None:
         layout, num_blocks = self._context.layout, len(prompt.keys)
         for layer in range(layout.num_layers):  # what the device has and the pool lost
-            publisher.emit(Ready(layer, 0, reservation.cached_blocks))
+            publisher.emit(Ready(layer, 0, start))
         if start < num_blocks:
             first, end = start * layout.block_tokens, num_blocks * layout.block_tokens
-            await self._engine.compute(ComputeJob(first, end, prompt.token_ids, reservation, publisher.emit))
+            job = ComputeJob(
+                first, end, prompt.token_ids, reservation, publisher.emit, lambda: publisher.num_blocks_sent
+            )
+            await self._engine.compute(job)
             self._computed_blocks.inc(num_blocks - start)
         publisher.finish()
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -28,8 +28,9 @@ class PagePublisher:
     """Sends one request's granted entries in the order in which they become ready.
 
     The queue holds references to pages, not bytes, so it is bounded by layers x chunks; bytes exist for one batch at a
-    time, and a slow pool slows the sending, never the computing. The caller owns the reservation and keeps it until
-    `run` has returned or raised: pages of ready entries are only read.
+    time. The caller owns the reservation and keeps it until `run` has returned or raised: pages of ready entries are
+    only read. Window pages must be kept until `num_blocks_sent` is past them, so that a slow pool slows the sending, and
+    the computing only when it is a guarantee's worth of pages ahead.
     """
 
     def __init__(
@@ -40,16 +41,20 @@ class PagePublisher:
         keys: Sequence[BlockKey],
         copier: WorkThread,
         codec: Codec,
+        on_sent: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_sent` is called when `num_blocks_sent` may have grown."""
         self._publication = publication
         self._kv = kv
         self._reservation = reservation
         self._keys = keys
         self._copier = copier
         self._codec = codec
+        self._on_sent = on_sent
         self._queue: asyncio.Queue[Ready | None] = asyncio.Queue()
         self.to_send = [0] * len(keys)
         """Layers of each block that were granted to us and are not sent yet."""
+        self._sent_in_layer = [0] * kv.layout.num_layers
         self.num_entries_sent = 0
         self.first_sent_at_s: float | None = None  # seconds since 1970, as all of these
         self.last_sent_at_s: float | None = None
@@ -71,6 +76,11 @@ class PagePublisher:
             return 0.0
         return max(0.0, self.last_sent_at_s - self.finished_at_s)
 
+    @property
+    def num_blocks_sent(self) -> int:
+        """Leading blocks whose pages are not read any more, provided that each layer's blocks are emitted in order."""
+        return min(self._sent_in_layer)
+
     async def run(self) -> None:
         """Send what is emitted until `finish`. Raises what the publication raises."""
         while (ready := await self._queue.get()) is not None:
@@ -80,6 +90,8 @@ class PagePublisher:
                 await self._publication.send(frames)
                 self._mark_sent(frames, ready.layer, pending[: len(frames)])
                 del pending[: len(frames)]
+            self._sent_in_layer[ready.layer] = ready.end
+            self._on_sent()
 
     def _mark_sent(self, frames: list[Frame], layer: int, blocks: list[int]) -> None:
         for block in blocks:
