@@ -110,6 +110,7 @@ class DecodeEngine:
         slices = self._tail_budget.share(offers, len(batch))
         for sequence, _ in slices:
             self._scheduler.took_turn(sequence)
+            self._memory.begin_chunk(sequence)
         return Step.of(slices, batch)
 
     def _offer(self, sequence: Sequence) -> Offer[Sequence] | None:
@@ -160,7 +161,7 @@ class DecodeEngine:
         self._meter.recomputed.inc(num_tokens - new)
 
     def _join_batch(self, sequence: Sequence, tail: Tail, sampled: Sampled) -> None:
-        sequence.held.tail = None
+        self._memory.end_tail(sequence)
         self._scheduler.join(sequence)
         log.info(
             "tail_computed",

@@ -7,7 +7,7 @@ from collections.abc import Sequence as Seq
 from functools import partial
 
 from services.decode.holding import Holding
-from services.decode.publisher import BlockPublisher
+from services.decode.publisher import BlockPublisher, Work
 from services.decode.sequence import Sequence
 from services.decode.tail import Tail
 from shared.engine.fetch import FetchContext, PageFetch
@@ -15,6 +15,7 @@ from shared.errors import ContextTooLong
 from shared.kv.hashing import chain_keys, num_prefix_blocks
 from shared.log import get_logger
 from shared.metrics import Metrics
+from shared.model.paged import Reservation
 
 log = get_logger()
 
@@ -40,22 +41,19 @@ class SequenceMemory:
         self._kv = context.kv
         self._layout = context.layout
         self._chunk_tokens = chunk_tokens
+        self._group_layers = [sum(1 << layer for layer in group.layers) for group in context.kv.groups.groups]
         self._on_change = on_change
         self._on_failure = on_failure
-        self.publisher = BlockPublisher(context, metrics, on_done=self._done)
+        self.publisher = BlockPublisher(context, metrics, on_done=self._published)
         self._leaving: set[Holding] = set()
         self._preempted = metrics.counter("num_preemptions", "Times that a request gave its pages up for another")
 
-    @property
-    def capacity_tokens(self) -> int:
-        """What a request that is alone may hold, prompt and answer."""
-        return self._kv.num_pages * self._kv.page_tokens
-
     def check(self, num_tokens: int) -> None:
         """Raise `ContextTooLong` when a request would not fit alone."""
-        if num_tokens > self.capacity_tokens:
+        if not self._kv.fits(num_tokens, self._chunk_tokens):
+            capacity = self._kv.capacity_tokens(self._chunk_tokens)
             raise ContextTooLong(
-                f"prompt and max_tokens make {num_tokens} tokens, the worker's KV memory holds {self.capacity_tokens}"
+                f"prompt and max_tokens make {num_tokens} tokens, the worker's KV memory holds {capacity}"
             )
 
     @property
@@ -65,7 +63,9 @@ class SequenceMemory:
     def reserve(self, sequence: Sequence, num_growing: int, /) -> bool:
         num_tokens = len(sequence.tokens)
         most = num_prefix_blocks(num_tokens, self._layout.block_tokens)
-        reservation = self._kv.reserve(sequence.keys[:most], num_tokens + 1, spare_pages=num_growing)
+        reservation = self._kv.reserve(
+            sequence.keys[:most], num_tokens + 1, self._chunk_tokens, num_growing * len(self._kv.groups.full)
+        )
         if reservation is None:
             return False
         resident = list(reservation.cached_layers)
@@ -80,22 +80,26 @@ class SequenceMemory:
         return True
 
     def extend(self, sequence: Sequence, /) -> bool:
-        reservation = sequence.held.reservation
-        num_tokens, page_tokens = len(sequence.tokens), self._kv.page_tokens
-        if num_tokens <= reservation.num_tokens:
-            return True
-        return self._kv.extend(reservation, -(-num_tokens // page_tokens) * page_tokens)
+        reservation, position, page_tokens = sequence.held.reservation, len(sequence.tokens) - 1, self._kv.page_tokens
+        if position >= reservation.num_tokens:
+            next_page = (position // page_tokens + 1) * page_tokens
+            if not self._kv.extend(reservation, next_page):
+                return False
+        if position % page_tokens == 0:
+            self._kv.slide(reservation, position)
+            self._cover(reservation, position, min(position + page_tokens, reservation.num_tokens))
+        return True
 
     def give_up(self, sequence: Sequence, /) -> None:
         holding = sequence.held
         log.info("preempted", request_id=sequence.generation.request_id, num_tokens=len(sequence.tokens))
         self._preempted.inc()
-        self._publish(sequence, holding, len(holding.resident))
+        # From its own pages: it slides no more.
+        self._publish(sequence, holding, holding.reservation, len(holding.resident))
         self.abandon(sequence)
 
     def would_fit(self, sequence: Sequence, others: Seq[Sequence], /) -> bool:
-        held = sum(other.holding.reservation.num_tokens for other in others if other.holding)
-        return held + len(sequence.tokens) + 1 <= self.capacity_tokens
+        return self._num_pages(sequence) + sum(map(self._num_pages, others)) <= self._kv.num_pages
 
     def take_in_hand(self, holdings: Iterable[Holding]) -> None:
         """The torch thread is going to work on these: their pages stay until `put_down`."""
@@ -116,6 +120,22 @@ class SequenceMemory:
             return self._layout.num_layers
         return holding.fetch.num_open_layers()
 
+    def begin_chunk(self, sequence: Sequence) -> None:
+        """See to the window pages of a tail's next chunk. The first slides past nothing: its fetch may still fail."""
+        holding = sequence.held
+        tail = holding.tail
+        if tail is None or tail.next_layer > 0:
+            return
+        if tail.first > tail.start:
+            self._kv.slide(holding.reservation, tail.first)
+        self._cover(holding.reservation, tail.first, tail.chunk_end)
+
+    def end_tail(self, sequence: Sequence) -> None:
+        """The tail is computed: from here on the sequence goes on by a token at a time."""
+        holding = sequence.held
+        holding.tail = None
+        self._kv.slide(holding.reservation, len(sequence.tokens), stride=self._kv.page_tokens)
+
     def completed(self, sequence: Sequence, num_tokens: int) -> None:
         """The KV of the first `num_tokens` tokens is in the pages: full blocks become shareable and are published."""
         holding, block_tokens, keys = sequence.held, self._layout.block_tokens, sequence.keys
@@ -127,7 +147,11 @@ class SequenceMemory:
             keys.extend(chain_keys(previous, sequence.tokens[start : start + block_tokens], block_tokens))
         holding.resident += [self._layout.all_layers] * (num_blocks - len(holding.resident))
         self._kv.commit(holding.reservation, num_blocks, keys, holding.resident)
-        self._publish(sequence, holding, num_blocks)
+        if sequence.num_offered < num_blocks:
+            # The publisher's own hold: the sequence goes on and slides its window. Without room it is offered later.
+            shared = self._kv.share(holding.reservation, sequence.num_offered, num_blocks)
+            if shared is not None and not self._publish(sequence, holding, shared, num_blocks):
+                self._kv.release(shared)
 
     def stop_waiting(self, sequence: Sequence) -> None:
         """Nobody will write what is not there yet: take what is present, compute the rest."""
@@ -160,6 +184,8 @@ class SequenceMemory:
 
     def _start_fetch(self, sequence: Sequence, holding: Holding, num_blocks: int) -> None:
         generation = sequence.generation
+        start = num_blocks * self._layout.block_tokens
+        self._cover(holding.reservation, start, start)
         blocks = range(holding.reservation.cached_blocks, num_blocks)
         needed = {block: self._layout.needed_layers(block, num_blocks) for block in blocks}
         wanted = {block: layers for block, layers in needed.items() if layers}
@@ -195,6 +221,7 @@ class SequenceMemory:
         if fetch.outstanding:
             resume = self._layout.longest_resume(holding.resident)
             del holding.resident[resume:]
+            self._kv.rewind(holding.reservation, resume * self._layout.block_tokens)
             sequence.num_pooled = sequence.num_offered = resume
             log.warning(
                 "tail_extended",
@@ -204,13 +231,33 @@ class SequenceMemory:
             )
             self._start_tail(sequence, holding, resume)
 
-    def _publish(self, sequence: Sequence, holding: Holding, num_blocks: int) -> None:
+    def _publish(self, sequence: Sequence, holding: Holding, pages: Reservation, num_blocks: int) -> bool:
+        """Offer what was not offered yet, as far as it is in `pages`."""
         first = sequence.num_offered
-        if first < num_blocks:
-            layers = tuple(holding.resident[first:num_blocks])
-            if self.publisher.publish(sequence, holding, first, layers):
-                holding.num_users += 1
-                sequence.num_offered = num_blocks
+        layers = tuple(holding.resident[block] & self._layers_held(pages, block) for block in range(first, num_blocks))
+        if not layers or not self.publisher.publish(Work(sequence, holding, pages, first, layers)):
+            return False
+        holding.num_users += 1
+        sequence.num_offered = num_blocks
+        return True
+
+    def _published(self, work: Work) -> None:
+        if work.pages is not work.holding.reservation:
+            self._kv.release(work.pages)
+        self._done(work.holding)
+        self._on_change()
+
+    def _layers_held(self, pages: Reservation, block: int) -> int:
+        """Return the layers whose pages of a block are held: those of windows may have been slid past."""
+        index = block // self._kv.blocks_per_page
+        return sum(mask for mask, table in zip(self._group_layers, pages.tables, strict=True) if table[index] >= 0)
+
+    def _num_pages(self, sequence: Sequence) -> int:
+        return self._kv.groups.pages_needed(len(sequence.tokens) + 1, self._chunk_tokens, self._kv.page_tokens)
+
+    def _cover(self, reservation: Reservation, first: int, end: int) -> None:
+        covered = self._kv.cover(reservation, first, end)
+        assert covered, "a window and a stride are within the guarantee"
 
     def _done(self, holding: Holding) -> None:
         holding.num_users -= 1

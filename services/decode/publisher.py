@@ -15,6 +15,7 @@ from shared.errors import DeadlineExceeded, PrfaasError, Unavailable
 from shared.kv.entries import BlockEntries
 from shared.log import get_logger
 from shared.metrics import Metrics
+from shared.model.paged import Reservation
 
 log = get_logger()
 
@@ -24,9 +25,10 @@ BACK_OFF_S = 5.0
 """How long nothing is sent to a pool that could not be reached: pages wait for the sending, others for the pages."""
 
 
-class _Work(NamedTuple):
+class Work(NamedTuple):
     sequence: Sequence
     holding: Holding
+    pages: Reservation  # what the blocks are read from
     first: int
     layers: tuple[int, ...]  # of the blocks from `first` on: what is in the pages
 
@@ -38,14 +40,14 @@ class _Work(NamedTuple):
 class BlockPublisher:
     """Publishes blocks one request at a time, best effort: a pool that is away costs a later miss, nothing else.
 
-    Every accepted piece of work uses its holding until `on_done` is called. What is published counts in its sequence's
-    `num_pooled`; what is not may be offered again, together with the sequence's next block.
+    Every accepted piece of work uses its holding and its pages until `on_done` is called. What is published counts in
+    its sequence's `num_pooled`; what is not may be offered again, together with the sequence's next block.
     """
 
-    def __init__(self, context: FetchContext, metrics: Metrics, on_done: Callable[[Holding], None]) -> None:
+    def __init__(self, context: FetchContext, metrics: Metrics, on_done: Callable[[Work], None]) -> None:
         self._context = context
         self._on_done = on_done
-        self._queue: asyncio.Queue[_Work] = asyncio.Queue()
+        self._queue: asyncio.Queue[Work] = asyncio.Queue()
         self._num_queued = 0
         self._away_until_s = 0.0
         self._published = metrics.counter(
@@ -53,13 +55,13 @@ class BlockPublisher:
         )
         self._dropped = metrics.counter("decode_unpublished_blocks", "Blocks that did not reach the pool")
 
-    def publish(self, sequence: Sequence, holding: Holding, first: int, layers: tuple[int, ...]) -> bool:
-        """Queue the blocks from `first` on, each with the layers that are in its pages. False when too many wait."""
-        if self._num_queued + len(layers) > MAX_QUEUED_BLOCKS:
-            self._dropped.inc(len(layers))
+    def publish(self, work: Work) -> bool:
+        """Queue blocks. False, and nothing is done, when too many wait."""
+        if self._num_queued + len(work.layers) > MAX_QUEUED_BLOCKS:
+            self._dropped.inc(len(work.layers))
             return False
-        self._num_queued += len(layers)
-        self._queue.put_nowait(_Work(sequence, holding, first, layers))
+        self._num_queued += len(work.layers)
+        self._queue.put_nowait(work)
         return True
 
     async def run(self) -> None:
@@ -71,7 +73,7 @@ class BlockPublisher:
             while not self._queue.empty():
                 self._drop(self._queue.get_nowait())
 
-    async def _publish(self, work: _Work) -> None:
+    async def _publish(self, work: Work) -> None:
         if time.monotonic() < self._away_until_s:
             self._drop(work)
             return
@@ -91,20 +93,20 @@ class BlockPublisher:
                 work.sequence.num_pooled = max(work.sequence.num_pooled, work.end)
             self._finish(work)
 
-    def _drop(self, work: _Work) -> None:
+    def _drop(self, work: Work) -> None:
         self._dropped.inc(len(work.layers))
         work.sequence.num_offered = min(work.sequence.num_offered, work.first)
         self._finish(work)
 
-    def _finish(self, work: _Work) -> None:
+    def _finish(self, work: Work) -> None:
         self._num_queued -= len(work.layers)
-        self._on_done(work.holding)
+        self._on_done(work)
 
-    async def _send(self, work: _Work) -> None:
+    async def _send(self, work: Work) -> None:
         context, sequence = self._context, work.sequence
         async with context.pool.publish(Deadline.after(PUBLISH_TIMEOUT_S)) as publication:
             publisher = PagePublisher(
-                publication, context, work.holding.reservation, sequence.keys, sequence.generation.codec
+                publication, context, work.pages, sequence.keys, sequence.generation.codec
             )
             blocks = [
                 BlockEntries(key, layers)

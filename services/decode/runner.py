@@ -90,7 +90,7 @@ class Runner:
 
     def _generate(self, batch: Seq[Part]) -> tuple[list[Sampled], float]:
         """Run the last token of each sequence through the model. Return what follows each, and the model's seconds."""
-        spans = [Span(part.holding.reservation.pages, len(part.sequence.tokens) - 1, 1) for part in batch]
+        spans = [Span(part.holding.reservation.tables, len(part.sequence.tokens) - 1, 1) for part in batch]
         layout = Batch.build(spans, self._kv.page_tokens, self._transformer.device)
         ids = torch.tensor([part.sequence.tokens[-1] for part in batch], device=self._transformer.device)
         started = time.perf_counter()

@@ -129,7 +129,7 @@ class Transformer:
 
     def _layer(self, index: int, hidden: Tensor, batch: Batch, kv: PagedKv, kv_only: bool) -> Tensor:
         config, layer, ops = self.config, self._weights.layers[index], self._operations
-        target = KvTarget(kv.keys_of(index), kv.values_of(index), batch.slots)
+        target = KvTarget(kv.keys_of(index), kv.values_of(index), batch.slots_of(kv.group_of(index)))
         tables = self._rotary(batch, layer.config.rope)
         qkv = layer.qkv(ops.norm(hidden, layer.input_norm))
         queries = ops.rotate(qkv, config.num_heads, layer.qk_norm, tables, target)

@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from contextlib import AbstractAsyncContextManager
+from typing import NamedTuple
 
 import pytest
 
@@ -16,37 +18,64 @@ from tests.support.waiting import until
 BLOCK = 64
 
 
-async def squeeze(dcs: TwoDatacenters, num_tokens: int = 350) -> Result:
-    """Let one request take all 8 pages from another that came later; return the later one's result."""
-    first = asyncio.create_task(dcs.generate(prompt(100), num_tokens, num_blocks=0))
+class Squeeze(NamedTuple):
+    """Two requests, each of which fits alone; the first needs what the second has given up."""
+
+    num_pages: int
+    first: tuple[int, int]  # tokens of prompt and answer
+    second: tuple[int, int]
+
+
+SQUEEZES = {
+    "llama": Squeeze(8, (100, 350), (130, 200)),
+    "gemma3": Squeeze(39, (100, 800), (400, 300)),  # a page of each of its four layers for 64 tokens
+}
+
+
+async def squeeze(dcs: TwoDatacenters) -> Result:
+    """Let one request take the pages of another that came later; return the later one's result."""
+    _, (num_tokens, num_generated), _ = SQUEEZES[dcs.name]
+    first = asyncio.create_task(dcs.generate(prompt(num_tokens), num_generated, num_blocks=0))
     await until(lambda: dcs.decode.metric("num_requests_running") == 1)
-    second = await dcs.generate(prompt(130, seed=1), 200, num_blocks=0, wait_ms=60_000, logit_bias={3: 0.5})
-    assert (await first).ids == greedy_reference(dcs.name, prompt(100), num_tokens)
+    result = await second(dcs)
+    assert (await first).ids == greedy_reference(dcs.name, prompt(num_tokens), num_generated)
     assert dcs.decode.metric("num_preemptions_total") >= 1
     await dcs.assert_idle()
-    return second
+    return result
+
+
+async def second(dcs: TwoDatacenters) -> Result:
+    num_tokens, num_generated = SQUEEZES[dcs.name].second
+    tokens = prompt(num_tokens, seed=1)
+    return await dcs.generate(tokens, num_generated, num_blocks=0, wait_ms=60_000, logit_bias={3: 0.5})
 
 
 async def alone(name: str) -> Result:
     async with two_datacenters(name) as dcs:
-        return await dcs.generate(prompt(130, seed=1), 200, num_blocks=0, logit_bias={3: 0.5})
+        return await second(dcs)
+
+
+def squeezed(name: str) -> AbstractAsyncContextManager[TwoDatacenters]:
+    return two_datacenters(name, num_pages=SQUEEZES[name].num_pages)
 
 
 @pytest.mark.parametrize("name", MODELS)
 async def test_the_pool_is_the_swap(name: str) -> None:
-    async with two_datacenters(name, num_pages=8) as dcs:
+    async with squeezed(name) as dcs:
         result = await squeeze(dcs)
         assert dcs.decode.metric("fetched_entries_total") > 0
         assert dcs.decode.metric("missing_entries_total") == 0
         assert 0 < dcs.decode.metric("decode_recomputed_tokens_total") <= BLOCK
-        assert dcs.decode.metric("decode_computed_prompt_tokens_total") == 100 + 130
+        assert dcs.decode.metric("decode_computed_prompt_tokens_total") == sum(
+            num_tokens for num_tokens, _ in SQUEEZES[name][1:]
+        )
     solo = await alone(name)
-    assert (result.ids, result.decode_computed) == (solo.ids, 130)
+    assert (result.ids, result.decode_computed) == (solo.ids, SQUEEZES[name].second[0])
 
 
 @pytest.mark.parametrize("name", MODELS)
 async def test_without_a_pool_it_is_computed_again_at_once(name: str) -> None:
-    async with two_datacenters(name, num_pages=8) as dcs:
+    async with squeezed(name) as dcs:
         await dcs.pool_west.server.stop(0)
         async with asyncio.timeout(20):
             result = await squeeze(dcs)
@@ -56,7 +85,7 @@ async def test_without_a_pool_it_is_computed_again_at_once(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 async def test_blocks_that_the_pool_has_dropped_are_computed_again_at_once(name: str) -> None:
-    async with two_datacenters(name, num_pages=8) as dcs:
+    async with squeezed(name) as dcs:
         assert dcs.pool_west.pool is not None
         store = dcs.pool_west.pool.store
 
@@ -81,7 +110,7 @@ async def test_pages_are_not_reused_before_they_are_published(name: str, monkeyp
         return send(publisher, ready, blocks)
 
     monkeypatch.setattr(PagePublisher, "_seal_batch", slowly)
-    async with two_datacenters(name, num_pages=8) as dcs:
+    async with squeezed(name) as dcs:
         result = await squeeze(dcs)
         assert dcs.decode.metric("decode_unpublished_blocks_total") == 0
     assert result.ids == (await alone(name)).ids

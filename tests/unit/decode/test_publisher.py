@@ -10,7 +10,7 @@ import pytest
 
 from services.decode import publisher as publishing
 from services.decode.holding import Holding
-from services.decode.publisher import BlockPublisher
+from services.decode.publisher import BlockPublisher, Work
 from services.decode.scheduler import Rank
 from services.decode.sequence import Generation
 from services.decode.sequence import Sequence as Request
@@ -59,8 +59,11 @@ class Scene:
     publisher: BlockPublisher
     request: Request
     holding: Holding
-    done: list[Holding]
+    done: list[Work]
     metrics: Metrics
+
+    def publish(self, first: int, layers: tuple[int, ...]) -> bool:
+        return self.publisher.publish(Work(self.request, self.holding, self.holding.reservation, first, layers))
 
     def held(self) -> dict[int, set[int]]:
         """Return the layers of each block that are in the pool."""
@@ -89,7 +92,7 @@ async def scene() -> AsyncIterator[Scene]:
     reservation = model.kv.reserve([], len(tokens))
     assert reservation is not None
     holding = Holding(reservation, None, [])
-    done: list[Holding] = []
+    done: list[Work] = []
     fake: Any = pool
     context = FetchContext(fake, model.kv, model.layout, copier, FetchMetrics(metrics))
     publisher = BlockPublisher(context, metrics, done.append)
@@ -101,11 +104,11 @@ async def scene() -> AsyncIterator[Scene]:
 
 
 async def test_what_is_in_the_pages_is_published(scene: Scene) -> None:
-    assert scene.publisher.publish(scene.request, scene.holding, 1, (ALL, 0b0100))
+    assert scene.publish(1, (ALL, 0b0100))
     await until(lambda: scene.done)
     assert scene.held() == {0: set(), 1: {0, 1, 2, 3}, 2: {2}}
     assert scene.request.num_pooled == 0  # block 0 is missing: nobody can resume behind it
-    assert scene.publisher.publish(scene.request, scene.holding, 0, (ALL, ALL))
+    assert scene.publish(0, (ALL, ALL))
     await until(lambda: len(scene.done) == 2)
     assert scene.request.num_pooled == 2
 
@@ -113,7 +116,7 @@ async def test_what_is_in_the_pages_is_published(scene: Scene) -> None:
 async def test_blocks_that_did_not_arrive_may_be_offered_again(scene: Scene) -> None:
     scene.pool.away = True
     scene.request.num_offered = 2
-    assert scene.publisher.publish(scene.request, scene.holding, 1, (ALL,))
+    assert scene.publish(1, (ALL,))
     await until(lambda: scene.done)
     assert (scene.request.num_offered, scene.request.num_pooled) == (1, 0)
     assert scene.metrics.registry.get_sample_value("prfaas:decode_unpublished_blocks_total") == 1
@@ -123,19 +126,19 @@ async def test_a_pool_that_is_away_is_left_alone_for_a_while(scene: Scene, monke
     monkeypatch.setattr(publishing, "BACK_OFF_S", 0.2)
     scene.pool.away = True
     for _ in range(3):
-        assert scene.publisher.publish(scene.request, scene.holding, 0, (ALL,))
+        assert scene.publish(0, (ALL,))
     await until(lambda: len(scene.done) == 3)
     assert scene.pool.num_calls == 1
     scene.pool.away = False
     await asyncio.sleep(0.2)
-    assert scene.publisher.publish(scene.request, scene.holding, 0, (ALL,))
+    assert scene.publish(0, (ALL,))
     await until(lambda: len(scene.done) == 4)
     assert scene.held()[0] == {0, 1, 2, 3}
 
 
 async def test_the_queue_is_bounded(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publishing, "MAX_QUEUED_BLOCKS", 2)
-    assert scene.publisher.publish(scene.request, scene.holding, 0, (ALL, ALL))
-    assert not scene.publisher.publish(scene.request, scene.holding, 2, (ALL,))
+    assert scene.publish(0, (ALL, ALL))
+    assert not scene.publish(2, (ALL,))
     await until(lambda: scene.done)
-    assert scene.publisher.publish(scene.request, scene.holding, 2, (ALL,))
+    assert scene.publish(2, (ALL,))
