@@ -33,7 +33,7 @@ class DecodeEngine:
 
     Life: `submit` may be called once `run` has been started and returns a sequence whose `events` yield its tokens.
     `abort` may be called at any time, any number of times. A sequence's pages are released as soon as neither the
-    loop, nor its fetch, nor the publisher can touch them. `run` serves until cancelled.
+    loop nor its fetch can touch them; the publisher holds what it reads itself. `run` serves until cancelled.
 
     States, by where a sequence is listed: waiting (no pages yet), tails (entries arrive, prompt end is computed),
     running (one token a step), none (retired).
@@ -50,12 +50,12 @@ class DecodeEngine:
         self._runner = Runner(model.transformer, model.kv)
         self._context = context
         self._metrics = metrics
-        self.publisher = BlockPublisher(context, metrics, on_published=self._let_go)
+        self._wake = asyncio.Event()
+        self.publisher = BlockPublisher(context, metrics, on_published=self._wake.set)
         self._waiting: deque[Sequence] = deque()
         self._tails: deque[Sequence] = deque()
         self._running: list[Sequence] = []
         self._in_hand: list[Sequence] = []  # what the torch thread is working on
-        self._wake = asyncio.Event()
         self._generated = metrics.counter("generation_tokens", "Tokens generated")
         self._computed_prompt = metrics.counter("decode_computed_prompt_tokens", "Prompt tokens computed by decode")
         self.tokens_per_s = 0.0
@@ -108,7 +108,7 @@ class DecodeEngine:
             generation = sequence.generation
             num_tokens = len(generation.token_ids) + generation.sampling.max_tokens
             most = num_prefix_blocks(len(generation.token_ids), self._layout.block_tokens)
-            sequence.reservation = self._kv.reserve(sequence.keys[:most], num_tokens)
+            sequence.reservation = self._kv.reserve(sequence.keys[:most], num_tokens, self._settings.chunk_tokens)
             if sequence.reservation is None:
                 return
             self._waiting.popleft()
@@ -122,6 +122,9 @@ class DecodeEngine:
     def _start_fetch(self, sequence: Sequence) -> None:
         generation, reservation = sequence.generation, sequence.reservation
         assert reservation is not None
+        resume = generation.num_blocks * self._layout.block_tokens
+        covered = self._kv.cover(reservation, resume, resume)
+        assert covered, "a window is within every guarantee"
         blocks = range(reservation.cached_blocks, generation.num_blocks)
         needed = {block: self._layout.needed_layers(block, generation.num_blocks) for block in blocks}
         wanted = {block: layers for block, layers in needed.items() if layers}
@@ -165,11 +168,25 @@ class DecodeEngine:
             return False
         if tail.first == tail.start and tail.next_layer == 0:
             sequence.gate_opened_at_s = time.time()
+        if tail.next_layer == 0:
+            self._cover_chunk(sequence, tail)
+        first = tail.first
         call = partial(self._runner.advance_tail, tail, num_layers, sequence)
         sampled = await self._computed([sequence], call)
+        if tail.first > first and not sequence.retired:
+            self._settle_fetch(sequence)
+            self._completed(sequence, first, tail.first)
         if sampled is not None and not sequence.retired:
             self._join_batch(sequence, sampled)
         return True
+
+    def _cover_chunk(self, sequence: Sequence, tail: Tail) -> None:
+        """Take the window pages of a tail's next chunk. The first one slides past nothing: its fetch may still fail."""
+        assert sequence.reservation is not None, "a tail without pages"
+        if tail.first > tail.start:
+            self._kv.slide(sequence.reservation, tail.first)
+        covered = self._kv.cover(sequence.reservation, tail.first, tail.chunk_end)
+        assert covered, "a window and a chunk are within the guarantee"
 
     def _settle_fetch(self, sequence: Sequence) -> None:
         """Take stock of a fetch: what has landed is resident; if something is missing, the tail starts before it."""
@@ -183,6 +200,8 @@ class DecodeEngine:
         if fetch.outstanding:
             resume = self._layout.longest_resume(sequence.resident)
             del sequence.resident[resume:]
+            if sequence.reservation is not None:
+                self._kv.rewind(sequence.reservation, resume * self._layout.block_tokens)
             log.warning(
                 "tail_extended", request_id=sequence.generation.request_id, num_blocks=num_blocks, resume_block=resume
             )
@@ -203,13 +222,15 @@ class DecodeEngine:
             gate_opened_at_s=sequence.gate_opened_at_s,
             computed_at_s=time.time(),
         )
-        self._settle_fetch(sequence)
-        self._completed(sequence, tail.start, tail.end)
+        if sequence.reservation is not None:
+            self._kv.slide(sequence.reservation, tail.end, self._kv.page_tokens)
         self._append(sequence, sampled, computed_prompt_tokens=tail.end - tail.start)
 
     async def _step(self) -> None:
         """Generate one token for every running sequence."""
         batch = list(self._running)
+        for sequence in batch:
+            self._cover_next(sequence)
         started = time.perf_counter()
         results = await self._computed(batch, partial(self._runner.step, batch))
         if results is None:
@@ -220,6 +241,16 @@ class DecodeEngine:
                 if len(sequence.tokens) % self._layout.block_tokens == 0:
                     self._completed(sequence, len(sequence.tokens) - 1, len(sequence.tokens))
                 self._append(sequence, sampled)
+
+    def _cover_next(self, sequence: Sequence) -> None:
+        """Move the window on, a page at a time, to the token that the next step computes."""
+        position, page_tokens = len(sequence.tokens) - 1, self._kv.page_tokens
+        if position % page_tokens or sequence.reservation is None:
+            return
+        self._kv.slide(sequence.reservation, position)
+        end = min(position + page_tokens, sequence.reservation.num_tokens)
+        covered = self._kv.cover(sequence.reservation, position, end)
+        assert covered, "a window and a page are within the guarantee"
 
     async def _computed(self, sequences: list[Sequence], call: Callable[[], T]) -> T | None:
         """Run `call` in the torch thread; until it ends, the sequences keep their pages. A failure ends them: None."""
@@ -284,7 +315,7 @@ class DecodeEngine:
     def _let_go(self, sequence: Sequence) -> None:
         """Release a retired sequence's pages, unless somebody may still touch them and will call again."""
         fetching = sequence.fetch_task is not None and not sequence.fetch_task.done()
-        busy = fetching or sequence.num_publishing > 0 or sequence in self._in_hand
+        busy = fetching or sequence in self._in_hand
         if sequence.retired and not busy and sequence.reservation is not None:
             self._kv.release(sequence.reservation)
             sequence.reservation = None

@@ -12,6 +12,7 @@ from shared.errors import PrfaasError
 from shared.kv.entries import BlockEntries
 from shared.log import get_logger
 from shared.metrics import Metrics
+from shared.model.paged import Reservation
 
 log = get_logger()
 
@@ -21,6 +22,7 @@ PUBLISH_TIMEOUT_S = 10.0
 
 class _Work(NamedTuple):
     sequence: Sequence
+    pages: Reservation
     first: int
     end: int
 
@@ -28,10 +30,10 @@ class _Work(NamedTuple):
 class BlockPublisher:
     """Publishes blocks one request at a time, best effort: a pool that is away costs a later miss, nothing else.
 
-    While a block waits here its sequence counts it in `num_publishing`, which keeps the pages.
+    It holds the pages of what waits here itself, and drops what it gets no hold on.
     """
 
-    def __init__(self, context: FetchContext, metrics: Metrics, on_published: Callable[[Sequence], None]) -> None:
+    def __init__(self, context: FetchContext, metrics: Metrics, on_published: Callable[[], None]) -> None:
         self._context = context
         self._on_published = on_published
         self._queue: asyncio.Queue[_Work] = asyncio.Queue()
@@ -42,13 +44,15 @@ class BlockPublisher:
         self._dropped = metrics.counter("decode_unpublished_blocks", "Blocks that did not reach the pool")
 
     def publish(self, sequence: Sequence, first: int, end: int) -> None:
-        """Queue blocks `[first, end)`; drops them when too many wait."""
-        if self._num_queued + end - first > MAX_QUEUED_BLOCKS:
+        """Queue blocks `[first, end)` of a sequence that holds pages; drops them when too many wait."""
+        pages = None
+        if self._num_queued + end - first <= MAX_QUEUED_BLOCKS and sequence.reservation is not None:
+            pages = self._context.kv.share(sequence.reservation, first, end)
+        if pages is None:
             self._dropped.inc(end - first)
             return
         self._num_queued += end - first
-        sequence.num_publishing += end - first
-        self._queue.put_nowait(_Work(sequence, first, end))
+        self._queue.put_nowait(_Work(sequence, pages, first, end))
 
     async def run(self) -> None:
         """Publish what is queued, for ever."""
@@ -63,17 +67,13 @@ class BlockPublisher:
                 log.warning("blocks_not_published", num_blocks=num_blocks, error=str(error), code=error.code)
             finally:
                 self._num_queued -= num_blocks
-                work.sequence.num_publishing -= num_blocks
-                self._on_published(work.sequence)
+                self._context.kv.release(work.pages)
+                self._on_published()
 
     async def _send(self, work: _Work) -> None:
         context, sequence = self._context, work.sequence
-        if sequence.reservation is None:
-            return
         async with context.pool.publish(Deadline.after(PUBLISH_TIMEOUT_S)) as publication:
-            publisher = PagePublisher(
-                publication, context, sequence.reservation, sequence.keys, sequence.generation.codec
-            )
+            publisher = PagePublisher(publication, context, work.pages, sequence.keys, sequence.generation.codec)
             blocks = [BlockEntries(key, context.layout.all_layers) for key in sequence.keys[work.first : work.end]]
             if work.first > 0:
                 blocks.insert(0, BlockEntries(sequence.keys[work.first - 1], 0))  # tells the pool what these follow

@@ -28,7 +28,7 @@ class Runner:
 
     def step(self, batch: Seq[Sequence]) -> list[Sampled]:
         """Run one token of each sequence through the model; return the next token of each."""
-        spans = [Span(s.reservation.pages, len(s.tokens) - 1, 1) for s in batch if s.reservation is not None]
+        spans = [Span(s.reservation.tables, len(s.tokens) - 1, 1) for s in batch if s.reservation is not None]
         step = Batch.build(spans, self._kv.page_tokens, self._transformer.device)
         ids = torch.tensor([s.tokens[-1] for s in batch], device=self._transformer.device)
         return self._sample(self._transformer.forward(ids, step, self._kv), batch)

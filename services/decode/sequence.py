@@ -67,7 +67,6 @@ class Sequence:
     resident: list[int] = field(
         default_factory=list
     )  # of the leading blocks in the pages: the layers that are complete
-    num_publishing: int = 0  # blocks that the publisher is still reading
     retired: bool = False  # finished, failed or aborted: only waits for its pages to be let go
     _events: "asyncio.Queue[NewTokens | PrfaasError]" = field(default_factory=asyncio.Queue)  # at most max_tokens + 1
 

@@ -45,7 +45,7 @@ class Tail:
     ) -> torch.Tensor | None:
         """Run `num_layers` more layers, in the torch thread. Return the last hidden state `[1, H]` at the very end."""
         if self.batch is None or self.hidden is None:
-            span = Span(reservation.pages, self.first, self.chunk_end - self.first)
+            span = Span(reservation.tables, self.first, self.chunk_end - self.first)
             self.batch = Batch.build([span], kv.page_tokens, model.device)
             self.hidden = model.embed(torch.tensor(tokens[self.first : self.chunk_end], device=model.device))
         for layer in range(self.next_layer, self.next_layer + num_layers):

@@ -28,7 +28,7 @@ def build_prefill(settings: PrefillSettings, host: Host) -> Callable[[], EngineL
         model.transformer, model.kv, host.torch_thread, host.fetch.stager, settings.chunk_tokens, metrics
     )
     pages, promises = PageQueue(model.kv, settings.max_waiting), Promises(settings.max_waiting)
-    worker = PrefillWorker(host.fetch, engine, pages, promises, metrics)
+    worker = PrefillWorker(host.fetch, engine, pages, promises, settings.stride_tokens, metrics)
     add_PrefillServicer_to_server(PrefillServicer(model, worker), host.server.grpc)
     host.jobs.start(engine.run(), name="prefill engine")
     running = metrics.gauge("num_requests_running", "Prompts being computed or waiting for the model")

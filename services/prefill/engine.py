@@ -190,5 +190,5 @@ class PrefillEngine:
 
 def _part(chunk: Chunk[ComputeJob]) -> Part:
     job = chunk.job
-    span = Span(job.reservation.pages, chunk.first, chunk.num_tokens)
+    span = Span(job.reservation.tables, chunk.first, chunk.num_tokens)
     return Part(span, job.token_ids[chunk.first : chunk.end], lambda: job.withdrawn)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from services.prefill.claims import Claims
 from services.prefill.engine import ComputeJob, PrefillEngine
 from services.prefill.promises import Promise, Promises
+from services.prefill.prompt_pages import PromptPages
 from services.prefill.urgency import Urgency
 from shared.deadline import Deadline
 from shared.engine.fetch import FetchContext, PageFetch
@@ -19,7 +20,6 @@ from shared.kv.codec import Codec
 from shared.kv.entries import Source
 from shared.log import get_logger
 from shared.metrics import Metrics
-from shared.model.paged import Reservation
 
 log = get_logger()
 
@@ -53,7 +53,7 @@ class _Work:
     prompt: Prompt
     urgency: Urgency
     promise: Promise
-    reservation: Reservation
+    pages: PromptPages
     claims: Claims
     publisher: PagePublisher
 
@@ -62,8 +62,16 @@ class PrefillWorker:
     """Makes prompts' blocks available in the pool, computing each only if nobody else has it or is at it."""
 
     def __init__(
-        self, context: FetchContext, engine: PrefillEngine, pages: PageQueue, promises: Promises, metrics: Metrics
+        self,
+        context: FetchContext,
+        engine: PrefillEngine,
+        pages: PageQueue,
+        promises: Promises,
+        stride_tokens: int,
+        metrics: Metrics,
     ) -> None:
+        """`stride_tokens`: how far computing may be ahead of sending where pages behind a window are let go."""
+        self._stride_tokens = stride_tokens
         self._context = context
         self._engine = engine
         self._pages = pages
@@ -83,7 +91,7 @@ class PrefillWorker:
         urgency = Urgency(time.monotonic(), deadline.at, prompt.priority)
         async with (
             self._promises.turn(prompt.keys, urgency, deadline) as promise,
-            self._pages.reserved(prompt.keys, num_tokens, deadline) as reservation,
+            self._pages.reserved(prompt.keys, num_tokens, deadline, self._stride_tokens) as reservation,
         ):
             promise.keep(reservation.cached_blocks)
             async with context.pool.publish(deadline) as publication:
@@ -91,7 +99,8 @@ class PrefillWorker:
                     publication, context, reservation, prompt.keys, prompt.codec, on_sent=self._engine.wake
                 )
                 claims = Claims(publication, context.layout, prompt.keys, publisher)
-                work = _Work(prompt, urgency, promise, reservation, claims, publisher)
+                pages = PromptPages(context.kv, reservation, prompt.keys, publisher, self._stride_tokens)
+                work = _Work(prompt, urgency, promise, pages, claims, publisher)
                 start = await self._reuse(work, deadline)
                 yield Progress(start, 0, finished=False)
                 computing = self._compute(work, start)
@@ -101,72 +110,72 @@ class PrefillWorker:
 
     async def _reuse(self, work: _Work, deadline: Deadline) -> int:
         """Return how many leading blocks need no computing; those needed to go on from there are then in the pages."""
-        prompt, claims, layout = work.prompt, work.claims, self._context.layout
-        num_blocks, on_device = len(prompt.keys), work.reservation.cached_blocks
+        prompt, claims, layout, reservation = work.prompt, work.claims, self._context.layout, work.pages.reservation
+        num_blocks, on_device = len(prompt.keys), reservation.cached_blocks
         elsewhere = {block for source in prompt.sources for block in range(source.first, source.end)}
         wanted = [block for block in range(num_blocks) if block not in elsewhere]
         for _ in range(MAX_REUSE_ATTEMPTS):
             await claims.take(wanted)
             # What was not granted is stored, is being written by somebody else, or can be pulled.
             held = [layout.all_layers & ~mask for mask in work.publisher.to_send]
-            start = layout.longest_resume([*work.reservation.cached_layers, *held[on_device:]])
+            start = layout.longest_resume([*reservation.cached_layers, *held[on_device:]])
             if start in (on_device, num_blocks):
                 break
+            work.pages.take_for_resume(start)
             needed = {block: layout.needed_layers(block, start) for block in range(on_device, start)}
             missing = {block: layers for block, layers in needed.items() if layers}
-            fetch = PageFetch(self._context, work.reservation, prompt.keys, missing, on_landed=lambda: None)
+            fetch = PageFetch(self._context, reservation, prompt.keys, missing, on_landed=lambda: None)
             await fetch.run(prompt.sources, REUSE_WAIT_S, deadline)
             if not fetch.outstanding:
                 break
             wanted = sorted(fetch.outstanding)  # their writer is gone: offer to be the next one
         else:
             start = on_device
-        claims.limit_to(work.reservation.cached_layers, start)
+        if start == on_device:
+            work.pages.take_for_resume(on_device)
+        claims.limit_to(work.pages.sendable(start), start)
         self._reused_blocks.labels("device").inc(on_device)
         self._reused_blocks.labels("pool").inc(start - on_device)
         return start
 
     async def _compute(self, work: _Work, start: int) -> None:
-        layout, num_blocks, publisher = self._context.layout, len(work.prompt.keys), work.publisher
-        on_device = work.reservation.cached_blocks
+        pages, publisher, num_blocks = work.pages, work.publisher, len(work.prompt.keys)
         self._emit_all(publisher, start)  # what the device has and the pool lost
         if start < num_blocks:
             self._commit(work, start, start)
-            end = num_blocks * layout.block_tokens
-            job = ComputeJob(
-                next_token=start * layout.block_tokens,
-                end=end,
-                urgency=work.urgency,
-                limit=lambda: 0 if publisher.full else end,
-                token_ids=work.prompt.token_ids,
-                reservation=work.reservation,
-                on_layer=publisher.emit,
-                on_chunk=lambda end: self._commit(work, start, end),
-            )
-            try:
-                await self._engine.compute(job)
-            finally:
-                self._compute_s.inc(job.compute_s)
+            await self._compute_from(work, start)
             self._computed_blocks.inc(num_blocks - start)
-        computed = [layout.all_layers] * (num_blocks - start)
-        await work.claims.take_over([*work.reservation.cached_layers, *[0] * (start - on_device), *computed])
+        await work.claims.take_over(pages.sendable(start))
         self._emit_all(publisher, num_blocks)
         publisher.finish()
+
+    async def _compute_from(self, work: _Work, start: int) -> None:
+        block_tokens = self._context.layout.block_tokens
+        first, end = start * block_tokens, len(work.prompt.keys) * block_tokens
+        job = ComputeJob(
+            next_token=first,
+            end=end,
+            urgency=work.urgency,
+            limit=lambda: work.pages.limit(job.next_token, end),
+            token_ids=work.prompt.token_ids,
+            reservation=work.pages.reservation,
+            on_begin=work.pages.begin,
+            on_layer=work.publisher.emit,
+            on_chunk=lambda done: self._commit(work, start, done),
+        )
+        try:
+            await self._engine.compute(job)
+        finally:
+            self._compute_s.inc(job.compute_s)
 
     def _emit_all(self, publisher: PagePublisher, num_blocks: int) -> None:
         for layer in range(self._context.layout.num_layers):
             publisher.emit(Ready(layer, 0, num_blocks))
 
     def _commit(self, work: _Work, start: int, end: int) -> None:
-        """Make the leading `end` blocks, `[start, end)` computed, reusable by those who wait and later ones."""
-        layers = self._in_pages(work.reservation, start) + [self._context.layout.all_layers] * (end - start)
-        self._context.kv.commit(work.reservation, end, work.prompt.keys, layers)
+        """Let those who wait for the leading `end` blocks, and later ones, find them on the device."""
+        work.pages.commit(start, end)
         work.promise.keep(end)
-
-    def _in_pages(self, reservation: Reservation, start: int) -> list[int]:
-        """Return the layers of the leading `start` blocks that are there: cached, or fetched to resume at `start`."""
-        cached = reservation.cached_layers
-        return [*cached, *(self._context.layout.needed_layers(block, start) for block in range(len(cached), start))]
 
     def _report(self, publisher: PagePublisher, num_blocks: int, start: int) -> None:
         stored_at_s, computed_at_s = time.time(), publisher.finished_at_s

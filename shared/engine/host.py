@@ -113,7 +113,7 @@ def _membership(
         layout_hash=model.layout.hash,
         model_name=model.files.name,
         epoch=epoch,
-        capacity=model.kv.num_pages * model.kv.page_tokens,
+        capacity=model.kv.capacity_tokens(settings.stride_tokens),
         pool_address=settings.pool,
     )
 

@@ -14,6 +14,7 @@ from shared.kv.layout import KvLayout
 from shared.model.attention import select_attention
 from shared.model.catalog import ModelFiles, ensure_weights, resolve
 from shared.model.config import ModelConfig
+from shared.model.page_groups import PageGroups
 from shared.model.paged import PagedKv
 from shared.model.transformer import Transformer
 
@@ -64,13 +65,15 @@ def load_model(settings: EngineSettings) -> LoadedModel:
     attention = select_attention(settings.attention, device)
     page_tokens = lcm(settings.block_tokens, attention.page_tokens)
     max_model_len = min(settings.max_model_len or config.max_context, config.max_context)
-    page_bytes = layout.block_bytes * page_tokens // settings.block_tokens
+    groups, stride = PageGroups.of(layout), settings.stride_tokens
+    page_bytes = groups.page_bytes(layout, page_tokens)
     num_pages = settings.kv_bytes // page_bytes
-    needed = -(-max_model_len // page_tokens)
+    needed = groups.pages_needed(max_model_len, stride, page_tokens)
     if num_pages < needed:
         raise SettingsError(
-            f"PRFAAS_KV_BYTES: {settings.kv_bytes} bytes hold {num_pages * page_tokens} tokens of KV, less than one "
-            f"context of {max_model_len}; set it to at least {needed * page_bytes}, or lower PRFAAS_MAX_MODEL_LEN"
+            f"PRFAAS_KV_BYTES: {settings.kv_bytes} bytes hold {groups.capacity_tokens(num_pages, stride, page_tokens)} "
+            f"tokens of KV, less than one context of {max_model_len}; "
+            f"set it to at least {needed * page_bytes}, or lower PRFAAS_MAX_MODEL_LEN"
         )
     transformer = Transformer.load(config, ensure_weights(files, settings.dtype), settings.dtype, device, attention)
     kv = PagedKv(layout, num_pages, page_tokens, device)

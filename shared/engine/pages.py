@@ -22,21 +22,21 @@ class PageQueue:
 
     @asynccontextmanager
     async def reserved(
-        self, keys: Sequence[BlockKey], num_tokens: int, deadline: Deadline
+        self, keys: Sequence[BlockKey], num_tokens: int, deadline: Deadline, stride: int | None = None
     ) -> AsyncIterator[Reservation]:
-        """Reserve pages for `num_tokens`, waiting if need be, and release them at the end.
+        """Reserve pages for `num_tokens`, waiting if need be, and release them at the end; `stride` as `PagedKv` has it.
 
         Raises `ContextTooLong` when they could never fit, `Overloaded` when too many wait, `DeadlineExceeded`.
         """
-        capacity = self._kv.num_pages * self._kv.page_tokens
-        if num_tokens > capacity:
+        if not self._kv.fits(num_tokens, stride):
+            capacity = self._kv.capacity_tokens(stride)
             raise ContextTooLong(f"{num_tokens} tokens do not fit the worker's KV memory of {capacity}")
         if self.num_waiting >= self._max_waiting:
             raise Overloaded(f"{self.num_waiting} prompts are waiting for KV memory already")
         self.num_waiting += 1
         try:
             async with deadline.scope("waiting for KV memory"), self._turn:
-                while (reservation := self._kv.reserve(keys, num_tokens)) is None:
+                while (reservation := self._kv.reserve(keys, num_tokens, stride)) is None:
                     self._freed.clear()
                     await self._freed.wait()
         finally:

@@ -39,5 +39,10 @@ class EngineSettings(ServiceSettings):
             )
 
     @property
+    def stride_tokens(self) -> int:
+        """Prompt tokens between two slides of a window: a chunk is computed while the one before is still being sent."""
+        return 2 * self.chunk_tokens
+
+    @property
     def num_threads(self) -> int:
         return self.threads or available_cores()

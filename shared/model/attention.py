@@ -29,7 +29,7 @@ class Attention(ABC):
         """Return `[num_tokens, num_heads, head_dim]` for queries `q` of the same shape.
 
         K and V of the step's own tokens are in the pages already. Position p attends to `(p - window, p]`, to
-        `[0, p]` without a window; pages outside of that are not read. Changes nothing.
+        `[0, p]` without a window; pages outside of that may be missing from the tables. Changes nothing.
         """
 
 
@@ -49,19 +49,20 @@ class SdpaAttention(Attention):
     def forward(self, q: Tensor, layer: int, batch: Batch, kv: PagedKv, scale: float, window: int | None) -> Tensor:
         out = torch.empty_like(q)
         row = 0
-        for span in batch.spans:
+        for number, span in enumerate(batch.spans):
             rows = slice(row, row + span.num_tokens)
-            _attend(q[rows], out[rows], layer, batch, span, kv, scale, window)
+            _attend(q[rows], out[rows], layer, batch, number, kv, scale, window)
             row += span.num_tokens
         return out
 
 
 def _attend(
-    q: Tensor, out: Tensor, layer: int, batch: Batch, span: Span, kv: PagedKv, scale: float, window: int | None
+    q: Tensor, out: Tensor, layer: int, batch: Batch, number: int, kv: PagedKv, scale: float, window: int | None
 ) -> None:
+    span = batch.spans[number]
     if window is not None and window >= span.end:
         window = None
-    context = _Context(layer, batch, span, kv, 0 if window is None else max(0, span.start - window + 1))
+    context = _Context(layer, batch, number, kv, 0 if window is None else max(0, span.start - window + 1))
     for start, stop in _tiles(span, window):
         first = context.first if window is None else max(context.first, start - window + 1)
         keys, values = context.slice(first, stop)
@@ -82,9 +83,9 @@ def _tiles(span: Span, window: int | None) -> Iterator[tuple[int, int]]:
 class _Context:
     """K and V of one sequence and layer from a first position on, fetched once for all tiles."""
 
-    def __init__(self, layer: int, batch: Batch, span: Span, kv: PagedKv, first: int) -> None:
-        first_page, last_page = first // batch.page_tokens, -(-span.end // batch.page_tokens)
-        pages = batch.page_run(span, first_page, last_page)
+    def __init__(self, layer: int, batch: Batch, number: int, kv: PagedKv, first: int) -> None:
+        first_page, last_page = first // batch.page_tokens, -(-batch.spans[number].end // batch.page_tokens)
+        pages = batch.page_run(number, kv.group_of(layer), first_page, last_page)
         self.first = first
         self._base = first_page * batch.page_tokens
         self._keys, self._values = (_select(t, pages) for t in (kv.keys_of(layer), kv.values_of(layer)))
@@ -94,11 +95,11 @@ class _Context:
         return self._keys[part], self._values[part]
 
 
-def _select(pool: Tensor, pages: range | list[int]) -> Tensor:
+def _select(pool: Tensor, pages: range | Tensor) -> Tensor:
     """Return `[tokens, heads, dim]` of the given pages, a view where they are adjacent."""
     if isinstance(pages, range):
         return pool[pages.start : pages.stop].flatten(0, 1)
-    return pool.index_select(0, torch.tensor(pages, device=pool.device)).flatten(0, 1)
+    return pool.index_select(0, pages).flatten(0, 1)
 
 
 def _tile(q: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None) -> Tensor:

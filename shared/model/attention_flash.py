@@ -3,6 +3,11 @@
 Prefill spans go through `flash_attn_varlen_func`, decode spans (one token) through `flash_attn_with_kvcache`, both
 reading the pages through block tables. flash-attn wants CUDA, float16 or bfloat16, and pages of a multiple of 256
 tokens: https://github.com/Dao-AILab/flash-attention/blob/v2.8.3/flash_attn/flash_attn_interface.py
+("page_block_size must be a multiple of 256"; block_table is int32, `[batch_size, max_num_blocks_per_seq]`).
+
+With a window the kernels start at the first tile that the window touches (`n_block_min` in
+https://github.com/Dao-AILab/flash-attention/blob/v2.8.3/csrc/flash_attn/src/flash_fwd_kernel.h). Tiles divide pages, so
+table entries before the window's first page are never followed; they still name a page that exists, to be safe.
 """
 
 from typing import Any, NamedTuple
@@ -24,12 +29,13 @@ class _Part(NamedTuple):
     """The spans that one kernel call covers."""
 
     rows: Tensor | None  # of the step's tokens; None: all of them, in order
-    block_table: Tensor  # [num_spans, most pages] int32
+    spans: Tensor  # [num_spans] int64, their numbers
     lengths: Tensor  # [num_spans] int32, of the sequences after this step
     query_starts: Tensor  # [num_spans + 1] int32
     key_starts: Tensor  # [num_spans + 1] int32
     max_queries: int
     max_keys: int
+    block_tables: dict[int, Tensor]  # per page group, [num_spans, most pages] int32; made when first asked for
 
 
 class FlashAttention(Attention):
@@ -55,7 +61,7 @@ class FlashAttention(Attention):
             "causal": True,
             "window_size": (-1, -1) if window is None else (window - 1, 0),
         }
-        keys, values = kv.keys_of(layer), kv.values_of(layer)
+        keys, values, group = kv.keys_of(layer), kv.values_of(layer), kv.group_of(layer)
         out = torch.empty_like(q)
         if prefill is not None:
             attended = self._flash.flash_attn_varlen_func(
@@ -66,7 +72,7 @@ class FlashAttention(Attention):
                 cu_seqlens_k=prefill.key_starts,
                 max_seqlen_q=prefill.max_queries,
                 max_seqlen_k=prefill.max_keys,
-                block_table=prefill.block_table,
+                block_table=_block_table(prefill, batch, group),
                 **options,
             )
             _put(out, prefill.rows, attended)
@@ -76,7 +82,7 @@ class FlashAttention(Attention):
                 keys,
                 values,
                 cache_seqlens=decode.lengths,
-                block_table=decode.block_table,
+                block_table=_block_table(decode, batch, group),
                 **options,
             )
             _put(out, decode.rows, attended[:, 0])
@@ -110,8 +116,6 @@ def _part(batch: Batch, chosen: list[int]) -> _Part | None:
     rows = None
     if len(chosen) < len(batch.spans):
         rows = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in chosen]).to(device)
-    tables = [list(span.pages[: -(-span.end // batch.page_tokens)]) for span in spans]
-    widest = max(len(table) for table in tables)
 
     def int32(values: list[Any]) -> Tensor:
         return torch.tensor(values, dtype=torch.int32, device=device)
@@ -119,13 +123,21 @@ def _part(batch: Batch, chosen: list[int]) -> _Part | None:
     queries, ends = [span.num_tokens for span in spans], [span.end for span in spans]
     return _Part(
         rows=rows,
-        block_table=int32([table + [0] * (widest - len(table)) for table in tables]),
+        spans=torch.tensor(chosen, device=device),
         lengths=int32(ends),
         query_starts=int32([sum(queries[:i]) for i in range(len(queries) + 1)]),
         key_starts=int32([sum(ends[:i]) for i in range(len(ends) + 1)]),
         max_queries=max(queries),
         max_keys=max(ends),
+        block_tables={},
     )
+
+
+def _block_table(part: _Part, batch: Batch, group: int) -> Tensor:
+    if group not in part.block_tables:
+        table = batch.block_table(group)
+        part.block_tables[group] = table.index_select(0, part.spans).clamp_(min=0)
+    return part.block_tables[group]
 
 
 def _take(q: Tensor, rows: Tensor | None) -> Tensor:

@@ -2,43 +2,69 @@
 
 import math
 import mmap
-import re
 import threading
-from collections import OrderedDict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from shared.ids import BlockKey
 from shared.kv.layout import KvLayout
-
-_FREE = b"\x01"
-_FREE_RUN = re.compile(rb"\x01+")
+from shared.model.page_groups import PageGroups, first_page_needed, live_pages, num_pages
+from shared.model.page_pool import PagePool
 
 
 @dataclass(eq=False)
 class Reservation:
-    """Pages held for one sequence, in the order of its tokens. Made and changed by `PagedKv` only.
+    """Pages held for one sequence. Made and changed by `PagedKv` only.
 
     The first `cached_blocks` blocks are shared with other reservations and must not be written. `cached_layers` holds,
     for each of them, the layers that it is complete in: all that a resume needs, not always all there are.
     """
 
-    pages: list[int]
+    tables: tuple[list[int], ...]
+    """Per page group, the page of each `page_tokens` tokens; -1 where none is held: behind the window, or not yet."""
     num_tokens: int  # capacity
     cached_blocks: int = 0
     cached_layers: tuple[int, ...] = ()
+    position: int = 0  # no query will be before it
     released: bool = field(default=False, repr=False)
+    _stride: int | None = field(default=None, repr=False)  # None: never slides
+    _windows: dict[int, "_Window"] = field(default_factory=dict, repr=False)  # of the window groups
+
+
+@dataclass
+class _Window:
+    """One window group's part of a reservation: at most `charge` pages are held at a time."""
+
+    window: int
+    held: int  # pages in the table
+    spare: int  # pages beyond those of window and stride: a cached prefix's window, until it is known where to resume
+    first: int = 0  # the table is empty before it
+    charge: int = 0
+
+
+class _Match(NamedTuple):
+    """A prefix that is held already: what a resume at its end needs of it."""
+
+    tables: list[list[int]]  # per page group, as long as the prefix
+    layers: tuple[int, ...]  # per block
 
 
 class PagedKv:
     """K and V of all layers in pages, and who holds which page.
 
-    Every page is exactly one of: *free*; *idle* (unreferenced, findable by its key, evictable in LRU order); *used*
-    (referenced by at least one reservation, with or without a key). A key names one page at most. Bookkeeping is under
-    one lock, so that an event loop may reserve while an engine thread computes; tensors are the holder's business.
+    Layers are cut into page groups (`PageGroups`), all of whose pages come from one pool. A reservation holds the pages
+    of full groups for all its tokens; of window groups it holds those that are live, and a *guarantee* of as many as
+    can be live at once: taking pages within it never fails, so that sequences cannot block each other half-way. Room is
+    what is neither used by full groups nor guaranteed to window groups (a shared window page counts for every holder:
+    each of them will need one of its own when it has moved on).
+
+    Bookkeeping is under one lock, so that an event loop may reserve while an engine thread computes; tensors are the
+    holder's business. Pages that a step or an emission in progress reads must not be slid past.
     """
 
     def __init__(
@@ -47,76 +73,196 @@ class PagedKv:
         if page_tokens % layout.block_tokens:
             raise ValueError(f"page_tokens ({page_tokens}) must be a multiple of block_tokens ({layout.block_tokens})")
         self.layout = layout
+        self.groups = PageGroups.of(layout)
         self.num_pages = num_pages
         self.page_tokens = page_tokens
         self.blocks_per_page = page_tokens // layout.block_tokens
         dtype = getattr(torch, layout.dtype)
+        shapes = [layout.layers[layer] for layer in self.groups.groups[0].layers]  # the same in all groups
         self._kv = [
             _zeros((2, num_pages, page_tokens, spec.num_kv_heads, spec.head_dim), dtype, torch.device(device))
-            for spec in layout.layers
+            for spec in shapes
         ]
+        self._group_layers = [sum(1 << layer for layer in group.layers) for group in self.groups.groups]
         self._lock = threading.Lock()
-        self._refs = [0] * num_pages
-        self._keys: list[BlockKey | None] = [None] * num_pages
-        self._layers: list[tuple[int, ...]] = [()] * num_pages  # of keyed pages, per block: the complete layers
-        self._index: dict[BlockKey, int] = {}
-        self._idle: OrderedDict[int, None] = OrderedDict()  # least recently used first
-        self._free_map = bytearray(_FREE * num_pages)
-        self._num_free = num_pages
-        self._held = 0
+        self._pool = PagePool(num_pages, self.num_groups)
+        self._live: set[Reservation] = set()
+        self._used_by_full = 0
+        self._guaranteed = 0
+
+    @property
+    def num_groups(self) -> int:
+        return len(self.groups.groups)
+
+    def group_of(self, layer: int) -> int:
+        """Return the page group that a layer belongs to: which table its pages are in."""
+        return self.groups.place_of[layer][0]
 
     def keys_of(self, layer: int) -> Tensor:
-        """Return a layer's K, `[num_pages, page_tokens, num_kv_heads, head_dim]`."""
-        return self._kv[layer][0]
+        """Return a layer's K, `[num_pages, page_tokens, num_kv_heads, head_dim]`: its own in its group's pages only."""
+        return self._kv[self.groups.place_of[layer][1]][0]
 
     def values_of(self, layer: int) -> Tensor:
         """Return a layer's V, shaped like its K."""
-        return self._kv[layer][1]
+        return self._kv[self.groups.place_of[layer][1]][1]
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store `[num_tokens, num_kv_heads, head_dim]` at flat positions `slots` (page * page_tokens + offset)."""
-        flat = self._kv[layer].flatten(1, 2)
+        flat = self._kv[self.groups.place_of[layer][1]].flatten(1, 2)
         flat[0].index_copy_(0, slots, keys)
         flat[1].index_copy_(0, slots, values)
 
     def block(self, layer: int, reservation: Reservation, block_index: int) -> tuple[Tensor, Tensor]:
         """Return views of one block's K and V, each `[block_tokens, num_kv_heads, head_dim]`."""
-        page, part = divmod(block_index, self.blocks_per_page)
+        index, part = divmod(block_index, self.blocks_per_page)
+        group, slot = self.groups.place_of[layer]
+        page = reservation.tables[group][index]
+        assert page >= 0, f"block {block_index} has no page in layer {layer}"
         start = part * self.layout.block_tokens
-        both = self._kv[layer][:, reservation.pages[page], start : start + self.layout.block_tokens]
+        both = self._kv[slot][:, page, start : start + self.layout.block_tokens]
         return both[0], both[1]
 
-    def reserve(self, keys: Sequence[BlockKey], num_tokens: int) -> Reservation | None:
+    def fits(self, num_tokens: int, stride: int | None) -> bool:
+        """Return whether `reserve` succeeds when nothing else is held."""
+        return self.groups.pages_needed(num_tokens, stride, self.page_tokens) <= self.num_pages
+
+    def capacity_tokens(self, stride: int | None) -> int:
+        """Return the longest sequence that `reserve` has pages for when nothing else is held."""
+        return self.groups.capacity_tokens(self.num_pages, stride, self.page_tokens)
+
+    def reserve(self, keys: Sequence[BlockKey], num_tokens: int, stride: int | None = None) -> Reservation | None:
         """Hold pages for `num_tokens` tokens, the first of them shared where the blocks `keys` are held already.
 
-        Reuses the longest prefix at which every layer group can resume, in whole pages. Returns None, and changes
-        nothing, when too few pages are free or idle.
+        Reuses the longest prefix at which every layer group can resume, in whole pages. Full groups get all their pages
+        now. Window groups get those that a resume after the prefix needs, and a guarantee for the holder that computes
+        at most `stride` tokens between two slides, and says what it computes by `cover`. Without a stride it never
+        slides: all pages are there at once. Returns None, and changes nothing, when there is too little room.
         """
         with self._lock:
-            needed = -(-num_tokens // self.page_tokens)
-            cached = self._match(keys[: needed * self.blocks_per_page])
-            idle_cached = sum(1 for page in cached if not self._refs[page])
-            if needed - len(cached) > self._num_free + len(self._idle) - idle_cached:
+            total = num_pages(num_tokens, self.page_tokens)
+            match = self._match(keys[: total * self.blocks_per_page])
+            length = len(match.tables[0])
+            windows = {}
+            for g, window in self.groups.windowed:
+                cached = sum(page >= 0 for page in match.tables[g])
+                windows[g] = _Window(window, cached, spare=cached)
+            reservation = Reservation(
+                tuple(match.tables),
+                num_tokens,
+                length * self.blocks_per_page,
+                match.layers,
+                _stride=stride,
+                _windows=windows,
+            )
+            charges = self._charges(reservation, total)
+            idle = sum(not self._pool.is_used(page) for g in self.groups.full for page in match.tables[g])
+            if (total - length) * len(self.groups.full) + idle + sum(charges.values()) > self._room:
                 return None
-            for page in cached:
-                self._idle.pop(page, None)
-                self._refs[page] += 1
-            fresh = self._allocate(needed - len(cached), cached[-1] if cached else None)
-            self._held += 1
-            layers = tuple(mask for page in cached for mask in self._layers[page])
-            return Reservation(cached + fresh, num_tokens, len(cached) * self.blocks_per_page, layers)
+            for g, table in enumerate(match.tables):
+                for page in table:
+                    if page >= 0:
+                        self._hold(g, page)
+            self._charge(reservation, charges)
+            self._lengthen(reservation, total)
+            self._live.add(reservation)
+            return reservation
 
     def extend(self, reservation: Reservation, num_tokens: int) -> bool:
         """Raise a reservation's capacity to `num_tokens`. Returns False, and changes nothing, when pages are short."""
         with self._lock:
             assert not reservation.released, "extending a released reservation"
-            more = -(-num_tokens // self.page_tokens) - len(reservation.pages)
-            if more > self._num_free + len(self._idle):
-                return False
-            if more > 0:
-                reservation.pages += self._allocate(more, reservation.pages[-1] if reservation.pages else None)
+            total, length = num_pages(num_tokens, self.page_tokens), len(reservation.tables[0])
+            if total > length:
+                charges = self._charges(reservation, total)
+                more = sum(charges.values()) - sum(w.charge for w in reservation._windows.values())
+                if (total - length) * len(self.groups.full) + more > self._room:
+                    return False
+                self._charge(reservation, charges)
+                self._lengthen(reservation, total)
             reservation.num_tokens = max(reservation.num_tokens, num_tokens)
             return True
+
+    def cover(self, reservation: Reservation, first: int, end: int) -> bool:
+        """Take the pages of window groups that computing the tokens `[first, end)` reads and writes.
+
+        With `first == end`: those that a resume there reads, for entries to land in. Returns False, and changes
+        nothing, when they are more than was guaranteed: the holder must slide further first. That is never so when
+        nothing was covered beyond `stride` tokens after the last slide, or the first `first`.
+        """
+        with self._lock:
+            assert not reservation.released, "covering tokens of a released reservation"
+            assert reservation.position <= first <= end <= reservation.num_tokens, "covering what is out of reach"
+            missing = {}
+            for g, part in reservation._windows.items():
+                low = first_page_needed(part.window, first, self.page_tokens)
+                table = reservation.tables[g]
+                missing[g] = [i for i in range(low, num_pages(end, self.page_tokens)) if table[i] < 0]
+                if part.held + len(missing[g]) > part.charge:
+                    return False
+            for g, indexes in missing.items():
+                # From the top: away from the full groups' long runs, and where pages were let go.
+                for index, page in zip(indexes, self._pool.take(len(indexes), from_top=True), strict=True):
+                    reservation.tables[g][index] = page
+                reservation._windows[g].held += len(indexes)
+            return True
+
+    def slide(self, reservation: Reservation, position: int, stride: int | None = None) -> None:
+        """Let go of window groups' pages that no query at `position` or later sees; earlier ones are not possible then.
+
+        What is to be sent of them must have been sent. Pages that were committed stay findable, but go before all
+        others when pages are short. `stride` sets how far the holder goes between slides from now on, if less.
+        """
+        with self._lock:
+            assert not reservation.released, "sliding a released reservation"
+            if position <= reservation.position and stride is None:
+                return
+            reservation.position = max(reservation.position, position)
+            if stride is not None and (reservation._stride is None or stride < reservation._stride):
+                reservation._stride = stride
+            cached = reservation.cached_blocks // self.blocks_per_page
+            for g, part in reservation._windows.items():
+                table = reservation.tables[g]
+                low = first_page_needed(part.window, reservation.position, self.page_tokens)
+                for index in range(part.first, min(low, len(table))):
+                    # A cached page has proved useful to resume at; one of our own may never do.
+                    self._drop(reservation, g, index, evict_first=index >= cached)
+                part.first = max(part.first, low)
+                part.spare = 0
+            self._charge(reservation, self._charges(reservation, len(reservation.tables[0])))
+
+    def rewind(self, reservation: Reservation, position: int) -> None:
+        """Let go of window groups' pages from `position` on: a resume further on failed, computing starts here."""
+        with self._lock:
+            assert not reservation.released, "rewinding a released reservation"
+            assert position >= reservation.position, "rewinding to what was slid past"
+            for g in reservation._windows:
+                for index in range(num_pages(position, self.page_tokens), len(reservation.tables[g])):
+                    self._drop(reservation, g, index, evict_first=True)
+
+    def share(self, reservation: Reservation, first_block: int, end_block: int) -> Reservation | None:
+        """Hold the pages of blocks `[first_block, end_block)` once more, to read them whatever becomes of the other.
+
+        For reading in the background; released like any other. Returns None when there is too little room.
+        """
+        with self._lock:
+            assert not reservation.released, "sharing a released reservation"
+            first, end = first_block // self.blocks_per_page, num_pages(end_block, self.blocks_per_page)
+            tables = tuple([-1] * first + table[first:end] for table in reservation.tables)
+            windows = {}
+            for g, window in self.groups.windowed:
+                held = sum(page >= 0 for page in tables[g])
+                windows[g] = _Window(window, held, spare=0)
+            charges = {g: part.held for g, part in windows.items()}
+            if sum(charges.values()) > self._room:
+                return None
+            for g, table in enumerate(tables):
+                for page in table:
+                    if page >= 0:
+                        self._hold(g, page)
+            shared = Reservation(tables, end_block * self.layout.block_tokens, end_block, _windows=windows)
+            self._charge(shared, charges)
+            self._live.add(shared)
+            return shared
 
     def commit(
         self,
@@ -128,16 +274,20 @@ class PagedKv:
         """Make the leading `num_blocks` blocks reusable under `keys`; their content must not change from now on.
 
         `layers` holds, per block, the layers it is complete in (None: all of them): a block that came without the
-        entries of its window layers serves resumes that do not need these. Whole pages only. When two reservations
+        entries of its window layers serves resumes that do not need these. Whole pages only, and only those that are
+        still held: to reuse a window group's page it must be committed before it is slid past. When two reservations
         commit one key the first page keeps it, unless the second is complete in more layers.
         """
         with self._lock:
             assert not reservation.released, "committing a released reservation"
             size = self.blocks_per_page
-            for i in range(reservation.cached_blocks // size, num_blocks // size):
-                end = (i + 1) * size
-                masks = tuple(layers[end - size : end]) if layers else (self.layout.all_layers,) * size
-                self._name(reservation.pages[i], keys[end - 1], masks)
+            for index in range(reservation.cached_blocks // size, num_blocks // size):
+                end = (index + 1) * size
+                masks = layers[end - size : end] if layers else (self.layout.all_layers,) * size
+                for g, table in enumerate(reservation.tables):
+                    own = self._group_layers[g]
+                    if table[index] >= 0 and any(mask & own == own for mask in masks):
+                        self._pool.name(table[index], g, keys[end - 1], tuple(mask & own for mask in masks))
 
     def release(self, reservation: Reservation) -> None:
         """Give a reservation's pages back; those with a key stay findable until they are evicted. Idempotent."""
@@ -145,104 +295,116 @@ class PagedKv:
             if reservation.released:
                 return
             reservation.released = True
-            self._held -= 1
-            for page in reversed(reservation.pages):  # ends of chains are evicted before what they rest on
-                self._refs[page] -= 1
-                if self._refs[page]:
-                    continue
-                if self._keys[page] is None:
-                    self._set_free(page)
-                else:
-                    self._idle[page] = None
+            self._live.remove(reservation)
+            for index in reversed(range(len(reservation.tables[0]))):  # ends of chains are evicted before their starts
+                for g in range(self.num_groups):
+                    self._drop(reservation, g, index)
+            self._charge(reservation, dict.fromkeys(reservation._windows, 0))
 
     @property
     def usage(self) -> float:
-        """The share of pages that reservations hold, 0 to 1."""
+        """The share of pages that reservations hold or were guaranteed, 0 to 1."""
         with self._lock:
-            return 1 - (self._num_free + len(self._idle)) / self.num_pages
+            return 1 - self._room / self.num_pages
 
     @property
     def held(self) -> int:
         """The number of reservations that were not released."""
-        return self._held
+        return len(self._live)
 
     def check(self) -> None:
         """Verify the class invariants; raises `AssertionError`. Cheap enough to run whenever the engine is idle."""
         with self._lock:
-            used = sum(1 for refs in self._refs if refs)
-            assert self._num_free == self._free_map.count(1), "free count"
-            assert used + len(self._idle) + self._num_free == self.num_pages, "free + idle + used = total"
-            for page, (refs, key) in enumerate(zip(self._refs, self._keys, strict=True)):
-                assert refs >= 0, f"page {page}: negative references"
-                assert (page in self._idle) == (refs == 0 and key is not None), f"page {page}: idle list"
-                assert bool(self._free_map[page]) == (refs == 0 and key is None), f"page {page}: free map"
-                assert key is None or self._index.get(key) == page, f"page {page}: index"
-            assert len(self._index) == sum(key is not None for key in self._keys), "stale keys in the index"
-            assert self._held or not used, "pages in use that nobody holds"
+            live = list(self._live)
+            full = Counter(p for r in live for g in self.groups.full for p in r.tables[g] if p >= 0)
+            windowed = Counter(p for r in live for g in r._windows for p in r.tables[g] if p >= 0)
+            assert not full.keys() & windowed.keys(), "a page in two kinds of groups"
+            self._pool.check(full + windowed)
+            assert self._used_by_full == len(full), "pages of full groups"
+            assert self._guaranteed == sum(w.charge for r in live for w in r._windows.values()), "guarantees"
+            assert self._room >= 0, "more was guaranteed than there is"
+            for reservation in live:
+                for g, part in reservation._windows.items():
+                    assert part.held == sum(page >= 0 for page in reservation.tables[g]), "pages held in a window"
+                    assert part.held <= part.charge, "more held than guaranteed"
 
-    def _match(self, keys: Sequence[BlockKey]) -> list[int]:
-        """Return the pages of the longest prefix that can be resumed at, a whole number of pages."""
-        size = self.blocks_per_page
-        pages: list[int] = []
+    @property
+    def _room(self) -> int:
+        return self.num_pages - self._used_by_full - self._guaranteed
+
+    def _match(self, keys: Sequence[BlockKey]) -> _Match:
+        """Return the longest prefix that can be resumed at, a whole number of pages."""
+        size, count = self.blocks_per_page, self.num_groups
+        found: list[list[int]] = [[] for _ in range(count)]
+        masks: list[int] = []
         for key in keys[size - 1 :: size]:
-            page = self._index.get(key)
-            if page is None:
+            pages = [self._pool.find(g, key) for g in range(count)]
+            if any(pages[g] is None for g in self.groups.full):
                 break
-            pages.append(page)
-        masks = [mask for page in pages for mask in self._layers[page]]
+            for table, page in zip(found, pages, strict=True):
+                table.append(-1 if page is None else page)
+            masks += self._masks([table[-1] for table in found])
         length = self.layout.longest_resume(masks)
         while length % size:  # a window may allow a resume inside a page and not at its start
             length = self.layout.longest_resume(masks[: length // size * size])
-        return pages[: length // size]
+        length //= size
+        for table in found:
+            del table[length:]
+        for g, window in self.groups.windowed:
+            first = min(length, first_page_needed(window, length * self.page_tokens, self.page_tokens))
+            found[g][:first] = [-1] * first
+        layers = tuple(mask for pages in zip(*found, strict=True) for mask in self._masks(pages))
+        return _Match(found, layers)
 
-    def _allocate(self, count: int, after: int | None) -> list[int]:
-        """Take `count` pages, which the caller knows to exist: next to `after` if possible, else in one run."""
-        while self._num_free < count:
-            page, _ = self._idle.popitem(last=False)
-            self._forget(page)
-            self._set_free(page)
-        run = _FREE * count
-        if after is not None and self._free_map[after + 1 : after + 1 + count] == run:
-            start = after + 1
-        else:
-            start = self._free_map.find(run)
-        pages = list(range(start, start + count)) if start >= 0 else self._scattered(count)
-        for page in pages:
-            self._free_map[page] = 0
-            self._refs[page] = 1
-        self._num_free -= count
-        return pages
+    def _masks(self, pages: Sequence[int]) -> list[int]:
+        """Return, per block, the layers that a page of each group has complete together."""
+        held = [self._pool.layers(page) for page in pages if page >= 0]
+        return [sum(layers[i] for layers in held) for i in range(self.blocks_per_page)]
 
-    def _scattered(self, count: int) -> list[int]:
-        runs = sorted((m.span() for m in _FREE_RUN.finditer(self._free_map)), key=lambda span: span[0] - span[1])
-        return [page for start, stop in runs for page in range(start, stop)][:count]
+    def _charges(self, reservation: Reservation, total: int) -> dict[int, int]:
+        """Return, per window group, what a reservation of `total` pages a table must be guaranteed."""
+        stride, charges = reservation._stride, {}
+        for g, part in reservation._windows.items():
+            live = total if stride is None else live_pages(part.window, stride, self.page_tokens) + part.spare
+            charges[g] = max(part.held, min(total, live))
+        return charges
 
-    def _name(self, page: int, key: BlockKey, masks: tuple[int, ...]) -> None:
-        if self._keys[page] is not None:
+    def _charge(self, reservation: Reservation, charges: dict[int, int]) -> None:
+        for g, part in reservation._windows.items():
+            self._guaranteed += charges[g] - part.charge
+            part.charge = charges[g]
+
+    def _lengthen(self, reservation: Reservation, total: int) -> None:
+        """Make the tables `total` pages long; the pages are known to exist."""
+        for g, table in enumerate(reservation.tables):
+            count = total - len(table)
+            part = reservation._windows.get(g)
+            if part is not None and reservation._stride is not None:
+                table += [-1] * count
+                continue
+            table += self._pool.take(count, table[-1] if table else None)
+            if part is None:
+                self._used_by_full += count
+            else:
+                part.held += count
+
+    def _hold(self, group: int, page: int) -> None:
+        if self.groups.groups[group].window is None:
+            self._used_by_full += not self._pool.is_used(page)
+        self._pool.hold(page)
+
+    def _drop(self, reservation: Reservation, group: int, index: int, *, evict_first: bool = False) -> None:
+        """Take a page out of a table, if there is one; it may be somebody else's from now on."""
+        page = reservation.tables[group][index]
+        if page < 0:
             return
-        other = self._index.get(key)
-        if other is not None:
-            better = all(new | old == new for new, old in zip(masks, self._layers[other], strict=True))
-            if not better or masks == self._layers[other]:
-                return
-            self._forget(other)
-            if other in self._idle:
-                del self._idle[other]
-                self._set_free(other)
-        self._keys[page] = key
-        self._layers[page] = masks
-        self._index[key] = page
-
-    def _forget(self, page: int) -> None:
-        key = self._keys[page]
-        assert key is not None
-        del self._index[key]
-        self._keys[page] = None
-        self._layers[page] = ()
-
-    def _set_free(self, page: int) -> None:
-        self._free_map[page] = 1
-        self._num_free += 1
+        reservation.tables[group][index] = -1
+        self._pool.let_go(page, evict_first=evict_first)
+        part = reservation._windows.get(group)
+        if part is not None:
+            part.held -= 1
+        elif not self._pool.is_used(page):
+            self._used_by_full -= 1
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -120,7 +120,7 @@ class Transformer:
             normed = rms_norm(rotated.to(torch.float32), (config.head_dim,), None, config.norm_eps)
             rotated = (normed * layer.qk_norm).to(x.dtype)
         rotated = rotate(rotated, self._rotary(batch, layer.config.rope))
-        kv.write(index, batch.slots, rotated[:, config.num_heads :], qkv[:, num_rotated:])
+        kv.write(index, batch.slots_of(kv.group_of(index)), rotated[:, config.num_heads :], qkv[:, num_rotated:])
         queries = rotated[:, : config.num_heads]
         out = self._attention.forward(queries, index, batch, kv, config.attention_scale, layer.config.window)
         return linear(out.flatten(1), layer.output, layer.output_bias)

@@ -49,7 +49,7 @@ async def tokens_of(dcs: TwoDatacenters, tokens: list[int]) -> tuple[list[int], 
 
 @pytest.mark.parametrize("name", MODELS)
 async def test_short_prompts_are_packed_and_do_not_mix(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with two_datacenters(name, chunk_tokens=512) as dcs:
+    async with two_datacenters(name, chunk_tokens=512, num_pages=1024) as dcs:
         steps = slow_layers(dcs, monkeypatch, 0.02)
         prompts = [prompt(66 + 40 * i, seed=i) for i in range(8)]
         await asyncio.gather(*(dcs.prefill_only(p) for p in prompts))
@@ -86,7 +86,7 @@ async def test_one_of_a_packed_step_is_withdrawn_and_the_others_are_not(monkeypa
 async def test_a_prefix_that_waiting_prompts_share_is_computed_once_and_not_fetched(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with two_datacenters(name, chunk_tokens=256) as dcs:
+    async with two_datacenters(name, chunk_tokens=256, num_pages=512) as dcs:
         steps = slow_layers(dcs, monkeypatch, 0.02)
         shared = prompt(640)
         long = shared + prompt(1281, seed=9)

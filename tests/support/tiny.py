@@ -86,7 +86,7 @@ def greedy_reference(name: str, token_ids: list[int], num_tokens: int) -> list[i
     assert reservation is not None, "the oracle's pages are too few"
     start = 0
     for _ in range(num_tokens):
-        batch = Batch.build([Span(reservation.pages, start, len(tokens) - start)], model.kv.page_tokens)
+        batch = Batch.build([Span(reservation.tables, start, len(tokens) - start)], model.kv.page_tokens)
         hidden = model.transformer.forward(torch.tensor(tokens[start:]), batch, model.kv)
         start = len(tokens)
         tokens.append(int(model.transformer.logits(hidden[-1:]).argmax()))
