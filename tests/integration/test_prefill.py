@@ -222,3 +222,16 @@ async def test_time_computing_and_time_sending_that_was_not_hidden_are_exported(
         assert 0 < exposed < computing + exposed
         await dcs.prefill_only(tokens)
         assert dcs.prefill.metric("prefill_emission_exposed_seconds_total") == exposed, "there was nothing to send"
+
+
+async def test_window_layers_take_pages_for_the_window_and_not_for_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thirty blocks in four page groups, in little more than half of the pages that makes; sending is slow, too."""
+    async with two_datacenters("gemma3", chunk_tokens=128, num_pages=64) as dcs:
+        _slow_sending(monkeypatch, 0.005)
+        tokens = prompt(1921)
+        assert await dcs.prefill_only(tokens) == 1920
+        await dcs.assert_idle()
+        ids, computed = await tokens_of(dcs, tokens)
+        assert (ids, computed) == (greedy_reference("gemma3", tokens, 8), 1)
+        assert dcs.pool_east.metric("entries_published_total") == 30 * NUM_LAYERS
+        await dcs.assert_idle()
