@@ -36,10 +36,10 @@ class Claims:
             self._publisher.to_send[block] |= granted
             self._others[block] = self._layout.all_layers & ~granted & ~present
 
-    def limit_to(self, cached: Sequence[int], num_blocks: int) -> None:
-        """Send of the leading `num_blocks` blocks only the layers in `cached`: the others are not in our pages."""
+    def limit_to(self, in_pages: Sequence[int], num_blocks: int) -> None:
+        """Send of the leading `num_blocks` blocks only the layers in `in_pages`: we do not have the others."""
         for block in range(num_blocks):
-            self._publisher.to_send[block] &= cached[block] if block < len(cached) else 0
+            self._publisher.to_send[block] &= in_pages[block]
 
     async def take_over(self, in_pages: Sequence[int]) -> None:
         """Ask again for what others were writing and we have, too: their writer may have gone without finishing."""

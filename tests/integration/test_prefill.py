@@ -49,7 +49,7 @@ async def tokens_of(dcs: TwoDatacenters, tokens: list[int]) -> tuple[list[int], 
 
 @pytest.mark.parametrize("name", MODELS)
 async def test_short_prompts_are_packed_and_do_not_mix(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with two_datacenters(name, chunk_tokens=512) as dcs:
+    async with two_datacenters(name, chunk_tokens=512, num_pages=1024) as dcs:
         steps = slow_layers(dcs, monkeypatch, 0.02)
         prompts = [prompt(66 + 40 * i, seed=i) for i in range(8)]
         await asyncio.gather(*(dcs.prefill_only(p) for p in prompts))
@@ -86,7 +86,7 @@ async def test_one_of_a_packed_step_is_withdrawn_and_the_others_are_not(monkeypa
 async def test_a_prefix_that_waiting_prompts_share_is_computed_once_and_not_fetched(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with two_datacenters(name, chunk_tokens=256) as dcs:
+    async with two_datacenters(name, chunk_tokens=256, num_pages=512) as dcs:
         steps = slow_layers(dcs, monkeypatch, 0.02)
         shared = prompt(640)
         long = shared + prompt(1281, seed=9)
@@ -222,3 +222,16 @@ async def test_time_computing_and_time_sending_that_was_not_hidden_are_exported(
         assert 0 < exposed < computing + exposed
         await dcs.prefill_only(tokens)
         assert dcs.prefill.metric("prefill_emission_exposed_seconds_total") == exposed, "there was nothing to send"
+
+
+async def test_window_layers_take_pages_for_the_window_and_not_for_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thirty blocks in four page groups, in little more than half of the pages that makes; sending is slow, too."""
+    async with two_datacenters("gemma3", chunk_tokens=128, num_pages=64) as dcs:
+        _slow_sending(monkeypatch, 0.005)
+        tokens = prompt(1921)
+        assert await dcs.prefill_only(tokens) == 1920
+        await dcs.assert_idle()
+        ids, computed = await tokens_of(dcs, tokens)
+        assert (ids, computed) == (greedy_reference("gemma3", tokens, 8), 1)
+        assert dcs.pool_east.metric("entries_published_total") == 30 * NUM_LAYERS
+        await dcs.assert_idle()

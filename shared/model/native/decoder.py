@@ -145,7 +145,7 @@ class NativeDecoder:
             ),
             window=layer.config.window or 0,
             rope=self._ropes.index(layer.config.rope),
-            group=0,
+            group=kv.group_of(index),
         )
 
 
@@ -158,9 +158,7 @@ def _matrix(matrix: Matrix) -> c.Matrix:
 def _step(batch: Batch) -> _Struct:
     positions = batch.positions.to(torch.int32)
     spans = torch.tensor([i for i, span in enumerate(batch.spans) for _ in range(span.num_tokens)], dtype=torch.int32)
-    most = max(len(span.pages) for span in batch.spans)
-    padded = [[*span.pages, *[-1] * (most - len(span.pages))] for span in batch.spans]
-    tables = [torch.tensor(padded, dtype=torch.int32)]
+    tables = [batch.block_table(group) for group in range(len(batch.spans[0].tables))]
     sizes = torch.tensor([table.shape[1] for table in tables], dtype=torch.int32)
     pointers = (ctypes.c_void_p * len(tables))(*map(address, tables))
     step = c.Step(
