@@ -29,8 +29,8 @@ class PagePublisher:
 
     The queue holds references to pages, not bytes, so it is bounded by layers x chunks; bytes exist for one batch at a
     time. The caller owns the reservation and keeps it until `run` has returned or raised: pages of ready entries are
-    only read. Window pages must be kept until `num_blocks_sent` is past them, so that a slow pool slows the sending, and
-    the computing only when it is a guarantee's worth of pages ahead.
+    only read. Window pages must be kept until `num_blocks_sent` is past them: a slow pool slows the sending, and the
+    computing only when that is as far ahead as its window pages allow.
     """
 
     def __init__(
