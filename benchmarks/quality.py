@@ -78,7 +78,7 @@ def negative_log_likelihood(model: LoadedModel, ids: Sequence[int], step_tokens:
     try:
         for first in range(0, len(ids) - 1, step_tokens):
             end = min(first + step_tokens, len(ids) - 1)
-            batch = Batch.build([Span(reservation.pages, first, end - first)], model.kv.page_tokens)
+            batch = Batch.build([Span(reservation.tables, first, end - first)], model.kv.page_tokens)
             hidden = model.transformer.forward(torch.tensor(ids[first:end]), batch, model.kv)
             for row in range(0, end - first, LOGIT_ROWS):
                 logits = model.transformer.logits(hidden[row : row + LOGIT_ROWS])

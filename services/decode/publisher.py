@@ -105,9 +105,7 @@ class BlockPublisher:
     async def _send(self, work: Work) -> None:
         context, sequence = self._context, work.sequence
         async with context.pool.publish(Deadline.after(PUBLISH_TIMEOUT_S)) as publication:
-            publisher = PagePublisher(
-                publication, context, work.pages, sequence.keys, sequence.generation.codec
-            )
+            publisher = PagePublisher(publication, context, work.pages, sequence.keys, sequence.generation.codec)
             blocks = [
                 BlockEntries(key, layers)
                 for key, layers in zip(sequence.keys[work.first : work.end], work.layers, strict=True)

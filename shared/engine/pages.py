@@ -24,7 +24,9 @@ class PageQueue:
     async def reserved(
         self, keys: Sequence[BlockKey], num_tokens: int, deadline: Deadline, stride: int | None = None
     ) -> AsyncIterator[Reservation]:
-        """Reserve pages for `num_tokens`, waiting if need be, and release them at the end; `stride` as `PagedKv` has it.
+        """Reserve pages for `num_tokens`, waiting if need be, and release them at the end.
+
+        `stride` is `PagedKv.reserve`'s: how far the holder goes between two slides.
 
         Raises `ContextTooLong` when they could never fit, `Overloaded` when too many wait, `DeadlineExceeded`.
         """

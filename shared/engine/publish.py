@@ -35,7 +35,7 @@ class PagePublisher:
     pages are its buffer. When `backlog_bytes` exceed the limit the publisher is `full`, and whoever computes shall hold
     this request back until `on_sent` is called, so that the backlog never exceeds the limit by more than what one step
     computes. The caller owns the reservation and keeps it until `run` has returned or raised: pages of ready entries
-    are only read.
+    are only read. Window pages must be kept until `num_blocks_sent` is past them.
     """
 
     def __init__(

@@ -46,7 +46,7 @@ class EngineSettings(ServiceSettings):
 
     @property
     def stride_tokens(self) -> int:
-        """Prompt tokens between two slides of a window: a chunk is computed while the one before is still being sent."""
+        """Tokens between two slides of a prompt's windows: a chunk is computed while the one before is being sent."""
         return 2 * self.chunk_tokens
 
     @property

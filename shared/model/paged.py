@@ -1,7 +1,5 @@
 """The paged KV cache of one engine: pages on the device, prefix reuse by block key, one call to reserve."""
 
-import math
-import mmap
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +13,7 @@ from shared.ids import BlockKey
 from shared.kv.layout import KvLayout
 from shared.model.page_groups import PageGroups, first_page_needed, live_pages, num_pages
 from shared.model.page_pool import PagePool
+from shared.model.page_tensors import PageTensors
 
 
 @dataclass(eq=False)
@@ -77,12 +76,7 @@ class PagedKv:
         self.num_pages = num_pages
         self.page_tokens = page_tokens
         self.blocks_per_page = page_tokens // layout.block_tokens
-        dtype = getattr(torch, layout.dtype)
-        shapes = [layout.layers[layer] for layer in self.groups.groups[0].layers]  # the same in all groups
-        self._kv = [
-            _zeros((2, num_pages, page_tokens, spec.num_kv_heads, spec.head_dim), dtype, torch.device(device))
-            for spec in shapes
-        ]
+        self._tensors = PageTensors(layout, self.groups, num_pages, page_tokens, torch.device(device))
         self._group_layers = [sum(1 << layer for layer in group.layers) for group in self.groups.groups]
         self._lock = threading.Lock()
         self._pool = PagePool(num_pages, self.num_groups)
@@ -100,26 +94,25 @@ class PagedKv:
 
     def keys_of(self, layer: int) -> Tensor:
         """Return a layer's K, `[num_pages, page_tokens, num_kv_heads, head_dim]`: its own in its group's pages only."""
-        return self._kv[self.groups.place_of[layer][1]][0]
+        return self._tensors.of(layer)[0]
 
     def values_of(self, layer: int) -> Tensor:
         """Return a layer's V, shaped like its K."""
-        return self._kv[self.groups.place_of[layer][1]][1]
+        return self._tensors.of(layer)[1]
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store `[num_tokens, num_kv_heads, head_dim]` at flat positions `slots` (page * page_tokens + offset)."""
-        flat = self._kv[self.groups.place_of[layer][1]].flatten(1, 2)
+        flat = self._tensors.of(layer).flatten(1, 2)
         flat[0].index_copy_(0, slots, keys)
         flat[1].index_copy_(0, slots, values)
 
     def block(self, layer: int, reservation: Reservation, block_index: int) -> tuple[Tensor, Tensor]:
         """Return views of one block's K and V, each `[block_tokens, num_kv_heads, head_dim]`."""
         index, part = divmod(block_index, self.blocks_per_page)
-        group, slot = self.groups.place_of[layer]
-        page = reservation.tables[group][index]
+        page = reservation.tables[self.group_of(layer)][index]
         assert page >= 0, f"block {block_index} has no page in layer {layer}"
         start = part * self.layout.block_tokens
-        both = self._kv[slot][:, page, start : start + self.layout.block_tokens]
+        both = self._tensors.of(layer)[:, page, start : start + self.layout.block_tokens]
         return both[0], both[1]
 
     def fits(self, num_tokens: int, stride: int | None) -> bool:
@@ -234,11 +227,14 @@ class PagedKv:
             self._charge(reservation, self._charges(reservation, len(reservation.tables[0])))
 
     def rewind(self, reservation: Reservation, position: int) -> None:
-        """Let go of window groups' pages from `position` on: a resume further on failed, computing starts here."""
+        """Let go of window groups' pages from `position` on: a resume further on failed, computing starts here.
+
+        A holder that never slides keeps them.
+        """
         with self._lock:
             assert not reservation.released, "rewinding a released reservation"
             assert position >= reservation.position, "rewinding to what was slid past"
-            for g in reservation._windows:
+            for g in reservation._windows if reservation._stride is not None else ():
                 for index in range(num_pages(position, self.page_tokens), len(reservation.tables[g])):
                     self._drop(reservation, g, index, evict_first=True)
 
@@ -408,14 +404,3 @@ class PagedKv:
             part.held -= 1
         elif not self._pool.is_used(page):
             self._used_by_full -= 1
-
-
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return zeros: softmax weights of 0 times a stray NaN would be NaN.
-
-    On the CPU they are mapped, so that memory is taken at first use; torch would write every page at once.
-    """
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)  # lives as long as the tensor that is made of it
-    return torch.frombuffer(pages, dtype=dtype).view(shape)

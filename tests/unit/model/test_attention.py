@@ -37,7 +37,7 @@ def plain(q: torch.Tensor, batch: Batch, kv: PagedKv, window: int | None) -> tor
     out = torch.empty_like(q)
     row = 0
     for span in batch.spans:
-        pages = list(span.pages)
+        pages = list(span.tables[0])
         k, v = kv.keys_of(0)[pages].flatten(0, 1), kv.values_of(0)[pages].flatten(0, 1)
         for position in range(span.start, span.end):
             first = 0 if window is None else max(0, position - window + 1)
@@ -62,7 +62,7 @@ SPANS: list[list[tuple[Sequence[int], int, int]]] = [
 @pytest.mark.parametrize("spans", SPANS)
 def test_sdpa(spans: list[tuple[Sequence[int], int, int]], window: int | None) -> None:
     kv = filled_cache(10, 8, torch.float32)
-    batch = Batch.build([Span(*span) for span in spans], 8)
+    batch = Batch.build([Span([pages], start, count) for pages, start, count in spans], 8)
     q = queries(batch, torch.float32)
     actual = SdpaAttention().forward(q, 0, batch, kv, SCALE, window)
     torch.testing.assert_close(actual, plain(q, batch, kv, window), atol=1e-5, rtol=1e-5)
@@ -71,17 +71,17 @@ def test_sdpa(spans: list[tuple[Sequence[int], int, int]], window: int | None) -
 @pytest.mark.parametrize(("start", "count", "window"), [(0, 600, 40), (530, 700, 40), (530, 700, None), (1229, 1, 300)])
 def test_sdpa_over_several_tiles(start: int, count: int, window: int | None) -> None:
     kv = filled_cache(20, 64, torch.float32)
-    batch = Batch.build([Span(range(20), start, count)], 64)
+    batch = Batch.build([Span([range(20)], start, count)], 64)
     q = queries(batch, torch.float32)
     actual = SdpaAttention().forward(q, 0, batch, kv, SCALE, window)
     rows = sorted({0, 1, 255, 256, 511, 512, count - 1} & set(range(count)))
-    one_by_one = Batch.build([Span(range(20), start + row, 1) for row in rows], 64)
+    one_by_one = Batch.build([Span([range(20)], start + row, 1) for row in rows], 64)
     torch.testing.assert_close(actual[rows], plain(q[rows], one_by_one, kv, window), atol=1e-5, rtol=1e-5)
 
 
 def test_a_span_beyond_its_pages_is_refused() -> None:
     with pytest.raises(ValueError, match="do not fit"):
-        Batch.build([Span([0, 1], 10, 7)], 8)
+        Batch.build([Span([[0, 1]], 10, 7)], 8)
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ FLASH_SPANS: list[list[tuple[Sequence[int], int, int]]] = [
 @pytest.mark.parametrize("spans", FLASH_SPANS)
 def test_flash_equals_sdpa(flash: Attention, spans: list[tuple[Sequence[int], int, int]], window: int | None) -> None:
     kv = filled_cache(8, 256, torch.bfloat16)
-    batch = Batch.build([Span(*span) for span in spans], 256)
+    batch = Batch.build([Span([pages], start, count) for pages, start, count in spans], 256)
     q = queries(batch, torch.bfloat16)
     actual = flash.forward(q, 0, batch, kv, SCALE, window)
     expected = SdpaAttention().forward(q, 0, batch, kv, SCALE, window)
@@ -112,7 +112,7 @@ def test_flash_equals_sdpa(flash: Attention, spans: list[tuple[Sequence[int], in
 def test_flash_reads_queries_that_are_a_slice(flash: Attention) -> None:
     """The model passes a view into the fused projection."""
     kv = filled_cache(4, 256, torch.bfloat16)
-    batch = Batch.build([Span(range(2), 0, 20)], 256)
+    batch = Batch.build([Span([range(2)], 0, 20)], 256)
     wide = torch.randn(20, HEADS + KV_HEADS, DIM).to(torch.bfloat16)
     actual = flash.forward(wide[:, :HEADS], 0, batch, kv, SCALE, None)
     expected = SdpaAttention().forward(wide[:, :HEADS], 0, batch, kv, SCALE, None)
@@ -120,10 +120,10 @@ def test_flash_reads_queries_that_are_a_slice(flash: Attention) -> None:
 
 
 def test_flash_refuses_what_it_cannot_do(flash: Attention) -> None:
-    batch = Batch.build([Span(range(1), 0, 3)], 64)
+    batch = Batch.build([Span([range(1)], 0, 3)], 64)
     with pytest.raises(SettingsError, match="256"):
         flash.forward(queries(batch, torch.bfloat16), 0, batch, filled_cache(4, 64, torch.bfloat16), SCALE, None)
-    batch = Batch.build([Span(range(1), 0, 3)], 256)
+    batch = Batch.build([Span([range(1)], 0, 3)], 256)
     with pytest.raises(SettingsError, match="bfloat16 or float16"):
         flash.forward(queries(batch, torch.float32), 0, batch, filled_cache(4, 256, torch.float32), SCALE, None)
 

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shared.model.batch import Batch, Span
-from tests.unit.model.tiny import Tiny, random_ids, run
+from tests.unit.model.tiny import Tiny, random_ids, run, tables
 
 LENGTH = 70  # more than five windows of the windowed checkpoints, and not a multiple of a page
 TOLERANCE = 1e-4
@@ -48,7 +48,7 @@ def test_ragged_batch(any_model: Tiny) -> None:
         if start:
             run(model, kv, own, ids[:start], [])
     ends = [45, LENGTH, LENGTH]
-    spans = [Span(own, start, end - start) for own, start, end in zip(pages, starts, ends, strict=True)]
+    spans = [Span(tables(kv, own), start, end - start) for own, start, end in zip(pages, starts, ends, strict=True)]
     batch = Batch.build(spans, kv.page_tokens)
     tokens = [t for ids, start, end in zip(sequences, starts, ends, strict=True) for t in ids[start:end]]
     logits = model.logits(model.forward(torch.tensor(tokens), batch, kv))
@@ -63,7 +63,7 @@ def test_layers_of_two_batches_interleaved(gemma: Tiny) -> None:
     """Layer gating: one batch stands between layers while another runs all of its own."""
     model, kv = gemma.model, gemma.cache(num_pages=32)
     slow, fast = random_ids(40, seed=6), random_ids(25, seed=7)
-    slow_batch = Batch.build([Span(range(5), 0, 40)], kv.page_tokens)
+    slow_batch = Batch.build([Span(tables(kv, range(5)), 0, 40)], kv.page_tokens)
     hidden = model.embed(torch.tensor(slow))
     for index in range(model.num_layers):
         hidden = model.layers(index, index + 1, hidden, slow_batch, kv)
@@ -73,11 +73,12 @@ def test_layers_of_two_batches_interleaved(gemma: Tiny) -> None:
 
 def test_a_layer_completes_its_own_kv_only(gemma: Tiny) -> None:
     model, kv = gemma.model, gemma.cache()
-    batch = Batch.build([Span(range(3), 0, 20)], kv.page_tokens)
-    hidden = model.layers(0, 1, model.embed(torch.tensor(random_ids(20))), batch, kv)
-    assert kv.keys_of(0)[:3].flatten(0, 1)[:20].abs().amin(dim=(1, 2)).gt(0).all()
-    assert kv.keys_of(0).flatten(0, 1)[20:].eq(0).all()
-    assert kv.keys_of(1).eq(0).all()
+    batch = Batch.build([Span(tables(kv, range(3)), 0, 20)], kv.page_tokens)
+    hidden = model.layer(0, model.embed(torch.tensor(random_ids(20))), batch, kv)
+    own = tables(kv, range(3))[kv.group_of(0)]
+    assert kv.keys_of(0)[own].flatten(0, 1)[:20].abs().amin(dim=(1, 2)).gt(0).all()
+    kv.keys_of(0)[own[0]] = kv.keys_of(0)[own[1]] = kv.keys_of(0)[own[2], :4] = 0
+    assert all(kv.keys_of(layer).eq(0).all() for layer in range(3))
     assert hidden.shape == (20, gemma.config.hidden_size)
 
 
@@ -91,9 +92,10 @@ def test_window_layers_never_read_behind_the_window(gemma: Tiny) -> None:
         if spec.window is not None:
             first = layout.first_block_needed(spec.window, 8)
             assert first > 0
-            kv.keys_of(index)[:first] = float("nan")
-            kv.values_of(index)[:first] = float("nan")
-    batch = Batch.build([Span(range(9), 64, 6)], kv.page_tokens)
+            behind = tables(kv, range(first))[kv.group_of(index)]
+            kv.keys_of(index)[behind] = float("nan")
+            kv.values_of(index)[behind] = float("nan")
+    batch = Batch.build([Span(tables(kv, range(9)), 64, 6)], kv.page_tokens)
     logits = gemma.model.logits(gemma.model.forward(torch.tensor(ids[64:]), batch, kv))
     assert_close(logits, gemma.expected(ids)[64:])
 
@@ -112,7 +114,7 @@ def test_greedy_text_equals_generate(any_model: Tiny) -> None:
     logits = run(any_model.model, kv, range(9), ids, [])
     while len(ids) < 50:
         ids.append(int(logits[-1].argmax()))
-        batch = Batch.build([Span(range(9), len(ids) - 1, 1)], kv.page_tokens)
+        batch = Batch.build([Span(tables(kv, range(9)), len(ids) - 1, 1)], kv.page_tokens)
         logits = any_model.model.logits(any_model.model.forward(torch.tensor(ids[-1:]), batch, kv))
     generated = any_model.oracle.generate(
         torch.tensor([prompt]), max_new_tokens=20, min_new_tokens=20, do_sample=False, eos_token_id=None

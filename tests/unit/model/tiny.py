@@ -14,6 +14,7 @@ from shared.model.attention import Attention
 from shared.model.batch import Batch, Span
 from shared.model.catalog import ensure_weights, resolve
 from shared.model.config import ModelConfig
+from shared.model.page_groups import PageGroups
 from shared.model.paged import PagedKv
 from shared.model.transformer import Transformer
 from tests.support.kernels import kernels
@@ -75,7 +76,9 @@ class Tiny:
     model: Transformer
 
     def cache(self, num_pages: int = 16, page_tokens: int = 8) -> PagedKv:
-        return PagedKv(self.config.kv_layout(page_tokens, "float32"), num_pages, page_tokens)
+        """Return pages for `tables`, `num_pages` for each page group."""
+        layout = self.config.kv_layout(page_tokens, "float32")
+        return PagedKv(layout, num_pages * len(PageGroups.of(layout).groups), page_tokens)
 
     def expected(self, ids: Sequence[int]) -> torch.Tensor:
         with torch.inference_mode():
@@ -131,6 +134,12 @@ def random_ids(count: int, seed: int = 0) -> list[int]:
     return ids
 
 
+def tables(kv: PagedKv, pages: Sequence[int]) -> list[list[int]]:
+    """Return the tables of a sequence that has the pages `pages` in each group's own part of the pool."""
+    part = kv.num_pages // kv.num_groups
+    return [[group * part + page for page in pages] for group in range(kv.num_groups)]
+
+
 def run(
     model: Transformer, kv: PagedKv, pages: Sequence[int], ids: Sequence[int], splits: Sequence[int]
 ) -> torch.Tensor:
@@ -138,7 +147,7 @@ def run(
     hidden = []
     start = 0
     for end in [*splits, len(ids)]:
-        batch = Batch.build([Span(pages, start, end - start)], kv.page_tokens)
+        batch = Batch.build([Span(tables(kv, pages), start, end - start)], kv.page_tokens)
         hidden.append(model.forward(torch.tensor(ids[start:end]), batch, kv))
         start = end
     return model.logits(torch.cat(hidden))

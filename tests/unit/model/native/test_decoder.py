@@ -11,10 +11,12 @@ from shared.model.batch import Batch, Span
 from shared.model.config import ModelConfig
 from shared.model.convert import quantise_rows
 from shared.model.layer_weights import ModelWeights
+from shared.model.page_groups import PageGroups
 from shared.model.paged import PagedKv
 from shared.model.stored import int8_tensors, stored_tensors
 from shared.model.transformer import Transformer
 from tests.support.kernels import kernels
+from tests.unit.model.tiny import tables
 
 PAGE = 16
 LENGTH = 600  # several of the kernel's chunks of 128 positions
@@ -41,18 +43,19 @@ def random_weights(dtype: torch.dtype) -> dict[str, Tensor]:
     return {t.name: (torch.randn(t.shape, generator=generator) * 0.2).to(dtype) for t in stored_tensors(MODEL)}
 
 
-def filled(model: Transformer, dtype: Dtype, lengths: list[int]) -> tuple[PagedKv, list[list[int]]]:
+def filled(model: Transformer, dtype: Dtype, lengths: list[int]) -> tuple[PagedKv, list[list[list[int]]]]:
     """Return a cache with a random prefix per sequence, each in scattered pages."""
     num_pages = sum(length // PAGE + 2 for length in lengths)
-    kv = PagedKv(MODEL.kv_layout(PAGE, dtype), num_pages, PAGE)
+    layout = MODEL.kv_layout(PAGE, dtype)
+    kv = PagedKv(layout, num_pages * len(PageGroups.of(layout).groups), PAGE)
     order = torch.randperm(num_pages, generator=torch.Generator().manual_seed(3)).tolist()
-    tables = []
+    found = []
     for seed, length in enumerate(lengths):
-        pages, order = order[: length // PAGE + 2], order[length // PAGE + 2 :]
+        own, order = tables(kv, order[: length // PAGE + 2]), order[length // PAGE + 2 :]
         ids = torch.randint(MODEL.vocab_size, (length,), generator=torch.Generator().manual_seed(seed))
-        model.forward(ids, Batch.build([Span(pages, 0, length)], PAGE), kv)
-        tables.append(pages)
-    return kv, tables
+        model.forward(ids, Batch.build([Span(own, 0, length)], PAGE), kv)
+        found.append(own)
+    return kv, found
 
 
 def step(model: Transformer, kv: PagedKv, spans: list[Span], ids: list[int]) -> Tensor:
@@ -66,8 +69,8 @@ def test_kernels_equal_torch(dtype: Dtype, tolerance: float) -> None:
     assert native.uses_kernels
     assert not reference.uses_kernels
     lengths = [LENGTH, 3, 149, 150, 128, 127]
-    kv, tables = filled(reference, dtype, lengths)
-    spans = [Span(pages, length, 1 + i % 2) for i, (pages, length) in enumerate(zip(tables, lengths, strict=True))]
+    kv, found = filled(reference, dtype, lengths)
+    spans = [Span(own, length, 1 + i % 2) for i, (own, length) in enumerate(zip(found, lengths, strict=True))]
     ids = list(range(20, 20 + sum(span.num_tokens for span in spans)))
     expected = step(reference, kv, spans, ids)
     assert expected.std() > 0.5, "logits this small would hide an error"
@@ -79,8 +82,8 @@ def test_a_row_does_not_depend_on_the_others(dtype: Dtype) -> None:
     """To the last bit, at any place, in any company, on any number of threads."""
     model = Transformer(MODEL, ModelWeights.build(MODEL, random_weights(getattr(torch, dtype))), kernels=kernels())
     lengths = [LENGTH, *range(30, 330, 20)]
-    kv, tables = filled(model, dtype, lengths)
-    spans = [Span(pages, length, 1) for pages, length in zip(tables, lengths, strict=True)]
+    kv, found = filled(model, dtype, lengths)
+    spans = [Span(own, length, 1) for own, length in zip(found, lengths, strict=True)]
     alone = [step(model, kv, [span], [7 + i]) for i, span in enumerate(spans)]
     try:
         for threads, chosen in ((1, range(16)), (2, [5, 0, 9]), (3, range(7, -1, -1)), (2, [0, 1])):
@@ -104,8 +107,8 @@ def test_int8_weights_are_integers_times_scales() -> None:
     embedding = "model.embed_tokens.weight"
     model = Transformer(MODEL, ModelWeights.build(MODEL, weights, int8), kernels=kernels())
     reference = ModelWeights.build(MODEL, plain)
-    kv, tables = filled(model, "float32", [LENGTH])
-    span = Span(tables[0], LENGTH, 1)
+    kv, found = filled(model, "float32", [LENGTH])
+    span = Span(found[0], LENGTH, 1)
     expected = step(
         Transformer(MODEL, ModelWeights(weights[embedding], reference.layers, reference.final_norm, reference.head)),
         kv,
