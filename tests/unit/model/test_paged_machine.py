@@ -208,9 +208,7 @@ class PagedStates(RuleBasedStateMachine):
         pages = [table[position // self.kv.page_tokens] for position in range(first, end)]
         assert -1 not in pages, f"layer {layer} has lost tokens of [{first}, {end}): {table}"
         offsets = torch.arange(first, end) % self.kv.page_tokens
-        assert self.kv.keys_of(layer)[pages, offsets, 0, 0].tolist() == expected.tolist(), (
-            "overwritten"
-        )
+        assert self.kv.keys_of(layer)[pages, offsets, 0, 0].tolist() == expected.tolist(), "overwritten"
 
 
 TestPagedStates = PagedStates.TestCase
