@@ -80,9 +80,7 @@ async def test_a_prompt_that_extends_a_cached_one_resumes_at_its_end() -> None:
         result = await dcs.generate(tokens, 8)
         assert result.prefill_computed == 14 * BLOCK - 9 * BLOCK
         assert result.ids == greedy_reference("gemma3", tokens, 8)
-        again = await dcs.generate(
-            tokens[:400], 8
-        )  # at its middle the pool has window entries, the device has not
+        again = await dcs.generate(tokens[:400], 8)  # at its middle the pool has window entries, the device has not
         assert again.cached(400) == 6 * BLOCK
         assert again.ids == greedy_reference("gemma3", tokens[:400], 8)
         await dcs.assert_idle()
