@@ -65,6 +65,22 @@ async def test_too_many_too_long_too_late(queue: PageQueue) -> None:
     assert queue._kv.held == 0
 
 
+async def test_windows_are_charged_for_the_stride() -> None:
+    model = tiny_model("gemma3", num_pages=60)  # a full layer and three of a window of 100 tokens
+    queue = PageQueue(model.kv, max_waiting=2)
+    async with queue.reserved([], 1900, Deadline.after(1), stride=256):
+        with pytest.raises(DeadlineExceeded):
+            async with queue.reserved([], 600, Deadline.after(0.01), stride=256):
+                pass
+    with pytest.raises(ContextTooLong, match="1920"):
+        async with queue.reserved([], 1921, Deadline.after(1), stride=256):
+            pass
+    with pytest.raises(ContextTooLong, match="960"):
+        async with queue.reserved([], 1900, Deadline.after(1)):
+            pass
+    assert model.kv.held == 0
+
+
 async def test_a_waiter_that_is_cancelled_takes_nothing(queue: PageQueue) -> None:
     async with queue.reserved([], 256, Deadline.after(1)):
         waiter = asyncio.create_task(hold(queue, 64, [], "w", asyncio.Event()))

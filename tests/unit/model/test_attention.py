@@ -5,11 +5,14 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shared.errors import SettingsError
 from shared.kv.layout import KvLayout, LayerSpec
 from shared.model.attention import Attention, SdpaAttention, select_attention
 from shared.model.batch import Batch, Span
+from shared.model.page_groups import first_page_needed
 from shared.model.paged import PagedKv
 from tests.unit.model import fake_flash
 
@@ -79,9 +82,47 @@ def test_sdpa_over_several_tiles(start: int, count: int, window: int | None) -> 
     torch.testing.assert_close(actual[rows], plain(q[rows], one_by_one, kv, window), atol=1e-5, rtol=1e-5)
 
 
+def behind_the_window(spans: list[Span], page_tokens: int, window: int) -> list[Span]:
+    """Take the pages that the window does not reach out of the tables."""
+    slid = []
+    for span in spans:
+        first = first_page_needed(window, span.start, page_tokens)
+        slid.append(Span([[-1] * first + list(table)[first:] for table in span.tables], span.start, span.num_tokens))
+    return slid
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), window=st.integers(1, 70))
+def test_slid_tables_give_what_dense_attention_gives(data: st.DataObject, window: int) -> None:
+    """Any spans on any pages of 8 tokens, against a softmax over the whole context under a mask."""
+    kv = filled_cache(24, 8, torch.float32)
+    pages = data.draw(st.permutations(range(24)))
+    spans = []
+    for part in (pages[:8], pages[8:16], pages[16:]):
+        start = data.draw(st.integers(0, 63))
+        spans.append(Span([part], start, data.draw(st.integers(1, 64 - start))))
+    slid = behind_the_window(spans, 8, window)
+    batch = Batch.build(slid, 8)
+    q = queries(batch, torch.float32)
+    actual = SdpaAttention().forward(q, 0, batch, kv, SCALE, window)
+    torch.testing.assert_close(actual, plain(q, Batch.build(spans, 8), kv, window), atol=1e-5, rtol=1e-5)
+
+
+def test_block_tables_and_slots() -> None:
+    spans = [Span([[3, 5], [-1, 7]], 9, 2), Span([[1], [2]], 6, 1)]
+    batch = Batch.build(spans, 8)
+    assert batch.block_table(0).tolist() == [[3, 5], [1, -1]]
+    assert batch.block_table(1).tolist() == [[-1, 7], [2, -1]]
+    assert batch.block_table(1).dtype == torch.int32
+    assert batch.slots_of(0).tolist() == [41, 42, 14]
+    assert batch.slots_of(1).tolist() == [57, 58, 22]
+
+
 def test_a_span_beyond_its_pages_is_refused() -> None:
     with pytest.raises(ValueError, match="do not fit"):
         Batch.build([Span([[0, 1]], 10, 7)], 8)
+    with pytest.raises(ValueError, match="do not fit"):
+        Batch.build([Span([[0, 1], [0, -1]], 7, 2)], 8)
 
 
 @pytest.fixture
@@ -106,6 +147,17 @@ def test_flash_equals_sdpa(flash: Attention, spans: list[tuple[Sequence[int], in
     q = queries(batch, torch.bfloat16)
     actual = flash.forward(q, 0, batch, kv, SCALE, window)
     expected = SdpaAttention().forward(q, 0, batch, kv, SCALE, window)
+    torch.testing.assert_close(actual, expected, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("spans", FLASH_SPANS)
+def test_flash_on_slid_tables(flash: Attention, spans: list[tuple[Sequence[int], int, int]]) -> None:
+    kv = filled_cache(8, 256, torch.bfloat16)
+    whole = [Span([pages], start, count) for pages, start, count in spans]
+    batch = Batch.build(behind_the_window(whole, 256, 64), 256)
+    q = queries(batch, torch.bfloat16)
+    actual = flash.forward(q, 0, batch, kv, SCALE, 64)
+    expected = SdpaAttention().forward(q, 0, Batch.build(whole, 256), kv, SCALE, 64)
     torch.testing.assert_close(actual, expected, atol=0.02, rtol=0.02)
 
 

@@ -6,6 +6,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shared.model.batch import Batch, Span
+from shared.model.page_groups import PageGroups
+from shared.model.paged import PagedKv, Reservation
 from tests.unit.model.tiny import Tiny, random_ids, run, tables
 
 LENGTH = 70  # more than five windows of the windowed checkpoints, and not a multiple of a page
@@ -120,3 +122,35 @@ def test_greedy_text_equals_generate(any_model: Tiny) -> None:
         torch.tensor([prompt]), max_new_tokens=20, min_new_tokens=20, do_sample=False, eos_token_id=None
     )
     assert ids == generated[0].tolist()
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(splits=st.sets(st.integers(1, LENGTH - 1), max_size=8), page_tokens=st.sampled_from([4, 8]))
+def test_sliding_as_it_goes_changes_nothing(gemma: Tiny, splits: set[int], page_tokens: int) -> None:
+    """Two sequences take turns in a pool that holds them only because they slide; what nobody holds is not a number."""
+    ends = [*sorted(splits), LENGTH]
+    stride = max(end - start for start, end in zip([0, *ends], ends, strict=False))
+    layout = gemma.config.kv_layout(page_tokens, "float32")
+    groups = PageGroups.of(layout)
+    kv = PagedKv(layout, 2 * groups.pages_needed(LENGTH, stride, page_tokens), page_tokens)
+    prompts = [random_ids(LENGTH, seed) for seed in (11, 12)]
+    held = [kv.reserve([], LENGTH, stride) for _ in prompts]
+    logits: list[list[torch.Tensor]] = [[], []]
+    start = 0
+    for end in ends:
+        for ids, reservation, out in zip(prompts, held, logits, strict=True):
+            assert reservation is not None
+            kv.slide(reservation, start)
+            assert kv.cover(reservation, start, end)
+            _spoil_what_is_free(kv, held)
+            batch = Batch.build([Span(reservation.tables, start, end - start)], page_tokens)
+            out.append(gemma.model.logits(gemma.model.forward(torch.tensor(ids[start:end]), batch, kv)))
+        start = end
+    for ids, out in zip(prompts, logits, strict=True):
+        assert_close(torch.cat(out), gemma.expected(ids))
+
+
+def _spoil_what_is_free(kv: PagedKv, held: list[Reservation | None]) -> None:
+    used = {page for reservation in held if reservation for table in reservation.tables for page in table}
+    for page in set(range(kv.num_pages)) - used:
+        kv.keys_of(0)[page] = kv.values_of(0)[page] = float("nan")
