@@ -1,42 +1,43 @@
-"""The decode loop: admit, advance gated tails, step the running batch, let go of what has ended."""
+"""The decode loop: plan a step, let the torch thread run it, hand out what it brought."""
 
 import asyncio
+import itertools
 import time
-from collections import deque
-from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
 
-from services.decode.publisher import BlockPublisher
-from services.decode.runner import Runner
+from services.decode.memory import SequenceMemory
+from services.decode.meter import StepMeter
+from services.decode.runner import Runner, Step
+from services.decode.scheduler import Offer, Rank, Scheduler, TailBudget
 from services.decode.sequence import FinishReason, Generation, NewTokens, Sequence
 from services.decode.settings import DecodeSettings
 from services.decode.tail import Tail
-from shared.engine.fetch import FetchContext, PageFetch
+from shared.engine.fetch import FetchContext
 from shared.engine.loaded import LoadedModel
 from shared.engine.thread import WorkThread
-from shared.errors import ContextTooLong, Internal, Overloaded, PrfaasError
-from shared.kv.hashing import chain_keys, num_prefix_blocks
+from shared.errors import ContextTooLong, Draining, Internal, Overloaded, PrfaasError
 from shared.log import get_logger
 from shared.metrics import Metrics
 from shared.model.sampling import Sampled
 
 log = get_logger()
 
-T = TypeVar("T")
-
-SPEED_SMOOTHING = 0.1
-
 
 class DecodeEngine:
-    """One model on one device, generating for many requests in one batch.
+    """One model on one device, generating for many requests in one batch. All methods belong to the event loop.
 
-    Life: `submit` may be called once `run` has been started and returns a sequence whose `events` yield its tokens.
-    `abort` may be called at any time, any number of times. A sequence's pages are released as soon as neither the
-    loop, nor its fetch, nor the publisher can touch them. `run` serves until cancelled.
+    Life:
 
-    States, by where a sequence is listed: waiting (no pages yet), tails (entries arrive, prompt end is computed),
-    running (one token a step), none (retired).
+    - start: `run` serves until it is cancelled, and needs `publisher.run` beside it. Nothing is held before that.
+    - generate: `submit` raises or returns a sequence; from then on its `events` end in a finish reason or an error, not
+      later than its deadline. What they have said is never said again or taken back, whatever happens to its pages:
+      a sequence that is pre-empted goes on with the same tokens as if it had not been.
+    - abort: at any time, any number of times. The sequence computes nothing after the step in hand; its pages go back
+      as soon as neither the torch thread, nor its fetch, nor the publisher can touch them.
+    - drain: whoever stops sending requests waits for the calls that are open; the engine serves on meanwhile. When the
+      last sequence has ended and its blocks are published, no reservation is held.
+    - clean up: cancel `run` and `publisher.run`. What was still there ends in `Draining`. When both have returned the
+      torch thread is idle, every page is released, and nothing that was not published will be.
     """
 
     def __init__(
@@ -44,29 +45,27 @@ class DecodeEngine:
     ) -> None:
         self._settings = settings
         self._model = model
-        self._kv = model.kv
-        self._layout = model.layout
         self._thread = thread
-        self._runner = Runner(model.transformer, model.kv)
-        self._context = context
-        self._metrics = metrics
-        self.publisher = BlockPublisher(context, metrics, on_published=self._let_go)
-        self._waiting: deque[Sequence] = deque()
-        self._tails: deque[Sequence] = deque()
-        self._running: list[Sequence] = []
-        self._in_hand: list[Sequence] = []  # what the torch thread is working on
         self._wake = asyncio.Event()
-        self._generated = metrics.counter("generation_tokens", "Tokens generated")
-        self._computed_prompt = metrics.counter("decode_computed_prompt_tokens", "Prompt tokens computed by decode")
-        self.tokens_per_s = 0.0
+        self._memory = SequenceMemory(context, metrics, settings.chunk_tokens, self._wake.set, self._fail)
+        self._scheduler: Scheduler[Sequence] = Scheduler(self._memory, settings.max_batch)
+        self._tail_budget = TailBudget(settings.tail_tokens_per_step, model.layout.num_layers)
+        self._runner = Runner(model.transformer, model.kv)
+        self._meter = StepMeter(metrics)
+        self._arrivals = itertools.count()
+        self.publisher = self._memory.publisher
 
     @property
     def num_running(self) -> int:
-        return len(self._running) + len(self._tails)
+        return self._scheduler.num_holding
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._scheduler.waiting)
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self._meter.tokens_per_s
 
     def submit(self, generation: Generation) -> Sequence:
         """Queue a request. Raises `ContextTooLong` when it could never fit, `Overloaded` when too many wait."""
@@ -75,10 +74,11 @@ class DecodeEngine:
             raise ContextTooLong(
                 f"prompt and max_tokens make {num_tokens} tokens, the context has {self._model.max_model_len}"
             )
-        if len(self._waiting) >= self._settings.max_waiting:
-            raise Overloaded(f"{len(self._waiting)} requests are waiting already")
-        sequence = Sequence(generation)
-        self._waiting.append(sequence)
+        self._memory.check(num_tokens)
+        if self.num_waiting >= self._settings.max_waiting:
+            raise Overloaded(f"{self.num_waiting} requests are waiting already")
+        sequence = Sequence(generation, Rank(generation.priority, next(self._arrivals)))
+        self._scheduler.add(sequence)
         self._wake.set()
         return sequence
 
@@ -88,207 +88,137 @@ class DecodeEngine:
 
     def prefill_failed(self, sequence: Sequence) -> None:
         """Blocks that are not there yet will not come: compute what is missing."""
-        if sequence.fetch is not None:
-            sequence.fetch.stop_waiting()
+        self._memory.stop_waiting(sequence)
 
     async def run(self) -> None:
-        """Serve, for ever."""
-        while True:
-            self._wake.clear()
-            self._admit()
-            advanced = await self._advance_tails()
-            if self._running:
-                await self._step()
-            elif not advanced:
-                await self._wake.wait()
+        """Serve until cancelled."""
+        try:
+            while True:
+                self._wake.clear()
+                started = time.perf_counter()
+                step = self._plan()
+                if step:
+                    await self._take(step, started)
+                else:
+                    await self._wake.wait()
+        finally:
+            await self._clean_up()
 
-    def _admit(self) -> None:
-        while self._waiting and self.num_running < self._settings.max_batch:
-            sequence = self._waiting[0]
-            generation = sequence.generation
-            num_tokens = len(generation.token_ids) + generation.sampling.max_tokens
-            most = num_prefix_blocks(len(generation.token_ids), self._layout.block_tokens)
-            sequence.reservation = self._kv.reserve(sequence.keys[:most], num_tokens)
-            if sequence.reservation is None:
-                return
-            self._waiting.popleft()
-            self._tails.append(sequence)
-            sequence.resident = list(sequence.reservation.cached_layers)
-            if len(sequence.resident) < generation.num_blocks:
-                self._start_fetch(sequence)
-            # The device may hold more of the prompt than the gateway has heard of.
-            self._start_tail(sequence, max(generation.num_blocks, len(sequence.resident)))
+    def _plan(self) -> Step:
+        batch = self._scheduler.schedule()
+        offers = [offer for sequence in self._scheduler.turns() if (offer := self._offer(sequence)) is not None]
+        slices = self._tail_budget.share(offers, len(batch))
+        for sequence, _ in slices:
+            self._scheduler.took_turn(sequence)
+        return Step.of(slices, batch)
 
-    def _start_fetch(self, sequence: Sequence) -> None:
-        generation, reservation = sequence.generation, sequence.reservation
-        assert reservation is not None
-        blocks = range(reservation.cached_blocks, generation.num_blocks)
-        needed = {block: self._layout.needed_layers(block, generation.num_blocks) for block in blocks}
-        wanted = {block: layers for block, layers in needed.items() if layers}
-        sequence.fetch = PageFetch(self._context, reservation, sequence.keys, wanted, on_landed=self._wake.set)
-        sequence.fetch_task = asyncio.create_task(
-            sequence.fetch.run(generation.sources, generation.wait_s, generation.deadline), name="decode fetch"
-        )
-        sequence.fetch_task.add_done_callback(partial(self._fetch_ended, sequence))
-
-    def _fetch_ended(self, sequence: Sequence, task: "asyncio.Task[None]") -> None:
-        """Called by the task. The tail is changed later, by `run`, when the torch thread has let go of it."""
-        self._wake.set()
-        if sequence.retired:
-            self._let_go(sequence)
-        elif not task.cancelled() and (error := task.exception()) is not None:
-            self._fail(sequence, error)
-
-    def _start_tail(self, sequence: Sequence, first_block: int) -> None:
-        start = first_block * self._layout.block_tokens
-        sequence.tail = Tail(start, sequence.num_prompt_tokens, self._settings.chunk_tokens)
-
-    async def _advance_tails(self) -> bool:
-        """Advance waiting tails in turn, within the budget that a running batch allows. Return whether any moved."""
-        settings = self._settings
-        budget = settings.tail_tokens_per_step if self._running else settings.chunk_tokens
-        for _ in range(len(self._tails)):
-            sequence = self._tails[0]
-            self._tails.rotate(-1)
-            if await self._advance(sequence, budget):
-                return True
-        return False
-
-    async def _advance(self, sequence: Sequence, budget: int) -> bool:
-        if sequence.fetch_task is not None and sequence.fetch_task.done():
-            self._settle_fetch(sequence)
-        tail, fetch = sequence.tail, sequence.fetch
-        assert tail is not None, "a sequence in tails has a tail"
-        open_layers = self._layout.num_layers if fetch is None else fetch.num_open_layers()
-        num_layers = tail.num_runnable(open_layers, budget, self._layout.num_layers)
-        if num_layers == 0:
-            return False
-        if tail.first == tail.start and tail.next_layer == 0:
+    def _offer(self, sequence: Sequence) -> Offer[Sequence] | None:
+        open_layers = self._memory.num_open_layers(sequence)
+        tail = _tail(sequence)
+        if open_layers <= tail.next_layer:
+            return None
+        if sequence.gate_opened_at_s is None:
             sequence.gate_opened_at_s = time.time()
-        call = partial(self._runner.advance_tail, tail, num_layers, sequence)
-        sampled = await self._computed([sequence], call)
-        if sampled is not None and not sequence.retired:
-            self._join_batch(sequence, sampled)
-        return True
+        return Offer(sequence, tail.chunk_end - tail.first, open_layers - tail.next_layer)
 
-    def _settle_fetch(self, sequence: Sequence) -> None:
-        """Take stock of a fetch: what has landed is resident; if something is missing, the tail starts before it."""
-        fetch, num_blocks = sequence.fetch, sequence.generation.num_blocks
-        if fetch is None:
+    async def _take(self, step: Step, started: float) -> None:
+        """Run a step in the torch thread, then hand its tokens out; they travel while the next step computes."""
+        firsts = [_tail(part.sequence).first for part in step.tails]
+        in_hand = step.holdings
+        self._memory.take_in_hand(in_hand)
+        try:
+            outcome = await self._thread.run(partial(self._runner.run, step))
+            for part, first, sampled in zip(step.tails, firsts, outcome.tails, strict=True):
+                self._tail_advanced(part.sequence, first, sampled)
+            if isinstance(outcome.batch, RuntimeError):
+                for part in step.batch:
+                    self._fail(part.sequence, outcome.batch)
+            else:
+                for part, sampled in zip(step.batch, outcome.batch, strict=True):
+                    self._generated(part.sequence, sampled)
+        finally:
+            self._memory.put_down(in_hand)
+        self._meter.stepped(step, outcome, time.perf_counter() - started)
+
+    def _tail_advanced(self, sequence: Sequence, first: int, sampled: Sampled | RuntimeError | None) -> None:
+        if sequence.retired:
             return
-        sequence.fetch = None
-        for block in range(len(sequence.resident), num_blocks):
-            needed = self._layout.needed_layers(block, num_blocks)
-            sequence.resident.append(needed & ~fetch.outstanding.get(block, 0))
-        if fetch.outstanding:
-            resume = self._layout.longest_resume(sequence.resident)
-            del sequence.resident[resume:]
-            log.warning(
-                "tail_extended", request_id=sequence.generation.request_id, num_blocks=num_blocks, resume_block=resume
-            )
-            self._start_tail(sequence, resume)
+        if isinstance(sampled, RuntimeError):
+            self._fail(sequence, sampled)
+            return
+        tail = _tail(sequence)
+        if tail.first > first:  # a chunk is through all layers
+            self._count_computed(sequence, tail.first - first)
+            self._memory.completed(sequence, tail.first)
+        if sampled is not None:
+            self._join_batch(sequence, tail, sampled)
 
-    def _join_batch(self, sequence: Sequence, sampled: Sampled) -> None:
-        tail = sequence.tail
-        assert tail is not None
-        self._tails.remove(sequence)
-        self._running.append(sequence)
-        sequence.tail = None
-        self._computed_prompt.inc(tail.end - tail.start)
+    def _count_computed(self, sequence: Sequence, num_tokens: int) -> None:
+        new = min(num_tokens, sequence.num_prompt_tokens - sequence.num_computed) if not sequence.num_generated else 0
+        sequence.num_computed += new
+        self._meter.computed_prompt.inc(new)
+        self._meter.recomputed.inc(num_tokens - new)
+
+    def _join_batch(self, sequence: Sequence, tail: Tail, sampled: Sampled) -> None:
+        sequence.held.tail = None
+        self._scheduler.join(sequence)
         log.info(
             "tail_computed",
             request_id=sequence.generation.request_id,  # this loop serves many requests and is bound to none
             num_prompt_tokens=sequence.num_prompt_tokens,
-            computed_prompt_tokens=tail.end - tail.start,
+            num_generated=sequence.num_generated,  # not 0: it was pre-empted
+            computed_tokens=tail.end - tail.start,
             gate_opened_at_s=sequence.gate_opened_at_s,
             computed_at_s=time.time(),
         )
-        self._settle_fetch(sequence)
-        self._completed(sequence, tail.start, tail.end)
-        self._append(sequence, sampled, computed_prompt_tokens=tail.end - tail.start)
+        self._append(sequence, sampled)
 
-    async def _step(self) -> None:
-        """Generate one token for every running sequence."""
-        batch = list(self._running)
-        started = time.perf_counter()
-        results = await self._computed(batch, partial(self._runner.step, batch))
-        if results is None:
+    def _generated(self, sequence: Sequence, sampled: Sampled) -> None:
+        if sequence.retired:
             return
-        self._measure(len(batch) / (time.perf_counter() - started))
-        for sequence, sampled in zip(batch, results, strict=True):
-            if not sequence.retired:
-                if len(sequence.tokens) % self._layout.block_tokens == 0:
-                    self._completed(sequence, len(sequence.tokens) - 1, len(sequence.tokens))
-                self._append(sequence, sampled)
+        if len(sequence.tokens) % self._model.layout.block_tokens == 0:
+            self._memory.completed(sequence, len(sequence.tokens))
+        self._append(sequence, sampled)
 
-    async def _computed(self, sequences: list[Sequence], call: Callable[[], T]) -> T | None:
-        """Run `call` in the torch thread; until it ends, the sequences keep their pages. A failure ends them: None."""
-        self._in_hand = sequences
-        try:
-            return await self._thread.run(call)
-        except RuntimeError as error:  # torch's own errors, out of memory included
-            log.exception("step_failed", num_sequences=len(sequences))
-            for sequence in sequences:
-                self._fail(sequence, error)
-            return None
-        finally:
-            self._in_hand = []
-            for sequence in sequences:
-                self._let_go(sequence)
-
-    def _completed(self, sequence: Sequence, first: int, end: int) -> None:
-        """Note that the KV of tokens `[first, end)` is in the pages; full blocks become shareable and are published."""
-        block_tokens, keys = self._layout.block_tokens, sequence.keys
-        first_block, end_block = first // block_tokens, end // block_tokens
-        if sequence.reservation is None:
-            return
-        while len(keys) < end_block:
-            start = len(keys) * block_tokens
-            previous = keys[-1] if keys else sequence.generation.root
-            keys.extend(chain_keys(previous, sequence.tokens[start : start + block_tokens], block_tokens))
-        sequence.resident += [self._layout.all_layers] * (end_block - len(sequence.resident))
-        self._kv.commit(sequence.reservation, end_block, keys, sequence.resident)
-        if first_block < end_block:
-            self.publisher.publish(sequence, first_block, end_block)
-
-    def _append(self, sequence: Sequence, sampled: Sampled, computed_prompt_tokens: int = 0) -> None:
+    def _append(self, sequence: Sequence, sampled: Sampled) -> None:
+        computed = 0 if sequence.num_generated else sequence.num_computed
         sequence.tokens.append(sampled.token)
-        self._generated.inc()
-        reason = self._finish_reason(sequence, sampled.token)
+        self._meter.generated.inc()
+        reason = _finish_reason(sequence, sampled.token)
         logprobs = () if sampled.logprobs is None else (sampled.logprobs,)
-        sequence.deliver(NewTokens((sampled.token,), reason, computed_prompt_tokens, logprobs))
+        sequence.deliver(NewTokens((sampled.token,), reason, computed, logprobs))
         if reason is not None:
             self._retire(sequence)
 
-    def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
-        sampling = sequence.generation.sampling
-        if token in sampling.stop_token_ids:
-            return FinishReason.STOP
-        return FinishReason.LENGTH if sequence.num_generated >= sampling.max_tokens else None
-
     def _fail(self, sequence: Sequence, error: BaseException) -> None:
-        if not sequence.retired:
-            known = error if isinstance(error, PrfaasError) else Internal(f"decode failed: {type(error).__name__}")
-            sequence.deliver(known)
+        if sequence.retired:
+            return
+        if not isinstance(error, PrfaasError):
+            log.error("generation_failed", request_id=sequence.generation.request_id, exc_info=error)
+            error = Internal(f"decode failed: {type(error).__name__}")
+        sequence.deliver(error)
         self._retire(sequence)
 
     def _retire(self, sequence: Sequence) -> None:
         sequence.retired = True
-        for listed in (self._waiting, self._tails, self._running):
-            if sequence in listed:
-                listed.remove(sequence)
-        if sequence.fetch_task is not None:
-            sequence.fetch_task.cancel()
-        self._let_go(sequence)
+        self._scheduler.remove(sequence)
+        self._memory.abandon(sequence)
+        self._wake.set()
 
-    def _let_go(self, sequence: Sequence) -> None:
-        """Release a retired sequence's pages, unless somebody may still touch them and will call again."""
-        fetching = sequence.fetch_task is not None and not sequence.fetch_task.done()
-        busy = fetching or sequence.num_publishing > 0 or sequence in self._in_hand
-        if sequence.retired and not busy and sequence.reservation is not None:
-            self._kv.release(sequence.reservation)
-            sequence.reservation = None
-            self._wake.set()
+    async def _clean_up(self) -> None:
+        for sequence in [*self._scheduler.waiting, *self._scheduler.tails, *self._scheduler.running]:
+            self._fail(sequence, Draining("this worker is stopping"))
+        await self._memory.all_returned()
 
-    def _measure(self, tokens_per_s: float) -> None:
-        self.tokens_per_s += (tokens_per_s - self.tokens_per_s) * (SPEED_SMOOTHING if self.tokens_per_s else 1.0)
+
+def _tail(sequence: Sequence) -> Tail:
+    tail = sequence.held.tail
+    assert tail is not None, "a sequence in tails has a tail"
+    return tail
+
+
+def _finish_reason(sequence: Sequence, token: int) -> FinishReason | None:
+    sampling = sequence.generation.sampling
+    if token in sampling.stop_token_ids:
+        return FinishReason.STOP
+    return FinishReason.LENGTH if sequence.num_generated >= sampling.max_tokens else None

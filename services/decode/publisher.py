@@ -1,14 +1,17 @@
-"""Full blocks that decode computed go to the pool in the background, so that the next turn of a conversation hits."""
+"""Full blocks that decode computed go to the pool in the background: for the next turn of a conversation, and for
+requests that are pre-empted."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from services.decode.holding import Holding
 from services.decode.sequence import Sequence
 from shared.deadline import Deadline
 from shared.engine.fetch import FetchContext
 from shared.engine.publish import PagePublisher, Ready
-from shared.errors import PrfaasError
+from shared.errors import DeadlineExceeded, PrfaasError, Unavailable
 from shared.kv.entries import BlockEntries
 from shared.log import get_logger
 from shared.metrics import Metrics
@@ -17,68 +20,100 @@ log = get_logger()
 
 MAX_QUEUED_BLOCKS = 1024
 PUBLISH_TIMEOUT_S = 10.0
+BACK_OFF_S = 5.0
+"""How long nothing is sent to a pool that could not be reached: pages wait for the sending, others for the pages."""
 
 
 class _Work(NamedTuple):
     sequence: Sequence
+    holding: Holding
     first: int
-    end: int
+    layers: tuple[int, ...]  # of the blocks from `first` on: what is in the pages
+
+    @property
+    def end(self) -> int:
+        return self.first + len(self.layers)
 
 
 class BlockPublisher:
     """Publishes blocks one request at a time, best effort: a pool that is away costs a later miss, nothing else.
 
-    While a block waits here its sequence counts it in `num_publishing`, which keeps the pages.
+    Every accepted piece of work uses its holding until `on_done` is called. What is published counts in its sequence's
+    `num_pooled`; what is not may be offered again, together with the sequence's next block.
     """
 
-    def __init__(self, context: FetchContext, metrics: Metrics, on_published: Callable[[Sequence], None]) -> None:
+    def __init__(self, context: FetchContext, metrics: Metrics, on_done: Callable[[Holding], None]) -> None:
         self._context = context
-        self._on_published = on_published
+        self._on_done = on_done
         self._queue: asyncio.Queue[_Work] = asyncio.Queue()
         self._num_queued = 0
+        self._away_until_s = 0.0
         self._published = metrics.counter(
             "decode_published_blocks", "Blocks that decode computed and offered to the pool"
         )
         self._dropped = metrics.counter("decode_unpublished_blocks", "Blocks that did not reach the pool")
 
-    def publish(self, sequence: Sequence, first: int, end: int) -> None:
-        """Queue blocks `[first, end)`; drops them when too many wait."""
-        if self._num_queued + end - first > MAX_QUEUED_BLOCKS:
-            self._dropped.inc(end - first)
-            return
-        self._num_queued += end - first
-        sequence.num_publishing += end - first
-        self._queue.put_nowait(_Work(sequence, first, end))
+    def publish(self, sequence: Sequence, holding: Holding, first: int, layers: tuple[int, ...]) -> bool:
+        """Queue the blocks from `first` on, each with the layers that are in its pages. False when too many wait."""
+        if self._num_queued + len(layers) > MAX_QUEUED_BLOCKS:
+            self._dropped.inc(len(layers))
+            return False
+        self._num_queued += len(layers)
+        self._queue.put_nowait(_Work(sequence, holding, first, layers))
+        return True
 
     async def run(self) -> None:
-        """Publish what is queued, for ever."""
-        while True:
-            work = await self._queue.get()
-            num_blocks = work.end - work.first
-            try:
-                await self._send(work)
-                self._published.inc(num_blocks)
-            except PrfaasError as error:
-                self._dropped.inc(num_blocks)
-                log.warning("blocks_not_published", num_blocks=num_blocks, error=str(error), code=error.code)
-            finally:
-                self._num_queued -= num_blocks
-                work.sequence.num_publishing -= num_blocks
-                self._on_published(work.sequence)
+        """Publish what is queued, until cancelled; then the queue is dropped."""
+        try:
+            while True:
+                await self._publish(await self._queue.get())
+        finally:
+            while not self._queue.empty():
+                self._drop(self._queue.get_nowait())
+
+    async def _publish(self, work: _Work) -> None:
+        if time.monotonic() < self._away_until_s:
+            self._drop(work)
+            return
+        try:
+            await self._send(work)
+        except PrfaasError as error:
+            log.warning("blocks_not_published", num_blocks=len(work.layers), error=str(error), code=error.code)
+            if isinstance(error, (Unavailable, DeadlineExceeded)):
+                self._away_until_s = time.monotonic() + BACK_OFF_S
+            self._drop(work)
+        except BaseException:
+            self._drop(work)
+            raise
+        else:
+            self._published.inc(len(work.layers))
+            if work.first <= work.sequence.num_pooled:
+                work.sequence.num_pooled = max(work.sequence.num_pooled, work.end)
+            self._finish(work)
+
+    def _drop(self, work: _Work) -> None:
+        self._dropped.inc(len(work.layers))
+        work.sequence.num_offered = min(work.sequence.num_offered, work.first)
+        self._finish(work)
+
+    def _finish(self, work: _Work) -> None:
+        self._num_queued -= len(work.layers)
+        self._on_done(work.holding)
 
     async def _send(self, work: _Work) -> None:
         context, sequence = self._context, work.sequence
-        if sequence.reservation is None:
-            return
         async with context.pool.publish(Deadline.after(PUBLISH_TIMEOUT_S)) as publication:
             publisher = PagePublisher(
-                publication, context.kv, sequence.reservation, sequence.keys, context.copier, sequence.generation.codec
+                publication, context, work.holding.reservation, sequence.keys, sequence.generation.codec
             )
-            blocks = [BlockEntries(key, context.layout.all_layers) for key in sequence.keys[work.first : work.end]]
+            blocks = [
+                BlockEntries(key, layers)
+                for key, layers in zip(sequence.keys[work.first : work.end], work.layers, strict=True)
+            ]
             if work.first > 0:
                 blocks.insert(0, BlockEntries(sequence.keys[work.first - 1], 0))  # tells the pool what these follow
             grant = await publication.open(context.layout, blocks)
-            publisher.to_send[work.first : work.end] = grant.granted[-(work.end - work.first) :]
+            publisher.to_send[work.first : work.end] = grant.granted[-len(work.layers) :]
             for layer in range(context.layout.num_layers):
                 publisher.emit(Ready(layer, work.first, work.end))
             publisher.finish()

@@ -1,11 +1,15 @@
 """What the decode engine asks of the model; every method runs in the torch thread."""
 
+import time
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
+from services.decode.holding import Holding
+from services.decode.scheduler import Slice
 from services.decode.sequence import Sequence
-from services.decode.tail import Tail
 from shared.model.batch import Batch, Span
 from shared.model.paged import PagedKv
 from shared.model.penalties import TokenHistory
@@ -13,29 +17,89 @@ from shared.model.sampling import Row, Sampled, sample
 from shared.model.transformer import Transformer
 
 
+class Part(NamedTuple):
+    """A sequence in the torch thread's hand. The loop may take its holding from it meanwhile: this one stays."""
+
+    sequence: Sequence
+    holding: Holding
+    num_layers: int = 0  # of its tail, that are to run
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the torch thread does in one go: some layers of some tails, and a token for each sequence of the batch."""
+
+    tails: Seq[Part]
+    batch: Seq[Part]
+
+    @classmethod
+    def of(cls, slices: Seq[Slice[Sequence]], batch: Seq[Sequence]) -> "Step":
+        """All of them hold pages."""
+        return cls(
+            [Part(sequence, sequence.held, num_layers) for sequence, num_layers in slices],
+            [Part(sequence, sequence.held) for sequence in batch],
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.tails or self.batch)
+
+    @property
+    def holdings(self) -> list[Holding]:
+        return [part.holding for part in (*self.tails, *self.batch)]
+
+
+@dataclass
+class Outcome:
+    """What came of a step. Torch's errors, out of memory included, are results: they concern a part of it only."""
+
+    tails: list[Sampled | RuntimeError | None] = field(default_factory=list)  # as the step's; None: not at its end yet
+    batch: list[Sampled] | RuntimeError = field(default_factory=list)  # as the step's
+    tails_s: float = 0.0  # in the model, for tails
+    batch_s: float = 0.0  # in the model, for the batch: forward pass and sampling
+
+
 class Runner:
-    """Reads sequences and writes their pages and histories; changes nothing else of them."""
+    """Reads sequences and writes their pages, tails and histories; changes nothing else of them."""
 
     def __init__(self, transformer: Transformer, kv: PagedKv) -> None:
         self._transformer = transformer
         self._kv = kv
 
-    def advance_tail(self, tail: Tail, num_layers: int, sequence: Sequence) -> Sampled | None:
-        """Run a tail's next layers. Return the first generated token once the whole tail is computed."""
-        assert sequence.reservation is not None, "a tail without pages"
-        last = tail.advance(num_layers, self._transformer, self._kv, sequence.reservation, sequence.tokens)
-        return None if last is None else self._sample(last, [sequence])[0]
+    def run(self, step: Step) -> Outcome:
+        outcome = Outcome()
+        started = time.perf_counter()
+        for part in step.tails:
+            try:
+                outcome.tails.append(self._advance_tail(part))
+            except RuntimeError as error:
+                outcome.tails.append(error)
+        outcome.tails_s = time.perf_counter() - started
+        if step.batch:
+            try:
+                outcome.batch, outcome.batch_s = self._generate(step.batch)
+            except RuntimeError as error:
+                outcome.batch = error
+        return outcome
 
-    def step(self, batch: Seq[Sequence]) -> list[Sampled]:
-        """Run one token of each sequence through the model; return the next token of each."""
-        spans = [Span(s.reservation.pages, len(s.tokens) - 1, 1) for s in batch if s.reservation is not None]
-        step = Batch.build(spans, self._kv.page_tokens, self._transformer.device)
-        ids = torch.tensor([s.tokens[-1] for s in batch], device=self._transformer.device)
-        return self._sample(self._transformer.forward(ids, step, self._kv), batch)
+    def _advance_tail(self, part: Part) -> Sampled | None:
+        """Run a tail's next layers. Return the token that follows it once the whole tail is computed."""
+        sequence, holding, num_layers = part
+        assert holding.tail is not None, "no tail to advance"
+        last = holding.tail.advance(num_layers, self._transformer, self._kv, holding.reservation, sequence.tokens)
+        return None if last is None else self._sample(last, [part])[0]
 
-    def _sample(self, hidden: torch.Tensor, batch: Seq[Sequence]) -> list[Sampled]:
+    def _generate(self, batch: Seq[Part]) -> tuple[list[Sampled], float]:
+        """Run the last token of each sequence through the model. Return what follows each, and the model's seconds."""
+        spans = [Span(part.holding.reservation.pages, len(part.sequence.tokens) - 1, 1) for part in batch]
+        layout = Batch.build(spans, self._kv.page_tokens, self._transformer.device)
+        ids = torch.tensor([part.sequence.tokens[-1] for part in batch], device=self._transformer.device)
+        started = time.perf_counter()
+        results = self._sample(self._transformer.forward(ids, layout, self._kv), batch)
+        return results, time.perf_counter() - started
+
+    def _sample(self, hidden: torch.Tensor, batch: Seq[Part]) -> list[Sampled]:
         """`hidden` is `[len(batch), hidden size]`: the state that predicts each sequence's next token."""
-        return sample(self._transformer.logits(hidden), [_row(sequence) for sequence in batch])
+        return sample(self._transformer.logits(hidden), [_row(part.sequence) for part in batch])
 
 
 def _row(sequence: Sequence) -> Row:

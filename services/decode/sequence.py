@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import NamedTuple
 
-from services.decode.tail import Tail
+from services.decode.holding import Holding
+from services.decode.scheduler import Rank
 from shared.deadline import Deadline
-from shared.engine.fetch import PageFetch
 from shared.errors import PrfaasError
 from shared.ids import BlockKey, RequestId
 from shared.kv.codec import Codec
 from shared.kv.entries import Source
 from shared.model.logprobs import TokenLogprobs
-from shared.model.paged import Reservation
 from shared.model.penalties import TokenHistory
 from shared.model.sampling_params import SamplingParams
 
@@ -33,6 +32,10 @@ class NewTokens(NamedTuple):
     computed_prompt_tokens: int  # prompt tokens whose KV this worker computed itself; said with the first token
     logprobs: tuple[TokenLogprobs, ...] = ()  # parallel to ids, if they were asked for
 
+    def joined(self, later: "NewTokens") -> "NewTokens":
+        computed = self.computed_prompt_tokens + later.computed_prompt_tokens
+        return NewTokens(self.ids + later.ids, later.finish_reason, computed, self.logprobs + later.logprobs)
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -49,31 +52,39 @@ class Generation:
     codec: Codec
     deadline: Deadline
     num_generated_before: int = 0  # the last so many of `token_ids` are the answer's, not the prompt's
+    priority: int = 0  # lower goes first
 
 
 @dataclass(eq=False)
 class Sequence:
-    """Belongs to the engine's loop, which alone changes it; the servicer only reads `events`."""
+    """Belongs to the engine's loop, which alone changes it; the servicer only reads `events`.
+
+    What a pre-emption takes away is in `holding`; all else survives it.
+    """
 
     generation: Generation
-    tokens: list[int] = field(init=False)  # prompt and generated
-    keys: list[BlockKey] = field(init=False)  # of all full blocks whose KV is complete or will be next
-    reservation: Reservation | None = None
-    fetch: PageFetch | None = None
-    fetch_task: "asyncio.Task[None] | None" = None
-    tail: Tail | None = None
+    rank: Rank
+    tokens: list[int] = field(init=False)  # prompt and generated; the KV of all but the last one is or was computed
+    keys: list[BlockKey] = field(init=False)  # of the prompt's full blocks, and of those whose KV is complete
+    num_pooled: int = field(init=False)  # leading blocks that a pool has, or will have
+    num_offered: int = field(init=False)  # leading blocks that a pool has, or that wait to be published
+    holding: Holding | None = None  # its pages, while it has any
     history: TokenHistory | None = None  # for penalties; the torch thread's
+    wait_until_s: float | None = None  # of the monotonic clock: until when promised entries are waited for
     gate_opened_at_s: float | None = None  # when the tail's first layer could run; seconds since 1970
-    resident: list[int] = field(
-        default_factory=list
-    )  # of the leading blocks in the pages: the layers that are complete
-    num_publishing: int = 0  # blocks that the publisher is still reading
-    retired: bool = False  # finished, failed or aborted: only waits for its pages to be let go
+    num_computed: int = 0  # tokens of the prompt that were computed here
+    retired: bool = False  # finished, failed or aborted
     _events: "asyncio.Queue[NewTokens | PrfaasError]" = field(default_factory=asyncio.Queue)  # at most max_tokens + 1
 
     def __post_init__(self) -> None:
         self.tokens = list(self.generation.token_ids)
         self.keys = list(self.generation.keys)
+        self.num_pooled = self.num_offered = self.generation.num_blocks
+
+    @property
+    def held(self) -> Holding:
+        assert self.holding is not None, "a sequence without pages"
+        return self.holding
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -87,12 +98,23 @@ class Sequence:
         self._events.put_nowait(event)
 
     async def events(self) -> AsyncGenerator[NewTokens, None]:
-        """Yield until the last event. Raises the error that the engine delivered, or `DeadlineExceeded`."""
+        """Yield until the last event; a reader that is late gets what has come meanwhile as one.
+
+        Raises the error that the engine delivered, or `DeadlineExceeded`.
+        """
         while True:
             async with self.generation.deadline.scope("generating"):
                 event = await self._events.get()
+            later: NewTokens | PrfaasError | None = None
+            while isinstance(event, NewTokens) and not self._events.empty():
+                later = self._events.get_nowait()
+                if isinstance(later, PrfaasError):
+                    break
+                event = event.joined(later)
             if isinstance(event, PrfaasError):
                 raise event
             yield event
+            if isinstance(later, PrfaasError):
+                raise later
             if event.finish_reason is not None:
                 return

@@ -78,6 +78,7 @@ class DecodeServicer(Base):
             codec=codec_from_message(start.codec),
             deadline=call_deadline(context, DEFAULT_TIMEOUT_S),
             num_generated_before=start.num_generated,
+            priority=start.priority,
         )
 
 

@@ -14,7 +14,7 @@ class DecodeSettings(EngineSettings):
     max_batch: int = setting("PRFAAS_MAX_BATCH", 64, check=positive, help="requests that hold pages at a time")
     tail_tokens_per_step: int = setting(
         "PRFAAS_TAIL_TOKENS_PER_STEP",
-        64,
+        16,
         check=positive,
-        help="prompt tokens (through all layers) computed between two steps of a running batch",
+        help="prompt tokens (through all layers) computed in a step beside a running batch",
     )

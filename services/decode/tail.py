@@ -1,4 +1,4 @@
-"""The part of a prompt that decode computes itself, advanced a few layers at a time as their gates open."""
+"""The part of its tokens that decode computes itself, advanced a few layers at a time as their gates open."""
 
 from dataclasses import dataclass
 
@@ -11,16 +11,16 @@ from shared.model.transformer import Transformer
 
 @dataclass(eq=False)
 class Tail:
-    """Prompt tokens `[start, end)`: normally the last 1 to 64, all of them when no pool could help.
+    """Tokens `[start, end)`: normally a prompt's last 1 to 64, all of them when no pool could help.
 
     Runs in chunks, each through all layers before the next one starts. Layer l of a chunk may run once layer l of every
-    fetched block has landed, which is what the caller's `open_layers` says.
+    fetched block has landed: whoever calls `advance` sees to that.
     """
 
     start: int
     end: int
     chunk_tokens: int
-    first: int = -1  # of the chunk in hand
+    first: int = -1  # of the chunk in hand; everything before it is computed
     next_layer: int = 0
     batch: Batch | None = None
     hidden: torch.Tensor | None = None  # [chunk, hidden size], after `next_layer` layers
@@ -31,14 +31,6 @@ class Tail:
     @property
     def chunk_end(self) -> int:
         return min(self.end, self.first + self.chunk_tokens)
-
-    def num_runnable(self, open_layers: int, token_budget: int, num_layers: int) -> int:
-        """Return how many layers of the chunk in hand may run now.
-
-        `token_budget` counts tokens through all layers; at least one layer runs, however long the chunk.
-        """
-        affordable = max(1, token_budget * num_layers // (self.chunk_end - self.first))
-        return max(0, min(open_layers - self.next_layer, affordable))
 
     def advance(
         self, num_layers: int, model: Transformer, kv: PagedKv, reservation: Reservation, tokens: list[int]

@@ -203,6 +203,7 @@ class Attempt:
             wait_ms=self._plan.wait_ms,
             codec=cast(pb.Codec.ValueType, int(self._plan.codec)),
             num_generated=self._request.num_generated,
+            priority=self._request.priority,
         )
 
     def _prefill_request(self) -> pb.PrefillRequest:
@@ -214,6 +215,7 @@ class Attempt:
             salt=self._request.salt,
             sources=sources_to_messages(self._plan.prefill_sources),
             codec=cast(pb.Codec.ValueType, int(self._plan.codec)),
+            priority=self._request.priority,
         )
 
 

@@ -46,6 +46,7 @@ Prompt = Annotated[
         custom_error_message="must be a string, a list of strings, a list of token ids or a list of such lists",
     ),
 ]
+Priority = Annotated[int, Field(ge=-MAX_INT - 1, le=MAX_INT)]  # vLLM's extension: lower goes first, 0 is usual
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=SEEDS)]
 LogitBias = Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_BIASES)]
 Stop = Annotated[

@@ -72,7 +72,7 @@ class Pipeline:
             min_tokens=max(0, request.sampling.min_tokens - len(generated)),
         )
         keys = self.cluster.model.prefix_keys(token_ids, request.salt)
-        return GenerationRequest(token_ids, keys, sampling, request.salt, num_generated=len(generated))
+        return replace(request, token_ids=token_ids, keys=keys, sampling=sampling, num_generated=len(generated))
 
     def _plan(self, request: GenerationRequest, excluded: frozenset[WorkerId]) -> Plan:
         facts = RequestFacts(

@@ -22,6 +22,7 @@ class GenerationRequest:
     keys: Sequence[BlockKey]  # of the prefix blocks
     sampling: SamplingParams
     salt: str
+    priority: int = 0  # lower goes first
     num_generated: int = 0  # the last so many of `token_ids` are the answer's: a worker was lost after them
 
 
@@ -136,7 +137,10 @@ def _prepare(
         _check_context(model.max_model_len, len(token_ids), limit, part)
         sampling = body.sampling_params(limit, model.vocab_size, model.tokenizer.eos_ids)
         keys = model.prefix_keys(token_ids, salt)
-        requests += [GenerationRequest(token_ids, keys, sampling.for_choice(i), salt) for i in range(num_choices)]
+        requests += [
+            GenerationRequest(token_ids, keys, sampling.for_choice(i), salt, body.priority or 0)
+            for i in range(num_choices)
+        ]
     rules = TextRules(
         stop=body.stop_strings,
         include_stop=bool(body.include_stop_str_in_output),

@@ -14,6 +14,7 @@ from services.gateway.fields import (
     Natural,
     NonEmpty,
     Positive,
+    Priority,
     Prompt,
     Seed,
     Stop,
@@ -73,7 +74,7 @@ class Sampling(Body):
     add_special_tokens: bool | None = None
     return_token_ids: bool | None = None
     cache_salt: NonEmpty | None = None
-    priority: int | None = None
+    priority: Priority | None = None
     user: str | None = None
 
     best_of: Positive | None = None

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 from services.prefill.engine import PrefillEngine
+from services.prefill.promises import Promises
 from services.prefill.servicer import PrefillServicer
 from services.prefill.settings import PrefillSettings
 from services.prefill.worker import PrefillWorker
@@ -23,13 +24,15 @@ async def run(lifecycle: Lifecycle) -> None:
 def build_prefill(settings: PrefillSettings, host: Host) -> Callable[[], EngineLoad]:
     """Put a prefill worker on `host`; return what states its load."""
     model, metrics = host.model, host.metrics
-    engine = PrefillEngine(model.transformer, model.kv, host.torch_thread, settings.chunk_tokens, metrics)
-    pages = PageQueue(model.kv, settings.max_waiting)
-    worker = PrefillWorker(host.fetch, engine, pages, metrics)
+    engine = PrefillEngine(
+        model.transformer, model.kv, host.torch_thread, host.fetch.stager, settings.chunk_tokens, metrics
+    )
+    pages, promises = PageQueue(model.kv, settings.max_waiting), Promises(settings.max_waiting)
+    worker = PrefillWorker(host.fetch, engine, pages, promises, metrics)
     add_PrefillServicer_to_server(PrefillServicer(model, worker), host.server.grpc)
     host.jobs.start(engine.run(), name="prefill engine")
     running = metrics.gauge("num_requests_running", "Prompts being computed or waiting for the model")
     running.set_function(lambda: engine.num_jobs)
-    waiting = metrics.gauge("num_requests_waiting", "Prompts waiting for KV memory")
-    waiting.set_function(lambda: pages.num_waiting)
-    return lambda: EngineLoad(engine.num_jobs, pages.num_waiting, engine.tokens_per_s)
+    waiting = metrics.gauge("num_requests_waiting", "Prompts waiting for KV memory, or for one with the same beginning")
+    waiting.set_function(lambda: pages.num_waiting + promises.num_waiting)
+    return lambda: EngineLoad(engine.num_jobs, pages.num_waiting + promises.num_waiting, engine.tokens_per_s)

@@ -1,8 +1,11 @@
-"""Which chunk of which prompt is computed next. Pure: it decides, the engine acts."""
+"""Which chunks of which prompts make up the next step. Pure: it decides, the engine acts."""
 
-from collections import deque
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
+
+from services.prefill.urgency import Urgency
 
 
 @dataclass(eq=False)
@@ -11,45 +14,61 @@ class Job:
 
     next_token: int
     end: int
+    urgency: Urgency
+    limit: Callable[[], int] = lambda: sys.maxsize  # how far it may be computed now; a chunk goes no further
 
 
-class Chunk(NamedTuple):
+J = TypeVar("J", bound=Job)
+
+
+class Chunk(NamedTuple, Generic[J]):
     """Tokens `[first, end)` of a job, to be run through all layers at once."""
 
-    job: Job
+    job: J
     first: int
     end: int
 
+    @property
+    def num_tokens(self) -> int:
+        return self.end - self.first
 
-class Scheduler:
-    """First come, first served, in chunks of at most `chunk_tokens`.
 
-    Holds every job from `add` until `finished_chunk` says it has no tokens left, or `remove`.
+class Scheduler(Generic[J]):
+    """Fills steps of at most `chunk_tokens` tokens: the most urgent prompts first, at most one chunk of each.
+
+    A long prompt takes whole steps; what a short one or the end of a long one leaves of a step is filled with the next
+    prompts in order. Holds every job from `add` until `finished` says it has no tokens left, or `remove`.
     """
 
     def __init__(self, chunk_tokens: int) -> None:
         self._chunk_tokens = chunk_tokens
-        self._jobs: deque[Job] = deque()
+        self.jobs: list[J] = []  # in order of arrival, which decides between equals
 
     def __len__(self) -> int:
-        return len(self._jobs)
+        return len(self.jobs)
 
-    def add(self, job: Job) -> None:
-        self._jobs.append(job)
+    def add(self, job: J) -> None:
+        self.jobs.append(job)
 
-    def remove(self, job: Job) -> None:
+    def remove(self, job: J) -> None:
         """Forget a job; nothing happens when it is not here."""
-        if job in self._jobs:
-            self._jobs.remove(job)
+        if job in self.jobs:
+            self.jobs.remove(job)
 
-    def next_chunk(self) -> Chunk | None:
-        """Return the chunk to compute now, or None. Changes nothing: call `finished_chunk` when it is done."""
-        if not self._jobs:
-            return None
-        job = self._jobs[0]
-        return Chunk(job, job.next_token, min(job.end, job.next_token + self._chunk_tokens))
+    def next_step(self) -> list[Chunk[J]]:
+        """Return what to compute now; empty if no job may go on. Changes nothing: call `finished` for each chunk."""
+        chunks: list[Chunk[J]] = []
+        left = self._chunk_tokens
+        for job in sorted(self.jobs, key=lambda job: job.urgency.rank):
+            if not left:
+                break
+            end = min(job.end, job.next_token + left, job.limit())
+            if end > job.next_token:
+                chunks.append(Chunk(job, job.next_token, end))
+                left -= end - job.next_token
+        return chunks
 
-    def finished_chunk(self, chunk: Chunk) -> bool:
+    def finished(self, chunk: Chunk[J]) -> bool:
         """Note that a chunk was computed; return whether that was the job's last one."""
         chunk.job.next_token = chunk.end
         if chunk.end < chunk.job.end:

@@ -43,4 +43,5 @@ class PrefillServicer(Base):
         if not 1 <= request.num_blocks <= most:
             raise BadRequest(f"num_blocks is {request.num_blocks}; this prompt has {most} blocks to prefill")
         keys = self._model.keys(token_ids, request.salt)[: request.num_blocks]
-        return Prompt(token_ids, keys, sources_from_messages(request.sources), codec_from_message(request.codec))
+        sources, codec = sources_from_messages(request.sources), codec_from_message(request.codec)
+        return Prompt(token_ids, keys, sources, codec, request.priority)

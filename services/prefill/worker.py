@@ -1,22 +1,25 @@
 """One prompt on a prefill worker: reserve pages, claim blocks, reuse what exists, compute and stream the rest."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from services.prefill.claims import Claims
 from services.prefill.engine import ComputeJob, PrefillEngine
+from services.prefill.promises import Promise, Promises
+from services.prefill.urgency import Urgency
 from shared.deadline import Deadline
 from shared.engine.fetch import FetchContext, PageFetch
 from shared.engine.pages import PageQueue
 from shared.engine.publish import PagePublisher, Ready
 from shared.ids import BlockKey
 from shared.kv.codec import Codec
-from shared.kv.entries import BlockEntries, Source
+from shared.kv.entries import Source
 from shared.log import get_logger
 from shared.metrics import Metrics
 from shared.model.paged import Reservation
-from shared.rpc.pool import Publication
 
 log = get_logger()
 
@@ -34,6 +37,7 @@ class Prompt:
     keys: Sequence[BlockKey]  # of the blocks to make available; at least one
     sources: Sequence[Source]
     codec: Codec
+    priority: int = 0  # lower goes first
 
 
 class Progress(NamedTuple):
@@ -42,113 +46,142 @@ class Progress(NamedTuple):
     finished: bool
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What a prompt holds while it is worked on."""
+
+    prompt: Prompt
+    urgency: Urgency
+    promise: Promise
+    reservation: Reservation
+    claims: Claims
+    publisher: PagePublisher
+
+
 class PrefillWorker:
     """Makes prompts' blocks available in the pool, computing each only if nobody else has it or is at it."""
 
-    def __init__(self, context: FetchContext, engine: PrefillEngine, pages: PageQueue, metrics: Metrics) -> None:
+    def __init__(
+        self, context: FetchContext, engine: PrefillEngine, pages: PageQueue, promises: Promises, metrics: Metrics
+    ) -> None:
         self._context = context
         self._engine = engine
         self._pages = pages
+        self._promises = promises
         self._computed_blocks = metrics.counter("prefill_computed_blocks", "Blocks that this worker has computed")
         self._reused_blocks = metrics.counter("prefill_reused_blocks", "Blocks of prompts found in a cache", ("tier",))
-        self._exposed = metrics.counter("prefill_emission_exposed_seconds", "Sending time not hidden behind computing")
+        self._compute_s = metrics.counter("prefill_compute_seconds", "Time in steps, summed over the prompts in them")
+        self._exposed_s = metrics.counter(
+            "prefill_emission_exposed_seconds",
+            "From a prompt's last computed layer until the pool has stored all of it: not hidden behind computing",
+        )
 
     async def prefill(self, prompt: Prompt, deadline: Deadline) -> AsyncGenerator[Progress, None]:
         """Yield once when it is known what need not be computed, and once at the end, when the pool has everything."""
-        layout = self._context.layout
-        num_tokens = len(prompt.keys) * layout.block_tokens
+        context, num_blocks = self._context, len(prompt.keys)
+        num_tokens = num_blocks * context.layout.block_tokens
+        urgency = Urgency(time.monotonic(), deadline.at, prompt.priority)
         async with (
+            self._promises.turn(prompt.keys, urgency, deadline) as promise,
             self._pages.reserved(prompt.keys, num_tokens, deadline) as reservation,
-            self._context.pool.publish(deadline) as publication,
         ):
-            publisher = PagePublisher(
-                publication, self._context.kv, reservation, prompt.keys, self._context.copier, prompt.codec
-            )
-            start = await self._reuse(prompt, reservation, publication, publisher, deadline)
-            yield Progress(start, 0, finished=False)
-            await _all(self._compute(prompt, reservation, publisher, start), publisher.run())
-            self._commit(prompt, reservation, start)
-        self._report(publisher, len(prompt.keys), start)
-        yield Progress(len(prompt.keys), num_tokens - start * layout.block_tokens, finished=True)
+            promise.keep(reservation.cached_blocks)
+            async with context.pool.publish(deadline) as publication:
+                publisher = PagePublisher(
+                    publication, context, reservation, prompt.keys, prompt.codec, on_sent=self._engine.wake
+                )
+                claims = Claims(publication, context.layout, prompt.keys, publisher)
+                work = _Work(prompt, urgency, promise, reservation, claims, publisher)
+                start = await self._reuse(work, deadline)
+                yield Progress(start, 0, finished=False)
+                computing = self._compute(work, start)
+                await _all(computing, publisher.run())
+            self._report(publisher, num_blocks, start)
+        yield Progress(num_blocks, num_tokens - start * context.layout.block_tokens, finished=True)
 
-    async def _reuse(
-        self,
-        prompt: Prompt,
-        reservation: Reservation,
-        publication: Publication,
-        publisher: PagePublisher,
-        deadline: Deadline,
-    ) -> int:
+    async def _reuse(self, work: _Work, deadline: Deadline) -> int:
         """Return how many leading blocks need no computing; those needed to go on from there are then in the pages."""
-        layout, keys = self._context.layout, prompt.keys
-        num_blocks, on_device = len(keys), reservation.cached_blocks
+        prompt, claims, layout = work.prompt, work.claims, self._context.layout
+        num_blocks, on_device = len(prompt.keys), work.reservation.cached_blocks
         elsewhere = {block for source in prompt.sources for block in range(source.first, source.end)}
-        claims = [block for block in range(num_blocks) if block not in elsewhere]
+        wanted = [block for block in range(num_blocks) if block not in elsewhere]
         for _ in range(MAX_REUSE_ATTEMPTS):
-            await self._claim(publication, publisher, keys, claims)
+            await claims.take(wanted)
             # What was not granted is stored, is being written by somebody else, or can be pulled.
-            held = [layout.all_layers & ~publisher.to_send[block] for block in range(num_blocks)]
-            start = layout.longest_resume([*reservation.cached_layers, *held[on_device:]])
+            held = [layout.all_layers & ~mask for mask in work.publisher.to_send]
+            start = layout.longest_resume([*work.reservation.cached_layers, *held[on_device:]])
             if start in (on_device, num_blocks):
                 break
             needed = {block: layout.needed_layers(block, start) for block in range(on_device, start)}
-            wanted = {block: layers for block, layers in needed.items() if layers}
-            fetch = PageFetch(self._context, reservation, keys, wanted, on_landed=lambda: None)
+            missing = {block: layers for block, layers in needed.items() if layers}
+            fetch = PageFetch(self._context, work.reservation, prompt.keys, missing, on_landed=lambda: None)
             await fetch.run(prompt.sources, REUSE_WAIT_S, deadline)
             if not fetch.outstanding:
                 break
-            claims = sorted(fetch.outstanding)  # their writer is gone: offer to be the next one
+            wanted = sorted(fetch.outstanding)  # their writer is gone: offer to be the next one
         else:
             start = on_device
-        for block in range(start):  # of what was granted there, only what the device holds can be sent
-            publisher.to_send[block] &= reservation.cached_layers[block] if block < on_device else 0
+        claims.limit_to(work.reservation.cached_layers, start)
         self._reused_blocks.labels("device").inc(on_device)
         self._reused_blocks.labels("pool").inc(start - on_device)
         return start
 
-    async def _claim(
-        self, publication: Publication, publisher: PagePublisher, keys: Sequence[BlockKey], blocks: Sequence[int]
-    ) -> None:
-        if not blocks:
-            return
-        layout = self._context.layout
-        claims = [BlockEntries(keys[block], layout.all_layers) for block in blocks]
-        if blocks[0] > 0:
-            claims.insert(0, BlockEntries(keys[blocks[0] - 1], 0))  # tells the pool what the first one follows
-        grant = await publication.open(layout, claims)
-        for block, layers in zip(blocks, grant.granted[-len(blocks) :], strict=True):
-            publisher.to_send[block] |= layers
-
-    async def _compute(self, prompt: Prompt, reservation: Reservation, publisher: PagePublisher, start: int) -> None:
-        layout, num_blocks = self._context.layout, len(prompt.keys)
-        for layer in range(layout.num_layers):  # what the device has and the pool lost
-            publisher.emit(Ready(layer, 0, reservation.cached_blocks))
+    async def _compute(self, work: _Work, start: int) -> None:
+        layout, num_blocks, publisher = self._context.layout, len(work.prompt.keys), work.publisher
+        on_device = work.reservation.cached_blocks
+        self._emit_all(publisher, start)  # what the device has and the pool lost
         if start < num_blocks:
-            first, end = start * layout.block_tokens, num_blocks * layout.block_tokens
-            await self._engine.compute(ComputeJob(first, end, prompt.token_ids, reservation, publisher.emit))
+            self._commit(work, start, start)
+            end = num_blocks * layout.block_tokens
+            job = ComputeJob(
+                next_token=start * layout.block_tokens,
+                end=end,
+                urgency=work.urgency,
+                limit=lambda: 0 if publisher.full else end,
+                token_ids=work.prompt.token_ids,
+                reservation=work.reservation,
+                on_layer=publisher.emit,
+                on_chunk=lambda end: self._commit(work, start, end),
+            )
+            try:
+                await self._engine.compute(job)
+            finally:
+                self._compute_s.inc(job.compute_s)
             self._computed_blocks.inc(num_blocks - start)
+        computed = [layout.all_layers] * (num_blocks - start)
+        await work.claims.take_over([*work.reservation.cached_layers, *[0] * (start - on_device), *computed])
+        self._emit_all(publisher, num_blocks)
         publisher.finish()
 
+    def _emit_all(self, publisher: PagePublisher, num_blocks: int) -> None:
+        for layer in range(self._context.layout.num_layers):
+            publisher.emit(Ready(layer, 0, num_blocks))
+
+    def _commit(self, work: _Work, start: int, end: int) -> None:
+        """Make the leading `end` blocks, `[start, end)` computed, reusable by those who wait and later ones."""
+        layers = self._in_pages(work.reservation, start) + [self._context.layout.all_layers] * (end - start)
+        self._context.kv.commit(work.reservation, end, work.prompt.keys, layers)
+        work.promise.keep(end)
+
+    def _in_pages(self, reservation: Reservation, start: int) -> list[int]:
+        """Return the layers of the leading `start` blocks that are there: cached, or fetched to resume at `start`."""
+        cached = reservation.cached_layers
+        return [*cached, *(self._context.layout.needed_layers(block, start) for block in range(len(cached), start))]
+
     def _report(self, publisher: PagePublisher, num_blocks: int, start: int) -> None:
-        self._exposed.inc(publisher.exposed_s)
+        stored_at_s, computed_at_s = time.time(), publisher.finished_at_s
+        if publisher.num_entries_sent and computed_at_s is not None:
+            self._exposed_s.inc(max(0.0, stored_at_s - computed_at_s))
         log.info(
             "prompt_prefilled",
             num_blocks=num_blocks,
             reused_blocks=start,
             num_entries_sent=publisher.num_entries_sent,
             first_entry_sent_at_s=publisher.first_sent_at_s,
-            computed_at_s=publisher.finished_at_s,
+            computed_at_s=computed_at_s,
             last_entry_sent_at_s=publisher.last_sent_at_s,
+            stored_at_s=stored_at_s,
         )
-
-    def _commit(self, prompt: Prompt, reservation: Reservation, start: int) -> None:
-        """Make what is in the pages reusable: cached, fetched (window layers only near `start`) and computed blocks."""
-        layout, num_blocks = self._context.layout, len(prompt.keys)
-        layers = list(reservation.cached_layers)
-        if start < num_blocks:
-            layers += [layout.needed_layers(block, start) for block in range(len(layers), start)]
-            layers += [layout.all_layers] * (num_blocks - start)
-        self._context.kv.commit(reservation, len(layers), prompt.keys, layers)
 
 
 async def _all(*coroutines: Coroutine[Any, Any, None]) -> None:

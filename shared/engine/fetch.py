@@ -4,10 +4,11 @@ import asyncio
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from shared.deadline import Deadline
+from shared.engine.stage import HostStager, Stager
 from shared.engine.thread import WorkThread
 from shared.errors import CorruptFrame, DeadlineExceeded, PrfaasError
 from shared.ids import BlockKey
@@ -34,13 +35,14 @@ class FetchMetrics:
 
 @dataclass(frozen=True)
 class FetchContext:
-    """What every fetch of one engine shares."""
+    """What every fetch of one engine shares, and what it publishes with."""
 
     pool: PoolClient
     kv: PagedKv
     layout: KvLayout
     copier: WorkThread
     metrics: FetchMetrics
+    stager: Stager = field(default_factory=HostStager)
 
 
 class PageFetch:

@@ -15,6 +15,7 @@ from shared.bus.kafka import Bus
 from shared.engine.fetch import FetchContext, FetchMetrics
 from shared.engine.loaded import LoadedModel, load_model
 from shared.engine.settings import EngineSettings
+from shared.engine.stage import select_stager
 from shared.engine.thread import WorkThread
 from shared.health import Health
 from shared.http import StatusServer
@@ -74,7 +75,9 @@ async def serve_engine(
         model = await torch_thread.run(partial(load_model, settings))
         health.set("model", True, model.files.name)
         pool = PoolClient(channels, settings.pool)
-        fetch = FetchContext(pool, model.kv, model.layout, copier, FetchMetrics(metrics))
+        largest = max(model.layout.entry_bytes(layer) for layer in range(model.layout.num_layers))
+        stager = select_stager(torch.device(settings.device), largest)
+        fetch = FetchContext(pool, model.kv, model.layout, copier, FetchMetrics(metrics), stager)
         server = GrpcServer(settings.grpc_host, settings.grpc_port, health, inflight)
         load = build(Host(model, torch_thread, fetch, metrics, server, jobs))
         _export_pages(metrics, model)

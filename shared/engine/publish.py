@@ -2,18 +2,21 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from shared.engine.thread import WorkThread
+from shared.engine.fetch import FetchContext
+from shared.engine.stage import EntryView, Mark
 from shared.ids import BlockKey
 from shared.kv.codec import Codec
 from shared.kv.frame import Frame, seal
-from shared.kv.tensors import entry_to_bytes
-from shared.model.paged import PagedKv, Reservation
+from shared.model.paged import Reservation
 from shared.rpc.convert import MAX_BATCH_BYTES
 from shared.rpc.pool import Publication
+
+MAX_BACKLOG_BYTES = 64 * 1024 * 1024
+"""What may be ready and not sent before a publisher says that it is `full`."""
 
 
 class Ready(NamedTuple):
@@ -22,42 +25,53 @@ class Ready(NamedTuple):
     layer: int
     first: int
     end: int
+    mark: Mark = None  # where they are complete
 
 
 class PagePublisher:
     """Sends one request's granted entries in the order in which they become ready.
 
-    The queue holds references to pages, not bytes, so it is bounded by layers x chunks; bytes exist for one batch at a
-    time, and a slow pool slows the sending, never the computing. The caller owns the reservation and keeps it until
-    `run` has returned or raised: pages of ready entries are only read.
+    The queue holds references to pages; bytes exist for one batch at a time. A slow pool slows the sending first: the
+    pages are its buffer. When `backlog_bytes` exceed the limit the publisher is `full`, and whoever computes shall hold
+    this request back until `on_sent` is called, so that the backlog never exceeds the limit by more than what one step
+    computes. The caller owns the reservation and keeps it until `run` has returned or raised: pages of ready entries
+    are only read.
     """
 
     def __init__(
         self,
         publication: Publication,
-        kv: PagedKv,
+        context: FetchContext,
         reservation: Reservation,
         keys: Sequence[BlockKey],
-        copier: WorkThread,
         codec: Codec,
+        on_sent: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_sent` is called when `num_blocks_sent` may have grown, and `full` may have ceased."""
         self._publication = publication
-        self._kv = kv
+        self._context = context
         self._reservation = reservation
         self._keys = keys
-        self._copier = copier
         self._codec = codec
-        self._queue: asyncio.Queue[Ready | None] = asyncio.Queue()
+        self._on_sent = on_sent
+        self.backlog_bytes = 0  # of entries that are ready and not sent, before the codec
+        self._queue: asyncio.Queue[tuple[Ready, list[int]] | None] = asyncio.Queue()
         self.to_send = [0] * len(keys)
-        """Layers of each block that were granted to us and are not sent yet."""
+        """Layers of each block that were granted to us and not emitted yet."""
+        self._sent_in_layer = [0] * context.layout.num_layers
         self.num_entries_sent = 0
         self.first_sent_at_s: float | None = None  # seconds since 1970, as all of these
         self.last_sent_at_s: float | None = None
         self.finished_at_s: float | None = None
 
     def emit(self, ready: Ready) -> None:
-        """Queue entries for sending; returns at once."""
-        self._queue.put_nowait(ready)
+        """Queue those of the entries that are ours to send; returns at once. A layer's blocks come in order."""
+        bit = 1 << ready.layer
+        blocks = [block for block in range(ready.first, ready.end) if self.to_send[block] & bit]
+        for block in blocks:
+            self.to_send[block] &= ~bit
+        self.backlog_bytes += len(blocks) * self._context.layout.entry_bytes(ready.layer)
+        self._queue.put_nowait((ready, blocks))
 
     def finish(self) -> None:
         """Say that nothing more will be emitted: `run` returns when the queue is empty."""
@@ -65,36 +79,39 @@ class PagePublisher:
         self._queue.put_nowait(None)
 
     @property
-    def exposed_s(self) -> float:
-        """Seconds from the last computed layer to the last entry sent: the sending that computing did not hide."""
-        if self.last_sent_at_s is None or self.finished_at_s is None:
-            return 0.0
-        return max(0.0, self.last_sent_at_s - self.finished_at_s)
+    def full(self) -> bool:
+        return self.backlog_bytes > MAX_BACKLOG_BYTES
+
+    @property
+    def num_blocks_sent(self) -> int:
+        """Leading blocks that were emitted in all layers and are not read any more: what was ours of them was sent."""
+        return min(self._sent_in_layer)
 
     async def run(self) -> None:
         """Send what is emitted until `finish`. Raises what the publication raises."""
-        while (ready := await self._queue.get()) is not None:
-            pending = [block for block in range(ready.first, ready.end) if self.to_send[block] >> ready.layer & 1]
-            while pending:
-                frames = await self._copier.run(partial(self._seal_batch, ready.layer, pending))
+        while (emitted := await self._queue.get()) is not None:
+            ready, blocks = emitted
+            while blocks:
+                frames = await self._context.copier.run(partial(self._seal_batch, ready, blocks))
                 await self._publication.send(frames)
-                self._mark_sent(frames, ready.layer, pending[: len(frames)])
-                del pending[: len(frames)]
+                self._count_sent(ready.layer, len(frames))
+                del blocks[: len(frames)]
+            self._sent_in_layer[ready.layer] = max(self._sent_in_layer[ready.layer], ready.end)
+            self._on_sent()
 
-    def _mark_sent(self, frames: list[Frame], layer: int, blocks: list[int]) -> None:
-        for block in blocks:
-            self.to_send[block] &= ~(1 << layer)
-        self.num_entries_sent += len(frames)
+    def _count_sent(self, layer: int, num_entries: int) -> None:
+        self.num_entries_sent += num_entries
         self.last_sent_at_s = time.time()
         self.first_sent_at_s = self.first_sent_at_s or self.last_sent_at_s
+        self.backlog_bytes -= num_entries * self._context.layout.entry_bytes(layer)
 
-    def _seal_batch(self, layer: int, blocks: list[int]) -> list[Frame]:
+    def _seal_batch(self, ready: Ready, blocks: list[int]) -> list[Frame]:
         """Seal leading blocks up to one message's worth; runs in the copier thread."""
         frames: list[Frame] = []
         size = 0
-        for block in blocks:
-            k, v = self._kv.block(layer, self._reservation, block)
-            frame = seal(self._keys[block], layer, entry_to_bytes(k, v), self._codec)
+        views = (EntryView(*self._context.kv.block(ready.layer, self._reservation, block)) for block in blocks)
+        for block, raw in zip(blocks, self._context.stager.stage(ready.mark, views), strict=False):
+            frame = seal(self._keys[block], ready.layer, raw, self._codec)
             frames.append(frame)
             size += len(frame.payload)
             if size >= MAX_BATCH_BYTES:

@@ -18,12 +18,15 @@ class WorkThread:
     def __init__(self, name: str, initializer: Callable[[], None] | None = None) -> None:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name, initializer=initializer)
 
-    async def run(self, call: Callable[[], T]) -> T:
-        """Run `call` in the thread and return its result."""
+    async def run(self, call: Callable[[], T], stop: Callable[[], None] = lambda: None) -> T:
+        """Run `call` in the thread and return its result. `stop` is called when the waiter is cancelled: it may make a
+        long call end sooner.
+        """
         future = asyncio.get_running_loop().run_in_executor(self._pool, call)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
+            stop()
             await outlast(future)
             raise
 

@@ -86,17 +86,17 @@ class PagedKv:
         both = self._kv[layer][:, reservation.pages[page], start : start + self.layout.block_tokens]
         return both[0], both[1]
 
-    def reserve(self, keys: Sequence[BlockKey], num_tokens: int) -> Reservation | None:
+    def reserve(self, keys: Sequence[BlockKey], num_tokens: int, spare_pages: int = 0) -> Reservation | None:
         """Hold pages for `num_tokens` tokens, the first of them shared where the blocks `keys` are held already.
 
         Reuses the longest prefix at which every layer group can resume, in whole pages. Returns None, and changes
-        nothing, when too few pages are free or idle.
+        nothing, when too few pages are free or idle: `spare_pages` of them have to be left for others.
         """
         with self._lock:
             needed = -(-num_tokens // self.page_tokens)
             cached = self._match(keys[: needed * self.blocks_per_page])
             idle_cached = sum(1 for page in cached if not self._refs[page])
-            if needed - len(cached) > self._num_free + len(self._idle) - idle_cached:
+            if needed - len(cached) > self._num_free + len(self._idle) - idle_cached - spare_pages:
                 return None
             for page in cached:
                 self._idle.pop(page, None)

@@ -85,7 +85,8 @@ class Transformer:
         hidden = embedding(token_ids, self._weights.embedding)
         if self._embedding_scale != 1:
             hidden = hidden * self._embedding_scale
-        return hidden if self._native_for(hidden) is None else hidden.to(torch.float32)
+        few = self._native is not None and hidden.shape[0] <= MAX_ROWS
+        return hidden.to(torch.float32) if few else hidden
 
     @torch.inference_mode()
     def layers(self, first: int, end: int, hidden: Tensor, batch: Batch, kv: PagedKv) -> Tensor:
@@ -95,12 +96,18 @@ class Transformer:
         layers' K and V of the step's tokens into their pages; when it returns they are complete and may leave the
         device. Reads the pages of earlier positions in these layers only.
         """
-        native = self._native_for(hidden)
-        if native is not None:
-            return native.layers(first, end, hidden, batch, kv)
+        if self._native is not None and self._few(hidden):
+            return self._native.layers(first, end, hidden, batch, kv)
         for index in range(first, end):
-            hidden = self._layer(index, hidden, batch, kv)
+            hidden = self._layer(index, hidden, batch, kv, kv_only=False)
         return hidden
+
+    @torch.inference_mode()
+    def layer(self, index: int, hidden: Tensor, batch: Batch, kv: PagedKv, kv_only: bool = False) -> Tensor:
+        """As `layers`, for one. `kv_only` says that its K and V are all that is wanted: what returns is meaningless."""
+        if self._native is not None and self._few(hidden):
+            return self._native.layers(index, index + 1, hidden, batch, kv)
+        return self._layer(index, hidden, batch, kv, kv_only)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
@@ -108,24 +115,26 @@ class Transformer:
 
         Pass the rows that are needed: the vocabulary is large.
         """
-        native = self._native_for(hidden)
-        if native is not None:
-            return native.logits(hidden.to(torch.float32))
+        if self._native is not None and hidden.shape[0] <= MAX_ROWS:
+            return self._native.logits(hidden.to(torch.float32))
         return self._weights.head(self._operations.norm(hidden, self._weights.final_norm)).to(torch.float32)
 
     def forward(self, token_ids: Tensor, batch: Batch, kv: PagedKv) -> Tensor:
         """Run a whole step: hidden states `[num_tokens, hidden_size]` after the last layer."""
         return self.layers(0, self.num_layers, self.embed(token_ids), batch, kv)
 
-    def _native_for(self, hidden: Tensor) -> NativeDecoder | None:
-        return self._native if hidden.shape[0] <= MAX_ROWS else None
+    def _few(self, hidden: Tensor) -> bool:
+        """Whether `embed` meant these for the kernels; a step that lost rows since goes on as it began."""
+        return hidden.shape[0] <= MAX_ROWS and hidden.dtype == torch.float32
 
-    def _layer(self, index: int, hidden: Tensor, batch: Batch, kv: PagedKv) -> Tensor:
+    def _layer(self, index: int, hidden: Tensor, batch: Batch, kv: PagedKv, kv_only: bool) -> Tensor:
         config, layer, ops = self.config, self._weights.layers[index], self._operations
         target = KvTarget(kv.keys_of(index), kv.values_of(index), batch.slots)
         tables = self._rotary(batch, layer.config.rope)
         qkv = layer.qkv(ops.norm(hidden, layer.input_norm))
         queries = ops.rotate(qkv, config.num_heads, layer.qk_norm, tables, target)
+        if kv_only:
+            return hidden
         attended = self._attention.forward(queries, index, batch, kv, config.attention_scale, layer.config.window)
         hidden = ops.add(hidden, layer.output(attended.flatten(1)), layer.attention_norm)
         gate_up = layer.gate_up(ops.norm(hidden, layer.mlp_norm))

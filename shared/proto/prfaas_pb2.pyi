@@ -568,11 +568,14 @@ class PrefillRequest(_message.Message):
     SALT_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
     CODEC_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     num_blocks: _builtins.int
     fingerprint: _builtins.str
     layout_hash: _builtins.str
     salt: _builtins.str
     codec: Global___Codec.ValueType
+    priority: _builtins.int
+    """lower goes first; 0 unless the caller says otherwise"""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -589,10 +592,11 @@ class PrefillRequest(_message.Message):
         salt: _builtins.str = ...,
         sources: _abc.Iterable[Global___Source] | None = ...,
         codec: Global___Codec.ValueType = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "fingerprint", b"fingerprint", "layout_hash", b"layout_hash", "num_blocks", b"num_blocks", "salt", b"salt", "sources", b"sources", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "fingerprint", b"fingerprint", "layout_hash", b"layout_hash", "num_blocks", b"num_blocks", "priority", b"priority", "salt", b"salt", "sources", b"sources", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -667,6 +671,7 @@ class GenerateRequest(_message.Message):
     WAIT_MS_FIELD_NUMBER: _builtins.int
     CODEC_FIELD_NUMBER: _builtins.int
     NUM_GENERATED_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     fingerprint: _builtins.str
     layout_hash: _builtins.str
     salt: _builtins.str
@@ -678,6 +683,8 @@ class GenerateRequest(_message.Message):
     """for the blocks that decode publishes"""
     num_generated: _builtins.int
     """the last so many of `token_ids` were generated before, by a worker that was lost"""
+    priority: _builtins.int
+    """see PrefillRequest"""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -697,10 +704,11 @@ class GenerateRequest(_message.Message):
         wait_ms: _builtins.int = ...,
         codec: Global___Codec.ValueType = ...,
         num_generated: _builtins.int = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "fingerprint", b"fingerprint", "layout_hash", b"layout_hash", "num_blocks", b"num_blocks", "num_generated", b"num_generated", "salt", b"salt", "sampling", b"sampling", "sources", b"sources", "token_ids", b"token_ids", "wait_ms", b"wait_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "fingerprint", b"fingerprint", "layout_hash", b"layout_hash", "num_blocks", b"num_blocks", "num_generated", b"num_generated", "priority", b"priority", "salt", b"salt", "sampling", b"sampling", "sources", b"sources", "token_ids", b"token_ids", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

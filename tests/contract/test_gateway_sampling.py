@@ -78,6 +78,39 @@ async def test_sampling_parameters_reach_decode_to_the_bit(suite: Suite) -> None
     assert not sampling.HasField("num_logprobs")
 
 
+async def test_priority_reaches_both_workers(suite: Suite) -> None:
+    prompt = "x" * 100  # above the offload threshold: prefill is asked too
+    await suite.complete(prompt=prompt, priority=-3)
+    await chat(suite, messages=[{"role": "user", "content": prompt}], priority=7)
+    await suite.complete(prompt="z" * 100)
+    for worker in (suite.decode, suite.prefill):
+        assert [call.request.priority for call in worker.calls] == [-3, 7, 0]
+
+
+@pytest.mark.parametrize("priority", ["high", 1.5, True, 2**31, -(2**31) - 1])
+async def test_a_priority_that_is_no_small_integer_is_refused(suite: Suite, priority: Any) -> None:
+    for path, body in (
+        ("/v1/completions", {"prompt": "hello"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}),
+    ):
+        async with suite.client.post(path, json={**body, "priority": priority}) as response:
+            assert response.status == 400
+            assert (await response.json())["error"]["param"] == "priority"
+    assert not suite.decode.calls
+
+
+async def test_a_continuation_keeps_its_priority(suite: Suite) -> None:
+    async def dies(call: Call) -> AsyncIterator[pb.Tokens]:
+        async for message in tells(ids_of("ab"), finish=pb.FINISH_REASON_UNSPECIFIED)(call):
+            yield message
+        raise WorkerLost("power cut")
+
+    suite.decode.behave = dies
+    second = await suite.join("decode-west-9", "decode", "west", tells(ids_of("cd")))
+    await suite.complete(max_tokens=4, priority=2)
+    assert [call.request.priority for call in (*suite.decode.calls, *second.calls)] == [2, 2]
+
+
 async def test_choices_have_seeds_of_their_own_and_one_prompt(suite: Suite) -> None:
     suite.decode.behave = says("hello", computed=5)
     answer = await suite.complete(prompt=["hello", "again"], n=3, seed=7, max_tokens=5)

@@ -234,13 +234,19 @@ async def test_layers_stream_while_later_layers_are_computed(monkeypatch: pytest
 def _slow_down(node: Node, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Let every layer that an engine computes take longer, in its torch thread."""
     assert node.model is not None
-    compute = node.model.transformer.layers
+    transformer = node.model.transformer
+    compute, compute_several = transformer.layer, transformer.layers
 
-    def slowly(first: int, end: int, hidden: Tensor, batch: Batch, kv: PagedKv) -> Tensor:
+    def layer(index: int, hidden: Tensor, batch: Batch, kv: PagedKv, kv_only: bool) -> Tensor:
+        time.sleep(seconds)
+        return compute(index, hidden, batch, kv, kv_only)
+
+    def layers(first: int, end: int, hidden: Tensor, batch: Batch, kv: PagedKv) -> Tensor:
         time.sleep(seconds * (end - first))
-        return compute(first, end, hidden, batch, kv)
+        return compute_several(first, end, hidden, batch, kv)
 
-    monkeypatch.setattr(node.model.transformer, "layers", slowly)
+    monkeypatch.setattr(transformer, "layer", layer)
+    monkeypatch.setattr(transformer, "layers", layers)
 
 
 def _slow_down_sending(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:

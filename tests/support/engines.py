@@ -77,7 +77,7 @@ class TwoDatacenters:
         self.name = name
         self.channels = channels
 
-    async def prefill_only(self, token_ids: list[int], codec: Codec = Codec.RAW) -> int:
+    async def prefill_only(self, token_ids: list[int], codec: Codec = Codec.RAW, priority: int = 0) -> int:
         """Prefill in the east; return how many tokens it computed."""
         model = self.prefill.model
         assert model is not None
@@ -87,6 +87,7 @@ class TwoDatacenters:
             fingerprint=model.files.fingerprint,
             layout_hash=model.layout.hash,
             codec=int(codec),  # type: ignore[arg-type]
+            priority=priority,
         )
         computed = 0
         with rpc_errors("prefill"):
@@ -116,12 +117,17 @@ class TwoDatacenters:
         wait_ms: int = 5000,
         prefill_failed_after_s: float | None = None,
         num_generated: int = 0,
+        priority: int = 0,
+        result: Result | None = None,
         **sampling: Any,
     ) -> Result:
-        """Do what the gateway does: open both calls at once, pull from the east what the west lacks."""
+        """Do what the gateway does: open both calls at once, pull from the east what the west lacks.
+
+        Fill `result`, if there is one: then a caller who cancels this has what came until then.
+        """
         model = self.decode.model
         assert model is not None
-        result = Result()
+        result = Result() if result is None else result
         if num_blocks is None:
             num_blocks = num_prefix_blocks(len(token_ids), model.layout.block_tokens)
         start = pb.GenerateRequest(
@@ -133,6 +139,7 @@ class TwoDatacenters:
             sources=[pb.Source(first=0, end=num_blocks, address=self.pool_east.address)] if num_blocks else [],
             wait_ms=wait_ms,
             num_generated=num_generated,
+            priority=priority,
         )
 
         async def controls() -> AsyncIterator[pb.Control]:

@@ -71,7 +71,7 @@ class NativeDecoder:
     def layers(self, first: int, end: int, hidden: Tensor, batch: Batch, kv: PagedKv) -> Tensor:
         """Run layers `[first, end)` over `hidden` `[rows, hidden_size]` float32, in place; return it.
 
-        Raises `MemoryError`.
+        Raises `RuntimeError` when memory is short, as PyTorch does.
         """
         model, step = self._models.get(kv), self._steps.get(batch)
         if model is None:
@@ -83,7 +83,7 @@ class NativeDecoder:
         step.value.hidden = address(hidden)
         threads = torch.get_num_threads()
         if self._library.prfaas_layers(ctypes.byref(model.value), ctypes.byref(step.value), first, end, threads) != 0:
-            raise MemoryError(f"no memory for a step of {batch.num_tokens} rows")
+            raise RuntimeError(f"no memory for a step of {batch.num_tokens} rows")
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:

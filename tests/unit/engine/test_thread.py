@@ -40,3 +40,20 @@ async def test_a_cancelled_waiter_leaves_only_when_the_call_has_ended() -> None:
         await waiter
     assert ended
     thread.close()
+
+
+async def test_a_call_that_can_be_told_is_told_when_its_waiter_is_cancelled() -> None:
+    thread = WorkThread("t")
+    running, stopped = threading.Event(), threading.Event()
+
+    def call() -> bool:
+        running.set()
+        return stopped.wait(5)
+
+    waiter = asyncio.create_task(thread.run(call, stopped.set))
+    await asyncio.to_thread(running.wait, 5)
+    assert not stopped.is_set()
+    waiter.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(waiter, 2)
+    thread.close()

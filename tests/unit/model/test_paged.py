@@ -49,6 +49,13 @@ def test_a_refused_reservation_changes_nothing() -> None:
     kv.check()
 
 
+def test_a_reservation_leaves_spare_pages() -> None:
+    kv = PagedKv(LAYOUT, 4, 4)
+    assert kv.reserve([], 12, spare_pages=2) is None
+    assert kv.reserve([], 12, spare_pages=1) is not None
+    kv.check()
+
+
 def test_ends_of_chains_are_evicted_first() -> None:
     kv = PagedKv(LAYOUT, 4, 4)
     first = reserved(kv, [], 16)

@@ -1,0 +1,25 @@
+"""The pages of one sequence from admission to its end or its pre-emption, and who may still touch them."""
+
+import asyncio
+from dataclasses import dataclass
+
+from services.decode.tail import Tail
+from shared.engine.fetch import PageFetch
+from shared.model.paged import Reservation
+
+
+@dataclass(eq=False)
+class Holding:
+    """Made, used and let go by `SequenceMemory` only.
+
+    Users are the fetch that fills pages, the torch thread while it has the sequence in hand, and every piece of work of
+    the publisher. An abandoned holding is released when the last of them is done.
+    """
+
+    reservation: Reservation
+    tail: Tail | None  # None once the sequence runs
+    resident: list[int]  # of the leading blocks in the pages: the layers that are complete
+    fetch: PageFetch | None = None  # until it was taken stock of
+    fetch_task: "asyncio.Task[None] | None" = None
+    num_users: int = 0
+    abandoned: bool = False

@@ -1,0 +1,223 @@
+"""What decode's sequences hold: pages reserved, filled from the pool, made reusable, published, and let go."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Seq
+from functools import partial
+
+from services.decode.holding import Holding
+from services.decode.publisher import BlockPublisher
+from services.decode.sequence import Sequence
+from services.decode.tail import Tail
+from shared.engine.fetch import FetchContext, PageFetch
+from shared.errors import ContextTooLong
+from shared.kv.hashing import chain_keys, num_prefix_blocks
+from shared.log import get_logger
+from shared.metrics import Metrics
+
+log = get_logger()
+
+
+class SequenceMemory:
+    """The scheduler's `Pages`, and what the engine needs beside. Owns all holdings, so all of decode's reservations.
+
+    The pool is the swap. Full blocks are published as they complete, so that a sequence that gives its pages up finds
+    them again on the device, as long as nobody needed the pages, else in the pool; what is in neither is computed. Only
+    entries that somebody promised are waited for: the gateway at first, later nobody.
+    """
+
+    def __init__(
+        self,
+        context: FetchContext,
+        metrics: Metrics,
+        chunk_tokens: int,
+        on_change: Callable[[], None],
+        on_failure: Callable[[Sequence, BaseException], None],
+    ) -> None:
+        """`on_change` is called when a gate may have opened or pages are back, `on_failure` when a fetch has failed."""
+        self._context = context
+        self._kv = context.kv
+        self._layout = context.layout
+        self._chunk_tokens = chunk_tokens
+        self._on_change = on_change
+        self._on_failure = on_failure
+        self.publisher = BlockPublisher(context, metrics, on_done=self._done)
+        self._leaving: set[Holding] = set()
+        self._preempted = metrics.counter("num_preemptions", "Times that a request gave its pages up for another")
+
+    @property
+    def capacity_tokens(self) -> int:
+        """What a request that is alone may hold, prompt and answer."""
+        return self._kv.num_pages * self._kv.page_tokens
+
+    def check(self, num_tokens: int) -> None:
+        """Raise `ContextTooLong` when a request would not fit alone."""
+        if num_tokens > self.capacity_tokens:
+            raise ContextTooLong(
+                f"prompt and max_tokens make {num_tokens} tokens, the worker's KV memory holds {self.capacity_tokens}"
+            )
+
+    @property
+    def returning(self) -> bool:
+        return bool(self._leaving)
+
+    def reserve(self, sequence: Sequence, num_growing: int, /) -> bool:
+        num_tokens = len(sequence.tokens)
+        most = num_prefix_blocks(num_tokens, self._layout.block_tokens)
+        reservation = self._kv.reserve(sequence.keys[:most], num_tokens + 1, spare_pages=num_growing)
+        if reservation is None:
+            return False
+        resident = list(reservation.cached_layers)
+        # The device may hold more than any pool is known to.
+        first_block = max(min(sequence.num_pooled, most), len(resident))
+        holding = sequence.holding = Holding(reservation, None, resident)
+        self._start_tail(sequence, holding, first_block)
+        if len(resident) < first_block:
+            self._start_fetch(sequence, holding, first_block)
+        else:
+            sequence.wait_until_s = 0.0  # what was promised is here
+        return True
+
+    def extend(self, sequence: Sequence, /) -> bool:
+        reservation = sequence.held.reservation
+        num_tokens, page_tokens = len(sequence.tokens), self._kv.page_tokens
+        if num_tokens <= reservation.num_tokens:
+            return True
+        return self._kv.extend(reservation, -(-num_tokens // page_tokens) * page_tokens)
+
+    def give_up(self, sequence: Sequence, /) -> None:
+        holding = sequence.held
+        log.info("preempted", request_id=sequence.generation.request_id, num_tokens=len(sequence.tokens))
+        self._preempted.inc()
+        self._publish(sequence, holding, len(holding.resident))
+        self.abandon(sequence)
+
+    def would_fit(self, sequence: Sequence, others: Seq[Sequence], /) -> bool:
+        held = sum(other.holding.reservation.num_tokens for other in others if other.holding)
+        return held + len(sequence.tokens) + 1 <= self.capacity_tokens
+
+    def take_in_hand(self, holdings: Iterable[Holding]) -> None:
+        """The torch thread is going to work on these: their pages stay until `put_down`."""
+        for holding in holdings:
+            holding.num_users += 1
+
+    def put_down(self, holdings: Iterable[Holding]) -> None:
+        for holding in holdings:
+            self._done(holding)
+
+    def num_open_layers(self, sequence: Sequence) -> int:
+        """Return how many leading layers of what is fetched have landed. May start the tail anew, further back."""
+        holding = sequence.held
+        if holding.fetch is None:
+            return self._layout.num_layers
+        if holding.fetch_task is not None and holding.fetch_task.done():
+            self._settle(sequence, holding)
+            return self._layout.num_layers
+        return holding.fetch.num_open_layers()
+
+    def completed(self, sequence: Sequence, num_tokens: int) -> None:
+        """The KV of the first `num_tokens` tokens is in the pages: full blocks become shareable and are published."""
+        holding, block_tokens, keys = sequence.held, self._layout.block_tokens, sequence.keys
+        self._settle(sequence, holding)
+        num_blocks = num_tokens // block_tokens
+        while len(keys) < num_blocks:
+            start = len(keys) * block_tokens
+            previous = keys[-1] if keys else sequence.generation.root
+            keys.extend(chain_keys(previous, sequence.tokens[start : start + block_tokens], block_tokens))
+        holding.resident += [self._layout.all_layers] * (num_blocks - len(holding.resident))
+        self._kv.commit(holding.reservation, num_blocks, keys, holding.resident)
+        self._publish(sequence, holding, num_blocks)
+
+    def stop_waiting(self, sequence: Sequence) -> None:
+        """Nobody will write what is not there yet: take what is present, compute the rest."""
+        sequence.wait_until_s = 0.0
+        if sequence.holding is not None and sequence.holding.fetch is not None:
+            sequence.holding.fetch.stop_waiting()
+
+    def abandon(self, sequence: Sequence) -> None:
+        """Let go of a sequence's pages, at once or when the last user is done with them. Idempotent."""
+        holding, sequence.holding = sequence.holding, None
+        if holding is None:
+            return
+        holding.abandoned = True
+        if holding.fetch_task is not None:
+            holding.fetch_task.cancel()
+        if holding.num_users:
+            self._leaving.add(holding)
+        else:
+            self._release(holding)
+
+    async def all_returned(self) -> None:
+        """Wait until what was abandoned is released; for the end, when the publisher's queue is empty."""
+        tasks = {holding.fetch_task for holding in self._leaving if holding.fetch_task is not None}
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _start_tail(self, sequence: Sequence, holding: Holding, first_block: int) -> None:
+        start = first_block * self._layout.block_tokens
+        holding.tail = Tail(start, len(sequence.tokens), self._chunk_tokens)
+
+    def _start_fetch(self, sequence: Sequence, holding: Holding, num_blocks: int) -> None:
+        generation = sequence.generation
+        blocks = range(holding.reservation.cached_blocks, num_blocks)
+        needed = {block: self._layout.needed_layers(block, num_blocks) for block in blocks}
+        wanted = {block: layers for block, layers in needed.items() if layers}
+        now = time.monotonic()
+        if sequence.wait_until_s is None:
+            sequence.wait_until_s = now + generation.wait_s
+        holding.fetch = PageFetch(self._context, holding.reservation, sequence.keys, wanted, on_landed=self._on_change)
+        holding.fetch_task = asyncio.create_task(
+            holding.fetch.run(generation.sources, max(0.0, sequence.wait_until_s - now), generation.deadline),
+            name="decode fetch",
+        )
+        holding.num_users += 1
+        holding.fetch_task.add_done_callback(partial(self._fetch_ended, sequence, holding))
+
+    def _fetch_ended(self, sequence: Sequence, holding: Holding, task: "asyncio.Task[None]") -> None:
+        """Called by the task. The tail is changed later, by the loop, when the torch thread has let go of it."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not holding.abandoned:
+            self._on_failure(sequence, error)
+        self._done(holding)
+        self._on_change()
+
+    def _settle(self, sequence: Sequence, holding: Holding) -> None:
+        """Take stock of a fetch: what has landed is resident; if something is missing, the tail starts before it."""
+        fetch, holding.fetch = holding.fetch, None
+        if fetch is None or holding.tail is None:
+            return
+        sequence.wait_until_s = 0.0
+        num_blocks = holding.tail.start // self._layout.block_tokens
+        for block in range(len(holding.resident), num_blocks):
+            needed = self._layout.needed_layers(block, num_blocks)
+            holding.resident.append(needed & ~fetch.outstanding.get(block, 0))
+        if fetch.outstanding:
+            resume = self._layout.longest_resume(holding.resident)
+            del holding.resident[resume:]
+            sequence.num_pooled = sequence.num_offered = resume
+            log.warning(
+                "tail_extended",
+                request_id=sequence.generation.request_id,
+                num_blocks=num_blocks,
+                resume_block=resume,
+            )
+            self._start_tail(sequence, holding, resume)
+
+    def _publish(self, sequence: Sequence, holding: Holding, num_blocks: int) -> None:
+        first = sequence.num_offered
+        if first < num_blocks:
+            layers = tuple(holding.resident[first:num_blocks])
+            if self.publisher.publish(sequence, holding, first, layers):
+                holding.num_users += 1
+                sequence.num_offered = num_blocks
+
+    def _done(self, holding: Holding) -> None:
+        holding.num_users -= 1
+        if holding.abandoned and not holding.num_users:
+            self._release(holding)
+
+    def _release(self, holding: Holding) -> None:
+        self._leaving.discard(holding)
+        self._kv.release(holding.reservation)
+        self._on_change()

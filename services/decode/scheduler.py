@@ -1,0 +1,191 @@
+"""Who gets pages, who gives them up and who computes next: a decode worker's policy. No torch, no asyncio, no clock."""
+
+from bisect import insort
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+
+class Rank(NamedTuple):
+    """A request's place: lower goes first. It keeps its place when it is pre-empted."""
+
+    priority: int  # as in vLLM: lower goes first
+    arrival: int  # numbers requests as they come
+
+
+class Request(Protocol):
+    @property
+    def rank(self) -> Rank: ...
+
+
+R = TypeVar("R", bound=Request)
+R_contra = TypeVar("R_contra", bound=Request, contravariant=True)
+
+
+class Pages(Protocol[R_contra]):
+    """Memory as the policy sees it. A call that returns False has changed nothing."""
+
+    def reserve(self, request: R_contra, num_growing: int, /) -> bool:
+        """Hold pages for the tokens that a waiting request has and one more; leave one for each that grows."""
+
+    def extend(self, request: R_contra, /) -> bool:
+        """Hold a page for the next token of a running request, if it has none for it yet."""
+
+    def give_up(self, request: R_contra, /) -> None:
+        """Let go of a request's pages: at once, or when the last who reads them has done so."""
+
+    def would_fit(self, request: R_contra, others: Sequence[R_contra], /) -> bool:
+        """Whether `request` would get its pages if nobody but `others` held any. An estimate."""
+
+    @property
+    def returning(self) -> bool:
+        """Whether pages that were given up are on their way back."""
+
+
+class Scheduler(Generic[R]):
+    """Keeps every live request in one of three lists: waiting (holds no pages), tails (its prompt's end is still to be
+    computed) and running (gets one token a step).
+
+    - Admission is strictly in rank order: who does not fit is not overtaken, so a long prompt is not starved. It leaves
+      a page for each running request of a lower rank: who is admitted into the last ones is the first to lose them.
+    - When a running request finds no page for its next token, the request with the greatest rank that holds pages is
+      pre-empted: the lowest priority, of these the last that arrived. It may be the needy one itself.
+    - A waiting request pre-empts only requests of a lower priority, and only if that makes room enough.
+    - While pages are on their way back nobody else is pre-empted; the needy one sits out a step.
+
+    Progress: pre-emption goes from a lower to a greater rank only, so that two requests cannot pre-empt each other.
+    Requests of one priority hold pages in the order of arrival: all that hold came before all that wait. Therefore the
+    first of all ranks, once it waits for nothing but pages, gets those of everybody else in the end, keeps its own, and
+    finishes, since the caller admits only what fits alone. Then another one is first. A low priority waits as long as
+    higher ones keep coming.
+    """
+
+    def __init__(self, pages: Pages[R], max_batch: int) -> None:
+        self._pages = pages
+        self._max_batch = max_batch
+        self.waiting: list[R] = []  # in rank order
+        self.tails: list[R] = []  # whose turn is first stands first
+        self.running: list[R] = []
+
+    @property
+    def num_holding(self) -> int:
+        return len(self.tails) + len(self.running)
+
+    def add(self, request: R) -> None:
+        insort(self.waiting, request, key=_rank)
+
+    def remove(self, request: R) -> None:
+        """Forget a request, wherever it is; its pages are the caller's business. Idempotent."""
+        for listed in (self.waiting, self.tails, self.running):
+            if request in listed:
+                listed.remove(request)
+
+    def join(self, request: R) -> None:
+        """A request's tail is computed: it runs from the next step on."""
+        self.tails.remove(request)
+        self.running.append(request)
+
+    def turns(self) -> list[R]:
+        """Return the tails in the order of their turns: priorities first, then in turn."""
+        return sorted(self.tails, key=lambda request: request.rank.priority)
+
+    def took_turn(self, request: R) -> None:
+        """The others of its priority have their turns before a request has its next one."""
+        self.tails.remove(request)
+        self.tails.append(request)
+
+    def schedule(self) -> list[R]:
+        """Find pages for the next step, pre-empt and admit. Return the running requests that have their pages."""
+        stalled, num_preempted = self._grow()
+        if not num_preempted:  # else the victim would be admitted into what is left of its own pages
+            self._admit()
+        return [request for request in self.running if request not in stalled]
+
+    def _grow(self) -> tuple[list[R], int]:
+        """Extend in rank order. Return who must sit out this step, and how many were pre-empted."""
+        stalled: list[R] = []
+        num_preempted = 0
+        for request in sorted(self.running, key=_rank):
+            while request in self.running and not self._pages.extend(request):
+                if self._pages.returning or self.num_holding == 1:
+                    stalled.append(request)
+                    break
+                self._preempt(max(self.tails + self.running, key=_rank))
+                num_preempted += 1
+        return stalled, num_preempted
+
+    def _admit(self) -> None:
+        while self.waiting:
+            head = self.waiting[0]
+            num_growing = sum(request.rank < head.rank for request in self.running)
+            if self.num_holding < self._max_batch and self._pages.reserve(head, num_growing):
+                self.tails.append(self.waiting.pop(0))
+                continue
+            victim = self._outranked_by(head)
+            if victim is None or self._pages.returning:
+                return
+            self._preempt(victim)
+
+    def _outranked_by(self, request: R) -> R | None:
+        """Return who gives way to a waiting request; None when nobody does, or when all who do would not be enough."""
+        holding = self.tails + self.running
+        equals = [other for other in holding if other.rank.priority <= request.rank.priority]
+        if len(equals) == len(holding) or len(equals) >= self._max_batch:
+            return None
+        return max(holding, key=_rank) if self._pages.would_fit(request, equals) else None
+
+    def _preempt(self, victim: R) -> None:
+        self.remove(victim)
+        self.add(victim)
+        self._pages.give_up(victim)
+
+
+class Offer(NamedTuple, Generic[R]):
+    """A tail that could go on now."""
+
+    request: R
+    num_tokens: int  # of its chunk in hand
+    num_layers: int  # of the chunk that may run: their gates are open
+
+
+class Slice(NamedTuple, Generic[R]):
+    """A tail's part in one step."""
+
+    request: R
+    num_layers: int
+
+
+@dataclass(frozen=True)
+class TailBudget:
+    """What a step of a running batch may compute of tails beside it, which is what a token of the batch is late for.
+
+    Counted in tokens through one layer. A tail costs the batch the same however it is spread over steps, so this bounds
+    how late a token is, not how much is computed: too small a budget only keeps requests out of the batch for longer.
+    When more tails than running requests could go on, the budget is as many times larger: a burst of requests is not
+    held up by the one that came first.
+    """
+
+    tokens_per_step: int  # through all layers
+    num_layers: int
+
+    def share(self, offers: Sequence[Offer[R]], num_running: int) -> list[Slice[R]]:
+        """Return the slices of the next step; `offers` stand in the order of their turns.
+
+        The first slice has at least one layer, however long its chunk. Without a running batch the first tail's whole
+        chunk may run: others have their turn when this one has ended.
+        """
+        if not num_running:
+            return [Slice(offer.request, offer.num_layers) for offer in offers[:1]]
+        left = int(self.tokens_per_step * self.num_layers * max(1.0, len(offers) / num_running))
+        slices: list[Slice[R]] = []
+        for offer in offers:
+            num_layers = min(offer.num_layers, left // offer.num_tokens)
+            if num_layers == 0 and slices:
+                break
+            slices.append(Slice(offer.request, max(1, num_layers)))
+            left = max(0, left - slices[-1].num_layers * offer.num_tokens)
+        return slices
+
+
+def _rank(request: Request) -> Rank:
+    return request.rank

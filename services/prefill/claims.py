@@ -1,0 +1,49 @@
+"""Which entries of a prompt this worker writes to its pool, and which ones others do."""
+
+from collections.abc import Sequence
+
+from shared.engine.publish import PagePublisher
+from shared.ids import BlockKey
+from shared.kv.entries import BlockEntries
+from shared.kv.layout import KvLayout
+from shared.rpc.pool import Publication
+
+
+class Claims:
+    """One prompt's claims on its blocks. What is granted goes to `publisher.to_send`."""
+
+    def __init__(
+        self, publication: Publication, layout: KvLayout, keys: Sequence[BlockKey], publisher: PagePublisher
+    ) -> None:
+        self._publication = publication
+        self._layout = layout
+        self._keys = keys
+        self._publisher = publisher
+        self._others = [0] * len(keys)  # layers of each block that somebody else was writing when we asked last
+
+    async def take(self, blocks: Sequence[int]) -> None:
+        """Ask to write blocks (ascending) as far as nobody has them or is at it. Raises what the publication raises."""
+        if not blocks:
+            return
+        claims = [BlockEntries(self._keys[block], self._layout.all_layers) for block in blocks]
+        if blocks[0] > 0:
+            claims.insert(0, BlockEntries(self._keys[blocks[0] - 1], 0))  # tells the pool what the first one follows
+        grant = await self._publication.open(self._layout, claims)
+        num_blocks = len(blocks)
+        for block, granted, present in zip(
+            blocks, grant.granted[-num_blocks:], grant.present[-num_blocks:], strict=True
+        ):
+            self._publisher.to_send[block] |= granted
+            self._others[block] = self._layout.all_layers & ~granted & ~present
+
+    def limit_to(self, cached: Sequence[int], num_blocks: int) -> None:
+        """Send of the leading `num_blocks` blocks only the layers in `cached`: the others are not in our pages."""
+        for block in range(num_blocks):
+            self._publisher.to_send[block] &= cached[block] if block < len(cached) else 0
+
+    async def take_over(self, in_pages: Sequence[int]) -> None:
+        """Ask again for what others were writing and we have, too: their writer may have gone without finishing."""
+        unsure = [block for block, layers in enumerate(in_pages) if self._others[block] & layers]
+        await self.take(unsure)
+        for block in unsure:
+            self._publisher.to_send[block] &= in_pages[block]

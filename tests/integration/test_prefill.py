@@ -1,0 +1,224 @@
+"""One prefill worker under many prompts: packed, shared, withdrawn and held back, with the tokens of one process."""
+
+import asyncio
+import random
+import time
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+import shared.engine.publish as publish
+from shared.kv.frame import Frame
+from shared.model.batch import Batch
+from shared.model.paged import PagedKv
+from shared.rpc.pool import Publication
+from tests.support.engines import TwoDatacenters, two_datacenters
+from tests.support.tiny import MODELS, greedy_reference
+from tests.support.waiting import until
+
+BLOCK = 64
+NUM_LAYERS = 4
+
+
+def prompt(num_tokens: int, seed: int = 0) -> list[int]:
+    return random.Random(seed).choices(range(1, 199), k=num_tokens)
+
+
+def slow_layers(dcs: TwoDatacenters, monkeypatch: pytest.MonkeyPatch, seconds: float) -> list[list[int]]:
+    """Let each layer of prefill take longer; return the list of steps, each the sizes of its spans at layer 0."""
+    assert dcs.prefill.model is not None
+    transformer, steps = dcs.prefill.model.transformer, list[list[int]]()
+    compute = transformer.layer
+
+    def layer(index: int, hidden: Tensor, batch: Batch, kv: PagedKv, kv_only: bool) -> Tensor:
+        if index == 0:
+            steps.append([span.num_tokens for span in batch.spans])
+        time.sleep(seconds)
+        return compute(index, hidden, batch, kv, kv_only)
+
+    monkeypatch.setattr(transformer, "layer", layer)
+    return steps
+
+
+async def tokens_of(dcs: TwoDatacenters, tokens: list[int]) -> tuple[list[int], int]:
+    """Decode from what the pools have, computing only the prompt's end; return ids and how much decode computed."""
+    result = await dcs.generate(tokens, prefill=False, wait_ms=0)
+    return result.ids, result.decode_computed
+
+
+@pytest.mark.parametrize("name", MODELS)
+async def test_short_prompts_are_packed_and_do_not_mix(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with two_datacenters(name, chunk_tokens=512) as dcs:
+        steps = slow_layers(dcs, monkeypatch, 0.02)
+        prompts = [prompt(66 + 40 * i, seed=i) for i in range(8)]
+        await asyncio.gather(*(dcs.prefill_only(p) for p in prompts))
+        assert max(len(step) for step in steps) > 2
+        assert all(sum(step) <= 512 for step in steps)
+        assert dcs.prefill.metric("prefill_steps_total") == len(steps) < len(prompts)
+        for tokens in prompts:
+            ids, computed = await tokens_of(dcs, tokens)
+            assert ids == greedy_reference(name, tokens, 8)
+            assert computed == (len(tokens) - 1) % BLOCK + 1, "all full blocks came from the pool"
+        await dcs.assert_idle()
+
+
+async def test_one_of_a_packed_step_is_withdrawn_and_the_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with two_datacenters("llama", chunk_tokens=512) as dcs:
+        first, *packed = prompts = [prompt(130, seed=i) for i in range(4)]
+        steps = slow_layers(dcs, monkeypatch, 0.1)
+        tasks = [asyncio.create_task(dcs.prefill_only(first))]
+        await until(lambda: steps)
+        tasks += [asyncio.create_task(dcs.prefill_only(p)) for p in packed]
+        await until(lambda: len(steps) == 2)
+        assert len(steps[1]) == 3
+        tasks[2].cancel()
+        await asyncio.wait(tasks)
+        assert tasks[2].cancelled()
+        assert dcs.prefill.metric("prefill_computed_tokens_total") == 3 * 2 * BLOCK
+        monkeypatch.undo()
+        for i in (0, 1, 3):
+            assert (await tokens_of(dcs, prompts[i]))[0] == greedy_reference("llama", prompts[i], 8)
+        await dcs.assert_idle()
+
+
+@pytest.mark.parametrize("name", MODELS)
+async def test_a_prefix_that_waiting_prompts_share_is_computed_once_and_not_fetched(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two_datacenters(name, chunk_tokens=256) as dcs:
+        steps = slow_layers(dcs, monkeypatch, 0.02)
+        shared = prompt(640)
+        long = shared + prompt(1281, seed=9)
+        prompts = [shared + prompt(65 + 64 * i, seed=i + 1) for i in range(3)]
+        first = asyncio.create_task(dcs.prefill_only(long))
+        await until(lambda: steps)
+        await asyncio.gather(*(dcs.prefill_only(p, priority=-1) for p in prompts))
+        assert not first.done(), "the others waited for what they do not share"
+        await first
+        own = sum((len(p) - 1) // BLOCK - 10 for p in [long, *prompts])
+        assert dcs.prefill.metric("prefill_computed_tokens_total") == (10 + own) * BLOCK
+        assert dcs.prefill.metric("prefill_reused_blocks_total", tier="device") == 3 * 10
+        assert dcs.prefill.metric("fetched_entries_total") == 0
+        monkeypatch.undo()
+        for tokens in [long, *prompts]:
+            assert await tokens_of(dcs, tokens) == (greedy_reference(name, tokens, 8), (len(tokens) - 1) % BLOCK + 1)
+        await dcs.assert_idle()
+
+
+async def test_who_waited_for_a_prefix_finishes_it_when_its_prompt_is_withdrawn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with two_datacenters("llama", chunk_tokens=128) as dcs:
+        steps = slow_layers(dcs, monkeypatch, 0.02)
+        shared = prompt(640)
+        first = asyncio.create_task(dcs.prefill_only(shared + prompt(65, seed=1)))
+        await until(lambda: steps)
+        tokens = shared + prompt(65, seed=2)
+        second = asyncio.create_task(dcs.prefill_only(tokens))
+        await until(lambda: dcs.prefill.metric("num_requests_waiting") == 1)
+        await until(lambda: len(steps) == 3)
+        first.cancel()
+        assert 0 < await second < 704, "what the first had done was not done again"
+        monkeypatch.undo()
+        assert await tokens_of(dcs, tokens) == (greedy_reference("llama", tokens, 8), 1)
+        await dcs.assert_idle()
+
+
+async def test_what_a_withdrawn_prompt_computed_and_did_not_send_is_sent_by_those_who_use_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first prompt's sending hangs; the second takes the blocks from the device and finds their writer gone."""
+    async with two_datacenters("llama", chunk_tokens=256) as dcs:
+        slow_layers(dcs, monkeypatch, 0.05)
+        shared = prompt(256)
+        pool = dcs.pool_east.pool
+        assert pool is not None
+        ingest, leases = pool.servicer._ingest, list[Any]()
+
+        async def hang_the_first(batch: Any, lease: Any) -> None:
+            leases.append(lease)
+            if lease is leases[0]:
+                await asyncio.sleep(30)
+            await ingest(batch, lease)
+
+        monkeypatch.setattr(pool.servicer, "_ingest", hang_the_first)
+        first = asyncio.create_task(dcs.prefill_only(shared + prompt(1025, seed=1)))
+        await until(lambda: leases)
+        tokens = shared + prompt(257, seed=2)
+        second = asyncio.create_task(dcs.prefill_only(tokens))
+        await until(lambda: dcs.prefill.metric("prefill_reused_blocks_total", tier="device") == 4)
+        first.cancel()
+        assert await second == 256
+        assert await tokens_of(dcs, tokens) == (greedy_reference("llama", tokens, 8), 1)
+        await dcs.assert_idle()
+
+
+@pytest.mark.parametrize("name", MODELS)
+async def test_a_slow_pool_holds_back_a_prompt_that_is_too_far_ahead_and_corrupts_nothing(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two_datacenters(name, chunk_tokens=128) as dcs:
+        assert dcs.prefill.model is not None
+        entry = dcs.prefill.model.layout.entry_bytes(0)
+        step = 2 * NUM_LAYERS * entry
+        monkeypatch.setattr(publish, "MAX_BACKLOG_BYTES", step)
+        most = 0
+        emit = publish.PagePublisher.emit
+
+        def watched(self: publish.PagePublisher, ready: publish.Ready) -> None:
+            nonlocal most
+            emit(self, ready)
+            most = max(most, self.backlog_bytes)
+
+        monkeypatch.setattr(publish.PagePublisher, "emit", watched)
+        _slow_sending(monkeypatch, 0.03)
+        tokens = prompt(1281)
+        assert await dcs.prefill_only(tokens) == 1280
+        assert step < most <= 2 * step, "the limit and one step beyond it"
+        monkeypatch.undo()
+        assert await tokens_of(dcs, tokens) == (greedy_reference(name, tokens, 8), 1)
+        await dcs.assert_idle()
+
+
+def _slow_sending(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let each message to a pool take its time, as over a full link."""
+    write = Publication.send
+
+    async def slowly(self: Publication, frames: list[Frame]) -> None:
+        await asyncio.sleep(seconds)
+        await write(self, frames)
+
+    monkeypatch.setattr(Publication, "send", slowly)
+
+
+async def test_a_prompt_of_higher_priority_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with two_datacenters("llama", chunk_tokens=128) as dcs:
+        steps = slow_layers(dcs, monkeypatch, 0.02)
+        order: list[str] = []
+
+        async def one(name: str, tokens: list[int], priority: int) -> None:
+            await dcs.prefill_only(tokens, priority=priority)
+            order.append(name)
+
+        tasks = [asyncio.create_task(one("long", prompt(1025), 1))]
+        await until(lambda: steps)
+        tasks += [
+            asyncio.create_task(one("usual", prompt(257, seed=1), 0)),
+            asyncio.create_task(one("urgent", prompt(257, seed=2), -1)),
+        ]
+        await asyncio.gather(*tasks)
+        assert order == ["urgent", "usual", "long"]
+        await dcs.assert_idle()
+
+
+async def test_time_computing_and_time_sending_that_was_not_hidden_are_exported() -> None:
+    async with two_datacenters("llama") as dcs:
+        tokens = prompt(1025)
+        await dcs.prefill_only(tokens)
+        computing, exposed = (
+            dcs.prefill.metric(f"prefill_{name}_seconds_total") for name in ("compute", "emission_exposed")
+        )
+        assert 0 < exposed < computing + exposed
+        await dcs.prefill_only(tokens)
+        assert dcs.prefill.metric("prefill_emission_exposed_seconds_total") == exposed, "there was nothing to send"

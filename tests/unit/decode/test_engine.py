@@ -1,0 +1,181 @@
+"""The engine's life: what holds after start, abort, a failed step and clean-up. No pool: nothing can be published."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from services.decode.engine import DecodeEngine
+from services.decode.sequence import Generation, Sequence
+from services.decode.settings import DecodeSettings
+from shared.deadline import Deadline
+from shared.engine.fetch import FetchContext, FetchMetrics
+from shared.engine.loaded import LoadedModel
+from shared.engine.thread import WorkThread
+from shared.errors import ContextTooLong, DeadlineExceeded, Draining, Internal, Overloaded
+from shared.kv.codec import Codec
+from shared.metrics import Metrics
+from shared.model.batch import Batch
+from shared.model.paged import PagedKv
+from shared.model.sampling_params import SamplingParams
+from shared.rpc.client import Channels
+from shared.rpc.pool import PoolClient
+from tests.support.tiny import greedy_reference, tiny_model
+from tests.support.waiting import until
+
+
+@dataclass
+class Bench:
+    engine: DecodeEngine
+    model: LoadedModel
+    metrics: Metrics
+    tasks: "list[asyncio.Task[None]]"
+
+    def metric(self, name: str) -> float:
+        return self.metrics.registry.get_sample_value(f"prfaas:{name}") or 0.0
+
+    def submit(self, token_ids: list[int], max_tokens: int = 8, deadline_s: float = 20) -> Sequence:
+        generation = Generation(
+            request_id=None,
+            token_ids=token_ids,
+            sampling=SamplingParams(max_tokens=max_tokens, temperature=0),
+            keys=self.model.keys(token_ids, ""),
+            root=self.model.root(""),
+            num_blocks=0,
+            sources=(),
+            wait_s=0.0,
+            codec=Codec.RAW,
+            deadline=Deadline.after(deadline_s),
+        )
+        return self.engine.submit(generation)
+
+    async def stop(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.wait(self.tasks)
+
+
+@asynccontextmanager
+async def bench(num_pages: int = 64, **settings: Any) -> AsyncIterator[Bench]:
+    async with Channels() as channels:
+        model, metrics = tiny_model("llama", num_pages), Metrics()
+        thread, copier = WorkThread("torch"), WorkThread("copier")
+        nobody = PoolClient(channels, "127.0.0.1:1")
+        context = FetchContext(nobody, model.kv, model.layout, copier, FetchMetrics(metrics))
+        engine = DecodeEngine(DecodeSettings(chunk_tokens=128, **settings), model, thread, context, metrics)
+        tasks = [asyncio.create_task(engine.run()), asyncio.create_task(engine.publisher.run())]
+        made = Bench(engine, model, metrics, tasks)
+        try:
+            yield made
+        finally:
+            await made.stop()
+            thread.close()
+            copier.close()
+        assert model.kv.held == 0
+        model.kv.check()
+
+
+async def ids_of(sequence: Sequence) -> list[int]:
+    return [token async for event in sequence.events() for token in event.ids]
+
+
+def words(num_tokens: int, seed: int = 0) -> list[int]:
+    return [(7 * i + 31 * seed) % 198 + 1 for i in range(num_tokens)]
+
+
+async def test_clean_up_ends_everything_and_releases_every_page() -> None:
+    async with bench(num_pages=12, max_batch=4) as b:
+        sequences = [b.submit(words(200, seed), 300) for seed in range(6)]
+        await until(lambda: sequences[0].num_generated > 5)
+        await b.stop()
+        assert b.model.kv.held == 0
+        for sequence in sequences:
+            with pytest.raises(Draining):
+                await ids_of(sequence)
+
+
+async def test_abort_in_every_state_and_twice() -> None:
+    async with bench(num_pages=12, max_batch=2) as b:
+        running, tail, waiting = b.submit(words(100), 300), b.submit(words(600, 1), 5), b.submit(words(100, 2), 5)
+        await until(lambda: running.num_generated > 2)
+        for sequence in (tail, waiting, running, running):
+            b.engine.abort(sequence)
+        await until(lambda: b.model.kv.held == 0)
+        assert (b.engine.num_running, b.engine.num_waiting) == (0, 0)
+        assert await ids_of(b.submit(words(70, 3))) == greedy_reference("llama", words(70, 3), 8)
+
+
+async def test_what_torch_raises_for_a_tail_is_that_requests_end_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with bench() as b:
+        compute = b.model.transformer.layers
+
+        def layers(first: int, end: int, hidden: Tensor, batch: Batch, kv: PagedKv) -> Tensor:
+            if end > 2 and batch.num_tokens == 77:
+                raise RuntimeError("out of memory")
+            return compute(first, end, hidden, batch, kv)
+
+        monkeypatch.setattr(b.model.transformer, "layers", layers)
+        good, bad = b.submit(words(50), 40), b.submit(words(77, 1))
+        with pytest.raises(Internal, match="RuntimeError"):
+            await ids_of(bad)
+        assert await ids_of(good) == greedy_reference("llama", words(50), 40)
+
+
+async def test_what_torch_raises_for_a_batch_ends_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with bench() as b:
+        sequences = [b.submit(words(50, seed), 40) for seed in range(3)]
+        await until(lambda: all(sequence.num_generated > 2 for sequence in sequences))
+        compute = b.model.transformer.forward
+
+        def forward(*_args: Any) -> Tensor:
+            raise RuntimeError("out of memory")
+
+        monkeypatch.setattr(b.model.transformer, "forward", forward)
+        for sequence in sequences:
+            with pytest.raises(Internal):
+                await ids_of(sequence)
+        monkeypatch.setattr(b.model.transformer, "forward", compute)
+        assert await ids_of(b.submit(words(60))) == greedy_reference("llama", words(60), 8)
+
+
+async def test_limits_are_told_at_submit() -> None:
+    async with bench(num_pages=4, max_waiting=1) as b:
+        with pytest.raises(ContextTooLong, match="KV memory holds 256"):
+            b.submit(words(250), 7)
+        b.submit(words(200), 50)
+        with pytest.raises(Overloaded):
+            b.submit(words(10))
+
+
+async def test_a_late_reader_gets_what_has_come_as_one_event() -> None:
+    async with bench() as b:
+        sequence = b.submit(words(70), 30)
+        await until(lambda: sequence.retired)
+        events = [event async for event in sequence.events()]
+        assert len(events) == 1
+        assert list(events[0].ids) == greedy_reference("llama", words(70), 30)
+        assert (events[0].computed_prompt_tokens, events[0].finish_reason is not None) == (70, True)
+
+
+async def test_steps_are_measured() -> None:
+    async with bench() as b:
+        await asyncio.gather(*(ids_of(b.submit(words(70, seed), 20)) for seed in range(4)))
+        steps, outside = b.metric("decode_step_seconds_sum"), b.metric("decode_step_outside_model_seconds_total")
+        assert b.metric("decode_step_seconds_count") >= 19
+        assert 0 < outside < steps
+        assert 0 < b.metric("decode_step_tail_seconds_total") < steps
+        assert b.engine.tokens_per_s > 0
+
+
+async def test_a_deadline_ends_a_request_that_waits() -> None:
+    async with bench(num_pages=4) as b:
+        b.submit(words(200), 50)
+        late = b.submit(words(200, 1), 50, deadline_s=0.0)
+        with pytest.raises(DeadlineExceeded):
+            await ids_of(late)
+        b.engine.abort(late)  # as the servicer does, however a call ends
+        assert b.engine.num_waiting == 0

@@ -1,0 +1,375 @@
+"""The policy: who is admitted, who gives way, and that in the end everybody finishes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.decode.scheduler import Offer, Rank, Scheduler, TailBudget
+
+PAGE = 4
+
+
+@dataclass(eq=False)
+class Job:
+    """A request as the policy sees it; `num_tokens` grows while it runs."""
+
+    rank: Rank
+    num_tokens: int
+    to_generate: int = 1
+    num_pages: int = 0
+
+
+@dataclass
+class Memory:
+    """Pages without content. What is given up returns at once, or after `delay` steps."""
+
+    num_pages: int
+    delay: int = 0
+    step: int = 0
+    given_up: list[Job] = field(default_factory=list)
+    holders: list[Job] = field(default_factory=list)  # now or once
+    _returning: list[tuple[int, int]] = field(default_factory=list)  # (step, pages)
+
+    @property
+    def free(self) -> int:
+        return self.num_pages
+
+    @property
+    def returning(self) -> bool:
+        return bool(self._returning)
+
+    def reserve(self, job: Job, num_growing: int, /) -> bool:
+        assert job.num_pages == 0
+        needed = _pages(job.num_tokens + 1)
+        return needed + num_growing <= self.num_pages and self._take(job, needed)
+
+    def extend(self, job: Job, /) -> bool:
+        assert job.num_pages > 0
+        return self._take(job, _pages(job.num_tokens) - job.num_pages)
+
+    def give_up(self, job: Job, /) -> None:
+        self.given_up.append(job)
+        self.release(job)
+
+    def release(self, job: Job) -> None:
+        if self.delay:
+            self._returning.append((self.step + self.delay, job.num_pages))
+        else:
+            self.num_pages += job.num_pages
+        job.num_pages = 0
+
+    def would_fit(self, job: Job, others: Sequence[Job], /) -> bool:
+        total = self.num_pages + sum(pages for _, pages in self._returning)
+        return _pages(job.num_tokens + 1) <= total + sum(o.num_pages for o in self.holders if o not in others)
+
+    def tick(self) -> None:
+        self.step += 1
+        self.num_pages += sum(pages for at, pages in self._returning if at <= self.step)
+        self._returning = [(at, pages) for at, pages in self._returning if at > self.step]
+
+    def _take(self, job: Job, count: int) -> bool:
+        if count > self.num_pages:
+            return False
+        self.num_pages -= max(0, count)
+        job.num_pages += max(0, count)
+        if job not in self.holders:
+            self.holders.append(job)
+        return True
+
+
+def _pages(num_tokens: int) -> int:
+    return -(-num_tokens // PAGE)
+
+
+def job(arrival: int, num_tokens: int = PAGE, priority: int = 0, to_generate: int = 1) -> Job:
+    return Job(Rank(priority, arrival), num_tokens, to_generate)
+
+
+def scheduler_of(num_pages: int, *jobs: Job, max_batch: int = 8) -> tuple[Scheduler[Job], Memory]:
+    memory = Memory(num_pages)
+    scheduler: Scheduler[Job] = Scheduler(memory, max_batch)
+    for one in jobs:
+        scheduler.add(one)
+    return scheduler, memory
+
+
+def run_tails(scheduler: Scheduler[Job]) -> None:
+    for one in list(scheduler.tails):
+        scheduler.join(one)
+
+
+def test_admission_is_by_priority_then_arrival() -> None:
+    late, early, urgent = job(2), job(1), job(3, priority=-1)
+    scheduler, _ = scheduler_of(100, late, early, urgent)
+    scheduler.schedule()
+    assert scheduler.tails == [urgent, early, late]
+
+
+def test_a_long_prompt_is_not_overtaken() -> None:
+    first, long, short = job(0, 3 * PAGE), job(1, 7 * PAGE), job(2, 1)
+    scheduler, memory = scheduler_of(8, first, long, short)
+    scheduler.schedule()
+    assert scheduler.tails == [first]
+    assert scheduler.waiting == [long, short]
+    scheduler.remove(first)
+    memory.release(first)
+    scheduler.schedule()
+    assert scheduler.tails == [long]
+
+
+def test_admission_leaves_a_page_for_each_that_grows() -> None:
+    old = [job(0), job(1)]
+    scheduler, memory = scheduler_of(7, *old)
+    scheduler.schedule()
+    run_tails(scheduler)
+    new = job(2)
+    scheduler.add(new)
+    scheduler.schedule()
+    assert scheduler.waiting == [new]  # two pages would be enough, one would be left
+    memory.num_pages += 1
+    scheduler.schedule()
+    assert scheduler.tails == [new]
+
+
+def test_max_batch_bounds_who_holds_pages() -> None:
+    scheduler, _ = scheduler_of(100, *(job(i) for i in range(5)), max_batch=3)
+    scheduler.schedule()
+    assert (scheduler.num_holding, len(scheduler.waiting)) == (3, 2)
+
+
+def test_the_last_of_the_lowest_priority_gives_way() -> None:
+    jobs = [job(0, priority=1), job(1), job(2, priority=1), job(3)]
+    scheduler, memory = scheduler_of(8, *jobs)  # two pages each
+    scheduler.schedule()
+    run_tails(scheduler)
+    jobs[1].num_tokens = 2 * PAGE + 1
+    batch = scheduler.schedule()
+    assert memory.given_up == [jobs[2]]
+    assert set(batch) == {jobs[0], jobs[1], jobs[3]}
+    assert scheduler.waiting == [jobs[2]]
+
+
+def test_the_needy_one_may_be_the_one_that_gives_way() -> None:
+    old, new = job(0), job(1)
+    scheduler, memory = scheduler_of(4, old, new)
+    scheduler.schedule()
+    run_tails(scheduler)
+    new.num_tokens = 2 * PAGE + 1
+    assert scheduler.schedule() == [old]
+    assert memory.given_up == [new]
+
+
+def test_nobody_else_gives_way_while_pages_are_on_their_way_back() -> None:
+    jobs = [job(i) for i in range(3)]
+    scheduler, memory = scheduler_of(6, *jobs)
+    memory.delay = 2
+    scheduler.schedule()
+    run_tails(scheduler)
+    jobs[0].num_tokens = 2 * PAGE + 1
+    for _ in range(2):
+        assert scheduler.schedule() == [jobs[1]]
+        assert memory.given_up == [jobs[2]]
+        memory.tick()
+    assert scheduler.schedule() == jobs[:2]
+
+
+def test_a_waiting_request_preempts_lower_priorities_only() -> None:
+    low, normal = job(0, priority=1), job(1)
+    scheduler, memory = scheduler_of(4, low, normal)
+    scheduler.schedule()
+    same, urgent = job(2), job(3, priority=-1)
+    scheduler.add(same)
+    scheduler.schedule()
+    assert memory.given_up == [low]
+    assert scheduler.tails == [normal, same]
+    scheduler.add(urgent)
+    scheduler.schedule()
+    assert memory.given_up == [low, same]
+    assert scheduler.tails == [normal, urgent]
+
+
+def test_nobody_gives_way_in_vain() -> None:
+    low, normal = job(0, priority=1), job(1, 5 * PAGE)
+    scheduler, memory = scheduler_of(8, low, normal)
+    scheduler.schedule()
+    scheduler.add(job(2, 3 * PAGE))  # would need more than `low` has
+    scheduler.schedule()
+    assert memory.given_up == []
+    assert scheduler.num_holding == 2
+
+
+def test_a_preempted_request_keeps_its_place() -> None:
+    jobs = [job(i) for i in range(3)]
+    scheduler, _ = scheduler_of(6, *jobs)
+    scheduler.schedule()
+    run_tails(scheduler)
+    scheduler.add(job(9))
+    jobs[0].num_tokens = 2 * PAGE + 1
+    scheduler.schedule()
+    assert scheduler.waiting[0] is jobs[2]
+    assert [j.rank.arrival for j in scheduler.waiting] == [2, 9]
+
+
+ARRIVALS = st.lists(
+    st.tuples(
+        st.integers(0, 3),  # steps since the one before
+        st.integers(1, 40),  # tokens of the prompt
+        st.integers(1, 30),  # tokens to generate
+        st.integers(-1, 1),  # priority
+        st.sampled_from([None, None, None, 5, 15]),  # steps until it is cancelled
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    arrivals=ARRIVALS,
+    spare_pages=st.integers(0, 12),
+    delay=st.integers(0, 3),
+    tail_steps=st.integers(0, 3),
+    max_batch=st.integers(1, 6),
+)
+def test_every_request_finishes(
+    arrivals: list[Any], spare_pages: int, delay: int, tail_steps: int, max_batch: int
+) -> None:
+    most = max(_pages(prompt + answer) for _, prompt, answer, _, _ in arrivals)
+    memory = Memory(most + spare_pages, delay)
+    total = memory.num_pages
+    scheduler: Scheduler[Job] = Scheduler(memory, max_batch)
+    pending = []
+    step = 0
+    for arrival, (gap, prompt, answer, priority, cancelled_after) in enumerate(arrivals):
+        step += gap
+        pending.append((step, Job(Rank(priority, arrival), prompt, answer), cancelled_after))
+    cancellations = {job: at + after for at, job, after in pending if after is not None}
+    live: list[Job] = []
+    tails: dict[Job, int] = {}
+    work = sum(job.to_generate + tail_steps + delay + 2 for _, job, _ in pending)
+    for now in range(step + 20 + work * (len(pending) + 2)):
+        for at, one, _ in list(pending):
+            if at <= now:
+                pending.pop(0)
+                live.append(one)
+                scheduler.add(one)
+        for one in [one for one in live if cancellations.get(one) == now]:
+            _end(one, live, scheduler, memory)
+        if not live and not pending:
+            break
+        num_given_up = len(memory.given_up)
+        batch = scheduler.schedule()
+        _check(scheduler, memory, total, batch)
+        first = min(live, key=lambda one: one.rank, default=None)
+        assert first not in memory.given_up[num_given_up:]
+        if not memory.returning and len(memory.given_up) == num_given_up:
+            assert first not in scheduler.waiting
+        for one in list(scheduler.tails):
+            tails[one] = tails.get(one, tail_steps) - 1
+            if tails[one] < 0:
+                del tails[one]
+                scheduler.join(one)
+                _generate(one, live, scheduler, memory)
+        for one in scheduler.waiting:
+            tails.pop(one, None)
+        for one in batch:
+            _generate(one, live, scheduler, memory)
+        memory.tick()
+    assert not live
+    assert not pending
+
+
+def _generate(one: Job, live: list[Job], scheduler: Scheduler[Job], memory: Memory) -> None:
+    one.num_tokens += 1
+    one.to_generate -= 1
+    if not one.to_generate:
+        _end(one, live, scheduler, memory)
+
+
+def _end(one: Job, live: list[Job], scheduler: Scheduler[Job], memory: Memory) -> None:
+    scheduler.remove(one)
+    live.remove(one)
+    memory.release(one)
+
+
+def _check(scheduler: Scheduler[Job], memory: Memory, total: int, batch: list[Job]) -> None:
+    holding = scheduler.tails + scheduler.running
+    held = sum(one.num_pages for one in holding)
+    assert held + memory.free + sum(pages for _, pages in memory._returning) == total
+    assert all(one.num_pages == 0 for one in scheduler.waiting)
+    assert all(one.num_pages >= _pages(one.num_tokens) for one in batch)
+    assert scheduler.waiting == sorted(scheduler.waiting, key=lambda one: one.rank)
+    for one in scheduler.waiting:
+        for other in holding:
+            if one.rank.priority == other.rank.priority:
+                assert other.rank.arrival < one.rank.arrival
+
+
+LAYERS = 30
+BUDGET = TailBudget(tokens_per_step=16, num_layers=LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "open_layers", "expected"),
+    [
+        (16, 30, 30),  # a short tail at once
+        (64, 30, 7),  # 480 tokens through one layer
+        (64, 3, 3),  # gates
+        (512, 30, 1),  # at least one layer
+    ],
+)
+def test_a_tail_beside_a_batch(num_tokens: int, open_layers: int, expected: int) -> None:
+    one = job(0)
+    assert BUDGET.share([Offer(one, num_tokens, open_layers)], num_running=8) == [(one, expected)]
+
+
+def test_what_one_tail_leaves_is_the_next_ones() -> None:
+    jobs = [job(i) for i in range(4)]
+    offers = [Offer(jobs[0], 64, 2), Offer(jobs[1], 32, 9), Offer(jobs[2], 100, 30), Offer(jobs[3], 1, 30)]
+    assert BUDGET.share(offers, num_running=8) == [(jobs[0], 2), (jobs[1], 9)]  # 64 are left: the third is next time
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    tails=st.lists(st.tuples(st.integers(1, 512), st.integers(1, LAYERS)), max_size=20), num_running=st.integers(1, 20)
+)
+def test_a_step_keeps_to_its_budget_and_every_tail_has_its_turn(tails: list[Any], num_running: int) -> None:
+    turns = [Offer(job(i), num_tokens, num_layers) for i, (num_tokens, num_layers) in enumerate(tails)]
+    budget = 16 * LAYERS * max(1.0, len(tails) / num_running)
+    waited = set(turns)
+    for _ in range(len(tails)):
+        slices = BUDGET.share(turns, num_running)
+        assert [s.request for s in slices] == [o.request for o in turns[: len(slices)]]
+        assert all(1 <= s.num_layers <= o.num_layers for s, o in zip(slices, turns, strict=False))
+        spent = sum(s.num_layers * o.num_tokens for s, o in zip(slices, turns, strict=False))
+        assert spent <= max(budget, turns[0].num_tokens)
+        waited -= set(turns[: len(slices)])
+        turns = turns[len(slices) :] + turns[: len(slices)]
+    assert not waited
+
+
+def test_without_a_batch_the_first_tail_runs_its_whole_chunk() -> None:
+    one, other = job(0), job(1)
+    assert BUDGET.share([Offer(one, 512, 30), Offer(other, 64, 30)], num_running=0) == [(one, 30)]
+    assert BUDGET.share([], num_running=0) == []
+    assert BUDGET.share([], num_running=3) == []
+
+
+def test_a_burst_is_not_held_up_by_who_came_first() -> None:
+    offers = [Offer(job(i), 64, LAYERS) for i in range(32)]
+    slices = BUDGET.share(offers, num_running=1)
+    assert [s.num_layers for s in slices] == [LAYERS] * 8  # 512 tokens
+
+
+def test_turns_go_by_priority_and_then_round() -> None:
+    jobs = [job(0), job(1), job(2, priority=-1), job(3, priority=-1)]
+    scheduler, _ = scheduler_of(100, *jobs)
+    scheduler.schedule()
+    assert scheduler.turns() == [jobs[2], jobs[3], jobs[0], jobs[1]]
+    scheduler.took_turn(jobs[2])
+    scheduler.took_turn(jobs[0])
+    assert scheduler.turns() == [jobs[3], jobs[2], jobs[1], jobs[0]]

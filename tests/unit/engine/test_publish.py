@@ -1,0 +1,133 @@
+"""Publishing from pages: what is granted, once, in order, and how a slow pool is felt."""
+
+import asyncio
+from typing import cast
+
+import pytest
+
+import shared.engine.publish as publish
+from shared.engine.fetch import FetchContext, FetchMetrics
+from shared.engine.publish import PagePublisher, Ready
+from shared.engine.thread import WorkThread
+from shared.ids import BlockKey
+from shared.kv.codec import Codec
+from shared.kv.frame import Frame, open_frame
+from shared.kv.tensors import entry_to_bytes
+from shared.metrics import Metrics
+from shared.rpc.pool import PoolClient, Publication
+from tests.support.tiny import tiny_model
+from tests.support.waiting import until
+
+NUM_BLOCKS = 6
+KEYS = [BlockKey(bytes([i]) * 32) for i in range(NUM_BLOCKS)]
+
+
+class SlowPool:
+    """Takes a message each time that it is let."""
+
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+        self.let = asyncio.Semaphore(0)
+
+    async def send(self, frames: list[Frame]) -> None:
+        await self.let.acquire()
+        self.frames += frames
+
+
+class Bench:
+    def __init__(self) -> None:
+        model = tiny_model("llama")
+        self.kv, self.pool, self.copier = model.kv, SlowPool(), WorkThread("copier")
+        reservation = model.kv.reserve([], NUM_BLOCKS * 64)
+        assert reservation is not None
+        self.reservation = reservation
+        for layer in range(4):
+            for block in range(NUM_BLOCKS):
+                k, v = self.kv.block(layer, reservation, block)
+                k.fill_(layer * 100 + block)
+                v.fill_(-layer * 100 - block)
+        nowhere = cast("PoolClient", None)
+        context = FetchContext(nowhere, model.kv, model.layout, self.copier, FetchMetrics(Metrics()))
+        self.num_woken = 0
+        self.publisher = PagePublisher(
+            cast("Publication", self.pool), context, reservation, KEYS, Codec.RAW, on_sent=self.woken
+        )
+
+    def woken(self) -> None:
+        self.num_woken += 1
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+async def test_entries_are_sent_once_in_the_order_they_became_ready_with_what_the_pages_hold(bench: Bench) -> None:
+    publisher = bench.publisher
+    publisher.to_send = [0b1111, 0b0101, 0, 0b1111, 0, 0]
+    sending = asyncio.create_task(publisher.run())
+    for layer in range(4):
+        publisher.emit(Ready(layer, 0, 3))
+        publisher.emit(Ready(layer, 0, 4))  # of the leading three there is nothing left to send
+    publisher.finish()
+    bench.pool.let.release()
+    for _ in range(8):
+        bench.pool.let.release()
+    await sending
+    sent = [(frame.layer, KEYS.index(frame.key)) for frame in bench.pool.frames]
+    assert sent == [(0, 0), (0, 1), (0, 3), (1, 0), (1, 3), (2, 0), (2, 1), (2, 3), (3, 0), (3, 3)]
+    for frame in bench.pool.frames:
+        k, v = bench.kv.block(frame.layer, bench.reservation, KEYS.index(frame.key))
+        assert open_frame(frame) == entry_to_bytes(k, v)
+    assert publisher.num_entries_sent == 10
+    assert publisher.num_blocks_sent == 4
+    assert publisher.backlog_bytes == 0
+    bench.copier.close()
+
+
+async def test_a_publisher_is_full_until_the_pool_has_taken_enough(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = bench.kv.layout.entry_bytes(0)
+    monkeypatch.setattr(publish, "MAX_BACKLOG_BYTES", 2 * entry)
+    publisher = bench.publisher
+    publisher.to_send = [0b11] * NUM_BLOCKS
+    sending = asyncio.create_task(publisher.run())
+    publisher.emit(Ready(0, 0, 2))
+    assert (publisher.full, publisher.backlog_bytes) == (False, 2 * entry)
+    publisher.emit(Ready(1, 0, 1))
+    publisher.emit(Ready(1, 1, 2))
+    assert (publisher.full, publisher.backlog_bytes) == (True, 4 * entry)
+    await asyncio.sleep(0.02)
+    assert (publisher.full, bench.num_woken) == (True, 0), "nothing was taken yet"
+    bench.pool.let.release()
+    await until(lambda: bench.num_woken)
+    assert (publisher.full, publisher.backlog_bytes) == (False, 2 * entry)
+    for _ in range(2):
+        bench.pool.let.release()
+    publisher.finish()
+    await sending
+    assert (publisher.backlog_bytes, bench.num_woken) == (0, 3)
+    bench.copier.close()
+
+
+async def test_blocks_count_as_sent_when_all_layers_are_or_need_not_be(bench: Bench) -> None:
+    publisher = bench.publisher
+    publisher.to_send = [0b1111, 0, 0b1000, 0, 0, 0]
+    sending = asyncio.create_task(publisher.run())
+    for layer in range(3):
+        publisher.emit(Ready(layer, 0, 4))
+        bench.pool.let.release()
+    await until(lambda: bench.num_woken == 3)
+    assert publisher.num_blocks_sent == 0, "the last layer is not even computed"
+    publisher.emit(Ready(3, 0, 2))
+    bench.pool.let.release()
+    await until(lambda: publisher.num_blocks_sent == 2)
+    publisher.emit(Ready(3, 2, 4))
+    await asyncio.sleep(0.02)
+    assert publisher.num_blocks_sent == 2, "the pool has not taken it"
+    bench.pool.let.release()
+    publisher.finish()
+    await sending
+    assert publisher.num_blocks_sent == 4
+    bench.copier.close()

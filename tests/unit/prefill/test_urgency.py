@@ -1,0 +1,48 @@
+"""Earliest deadline first, ageing, priorities, inheritance."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.prefill.urgency import AGEING, MAX_PRIORITY_S, PRIORITY_S, Urgency
+
+
+def test_the_earlier_deadline_goes_first() -> None:
+    assert Urgency(0, 10).rank < Urgency(0, 11).rank
+
+
+def test_of_two_with_as_much_time_the_first_to_come_goes_first() -> None:
+    assert Urgency(0, 10).rank < Urgency(1, 11).rank
+
+
+def test_a_level_of_priority_is_worth_a_minute_of_deadline() -> None:
+    assert Urgency(0, 100, 0).rank == Urgency(0, 100 + PRIORITY_S, -1).rank
+    assert Urgency(0, 100, -1).rank < Urgency(0, 100, 0).rank < Urgency(0, 100, 1).rank
+
+
+@given(
+    start=st.floats(0, 1e5),
+    patience=st.floats(1, 600),
+    hurry=st.floats(1, 600),
+    low=st.integers(-(2**31), 2**31 - 1),
+    high=st.integers(-(2**31), 2**31 - 1),
+    late=st.floats(0, 60),
+)
+def test_nothing_is_overtaken_for_ever(
+    start: float, patience: float, hurry: float, low: int, high: int, late: float
+) -> None:
+    """Whoever arrives later than the bound goes after, whatever its deadline and priority."""
+    bound = max(0.0, patience - hurry + 2 * MAX_PRIORITY_S) / (1 + AGEING)
+    arrived = start + bound + late + 0.01
+    assert Urgency(start, start + patience, low).rank < Urgency(arrived, arrived + hurry, high).rank
+
+
+def test_a_lender_makes_another_as_urgent_as_it_is_itself() -> None:
+    slow, quick, quickest = Urgency(0, 100), Urgency(0, 50), Urgency(0, 10)
+    own = slow.rank
+    with quick.lend(to=slow):
+        assert slow.rank == quick.rank
+        with quickest.lend(to=quick):
+            assert slow.rank == quickest.rank
+        with Urgency(0, 200).lend(to=slow):
+            assert slow.rank == quick.rank, "a less urgent one changes nothing"
+    assert slow.rank == own
