@@ -56,7 +56,7 @@ def _speed(model: str, limits: Limits, options: argparse.Namespace) -> Report:
     plan = speed.QUICK if options.quick else speed.FULL
     config = files.config()
     with tempfile.TemporaryDirectory() as scratch:
-        found = contestants(files, options.threads, pythons(options.peers), Path(scratch))
+        found = contestants(files, options.threads, pythons(options.peers), Path(scratch), spin=not options.quick)
         return speed.measure(model, config, found, plan.within(config.max_context, options.rounds), limits)
 
 

@@ -5,7 +5,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
@@ -67,42 +67,64 @@ def timed_kernels() -> Iterator[Clock]:
         ctypes.CDLL.__getitem__ = plain  # type: ignore[method-assign]
 
 
+@dataclass(frozen=True)
+class Window:
+    """What the torch thread spent in some whole steps, and in kernels meanwhile."""
+
+    seconds: float
+    native: Clock
+    num_operators: int
+    operator_s: float  # outermost operators only: an inner one is part of an outer one
+
+
+class _Recorder:
+    """Opens and closes a window; both run in the torch thread, so that the window holds whole steps."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._profile: Any = profile(activities=[ProfilerActivity.CPU])
+
+    def open(self) -> None:
+        self._profile.start()
+        self._clock.seconds, self._clock.calls = 0.0, 0
+        self._opened = time.perf_counter()
+
+    def close(self) -> Window:
+        seconds, native = time.perf_counter() - self._opened, replace(self._clock)
+        self._profile.stop()
+        outermost = [e for e in self._profile.events() if e.cpu_parent is None and e.name.startswith("aten::")]
+        return Window(seconds, native, len(outermost), sum(e.time_range.elapsed_us() for e in outermost) / 1e6)
+
+
 async def measure(quick: bool) -> Report:
     """Time steps as they are, then again under a profiler, which tells how much of them is torch's operators.
 
-    The profiler slows down what it looks at, mostly outside operators, so that the share is an upper bound.
+    The profiler makes operators and what lies between them slower; with the native kernels there are few of them.
     """
     steps = 16 if quick else 100
-    recorder = profile(activities=[ProfilerActivity.CPU])
     prompts = Prompts(1).several(BATCH, CONTEXT)
     with timed_kernels() as clock:
+        recorder = _Recorder(clock)
         async with open_decode() as node, running_batch(node, prompts, 3 * steps) as batch:
             plain = await batch.steps(steps)
-            await node.host.torch_thread.run(recorder.start)
-            clock.seconds, clock.calls, started = 0.0, 0, time.perf_counter()
+            await node.host.torch_thread.run(recorder.open)
+            mark = batch.mark()
             await batch.steps(steps)
-            elapsed, native = time.perf_counter() - started, Clock(clock.seconds, clock.calls)
-            await node.host.torch_thread.run(recorder.stop)
+            window = await node.host.torch_thread.run(recorder.close)
+            num_steps = len(batch.since(mark))
             model = node.model.files.name
-    operators = [event for event in _events(recorder) if event.cpu_parent is None and event.name.startswith("aten::")]
-    torch_s = sum(event.time_range.elapsed_us() for event in operators) / 1e6 / steps
-    native_s, step_s = native.seconds / steps, elapsed / steps
-    outside = 1 - (torch_s + native_s) / step_s
+    outside = 1 - (window.operator_s + window.native.seconds) / window.seconds
     row: Row = {
         "model": model,
         "step_ms": _ms(statistics.median(plain)),
-        "profiled_step_ms": _ms(step_s),
-        "native_ms": _ms(native_s),
-        "native_calls": round(native.calls / steps, 1),
-        "torch_ms": _ms(torch_s),
-        "torch_operators": round(len(operators) / steps, 1),
+        "profiled_step_ms": _ms(window.seconds / num_steps),
+        "native_ms": _ms(window.native.seconds / num_steps),
+        "native_calls": round(window.native.calls / num_steps, 1),
+        "torch_ms": _ms(window.operator_s / num_steps),
+        "torch_operators": round(window.num_operators / num_steps, 1),
         "outside_share": round(outside, 4),
     }
     return Report([row], [at_most(f"{model}: share of a step of {BATCH} outside kernels", outside, LIMIT)])
-
-
-def _events(recorder: Any) -> Any:
-    return recorder.events() or []
 
 
 def _ms(seconds: float) -> float:

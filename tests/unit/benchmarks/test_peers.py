@@ -101,10 +101,13 @@ def test_pythons_come_from_variables_or_one_folder(tmp_path: Path) -> None:
 def test_a_peer_that_is_not_there_is_listed_with_the_reason(tmp_path: Path) -> None:
     files = ModelFiles("m", tmp_path, ModelFingerprint("f"), tmp_path / "m.gguf", tmp_path)
     listed = {c.name: c for c in contestants(files, 2, {LLAMA: Path("/x/python"), VLLM: None}, tmp_path)}
-    assert list(listed) == ["prfaas", "prfaas int8", TRANSFORMERS, LLAMA, VLLM]
+    assert list(listed) == ["prfaas", "prfaas int8", TRANSFORMERS, VLLM, LLAMA]
     assert listed[VLLM].absent == "set PRFAAS_BENCH_VLLM_PYTHON or --peers"
     assert listed[LLAMA].command[0] == "/x/python"
     assert str(tmp_path / "m.gguf") in listed[LLAMA].command
     assert listed["prfaas int8"].environ["PRFAAS_WEIGHT_DTYPE"] == "int8"
+    assert listed[LLAMA].environ == {"OMP_NUM_THREADS": "2"}
+    asleep = contestants(files, 2, {LLAMA: Path("/x/python"), VLLM: None}, tmp_path, spin=False)
+    assert {c.environ["OMP_WAIT_POLICY"] for c in asleep} == {"PASSIVE"}
     directory = ModelFiles("m", tmp_path, ModelFingerprint("f"), tmp_path, tmp_path)
     assert {c.absent for c in contestants(directory, 2, {}, tmp_path)[2:]} == {"reads GGUF files only"}
