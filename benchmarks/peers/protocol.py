@@ -7,9 +7,11 @@ Answers are `{"seconds": x}`: of the whole prompt, and the median of the steps. 
 `{"ready": {...}}` with whatever a reader of the figures should know. An error is `{"error": text}`.
 """
 
+import ctypes
 import json
 import os
 import random
+import signal
 import statistics
 import sys
 import traceback
@@ -17,6 +19,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 FIRST_ID, END_ID = 1_000, 40_000  # ordinary tokens in the vocabularies of both models
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Engine(Protocol):
@@ -50,6 +54,8 @@ class Prompts:
 
 def serve(load: Callable[[], Engine]) -> None:
     """Answer commands until the parent closes our input. Whatever libraries print goes to standard error."""
+    # A child that stands still could not see that its parent was killed.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     engine = load()

@@ -2,12 +2,14 @@
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import psutil
 import pytest
 
+from benchmarks.harness import ROOT
 from benchmarks.peers.found import LLAMA, TRANSFORMERS, VLLM, contestants, pythons
 from benchmarks.peers.process import Peer, PeerFailed
 from benchmarks.peers.protocol import END_ID, FIRST_ID, Prompts
@@ -78,6 +80,23 @@ def test_a_peer_that_was_killed_is_closed_all_the_same() -> None:
         peer._process.wait()
         with pytest.raises(PeerFailed):
             peer.ask(do="prefill", tokens=1)
+
+
+def test_a_peer_ends_with_its_parent() -> None:
+    code = f"""
+import os, signal, sys
+from benchmarks.peers.process import Peer
+peer = Peer("child", [sys.executable, "-c", {CHILD!r}], {{}})
+print(peer._process.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    pid = int(done.stdout)
+    gone, alive = psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=10)
+    assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE], gone
 
 
 def test_prompts_differ_and_hold_ordinary_tokens() -> None:
