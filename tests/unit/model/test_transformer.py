@@ -144,7 +144,8 @@ def test_sliding_as_it_goes_changes_nothing(gemma: Tiny, splits: set[int], page_
             assert kv.cover(reservation, start, end)
             _spoil_what_is_free(kv, held)
             batch = Batch.build([Span(reservation.tables, start, end - start)], page_tokens)
-            out.append(gemma.model.logits(gemma.model.forward(torch.tensor(ids[start:end]), batch, kv)))
+            hidden = gemma.model.forward(torch.tensor(ids[start:end]), batch, kv)
+            out.append(gemma.model.logits(hidden).clone())
         start = end
     for ids, out in zip(prompts, logits, strict=True):
         assert_close(torch.cat(out), gemma.expected(ids))
