@@ -123,11 +123,13 @@ def _tile(q: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | N
     return attended[0].transpose(0, 1)
 
 
-@lru_cache(maxsize=4)  # the layers of a step ask for the same few; a full layer's is large at long contexts
+@lru_cache(maxsize=2)  # the layers of a chunk ask for two, full and window; a full one is large at long contexts
 def _mask(num_queries: int, num_keys: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return `[num_queries, num_keys]`, 0 where the last `num_queries` positions may look and -inf elsewhere."""
-    distance = torch.arange(num_keys - num_queries, num_keys, device=device)[:, None] - torch.arange(
-        num_keys, device=device
-    )
-    hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
-    return torch.zeros(num_queries, num_keys, dtype=dtype, device=device).masked_fill_(hidden, float("-inf"))
+    mask = torch.zeros(num_queries, num_keys, dtype=dtype, device=device)
+    hidden = torch.full((num_queries, num_queries), float("-inf"), dtype=dtype, device=device)
+    mask[:, num_keys - num_queries :] = hidden.triu(1)
+    if window is not None:
+        positions = torch.arange(num_keys, device=device)
+        mask.masked_fill_(positions <= positions[num_keys - num_queries :, None] - window, float("-inf"))
+    return mask
