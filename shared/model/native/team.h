@@ -11,7 +11,7 @@
 #include <unistd.h>
 #endif
 
-#define SPINS 400
+#define SPINS 4000 /* some 100 microseconds */
 
 typedef struct {
     atomic_int arrived, round, sleepers;
