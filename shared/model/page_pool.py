@@ -69,17 +69,18 @@ class PagePool:
         self._idle.pop(page, None)
         self._refs[page] += 1
 
-    def let_go(self, page: int, *, evict_first: bool = False) -> None:
-        """Drop a reference. After the last one a named page is idle, to be evicted after all others or first."""
+    def let_go(self, page: int, *, keep: bool = True) -> None:
+        """Drop a reference. After the last one a named page that is to be kept is idle, evicted after all others."""
         assert self._refs[page], f"page {page} is let go more often than it was held"
         self._refs[page] -= 1
         if self._refs[page]:
             return
-        if self._names[page] is None:
-            self._set_free(page)
-        else:
+        if self._names[page] is not None and keep:
             self._idle[page] = None
-            self._idle.move_to_end(page, last=not evict_first)
+            return
+        if self._names[page] is not None:
+            self._forget(page)
+        self._set_free(page)
 
     def name(self, page: int, group: int, key: BlockKey, layers: tuple[int, ...]) -> None:
         """Make a used page findable, unless it has a name. Of two pages the first keeps it if it is as complete."""

@@ -205,8 +205,9 @@ class PagedKv:
     def slide(self, reservation: Reservation, position: int, stride: int | None = None) -> None:
         """Let go of window groups' pages that no query at `position` or later sees; earlier ones are not possible then.
 
-        What is to be sent of them must have been sent. Pages that were committed stay findable, but go before all
-        others when pages are short. `stride` sets how far the holder goes between slides from now on, if less.
+        What is to be sent of them must have been sent. Pages of the holder's own are free then, committed or not: few
+        prompts resume there, the pool serves those, and memory stays what a window needs. `stride` sets how far the
+        holder goes between slides from now on, if less.
         """
         with self._lock:
             assert not reservation.released, "sliding a released reservation"
@@ -220,8 +221,7 @@ class PagedKv:
                 table = reservation.tables[g]
                 low = first_page_needed(part.window, reservation.position, self.page_tokens)
                 for index in range(part.first, min(low, len(table))):
-                    # A cached page has proved useful to resume at; one of our own may never do.
-                    self._drop(reservation, g, index, evict_first=index >= cached)
+                    self._drop(reservation, g, index, keep=index < cached)  # a cached one has proved useful
                 part.first = max(part.first, low)
                 part.spare = 0
             self._charge(reservation, self._charges(reservation, len(reservation.tables[0])))
@@ -236,7 +236,7 @@ class PagedKv:
             assert position >= reservation.position, "rewinding to what was slid past"
             for g in reservation._windows if reservation._stride is not None else ():
                 for index in range(num_pages(position, self.page_tokens), len(reservation.tables[g])):
-                    self._drop(reservation, g, index, evict_first=True)
+                    self._drop(reservation, g, index, keep=False)
 
     def share(self, reservation: Reservation, first_block: int, end_block: int) -> Reservation | None:
         """Hold the pages of blocks `[first_block, end_block)` once more, to read them whatever becomes of the other.
@@ -274,7 +274,7 @@ class PagedKv:
 
         `layers` holds, per block, the layers it is complete in (None: all of them): a block that came without the
         entries of its window layers serves resumes that do not need these. Whole pages only, and only those that are
-        still held: to reuse a window group's page it must be committed before it is slid past. When two reservations
+        still held: what was slid past cannot be reused. When two reservations
         commit one key the first page keeps it, unless the second is complete in more layers.
         """
         with self._lock:
@@ -392,13 +392,13 @@ class PagedKv:
             self._used_by_full += not self._pool.is_used(page)
         self._pool.hold(page)
 
-    def _drop(self, reservation: Reservation, group: int, index: int, *, evict_first: bool = False) -> None:
+    def _drop(self, reservation: Reservation, group: int, index: int, *, keep: bool = True) -> None:
         """Take a page out of a table, if there is one; it may be somebody else's from now on."""
         page = reservation.tables[group][index]
         if page < 0:
             return
         reservation.tables[group][index] = -1
-        self._pool.let_go(page, evict_first=evict_first)
+        self._pool.let_go(page, keep=keep)
         part = reservation._windows.get(group)
         if part is not None:
             part.held -= 1
