@@ -20,18 +20,23 @@ class KvTarget(NamedTuple):
 
 
 class Operations(ABC):
-    """Elementwise work on `[num_tokens, width]` in the model's dtype; norms are computed in float32."""
+    """Elementwise work on `[num_tokens, width]`.
 
-    def __init__(self, eps: float) -> None:
+    Hidden states are float32, whatever the model's `dtype`, which is that of what matrices are multiplied with: sums of
+    many layers in bfloat16 would lose more than all of their products do.
+    """
+
+    def __init__(self, eps: float, dtype: torch.dtype) -> None:
         self.eps = eps
+        self.dtype = dtype
 
     @abstractmethod
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Return RMSNorm(x) * weight; `weight` is float32."""
+        """Return RMSNorm(x) * weight in the model's dtype; both arguments are float32."""
 
     @abstractmethod
     def add(self, hidden: Tensor, delta: Tensor, norm: Tensor | None) -> Tensor:
-        """Return `hidden + delta`, with `delta` normed first where `norm` is given; may change `hidden` in place."""
+        """Return `hidden + delta`, with `delta` normed first where `norm` is given; changes `hidden` in place."""
 
     @abstractmethod
     def gate(self, gate_up: Tensor, activation: Activation) -> Tensor:
@@ -49,10 +54,12 @@ class TorchOperations(Operations):
     """Works on every device."""
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return rms_norm(x.to(torch.float32), weight.shape, weight, self.eps).to(x.dtype)
+        return rms_norm(x, weight.shape, weight, self.eps).to(self.dtype)
 
     def add(self, hidden: Tensor, delta: Tensor, norm: Tensor | None) -> Tensor:
-        return hidden + (delta if norm is None else self.norm(delta, norm))
+        if norm is not None:
+            delta = rms_norm(delta.to(torch.float32), norm.shape, norm, self.eps)
+        return hidden.add_(delta)
 
     def gate(self, gate_up: Tensor, activation: Activation) -> Tensor:
         gate, up = gate_up.chunk(2, dim=-1)

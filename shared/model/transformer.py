@@ -25,8 +25,8 @@ from shared.model.weights import load_int8, load_weights
 class Transformer:
     """A model that can be stepped layer by layer. Stateless between calls: K and V live in the `PagedKv` it is given.
 
-    Steps of up to `MAX_ROWS` tokens run in C kernels where there are any for the device and the model, their hidden
-    states in float32; all others in PyTorch, their hidden states in the model's dtype.
+    Steps of up to `MAX_ROWS` tokens run in C kernels where there are any for the device and the model, all others in
+    PyTorch. Hidden states are float32.
     Not for two threads at once (PyTorch's own threads are what runs in parallel).
     """
 
@@ -50,10 +50,10 @@ class Transformer:
         }
         self._tables: WeakKeyDictionary[Batch, dict[RopeSpec, RotaryTables]] = WeakKeyDictionary()
         self._native: NativeDecoder | None = None
-        self._operations: Operations = TorchOperations(config.norm_eps)
+        self._operations: Operations = TorchOperations(config.norm_eps, self.dtype)
         if kernels is not None and supports(config, self.dtype, self.device):
             self._native = NativeDecoder(kernels, config, weights, self._frequencies)
-            self._operations = NativeOperations(kernels, config.norm_eps)
+            self._operations = NativeOperations(kernels, config.norm_eps, self.dtype)
 
     @classmethod
     def load(
@@ -85,8 +85,7 @@ class Transformer:
         hidden = embedding(token_ids, self._weights.embedding)
         if self._embedding_scale != 1:
             hidden = hidden * self._embedding_scale
-        few = self._native is not None and hidden.shape[0] <= MAX_ROWS
-        return hidden.to(torch.float32) if few else hidden
+        return hidden.to(torch.float32)
 
     @torch.inference_mode()
     def layers(self, first: int, end: int, hidden: Tensor, batch: Batch, kv: PagedKv) -> Tensor:
@@ -96,7 +95,7 @@ class Transformer:
         layers' K and V of the step's tokens into their pages; when it returns they are complete and may leave the
         device. Reads the pages of earlier positions in these layers only.
         """
-        if self._native is not None and self._few(hidden):
+        if self._native is not None and hidden.shape[0] <= MAX_ROWS:
             return self._native.layers(first, end, hidden, batch, kv)
         for index in range(first, end):
             hidden = self._layer(index, hidden, batch, kv, kv_only=False)
@@ -105,7 +104,7 @@ class Transformer:
     @torch.inference_mode()
     def layer(self, index: int, hidden: Tensor, batch: Batch, kv: PagedKv, kv_only: bool = False) -> Tensor:
         """As `layers`, for one. `kv_only` says that its K and V are all that is wanted: what returns is meaningless."""
-        if self._native is not None and self._few(hidden):
+        if self._native is not None and hidden.shape[0] <= MAX_ROWS:
             return self._native.layers(index, index + 1, hidden, batch, kv)
         return self._layer(index, hidden, batch, kv, kv_only)
 
@@ -116,16 +115,12 @@ class Transformer:
         Pass the rows that are needed: the vocabulary is large.
         """
         if self._native is not None and hidden.shape[0] <= MAX_ROWS:
-            return self._native.logits(hidden.to(torch.float32))
+            return self._native.logits(hidden)
         return self._weights.head(self._operations.norm(hidden, self._weights.final_norm)).to(torch.float32)
 
     def forward(self, token_ids: Tensor, batch: Batch, kv: PagedKv) -> Tensor:
         """Run a whole step: hidden states `[num_tokens, hidden_size]` after the last layer."""
         return self.layers(0, self.num_layers, self.embed(token_ids), batch, kv)
-
-    def _few(self, hidden: Tensor) -> bool:
-        """Whether `embed` meant these for the kernels; a step that lost rows since goes on as it began."""
-        return hidden.shape[0] <= MAX_ROWS and hidden.dtype == torch.float32
 
     def _layer(self, index: int, hidden: Tensor, batch: Batch, kv: PagedKv, kv_only: bool) -> Tensor:
         config, layer, ops = self.config, self._weights.layers[index], self._operations

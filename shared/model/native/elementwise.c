@@ -1,5 +1,5 @@
-/* What lies between the matrix products of a long step, each in one pass over its rows. Rounds where PyTorch's operations
-   round: after the norm, after the sum, after the activation. `kind` is that of all activations. */
+/* What lies between the matrix products of a long step, each in one pass over its rows. Hidden states are
+   float; `kind` is that of what goes into matrix products and comes out of them. */
 #include <omp.h>
 
 #include "pages.h"
@@ -23,32 +23,32 @@ INLINE float norm_factor(int kind, const void *x, int64_t at, int cols, float ep
     return 1.0f / sqrtf(sum(squares) / cols + eps);
 }
 
-INLINE void norm_of(int kind, const void *x, const float *weight, void *out, int64_t rows, int cols, float eps, int num_threads) {
+INLINE void norm_of(int kind, const float *x, const float *weight, void *out, int64_t rows, int cols, float eps, int num_threads) {
     ROWS {
-        float factor = norm_factor(kind, x, row * cols, cols, eps);
-        for (int i = 0; i < cols; i += LANES) store(kind, out, row * cols + i, load(kind, x, row * cols + i) * factor * load_f32(weight + i));
+        float factor = norm_factor(KIND_F32, x, row * cols, cols, eps);
+        for (int i = 0; i < cols; i += LANES) store(kind, out, row * cols + i, load_f32(x + row * cols + i) * factor * load_f32(weight + i));
     }
 }
 
-/* out = rms_norm(x) * weight, all [rows][cols]. */
-EXPORT void prfaas_norm(int kind, const void *x, const float *weight, void *out, int64_t rows, int cols, float eps, int num_threads) {
+/* out = rms_norm(x) * weight, all [rows][cols]; `kind` is that of out. */
+EXPORT void prfaas_norm(int kind, const float *x, const float *weight, void *out, int64_t rows, int cols, float eps, int num_threads) {
     if (kind == KIND_F32) norm_of(KIND_F32, x, weight, out, rows, cols, eps, num_threads);
     else norm_of(KIND_BF16, x, weight, out, rows, cols, eps, num_threads);
 }
 
-INLINE void add_of(int kind, void *hidden, const void *delta, const float *norm, int64_t rows, int cols, float eps, int num_threads) {
+INLINE void add_of(int kind, float *hidden, const void *delta, const float *norm, int64_t rows, int cols, float eps, int num_threads) {
     ROWS {
         float factor = norm ? norm_factor(kind, delta, row * cols, cols, eps) : 1.0f;
         for (int i = 0; i < cols; i += LANES) {
             vf d = load(kind, delta, row * cols + i);
-            if (norm) d = rounded(kind, d * factor * load_f32(norm + i));
-            store(kind, hidden, row * cols + i, load(kind, hidden, row * cols + i) + d);
+            if (norm) d = d * factor * load_f32(norm + i);
+            store_f32(hidden + row * cols + i, load_f32(hidden + row * cols + i) + d);
         }
     }
 }
 
-/* hidden += delta, or rms_norm(delta) * norm where norm is not NULL. */
-EXPORT void prfaas_add(int kind, void *hidden, const void *delta, const float *norm, int64_t rows, int cols, float eps, int num_threads) {
+/* hidden += delta, or rms_norm(delta) * norm where norm is not NULL; `kind` is that of delta. */
+EXPORT void prfaas_add(int kind, float *hidden, const void *delta, const float *norm, int64_t rows, int cols, float eps, int num_threads) {
     if (kind == KIND_F32) add_of(KIND_F32, hidden, delta, norm, rows, cols, eps, num_threads);
     else add_of(KIND_BF16, hidden, delta, norm, rows, cols, eps, num_threads);
 }

@@ -14,22 +14,22 @@ from shared.model.rotary import RotaryTables
 class NativeOperations(Operations):
     """For dense CPU tensors whose widths are multiples of 16 (`decoder.supports`)."""
 
-    def __init__(self, library: ctypes.CDLL, eps: float) -> None:
-        super().__init__(eps)
+    def __init__(self, library: ctypes.CDLL, eps: float, dtype: torch.dtype) -> None:
+        super().__init__(eps, dtype)
         self._library = library
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        out = torch.empty_like(x)
+        out = torch.empty_like(x, dtype=self.dtype)
         rows, cols = x.shape
         self._library.prfaas_norm(
-            KINDS[x.dtype], _at(x), _at(weight), _at(out), ctypes.c_int64(rows), cols, self._eps(), _threads()
+            KINDS[self.dtype], _at(x), _at(weight), _at(out), ctypes.c_int64(rows), cols, self._eps(), _threads()
         )
         return out
 
     def add(self, hidden: Tensor, delta: Tensor, norm: Tensor | None) -> Tensor:
         rows, cols = hidden.shape
         self._library.prfaas_add(
-            KINDS[hidden.dtype], _at(hidden), _at(delta), _at(norm), ctypes.c_int64(rows), cols, self._eps(), _threads()
+            KINDS[delta.dtype], _at(hidden), _at(delta), _at(norm), ctypes.c_int64(rows), cols, self._eps(), _threads()
         )
         return hidden
 

@@ -11,7 +11,12 @@ from shared.model.rotary import rotary_tables
 from tests.support.kernels import kernels
 
 EPS = 1e-6
-TORCH, NATIVE = TorchOperations(EPS), NativeOperations(kernels(), EPS)
+
+
+def both(dtype: torch.dtype) -> tuple[TorchOperations, NativeOperations]:
+    return TorchOperations(EPS, dtype), NativeOperations(kernels(), EPS, dtype)
+
+
 DTYPES = [torch.float32, torch.bfloat16]
 
 
@@ -30,29 +35,33 @@ def assert_same(actual: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_norm(dtype: torch.dtype) -> None:
-    x, weight = random(37, 80, dtype=dtype), random(80, seed=1)
-    assert_same(NATIVE.norm(x, weight), TORCH.norm(x, weight))
+    reference, native = both(dtype)
+    x, weight = random(37, 80), random(80, seed=1)
+    assert_same(native.norm(x, weight), reference.norm(x, weight))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("normed", [False, True])
 def test_add(dtype: torch.dtype, normed: bool) -> None:
-    hidden, delta = random(37, 80, dtype=dtype), random(37, 80, dtype=dtype, seed=1)
+    reference, native = both(dtype)
+    hidden, delta = random(37, 80), random(37, 80, dtype=dtype, seed=1)
     norm = random(80, seed=2) if normed else None
-    assert_same(NATIVE.add(hidden.clone(), delta, norm), TORCH.add(hidden, delta, norm))
+    assert_same(native.add(hidden.clone(), delta, norm), reference.add(hidden, delta, norm))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 def test_gate(dtype: torch.dtype, activation: Activation) -> None:
+    reference, native = both(dtype)
     gate_up = random(37, 96, dtype=dtype)
     gate_up[0, :6] = torch.tensor([0, -100, 100, -1e-3, 30, -30])
-    assert_same(NATIVE.gate(gate_up.clone(), activation), TORCH.gate(gate_up, activation))
+    assert_same(native.gate(gate_up.clone(), activation), reference.gate(gate_up, activation))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("normed", [False, True])
 def test_rotate_writes_keys_and_values(dtype: torch.dtype, normed: bool) -> None:
+    reference, native = both(dtype)
     heads, kv_heads, dim, tokens = 6, 2, 32, 21
     qkv = random(tokens, (heads + 2 * kv_heads) * dim, dtype=dtype)
     norm = random(heads + kv_heads, dim, seed=1) if normed else None
@@ -61,8 +70,8 @@ def test_rotate_writes_keys_and_values(dtype: torch.dtype, normed: bool) -> None
     slots = torch.randperm(5 * 8, generator=torch.Generator().manual_seed(2))[:tokens]
     empty = torch.zeros(5, 8, kv_heads, dim, dtype=dtype)
     targets = [KvTarget(empty.clone(), empty.clone(), slots) for _ in range(2)]
-    actual = NATIVE.rotate(qkv, heads, norm, tables, targets[0])
-    expected = TORCH.rotate(qkv, heads, norm, tables, targets[1])
+    actual = native.rotate(qkv, heads, norm, tables, targets[0])
+    expected = reference.rotate(qkv, heads, norm, tables, targets[1])
     assert_same(actual, expected.contiguous())
     assert_same(targets[0].keys, targets[1].keys)
     assert torch.equal(targets[0].values, targets[1].values)
