@@ -48,8 +48,8 @@ def contestants(
 ) -> list[Contestant]:
     """Return ours and every peer, absent ones with the reason. `scratch` holds what a peer needs converted.
 
-    `spin`: peers' threads wait for each other as their libraries have it, which is fastest on an idle machine; without
-    it they sleep, as ours do.
+    `spin`: threads of all of them spin while they wait for each other, which is fastest on an idle machine; without it
+    they sleep.
     """
     ours = [Contestant(name, _module(None, "prfaas"), ours_environ(files.name, threads, OURS[name])) for name in OURS]
     if files.source.suffix != ".gguf":
@@ -64,8 +64,8 @@ def contestants(
             _vllm(files, threads, peers.get(VLLM), scratch),
         ]
     theirs.append(_llama(files, threads, peers.get(LLAMA)))
-    environ = {"OMP_NUM_THREADS": str(threads), **({} if spin else {"OMP_WAIT_POLICY": "PASSIVE"})}
-    return ours + [replace(one, environ={**environ, **one.environ}) for one in theirs]
+    environ = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "ACTIVE" if spin else "PASSIVE"}
+    return [replace(one, environ={**one.environ, **environ}) for one in ours + theirs]
 
 
 def _llama(files: ModelFiles, threads: int, python: Path | None) -> Contestant:
@@ -84,7 +84,10 @@ def _vllm(files: ModelFiles, threads: int, python: Path | None, scratch: Path) -
 
 
 def ours_environ(model: str, threads: int, weights: str = "auto") -> dict[str, str]:
-    """Return the settings of our engine, with the thread policy that `make up` and the images have."""
+    """Return the settings of our engine, with the thread policy that `make up` and the images have.
+
+    It is meant for cores that several processes share; contestants, each alone on them, all have the same policy.
+    """
     return {
         "PRFAAS_MODEL": model,
         "PRFAAS_THREADS": str(threads),
