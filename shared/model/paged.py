@@ -100,12 +100,6 @@ class PagedKv:
         """Return a layer's V, shaped like its K."""
         return self._tensors.of(layer)[1]
 
-    def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Store `[num_tokens, num_kv_heads, head_dim]` at flat positions `slots` (page * page_tokens + offset)."""
-        flat = self._tensors.of(layer).flatten(1, 2)
-        flat[0].index_copy_(0, slots, keys)
-        flat[1].index_copy_(0, slots, values)
-
     def block(self, layer: int, reservation: Reservation, block_index: int) -> tuple[Tensor, Tensor]:
         """Return views of one block's K and V, each `[block_tokens, num_kv_heads, head_dim]`."""
         index, part = divmod(block_index, self.blocks_per_page)

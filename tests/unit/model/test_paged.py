@@ -1,7 +1,6 @@
 """The paged cache: reuse by key, eviction, sliding windows, guarantees, publishing."""
 
 import pytest
-import torch
 
 from shared.ids import BlockKey
 from shared.kv.layout import KvLayout, LayerSpec
@@ -167,14 +166,6 @@ def test_extend_takes_the_next_page() -> None:
     assert not kv.extend(reservation, 17)
     assert reservation.num_tokens == 9
     kv.check()
-
-
-def test_write_goes_to_slots() -> None:
-    kv = PagedKv(FULL, 4, 4)
-    rows = torch.arange(4.0).reshape(2, 1, 2)
-    kv.write(0, torch.tensor([5, 15]), rows, rows + 10)
-    assert kv.keys_of(0)[1, 1, 0].tolist() == [0, 1]
-    assert kv.values_of(0)[3, 3, 0].tolist() == [12, 13]
 
 
 def test_a_window_group_holds_what_the_window_needs() -> None:
