@@ -125,7 +125,7 @@ def test_a_peer_that_is_not_there_is_listed_with_the_reason(tmp_path: Path) -> N
     assert listed[LLAMA].command[0] == "/x/python"
     assert str(tmp_path / "m.gguf") in listed[LLAMA].command
     assert listed["prfaas int8"].environ["PRFAAS_WEIGHT_DTYPE"] == "int8"
-    assert listed[LLAMA].environ == {"OMP_NUM_THREADS": "2"}
+    assert listed[LLAMA].environ == {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "ACTIVE"}
     asleep = contestants(files, 2, {LLAMA: Path("/x/python"), VLLM: None}, tmp_path, spin=False)
     assert {c.environ["OMP_WAIT_POLICY"] for c in asleep} == {"PASSIVE"}
     directory = ModelFiles("m", tmp_path, ModelFingerprint("f"), tmp_path, tmp_path)
