@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-_flash = (
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-)  # what SDPA calls; it returns the log-sum-exp as well
+# What scaled_dot_product_attention calls; this returns the log-sum-exp as well.
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 def attend_past_and_present(q: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:

@@ -30,17 +30,17 @@ def load_library(cache_dir: Path) -> ctypes.CDLL:
 
     Raises `KernelsUnavailable` with the reason: no compiler, or the compiler's own words.
     """
-    target = cache_dir / "native" / f"kernels-{_mark()}.so"
-    if not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_suffix(".lock")):
-            if not target.is_file():
-                _compile(target)
     import torch  # noqa: F401  (loads the OpenMP library that ours asks for by name)
 
+    target = cache_dir / "native" / f"kernels-{_mark()}.so"
     try:
+        if not target.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(target.with_suffix(".lock"), timeout=2 * _TIMEOUT_S):
+                if not target.is_file():
+                    _compile(target)
         return ctypes.CDLL(str(target))
-    except OSError as error:
+    except OSError as error:  # filelock's Timeout among them
         raise KernelsUnavailable(f"{target}: {error}") from error
 
 

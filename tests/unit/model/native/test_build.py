@@ -33,3 +33,10 @@ def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(KernelsUnavailable, match="no-such-flag"):
         load_library(tmp_path)
     assert not list((tmp_path / "native").glob("*.so*[!k]"))
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.touch()
+    with pytest.raises(KernelsUnavailable, match=str(blocked)):
+        load_library(blocked)
