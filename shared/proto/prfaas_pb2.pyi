@@ -28,6 +28,8 @@ class _CodecEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Codec.ValueType
     CODEC_UNSPECIFIED: _Codec.ValueType  # 0
     CODEC_RAW: _Codec.ValueType  # 1
     CODEC_LZ4: _Codec.ValueType  # 2
+    CODEC_INT8: _Codec.ValueType  # 3
+    CODEC_INT4: _Codec.ValueType  # 4
 
 class Codec(_Codec, metaclass=_CodecEnumTypeWrapper):
     """---------------------------------------------------------------- KV data"""
@@ -35,6 +37,8 @@ class Codec(_Codec, metaclass=_CodecEnumTypeWrapper):
 CODEC_UNSPECIFIED: Codec.ValueType  # 0
 CODEC_RAW: Codec.ValueType  # 1
 CODEC_LZ4: Codec.ValueType  # 2
+CODEC_INT8: Codec.ValueType  # 3
+CODEC_INT4: Codec.ValueType  # 4
 Global___Codec: _TypeAlias = Codec  # noqa: Y015
 
 class _Fidelity:
@@ -45,12 +49,36 @@ class _FidelityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Fidelity.Val
     DESCRIPTOR: _descriptor.EnumDescriptor
     FIDELITY_UNSPECIFIED: _Fidelity.ValueType  # 0
     FIDELITY_LOSSLESS: _Fidelity.ValueType  # 1
+    FIDELITY_INT8: _Fidelity.ValueType  # 2
+    FIDELITY_INT4: _Fidelity.ValueType  # 3
 
 class Fidelity(_Fidelity, metaclass=_FidelityEnumTypeWrapper): ...
 
 FIDELITY_UNSPECIFIED: Fidelity.ValueType  # 0
 FIDELITY_LOSSLESS: Fidelity.ValueType  # 1
+FIDELITY_INT8: Fidelity.ValueType  # 2
+FIDELITY_INT4: Fidelity.ValueType  # 3
 Global___Fidelity: _TypeAlias = Fidelity  # noqa: Y015
+
+class _Urgency:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UrgencyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Urgency.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    URGENCY_UNSPECIFIED: _Urgency.ValueType  # 0
+    """as foreground"""
+    URGENCY_FOREGROUND: _Urgency.ValueType  # 1
+    URGENCY_BACKGROUND: _Urgency.ValueType  # 2
+
+class Urgency(_Urgency, metaclass=_UrgencyEnumTypeWrapper):
+    """What a transfer is for: a request that waits for its first token goes before everything else on a link."""
+
+URGENCY_UNSPECIFIED: Urgency.ValueType  # 0
+"""as foreground"""
+URGENCY_FOREGROUND: Urgency.ValueType  # 1
+URGENCY_BACKGROUND: Urgency.ValueType  # 2
+Global___Urgency: _TypeAlias = Urgency  # noqa: Y015
 
 class _FinishReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -215,19 +243,28 @@ class Source(_message.Message):
     FIRST_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
+    DC_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
     first: _builtins.int
     end: _builtins.int
     address: _builtins.str
+    dc: _builtins.str
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """the pool nodes of `dc`: rendezvous hashing says which of them has a key"""
+
     def __init__(
         self,
         *,
         first: _builtins.int = ...,
         end: _builtins.int = ...,
         address: _builtins.str = ...,
+        dc: _builtins.str = ...,
+        nodes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "end", b"end", "first", b"first"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "dc", b"dc", "end", b"end", "first", b"first", "nodes", b"nodes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -274,8 +311,11 @@ class PublishOpen(_message.Message):
     LAYOUT_FIELD_NUMBER: _builtins.int
     BLOCKS_FIELD_NUMBER: _builtins.int
     LEASE_MS_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     lease_ms: _builtins.int
     """the stream fails with LEASE_EXPIRED when it is silent for this long"""
+    tenant: _builtins.str
+    """whose quota pays for what is stored"""
     @_builtins.property
     def layout(self) -> Global___Layout: ...
     @_builtins.property
@@ -286,10 +326,11 @@ class PublishOpen(_message.Message):
         layout: Global___Layout | None = ...,
         blocks: _abc.Iterable[Global___BlockEntries] | None = ...,
         lease_ms: _builtins.int = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "layout", b"layout", "lease_ms", b"lease_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "layout", b"layout", "lease_ms", b"lease_ms", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -397,8 +438,16 @@ class FetchRequest(_message.Message):
     BLOCKS_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
     WAIT_MS_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    DC_FIELD_NUMBER: _builtins.int
+    URGENCY_FIELD_NUMBER: _builtins.int
     wait_ms: _builtins.int
     """how long an entry may stay without a writer before it is reported missing"""
+    tenant: _builtins.str
+    """whose quota pays for what is pulled for this reader"""
+    dc: _builtins.str
+    """the reader's datacenter, when it is a pool of another one"""
+    urgency: Global___Urgency.ValueType
     @_builtins.property
     def layout(self) -> Global___Layout: ...
     @_builtins.property
@@ -416,10 +465,13 @@ class FetchRequest(_message.Message):
         blocks: _abc.Iterable[Global___BlockEntries] | None = ...,
         sources: _abc.Iterable[Global___Source] | None = ...,
         wait_ms: _builtins.int = ...,
+        tenant: _builtins.str = ...,
+        dc: _builtins.str = ...,
+        urgency: Global___Urgency.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "layout", b"layout", "sources", b"sources", "wait_ms", b"wait_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "dc", b"dc", "layout", b"layout", "sources", b"sources", "tenant", b"tenant", "urgency", b"urgency", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -516,6 +568,102 @@ class LookupReply(_message.Message):
 Global___LookupReply: _TypeAlias = LookupReply  # noqa: Y015
 
 @_typing.final
+class PinRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIN_FIELD_NUMBER: _builtins.int
+    LAYOUT_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    TTL_S_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    pin: _builtins.str
+    """the caller's name for it"""
+    ttl_s: _builtins.int
+    tenant: _builtins.str
+    @_builtins.property
+    def layout(self) -> Global___Layout: ...
+    @_builtins.property
+    def blocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlockEntries]:
+        """in chain order"""
+
+    def __init__(
+        self,
+        *,
+        pin: _builtins.str = ...,
+        layout: Global___Layout | None = ...,
+        blocks: _abc.Iterable[Global___BlockEntries] | None = ...,
+        ttl_s: _builtins.int = ...,
+        tenant: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "layout", b"layout", "pin", b"pin", "tenant", b"tenant", "ttl_s", b"ttl_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PinRequest: _TypeAlias = PinRequest  # noqa: Y015
+
+@_typing.final
+class PinReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRESENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def present(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """layer bitmask for each block"""
+
+    def __init__(
+        self,
+        *,
+        present: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["present", b"present"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PinReply: _TypeAlias = PinReply  # noqa: Y015
+
+@_typing.final
+class UnpinRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIN_FIELD_NUMBER: _builtins.int
+    pin: _builtins.str
+    def __init__(
+        self,
+        *,
+        pin: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pin", b"pin"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnpinRequest: _TypeAlias = UnpinRequest  # noqa: Y015
+
+@_typing.final
+class UnpinReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FOUND_FIELD_NUMBER: _builtins.int
+    found: _builtins.bool
+    def __init__(
+        self,
+        *,
+        found: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["found", b"found"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnpinReply: _TypeAlias = UnpinReply  # noqa: Y015
+
+@_typing.final
 class SnapshotRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -569,6 +717,9 @@ class PrefillRequest(_message.Message):
     SOURCES_FIELD_NUMBER: _builtins.int
     CODEC_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    POOL_NODES_FIELD_NUMBER: _builtins.int
+    FIDELITY_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     num_blocks: _builtins.int
     fingerprint: _builtins.str
     layout_hash: _builtins.str
@@ -576,11 +727,18 @@ class PrefillRequest(_message.Message):
     codec: Global___Codec.ValueType
     priority: _builtins.int
     """lower goes first; 0 unless the caller says otherwise"""
+    fidelity: Global___Fidelity.ValueType
+    """of the blocks that may be used and are made; it is part of their keys"""
+    tenant: _builtins.str
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___Source]:
         """pools that hold blocks which this worker's pool may lack"""
+
+    @_builtins.property
+    def pool_nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """pool nodes of the worker's datacenter; none: the one it was configured with"""
 
     def __init__(
         self,
@@ -593,10 +751,13 @@ class PrefillRequest(_message.Message):
         sources: _abc.Iterable[Global___Source] | None = ...,
         codec: Global___Codec.ValueType = ...,
         priority: _builtins.int = ...,
+        pool_nodes: _abc.Iterable[_builtins.str] | None = ...,
+        fidelity: Global___Fidelity.ValueType = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "fingerprint", b"fingerprint", "layout_hash", b"layout_hash", "num_blocks", b"num_blocks", "priority", b"priority", "salt", b"salt", "sources", b"sources", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "fidelity", b"fidelity", "fingerprint", b"fingerprint", "layout_hash", b"layout_hash", "num_blocks", b"num_blocks", "pool_nodes", b"pool_nodes", "priority", b"priority", "salt", b"salt", "sources", b"sources", "tenant", b"tenant", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -672,6 +833,9 @@ class GenerateRequest(_message.Message):
     CODEC_FIELD_NUMBER: _builtins.int
     NUM_GENERATED_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    POOL_NODES_FIELD_NUMBER: _builtins.int
+    FIDELITY_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     fingerprint: _builtins.str
     layout_hash: _builtins.str
     salt: _builtins.str
@@ -684,13 +848,17 @@ class GenerateRequest(_message.Message):
     num_generated: _builtins.int
     """the last so many of `token_ids` were generated before, by a worker that was lost"""
     priority: _builtins.int
-    """see PrefillRequest"""
+    """see PrefillRequest, like the next three"""
+    fidelity: Global___Fidelity.ValueType
+    tenant: _builtins.str
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def sampling(self) -> Global___Sampling: ...
     @_builtins.property
     def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___Source]: ...
+    @_builtins.property
+    def pool_nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -705,10 +873,13 @@ class GenerateRequest(_message.Message):
         codec: Global___Codec.ValueType = ...,
         num_generated: _builtins.int = ...,
         priority: _builtins.int = ...,
+        pool_nodes: _abc.Iterable[_builtins.str] | None = ...,
+        fidelity: Global___Fidelity.ValueType = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "fingerprint", b"fingerprint", "layout_hash", b"layout_hash", "num_blocks", b"num_blocks", "num_generated", b"num_generated", "priority", b"priority", "salt", b"salt", "sampling", b"sampling", "sources", b"sources", "token_ids", b"token_ids", "wait_ms", b"wait_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "fidelity", b"fidelity", "fingerprint", b"fingerprint", "layout_hash", b"layout_hash", "num_blocks", b"num_blocks", "num_generated", b"num_generated", "pool_nodes", b"pool_nodes", "priority", b"priority", "salt", b"salt", "sampling", b"sampling", "sources", b"sources", "tenant", b"tenant", "token_ids", b"token_ids", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -922,6 +1093,36 @@ class StoredBlock(_message.Message):
 Global___StoredBlock: _TypeAlias = StoredBlock  # noqa: Y015
 
 @_typing.final
+class StoredBlocks(_message.Message):
+    """Blocks whose state is the same: keys back to back, so that millions of them can be read at once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    MEMORY_GROUPS_FIELD_NUMBER: _builtins.int
+    keys: _builtins.bytes
+    """32 bytes each"""
+    groups: _builtins.int
+    """bitmask of the layer groups that are held wholly, in any tier"""
+    memory_groups: _builtins.int
+    """of these, the ones held in memory"""
+    def __init__(
+        self,
+        *,
+        keys: _builtins.bytes = ...,
+        groups: _builtins.int = ...,
+        memory_groups: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups", "keys", b"keys", "memory_groups", b"memory_groups"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoredBlocks: _TypeAlias = StoredBlocks  # noqa: Y015
+
+@_typing.final
 class PlacementEvent(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1030,6 +1231,7 @@ class LoadEvent(_message.Message):
     KV_USAGE_FIELD_NUMBER: _builtins.int
     TOKENS_PER_S_FIELD_NUMBER: _builtins.int
     AT_MS_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     worker: _builtins.str
     epoch: _builtins.int
@@ -1040,6 +1242,10 @@ class LoadEvent(_message.Message):
     tokens_per_s: _builtins.float
     """measured: prefill speed of a prefill worker, decode speed of a decode worker"""
     at_ms: _builtins.int
+    @_builtins.property
+    def links(self) -> _containers.RepeatedCompositeFieldContainer[Global___LinkLoad]:
+        """of a pool, one for each datacenter that it pulls from"""
+
     def __init__(
         self,
         *,
@@ -1051,11 +1257,45 @@ class LoadEvent(_message.Message):
         kv_usage: _builtins.float = ...,
         tokens_per_s: _builtins.float = ...,
         at_ms: _builtins.int = ...,
+        links: _abc.Iterable[Global___LinkLoad] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "epoch", b"epoch", "kv_usage", b"kv_usage", "running", b"running", "tokens_per_s", b"tokens_per_s", "version", b"version", "waiting", b"waiting", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "epoch", b"epoch", "kv_usage", b"kv_usage", "links", b"links", "running", b"running", "tokens_per_s", b"tokens_per_s", "version", b"version", "waiting", b"waiting", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LoadEvent: _TypeAlias = LoadEvent  # noqa: Y015
+
+@_typing.final
+class LinkLoad(_message.Message):
+    """How a pool's link from another datacenter does."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PEER_DC_FIELD_NUMBER: _builtins.int
+    GOODPUT_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    BACKLOG_BYTES_FIELD_NUMBER: _builtins.int
+    CROSSED_BYTES_FIELD_NUMBER: _builtins.int
+    peer_dc: _builtins.str
+    goodput_bytes_per_s: _builtins.float
+    """smoothed, over the time in which there was something to carry; 0: not known"""
+    backlog_bytes: _builtins.int
+    """asked for and not here yet"""
+    crossed_bytes: _builtins.int
+    """payload, since the pool's start"""
+    def __init__(
+        self,
+        *,
+        peer_dc: _builtins.str = ...,
+        goodput_bytes_per_s: _builtins.float = ...,
+        backlog_bytes: _builtins.int = ...,
+        crossed_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backlog_bytes", b"backlog_bytes", "crossed_bytes", b"crossed_bytes", "goodput_bytes_per_s", b"goodput_bytes_per_s", "peer_dc", b"peer_dc"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LinkLoad: _TypeAlias = LinkLoad  # noqa: Y015
