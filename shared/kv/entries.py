@@ -18,3 +18,4 @@ class Source(NamedTuple):
     first: int
     end: int
     address: str  # host:port
+    dc: str = ""  # of that pool; empty: not known, and taken for the reader's own

@@ -55,11 +55,11 @@ def entries_from_messages(messages: Iterable[pb.BlockEntries]) -> list[BlockEntr
 
 
 def sources_to_messages(sources: Iterable[Source]) -> list[pb.Source]:
-    return [pb.Source(first=s.first, end=s.end, address=s.address) for s in sources]
+    return [pb.Source(first=s.first, end=s.end, address=s.address, dc=s.dc) for s in sources]
 
 
 def sources_from_messages(messages: Iterable[pb.Source]) -> list[Source]:
-    sources = [Source(m.first, m.end, m.address) for m in messages]
+    sources = [Source(m.first, m.end, m.address, m.dc) for m in messages]
     if any(s.first >= s.end or not s.address for s in sources):
         raise BadRequest("a source needs an address and a range of blocks that is not empty")
     return sources

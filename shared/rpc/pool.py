@@ -24,6 +24,7 @@ from shared.rpc.convert import (
     mask_from_bytes,
     sources_to_messages,
 )
+from shared.rpc.options import SHARED_LANE, Lane
 
 if TYPE_CHECKING:
     from shared.proto.prfaas_pb2_grpc import CachePoolAsyncStub  # exists in the stubs only
@@ -36,6 +37,16 @@ class Arrived(NamedTuple):
 
     frames: list[Frame]  # not verified
     missing: list[BlockEntries]  # will not come on this stream
+
+
+class Crossing(NamedTuple):
+    """How a pool of another datacenter asks; the default is a reader at home."""
+
+    dc: str = ""  # the asking pool's datacenter
+    is_background: bool = False  # any foreground stream to that datacenter goes first
+
+
+AT_HOME = Crossing()
 
 
 class Grant(NamedTuple):
@@ -104,9 +115,10 @@ class Publication:
 class PoolClient:
     """One cache pool as its clients see it. Holds no state: channels belong to `Channels`."""
 
-    def __init__(self, channels: Channels, address: str) -> None:
+    def __init__(self, channels: Channels, address: str, lane: Lane = SHARED_LANE) -> None:
         self._channels = channels
         self.address = address
+        self._lane = lane
 
     async def fetch(
         self,
@@ -115,6 +127,7 @@ class PoolClient:
         sources: Iterable[Source],
         wait_s: float,
         deadline: Deadline,
+        crossing: Crossing = AT_HOME,
     ) -> AsyncGenerator[Arrived, None]:
         """Yield entries as they become available, lowest layer first, until all came or were reported missing.
 
@@ -126,6 +139,8 @@ class PoolClient:
             blocks=entries_to_messages(blocks),
             sources=sources_to_messages(sources),
             wait_ms=int(wait_s * 1000),
+            dc=crossing.dc,
+            urgency=pb.URGENCY_BACKGROUND if crossing.is_background else pb.URGENCY_FOREGROUND,
         )
         call = self._stub().Fetch(request, timeout=deadline.remaining())
         try:
@@ -153,4 +168,4 @@ class PoolClient:
                 renewal.exception()  # a broken stream has failed the body too: say it once
 
     def _stub(self) -> "CachePoolAsyncStub":
-        return CachePoolStub(self._channels.get(self.address))
+        return CachePoolStub(self._channels.get(self.address, self._lane))
