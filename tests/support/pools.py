@@ -18,10 +18,11 @@ from shared.kv.layout import KvLayout, iter_layers
 from shared.lifecycle import InFlight
 from shared.metrics import Metrics
 from shared.proto import prfaas_pb2 as pb
-from shared.proto.prfaas_pb2_grpc import add_CachePoolServicer_to_server
+from shared.proto.prfaas_pb2_grpc import CachePoolStub
 from shared.rpc.client import Channels
 from shared.rpc.convert import add_frames, entries_to_messages, layout_to_message
 from shared.rpc.pool import Arrived, PoolClient
+from shared.rpc.pool_calls import add_pool_servicer
 from shared.rpc.server import GrpcServer
 from tests.support.waiting import until
 from tests.unit.cachepool.samples import ALL, LAYOUT, frame, keys, wanting
@@ -39,14 +40,11 @@ class Running:
     metrics: Metrics
     events: list[PlacementEvent]
     client: PoolClient
+    stub: Any  # the generated one
 
     @property
     def address(self) -> str:
         return self.client.address
-
-    @property
-    def stub(self) -> Any:
-        return self.client._stub()
 
     def count(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(f"prfaas:{name}", labels) or 0.0
@@ -62,11 +60,12 @@ async def serving(channels: Channels, **settings: Any) -> AsyncIterator[Running]
     events: list[PlacementEvent] = []
     pool = build_pool(PoolSettings(**settings), Epoch(7), channels, metrics, events.append)
     server = GrpcServer("127.0.0.1", 0, health, inflight)
-    add_CachePoolServicer_to_server(pool.servicer, server.grpc)
-    pool.pulls.own_address = f"127.0.0.1:{await server.start()}"
+    add_pool_servicer(pool.servicer, server.grpc)
+    address = pool.pulls.own_address = f"127.0.0.1:{await server.start()}"
+    stub = CachePoolStub(channels.get(address))
     feed = asyncio.create_task(pool.feed.run())
     try:
-        yield Running(pool, server, metrics, events, PoolClient(channels, pool.pulls.own_address))
+        yield Running(pool, server, metrics, events, PoolClient(channels, address), stub)
     finally:
         await pool.pulls.close()
         await server.stop(0)
