@@ -6,6 +6,8 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
+
 from services.cachepool.app import Pool, build_pool
 from services.cachepool.settings import PoolSettings
 from shared.bus.events import PlacementEvent
@@ -22,7 +24,7 @@ from shared.proto.prfaas_pb2_grpc import CachePoolStub
 from shared.rpc.client import Channels
 from shared.rpc.convert import add_frames, entries_to_messages, layout_to_message
 from shared.rpc.pool import Arrived, PoolClient
-from shared.rpc.pool_calls import add_pool_servicer
+from shared.rpc.pool_calls import SERVICE, add_pool_servicer
 from shared.rpc.server import GrpcServer
 from tests.support.waiting import until
 from tests.unit.cachepool.samples import ALL, LAYOUT, frame, keys, wanting
@@ -162,3 +164,20 @@ def batch_of(*frames: Frame) -> pb.FrameBatch:
 
 def sending(frames: Iterable[Frame]) -> pb.PublishRequest:
     return pb.PublishRequest(frames=batch_of(*frames))
+
+
+@asynccontextmanager
+async def lying_in_bytes(channels: Channels, reply: bytes) -> AsyncIterator[PoolClient]:
+    """A client of a pool whose only answer to Fetch is `reply`, whatever that is."""
+
+    async def fetch(request: bytes, context: Any) -> None:
+        await context.write(reply)
+
+    server = GrpcServer("127.0.0.1", 0, Health(), InFlight())
+    handlers: dict[str, Any] = {"Fetch": grpc.unary_stream_rpc_method_handler(fetch)}
+    server.grpc.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    port = await server.start()
+    try:
+        yield PoolClient(channels, f"127.0.0.1:{port}")
+    finally:
+        await server.stop(0)
