@@ -50,7 +50,7 @@ def build_pool(
     counters = PoolMetrics(metrics)
     placement = PlacementLog(WorkerId(settings.worker_id), Datacenter(settings.dc), epoch)
     feed = PlacementFeed(placement, publish, settings.heartbeat_s)
-    store = Store(settings.pool_bytes, monotonic, feed.note)
+    store = Store(settings.pool_bytes, monotonic, lambda key, groups: feed.note(key, groups, groups))
     metrics.registry.register(StoreCollector(store, placement))
     pulls = PeerPulls(store, channels, counters, settings.pull_timeout_s)
     return Pool(store, feed, pulls, PoolServicer(settings, store, placement, pulls, counters))

@@ -17,6 +17,7 @@ from services.cachepool.placement import PlacementLog
 from services.cachepool.settings import PoolSettings
 from services.cachepool.store import Store
 from services.cachepool.subscription import Subscription
+from shared.bus.events import stored_to_messages
 from shared.errors import BadRequest, CorruptFrame, LeaseExpired, Overloaded
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import Frame
@@ -38,8 +39,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 PublishMessage = pb.PublishRequest | list[Frame] | Unreadable
 
 DEFAULT_LEASE_S = 10.0
-SNAPSHOT_BLOCKS = 5000
-"""Blocks in one snapshot message: some 200 KB."""
+SNAPSHOT_BLOCKS = 8192
+"""Blocks in one snapshot message: 256 KiB of keys."""
 
 
 @dataclass(slots=True)
@@ -94,11 +95,10 @@ class PoolServicer(CachePoolServicer):
         return pb.LookupReply(present=[mask_to_bytes(self._store.lookup(key_from_bytes(key))) for key in request.keys])
 
     async def Snapshot(self, request: pb.SnapshotRequest, context: Context) -> AsyncIterator[pb.SnapshotReply]:
-        epoch, sequence, stored = self._placement.snapshot()
-        for start in range(0, max(1, len(stored)), SNAPSHOT_BLOCKS):
-            part = stored[start : start + SNAPSHOT_BLOCKS]
-            messages = [pb.StoredBlock(key=key, groups=groups) for key, groups in part]
-            yield pb.SnapshotReply(epoch=epoch, sequence=sequence, stored=messages)
+        snapshot = self._placement.snapshot()
+        for part in snapshot.parts(SNAPSHOT_BLOCKS):
+            stored = stored_to_messages(part)
+            yield pb.SnapshotReply(epoch=snapshot.epoch, sequence=snapshot.sequence, stored=stored)
 
     async def _on_publish(self, message: PublishMessage, lease: _Lease, context: Context) -> None:
         if isinstance(message, list):
