@@ -231,7 +231,7 @@ class PeerPulls:
     async def _arrivals(self, pull: _Pull, stripe: Stripe, wait_s: float) -> AsyncGenerator[Arrived, None]:
         """Yield what one stream brings; what comes from another datacenter is accounted for."""
         dc = pull.terms.peer.dc
-        client = PoolClient(self._channels, pull.address, stripe.lane)
+        client = PoolClient(self._channels, pull.address, stripe.lane, keep=True)
         if not self._links.is_remote(dc):
             fetch = client.fetch(pull.layout, stripe.blocks, (), wait_s, pull.deadline)
             async with aclosing(fetch) as arrivals:

@@ -16,6 +16,7 @@ from services.gateway.model import ServedModel
 from services.gateway.prepare import GenerationRequest
 from services.gateway.promises import Promise, Promises
 from services.gateway.registry import Member, Registry
+from services.gateway.resume import needed_groups
 from services.gateway.router import Plan
 from services.gateway.text import FinishReason
 from shared.deadline import Deadline
@@ -187,9 +188,8 @@ class Attempt:
         if holder is None:
             return
         num_blocks = self._plan.num_blocks
-        layout = self._cluster.model.layout
-        layers = [layout.needed_layers(block, num_blocks) for block in range(num_blocks)]
-        self._cluster.index.assume(holder, self._request.keys[:num_blocks], layers, time.monotonic() + ASSUMED_S)
+        groups = needed_groups(self._cluster.model.layout, num_blocks)
+        self._cluster.index.assume(holder, self._request.keys[:num_blocks], groups, time.monotonic() + ASSUMED_S)
 
     def _generate_request(self) -> pb.GenerateRequest:
         return pb.GenerateRequest(

@@ -6,6 +6,7 @@ from typing import Literal
 
 from services.gateway.index import Held
 from services.gateway.registry import Member, RegistryView
+from services.gateway.resume import longest_resume, needed_groups, no_groups
 from shared.errors import NoWorker
 from shared.ids import Datacenter, WorkerId
 from shared.kv.codec import Codec
@@ -59,10 +60,10 @@ def route(request: RequestFacts, members: RegistryView, settings: RouterSettings
     """
     decode = _pick_decode(request, members, settings)
     held = {members.pools[holder].address: h for holder, h in request.held.items() if holder in members.pools}
-    combined = [0] * request.num_blocks
+    combined = no_groups(settings.layout, request.num_blocks)
     for pool in held.values():
-        combined = [mask | more for mask, more in zip(combined, pool.layers, strict=True)]
-    usable = settings.layout.longest_resume(combined)
+        combined |= pool.groups
+    usable = int(longest_resume(settings.layout, combined))
     prefill = None
     if usable < request.num_blocks:
         prefill = _pick_prefill(request, members, settings, decode, held, usable)
@@ -140,9 +141,10 @@ def _decode_sources(
     home = decode.pool_address
     makes = None if prefill is None else prefill.pool_address
     others = _pools_to_pull_from(held, home, first=makes)
+    needed = needed_groups(layout, num_blocks)
 
     def pick(block: int) -> str | None:
-        lacking = layout.needed_layers(block, num_blocks) & ~_layers_at(held, home, block)
+        lacking = int(needed[block]) & ~_groups_at(held, home, block)
         if not lacking:
             return None
         address, is_complete = _best_pool(held, others, block, lacking)
@@ -162,9 +164,10 @@ def _prefill_sources(
     own = prefill.pool_address
     others = _pools_to_pull_from(held, own)
     promised = request.promised.get(prefill.worker, 0)
+    needed = needed_groups(layout, usable)
 
     def pick(block: int) -> str | None:
-        lacking = layout.needed_layers(block, usable) & ~_layers_at(held, own, block)
+        lacking = int(needed[block]) & ~_groups_at(held, own, block)
         return _best_pool(held, others, block, lacking)[0] if lacking and block >= promised else None
 
     return _runs(usable, pick)
@@ -177,10 +180,10 @@ def _pools_to_pull_from(held: Mapping[str, Held], own: str, first: str | None = 
 
 
 def _best_pool(held: Mapping[str, Held], pools: Iterable[str], block: int, lacking: int) -> tuple[str | None, bool]:
-    """Return the first pool with all lacking layers of a block, or else the first with some; and whether it has all."""
+    """Return the first pool with all lacking groups of a block, or else the first with some; and whether it has all."""
     partial: str | None = None
     for address in pools:
-        present = held[address].layers[block] & lacking
+        present = _groups_at(held, address, block) & lacking
         if present == lacking:
             return address, True
         if present and partial is None:
@@ -188,9 +191,9 @@ def _best_pool(held: Mapping[str, Held], pools: Iterable[str], block: int, lacki
     return partial, False
 
 
-def _layers_at(held: Mapping[str, Held], address: str, block: int) -> int:
+def _groups_at(held: Mapping[str, Held], address: str, block: int) -> int:
     pool = held.get(address)
-    return 0 if pool is None else pool.layers[block]
+    return 0 if pool is None else int(pool.groups[block])
 
 
 def _runs(num_blocks: int, pick: Callable[[int], str | None]) -> tuple[Source, ...]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 
 from services.gateway.index import Held
@@ -41,7 +42,8 @@ def request(
     for dc, blocks in (held or {}).items():
         masks = [layout.all_layers] * blocks if isinstance(blocks, int) else blocks
         masks = masks + [0] * (num_blocks - len(masks))
-        by_pool[WorkerId(f"pool-{dc}")] = Held(tuple(masks), layout.longest_resume(masks))
+        groups = np.array([layout.group_mask(mask) for mask in masks], np.uint8)
+        by_pool[WorkerId(f"pool-{dc}")] = Held(groups, groups, layout.longest_resume(masks))
     return RequestFacts(num_tokens, num_blocks, by_pool, **facts)
 
 
