@@ -17,7 +17,7 @@ INTERVAL_SAMPLES = 10_000
 LIFETIME_SAMPLES = 1_000
 """Evictions over which the age of what goes is averaged."""
 
-LRU_FROM_INTERVALS = 4.0
+LRU_FROM_INTERVALS = 3.5
 """When blocks live this many reuse intervals before they go, the order is plain LRU's; up to half of it, worth counts
 fully. Whoever comes back so late comes back for reasons that uses do not tell."""
 
