@@ -17,6 +17,7 @@ from services.cachepool.placement import PlacementLog
 from services.cachepool.settings import PoolSettings
 from services.cachepool.store import Store
 from services.cachepool.subscription import Subscription
+from services.cachepool.tiers.tier import NoTier, ObjectTier
 from shared.errors import BadRequest, CorruptFrame, LeaseExpired, Overloaded
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import Frame
@@ -55,11 +56,18 @@ class PoolServicer(CachePoolServicer):
     """Serves one store. Every lease ends with its stream, however that ends."""
 
     def __init__(
-        self, settings: PoolSettings, store: Store, placement: PlacementLog, pulls: PeerPulls, metrics: PoolMetrics
+        self,
+        settings: PoolSettings,
+        store: Store,
+        placement: PlacementLog,
+        tier: ObjectTier | NoTier,
+        pulls: PeerPulls,
+        metrics: PoolMetrics,
     ) -> None:
         self._settings = settings
         self._store = store
         self._placement = placement
+        self._tier = tier
         self._pulls = pulls
         self._metrics = metrics
         self._num_streams = {"Publish": 0, "Fetch": 0}
@@ -87,11 +95,15 @@ class PoolServicer(CachePoolServicer):
                 await self._deliver(SourcedReader(reader, layout, sources, wait_s), changed, context)
             finally:
                 self._store.close(reader)
+                self._tier.cancel_unwanted()
                 self._pulls.cancel_unwanted()
 
     async def Lookup(self, request: pb.LookupRequest, context: Context) -> pb.LookupReply:
         self._check_size(len(request.keys))
-        return pb.LookupReply(present=[mask_to_bytes(self._store.lookup(key_from_bytes(key))) for key in request.keys])
+        keys = [key_from_bytes(key) for key in request.keys]
+        return pb.LookupReply(
+            present=[mask_to_bytes(self._store.lookup(key) | self._tier.readable(key)) for key in keys]
+        )
 
     async def Snapshot(self, request: pb.SnapshotRequest, context: Context) -> AsyncIterator[pb.SnapshotReply]:
         epoch, sequence, stored = self._placement.snapshot()
@@ -115,13 +127,16 @@ class PoolServicer(CachePoolServicer):
         layout, blocks = self._wanted(message.layout, message.blocks)
         if message.lease_ms:
             lease.silence_s = min(message.lease_ms / 1000, self._settings.max_lease_s)
-        grants = self._store.grant(lease.writer, layout, blocks)
-        for (_, asked), (granted, present) in zip(blocks, grants, strict=True):
+        objects = [self._tier.readable(key, layout) & layers for key, layers in blocks]
+        lacking = [BlockEntries(key, layers & ~held) for (key, layers), held in zip(blocks, objects, strict=True)]
+        grants = self._store.grant(lease.writer, layout, lacking)
+        presents = [grant.present | held for grant, held in zip(grants, objects, strict=True)]
+        for (_, asked), (granted, _), present in zip(blocks, grants, presents, strict=True):
             self._metrics.skipped.labels("present").inc(present.bit_count())
             self._metrics.skipped.labels("filling").inc((asked & ~granted & ~present).bit_count())
         return pb.PublishGrant(
             granted=[mask_to_bytes(grant.granted) for grant in grants],
-            present=[mask_to_bytes(grant.present) for grant in grants],
+            present=[mask_to_bytes(present) for present in presents],
         )
 
     async def _ingest(self, batch: pb.FrameBatch, lease: _Lease) -> None:
@@ -155,6 +170,7 @@ class PoolServicer(CachePoolServicer):
             changed.clear()
             if reader.lost_writers:
                 reader.lost_writers = False
+                self._tier.start(sourced)
                 self._pulls.start(sourced)
             # Whatever is ready goes at once; a batch fills only while the last one is being sent.
             if frames := reader.take(MAX_BATCH_BYTES):
