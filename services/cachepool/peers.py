@@ -5,6 +5,9 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from services.cachepool.block import Writer
 from services.cachepool.integrity import check
 from services.cachepool.metrics import PoolMetrics
@@ -15,6 +18,7 @@ from shared.errors import CorruptFrame, Overloaded, PrfaasError
 from shared.kv.entries import BlockEntries, Source
 from shared.kv.frame import Frame
 from shared.kv.layout import KvLayout
+from shared.kv.rendezvous import owner_indices
 from shared.log import get_logger
 from shared.rpc.client import Channels
 from shared.rpc.pool import PoolClient
@@ -33,6 +37,7 @@ class SourcedReader:
         self.layout = layout
         self.wait_s = wait_s
         self._sources = sources
+        self._owners = [_owners(reader, source) for source in sources]
         self._asked: set[tuple[int, int]] = set()  # (source, block index)
 
     def next_asks(self, own_address: str) -> dict[str, list[BlockEntries]]:
@@ -40,13 +45,19 @@ class SourcedReader:
         asks: dict[str, list[BlockEntries]] = {}
         for index, layers in self.reader.without_writer():
             for number, source in enumerate(self._sources):
-                usable = source.first <= index < source.end and source.address != own_address
-                if usable and (number, index) not in self._asked:
-                    self._asked.add((number, index))
-                    block = BlockEntries(self.reader.blocks[index].key, layers)
-                    asks.setdefault(source.address, []).append(block)
+                if not source.first <= index < source.end or (number, index) in self._asked:
+                    continue
+                self._asked.add((number, index))
+                peer = source.nodes[self._owners[number][index - source.first]]
+                if peer != own_address:
+                    asks.setdefault(peer, []).append(BlockEntries(self.reader.blocks[index].key, layers))
                     break
         return asks
+
+
+def _owners(reader: Subscription, source: Source) -> NDArray[np.intp]:
+    """Return for each block of a source's range which of its nodes is asked."""
+    return owner_indices([block.key for block in reader.blocks[source.first : source.end]], source.nodes)
 
 
 @dataclass(eq=False)
