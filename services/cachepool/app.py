@@ -22,8 +22,8 @@ from shared.ids import Datacenter, Epoch, WorkerId, new_epoch
 from shared.lifecycle import InFlight, Lifecycle, background
 from shared.log import configure, get_logger
 from shared.metrics import Metrics, watch_loop_lag
-from shared.proto.prfaas_pb2_grpc import add_CachePoolServicer_to_server
 from shared.rpc.client import Channels
+from shared.rpc.pool_calls import add_pool_servicer
 from shared.rpc.server import GrpcServer
 
 log = get_logger()
@@ -50,7 +50,7 @@ def build_pool(
     counters = PoolMetrics(metrics)
     placement = PlacementLog(WorkerId(settings.worker_id), Datacenter(settings.dc), epoch)
     feed = PlacementFeed(placement, publish, settings.heartbeat_s)
-    store = Store(settings.pool_bytes, monotonic, feed.note)
+    store = Store(settings.pool_bytes, monotonic, lambda key, groups: feed.note(key, groups, groups))
     metrics.registry.register(StoreCollector(store, placement))
     pulls = PeerPulls(store, channels, counters, settings.pull_timeout_s)
     return Pool(store, feed, pulls, PoolServicer(settings, store, placement, pulls, counters))
@@ -76,7 +76,7 @@ async def run(lifecycle: Lifecycle) -> None:
         pool = build_pool(settings, epoch, channels, metrics, publish)
         stack.push_async_callback(pool.pulls.close)
         server = GrpcServer(settings.grpc_host, settings.grpc_port, health, inflight)
-        add_CachePoolServicer_to_server(pool.servicer, server.grpc)
+        add_pool_servicer(pool.servicer, server.grpc)
         port = await server.start()
         address = pool.pulls.own_address = f"{settings.advertise_host}:{port}"
         announcer = Announcer(producer, _membership(settings, epoch, address), lambda: _load(settings, epoch, pool))

@@ -97,7 +97,7 @@ class PeerPulls:
         for peer, blocks in sourced.next_asks(self.own_address).items():
             writer = self._store.open_writer()
             deadline = Deadline.after(self._timeout_s)
-            client = PoolClient(self._channels, peer)
+            client = PoolClient(self._channels, peer, keep=True)
             pull = _Pull(client, sourced.layout, writer, self._store.clock(), deadline)
             grants = self._store.grant(writer, sourced.layout, blocks)
             wanted = [BlockEntries(b.key, g.granted) for b, g in zip(blocks, grants, strict=True) if g.granted]

@@ -16,6 +16,7 @@ from services.gateway.model import ServedModel
 from services.gateway.prepare import GenerationRequest
 from services.gateway.promises import Promise, Promises
 from services.gateway.registry import Member, Registry
+from services.gateway.resume import needed_groups
 from services.gateway.router import Plan
 from services.gateway.text import FinishReason
 from shared.deadline import Deadline
@@ -184,13 +185,12 @@ class Attempt:
 
     def _credit(self, nodes: Sequence[str]) -> None:
         """Tell the index what a pool must hold by now, so that the next request need not wait for its nodes' events."""
-        num_blocks, layout = self._plan.num_blocks, self._cluster.model.layout
-        keys, until = self._request.keys[:num_blocks], time.monotonic() + ASSUMED_S
+        groups = needed_groups(self._cluster.model.layout, self._plan.num_blocks)
+        keys, until = self._request.keys[: self._plan.num_blocks], time.monotonic() + ASSUMED_S
         for node, blocks in partition(keys, nodes).items():
             holder = self._cluster.registry.pool_at(node)
             if holder is not None:
-                layers = [layout.needed_layers(block, num_blocks) for block in blocks]
-                self._cluster.index.assume(holder, [keys[block] for block in blocks], layers, until)
+                self._cluster.index.assume(holder, [keys[block] for block in blocks], groups[blocks], until)
 
     def _generate_request(self) -> pb.GenerateRequest:
         return pb.GenerateRequest(

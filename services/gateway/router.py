@@ -8,9 +8,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from services.gateway.credit import Credit, GroupMasks, credits_by_dc, longest_resume, needed_groups
+from services.gateway.credit import Credit, credits_by_dc
 from services.gateway.index import Held
 from services.gateway.registry import Member, RegistryView
+from services.gateway.resume import GroupMasks, longest_resume, needed_groups, no_groups
 from shared.errors import NoWorker
 from shared.ids import BlockKey, Datacenter, WorkerId
 from shared.kv.codec import Codec
@@ -74,10 +75,10 @@ def route(request: RequestFacts, members: RegistryView, settings: RouterSettings
     layout = settings.layout
     decode = _pick_decode(request, members, settings)
     held = credits_by_dc(request.keys, request.held, members, layout)
-    combined = np.zeros(request.num_blocks, np.uint32)
+    combined = no_groups(layout, request.num_blocks)
     for credit in held.values():
         combined |= credit.groups
-    usable = longest_resume(layout, combined)
+    usable = int(longest_resume(layout, combined))
     prefill = None
     if usable < request.num_blocks:
         prefill = _pick_prefill(request, members, settings, decode, held, usable)
@@ -166,7 +167,7 @@ def _decode_choices(
     """Blocks that home lacks come from the prefill worker's pool, or from another that has them while that has not."""
     home, makes = decode.dc, None if prefill is None else prefill.dc
     others = _dcs_to_pull_from(held, home, first=makes)
-    lacking = needed_groups(layout, num_blocks) & ~_groups_at(held, home, num_blocks)
+    lacking = needed_groups(layout, num_blocks) & ~_groups_at(layout, held, home, num_blocks)
     choice, is_complete = _best(held, others, lacking)
     if makes is not None:
         if makes not in others:
@@ -183,7 +184,7 @@ def _prefill_choices(
     if prefill is None:
         return _Choices([], np.full(0, -1))
     others = _dcs_to_pull_from(held, prefill.dc)
-    lacking = needed_groups(layout, usable) & ~_groups_at(held, prefill.dc, usable)
+    lacking = needed_groups(layout, usable) & ~_groups_at(layout, held, prefill.dc, usable)
     lacking[: request.promised.get(prefill.worker, 0)] = 0
     return _Choices(others, _best(held, others, lacking)[0])
 
@@ -207,9 +208,9 @@ def _best(
     return np.where(whole >= 0, whole, partial), whole >= 0
 
 
-def _groups_at(held: Mapping[Datacenter, Credit], dc: Datacenter, num_blocks: int) -> GroupMasks:
+def _groups_at(layout: KvLayout, held: Mapping[Datacenter, Credit], dc: Datacenter, num_blocks: int) -> GroupMasks:
     credit = held.get(dc)
-    return np.zeros(num_blocks, np.uint32) if credit is None else credit.groups[:num_blocks]
+    return no_groups(layout, num_blocks) if credit is None else credit.groups[:num_blocks]
 
 
 def _sources(choices: _Choices, nodes: Mapping[Datacenter, tuple[str, ...]]) -> tuple[Source, ...]:

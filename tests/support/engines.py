@@ -29,10 +29,11 @@ from shared.lifecycle import InFlight, background
 from shared.metrics import Metrics
 from shared.model.logprobs import TokenLogprobs
 from shared.proto import prfaas_pb2 as pb
-from shared.proto.prfaas_pb2_grpc import DecodeStub, PrefillStub, add_CachePoolServicer_to_server
+from shared.proto.prfaas_pb2_grpc import DecodeStub, PrefillStub
 from shared.rpc.client import Channels, rpc_errors
 from shared.rpc.convert import sources_to_messages
 from shared.rpc.pool import PoolClient
+from shared.rpc.pool_calls import add_pool_servicer
 from shared.rpc.sampling import logprobs_from_message
 from shared.rpc.server import GrpcServer
 from tests.support.tiny import tiny_model
@@ -209,7 +210,7 @@ async def _pool(dc: str) -> AsyncIterator[Node]:
         metrics, inflight = Metrics(), InFlight()
         pool = build_pool(PoolSettings(dc=dc), new_epoch(), channels, metrics, lambda _event: None)
         server = GrpcServer("127.0.0.1", 0, Health("grpc"), inflight)
-        add_CachePoolServicer_to_server(pool.servicer, server.grpc)
+        add_pool_servicer(pool.servicer, server.grpc)
         address = pool.pulls.own_address = f"127.0.0.1:{await server.start()}"
         try:
             yield Node(address, metrics, inflight, server, pool=pool)

@@ -6,6 +6,8 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
+
 from services.cachepool.app import Pool, build_pool
 from services.cachepool.settings import PoolSettings
 from shared.bus.events import PlacementEvent
@@ -18,10 +20,11 @@ from shared.kv.layout import KvLayout, iter_layers
 from shared.lifecycle import InFlight
 from shared.metrics import Metrics
 from shared.proto import prfaas_pb2 as pb
-from shared.proto.prfaas_pb2_grpc import add_CachePoolServicer_to_server
+from shared.proto.prfaas_pb2_grpc import CachePoolStub
 from shared.rpc.client import Channels
 from shared.rpc.convert import add_frames, entries_to_messages, layout_to_message
 from shared.rpc.pool import Arrived, PoolClient
+from shared.rpc.pool_calls import SERVICE, add_pool_servicer
 from shared.rpc.server import GrpcServer
 from tests.support.waiting import until
 from tests.unit.cachepool.samples import ALL, LAYOUT, frame, keys, wanting
@@ -39,14 +42,11 @@ class Running:
     metrics: Metrics
     events: list[PlacementEvent]
     client: PoolClient
+    stub: Any  # the generated one
 
     @property
     def address(self) -> str:
         return self.client.address
-
-    @property
-    def stub(self) -> Any:
-        return self.client._stub()
 
     def count(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(f"prfaas:{name}", labels) or 0.0
@@ -62,11 +62,12 @@ async def serving(channels: Channels, **settings: Any) -> AsyncIterator[Running]
     events: list[PlacementEvent] = []
     pool = build_pool(PoolSettings(**settings), Epoch(7), channels, metrics, events.append)
     server = GrpcServer("127.0.0.1", 0, health, inflight)
-    add_CachePoolServicer_to_server(pool.servicer, server.grpc)
-    pool.pulls.own_address = f"127.0.0.1:{await server.start()}"
+    add_pool_servicer(pool.servicer, server.grpc)
+    address = pool.pulls.own_address = f"127.0.0.1:{await server.start()}"
+    stub = CachePoolStub(channels.get(address))
     feed = asyncio.create_task(pool.feed.run())
     try:
-        yield Running(pool, server, metrics, events, PoolClient(channels, pool.pulls.own_address))
+        yield Running(pool, server, metrics, events, PoolClient(channels, address), stub)
     finally:
         await pool.pulls.close()
         await server.stop(0)
@@ -163,3 +164,20 @@ def batch_of(*frames: Frame) -> pb.FrameBatch:
 
 def sending(frames: Iterable[Frame]) -> pb.PublishRequest:
     return pb.PublishRequest(frames=batch_of(*frames))
+
+
+@asynccontextmanager
+async def lying_in_bytes(channels: Channels, reply: bytes) -> AsyncIterator[PoolClient]:
+    """A client of a pool whose only answer to Fetch is `reply`, whatever that is."""
+
+    async def fetch(request: bytes, context: Any) -> None:
+        await context.write(reply)
+
+    server = GrpcServer("127.0.0.1", 0, Health(), InFlight())
+    handlers: dict[str, Any] = {"Fetch": grpc.unary_stream_rpc_method_handler(fetch)}
+    server.grpc.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    port = await server.start()
+    try:
+        yield PoolClient(channels, f"127.0.0.1:{port}")
+    finally:
+        await server.stop(0)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from services.gateway.index import Held
@@ -47,8 +48,13 @@ def request(
     for dc, blocks in (held or {}).items():
         masks = [layout.all_layers] * blocks if isinstance(blocks, int) else blocks
         masks = masks + [0] * (num_blocks - len(masks))
-        by_pool[WorkerId(f"pool-{dc}")] = Held(tuple(masks), layout.longest_resume(masks))
+        by_pool[WorkerId(f"pool-{dc}")] = held_by_one([layout.group_mask(mask) for mask in masks])
     return RequestFacts(num_tokens, KEYS[:num_blocks], by_pool, **facts)
+
+
+def held_by_one(masks: list[int]) -> Held:
+    groups = np.array(masks, np.uint8)
+    return Held(groups, groups, 0)
 
 
 def seen(plan: Plan) -> tuple[str, str | None, int, list[str], list[str]]:
@@ -217,7 +223,7 @@ def share(node: str, nodes: Sequence[str], num_blocks: int = 5) -> Held:
     """All blocks that rendezvous hashing gives to one of the nodes."""
     addresses = [f"{name}:1" for name in nodes]
     masks = [int(owner(key, addresses) == f"{node}:1") for key in KEYS[:num_blocks]]
-    return Held(tuple(masks), DENSE.longest_resume(masks))
+    return held_by_one(masks)
 
 
 def test_a_block_counts_where_readers_will_look_for_it() -> None:
@@ -231,7 +237,7 @@ def test_a_block_counts_where_readers_will_look_for_it() -> None:
 
     # A third node has joined, empty: what is now its share counts no more, wherever it still lies.
     more = replace(members, pools=nodes_of(EAST, *three) | nodes_of(WEST, "w1"))
-    plan = route(RequestFacts(21, KEYS[:5], held | {WorkerId("e3"): Held((0,) * 5, 0)}), more, settings())
+    plan = route(RequestFacts(21, KEYS[:5], held | {WorkerId("e3"): held_by_one([0] * 5)}), more, settings())
     addresses = [f"{name}:1" for name in three]
     first_moved = next(block for block, key in enumerate(KEYS) if owner(key, addresses) == "e3:1")
     assert 0 < first_moved < 5
@@ -247,7 +253,7 @@ def test_a_node_that_is_gone_takes_only_its_share_with_it() -> None:
     assert route(RequestFacts(21, KEYS[:5], held), members, settings()).usable_blocks == 5
     gone = replace(members, pools=nodes_of(WEST, "w1", "w2"))
     plan = route(RequestFacts(21, KEYS[:5], held), gone, settings())
-    lost = [block for block, mask in enumerate(held[WorkerId("w3")].layers) if mask]
+    lost = [block for block, mask in enumerate(held[WorkerId("w3")].groups) if mask]
     assert plan.usable_blocks == lost[0]
     assert plan.prefill_nodes == plan.decode_nodes == ("w1:1", "w2:1")
 
@@ -262,7 +268,7 @@ def test_many_blocks_on_many_nodes_are_planned_in_milliseconds() -> None:
     keys = [BlockKey(hashlib.sha256(b"%d" % block).digest()) for block in range(2048)]
     east, west = [f"e{i}" for i in range(4)], [f"w{i}" for i in range(4)]
     pools = nodes_of(EAST, *east) | nodes_of(WEST, *west)
-    held = {WorkerId(name): Held((1,) * 2000 + (0,) * 48, 2000) for name in (*east, *west)}
+    held = {WorkerId(name): held_by_one([1] * 2000 + [0] * 48) for name in (*east, *west)}
     facts = RequestFacts(2048 * 4 + 1, keys, held)
     members = RegistryView((DECODE_WEST,), (PREFILL_EAST, PREFILL_WEST), pools)
     plan = route(facts, members, settings())
