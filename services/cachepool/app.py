@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from time import monotonic, time
 
+from services.cachepool.links import LinkCollector, Links
 from services.cachepool.metrics import PoolMetrics, StoreCollector
 from services.cachepool.peers import PeerPulls
 from services.cachepool.placement import PlacementFeed, PlacementLog
@@ -36,6 +37,7 @@ class Pool:
     store: Store
     feed: PlacementFeed
     pulls: PeerPulls
+    links: Links
     servicer: PoolServicer
 
 
@@ -52,8 +54,10 @@ def build_pool(
     feed = PlacementFeed(placement, publish, settings.heartbeat_s)
     store = Store(settings.pool_bytes, monotonic, lambda key, groups: feed.note(key, groups, groups))
     metrics.registry.register(StoreCollector(store, placement))
-    pulls = PeerPulls(store, channels, counters, settings.pull_timeout_s)
-    return Pool(store, feed, pulls, PoolServicer(settings, store, placement, pulls, counters))
+    links = Links(Datacenter(settings.dc), metrics, monotonic)
+    pulls = PeerPulls(store, channels, links, counters, settings)
+    metrics.registry.register(LinkCollector(pulls.link_loads))
+    return Pool(store, feed, pulls, links, PoolServicer(settings, store, placement, pulls, links, counters))
 
 
 async def run(lifecycle: Lifecycle) -> None:
@@ -119,4 +123,5 @@ def _load(settings: PoolSettings, epoch: Epoch, pool: Pool) -> LoadEvent:
         kv_usage=stats.used_bytes / settings.pool_bytes,
         speed_tokens_per_s=0.0,
         at_ms=int(time() * 1000),
+        links=pool.pulls.link_loads(),
     )

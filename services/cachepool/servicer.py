@@ -11,6 +11,7 @@ import grpc.aio
 
 from services.cachepool.block import Writer
 from services.cachepool.integrity import check
+from services.cachepool.links import Links, Outlet
 from services.cachepool.metrics import WRITER, PoolMetrics
 from services.cachepool.peers import PeerPulls, SourcedReader
 from services.cachepool.placement import PlacementLog
@@ -25,7 +26,6 @@ from shared.kv.layout import KvLayout
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import CachePoolServicer
 from shared.rpc.convert import (
-    MAX_BATCH_BYTES,
     entries_from_messages,
     entries_to_messages,
     key_from_bytes,
@@ -56,12 +56,19 @@ class PoolServicer(CachePoolServicer):
     """Serves one store. Every lease ends with its stream, however that ends."""
 
     def __init__(
-        self, settings: PoolSettings, store: Store, placement: PlacementLog, pulls: PeerPulls, metrics: PoolMetrics
+        self,
+        settings: PoolSettings,
+        store: Store,
+        placement: PlacementLog,
+        pulls: PeerPulls,
+        links: Links,
+        metrics: PoolMetrics,
     ) -> None:
         self._settings = settings
         self._store = store
         self._placement = placement
         self._pulls = pulls
+        self._links = links
         self._metrics = metrics
         self._num_streams = {"Publish": 0, "Fetch": 0}
 
@@ -81,11 +88,15 @@ class PoolServicer(CachePoolServicer):
         if any(source.end > len(blocks) for source in sources):
             raise BadRequest("a source names blocks beyond those of the request")
         wait_s = min(request.wait_ms / 1000, self._settings.max_wait_s)
+        is_background = request.urgency == pb.URGENCY_BACKGROUND
+        outlet = self._links.outlet(request.dc, is_background=is_background)
         with self._stream("Fetch"):
             changed = asyncio.Event()
             reader = self._store.subscribe(layout, blocks, wait_s, changed.set)
             try:
-                await self._deliver(SourcedReader(reader, layout, sources, wait_s), changed, context)
+                sourced = SourcedReader(reader, layout, sources, wait_s, is_background=is_background)
+                self._pulls.hasten(sourced)
+                await self._deliver(sourced, outlet, changed, context)
             finally:
                 self._store.close(reader)
                 self._pulls.cancel_unwanted()
@@ -153,7 +164,7 @@ class PoolServicer(CachePoolServicer):
             self._metrics.published.inc(num_stored)
             self._metrics.published_bytes.inc(num_bytes)
 
-    async def _deliver(self, sourced: SourcedReader, changed: asyncio.Event, context: Context) -> None:
+    async def _deliver(self, sourced: SourcedReader, outlet: Outlet, changed: asyncio.Event, context: Context) -> None:
         """Send what is ready, lowest layer first, until every wanted entry was sent or reported missing."""
         reader = sourced.reader
         while not reader.done:
@@ -161,9 +172,12 @@ class PoolServicer(CachePoolServicer):
             if reader.lost_writers:
                 reader.lost_writers = False
                 self._pulls.start(sourced)
-            # Whatever is ready goes at once; a batch fills only while the last one is being sent.
-            if frames := reader.take(MAX_BATCH_BYTES):
-                await self._send(frames, context)
+            if reader.has_ready:
+                # Whatever is ready goes at once; a batch fills only while the last one is being sent.
+                async with outlet.turn():
+                    frames = reader.take(outlet.max_batch_bytes)
+                    await self._send(frames, context)
+                outlet.sent(frames)
             elif missing := reader.take_missing(self._store.clock()):
                 self._metrics.fetched.labels("miss").inc(sum(block.layers.bit_count() for block in missing))
                 await context.write(pb.FetchReply(missing=pb.FetchMissing(blocks=entries_to_messages(missing))))

@@ -19,6 +19,7 @@ from shared.rpc.convert import (
     mask_from_bytes,
     sources_to_messages,
 )
+from shared.rpc.options import SHARED_LANE, Lane
 from shared.rpc.pool_calls import fetch_call, publish_call
 from shared.rpc.wire import Unreadable
 
@@ -30,6 +31,16 @@ class Arrived(NamedTuple):
 
     frames: list[Frame]  # not verified
     missing: list[BlockEntries]  # will not come on this stream
+
+
+class Crossing(NamedTuple):
+    """How a pool of another datacenter asks; the default is a reader at home."""
+
+    dc: str = ""  # the asking pool's datacenter
+    is_background: bool = False  # any foreground stream to that datacenter goes first
+
+
+AT_HOME = Crossing()
 
 
 class Grant(NamedTuple):
@@ -97,11 +108,12 @@ class Publication:
 class PoolClient:
     """One cache pool as its clients see it. Holds no state: channels belong to `Channels`."""
 
-    def __init__(self, channels: Channels, address: str, *, keep: bool = False) -> None:
+    def __init__(self, channels: Channels, address: str, lane: Lane = SHARED_LANE, *, keep: bool = False) -> None:
         """With `keep`, fetched payloads own their memory; without, each is a view that keeps its message alive."""
         self._channels = channels
         self._keep = keep
         self.address = address
+        self._lane = lane
 
     async def fetch(
         self,
@@ -110,6 +122,7 @@ class PoolClient:
         sources: Iterable[Source],
         wait_s: float,
         deadline: Deadline,
+        crossing: Crossing = AT_HOME,
     ) -> AsyncGenerator[Arrived, None]:
         """Yield entries as they become available, lowest layer first, until all came or were reported missing.
 
@@ -121,8 +134,12 @@ class PoolClient:
             blocks=entries_to_messages(blocks),
             sources=sources_to_messages(sources),
             wait_ms=int(wait_s * 1000),
+            dc=crossing.dc,
+            urgency=pb.URGENCY_BACKGROUND if crossing.is_background else pb.URGENCY_FOREGROUND,
         )
-        call = fetch_call(self._channels.get(self.address), keep=self._keep)(request, timeout=deadline.remaining())
+        call = fetch_call(self._channels.get(self.address, self._lane), keep=self._keep)(
+            request, timeout=deadline.remaining()
+        )
         try:
             with rpc_errors(self.address):
                 async for reply in call:

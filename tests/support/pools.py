@@ -23,7 +23,7 @@ from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import CachePoolStub
 from shared.rpc.client import Channels
 from shared.rpc.convert import add_frames, entries_to_messages, layout_to_message
-from shared.rpc.pool import Arrived, PoolClient
+from shared.rpc.pool import AT_HOME, Arrived, Crossing, PoolClient
 from shared.rpc.pool_calls import SERVICE, add_pool_servicer
 from shared.rpc.server import GrpcServer
 from tests.support.waiting import until
@@ -98,12 +98,17 @@ class Fetching:
     """One Fetch stream, read in the background, with what has come so far."""
 
     def __init__(
-        self, client: PoolClient, blocks: Sequence[BlockEntries], sources: Iterable[Source] = (), wait_s: float = 5.0
+        self,
+        client: PoolClient,
+        blocks: Sequence[BlockEntries],
+        sources: Iterable[Source] = (),
+        wait_s: float = 5.0,
+        crossing: Crossing = AT_HOME,
     ) -> None:
         self.got: list[Entry] = []
         self.missing: set[Entry] = set()
         self.sizes: list[int] = []  # payload bytes of each message
-        self._arrivals = client.fetch(LAYOUT, blocks, sources, wait_s, soon())
+        self._arrivals = client.fetch(LAYOUT, blocks, sources, wait_s, soon(), crossing)
         self.task = asyncio.create_task(self._read())
 
     async def _read(self) -> None:

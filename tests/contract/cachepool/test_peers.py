@@ -36,7 +36,7 @@ from tests.unit.cachepool.samples import ENTRY_BYTES, LAYOUT, frame, keys, wanti
 
 
 def source(end: int, *nodes: str) -> Source:
-    return Source(0, end, Datacenter("there"), nodes)
+    return Source(0, end, Datacenter(""), nodes)
 
 
 def everything_from(east: Running) -> list[Source]:
