@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from time import monotonic, time
 
+from services.cachepool.links import LinkCollector, Links
 from services.cachepool.metrics import PoolMetrics, StoreCollector
 from services.cachepool.peers import PeerPulls
 from services.cachepool.placement import PlacementFeed, PlacementLog
@@ -26,8 +27,8 @@ from shared.ids import BlockKey, Datacenter, Epoch, WorkerId, new_epoch
 from shared.lifecycle import InFlight, Lifecycle, background
 from shared.log import configure, get_logger
 from shared.metrics import Metrics, watch_loop_lag
-from shared.proto.prfaas_pb2_grpc import add_CachePoolServicer_to_server
 from shared.rpc.client import Channels
+from shared.rpc.pool_calls import add_pool_servicer
 from shared.rpc.server import GrpcServer
 
 log = get_logger()
@@ -41,6 +42,7 @@ class Pool:
     feed: PlacementFeed
     tier: ObjectTier | None
     pulls: PeerPulls
+    links: Links
     servicer: PoolServicer
 
 
@@ -62,8 +64,7 @@ def build_pool(
     tier: ObjectTier | None = None
 
     def note_holding(key: BlockKey) -> None:
-        groups, _ = holding(store, tier, key)
-        feed.note(key, groups)
+        feed.note(key, *holding(store, tier, key))
 
     def note_settled(key: BlockKey) -> None:
         if tier is not None:
@@ -73,9 +74,11 @@ def build_pool(
     if settings.object_url:
         tier = open_tier(settings, store, metrics, note_holding, client)
     metrics.registry.register(StoreCollector(store, placement))
-    pulls = PeerPulls(store, channels, counters, settings.pull_timeout_s)
-    servicer = PoolServicer(settings, store, placement, tier or NoTier(), pulls, counters)
-    return Pool(store, feed, tier, pulls, servicer)
+    links = Links(Datacenter(settings.dc), metrics, monotonic)
+    pulls = PeerPulls(store, channels, links, counters, settings)
+    metrics.registry.register(LinkCollector(pulls.link_loads))
+    servicer = PoolServicer(settings, store, placement, tier or NoTier(), pulls, links, counters)
+    return Pool(store, feed, tier, pulls, links, servicer)
 
 
 def holding(store: Store, tier: ObjectTier | None, key: BlockKey) -> tuple[int, int]:
@@ -109,7 +112,7 @@ async def run(lifecycle: Lifecycle) -> None:
         if pool.tier is not None:
             jobs.start(pool.tier.run(), name="object tier")
         server = GrpcServer(settings.grpc_host, settings.grpc_port, health, inflight)
-        add_CachePoolServicer_to_server(pool.servicer, server.grpc)
+        add_pool_servicer(pool.servicer, server.grpc)
         port = await server.start()
         address = pool.pulls.own_address = f"{settings.advertise_host}:{port}"
         announcer = Announcer(producer, _membership(settings, epoch, address), lambda: _load(settings, epoch, pool))
@@ -155,4 +158,5 @@ def _load(settings: PoolSettings, epoch: Epoch, pool: Pool) -> LoadEvent:
         kv_usage=stats.used_bytes / settings.pool_bytes,
         speed_tokens_per_s=0.0,
         at_ms=int(time() * 1000),
+        links=pool.pulls.link_loads(),
     )

@@ -32,6 +32,9 @@ class PoolSettings(ServiceSettings):
     pull_timeout_s: float = setting(
         "PRFAAS_POOL_PULL_TIMEOUT_S", 120.0, help="time limit of one pull from a peer pool", check=positive
     )
+    link_connections: int = setting(
+        "PRFAAS_POOL_LINK_CONNECTIONS", 8, help="connections that a pull from another datacenter uses", check=positive
+    )
     heartbeat_s: float = setting(
         "PRFAAS_POOL_HEARTBEAT_S", 2.0, help="interval of placement events while nothing changes", check=positive
     )

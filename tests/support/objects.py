@@ -18,6 +18,7 @@ class FaultyClient:
         self.delay_s = 0.0
         self.error = ""  # of every call
         self.put_error = ""
+        self.capacity: int | None = None  # bytes; a put beyond it finds the disk full
         self.flips_reads = False
         self.stop_puts: asyncio.Event | None = None  # puts wait for it
         self.calls: dict[str, int] = {}
@@ -28,6 +29,9 @@ class FaultyClient:
             await self.stop_puts.wait()
         if self.put_error:
             raise GenericError(self.put_error)
+        used = sum(item["size"] for portion in self.memory.list() for item in portion)
+        if self.capacity is not None and used + sum(map(len, file)) > self.capacity:
+            raise GenericError(FULL)
         return await self.memory.put_async(path, file, use_multipart=use_multipart)
 
     async def get_async(self, path: str, *, options: Any) -> Any:

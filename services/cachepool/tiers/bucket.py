@@ -85,7 +85,7 @@ class Bucket:
         self._timeout_s = timeout_s
         self._on_call = on_call
 
-    async def put(self, path: str, parts: Sequence[bytes]) -> None:
+    async def put(self, path: str, parts: Sequence[bytes | memoryview]) -> None:
         async with self._call("put", path):
             await self._client.put_async(path, parts, use_multipart=False)
 

@@ -9,7 +9,6 @@ from services.cachepool.tiers.objects import object_path
 from shared.errors import Overloaded
 from shared.ids import BlockKey
 
-
 FULL_REST_S = 60.0
 """How long a full disk is taken to be full."""
 

@@ -146,7 +146,7 @@ class WriteBehind:
         self._metrics.written.inc()
         self._metrics.written_bytes.inc(header.total_bytes)
 
-    async def _put(self, header: ObjectHeader, parts: Sequence[bytes]) -> None:
+    async def _put(self, header: ObjectHeader, parts: Sequence[bytes | memoryview]) -> None:
         asked_at = self._store.clock()
         try:
             await self._context.bucket.put(object_path(header.key), parts)
