@@ -6,6 +6,9 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from services.cachepool.block import Writer
 from services.cachepool.integrity import check
 from services.cachepool.links import Links, Stripe, stripes
@@ -20,6 +23,7 @@ from shared.ids import Datacenter
 from shared.kv.entries import BlockEntries, Source
 from shared.kv.frame import Frame
 from shared.kv.layout import KvLayout
+from shared.kv.rendezvous import owner_indices
 from shared.log import get_logger
 from shared.rpc.client import Channels
 from shared.rpc.pool import Arrived, Crossing, PoolClient
@@ -54,6 +58,7 @@ class SourcedReader:
         self.wait_s = wait_s
         self.is_background = is_background
         self._sources = sources
+        self._owners = [_owners(reader, source) for source in sources]
         self._asked: set[tuple[int, int]] = set()  # (source, block index)
 
     def next_asks(self, own_address: str) -> dict[Peer, list[BlockEntries]]:
@@ -61,13 +66,20 @@ class SourcedReader:
         asks: dict[Peer, list[BlockEntries]] = {}
         for index, layers in self.reader.without_writer():
             for number, source in enumerate(self._sources):
-                usable = source.first <= index < source.end and source.address != own_address
-                if usable and (number, index) not in self._asked:
-                    self._asked.add((number, index))
+                if not source.first <= index < source.end or (number, index) in self._asked:
+                    continue
+                self._asked.add((number, index))
+                address = source.nodes[self._owners[number][index - source.first]]
+                if address != own_address:
                     block = BlockEntries(self.reader.blocks[index].key, layers)
-                    asks.setdefault(Peer(source.address, Datacenter(source.dc)), []).append(block)
+                    asks.setdefault(Peer(address, source.dc), []).append(block)
                     break
         return asks
+
+
+def _owners(reader: Subscription, source: Source) -> NDArray[np.intp]:
+    """Return for each block of a source's range which of its nodes is asked."""
+    return owner_indices([block.key for block in reader.blocks[source.first : source.end]], source.nodes)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from services.cachepool.placement import PlacementLog
 from services.cachepool.settings import PoolSettings
 from services.cachepool.store import Store
 from services.cachepool.subscription import Subscription
+from services.cachepool.tiers.tier import NoTier, ObjectTier
 from shared.bus.events import stored_to_messages
 from shared.errors import BadRequest, CorruptFrame, LeaseExpired, Overloaded
 from shared.kv.entries import BlockEntries
@@ -60,6 +61,7 @@ class PoolServicer(CachePoolServicer):
         settings: PoolSettings,
         store: Store,
         placement: PlacementLog,
+        tier: ObjectTier | NoTier,
         pulls: PeerPulls,
         links: Links,
         metrics: PoolMetrics,
@@ -67,6 +69,7 @@ class PoolServicer(CachePoolServicer):
         self._settings = settings
         self._store = store
         self._placement = placement
+        self._tier = tier
         self._pulls = pulls
         self._links = links
         self._metrics = metrics
@@ -99,11 +102,15 @@ class PoolServicer(CachePoolServicer):
                 await self._deliver(sourced, outlet, changed, context)
             finally:
                 self._store.close(reader)
+                self._tier.cancel_unwanted()
                 self._pulls.cancel_unwanted()
 
     async def Lookup(self, request: pb.LookupRequest, context: Context) -> pb.LookupReply:
         self._check_size(len(request.keys))
-        return pb.LookupReply(present=[mask_to_bytes(self._store.lookup(key_from_bytes(key))) for key in request.keys])
+        keys = [key_from_bytes(key) for key in request.keys]
+        return pb.LookupReply(
+            present=[mask_to_bytes(self._store.lookup(key) | self._tier.readable(key)) for key in keys]
+        )
 
     async def Snapshot(self, request: pb.SnapshotRequest, context: Context) -> AsyncIterator[pb.SnapshotReply]:
         snapshot = self._placement.snapshot()
@@ -130,13 +137,16 @@ class PoolServicer(CachePoolServicer):
         layout, blocks = self._wanted(message.layout, message.blocks)
         if message.lease_ms:
             lease.silence_s = min(message.lease_ms / 1000, self._settings.max_lease_s)
-        grants = self._store.grant(lease.writer, layout, blocks)
-        for (_, asked), (granted, present) in zip(blocks, grants, strict=True):
+        objects = [self._tier.readable(key, layout) & layers for key, layers in blocks]
+        lacking = [BlockEntries(key, layers & ~held) for (key, layers), held in zip(blocks, objects, strict=True)]
+        grants = self._store.grant(lease.writer, layout, lacking)
+        presents = [grant.present | held for grant, held in zip(grants, objects, strict=True)]
+        for (_, asked), (granted, _), present in zip(blocks, grants, presents, strict=True):
             self._metrics.skipped.labels("present").inc(present.bit_count())
             self._metrics.skipped.labels("filling").inc((asked & ~granted & ~present).bit_count())
         return pb.PublishGrant(
             granted=[mask_to_bytes(grant.granted) for grant in grants],
-            present=[mask_to_bytes(grant.present) for grant in grants],
+            present=[mask_to_bytes(present) for present in presents],
         )
 
     async def _ingest(self, frames: Sequence[Frame], lease: _Lease) -> None:
@@ -171,6 +181,7 @@ class PoolServicer(CachePoolServicer):
             changed.clear()
             if reader.lost_writers:
                 reader.lost_writers = False
+                self._tier.start(sourced)
                 self._pulls.start(sourced)
             if reader.has_ready:
                 # Whatever is ready goes at once; a batch fills only while the last one is being sent.

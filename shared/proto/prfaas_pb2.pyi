@@ -236,35 +236,32 @@ Global___BlockEntries: _TypeAlias = BlockEntries  # noqa: Y015
 
 @_typing.final
 class Source(_message.Message):
-    """Blocks [first, end) of a request's chain can be had from the pool at `address`."""
+    """Blocks [first, end) of a request's chain can be had from a datacenter's pool."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FIRST_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
-    ADDRESS_FIELD_NUMBER: _builtins.int
     DC_FIELD_NUMBER: _builtins.int
     NODES_FIELD_NUMBER: _builtins.int
     first: _builtins.int
     end: _builtins.int
-    address: _builtins.str
     dc: _builtins.str
     @_builtins.property
     def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """the pool nodes of `dc`: rendezvous hashing says which of them has a key"""
+        """addresses of its pool nodes: rendezvous hashing says which of them has a key"""
 
     def __init__(
         self,
         *,
         first: _builtins.int = ...,
         end: _builtins.int = ...,
-        address: _builtins.str = ...,
         dc: _builtins.str = ...,
         nodes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "dc", b"dc", "end", b"end", "first", b"first", "nodes", b"nodes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dc", b"dc", "end", b"end", "first", b"first", "nodes", b"nodes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

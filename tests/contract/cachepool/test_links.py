@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import psutil
 import pytest
 
+from shared.ids import Datacenter
 from shared.kv.entries import Source
 from shared.rpc.client import Channels
 from shared.rpc.pool import Crossing
@@ -29,7 +30,7 @@ async def east(channels: Channels) -> AsyncIterator[Running]:
 
 
 def from_east(east: Running, num_blocks: int = len(LONG)) -> list[Source]:
-    return [Source(0, num_blocks, east.address, "east")]
+    return [Source(0, num_blocks, Datacenter("east"), (east.address,))]
 
 
 async def test_a_pull_is_dealt_out_and_counted_at_both_ends(west: Running, east: Running) -> None:
