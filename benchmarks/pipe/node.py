@@ -110,7 +110,7 @@ async def _pull(pool: Pool, name: str, num_blocks: int, source: Source) -> dict[
     return {"seconds": seconds, "first_s": first_s, "bytes": num_bytes, "goodput": load.goodput_bytes_per_s}
 
 
-async def _serve(dc: str, host: str, settings: PoolSettings) -> None:
+async def _serve(host: str, settings: PoolSettings) -> None:
     async with AsyncExitStack() as stack:
         channels = await stack.enter_async_context(Channels())
         pool = build_pool(settings, new_epoch(), channels, Metrics(), lambda _event: None)
@@ -129,7 +129,7 @@ async def _serve(dc: str, host: str, settings: PoolSettings) -> None:
 async def _carry_out(pool: Pool, command: dict[str, Any]) -> dict[str, Any]:
     if command["do"] == "fill":
         return _fill(pool, command["name"], command["num_blocks"])
-    source = Source(0, command["num_blocks"], command["address"], Datacenter(command["dc"]))
+    source = Source(0, command["num_blocks"], Datacenter(command["dc"]), (command["address"],))
     return await _pull(pool, command["name"], command["num_blocks"], source)
 
 
@@ -159,7 +159,7 @@ def main() -> None:
     options = parser.parse_args()
     configure("pool", level="ERROR")
     settings = PoolSettings(dc=options.dc, link_connections=int(os.environ.get("PIPE_CONNECTIONS", "8")))
-    asyncio.run(_serve(options.dc, options.host, settings))
+    asyncio.run(_serve(options.host, settings))
 
 
 if __name__ == "__main__":

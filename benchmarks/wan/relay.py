@@ -149,7 +149,7 @@ def _answer(relay: Relay, command: dict[str, Any], answers: TextIO) -> None:
 
 
 def main() -> int:
-    options = json.loads(sys.stdin.buffer.raw.readline())
+    options = json.loads(os.fdopen(os.dup(0), "rb", buffering=0).readline())
     try:
         num_sites, congestion = options["num_sites"], options["congestion"]
         sites = [make_site(number, num_sites, congestion) for number in range(num_sites)]

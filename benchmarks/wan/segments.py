@@ -1,12 +1,13 @@
 """Offload frames of a TAP, which stand for many TCP segments: how many, and what is left when single ones are lost.
 
 Layout: virtio-net header (10 bytes, little-endian: flags u8, gso_type u8, hdr_len u16, gso_size u16, csum_start u16,
-csum_offset u16), Ethernet, IPv4, TCP. A kernel takes what its own kind hands over without a look at the TCP checksum, so
-that only lengths, the sequence number and the IP checksum have to be right in a part of a frame.
+csum_offset u16), Ethernet, IPv4, TCP. A kernel takes what its own kind hands over without a look at the TCP checksum:
+only lengths, the sequence number and the IP checksum have to be right in a part of a frame.
 """
 
 import math
 import struct
+from itertools import pairwise
 from random import Random
 
 VNET_BYTES, ETHERNET_BYTES, IPV4_MIN_BYTES = 10, 14, 20
@@ -64,7 +65,7 @@ def without(frame: bytes, lost: list[int]) -> list[bytes]:
     """Return the runs of segments between the lost ones as frames of their own."""
     num = num_segments(frame)
     bounds = [-1, *lost, num]
-    runs = ((before + 1, after) for before, after in zip(bounds, bounds[1:], strict=False))
+    runs = ((before + 1, after) for before, after in pairwise(bounds))
     return [_part(frame, first, end, num) for first, end in runs if first < end]
 
 
@@ -83,8 +84,8 @@ def _part(frame: bytes, first: int, end: int, num: int) -> bytes:
     struct.pack_into(">H", head, ip + 2, headers - ip + len(payload))
     struct.pack_into(">H", head, ip + 10, 0)
     struct.pack_into(">H", head, ip + 10, _internet_checksum(bytes(head[ip:tcp])))
-    (sequence,) = struct.unpack_from(">I", head, tcp + 4)
-    struct.pack_into(">I", head, tcp + 4, (sequence + first * size) & 0xFFFFFFFF)
+    sequence = int.from_bytes(head[tcp + 4 : tcp + 8], "big") + first * size
+    struct.pack_into(">I", head, tcp + 4, sequence & 0xFFFFFFFF)
     if end < num:
         head[tcp + 13] &= ~(FIN | PSH)
     return bytes(head) + payload
@@ -106,7 +107,7 @@ def _headers(frame: bytes) -> int:
 
 def _internet_checksum(header: bytes) -> int:
     """RFC 1071."""
-    total = sum(struct.unpack(f">{len(header) // 2}H", header))
+    total: int = sum(struct.unpack(f">{len(header) // 2}H", header))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
