@@ -224,7 +224,8 @@ async def _engine(name: str, num_pages: int, settings: EngineSettings) -> AsyncI
     async with Channels() as channels, background() as jobs:
         metrics, inflight = Metrics(), InFlight()
         model, torch_thread, copier = tiny_model(name, num_pages), WorkThread("torch"), WorkThread("copier")
-        fetch = FetchContext(PoolClient(channels, settings.pool), model.kv, model.layout, copier, FetchMetrics(metrics))
+        pool, fetch_metrics = PoolClient(channels, settings.pool), FetchMetrics(metrics)
+        fetch = FetchContext(pool, model.kv, model.layout, copier, fetch_metrics, channels=channels)
         server = GrpcServer("127.0.0.1", 0, Health("grpc"), inflight)
         host = Host(model, torch_thread, fetch, metrics, server, jobs)
         if isinstance(settings, PrefillSettings):
