@@ -45,6 +45,7 @@ class Block:
         "filling",
         "frames",
         "groups",
+        "is_held",
         "is_inner",
         "key",
         "layout",
@@ -75,6 +76,7 @@ class Block:
         self.present = 0  # layer bitmask
         self.filling = 0  # layer bitmask
         self.groups = 0  # mask of the layer groups that are wholly present
+        self.is_held = False  # by the write-behind of the object tier
         self.charge = 0  # bytes taken from the budget
         self.tenant = ""  # who pays for them: whoever stored the block's first entry
         self.frames: list[Frame | None] = []
@@ -82,7 +84,7 @@ class Block:
 
     @property
     def referenced(self) -> bool:
-        return bool(self.readers or self.filling)
+        return bool(self.readers or self.filling or self.is_held)
 
     @property
     def evictable(self) -> bool:

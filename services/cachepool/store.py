@@ -34,6 +34,16 @@ class StoreStats(NamedTuple):
     largest_tenant_bytes: int
 
 
+class Held(NamedTuple):
+    """What a held block had when it was taken hold of."""
+
+    layout: KvLayout
+    parent: BlockKey | None  # the block before it, as far as requests have told
+    layers: int  # bitmask
+    charge: int  # bytes that it takes from the budget
+    frames: list[Frame]
+
+
 class Store:
     """Owns every block and every decision about it; belongs to one event loop and never waits.
 
@@ -50,14 +60,17 @@ class Store:
         budget_bytes: int,
         clock: Callable[[], float],
         on_groups: Callable[[BlockKey, int], None] = lambda _key, _groups: None,
+        on_settled: Callable[[BlockKey], None] = lambda _key: None,
         tenant_share: float = 1.0,
     ) -> None:
         """`on_groups(key, mask)` is told each change of the layer groups that a block wholly holds; 0 when evicted.
 
-        `tenant_share`: each tenant's quota as a part of the budget; 1: no quota.
+        `on_settled(key)` is told when a block has entries and, after a change, no writer. Neither may call back what
+        changes the store. `tenant_share`: each tenant's quota as a part of the budget; 1: no quota.
         """
         self.clock = clock
         self._shelf = Shelf(budget_bytes, clock, on_groups, tenant_share)
+        self._on_settled = on_settled
         self._num_leases = 0
         self._num_readers = 0
         self._num_writers = 0
@@ -94,6 +107,28 @@ class Store:
     def pin(self, key: BlockKey, layers: int) -> None:
         """Keep exactly these layers of a block from eviction, as soon as they are here; 0: none. See `Pins`."""
         self._shelf.pin(key, layers)
+
+    def groups(self, key: BlockKey) -> int:
+        """Return the layer groups that a block holds wholly, as a bitmask."""
+        block = self._shelf.get(key)
+        return block.groups if block else 0
+
+    def hold(self, key: BlockKey) -> Held | None:
+        """Keep a block from eviction until `let_go`, and return what it has; None when it has nothing. Not a use."""
+        block = self._shelf.get(key)
+        if block is None or not block.present:
+            return None
+        block.is_held = True
+        frames = [frame for frame in block.frames if frame is not None]
+        parent = block.parent.key if block.parent else None
+        return Held(block.layout, parent, block.present, block.charge, frames)
+
+    def let_go(self, key: BlockKey) -> None:
+        """End `hold`."""
+        block = self._shelf.get(key)
+        assert block is not None, "a held block was dropped"
+        block.is_held = False
+        self._shelf.settle(block)
 
     # Writers
 
@@ -141,6 +176,8 @@ class Store:
         self._shelf.insert(block, frame, charge, writer.tenant)
         for reader, index in block.readers.items():
             reader.on_present(index, bit)
+        if not block.filling:
+            self._on_settled(block.key)
         self._shelf.settle(block)
 
     def release(self, writer: Writer, entries: BlockEntries, since: float) -> None:
@@ -222,6 +259,8 @@ class Store:
         self._end_grant(writer, block, layers)
         for reader, index in block.readers.items():
             reader.on_orphaned(index, layers, since)
+        if block.present and not block.filling:
+            self._on_settled(block.key)
         self._shelf.settle(block)
 
     def check_integrity(self) -> None:

@@ -61,9 +61,8 @@ class Pool:
         self.clock = ManualClock()
         self.layout = layout
         self.groups: list[tuple[BlockKey, int]] = []
-        self.store = Store(
-            int(num_blocks * BLOCK_BYTES), self.clock, lambda k, g: self.groups.append((k, g)), tenant_share
-        )
+        budget_bytes = int(num_blocks * BLOCK_BYTES)
+        self.store = Store(budget_bytes, self.clock, lambda k, g: self.groups.append((k, g)), tenant_share=tenant_share)
         self.num_notified = 0
 
     def writer(self, *block_keys: BlockKey, layers: int = ALL, tenant: str = "") -> Writer:
