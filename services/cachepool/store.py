@@ -38,6 +38,7 @@ class Held(NamedTuple):
     layout: KvLayout
     parent: BlockKey | None  # the block before it, as far as requests have told
     layers: int  # bitmask
+    charge: int  # bytes that it takes from the budget
     frames: list[Frame]
 
 
@@ -108,7 +109,8 @@ class Store:
             return None
         block.is_held = True
         frames = [frame for frame in block.frames if frame is not None]
-        return Held(block.layout, block.parent.key if block.parent else None, block.present, frames)
+        parent = block.parent.key if block.parent else None
+        return Held(block.layout, parent, block.present, block.charge, frames)
 
     def let_go(self, key: BlockKey) -> None:
         """End `hold`."""
