@@ -190,19 +190,19 @@ class Store:
         if block and layers:
             self._release(writer, block, layers, since)
 
-    def abandon(self, writer: Writer) -> int:
+    def abandon(self, writer: Writer, since: float | None = None) -> int:
         """Close a writer and return how many of its grants were still unfilled; idempotent.
 
-        Those entries are absent again. Their readers wait on for a next writer, counted from now.
+        Those entries are absent again. Their readers wait on for a next writer, counted from `since`, or from now.
         """
         if not writer.is_open:
             return 0
         writer.is_open = False
         self._num_writers -= 1
-        now = self.clock()
+        since = self.clock() if since is None else since
         num_unfilled = sum(layers.bit_count() for layers in writer.granted.values())
         for block, layers in list(writer.granted.items()):
-            self._release(writer, block, layers, now)
+            self._release(writer, block, layers, since)
         return num_unfilled
 
     def is_awaited(self, writer: Writer) -> bool:
