@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.trace.source import BLOCK_TOKENS, Request
-from services.cachepool.block import BLOCK_OVERHEAD_BYTES, ENTRY_OVERHEAD_BYTES, Block, Writer
+from services.cachepool.block import Block, Writer, whole_charge
 from services.cachepool.eviction import Eviction
 from services.cachepool.reuse import ATTENTION_EQUALS_LINEAR_TOKENS
 from services.cachepool.store import Store
@@ -59,11 +59,6 @@ class Outcome:
         self.crossed += num_crossed
         self.cost += sum(map(_cost, range(num_blocks)))
         self.saved += sum(map(_cost, range(num_hits)))
-
-
-def block_charge(layout: KvLayout) -> int:
-    """Return what a whole block takes from a store's budget."""
-    return layout.block_bytes + layout.num_layers * ENTRY_OVERHEAD_BYTES + BLOCK_OVERHEAD_BYTES
 
 
 @dataclass
@@ -131,7 +126,7 @@ def replay(
 
     `pooled`: what a datacenter lacks comes from the other, and is stored once more where it came to.
     """
-    budget_bytes = capacity_blocks * block_charge(layout) // num_dcs
+    budget_bytes = capacity_blocks * whole_charge(layout) // num_dcs
     dcs = [Datacenter(layout, budget_bytes, policy) for _ in range(num_dcs)]
     outcome = Outcome()
     for request in requests:

@@ -216,11 +216,19 @@ class Store:
     # Readers
 
     def subscribe(
-        self, layout: KvLayout, blocks: Sequence[BlockEntries], wait_s: float, notify: Callable[[], None]
+        self,
+        layout: KvLayout,
+        blocks: Sequence[BlockEntries],
+        wait_s: float,
+        notify: Callable[[], None],
+        tenant: str = "",
     ) -> Subscription:
-        """Take a lease on the blocks for a reader, until `close`. Raises `BadRequest` and takes nothing."""
+        """Take a lease on the blocks for a reader, until `close`. Raises `BadRequest` and takes nothing.
+
+        `tenant` pays for what others fill on this reader's behalf.
+        """
         chain = self._shelf.chain(layout, blocks)
-        reader = Subscription(chain, [asked.layers for asked in blocks], wait_s, notify)
+        reader = Subscription(chain, [asked.layers for asked in blocks], wait_s, notify, tenant)
         now = self.clock()
         for index, block in enumerate(chain):
             block.readers[reader] = index

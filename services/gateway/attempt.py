@@ -21,6 +21,7 @@ from services.gateway.router import Plan
 from services.gateway.text import FinishReason
 from shared.deadline import Deadline
 from shared.errors import PrfaasError, Unavailable, WorkerLost
+from shared.kv.hashing import tenant_of
 from shared.kv.rendezvous import partition
 from shared.log import get_logger
 from shared.model.logprobs import TokenLogprobs
@@ -206,6 +207,7 @@ class Attempt:
             num_generated=self._request.num_generated,
             priority=self._request.priority,
             pool_nodes=self._plan.decode_nodes,
+            tenant=tenant_of(self._request.salt),
         )
 
     def _prefill_request(self) -> pb.PrefillRequest:
@@ -219,6 +221,7 @@ class Attempt:
             codec=cast(pb.Codec.ValueType, int(self._plan.codec)),
             priority=self._request.priority,
             pool_nodes=self._plan.prefill_nodes,
+            tenant=tenant_of(self._request.salt),
         )
 
 

@@ -45,11 +45,12 @@ class FetchContext:
     stager: Stager = field(default_factory=HostStager)
     channels: Channels | None = None  # to the nodes that plans name; None: `pool` serves every request
 
-    def at(self, nodes: Sequence[str]) -> "FetchContext":
+    def at(self, nodes: Sequence[str], tenant: str = "") -> "FetchContext":
         """Return the context of one request, whose plan names these pool nodes; none: the worker's own pool."""
-        if self.channels is None or not nodes or tuple(nodes) == (self.pool.address,):
+        own = self.pool.address.split(",")
+        if self.channels is None or (list(nodes or own) == own and not tenant):
             return self
-        return replace(self, pool=pool_at(self.channels, nodes))
+        return replace(self, pool=pool_at(self.channels, nodes or own, tenant))
 
 
 class PageFetch:
