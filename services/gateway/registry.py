@@ -41,6 +41,10 @@ class RegistryView:
     pools: Mapping[WorkerId, Pool] = field(default_factory=dict)
     problems: tuple[str, ...] = ()  # why known workers are not among them, for the message of `NoWorker`
 
+    def nodes(self, dc: Datacenter) -> tuple[str, ...]:
+        """Return the addresses of a datacenter's pool nodes: what its blocks are spread over."""
+        return tuple(sorted({pool.address for pool in self.pools.values() if pool.dc == dc}))
+
 
 @dataclass(slots=True)
 class _Entry:
