@@ -13,7 +13,6 @@ from shared.bus.events import (
     LoadEvent,
     MembershipEvent,
     PlacementEvent,
-    StoredBlocks,
     decode_event,
     stored_from_messages,
 )
@@ -47,7 +46,7 @@ class Feed:
         """Handle one record of any topic. Raises `BadEvent`, which the consumer counts and skips."""
         event = decode_event(record.topic, record.value)
         if isinstance(event, PlacementEvent):
-            self._cluster.index.apply(event)
+            self._cluster.index.apply(event, self._clock())
         elif isinstance(event, MembershipEvent):
             self._take_membership(event)
         elif isinstance(event, LoadEvent):
@@ -106,18 +105,19 @@ class Feed:
 
     async def _take_snapshot(self, holder: WorkerId, address: str) -> None:
         stub = CachePoolStub(self._cluster.channels.get(address))
-        stored: list[StoredBlocks] = []
+        intake = self._cluster.index.open_snapshot(holder)
         epoch = sequence = 0
         call = stub.Snapshot(pb.SnapshotRequest(), timeout=SNAPSHOT_TIMEOUT_S)
         try:
             with rpc_errors(holder):
                 async for reply in call:
                     epoch, sequence = reply.epoch, reply.sequence
-                    stored += stored_from_messages(reply.stored)
+                    intake.add(stored_from_messages(reply.stored))
+            self._cluster.index.finish_snapshot(intake, epoch, sequence)
         except PrfaasError as error:
             log.warning("snapshot_failed", holder=holder, error=str(error))
-            return
+        else:
+            log.info("snapshot_taken", holder=holder, num_blocks=intake.num_blocks, sequence=sequence)
         finally:
             call.cancel()
-        self._cluster.index.apply_snapshot(holder, epoch, sequence, stored)
-        log.info("snapshot_taken", holder=holder, num_blocks=sum(s.num_blocks for s in stored), sequence=sequence)
+            intake.close()
