@@ -47,8 +47,10 @@ class FetchContext:
 
     def at(self, nodes: Sequence[str], tenant: str = "") -> "FetchContext":
         """Return the context of one request, whose plan names these pool nodes; none: the worker's own pool."""
+        if self.channels is None:
+            return self
         own = self.pool.address.split(",")
-        if self.channels is None or (list(nodes or own) == own and not tenant):
+        if list(nodes or own) == own and not tenant:
             return self
         return replace(self, pool=pool_at(self.channels, nodes or own, tenant))
 
