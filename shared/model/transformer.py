@@ -131,8 +131,9 @@ class Transformer:
         if kv_only:
             return hidden
         attended = self._attention.forward(queries, index, batch, kv, config.attention_scale, layer.config.window)
-        hidden = ops.add(hidden, layer.output(attended.flatten(1)), layer.attention_norm)
-        gate_up = layer.gate_up(ops.norm(hidden, layer.mlp_norm))
+        delta = layer.output(attended.flatten(1))
+        hidden, normed = ops.add_and_norm(hidden, delta, layer.attention_norm, layer.mlp_norm)
+        gate_up = layer.gate_up(normed)
         return ops.add(hidden, layer.down(ops.gate(gate_up, config.activation)), layer.post_mlp_norm)
 
     def _rotary(self, batch: Batch, rope: RopeSpec) -> RotaryTables:
