@@ -25,10 +25,10 @@ from shared.lifecycle import InFlight
 from shared.log import configure
 from shared.metrics import Metrics
 from shared.model.catalog import resolve
-from shared.proto.prfaas_pb2_grpc import add_CachePoolServicer_to_server
 from shared.rpc.client import Channels
 from shared.rpc.convert import MAX_BATCH_BYTES
 from shared.rpc.pool import PoolClient
+from shared.rpc.pool_calls import add_pool_servicer
 from shared.rpc.server import GrpcServer
 
 TIMEOUT_S = 120.0
@@ -85,7 +85,7 @@ async def _serve(layout: KvLayout) -> None:
     async with Channels() as channels:
         pool = build_pool(PoolSettings(), new_epoch(), channels, Metrics(), lambda _event: None)
         server = GrpcServer("127.0.0.1", 0, Health("grpc"), InFlight())
-        add_CachePoolServicer_to_server(pool.servicer, server.grpc)
+        add_pool_servicer(pool.servicer, server.grpc)
         address = pool.pulls.own_address = f"127.0.0.1:{await server.start()}"
         answers = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)  # whatever else is printed is no answer

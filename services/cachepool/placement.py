@@ -1,20 +1,40 @@
 """Tells the world what the pool holds: numbered events, and a snapshot that is true at one of the numbers."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import NamedTuple
 
-from shared.bus.events import PlacementEvent
+from shared.bus.events import PlacementEvent, StoredBlocks
 from shared.ids import BlockKey, Datacenter, Epoch, WorkerId
 
-MAX_EVENT_BLOCKS = 500
+MAX_EVENT_BLOCKS = 4096
+"""Blocks of one event: 128 KiB of keys, an eighth of what a broker takes in one message."""
+
 COALESCE_S = 0.02
+
+
+class BlockState(NamedTuple):
+    """Which layer groups of a block a pool holds wholly, as bitmasks."""
+
+    groups: int  # in any tier
+    memory_groups: int  # of these, the ones in memory
+
+
+ABSENT = BlockState(0, 0)
 
 
 class PlacementSnapshot(NamedTuple):
     epoch: Epoch
     sequence: int  # of the last event whose effect is included
-    stored: list[tuple[BlockKey, int]]  # (key, mask of the layer groups held wholly)
+    states: Mapping[BlockKey, BlockState]  # a copy: it stays true at `sequence`
+
+    def parts(self, num_blocks: int) -> Iterator[tuple[StoredBlocks, ...]]:
+        """Yield the content, about `num_blocks` blocks at a time; at least one part, be it empty."""
+        items = iter(self.states.items())
+        yield _packed(islice(items, num_blocks))
+        while part := _packed(islice(items, num_blocks)):
+            yield part
 
 
 class PlacementLog:
@@ -29,16 +49,18 @@ class PlacementLog:
         self.sequence = 0
         self._holder = holder
         self._dc = dc
-        self._announced: dict[BlockKey, int] = {}
-        self._pending: dict[BlockKey, int] = {}
+        self._announced: dict[BlockKey, BlockState] = {}
+        self._pending: dict[BlockKey, BlockState] = {}
+        self._states: dict[BlockState, BlockState] = {}  # one object for each value: millions of blocks share a few
 
     @property
     def num_pending(self) -> int:
         return len(self._pending)
 
-    def note(self, key: BlockKey, groups: int) -> None:
-        """Record that the pool now holds exactly these layer groups of a block wholly; 0: none."""
-        self._pending[key] = groups
+    def note(self, key: BlockKey, groups: int, memory_groups: int) -> None:
+        """Record that the pool now holds exactly these layer groups of a block wholly, in any tier and in memory."""
+        state = BlockState(groups, memory_groups & groups)
+        self._pending[key] = self._states.setdefault(state, state)
 
     def cleared(self) -> PlacementEvent:
         """Return the event that starts an epoch: whatever an earlier life of this pool held is gone."""
@@ -50,7 +72,7 @@ class PlacementLog:
 
     def take(self) -> list[PlacementEvent]:
         """Return what has changed since the last call, as events of at most `MAX_EVENT_BLOCKS` blocks."""
-        changes = {key: groups for key, groups in self._pending.items() if groups != self._announced.get(key, 0)}
+        changes = {key: state for key, state in self._pending.items() if state != self._announced.get(key, ABSENT)}
         self._pending.clear()
         items = list(changes.items())
         return [
@@ -59,13 +81,13 @@ class PlacementLog:
         ]
 
     def snapshot(self) -> PlacementSnapshot:
-        return PlacementSnapshot(self.epoch, self.sequence, list(self._announced.items()))
+        return PlacementSnapshot(self.epoch, self.sequence, self._announced.copy())
 
-    def _event(self, changes: dict[BlockKey, int], *, cleared: bool = False) -> PlacementEvent:
+    def _event(self, changes: dict[BlockKey, BlockState], *, cleared: bool = False) -> PlacementEvent:
         self.sequence += 1
-        for key, groups in changes.items():
-            if groups:
-                self._announced[key] = groups
+        for key, state in changes.items():
+            if state.groups:
+                self._announced[key] = state
             else:
                 self._announced.pop(key, None)
         return PlacementEvent(
@@ -73,10 +95,17 @@ class PlacementLog:
             dc=self._dc,
             epoch=self.epoch,
             sequence=self.sequence,
-            stored=tuple((key, groups) for key, groups in changes.items() if groups),
-            evicted=tuple(key for key, groups in changes.items() if not groups),
+            stored=_packed((key, state) for key, state in changes.items() if state.groups),
+            evicted=b"".join(key for key, state in changes.items() if not state.groups),
             cleared=cleared,
         )
+
+
+def _packed(blocks: Iterable[tuple[BlockKey, BlockState]]) -> tuple[StoredBlocks, ...]:
+    by_state: dict[BlockState, list[BlockKey]] = {}
+    for key, state in blocks:
+        by_state.setdefault(state, []).append(key)
+    return tuple(StoredBlocks(b"".join(keys), *state) for state, keys in by_state.items())
 
 
 class PlacementFeed:
@@ -89,9 +118,9 @@ class PlacementFeed:
         self._changed = asyncio.Event()
         self._full = asyncio.Event()
 
-    def note(self, key: BlockKey, groups: int) -> None:
-        """The store's `on_groups`."""
-        self._log.note(key, groups)
+    def note(self, key: BlockKey, groups: int, memory_groups: int) -> None:
+        """See `PlacementLog.note`; the event follows within `COALESCE_S`."""
+        self._log.note(key, groups, memory_groups)
         self._changed.set()
         if self._log.num_pending >= MAX_EVENT_BLOCKS:
             self._full.set()

@@ -11,12 +11,15 @@ import grpc.aio
 
 from services.cachepool.block import Writer
 from services.cachepool.integrity import check
+from services.cachepool.links import Links, Outlet
 from services.cachepool.metrics import WRITER, PoolMetrics
 from services.cachepool.peers import PeerPulls, SourcedReader
 from services.cachepool.placement import PlacementLog
 from services.cachepool.settings import PoolSettings
 from services.cachepool.store import Store
 from services.cachepool.subscription import Subscription
+from services.cachepool.tiers.tier import NoTier, ObjectTier
+from shared.bus.events import stored_to_messages
 from shared.errors import BadRequest, CorruptFrame, LeaseExpired, Overloaded
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import Frame
@@ -24,22 +27,21 @@ from shared.kv.layout import KvLayout
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import CachePoolServicer
 from shared.rpc.convert import (
-    MAX_BATCH_BYTES,
-    add_frames,
     entries_from_messages,
     entries_to_messages,
-    frame_from_message,
     key_from_bytes,
     layout_from_message,
     mask_to_bytes,
     sources_from_messages,
 )
+from shared.rpc.wire import Unreadable
 
 Context = grpc.aio.ServicerContext[Any, Any]
+PublishMessage = pb.PublishRequest | list[Frame] | Unreadable
 
 DEFAULT_LEASE_S = 10.0
-SNAPSHOT_BLOCKS = 5000
-"""Blocks in one snapshot message: some 200 KB."""
+SNAPSHOT_BLOCKS = 8192
+"""Blocks in one snapshot message: 256 KiB of keys."""
 
 
 @dataclass(slots=True)
@@ -55,12 +57,21 @@ class PoolServicer(CachePoolServicer):
     """Serves one store. Every lease ends with its stream, however that ends."""
 
     def __init__(
-        self, settings: PoolSettings, store: Store, placement: PlacementLog, pulls: PeerPulls, metrics: PoolMetrics
+        self,
+        settings: PoolSettings,
+        store: Store,
+        placement: PlacementLog,
+        tier: ObjectTier | NoTier,
+        pulls: PeerPulls,
+        links: Links,
+        metrics: PoolMetrics,
     ) -> None:
         self._settings = settings
         self._store = store
         self._placement = placement
+        self._tier = tier
         self._pulls = pulls
+        self._links = links
         self._metrics = metrics
         self._num_streams = {"Publish": 0, "Fetch": 0}
 
@@ -80,32 +91,43 @@ class PoolServicer(CachePoolServicer):
         if any(source.end > len(blocks) for source in sources):
             raise BadRequest("a source names blocks beyond those of the request")
         wait_s = min(request.wait_ms / 1000, self._settings.max_wait_s)
+        is_background = request.urgency == pb.URGENCY_BACKGROUND
+        outlet = self._links.outlet(request.dc, is_background=is_background)
         with self._stream("Fetch"):
             changed = asyncio.Event()
             reader = self._store.subscribe(layout, blocks, wait_s, changed.set)
             try:
-                await self._deliver(SourcedReader(reader, layout, sources, wait_s), changed, context)
+                sourced = SourcedReader(reader, layout, sources, wait_s, is_background=is_background)
+                self._pulls.hasten(sourced)
+                await self._deliver(sourced, outlet, changed, context)
             finally:
                 self._store.close(reader)
+                self._tier.cancel_unwanted()
                 self._pulls.cancel_unwanted()
 
     async def Lookup(self, request: pb.LookupRequest, context: Context) -> pb.LookupReply:
         self._check_size(len(request.keys))
-        return pb.LookupReply(present=[mask_to_bytes(self._store.lookup(key_from_bytes(key))) for key in request.keys])
+        keys = [key_from_bytes(key) for key in request.keys]
+        return pb.LookupReply(
+            present=[mask_to_bytes(self._store.lookup(key) | self._tier.readable(key)) for key in keys]
+        )
 
     async def Snapshot(self, request: pb.SnapshotRequest, context: Context) -> AsyncIterator[pb.SnapshotReply]:
-        epoch, sequence, stored = self._placement.snapshot()
-        for start in range(0, max(1, len(stored)), SNAPSHOT_BLOCKS):
-            part = stored[start : start + SNAPSHOT_BLOCKS]
-            messages = [pb.StoredBlock(key=key, groups=groups) for key, groups in part]
-            yield pb.SnapshotReply(epoch=epoch, sequence=sequence, stored=messages)
+        snapshot = self._placement.snapshot()
+        for part in snapshot.parts(SNAPSHOT_BLOCKS):
+            stored = stored_to_messages(part)
+            yield pb.SnapshotReply(epoch=snapshot.epoch, sequence=snapshot.sequence, stored=stored)
 
-    async def _on_publish(self, message: pb.PublishRequest, lease: _Lease, context: Context) -> None:
+    async def _on_publish(self, message: PublishMessage, lease: _Lease, context: Context) -> None:
+        if isinstance(message, list):
+            await self._ingest(message, lease)
+            return
+        if isinstance(message, Unreadable):
+            self._metrics.corrupt.labels(WRITER).inc()
+            raise message.error
         match message.WhichOneof("message"):
             case "open":
                 await context.write(pb.PublishReply(grant=self._grant(message.open, lease)))
-            case "frames":
-                await self._ingest(message.frames, lease)
             case "renew":
                 pass  # it has come: that is all it says
             case _:
@@ -115,50 +137,58 @@ class PoolServicer(CachePoolServicer):
         layout, blocks = self._wanted(message.layout, message.blocks)
         if message.lease_ms:
             lease.silence_s = min(message.lease_ms / 1000, self._settings.max_lease_s)
-        grants = self._store.grant(lease.writer, layout, blocks)
-        for (_, asked), (granted, present) in zip(blocks, grants, strict=True):
+        objects = [self._tier.readable(key, layout) & layers for key, layers in blocks]
+        lacking = [BlockEntries(key, layers & ~held) for (key, layers), held in zip(blocks, objects, strict=True)]
+        grants = self._store.grant(lease.writer, layout, lacking)
+        presents = [grant.present | held for grant, held in zip(grants, objects, strict=True)]
+        for (_, asked), (granted, _), present in zip(blocks, grants, presents, strict=True):
             self._metrics.skipped.labels("present").inc(present.bit_count())
             self._metrics.skipped.labels("filling").inc((asked & ~granted & ~present).bit_count())
         return pb.PublishGrant(
             granted=[mask_to_bytes(grant.granted) for grant in grants],
-            present=[mask_to_bytes(grant.present) for grant in grants],
+            present=[mask_to_bytes(present) for present in presents],
         )
 
-    async def _ingest(self, batch: pb.FrameBatch, lease: _Lease) -> None:
+    async def _ingest(self, frames: Sequence[Frame], lease: _Lease) -> None:
         """Store a writer's frames. One corrupt frame ends the stream: whatever it carried cannot be trusted."""
+        checked = await check(frames)
+        num_stored = num_bytes = 0
         try:
-            checked = await check([frame_from_message(message) for message in batch.frames])
             for frame in checked.intact:
-                self._put(frame, lease)
+                try:
+                    self._store.put(lease.writer, frame)
+                except Overloaded:
+                    # A full pool is no fault of the writer's: it goes on, its readers wait for another or compute.
+                    self._metrics.refused.inc()
+                else:
+                    num_stored += 1
+                    num_bytes += len(frame.payload)
             if checked.corrupt:
                 bad = checked.corrupt[0]
                 raise CorruptFrame(f"the checksum of block {bad.key.hex()[:12]} layer {bad.layer} does not match")
         except CorruptFrame:
             self._metrics.corrupt.labels(WRITER).inc()
             raise
+        finally:
+            lease.num_stored += num_stored
+            self._metrics.published.inc(num_stored)
+            self._metrics.published_bytes.inc(num_bytes)
 
-    def _put(self, frame: Frame, lease: _Lease) -> None:
-        try:
-            self._store.put(lease.writer, frame)
-        except Overloaded:
-            # A full pool is no fault of the writer's: it goes on, its readers wait for another or compute.
-            self._metrics.refused.inc()
-            return
-        lease.num_stored += 1
-        self._metrics.published.inc()
-        self._metrics.published_bytes.inc(len(frame.payload))
-
-    async def _deliver(self, sourced: SourcedReader, changed: asyncio.Event, context: Context) -> None:
+    async def _deliver(self, sourced: SourcedReader, outlet: Outlet, changed: asyncio.Event, context: Context) -> None:
         """Send what is ready, lowest layer first, until every wanted entry was sent or reported missing."""
         reader = sourced.reader
         while not reader.done:
             changed.clear()
             if reader.lost_writers:
                 reader.lost_writers = False
+                self._tier.start(sourced)
                 self._pulls.start(sourced)
-            # Whatever is ready goes at once; a batch fills only while the last one is being sent.
-            if frames := reader.take(MAX_BATCH_BYTES):
-                await self._send(frames, context)
+            if reader.has_ready:
+                # Whatever is ready goes at once; a batch fills only while the last one is being sent.
+                async with outlet.turn():
+                    frames = reader.take(outlet.max_batch_bytes)
+                    await self._send(frames, context)
+                outlet.sent(frames)
             elif missing := reader.take_missing(self._store.clock()):
                 self._metrics.fetched.labels("miss").inc(sum(block.layers.bit_count() for block in missing))
                 await context.write(pb.FetchReply(missing=pb.FetchMissing(blocks=entries_to_messages(missing))))
@@ -166,9 +196,7 @@ class PoolServicer(CachePoolServicer):
                 await _wait(changed, reader)
 
     async def _send(self, frames: Sequence[Frame], context: Context) -> None:
-        reply = pb.FetchReply()
-        add_frames(reply.frames, frames)
-        await context.write(reply)
+        await context.write(frames)
         self._metrics.fetched.labels("hit").inc(len(frames))
         self._metrics.fetched_bytes.inc(sum(len(frame.payload) for frame in frames))
 
@@ -191,7 +219,7 @@ class PoolServicer(CachePoolServicer):
             self._num_streams[kind] -= 1
 
 
-async def _within_lease(messages: Any, lease: _Lease) -> AsyncIterator[pb.PublishRequest]:
+async def _within_lease(messages: Any, lease: _Lease) -> AsyncIterator[PublishMessage]:
     """Yield a writer's messages; raise `LeaseExpired` when it is silent for longer than its lease."""
     while True:
         try:

@@ -6,16 +6,23 @@ from collections.abc import Callable
 
 from services.gateway.attempt import Cluster
 from services.gateway.router import no_decode_worker
-from shared.bus.events import TOPIC_PLACEMENT, LoadEvent, MembershipEvent, PlacementEvent, decode_event
+from shared.bus.events import (
+    TOPIC_PLACEMENT,
+    LoadEvent,
+    MembershipEvent,
+    PlacementEvent,
+    StoredBlocks,
+    decode_event,
+    stored_from_messages,
+)
 from shared.bus.kafka import Record
 from shared.errors import PrfaasError
 from shared.health import Health
-from shared.ids import BlockKey, WorkerId
+from shared.ids import WorkerId
 from shared.log import get_logger
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import CachePoolStub
 from shared.rpc.client import rpc_errors
-from shared.rpc.convert import key_from_bytes
 
 log = get_logger()
 
@@ -89,18 +96,18 @@ class Feed:
 
     async def _take_snapshot(self, holder: WorkerId, address: str) -> None:
         stub = CachePoolStub(self._cluster.channels.get(address))
-        stored: list[tuple[BlockKey, int]] = []
+        stored: list[StoredBlocks] = []
         epoch = sequence = 0
         call = stub.Snapshot(pb.SnapshotRequest(), timeout=SNAPSHOT_TIMEOUT_S)
         try:
             with rpc_errors(holder):
                 async for reply in call:
                     epoch, sequence = reply.epoch, reply.sequence
-                    stored += [(key_from_bytes(block.key), block.groups) for block in reply.stored]
+                    stored += stored_from_messages(reply.stored)
         except PrfaasError as error:
             log.warning("snapshot_failed", holder=holder, error=str(error))
             return
         finally:
             call.cancel()
         self._cluster.index.apply_snapshot(holder, epoch, sequence, stored)
-        log.info("snapshot_taken", holder=holder, num_blocks=len(stored), sequence=sequence)
+        log.info("snapshot_taken", holder=holder, num_blocks=sum(s.num_blocks for s in stored), sequence=sequence)

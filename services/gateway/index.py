@@ -1,11 +1,12 @@
 """Who holds which KV blocks: a view of the placement topic that knows when it cannot be trusted. Pure."""
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from shared.bus.events import PlacementEvent
+from services.gateway.resume import GroupMasks, longest_resume, no_groups
+from shared.bus.events import PlacementEvent, StoredBlocks, unpack_keys
 from shared.ids import BlockKey, WorkerId
 from shared.kv.layout import KvLayout
 
@@ -16,7 +17,8 @@ MAX_PENDING_EVENTS = 4096
 class Held(NamedTuple):
     """What one pool holds of a request's prefix."""
 
-    layers: tuple[int, ...]  # bitmask for each block
+    groups: GroupMasks  # for each block, the layer groups that it holds wholly, in any tier
+    memory_groups: GroupMasks  # of these, the ones in memory
     longest: int  # blocks after which a request could resume from this pool alone
 
 
@@ -27,8 +29,8 @@ class _Holder:
     epoch: int
     sequence: int = 0
     stale: bool = True
-    stored: dict[BlockKey, int] = field(default_factory=dict)  # group mask
-    assumed: dict[BlockKey, tuple[int, float]] = field(default_factory=dict)  # layers, true until
+    stored: dict[BlockKey, tuple[int, int]] = field(default_factory=dict)  # groups in any tier, in memory
+    assumed: dict[BlockKey, tuple[int, float]] = field(default_factory=dict)  # groups in memory, true until
     pending: deque[PlacementEvent] = field(default_factory=lambda: deque(maxlen=MAX_PENDING_EVENTS))
 
     def doubt(self) -> None:
@@ -47,10 +49,10 @@ class _Holder:
         if event.cleared:
             self.stored.clear()
             self.assumed.clear()
-        for key in event.evicted:
+        for key in unpack_keys(event.evicted):
             self.stored.pop(key, None)
             self.assumed.pop(key, None)
-        self.stored.update(event.stored)
+        self.stored.update(_unpacked(event.stored))
 
 
 class PlacementIndex:
@@ -62,7 +64,6 @@ class PlacementIndex:
     def __init__(self, layout: KvLayout) -> None:
         self._layout = layout
         self._holders: dict[WorkerId, _Holder] = {}
-        self._layers_of: dict[int, int] = {0: 0}
 
     def apply(self, event: PlacementEvent) -> None:
         """Take one event from the bus, in the order of delivery. Events of an earlier epoch are ignored."""
@@ -76,9 +77,7 @@ class PlacementIndex:
         else:
             holder.take(event)
 
-    def apply_snapshot(
-        self, holder_id: WorkerId, epoch: int, sequence: int, stored: Iterable[tuple[BlockKey, int]]
-    ) -> None:
+    def apply_snapshot(self, holder_id: WorkerId, epoch: int, sequence: int, stored: Iterable[StoredBlocks]) -> None:
         """Take what a pool said it held at `sequence`, then the events that arrived meanwhile.
 
         Ignored when it is older than what was known of the pool, or when the holder is not stale. The holder stays
@@ -89,7 +88,7 @@ class PlacementIndex:
             holder = self._holders[holder_id] = _Holder(epoch)
         elif not holder.stale or (epoch, sequence) < (holder.epoch, holder.sequence):
             return
-        holder.stored, holder.assumed = dict(stored), {}
+        holder.stored, holder.assumed = dict(_unpacked(stored)), {}
         holder.sequence, holder.stale = sequence, False
         pending = tuple(holder.pending)
         holder.pending.clear()
@@ -120,11 +119,11 @@ class PlacementIndex:
         """Return the holders whose snapshot is wanted."""
         return [holder_id for holder_id, holder in self._holders.items() if holder.stale]
 
-    def assume(self, holder_id: WorkerId, keys: Sequence[BlockKey], layers: Sequence[int], until: float) -> None:
+    def assume(self, holder_id: WorkerId, keys: Sequence[BlockKey], groups: GroupMasks, until: float) -> None:
         """Credit a holder with blocks that a request has just seen arrive there, ahead of the holder's own event."""
         holder = self._holders.get(holder_id)
         if holder is not None:
-            holder.assumed.update((key, (mask, until)) for key, mask in zip(keys, layers, strict=True) if mask)
+            holder.assumed.update((key, (int(mask), until)) for key, mask in zip(keys, groups, strict=True) if mask)
 
     def held(self, keys: Sequence[BlockKey], now: float) -> dict[WorkerId, Held]:
         """Return what each holder that can be trusted has of `keys`; holders with nothing usable are included."""
@@ -138,16 +137,17 @@ class PlacementIndex:
         return {holder_id: len(holder.stored) for holder_id, holder in self._holders.items()}
 
     def _held_by(self, holder: _Holder, keys: Sequence[BlockKey], now: float) -> Held:
-        stored = holder.stored
-        layers = [self._layers(stored.get(key, 0)) for key in keys]
-        if holder.assumed:
-            holder.assumed = {key: entry for key, entry in holder.assumed.items() if entry[1] > now}
-            for block, key in enumerate(keys):
-                layers[block] |= holder.assumed.get(key, (0, 0.0))[0]
-        return Held(tuple(layers), self._layout.longest_resume(layers))
+        groups, memory_groups = no_groups(self._layout, len(keys)), no_groups(self._layout, len(keys))
+        known = (1 << len(self._layout.groups)) - 1
+        holder.assumed = {key: entry for key, entry in holder.assumed.items() if entry[1] > now}
+        for block, key in enumerate(keys):
+            anywhere, in_memory = holder.stored.get(key, (0, 0))
+            assumed = holder.assumed.get(key, (0, 0.0))[0]
+            groups[block], memory_groups[block] = (anywhere | assumed) & known, (in_memory | assumed) & known
+        return Held(groups, memory_groups, int(longest_resume(self._layout, groups)))
 
-    def _layers(self, groups: int) -> int:
-        mask = self._layers_of.get(groups)
-        if mask is None:
-            mask = self._layers_of[groups] = self._layout.layers_of_groups(groups)
-        return mask
+
+def _unpacked(stored: Iterable[StoredBlocks]) -> Iterator[tuple[BlockKey, tuple[int, int]]]:
+    for blocks in stored:
+        for key in unpack_keys(blocks.keys):
+            yield key, (blocks.groups, blocks.memory_groups)

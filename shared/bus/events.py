@@ -1,7 +1,8 @@
 """The events of the three topics as dataclasses, over the protobuf messages of prfaas.proto."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal, Self, TypeVar, cast, get_args
+from typing import Literal, NamedTuple, Self, TypeVar, cast, get_args
 
 from google.protobuf.message import DecodeError
 
@@ -9,7 +10,7 @@ from shared.errors import BadEvent
 from shared.ids import BlockKey, Datacenter, Epoch, LayoutHash, ModelFingerprint, WorkerId
 from shared.proto import prfaas_pb2 as pb
 
-EVENT_VERSION = 1
+EVENT_VERSION = 2
 KEY_BYTES = 32
 
 TOPIC_PLACEMENT = "prfaas.placement"
@@ -23,6 +24,32 @@ NO_FINGERPRINT, NO_LAYOUT = ModelFingerprint(""), LayoutHash("")  # pools serve 
 Role = Literal["prefill", "decode", "cachepool"]
 
 
+class StoredBlocks(NamedTuple):
+    """Blocks that are held in the same way. Keys stay packed: nobody makes an object of each of a million blocks."""
+
+    keys: bytes  # 32 bytes each, back to back
+    groups: int  # bitmask of the layer groups that are held wholly, in any tier
+    memory_groups: int  # of these, the ones held in memory
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.keys) // KEY_BYTES
+
+
+def unpack_keys(packed: bytes) -> list[BlockKey]:
+    """Return the keys that were packed back to back."""
+    return [BlockKey(packed[start : start + KEY_BYTES]) for start in range(0, len(packed), KEY_BYTES)]
+
+
+def stored_to_messages(stored: Iterable[StoredBlocks]) -> list[pb.StoredBlocks]:
+    return [pb.StoredBlocks(keys=s.keys, groups=s.groups, memory_groups=s.memory_groups) for s in stored]
+
+
+def stored_from_messages(messages: Iterable[pb.StoredBlocks]) -> tuple[StoredBlocks, ...]:
+    """Raises BadEvent."""
+    return tuple(StoredBlocks(_keys(m.keys), m.groups, m.memory_groups & m.groups) for m in messages)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlacementEvent:
     """A change of what `holder` holds; its events carry consecutive sequence numbers within an epoch."""
@@ -31,9 +58,14 @@ class PlacementEvent:
     dc: Datacenter
     epoch: Epoch
     sequence: int
-    stored: tuple[tuple[BlockKey, int], ...] = ()  # key, bitmask of the layer groups that are now held wholly
-    evicted: tuple[BlockKey, ...] = ()  # gone wholly
+    stored: tuple[StoredBlocks, ...] = ()  # how these blocks are now, whatever was said of them before
+    evicted: bytes = b""  # keys of blocks that are gone, packed
     cleared: bool = False  # everything stored before this event is gone
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that this event says something of."""
+        return sum(s.num_blocks for s in self.stored) + len(self.evicted) // KEY_BYTES
 
     def encode(self) -> bytes:
         return pb.PlacementEvent(
@@ -42,7 +74,7 @@ class PlacementEvent:
             dc=self.dc,
             epoch=self.epoch,
             sequence=self.sequence,
-            stored=[pb.StoredBlock(key=key, groups=groups) for key, groups in self.stored],
+            stored=stored_to_messages(self.stored),
             evicted=self.evicted,
             cleared=self.cleared,
         ).SerializeToString()
@@ -56,8 +88,8 @@ class PlacementEvent:
             dc=Datacenter(message.dc),
             epoch=Epoch(_positive(message.epoch, "epoch")),
             sequence=message.sequence,
-            stored=tuple((_key(block.key), block.groups) for block in message.stored),
-            evicted=tuple(_key(key) for key in message.evicted),
+            stored=stored_from_messages(message.stored),
+            evicted=_keys(message.evicted),
             cleared=message.cleared,
         )
 
@@ -118,6 +150,15 @@ class MembershipEvent:
         )
 
 
+class LinkLoad(NamedTuple):
+    """How a pool's link from another datacenter does."""
+
+    peer_dc: Datacenter
+    goodput_bytes_per_s: float  # smoothed, over the time in which there was something to carry; 0: not known
+    backlog_bytes: int  # asked for and not here yet, before any codec
+    crossed_bytes: int  # payload, since the pool's start
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoadEvent:
     """How busy a worker was at `at_ms` (milliseconds since 1970)."""
@@ -129,6 +170,7 @@ class LoadEvent:
     kv_usage: float  # 0 to 1
     speed_tokens_per_s: float  # measured: prefill speed of a prefill worker, decode speed of a decode worker
     at_ms: int
+    links: tuple[LinkLoad, ...] = ()  # of a pool, one for each datacenter that it has pulled from
 
     def encode(self) -> bytes:
         return pb.LoadEvent(
@@ -140,6 +182,7 @@ class LoadEvent:
             kv_usage=self.kv_usage,
             tokens_per_s=self.speed_tokens_per_s,
             at_ms=self.at_ms,
+            links=[pb.LinkLoad(**link._asdict()) for link in self.links],
         ).SerializeToString()
 
     @classmethod
@@ -158,6 +201,7 @@ class LoadEvent:
             kv_usage=message.kv_usage,
             speed_tokens_per_s=message.tokens_per_s,
             at_ms=message.at_ms,
+            links=tuple(_link(link) for link in message.links),
         )
 
 
@@ -187,10 +231,18 @@ def _parsed(message: M, data: bytes) -> M:
     return message
 
 
-def _key(data: bytes) -> BlockKey:
-    if len(data) != KEY_BYTES:
-        raise BadEvent(f"a block key has {len(data)} bytes, not {KEY_BYTES}")
-    return BlockKey(data)
+def _keys(packed: bytes) -> bytes:
+    if len(packed) % KEY_BYTES:
+        raise BadEvent(f"{len(packed)} bytes are no sequence of block keys of {KEY_BYTES} bytes")
+    return packed
+
+
+def _link(message: pb.LinkLoad) -> LinkLoad:
+    goodput = message.goodput_bytes_per_s
+    if not 0.0 <= goodput < float("inf"):
+        raise BadEvent(f"goodput_bytes_per_s {goodput} is not a speed")
+    peer_dc = Datacenter(_present(message.peer_dc, "peer_dc"))
+    return LinkLoad(peer_dc, goodput, message.backlog_bytes, message.crossed_bytes)
 
 
 def _present(text: str, name: str) -> str:

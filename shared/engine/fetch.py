@@ -1,7 +1,6 @@
 """Entries from the pool into pages, with a gate per layer that opens when the layer's last entry has landed."""
 
 import asyncio
-from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from shared.engine.stage import HostStager, Stager
 from shared.engine.thread import WorkThread
 from shared.errors import CorruptFrame, DeadlineExceeded, PrfaasError
 from shared.ids import BlockKey
-from shared.kv.entries import BlockEntries, Source
+from shared.kv.entries import BlockEntries, Source, reindexed
 from shared.kv.frame import Frame, open_frame
 from shared.kv.layout import KvLayout, iter_layers
 from shared.kv.tensors import write_entry
@@ -114,7 +113,7 @@ class PageFetch:
         pool = self._context.pool
         try:
             async with aclosing(
-                pool.fetch(self._context.layout, wanted, _reindexed(sources, blocks), wait_s, deadline)
+                pool.fetch(self._context.layout, wanted, reindexed(sources, blocks), wait_s, deadline)
             ) as stream:
                 async for arrived in stream:
                     await self._land(arrived.frames)
@@ -156,9 +155,3 @@ class PageFetch:
                 write_entry(raw, k, v)
                 landed.append((block, frame.layer))
         return landed
-
-
-def _reindexed(sources: Sequence[Source], blocks: list[int]) -> list[Source]:
-    """Turn ranges of chain blocks into ranges of positions in `blocks` (ascending); empty ones vanish."""
-    moved = (Source(bisect_left(blocks, s.first), bisect_left(blocks, s.end), s.address) for s in sources)
-    return [source for source in moved if source.first < source.end]

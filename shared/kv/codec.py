@@ -6,6 +6,8 @@ import lz4.block
 
 from shared.errors import CorruptFrame
 
+Payload = bytes | memoryview
+
 
 class Codec(IntEnum):
     """The numbers are those of the wire enum `prfaas.v1.Codec`."""
@@ -31,10 +33,10 @@ def encode(raw: bytes, codec: Codec) -> bytes:
     return compressed
 
 
-def decode(payload: bytes, codec: Codec, raw_bytes: int) -> bytes:
+def decode(payload: Payload, codec: Codec, raw_bytes: int) -> Payload:
     """Undo `encode`. Raises `CorruptFrame` when the payload does not decode to exactly `raw_bytes` bytes."""
     if codec is Codec.RAW:
-        raw = payload
+        raw: Payload = payload
     else:
         try:
             raw = _from_planes(lz4.block.decompress(payload, uncompressed_size=raw_bytes))

@@ -7,7 +7,7 @@ import xxhash
 
 from shared.errors import CorruptFrame
 from shared.ids import BlockKey
-from shared.kv.codec import Codec, Fidelity, decode, encode
+from shared.kv.codec import Codec, Fidelity, Payload, decode, encode
 from shared.kv.hashing import KEY_BYTES
 from shared.kv.layout import MAX_LAYERS
 
@@ -28,7 +28,7 @@ class Frame:
     codec: Codec
     fidelity: Fidelity
     raw_bytes: int
-    payload: bytes
+    payload: Payload  # a view where the frame came in a message that nobody keeps
     checksum: int  # XXH3-64
 
 
@@ -47,7 +47,7 @@ def verify(frame: Frame) -> None:
         raise CorruptFrame(f"checksum of block {frame.key.hex()[:12]} layer {frame.layer} does not match")
 
 
-def open_frame(frame: Frame) -> bytes:
+def open_frame(frame: Frame) -> Payload:
     """Verify and decode: the only way from a frame to bytes that a model may read."""
     verify(frame)
     return decode(frame.payload, frame.codec, frame.raw_bytes)

@@ -10,7 +10,7 @@ def entry_to_bytes(k: torch.Tensor, v: torch.Tensor) -> bytes:
     return b"".join((_host_bytes(k).data, _host_bytes(v).data))
 
 
-def write_entry(raw: bytes, k: torch.Tensor, v: torch.Tensor) -> None:
+def write_entry(raw: bytes | memoryview, k: torch.Tensor, v: torch.Tensor) -> None:
     """Write one entry's bytes into its place in the pages. `raw` has exactly the bytes of `k` and `v`."""
     half = len(raw) // 2
     for part, target in ((raw[:half], k), (raw[half:], v)):

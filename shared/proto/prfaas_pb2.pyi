@@ -236,35 +236,32 @@ Global___BlockEntries: _TypeAlias = BlockEntries  # noqa: Y015
 
 @_typing.final
 class Source(_message.Message):
-    """Blocks [first, end) of a request's chain can be had from the pool at `address`."""
+    """Blocks [first, end) of a request's chain can be had from a datacenter's pool."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FIRST_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
-    ADDRESS_FIELD_NUMBER: _builtins.int
     DC_FIELD_NUMBER: _builtins.int
     NODES_FIELD_NUMBER: _builtins.int
     first: _builtins.int
     end: _builtins.int
-    address: _builtins.str
     dc: _builtins.str
     @_builtins.property
     def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """the pool nodes of `dc`: rendezvous hashing says which of them has a key"""
+        """addresses of its pool nodes: rendezvous hashing says which of them has a key"""
 
     def __init__(
         self,
         *,
         first: _builtins.int = ...,
         end: _builtins.int = ...,
-        address: _builtins.str = ...,
         dc: _builtins.str = ...,
         nodes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "dc", b"dc", "end", b"end", "first", b"first", "nodes", b"nodes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dc", b"dc", "end", b"end", "first", b"first", "nodes", b"nodes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -689,13 +686,13 @@ class SnapshotReply(_message.Message):
     sequence: _builtins.int
     """the snapshot includes the effect of this event and all before it"""
     @_builtins.property
-    def stored(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredBlock]: ...
+    def stored(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredBlocks]: ...
     def __init__(
         self,
         *,
         epoch: _builtins.int = ...,
         sequence: _builtins.int = ...,
-        stored: _abc.Iterable[Global___StoredBlock] | None = ...,
+        stored: _abc.Iterable[Global___StoredBlocks] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -1068,33 +1065,11 @@ class Tokens(_message.Message):
 Global___Tokens: _TypeAlias = Tokens  # noqa: Y015
 
 @_typing.final
-class StoredBlock(_message.Message):
-    """---------------------------------------------------------------- Kafka events"""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    KEY_FIELD_NUMBER: _builtins.int
-    GROUPS_FIELD_NUMBER: _builtins.int
-    key: _builtins.bytes
-    groups: _builtins.int
-    """bitmask of the layer groups that are now held wholly"""
-    def __init__(
-        self,
-        *,
-        key: _builtins.bytes = ...,
-        groups: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups", "key", b"key"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___StoredBlock: _TypeAlias = StoredBlock  # noqa: Y015
-
-@_typing.final
 class StoredBlocks(_message.Message):
-    """Blocks whose state is the same: keys back to back, so that millions of them can be read at once."""
+    """---------------------------------------------------------------- Kafka events
+
+    Blocks whose state is the same: keys back to back, so that millions of them can be read at once.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1131,9 +1106,9 @@ class PlacementEvent(_message.Message):
     DC_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
+    CLEARED_FIELD_NUMBER: _builtins.int
     STORED_FIELD_NUMBER: _builtins.int
     EVICTED_FIELD_NUMBER: _builtins.int
-    CLEARED_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     holder: _builtins.str
     dc: _builtins.str
@@ -1141,10 +1116,12 @@ class PlacementEvent(_message.Message):
     sequence: _builtins.int
     cleared: _builtins.bool
     """everything stored before this event is gone"""
+    evicted: _builtins.bytes
+    """keys of the blocks that are gone, back to back; applied before `stored`"""
     @_builtins.property
-    def stored(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredBlock]: ...
-    @_builtins.property
-    def evicted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def stored(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredBlocks]:
+        """how these blocks are now, whatever was said of them before"""
+
     def __init__(
         self,
         *,
@@ -1153,9 +1130,9 @@ class PlacementEvent(_message.Message):
         dc: _builtins.str = ...,
         epoch: _builtins.int = ...,
         sequence: _builtins.int = ...,
-        stored: _abc.Iterable[Global___StoredBlock] | None = ...,
-        evicted: _abc.Iterable[_builtins.bytes] | None = ...,
         cleared: _builtins.bool = ...,
+        stored: _abc.Iterable[Global___StoredBlocks] | None = ...,
+        evicted: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

@@ -3,9 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, NamedTuple
-
-import grpc
+from typing import Any, NamedTuple
 
 from shared.deadline import Deadline
 from shared.errors import WorkerLost
@@ -13,20 +11,17 @@ from shared.kv.entries import BlockEntries, Source
 from shared.kv.frame import Frame
 from shared.kv.layout import KvLayout
 from shared.proto import prfaas_pb2 as pb
-from shared.proto.prfaas_pb2_grpc import CachePoolStub
 from shared.rpc.client import Channels, rpc_errors
 from shared.rpc.convert import (
-    add_frames,
     entries_from_messages,
     entries_to_messages,
-    frame_from_message,
     layout_to_message,
     mask_from_bytes,
     sources_to_messages,
 )
-
-if TYPE_CHECKING:
-    from shared.proto.prfaas_pb2_grpc import CachePoolAsyncStub  # exists in the stubs only
+from shared.rpc.options import SHARED_LANE, Lane
+from shared.rpc.pool_calls import fetch_call, publish_call
+from shared.rpc.wire import Unreadable
 
 LEASE_S = 15.0
 
@@ -36,6 +31,16 @@ class Arrived(NamedTuple):
 
     frames: list[Frame]  # not verified
     missing: list[BlockEntries]  # will not come on this stream
+
+
+class Crossing(NamedTuple):
+    """How a pool of another datacenter asks; the default is a reader at home."""
+
+    dc: str = ""  # the asking pool's datacenter
+    is_background: bool = False  # any foreground stream to that datacenter goes first
+
+
+AT_HOME = Crossing()
 
 
 class Grant(NamedTuple):
@@ -48,7 +53,8 @@ class Grant(NamedTuple):
 class Publication:
     """An open Publish stream: the lease on every entry granted on it. `PoolClient.publish` opens and closes it."""
 
-    def __init__(self, call: "grpc.aio.StreamStreamCall[pb.PublishRequest, pb.PublishReply]", peer: str) -> None:
+    def __init__(self, call: Any, peer: str) -> None:
+        """`call` is an open `Publish` made by `publish_call`; `peer` names the pool in errors."""
         self._call = call
         self._peer = peer
         self._writing = asyncio.Lock()  # grpc.aio allows one write at a time
@@ -68,10 +74,8 @@ class Publication:
 
         Waits while the pool's flow-control window is full.
         """
-        request = pb.PublishRequest()
-        add_frames(request.frames, frames)
         with rpc_errors(self._peer):
-            await self._write(request)
+            await self._write(frames)
 
     async def renew_forever(self) -> None:
         """Keep the lease while there is nothing to send, for as long as the stream lives."""
@@ -90,7 +94,7 @@ class Publication:
     def cancel(self) -> None:
         self._call.cancel()
 
-    async def _write(self, message: pb.PublishRequest) -> None:
+    async def _write(self, message: "pb.PublishRequest | Sequence[Frame]") -> None:
         async with self._writing:
             await self._call.write(message)
 
@@ -104,9 +108,12 @@ class Publication:
 class PoolClient:
     """One cache pool as its clients see it. Holds no state: channels belong to `Channels`."""
 
-    def __init__(self, channels: Channels, address: str) -> None:
+    def __init__(self, channels: Channels, address: str, lane: Lane = SHARED_LANE, *, keep: bool = False) -> None:
+        """With `keep`, fetched payloads own their memory; without, each is a view that keeps its message alive."""
         self._channels = channels
+        self._keep = keep
         self.address = address
+        self._lane = lane
 
     async def fetch(
         self,
@@ -115,6 +122,7 @@ class PoolClient:
         sources: Iterable[Source],
         wait_s: float,
         deadline: Deadline,
+        crossing: Crossing = AT_HOME,
     ) -> AsyncGenerator[Arrived, None]:
         """Yield entries as they become available, lowest layer first, until all came or were reported missing.
 
@@ -126,20 +134,23 @@ class PoolClient:
             blocks=entries_to_messages(blocks),
             sources=sources_to_messages(sources),
             wait_ms=int(wait_s * 1000),
+            dc=crossing.dc,
+            urgency=pb.URGENCY_BACKGROUND if crossing.is_background else pb.URGENCY_FOREGROUND,
         )
-        call = self._stub().Fetch(request, timeout=deadline.remaining())
+        call = fetch_call(self._channels.get(self.address, self._lane), keep=self._keep)(
+            request, timeout=deadline.remaining()
+        )
         try:
             with rpc_errors(self.address):
                 async for reply in call:
-                    frames = [frame_from_message(m) for m in reply.frames.frames]
-                    yield Arrived(frames, entries_from_messages(reply.missing.blocks))
+                    yield _arrived(reply)
         finally:
             call.cancel()
 
     @asynccontextmanager
     async def publish(self, deadline: Deadline) -> AsyncIterator[Publication]:
         """Open a Publish stream. A clean exit waits until everything is stored, an exception gives up the lease."""
-        call = self._stub().Publish(timeout=deadline.remaining())
+        call = publish_call(self._channels.get(self.address))(timeout=deadline.remaining())
         publication = Publication(call, self.address)
         renewal = asyncio.create_task(publication.renew_forever(), name="publication renewal")
         try:
@@ -152,5 +163,12 @@ class PoolClient:
             if not renewal.cancelled():
                 renewal.exception()  # a broken stream has failed the body too: say it once
 
-    def _stub(self) -> "CachePoolAsyncStub":
-        return CachePoolStub(self._channels.get(self.address))
+
+def _arrived(reply: "pb.FetchReply | list[Frame] | Unreadable") -> Arrived:
+    match reply:
+        case list():
+            return Arrived(reply, [])
+        case Unreadable():
+            raise reply.error
+        case _:
+            return Arrived([], entries_from_messages(reply.missing.blocks))

@@ -19,6 +19,7 @@ from shared.bus.events import (
     MembershipEvent,
     PlacementEvent,
     Role,
+    StoredBlocks,
 )
 from shared.bus.kafka import Record
 from shared.errors import BadEvent, WorkerLost
@@ -52,8 +53,8 @@ class FakePool(CachePoolServicer):
         if self.fails:
             raise WorkerLost("not now")
         for keys in [[key] for key in self.stored] or [[]]:
-            blocks = [pb.StoredBlock(key=key, groups=ALL_GROUPS) for key in keys]
-            yield pb.SnapshotReply(epoch=self.epoch, sequence=self.sequence, stored=blocks)
+            stored = [pb.StoredBlocks(keys=b"".join(keys), groups=ALL_GROUPS, memory_groups=ALL_GROUPS)]
+            yield pb.SnapshotReply(epoch=self.epoch, sequence=self.sequence, stored=stored)
 
     def Publish(self, request_iterator: Any, context: Any) -> AsyncIterator[pb.PublishReply]:
         raise NotImplementedError
@@ -93,7 +94,7 @@ class World:
         await self.send(TOPIC_MEMBERSHIP, event.encode())
 
     async def placed(self, sequence: int, *keys: BlockKey, epoch: int = 1) -> None:
-        stored = tuple((key, ALL_GROUPS) for key in keys)
+        stored = (StoredBlocks(b"".join(keys), ALL_GROUPS, ALL_GROUPS),) if keys else ()
         event = PlacementEvent(holder=POOL, dc=Datacenter("east"), epoch=Epoch(epoch), sequence=sequence, stored=stored)
         await self.send(TOPIC_PLACEMENT, event.encode())
 

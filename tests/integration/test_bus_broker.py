@@ -17,11 +17,12 @@ from shared.bus.events import (
     TOPIC_MEMBERSHIP,
     TOPIC_PLACEMENT,
     PlacementEvent,
+    StoredBlocks,
     decode_event,
 )
 from shared.bus.kafka import TOPICS, Bus, Record
 from shared.health import Health
-from shared.ids import BlockKey, Datacenter, Epoch, WorkerId
+from shared.ids import Datacenter, Epoch, WorkerId
 from shared.lifecycle import background
 from shared.log import bound_request, current_request_id
 from shared.metrics import Metrics
@@ -106,7 +107,7 @@ def placement(sequence: int) -> bytes:
         dc=Datacenter("east"),
         epoch=Epoch(7),
         sequence=sequence,
-        stored=((BlockKey(bytes(32)), 1),),
+        stored=(StoredBlocks(bytes(32), 1, 1),),
     )
     return event.encode()
 

@@ -6,8 +6,11 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
+
 from services.cachepool.app import Pool, build_pool
 from services.cachepool.settings import PoolSettings
+from services.cachepool.tiers.bucket import ObjectClient
 from shared.bus.events import PlacementEvent
 from shared.deadline import Deadline
 from shared.health import Health
@@ -18,10 +21,11 @@ from shared.kv.layout import KvLayout, iter_layers
 from shared.lifecycle import InFlight
 from shared.metrics import Metrics
 from shared.proto import prfaas_pb2 as pb
-from shared.proto.prfaas_pb2_grpc import add_CachePoolServicer_to_server
+from shared.proto.prfaas_pb2_grpc import CachePoolStub
 from shared.rpc.client import Channels
 from shared.rpc.convert import add_frames, entries_to_messages, layout_to_message
-from shared.rpc.pool import Arrived, PoolClient
+from shared.rpc.pool import AT_HOME, Arrived, Crossing, PoolClient
+from shared.rpc.pool_calls import SERVICE, add_pool_servicer
 from shared.rpc.server import GrpcServer
 from tests.support.waiting import until
 from tests.unit.cachepool.samples import ALL, LAYOUT, frame, keys, wanting
@@ -39,14 +43,11 @@ class Running:
     metrics: Metrics
     events: list[PlacementEvent]
     client: PoolClient
+    stub: Any  # the generated one
 
     @property
     def address(self) -> str:
         return self.client.address
-
-    @property
-    def stub(self) -> Any:
-        return self.client._stub()
 
     def count(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(f"prfaas:{name}", labels) or 0.0
@@ -57,21 +58,31 @@ class Running:
 
 
 @asynccontextmanager
-async def serving(channels: Channels, **settings: Any) -> AsyncIterator[Running]:
+async def serving(channels: Channels, client: ObjectClient | None = None, **settings: Any) -> AsyncIterator[Running]:
+    """Run a pool with these settings; `client` is the object store behind it, if any."""
+    if client is not None:
+        settings = {"object_url": "memory://", **settings}
     metrics, health, inflight = Metrics(), Health("grpc"), InFlight()
     events: list[PlacementEvent] = []
-    pool = build_pool(PoolSettings(**settings), Epoch(7), channels, metrics, events.append)
+    pool = build_pool(PoolSettings(**settings), Epoch(7), channels, metrics, events.append, client)
     server = GrpcServer("127.0.0.1", 0, health, inflight)
-    add_CachePoolServicer_to_server(pool.servicer, server.grpc)
-    pool.pulls.own_address = f"127.0.0.1:{await server.start()}"
-    feed = asyncio.create_task(pool.feed.run())
+    add_pool_servicer(pool.servicer, server.grpc)
+    address = pool.pulls.own_address = f"127.0.0.1:{await server.start()}"
+    stub = CachePoolStub(channels.get(address))
+    loops = [asyncio.create_task(pool.feed.run())]
+    if pool.tier is not None:
+        loops.append(asyncio.create_task(pool.tier.run()))
     try:
-        yield Running(pool, server, metrics, events, PoolClient(channels, pool.pulls.own_address))
+        yield Running(pool, server, metrics, events, PoolClient(channels, address), stub)
     finally:
         await pool.pulls.close()
         await server.stop(0)
-        feed.cancel()
-        await asyncio.gather(feed, return_exceptions=True)
+        if pool.tier is not None:
+            await pool.tier.close(0)
+        for loop in loops:
+            loop.cancel()
+        ends = await asyncio.gather(*loops, return_exceptions=True)
+        assert all(isinstance(end, asyncio.CancelledError) for end in ends), ends
         assert inflight.count == 0
         assert pool.store.stats[3:6] == (0, 0, 0), "a lease or a grant outlived its stream"
         pool.store.check_integrity()
@@ -97,12 +108,17 @@ class Fetching:
     """One Fetch stream, read in the background, with what has come so far."""
 
     def __init__(
-        self, client: PoolClient, blocks: Sequence[BlockEntries], sources: Iterable[Source] = (), wait_s: float = 5.0
+        self,
+        client: PoolClient,
+        blocks: Sequence[BlockEntries],
+        sources: Iterable[Source] = (),
+        wait_s: float = 5.0,
+        crossing: Crossing = AT_HOME,
     ) -> None:
         self.got: list[Entry] = []
         self.missing: set[Entry] = set()
         self.sizes: list[int] = []  # payload bytes of each message
-        self._arrivals = client.fetch(LAYOUT, blocks, sources, wait_s, soon())
+        self._arrivals = client.fetch(LAYOUT, blocks, sources, wait_s, soon(), crossing)
         self.task = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
@@ -163,3 +179,20 @@ def batch_of(*frames: Frame) -> pb.FrameBatch:
 
 def sending(frames: Iterable[Frame]) -> pb.PublishRequest:
     return pb.PublishRequest(frames=batch_of(*frames))
+
+
+@asynccontextmanager
+async def lying_in_bytes(channels: Channels, reply: bytes) -> AsyncIterator[PoolClient]:
+    """A client of a pool whose only answer to Fetch is `reply`, whatever that is."""
+
+    async def fetch(request: bytes, context: Any) -> None:
+        await context.write(reply)
+
+    server = GrpcServer("127.0.0.1", 0, Health(), InFlight())
+    handlers: dict[str, Any] = {"Fetch": grpc.unary_stream_rpc_method_handler(fetch)}
+    server.grpc.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    port = await server.start()
+    try:
+        yield PoolClient(channels, f"127.0.0.1:{port}")
+    finally:
+        await server.stop(0)

@@ -1,10 +1,12 @@
 """Publish, Fetch, Lookup, Snapshot over real gRPC: order, cut-through, leases, drain."""
 
 import asyncio
+from collections.abc import Iterable
 from contextlib import aclosing
 
 import pytest
 
+from shared.bus.events import StoredBlocks, stored_from_messages, unpack_keys
 from shared.errors import BadRequest, LeaseExpired, Overloaded, WorkerLost
 from shared.kv.codec import Codec
 from shared.kv.entries import BlockEntries
@@ -207,16 +209,18 @@ async def test_a_reader_that_vanishes_frees_its_leases(west: Running) -> None:
 async def test_snapshot_and_events_agree(west: Running, channels: Channels) -> None:
     await publish(west, CHAIN)
     await publish(west, [key("partial")], layers=0b010)
-    await until(lambda: sum(len(event.stored) for event in west.events) == 5)
+    await until(lambda: sum(event.num_blocks for event in west.events) == 5)
     replies = [reply async for reply in west.stub.Snapshot(pb.SnapshotRequest())]
-    known: dict[bytes, int] = {}
-    for event in west.events:
-        known.update(event.stored)
-    assert {block.key: block.groups for reply in replies for block in reply.stored} == known
-    assert known == {**dict.fromkeys(CHAIN, 0b11), key("partial"): 0b10}
+    known = _by_key(stored for event in west.events for stored in event.stored)
+    assert _by_key(stored for reply in replies for stored in stored_from_messages(reply.stored)) == known
+    assert known == {**dict.fromkeys(CHAIN, (0b11, 0b11)), key("partial"): (0b10, 0b10)}
     assert {(reply.epoch, reply.sequence) for reply in replies} == {(7, west.events[-1].sequence)}
     assert west.count("placement_sequence") == west.events[-1].sequence
     assert [event.sequence for event in west.events] == list(range(1, len(west.events) + 1))
+
+
+def _by_key(stored: Iterable[StoredBlocks]) -> dict[bytes, tuple[int, int]]:
+    return {name: (s.groups, s.memory_groups) for s in stored for name in unpack_keys(s.keys)}
 
 
 async def test_an_empty_pool_has_a_snapshot_too(west: Running) -> None:

@@ -7,13 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.bus.events import (
+    EVENT_VERSION,
     TOPIC_LOAD,
     TOPIC_MEMBERSHIP,
     TOPIC_PLACEMENT,
+    LinkLoad,
     LoadEvent,
     MembershipEvent,
     PlacementEvent,
+    StoredBlocks,
     decode_event,
+    unpack_keys,
 )
 from shared.errors import BadEvent
 from shared.ids import BlockKey, Datacenter, Epoch, LayoutHash, ModelFingerprint, WorkerId
@@ -25,8 +29,8 @@ PLACEMENT = PlacementEvent(
     dc=Datacenter("east"),
     epoch=Epoch(1_790_000_000_000),
     sequence=5,
-    stored=((KEY, 3),),
-    evicted=(BlockKey(bytes(32)),),
+    stored=(StoredBlocks(KEY, 3, 1),),
+    evicted=bytes(64),
 )
 MEMBERSHIP = MembershipEvent(
     worker=WorkerId("decode-west"),
@@ -48,9 +52,12 @@ LOAD = LoadEvent(
     kv_usage=0.25,
     speed_tokens_per_s=31.5,
     at_ms=1_790_000_000_000,
+    links=(LinkLoad(Datacenter("east"), 125e6, 1 << 20, 1 << 40),),
 )
 
-keys = st.binary(min_size=32, max_size=32).map(BlockKey)
+keys = st.lists(st.binary(min_size=32, max_size=32), max_size=5).map(b"".join)
+u32 = st.integers(0, 2**32 - 1)
+runs = st.builds(lambda keys, groups, some: StoredBlocks(keys, groups, groups & some), keys, u32, u32)
 u64 = st.integers(min_value=1, max_value=2**64 - 1)
 
 
@@ -61,13 +68,25 @@ u64 = st.integers(min_value=1, max_value=2**64 - 1)
         dc=st.text(max_size=20),
         epoch=u64,
         sequence=u64,
-        stored=st.lists(st.tuples(keys, st.integers(0, 2**32 - 1)), max_size=5).map(tuple),
-        evicted=st.lists(keys, max_size=5).map(tuple),
+        stored=st.lists(runs, max_size=5).map(tuple),
+        evicted=keys,
         cleared=st.booleans(),
     )
 )
 def test_placement_round_trip(event: PlacementEvent) -> None:
     assert PlacementEvent.decode(event.encode()) == event
+
+
+def test_keys_are_packed_back_to_back() -> None:
+    assert unpack_keys(KEY + bytes(32)) == [KEY, bytes(32)]
+    assert unpack_keys(b"") == []
+    assert (PLACEMENT.stored[0].num_blocks, PLACEMENT.num_blocks) == (1, 3)
+
+
+def test_memory_is_a_part_of_all_tiers() -> None:
+    message = pb.PlacementEvent(version=EVENT_VERSION, holder="h", epoch=1)
+    message.stored.add(keys=KEY, groups=0b01, memory_groups=0b11)
+    assert PlacementEvent.decode(message.SerializeToString()).stored == (StoredBlocks(KEY, 0b01, 0b01),)
 
 
 def test_round_trips_by_topic() -> None:
@@ -89,14 +108,25 @@ def test_any_bytes_are_an_event_or_a_bad_event(data: bytes) -> None:
     ("topic", "data"),
     [
         (TOPIC_PLACEMENT, b""),  # version 0
-        (TOPIC_PLACEMENT, pb.PlacementEvent(version=2, holder="h", epoch=1).SerializeToString()),
-        (TOPIC_PLACEMENT, pb.PlacementEvent(version=1, holder="", epoch=1).SerializeToString()),
-        (TOPIC_PLACEMENT, pb.PlacementEvent(version=1, holder="h").SerializeToString()),
-        (TOPIC_PLACEMENT, pb.PlacementEvent(version=1, holder="h", epoch=1, evicted=[b"short"]).SerializeToString()),
+        (TOPIC_PLACEMENT, pb.PlacementEvent(version=1, holder="h", epoch=1).SerializeToString()),  # a block a message
+        (TOPIC_PLACEMENT, pb.PlacementEvent(version=EVENT_VERSION, holder="", epoch=1).SerializeToString()),
+        (TOPIC_PLACEMENT, pb.PlacementEvent(version=EVENT_VERSION, holder="h").SerializeToString()),
+        (
+            TOPIC_PLACEMENT,
+            pb.PlacementEvent(version=EVENT_VERSION, holder="h", epoch=1, evicted=b"short").SerializeToString(),
+        ),
+        (
+            TOPIC_PLACEMENT,
+            pb.PlacementEvent(
+                version=EVENT_VERSION, holder="h", epoch=1, stored=[pb.StoredBlocks(keys=b"short")]
+            ).SerializeToString(),
+        ),
         (TOPIC_MEMBERSHIP, replace(MEMBERSHIP, address="").encode()),
         (
             TOPIC_MEMBERSHIP,
-            pb.MembershipEvent(version=1, worker="w", role="cook", address="a", epoch=1).SerializeToString(),
+            pb.MembershipEvent(
+                version=EVENT_VERSION, worker="w", role="cook", address="a", epoch=1
+            ).SerializeToString(),
         ),
         (TOPIC_LOAD, replace(LOAD, kv_usage=1.5).encode()),
         (TOPIC_LOAD, replace(LOAD, kv_usage=float("nan")).encode()),

@@ -1,20 +1,21 @@
 """The placement index: sequences, epochs, snapshots, layer groups, and a comparison with a naive model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from services.gateway.index import MAX_PENDING_EVENTS, PlacementIndex
-from shared.bus.events import PlacementEvent
+from services.gateway.resume import GroupMasks
+from shared.bus.events import PlacementEvent, StoredBlocks
 from shared.ids import BlockKey, Datacenter, Epoch, WorkerId
 from shared.kv.layout import KvLayout, LayerSpec
 
 EAST, WEST = WorkerId("pool-east"), WorkerId("pool-west")
 FULL, WINDOW, ALL = 0b01, 0b10, 0b11  # group masks
 LAYOUT = KvLayout((LayerSpec(None, 1, 2), LayerSpec(9, 1, 2), LayerSpec(9, 1, 2)), "float32", 4)
-FULL_LAYERS, WINDOW_LAYERS = 0b001, 0b110
 
 
 def key(number: int) -> BlockKey:
@@ -22,6 +23,11 @@ def key(number: int) -> BlockKey:
 
 
 KEYS = [key(i) for i in range(6)]
+
+
+def packed(stored: Iterable[tuple[int, int]]) -> tuple[StoredBlocks, ...]:
+    """Blocks by number, with the groups that they have in memory."""
+    return tuple(StoredBlocks(key(number), groups, groups) for number, groups in stored)
 
 
 def event(
@@ -38,30 +44,34 @@ def event(
         dc=Datacenter("east"),
         epoch=Epoch(epoch),
         sequence=sequence,
-        stored=tuple((key(number), groups) for number, groups in stored),
-        evicted=tuple(key(number) for number in evicted),
+        stored=packed(stored),
+        evicted=b"".join(key(number) for number in evicted),
         cleared=cleared,
     )
 
 
 def fresh(sequence: int = 0, stored: Sequence[tuple[int, int]] = ()) -> PlacementIndex:
     index = PlacementIndex(LAYOUT)
-    index.apply_snapshot(EAST, 1, sequence, [(key(number), groups) for number, groups in stored])
+    index.apply_snapshot(EAST, 1, sequence, packed(stored))
     return index
 
 
-def layers(index: PlacementIndex, now: float = 0.0) -> tuple[int, ...] | None:
+def groups_of(index: PlacementIndex, now: float = 0.0) -> tuple[int, ...] | None:
     held = index.held(KEYS[:4], now)
-    return held[EAST].layers if EAST in held else None
+    return tuple(held[EAST].groups.tolist()) if EAST in held else None
+
+
+def masks(*groups: int) -> GroupMasks:
+    return np.array(groups, np.uint8)
 
 
 def test_events_in_sequence_are_applied() -> None:
     index = fresh()
     index.apply(event(1, stored=[(0, ALL), (1, FULL)]))
     index.apply(event(2, evicted=[0], stored=[(2, ALL)]))
-    assert layers(index) == (0, FULL_LAYERS, FULL_LAYERS | WINDOW_LAYERS, 0)
+    assert groups_of(index) == (0, FULL, ALL, 0)
     index.apply(event(3, cleared=True, stored=[(3, WINDOW)]))
-    assert layers(index) == (0, 0, 0, WINDOW_LAYERS)
+    assert groups_of(index) == (0, 0, 0, WINDOW)
 
 
 def test_a_holder_that_was_never_snapshotted_earns_no_credit() -> None:
@@ -75,7 +85,7 @@ def test_duplicates_are_ignored() -> None:
     index = fresh(5)
     index.apply(event(5, stored=[(0, ALL)]))
     index.apply(event(3, stored=[(1, ALL)]))
-    assert layers(index) == (0, 0, 0, 0)
+    assert groups_of(index) == (0, 0, 0, 0)
     assert not index.has_stale
 
 
@@ -86,9 +96,9 @@ def test_a_gap_makes_a_holder_stale_until_its_snapshot() -> None:
     assert index.stale() == [EAST]
     assert index.held(KEYS, 0) == {}
     index.apply(event(4, stored=[(3, ALL)]))  # buffered behind the gap
-    index.apply_snapshot(EAST, 1, 3, [(key(1), ALL)])
+    index.apply_snapshot(EAST, 1, 3, packed([(1, ALL)]))
     assert not index.has_stale
-    assert layers(index) == (0, 0b111, 0, 0b111)  # the snapshot, then event 4; event 3 is part of the snapshot
+    assert groups_of(index) == (0, ALL, 0, ALL)  # the snapshot, then event 4; event 3 is part of the snapshot
 
 
 def test_a_snapshot_older_than_the_gap_leaves_the_holder_stale() -> None:
@@ -99,32 +109,32 @@ def test_a_snapshot_older_than_the_gap_leaves_the_holder_stale() -> None:
     assert index.stale() == [EAST]
     index.apply_snapshot(EAST, 1, 5, [])
     assert not index.has_stale
-    assert layers(index) == (0b111, 0, 0, 0)
+    assert groups_of(index) == (ALL, 0, 0, 0)
 
 
 def test_a_new_epoch_forgets_the_old_content_and_older_epochs_are_ignored() -> None:
     index = fresh(4, [(0, ALL)])
     index.apply(event(1, cleared=True, epoch=2))
     assert index.stale() == [EAST]
-    index.apply_snapshot(EAST, 1, 9, [(key(0), ALL)])  # the answer of the life before
+    index.apply_snapshot(EAST, 1, 9, packed([(0, ALL)]))  # the answer of the life before
     assert index.stale() == [EAST]
-    index.apply_snapshot(EAST, 2, 1, [(key(3), ALL)])
+    index.apply_snapshot(EAST, 2, 1, packed([(3, ALL)]))
     index.apply(event(5, stored=[(1, ALL)], epoch=1))
-    assert layers(index) == (0, 0, 0, 0b111)
+    assert groups_of(index) == (0, 0, 0, ALL)
 
 
 def test_a_snapshot_of_a_newer_epoch_than_its_events_is_taken() -> None:
     index = fresh(4, [(0, ALL)])
     index.doubt(EAST)
-    index.apply_snapshot(EAST, 2, 7, [(key(1), ALL)])
+    index.apply_snapshot(EAST, 2, 7, packed([(1, ALL)]))
     index.apply(event(8, stored=[(2, ALL)], epoch=2))
-    assert layers(index) == (0, 0b111, 0b111, 0)
+    assert groups_of(index) == (0, ALL, ALL, 0)
 
 
 def test_a_snapshot_for_a_trusted_holder_is_ignored() -> None:
     index = fresh(4, [(0, ALL)])
     index.apply_snapshot(EAST, 1, 2, [])
-    assert layers(index) == (0b111, 0, 0, 0)
+    assert groups_of(index) == (ALL, 0, 0, 0)
 
 
 def test_pending_events_are_bounded_and_the_loss_is_noticed() -> None:
@@ -159,14 +169,14 @@ def test_the_longest_prefix_needs_every_group() -> None:
 
 def test_assumptions_count_until_they_expire_or_are_refuted() -> None:
     index = fresh()
-    index.assume(EAST, KEYS[:2], [0b111, 0b001], until=10.0)
-    assert layers(index, now=9.0) == (0b111, 0b001, 0, 0)
+    index.assume(EAST, KEYS[:2], masks(ALL, FULL), until=10.0)
+    assert groups_of(index, now=9.0) == (ALL, FULL, 0, 0)
     index.apply(event(1, evicted=[0]))
-    assert layers(index, now=9.0) == (0, 0b001, 0, 0)
+    assert groups_of(index, now=9.0) == (0, FULL, 0, 0)
     index.apply(event(2, stored=[(1, WINDOW)]))
-    assert layers(index, now=9.5) == (0, 0b111, 0, 0)
-    assert layers(index, now=10.0) == (0, WINDOW_LAYERS, 0, 0)
-    index.assume(WEST, KEYS, [1] * 6, until=99.0)  # nobody knows this pool: nothing to credit
+    assert groups_of(index, now=9.5) == (0, ALL, 0, 0)
+    assert groups_of(index, now=10.0) == (0, WINDOW, 0, 0)
+    index.assume(WEST, KEYS, masks(1, 1, 1, 1, 1, 1), until=99.0)  # nobody knows this pool: nothing to credit
     assert WEST not in index.held(KEYS, 11.0)
 
 
@@ -181,11 +191,11 @@ class IndexAgainstNaiveModel(RuleBasedStateMachine):
     def start(self) -> None:
         self.index = PlacementIndex(LAYOUT)
         self.epoch, self.sequence = 1, 0
-        self.content: dict[BlockKey, int] = {}
-        self.history: dict[tuple[int, int], dict[BlockKey, int]] = {(1, 0): {}}
+        self.content: dict[int, int] = {}
+        self.history: dict[tuple[int, int], dict[int, int]] = {(1, 0): {}}
         self.on_the_way: list[PlacementEvent] = []
         self.delivered: list[PlacementEvent] = []
-        self.snapshot: tuple[int, int, dict[BlockKey, int]] | None = None
+        self.snapshot: tuple[int, int, dict[int, int]] | None = None
         self.known = (0, 0)
 
     @rule(
@@ -202,8 +212,8 @@ class IndexAgainstNaiveModel(RuleBasedStateMachine):
         if cleared:
             self.content = {}
         for number in evicted:
-            self.content.pop(key(number), None)
-        self.content = {**self.content, **{key(number): groups for number, groups in stored.items()}}
+            self.content.pop(number, None)
+        self.content = {**self.content, **stored}
         self.history[self.epoch, self.sequence] = dict(self.content)
         self.on_the_way.append(change)
 
@@ -237,7 +247,7 @@ class IndexAgainstNaiveModel(RuleBasedStateMachine):
     def snapshot_arrives(self) -> None:
         if self.snapshot is not None:
             epoch, sequence, content = self.snapshot
-            self.index.apply_snapshot(EAST, epoch, sequence, content.items())
+            self.index.apply_snapshot(EAST, epoch, sequence, packed(content.items()))
 
     @rule()
     def bus_is_reset(self) -> None:
@@ -264,12 +274,11 @@ class IndexAgainstNaiveModel(RuleBasedStateMachine):
 
     def seen(self) -> tuple[int, ...] | None:
         held = self.index.held(KEYS, 0.0)
-        return held[EAST].layers if EAST in held else None
+        return tuple(held[EAST].groups.tolist()) if EAST in held else None
 
     @staticmethod
-    def expected(content: dict[BlockKey, int]) -> tuple[int, ...]:
-        table = {0: 0, FULL: FULL_LAYERS, WINDOW: WINDOW_LAYERS, ALL: FULL_LAYERS | WINDOW_LAYERS}
-        return tuple(table[content.get(k, 0)] for k in KEYS)
+    def expected(content: dict[int, int]) -> tuple[int, ...]:
+        return tuple(content.get(number, 0) for number in range(len(KEYS)))
 
 
 TestIndexAgainstNaiveModel = IndexAgainstNaiveModel.TestCase
