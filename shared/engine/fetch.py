@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from shared.deadline import Deadline
-from shared.engine.stage import HostStager, Stager
+from shared.engine.stage import Arrival, EntryView, HostStager, Stager
 from shared.engine.thread import WorkThread
 from shared.errors import CorruptFrame, DeadlineExceeded, PrfaasError
 from shared.ids import BlockKey
 from shared.kv.entries import BlockEntries, Source, reindexed
 from shared.kv.frame import Frame, open_frame
 from shared.kv.layout import KvLayout, iter_layers
-from shared.kv.tensors import write_entry
 from shared.log import get_logger
 from shared.metrics import Metrics
 from shared.model.paged import PagedKv, Reservation
@@ -140,7 +139,8 @@ class PageFetch:
 
     def _write(self, frames: list[Frame]) -> list[tuple[int, int]]:
         """Check, decode and write frames; runs in the copier thread. Return the (block, layer) pairs that landed."""
-        landed = []
+        landed: list[tuple[int, int]] = []
+        arrivals: list[Arrival] = []
         for frame in frames:
             try:
                 block = self._block_of[frame.key]
@@ -151,7 +151,8 @@ class PageFetch:
                 log.warning("frame_corrupt", layer=frame.layer, key=frame.key.hex()[:12], error=repr(error))
                 continue
             if self.outstanding.get(block, 0) >> frame.layer & 1 and (block, frame.layer) not in landed:
-                k, v = self._context.kv.block(frame.layer, self._reservation, block)
-                write_entry(raw, k, v)
+                view = EntryView(*self._context.kv.block(frame.layer, self._reservation, block))
+                arrivals.append(Arrival(raw, view))
                 landed.append((block, frame.layer))
+        self._context.stager.land(arrivals)
         return landed

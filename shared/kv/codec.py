@@ -25,11 +25,11 @@ class Fidelity(IntEnum):
 _PLANES = 2  # bfloat16 and float32 halves: sign and exponent bytes repeat, mantissa bytes do not
 
 
-def encode(raw: bytes, codec: Codec) -> bytes:
+def encode(raw: Payload, codec: Codec) -> Payload:
     """Return `raw` in the codec's form. Runs off the event loop: LZ4 takes about 1 ms per MiB."""
     if codec is Codec.RAW:
         return raw
-    compressed: bytes = lz4.block.compress(_to_planes(raw), store_size=False)
+    compressed: bytes = lz4.block.compress(_to_planes(bytes(raw)), store_size=False)
     return compressed
 
 

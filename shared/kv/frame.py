@@ -32,7 +32,7 @@ class Frame:
     checksum: int  # XXH3-64
 
 
-def seal(key: BlockKey, layer: int, raw: bytes, codec: Codec) -> Frame:
+def seal(key: BlockKey, layer: int, raw: Payload, codec: Codec) -> Frame:
     """Encode `raw` and seal it. For the engine that computed the KV: later hops pass frames on as they are."""
     payload = encode(raw, codec)
     frame = Frame(key, layer, codec, Fidelity.LOSSLESS, len(raw), payload, 0)

@@ -1,4 +1,4 @@
-"""`Operations` on NVIDIA GPUs: Triton kernels, compiled at their first call for a shape of weights (a second or so each)."""
+"""`Operations` on NVIDIA GPUs, by Triton kernels; each is compiled at its first call for a size, in half a second."""
 
 import torch
 import triton
@@ -27,7 +27,9 @@ class CudaOperations(Operations):
         self._add(hidden, delta, norm, None)
         return hidden
 
-    def add_and_norm(self, hidden: Tensor, delta: Tensor, norm: Tensor | None, next_norm: Tensor) -> tuple[Tensor, Tensor]:
+    def add_and_norm(
+        self, hidden: Tensor, delta: Tensor, norm: Tensor | None, next_norm: Tensor
+    ) -> tuple[Tensor, Tensor]:
         return hidden, self._add(hidden, delta, norm, next_norm)
 
     def gate(self, gate_up: Tensor, activation: Activation) -> Tensor:
