@@ -4,7 +4,6 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from typing import NamedTuple
 
 from prometheus_client import Counter
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -14,13 +13,12 @@ from services.cachepool.goodput import Goodput
 from shared.bus.events import LinkLoad
 from shared.errors import BadRequest
 from shared.ids import Datacenter
-from shared.kv.entries import BlockEntries
 from shared.kv.frame import Frame
 from shared.metrics import PREFIX, Metrics
 from shared.rpc.convert import MAX_BATCH_BYTES
 from shared.rpc.options import Lane
 
-MIN_STRIPE_BLOCKS = 4
+MIN_STREAM_BLOCKS = 4
 """Blocks that are worth a stream of their own."""
 
 BACKGROUND_BATCH_BYTES = 64 * 1024
@@ -30,20 +28,13 @@ MAX_DATACENTERS = 64
 """Names come from requests: a bound on what is remembered of them."""
 
 
-class Stripe(NamedTuple):
-    """The part of a pull that one connection carries."""
-
-    lane: Lane
-    blocks: list[BlockEntries]
-
-
-def stripes(blocks: Sequence[BlockEntries], num_lanes: int, *, is_background: bool = False) -> list[Stripe]:
-    """Deal blocks out: stream j of n carries the blocks i with i mod n == j, so that each has a share of every layer.
+def lanes(num_blocks: int, num_connections: int, *, is_background: bool = False) -> list[Lane]:
+    """Return the connections that a pull uses: few for few blocks.
 
     One TCP window does not fill a long fat pipe, and one lost packet halves only one of several windows.
     """
-    num = max(1, min(num_lanes, math.ceil(len(blocks) / MIN_STRIPE_BLOCKS)))
-    return [Stripe(Lane(number, is_background), list(blocks[number::num])) for number in range(num)]
+    num = max(1, min(num_connections, math.ceil(num_blocks / MIN_STREAM_BLOCKS)))
+    return [Lane(number, is_background) for number in range(num)]
 
 
 class Turns:

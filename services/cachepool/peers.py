@@ -1,6 +1,7 @@
 """Pulls of blocks from peer pools: this pool becomes their local writer, once for all readers that want them."""
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -11,9 +12,10 @@ from numpy.typing import NDArray
 
 from services.cachepool.block import Writer
 from services.cachepool.integrity import check
-from services.cachepool.links import Links, Stripe, stripes
+from services.cachepool.links import Links, lanes
 from services.cachepool.metrics import PoolMetrics
 from services.cachepool.settings import PoolSettings
+from services.cachepool.shares import SHARE_ID_BYTES
 from services.cachepool.store import Store
 from services.cachepool.subscription import Subscription
 from shared.bus.events import LinkLoad
@@ -26,12 +28,16 @@ from shared.kv.layout import KvLayout
 from shared.kv.rendezvous import owner_indices
 from shared.log import get_logger
 from shared.rpc.client import Channels
+from shared.rpc.options import Lane
 from shared.rpc.pool import Arrived, Crossing, PoolClient
 
 log = get_logger()
 
 MAX_REFETCHES = 16
 """A peer with more corrupt entries than this in one pull is not worth asking again."""
+
+LOST_PATIENCE_S = 1.0
+"""How long readers wait at most for what a lost peer should have sent."""
 
 
 class Peer(NamedTuple):
@@ -92,6 +98,15 @@ class _Terms:
     is_background: bool
 
 
+class _Ask(NamedTuple):
+    """One Fetch stream of a pull. Those of one share name the same blocks, and each brings a part of them."""
+
+    blocks: Sequence[BlockEntries]
+    wait_s: float
+    lane: Lane
+    share: bytes = b""
+
+
 @dataclass(eq=False)
 class _Pull:
     """One or more Fetch streams from a peer that fill the grants of one writer."""
@@ -127,7 +142,7 @@ class PeerPulls:
     """Owns the pulls in progress. First writer wins in the store, so each entry crosses from a peer at most once.
 
     A pull ends when the peer has sent or denied everything, at its deadline, when the peer is lost, or as soon as no
-    reader wants any entry that it has still to fill. One from another datacenter is dealt out over several connections.
+    reader wants any entry that it has still to fill. One from another datacenter comes over several connections.
     """
 
     def __init__(
@@ -196,40 +211,46 @@ class PeerPulls:
         pull.task.add_done_callback(_log_crash)
 
     def _end(self, pull: _Pull, outcome: str) -> None:
-        """Free the grants and count the outcome, once."""
+        """Free the grants and count the outcome, once.
+
+        A peer that is lost will not be asked again, and who computes for it cannot write there either: its readers wait
+        for another source or a writer here, but not as long as for one that was promised.
+        """
         if pull not in self._pulls:
             return
         self._pulls.remove(pull)
         self._metrics.pulls.labels(pull.address, outcome).inc()
-        self._store.abandon(pull.writer)
+        spent_s = max(0.0, pull.terms.wait_s - LOST_PATIENCE_S) if outcome == "failed" else 0.0
+        self._store.abandon(pull.writer, self._store.clock() - spent_s)
         if pull.task is not None and not pull.task.done() and pull.task is not asyncio.current_task():
             pull.task.cancel()
 
     async def _run(self, pull: _Pull, blocks: Sequence[BlockEntries]) -> None:
         outcome = "failed"
-        num_lanes = self._settings.link_connections if self._links.is_remote(pull.terms.peer.dc) else 1
+        num_connections = self._settings.link_connections if self._links.is_remote(pull.terms.peer.dc) else 1
         try:
             async with asyncio.TaskGroup() as streams:
 
                 def fetch_again(entry: BlockEntries) -> None:
                     streams.create_task(self._refetch(pull, entry))
 
-                for stripe in stripes(blocks, num_lanes, is_background=pull.terms.is_background):
-                    streams.create_task(self._receive(pull, stripe, pull.terms.wait_s, fetch_again))
+                used = lanes(len(blocks), num_connections, is_background=pull.terms.is_background)
+                share = os.urandom(SHARE_ID_BYTES) if len(used) > 1 else b""
+                for lane in used:
+                    ask = _Ask(blocks, pull.terms.wait_s, lane, share)
+                    streams.create_task(self._receive(pull, ask, fetch_again))
             outcome = "finished"
         except* PrfaasError as failed:
             log.warning("pull_failed", peer=pull.address, error=str(failed.exceptions[0]), num_blocks=len(blocks))
         finally:
             self._end(pull, outcome)
 
-    async def _receive(
-        self, pull: _Pull, stripe: Stripe, wait_s: float, on_corrupt: Callable[[BlockEntries], None]
-    ) -> None:
+    async def _receive(self, pull: _Pull, ask: _Ask, on_corrupt: Callable[[BlockEntries], None]) -> None:
         """Store what the peer sends and release what it denies.
 
         A peer denies after it has waited for a writer as long as our reader would: patience counts from the start.
         """
-        async with aclosing(self._arrivals(pull, stripe, wait_s)) as arrivals:
+        async with aclosing(self._arrivals(pull, ask)) as arrivals:
             async for arrived in arrivals:
                 for denied in arrived.missing:
                     self._store.release(pull.writer, denied, pull.started)
@@ -240,18 +261,18 @@ class PeerPulls:
                     if 0 <= frame.layer < pull.layout.num_layers:  # else nobody can tell which entry this was
                         on_corrupt(BlockEntries(frame.key, 1 << frame.layer))
 
-    async def _arrivals(self, pull: _Pull, stripe: Stripe, wait_s: float) -> AsyncGenerator[Arrived, None]:
+    async def _arrivals(self, pull: _Pull, ask: _Ask) -> AsyncGenerator[Arrived, None]:
         """Yield what one stream brings; what comes from another datacenter is accounted for."""
         dc = pull.terms.peer.dc
-        client = PoolClient(self._channels, pull.address, stripe.lane, keep=True)
+        client = PoolClient(self._channels, pull.address, ask.lane, keep=True)
         if not self._links.is_remote(dc):
-            fetch = client.fetch(pull.layout, stripe.blocks, (), wait_s, pull.deadline)
+            fetch = client.fetch(pull.layout, ask.blocks, (), ask.wait_s, pull.deadline)
             async with aclosing(fetch) as arrivals:
                 async for arrived in arrivals:
                     yield arrived
             return
-        crossing = Crossing(self._links.dc, pull.terms.is_background)
-        fetch, stream = client.fetch(pull.layout, stripe.blocks, (), wait_s, pull.deadline, crossing), object()
+        crossing = Crossing(self._links.dc, pull.terms.is_background, ask.share)
+        fetch, stream = client.fetch(pull.layout, ask.blocks, (), ask.wait_s, pull.deadline, crossing), object()
         try:
             async with aclosing(fetch) as arrivals:
                 async for arrived in arrivals:
@@ -265,8 +286,8 @@ class PeerPulls:
         pull.num_refetched += 1
         try:
             if pull.num_refetched <= MAX_REFETCHES:
-                (stripe,) = stripes([entry], 1, is_background=pull.terms.is_background)
-                await self._receive(pull, stripe, 0.0, lambda _entry: None)
+                lane = Lane(is_background=pull.terms.is_background)
+                await self._receive(pull, _Ask([entry], 0.0, lane), lambda _entry: None)
         except PrfaasError as error:
             log.warning("refetch_failed", peer=pull.address, error=str(error))
         self._store.release(pull.writer, entry, pull.started)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from services.cachepool.metrics import WRITER, PoolMetrics
 from services.cachepool.peers import PeerPulls, SourcedReader
 from services.cachepool.placement import PlacementLog
 from services.cachepool.settings import PoolSettings
+from services.cachepool.shares import SHARE_ID_BYTES, Place, Shares
 from services.cachepool.store import Store
 from services.cachepool.subscription import Subscription
 from services.cachepool.tiers.tier import NoTier, ObjectTier
@@ -72,6 +73,7 @@ class PoolServicer(CachePoolServicer):
         self._tier = tier
         self._pulls = pulls
         self._links = links
+        self._shares: Shares[SourcedReader] = Shares()
         self._metrics = metrics
         self._num_streams = {"Publish": 0, "Fetch": 0}
 
@@ -93,17 +95,23 @@ class PoolServicer(CachePoolServicer):
         wait_s = min(request.wait_ms / 1000, self._settings.max_wait_s)
         is_background = request.urgency == pb.URGENCY_BACKGROUND
         outlet = self._links.outlet(request.dc, is_background=is_background)
-        with self._stream("Fetch"):
-            changed = asyncio.Event()
-            reader = self._store.subscribe(layout, blocks, wait_s, changed.set)
-            try:
-                sourced = SourcedReader(reader, layout, sources, wait_s, is_background=is_background)
-                self._pulls.hasten(sourced)
-                await self._deliver(sourced, outlet, changed, context)
-            finally:
-                self._store.close(reader)
-                self._tier.cancel_unwanted()
-                self._pulls.cancel_unwanted()
+        if len(request.share) not in (0, SHARE_ID_BYTES):
+            raise BadRequest(f"the id of a share has {SHARE_ID_BYTES} bytes")
+
+        def opening(notify: Callable[[], None]) -> SourcedReader:
+            reader = self._store.subscribe(layout, blocks, wait_s, notify)
+            sourced = SourcedReader(reader, layout, sources, wait_s, is_background=is_background)
+            self._pulls.hasten(sourced)
+            return sourced
+
+        with self._stream("Fetch"), self._shares.join(request.share, opening, self._closing) as place:
+            if place is not None:
+                await self._deliver(place, outlet, context)
+
+    def _closing(self, sourced: SourcedReader) -> None:
+        self._store.close(sourced.reader)
+        self._tier.cancel_unwanted()
+        self._pulls.cancel_unwanted()
 
     async def Lookup(self, request: pb.LookupRequest, context: Context) -> pb.LookupReply:
         self._check_size(len(request.keys))
@@ -174,8 +182,9 @@ class PoolServicer(CachePoolServicer):
             self._metrics.published.inc(num_stored)
             self._metrics.published_bytes.inc(num_bytes)
 
-    async def _deliver(self, sourced: SourcedReader, outlet: Outlet, changed: asyncio.Event, context: Context) -> None:
+    async def _deliver(self, place: Place[SourcedReader], outlet: Outlet, context: Context) -> None:
         """Send what is ready, lowest layer first, until every wanted entry was sent or reported missing."""
+        sourced, changed, wake_others = place
         reader = sourced.reader
         while not reader.done:
             changed.clear()
@@ -187,13 +196,15 @@ class PoolServicer(CachePoolServicer):
                 # Whatever is ready goes at once; a batch fills only while the last one is being sent.
                 async with outlet.turn():
                     frames = reader.take(outlet.max_batch_bytes)
-                    await self._send(frames, context)
+                    if frames:  # else another stream of the share was quicker
+                        await self._send(frames, context)
                 outlet.sent(frames)
             elif missing := reader.take_missing(self._store.clock()):
                 self._metrics.fetched.labels("miss").inc(sum(block.layers.bit_count() for block in missing))
                 await context.write(pb.FetchReply(missing=pb.FetchMissing(blocks=entries_to_messages(missing))))
             else:
                 await _wait(changed, reader)
+        wake_others()  # they have nothing to wait for any more
 
     async def _send(self, frames: Sequence[Frame], context: Context) -> None:
         await context.write(frames)

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from shared.deadline import Deadline
@@ -17,7 +17,8 @@ from shared.kv.layout import KvLayout, iter_layers
 from shared.log import get_logger
 from shared.metrics import Metrics
 from shared.model.paged import PagedKv, Reservation
-from shared.rpc.pool import PoolClient
+from shared.rpc.client import Channels
+from shared.rpc.pool_nodes import Pool, pool_at
 
 log = get_logger()
 
@@ -35,12 +36,19 @@ class FetchMetrics:
 class FetchContext:
     """What every fetch of one engine shares, and what it publishes with."""
 
-    pool: PoolClient
+    pool: Pool  # of requests whose plan names no nodes
     kv: PagedKv
     layout: KvLayout
     copier: WorkThread
     metrics: FetchMetrics
     stager: Stager = field(default_factory=HostStager)
+    channels: Channels | None = None  # to the nodes that plans name; None: `pool` serves every request
+
+    def at(self, nodes: Sequence[str]) -> "FetchContext":
+        """Return the context of one request, whose plan names these pool nodes; none: the worker's own pool."""
+        if self.channels is None or not nodes or tuple(nodes) == (self.pool.address,):
+            return self
+        return replace(self, pool=pool_at(self.channels, nodes))
 
 
 class PageFetch:

@@ -76,7 +76,7 @@ async def serve_engine(
         health.set("model", True, model.files.name)
         pool = PoolClient(channels, settings.pool)
         stager = select_stager(torch.device(settings.device))
-        fetch = FetchContext(pool, model.kv, model.layout, copier, FetchMetrics(metrics), stager)
+        fetch = FetchContext(pool, model.kv, model.layout, copier, FetchMetrics(metrics), stager, channels)
         server = GrpcServer(settings.grpc_host, settings.grpc_port, health, inflight)
         load = build(Host(model, torch_thread, fetch, metrics, server, jobs))
         _export_pages(metrics, model)

@@ -146,7 +146,7 @@ class _Piece(NamedTuple):
 
     def entries(self) -> Iterator[Payload]:
         self.copied.synchronize()
-        host, start = memoryview(self.host.numpy()), 0
+        host, start = self.host.numpy().data, 0
         for size in self.sizes:
             yield host[start : start + size]
             start += size

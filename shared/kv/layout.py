@@ -76,6 +76,11 @@ class KvLayout:
             masks[spec.window] = masks.get(spec.window, 0) | 1 << index
         return tuple(GroupSpec(window, mask) for window, mask in masks.items())
 
+    @cached_property
+    def window_layers(self) -> int:
+        """The layers that attend to a window only, as a bitmask."""
+        return sum(group.layers for group in self.groups if group.window is not None)
+
     def entry_bytes(self, layer: int) -> int:
         """Return the bytes of one block's K and V in `layer`."""
         spec = self.layers[layer]

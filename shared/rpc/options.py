@@ -10,6 +10,10 @@ Options = list[tuple[str, int]]
 # enlarges the window further on links that need it.
 _STREAM_WINDOW_BYTES = 4 << 20
 
+# Of each of several lanes that share a pull. What a window holds is bound to its lane, be that as slow as it may: small
+# ones let all lanes end together. The probe enlarges these too.
+_LANE_WINDOW_BYTES = 1 << 20
+
 # What of a background stream may be on its way: the head start that it has over a foreground stream that comes now.
 _BACKGROUND_WINDOW_BYTES = 256 << 10
 
@@ -66,6 +70,8 @@ def client_options(max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> Option
 def lane_options(lane: Lane) -> Options:
     """What sets a lane's connection apart. gRPC shares one among channels to an address unless it is told not to."""
     options: Options = [] if lane == SHARED_LANE else [("grpc.use_local_subchannel_pool", 1)]
+    if lane.number:
+        options.append(("grpc.http2.lookahead_bytes", _LANE_WINDOW_BYTES))
     if lane.is_background:
         options += [("grpc.http2.lookahead_bytes", _BACKGROUND_WINDOW_BYTES), ("grpc.http2.bdp_probe", 0)]
     return options

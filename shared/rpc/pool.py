@@ -38,6 +38,7 @@ class Crossing(NamedTuple):
 
     dc: str = ""  # the asking pool's datacenter
     is_background: bool = False  # any foreground stream to that datacenter goes first
+    share: bytes = b""  # streams that name the same one divide among them what is sent
 
 
 AT_HOME = Crossing()
@@ -135,6 +136,7 @@ class PoolClient:
             sources=sources_to_messages(sources),
             wait_ms=int(wait_s * 1000),
             dc=crossing.dc,
+            share=crossing.share,
             urgency=pb.URGENCY_BACKGROUND if crossing.is_background else pb.URGENCY_FOREGROUND,
         )
         call = fetch_call(self._channels.get(self.address, self._lane), keep=self._keep)(

@@ -34,6 +34,7 @@ from shared.rpc.client import Channels, rpc_errors
 from shared.rpc.convert import sources_to_messages
 from shared.rpc.pool import PoolClient
 from shared.rpc.pool_calls import add_pool_servicer
+from shared.rpc.pool_nodes import pool_at
 from shared.rpc.sampling import logprobs_from_message
 from shared.rpc.server import GrpcServer
 from tests.support.tiny import tiny_model
@@ -68,16 +69,41 @@ class Node:
 
 
 class TwoDatacenters:
-    """prefill-east writes to pool-east; decode-west reads from pool-west, which pulls from pool-east."""
+    """prefill-east writes to the east's pool; decode-west reads from the west's, which pulls from the east's."""
 
-    pool_east: Node
-    pool_west: Node
     prefill: Node
     decode: Node
 
-    def __init__(self, name: str, channels: Channels) -> None:
+    def __init__(self, name: str, channels: Channels, stack: AsyncExitStack) -> None:
         self.name = name
         self.channels = channels
+        self.nodes: dict[str, list[Node]] = {"east": [], "west": []}  # of each pool, as plans name them
+        self._stack = stack
+
+    @property
+    def pool_east(self) -> Node:
+        return self.nodes["east"][0]
+
+    @property
+    def pool_west(self) -> Node:
+        return self.nodes["west"][0]
+
+    def addresses(self, dc: str) -> tuple[str, ...]:
+        return tuple(node.address for node in self.nodes[dc])
+
+    async def join(self, dc: str) -> Node:
+        """Start one more pool node, which plans name from now on."""
+        node = await self._stack.enter_async_context(_pool(dc))
+        self.nodes[dc].append(node)
+        return node
+
+    async def kill(self, dc: str, node: Node) -> None:
+        """Stop a pool node in the middle of whatever it does; plans go on to name it until `forget`."""
+        assert node in self.nodes[dc]
+        await node.server.stop(0)
+
+    def forget(self, dc: str, node: Node) -> None:
+        self.nodes[dc].remove(node)
 
     async def prefill_only(self, token_ids: list[int], codec: Codec = Codec.RAW, priority: int = 0) -> int:
         """Prefill in the east; return how many tokens it computed."""
@@ -90,6 +116,7 @@ class TwoDatacenters:
             layout_hash=model.layout.hash,
             codec=int(codec),  # type: ignore[arg-type]
             priority=priority,
+            pool_nodes=self.addresses("east"),
         )
         computed = 0
         with rpc_errors("prefill"):
@@ -103,8 +130,8 @@ class TwoDatacenters:
         assert model is not None
         keys = model.keys(token_ids, "")
         wanted = [BlockEntries(key, model.layout.all_layers) for key in keys]
-        sources = [Source(0, len(keys), Datacenter("east"), (self.pool_east.address,))]
-        reader = PoolClient(self.channels, self.pool_west.address)
+        sources = [Source(0, len(keys), Datacenter("east"), self.addresses("east"))]
+        reader = pool_at(self.channels, self.addresses("west"))
         async for arrived in reader.fetch(model.layout, wanted, sources, 0.0, Deadline.after(10)):
             assert not arrived.missing
 
@@ -132,7 +159,7 @@ class TwoDatacenters:
         result = Result() if result is None else result
         if num_blocks is None:
             num_blocks = num_prefix_blocks(len(token_ids), model.layout.block_tokens)
-        everything = Source(0, num_blocks, Datacenter("east"), (self.pool_east.address,))
+        everything = Source(0, num_blocks, Datacenter("east"), self.addresses("east"))
         start = pb.GenerateRequest(
             token_ids=token_ids,
             sampling=pb.Sampling(max_tokens=max_tokens, top_p=1, **sampling),
@@ -143,6 +170,7 @@ class TwoDatacenters:
             wait_ms=wait_ms,
             num_generated=num_generated,
             priority=priority,
+            pool_nodes=self.addresses("west"),
         )
 
         async def controls() -> AsyncIterator[pb.Control]:
@@ -166,7 +194,7 @@ class TwoDatacenters:
 
     async def assert_idle(self, within_s: float = 1.0) -> None:
         """Check that within a second no page, lease or call is held anywhere, and that all books balance."""
-        nodes = (self.pool_east, self.pool_west, self.prefill, self.decode)
+        nodes = (*self.nodes["east"], *self.nodes["west"], self.prefill, self.decode)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + within_s
         while held := {n.address: h for n in nodes if (h := _held(n))}:
@@ -189,12 +217,13 @@ def _held(node: Node) -> int:
 
 @asynccontextmanager
 async def two_datacenters(
-    name: str, *, num_pages: int = 128, chunk_tokens: int = 128, max_batch: int = 16
+    name: str, *, num_pages: int = 128, chunk_tokens: int = 128, max_batch: int = 16, num_nodes: int = 1
 ) -> AsyncIterator[TwoDatacenters]:
     async with AsyncExitStack() as stack:
-        dcs = TwoDatacenters(name, await stack.enter_async_context(Channels()))
+        dcs = TwoDatacenters(name, await stack.enter_async_context(Channels()), stack)
         for dc in ("east", "west"):
-            setattr(dcs, f"pool_{dc}", await stack.enter_async_context(_pool(dc)))
+            for _ in range(num_nodes):
+                await dcs.join(dc)
         prefill = PrefillSettings(dc="east", pool=dcs.pool_east.address, chunk_tokens=chunk_tokens)
         decode = DecodeSettings(
             dc="west", pool=dcs.pool_west.address, chunk_tokens=chunk_tokens, max_batch=max_batch, max_waiting=64
@@ -224,7 +253,8 @@ async def _engine(name: str, num_pages: int, settings: EngineSettings) -> AsyncI
     async with Channels() as channels, background() as jobs:
         metrics, inflight = Metrics(), InFlight()
         model, torch_thread, copier = tiny_model(name, num_pages), WorkThread("torch"), WorkThread("copier")
-        fetch = FetchContext(PoolClient(channels, settings.pool), model.kv, model.layout, copier, FetchMetrics(metrics))
+        pool, fetch_metrics = PoolClient(channels, settings.pool), FetchMetrics(metrics)
+        fetch = FetchContext(pool, model.kv, model.layout, copier, fetch_metrics, channels=channels)
         server = GrpcServer("127.0.0.1", 0, Health("grpc"), inflight)
         host = Host(model, torch_thread, fetch, metrics, server, jobs)
         if isinstance(settings, PrefillSettings):

@@ -8,7 +8,8 @@ from typing import Any
 
 import grpc
 
-from services.cachepool.app import Pool, build_pool
+from services.cachepool.app import Pool as Node
+from services.cachepool.app import build_pool
 from services.cachepool.settings import PoolSettings
 from services.cachepool.tiers.bucket import ObjectClient
 from shared.bus.events import PlacementEvent
@@ -26,6 +27,7 @@ from shared.rpc.client import Channels
 from shared.rpc.convert import add_frames, entries_to_messages, layout_to_message
 from shared.rpc.pool import AT_HOME, Arrived, Crossing, PoolClient
 from shared.rpc.pool_calls import SERVICE, add_pool_servicer
+from shared.rpc.pool_nodes import Pool
 from shared.rpc.server import GrpcServer
 from tests.support.waiting import until
 from tests.unit.cachepool.samples import ALL, LAYOUT, frame, keys, wanting
@@ -38,7 +40,7 @@ CHAIN = keys("chain", 4)
 class Running:
     """A pool that serves on loopback."""
 
-    pool: Pool
+    pool: Node
     server: GrpcServer
     metrics: Metrics
     events: list[PlacementEvent]
@@ -109,7 +111,7 @@ class Fetching:
 
     def __init__(
         self,
-        client: PoolClient,
+        client: Pool,
         blocks: Sequence[BlockEntries],
         sources: Iterable[Source] = (),
         wait_s: float = 5.0,
@@ -118,7 +120,10 @@ class Fetching:
         self.got: list[Entry] = []
         self.missing: set[Entry] = set()
         self.sizes: list[int] = []  # payload bytes of each message
-        self._arrivals = client.fetch(LAYOUT, blocks, sources, wait_s, soon(), crossing)
+        if isinstance(client, PoolClient):
+            self._arrivals = client.fetch(LAYOUT, blocks, sources, wait_s, soon(), crossing)
+        else:
+            self._arrivals = client.fetch(LAYOUT, blocks, sources, wait_s, soon())
         self.task = asyncio.create_task(self._read())
 
     async def _read(self) -> None:

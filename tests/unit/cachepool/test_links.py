@@ -4,30 +4,21 @@ import asyncio
 
 import pytest
 
-from services.cachepool.links import MAX_DATACENTERS, MIN_STRIPE_BLOCKS, Links, Turns, stripes
+from services.cachepool.links import MAX_DATACENTERS, MIN_STREAM_BLOCKS, Links, Turns, lanes
 from shared.errors import BadRequest
 from shared.ids import Datacenter
 from shared.metrics import Metrics
-from tests.unit.cachepool.samples import keys, wanting
+from shared.rpc.options import Lane
 
 WEST = Datacenter("west")
 
 
-def test_blocks_are_dealt_out_in_turn_and_each_once() -> None:
-    blocks = wanting(keys("chain", 17))
-    dealt = stripes(blocks, 4)
-    assert [stripe.lane.number for stripe in dealt] == [0, 1, 2, 3]
-    for number, stripe in enumerate(dealt):
-        assert stripe.blocks == [block for index, block in enumerate(blocks) if index % 4 == number]
-
-
 @pytest.mark.parametrize(
-    ("num_blocks", "num_streams"), [(1, 1), (MIN_STRIPE_BLOCKS, 1), (MIN_STRIPE_BLOCKS + 1, 2), (1000, 8)]
+    ("num_blocks", "num_streams"), [(1, 1), (MIN_STREAM_BLOCKS, 1), (MIN_STREAM_BLOCKS + 1, 2), (1000, 8)]
 )
 def test_few_blocks_take_few_streams(num_blocks: int, num_streams: int) -> None:
-    dealt = stripes(wanting(keys("chain", num_blocks)), 8, is_background=True)
-    assert len(dealt) == num_streams
-    assert all(stripe.lane.is_background and stripe.blocks for stripe in dealt)
+    used = lanes(num_blocks, 8, is_background=True)
+    assert used == [Lane(number, is_background=True) for number in range(num_streams)]
 
 
 async def test_background_waits_for_every_foreground_stream() -> None:
