@@ -93,7 +93,8 @@ class DecodeEngine:
     async def run(self) -> None:
         """Serve until cancelled."""
         try:
-            await self._thread.run(self._capture)
+            if self._model.transformer.can_capture:
+                await self._thread.run(self._capture)
             while True:
                 self._wake.clear()
                 started = time.perf_counter()

@@ -89,8 +89,9 @@ class CudaStager(Stager):
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._outwards = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._inwards = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        # Before the model's next kernels, not after all of them: what gathers is short, and somebody waits for it.
+        self._outwards = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+        self._inwards = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
 
     def mark(self) -> torch.cuda.Event:
         event = _event()

@@ -86,6 +86,11 @@ class Transformer:
         return self._native is not None
 
     @property
+    def can_capture(self) -> bool:
+        """Whether device and attention can do decode steps as CUDA graphs."""
+        return self.device.type == "cuda" and self._attention.can_be_captured
+
+    @property
     def attention(self) -> str:
         """Whose attention runs."""
         return self._attention.name
@@ -148,11 +153,10 @@ class Transformer:
 
     @torch.inference_mode()
     def capture_decode(self, kv: PagedKv, max_tokens: int, max_batch: int) -> None:
-        """Make graphs of `decode` over one cache for batches up to `max_batch`, where device and attention can do that.
-
-        `max_tokens` is the longest sequence that will come. On a CPU this does nothing.
+        """Make graphs of `decode` over one cache for batches up to `max_batch`: seconds, and nothing unless
+        `can_capture`. `max_tokens` is the longest sequence that will come.
         """
-        if self.device.type != "cuda" or not self._attention.can_be_captured:
+        if not self.can_capture:
             return
         from shared.model.cuda.graphs import DecodeGraphs, padded  # deferred with the rest of what GPUs need
 
@@ -160,6 +164,10 @@ class Transformer:
         for rows in sorted({padded(count) for count in range(1, max_batch + 1)}, reverse=True):
             graphs.capture(rows)  # the largest first: the others find its memory
         self._graphs = graphs
+
+    def forget_graphs(self) -> None:
+        """Undo `capture_decode`: the graphs, and the cache that they read, are let go of."""
+        self._graphs = None
 
     def wait(self) -> None:
         """Block until the device has computed what was submitted; a CPU has when a call returns."""

@@ -24,7 +24,7 @@ class FakeStream:
 
     current: ClassVar["FakeStream"]
 
-    def __init__(self, device: object = None) -> None:
+    def __init__(self, device: object = None, priority: int = 0) -> None:
         self.queue: list[Callable[[], object]] = []
         self.num_done = 0
 
