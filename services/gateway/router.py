@@ -18,6 +18,7 @@ from shared.kv.codec import Codec
 from shared.kv.entries import Source
 from shared.kv.layout import KvLayout
 
+HandOff = Literal["streamed", "stored"]
 PlanKind = Literal["none", "local", "remote", "decode_only"]
 
 
@@ -28,6 +29,7 @@ class RouterSettings:
     offload_threshold_tokens: int
     block_wait_ms: int
     codec: Codec
+    hand_off: HandOff = "streamed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ class Plan:
     prefill_sources: tuple[Source, ...]
     codec: Codec
     wait_ms: int
+    hand_off: HandOff = "streamed"
 
 
 def route(request: RequestFacts, members: RegistryView, settings: RouterSettings) -> Plan:
@@ -99,6 +102,7 @@ def route(request: RequestFacts, members: RegistryView, settings: RouterSettings
         decode_sources=_sources(_decode_choices(layout, decode, prefill, num_blocks, held), nodes),
         prefill_sources=_sources(_prefill_choices(layout, request, prefill, usable, held), nodes),
         codec=settings.codec,
+        hand_off=settings.hand_off,
         wait_ms=0 if prefill is None else settings.block_wait_ms,
     )
 

@@ -26,6 +26,11 @@ class GatewaySettings(ServiceSettings):
         "PRFAAS_OFFLOAD_THRESHOLD_TOKENS", 512, help="uncached prompts above it go remote", check=non_negative
     )
     wire_codec: Literal["raw", "lz4"] = setting("PRFAAS_CODEC", "raw", help="of KV frames: raw or lz4")
+    hand_off: Literal["streamed", "stored"] = setting(
+        "PRFAAS_HAND_OFF",
+        "streamed",
+        help="stored: decode begins when prefill has ended; slower, there to be compared with",
+    )
     block_wait_s: float = setting(
         "PRFAAS_BLOCK_WAIT_S", 120.0, help="wait of decode for a block without a writer", check=positive
     )
