@@ -1,4 +1,7 @@
-"""The suite in two sites of a WAN: prefill and its pool in the east, all else in the west, where the user is."""
+"""The suite in two sites of a WAN: prefill and its pool in the east, all else in the west, where the user is.
+
+Two gateways, one of which stores and forwards, send to the same engines: they can be asked in turn.
+"""
 
 import asyncio
 import json
@@ -26,6 +29,7 @@ SITES = {
     "prefill-east": EAST,
     "decode-west": WEST,
     "gateway-west": WEST,
+    "gateway-stored-west": WEST,  # the same suite, but decode begins when prefill has ended
 }
 GRPC_PORT, HTTP_PORT, BROKER_PORT = 7100, 7200, 19092
 START_LIMIT_S = 90.0
@@ -39,7 +43,7 @@ class WanSuite:
         self._folder = folder
         self._environ = environ
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.url = self._http("gateway-west")
+        self.url, self.stored_url = self._http("gateway-west"), self._http("gateway-stored-west")
 
     def start(self) -> None:
         for name, site in SITES.items():
@@ -122,6 +126,8 @@ class WanSuite:
             "OMP_WAIT_POLICY": "PASSIVE",
             "TOKENIZERS_PARALLELISM": "false",
         }
+        if name == "gateway-stored-west":
+            own["PRFAAS_HAND_OFF"] = "stored"
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("PRFAAS_")}
         return {**inherited, **own, **self._environ}
 
