@@ -164,7 +164,13 @@ def report(found: Sequence[Found], stored: Sequence[Sample], settings: Row) -> t
 def measure(options: argparse.Namespace) -> Report:
     options.tokens = options.tokens or (1000 if options.quick else 2000)
     with wan([EAST, WEST], Line(DELAY_S, FAST)) as network, tempfile.TemporaryDirectory() as folder:
-        environ = {"PRFAAS_DTYPE": options.dtype, "PRFAAS_THREADS": "1", "PRFAAS_REQUEST_TIMEOUT_S": "300"}
+        # Raw frames: a codec would change the bytes with the rate, and take of the cores that prefill competes for.
+        environ = {
+            "PRFAAS_DTYPE": options.dtype,
+            "PRFAAS_THREADS": "1",
+            "PRFAAS_CODEC": "raw",
+            "PRFAAS_REQUEST_TIMEOUT_S": "300",
+        }
         with network.inside(WEST), wan_suite(network, Path(folder), **environ) as suite:
             found, stored = asyncio.run(run(network, suite, options))
     settings: Row = {

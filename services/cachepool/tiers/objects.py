@@ -78,7 +78,7 @@ class ObjectHeader:
         """The layers held, as a bitmask."""
         return sum(1 << place.layer for place in self.places)
 
-    def frame(self, place: Place, payload: bytes) -> Frame:
+    def frame(self, place: Place, payload: bytes | memoryview) -> Frame:
         """Return the frame that was sealed at the source; `verify` tells whether the payload is still the same."""
         return Frame(self.key, place.layer, place.codec, place.fidelity, place.raw_bytes, payload, place.checksum)
 

@@ -87,7 +87,7 @@ class Reader:
         self._metrics.read_bytes.inc(part.length)
         starts = [place.offset - part.offset for place in part.places]
         frames = [
-            header.frame(place, bytes(data[start : start + place.length]))
+            header.frame(place, data[start : start + place.length])
             for place, start in zip(part.places, starts, strict=True)
         ]
         checked = await check(frames)

@@ -19,6 +19,8 @@ from shared.log import get_logger
 log = get_logger()
 
 MAX_ATTEMPTS = 3
+MAX_HELD_SHARE = 8
+"""No further write begins while blocks that are being written take an eighth of memory."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,10 @@ class WriteLimits:
 class WriteBehind:
     """Owns the queue of blocks to be written.
 
-    A block that waits is only a key: it stays evictable, so that writing never stands in the way of publishing. It
-    is held while it is written, `max_writes` blocks at a time. What is evicted before its turn, or finds the queue
-    full, is not written, and counted. An object always has every intact layer that memory and its predecessor had.
+    A block that waits is only a key: it stays evictable, so that writing never stands in the way of publishing. It is
+    held while it is written, `max_writes` blocks at a time and little of memory. What is evicted before its turn, or
+    finds the queue full, is not written, and counted. An object always has every intact layer that memory and the
+    object before it had.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class WriteBehind:
         self._limits = limits
         self._waiting: dict[BlockKey, int] = {}  # key -> attempts so far, first come first
         self._writing: set[BlockKey] = set()
+        self._held_bytes = 0
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -98,9 +102,10 @@ class WriteBehind:
             if self._breaker.is_open:
                 await asyncio.sleep(self._breaker.rest_left_s)
                 continue
-            for key in self._waiting:
-                if key not in self._writing:  # two writes of one object would race
-                    return key
+            if self._held_bytes * MAX_HELD_SHARE <= self._store.budget_bytes:
+                for key in self._waiting:
+                    if key not in self._writing:  # two writes of one object would race
+                        return key
             self._wake.clear()
             await self._wake.wait()
 
@@ -112,6 +117,7 @@ class WriteBehind:
             if held is None:
                 self._skip("evicted")
                 return
+            self._held_bytes += held.charge
             await self._write_held(key, held)
         except Overloaded as error:
             self._again(key, attempts, "no_room", error)
@@ -122,6 +128,7 @@ class WriteBehind:
             self._again(key, attempts, "failed", error)
         finally:
             if held is not None:
+                self._held_bytes -= held.charge
                 self._store.let_go(key)
 
     async def _write_held(self, key: BlockKey, held: Held) -> None:

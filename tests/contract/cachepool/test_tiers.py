@@ -46,6 +46,7 @@ async def pushed_out(running: Running) -> None:
     await publish(running, CHAIN)
     await written(running, 4)
     await publish(running, OTHER)
+    await written(running, 8)
     assert [running.pool.store.lookup(name) for name in CHAIN] == [0] * 4
 
 
@@ -157,7 +158,6 @@ def announced(running: Running) -> dict[BlockKey, tuple[int, int]]:
 async def test_placement_says_what_any_tier_holds(channels: Channels, client: FaultyClient) -> None:
     async with pool(channels, client) as west:
         await pushed_out(west)
-        await written(west, 8)
         assert holding(west.pool.store, west.pool.tier, CHAIN[0]) == (0b11, 0)
         assert holding(west.pool.store, west.pool.tier, OTHER[0]) == (0b11, 0b11)
     async with pool(channels, client, num_blocks=100) as reborn:
