@@ -90,6 +90,7 @@ class Attempt:
         self._tally = tally
         self._deadline = deadline
         self._started = asyncio.Event()  # decode has its first message: updates may follow
+        self._prefilled = asyncio.Event()  # the prefill call is over, whichever way
 
     async def tokens(self) -> AsyncGenerator[TokenEvent, None]:
         """Yield tokens as decode sends them. Raises what the decode call fails with; prefill's failures stay inside."""
@@ -99,6 +100,8 @@ class Attempt:
         self._cluster.registry.assign(worker)
         prefill = self._start_prefill(call)
         try:
+            if prefill is not None and self._plan.hand_off == "stored":
+                await self._prefilled.wait()
             # A call that has failed already says why when it is read.
             with suppress(WorkerLost), rpc_errors(worker):
                 await call.write(pb.Control(start=self._generate_request()))
@@ -173,6 +176,7 @@ class Attempt:
                     is_finished = progress.finished
         finally:
             call.cancel()
+            self._prefilled.set()
         if not is_finished:
             raise WorkerLost(f"{member.worker} ended a prefill before it was finished")
 

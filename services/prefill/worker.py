@@ -189,6 +189,7 @@ class PrefillWorker:
             "prompt_prefilled",
             num_blocks=num_blocks,
             reused_blocks=start,
+            started_at_s=publisher.opened_at_s,
             num_entries_sent=publisher.num_entries_sent,
             first_entry_sent_at_s=publisher.first_sent_at_s,
             computed_at_s=computed_at_s,
