@@ -52,7 +52,7 @@ bench: setup ## run all benchmarks; results go to docs/results
 	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --json docs/results/$$name.json || exit 1; done
 
 bench-quick: setup ## the same in miniature, results in .run
-	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --quick --json .run/bench/$$name.json || exit 1; done
+	@for name in $(BENCHMARKS) trace; do $(BIN)/python -m benchmarks.$$name --quick --json .run/bench/$$name.json || exit 1; done
 
 wan-test: setup ## pools and the suite over an emulated WAN (needs root, iproute2)
 	$(BIN)/pytest -m wan tests/wan
