@@ -29,7 +29,6 @@ from shared.rpc.client import Channels
 NUM_HOLDERS = 64
 HOLDERS = [WorkerId(f"pool-{number:02}") for number in range(NUM_HOLDERS)]
 PROMPT_BLOCKS = 2048
-FILL_BLOCKS = 2048
 EVENT_BLOCKS = (16, 64, 512, 4096)
 TARGET_EVENT_BLOCKS = 64
 """64 pools that announce every 20 ms send events of this size when 200,000 blocks change in a second."""
@@ -94,15 +93,15 @@ class Index:
 async def fill(index: Index, prompts: list[Prompt], size: Size) -> list[float]:
     """Fill the index, prompts in between. Returns the times of matches meanwhile: a table is often half moved then."""
     waiting = list(prompts)
-    per_step = FILL_BLOCKS * index.copies
-    every = max(1, size.num_pairs // per_step // len(prompts))
+    num_steps = size.num_pairs // index.copies // PROMPT_BLOCKS - len(prompts)  # a prompt has the blocks of a step
+    every = num_steps // len(prompts)
     matches = []
     step = 0
     while index.num_pairs < size.num_pairs:
         if waiting and step % every == 0:
             for holder, keys in waiting.pop().parts():
                 await index.store(holder, keys)
-        await index.store(int(index.rng.integers(NUM_HOLDERS)), index.rng.bytes(32 * FILL_BLOCKS))
+        await index.store(int(index.rng.integers(NUM_HOLDERS)), index.rng.bytes(32 * PROMPT_BLOCKS))
         if step % 8 == 0:
             matches.append(index.match(prompts[step // 8 % len(prompts)].keys))
         step += 1
