@@ -4,6 +4,8 @@ import asyncio
 import time
 from collections.abc import Callable
 
+import grpc
+
 from services.gateway.attempt import Cluster
 from services.gateway.router import no_decode_worker
 from shared.bus.events import (
@@ -62,6 +64,7 @@ class Feed:
         """Take snapshots and keep the health condition, for ever; meant for `background()`."""
         while True:
             self._wake.clear()
+            self._look_at_channels()
             self._report_health()
             await self._refresh()
             await asyncio.sleep(PAUSE_S)
@@ -79,6 +82,13 @@ class Feed:
             elif is_new:
                 self._cluster.index.doubt(event.worker)
         self._report_health()
+
+    def _look_at_channels(self) -> None:
+        """Drop pool nodes from plans, and take them back, before silence on the bus or its end would show it."""
+        for worker, address in self._cluster.registry.pool_addresses().items():
+            state = self._cluster.channels.get(address).get_state(try_to_connect=True)
+            if state in (grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE):
+                self._cluster.registry.set_reachable(worker, state is grpc.ChannelConnectivity.READY)
 
     def _report_health(self) -> None:
         view = self._cluster.registry.view()
