@@ -21,6 +21,7 @@ from services.gateway.router import Plan
 from services.gateway.text import FinishReason
 from shared.deadline import Deadline
 from shared.errors import PrfaasError, Unavailable, WorkerLost
+from shared.kv.hashing import tenant_of
 from shared.kv.rendezvous import partition
 from shared.log import get_logger
 from shared.model.logprobs import TokenLogprobs
@@ -211,6 +212,7 @@ class Attempt:
             priority=self._request.priority,
             fidelity=cast(pb.Fidelity.ValueType, int(self._request.fidelity)),
             pool_nodes=self._plan.decode_nodes,
+            tenant=tenant_of(self._request.salt),
         )
 
     def _prefill_request(self) -> pb.PrefillRequest:
@@ -225,6 +227,7 @@ class Attempt:
             priority=self._request.priority,
             fidelity=cast(pb.Fidelity.ValueType, int(self._request.fidelity)),
             pool_nodes=self._plan.prefill_nodes,
+            tenant=tenant_of(self._request.salt),
         )
 
 
