@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 from shared.deadline import Deadline
 from shared.errors import WorkerLost
+from shared.ids import BlockKey
 from shared.kv.entries import BlockEntries, Source
 from shared.kv.frame import Frame
 from shared.kv.layout import KvLayout
 from shared.proto import prfaas_pb2 as pb
+from shared.proto.prfaas_pb2_grpc import CachePoolStub
 from shared.rpc.client import Channels, rpc_errors
 from shared.rpc.convert import (
     entries_from_messages,
@@ -20,7 +22,7 @@ from shared.rpc.convert import (
     sources_to_messages,
 )
 from shared.rpc.pool_calls import fetch_call, publish_call
-from shared.rpc.wire import Unreadable
+from shared.rpc.wire import Keep, Unreadable
 
 LEASE_S = 15.0
 
@@ -97,8 +99,8 @@ class Publication:
 class PoolClient:
     """One cache pool as its clients see it. Holds no state: channels belong to `Channels`."""
 
-    def __init__(self, channels: Channels, address: str, *, keep: bool = False) -> None:
-        """With `keep`, fetched payloads own their memory; without, each is a view that keeps its message alive."""
+    def __init__(self, channels: Channels, address: str, *, keep: Keep | None = None) -> None:
+        """Fetched payloads are what `keep` makes of them; without, each is a view that keeps its message alive."""
         self._channels = channels
         self._keep = keep
         self.address = address
@@ -122,13 +124,20 @@ class PoolClient:
             sources=sources_to_messages(sources),
             wait_ms=int(wait_s * 1000),
         )
-        call = fetch_call(self._channels.get(self.address), keep=self._keep)(request, timeout=deadline.remaining())
+        call = fetch_call(self._channels.get(self.address), self._keep)(request, timeout=deadline.remaining())
         try:
             with rpc_errors(self.address):
                 async for reply in call:
                     yield _arrived(reply)
         finally:
             call.cancel()
+
+    async def lookup(self, keys: Sequence[BlockKey], deadline: Deadline) -> list[int]:
+        """Return the layers of each block that the pool has in memory, as bitmasks."""
+        lookup = CachePoolStub(self._channels.get(self.address)).Lookup
+        with rpc_errors(self.address):
+            reply = await lookup(pb.LookupRequest(keys=keys), timeout=deadline.remaining())
+        return [mask_from_bytes(mask) for mask in reply.present]
 
     @asynccontextmanager
     async def publish(self, deadline: Deadline) -> AsyncIterator[Publication]:

@@ -13,9 +13,8 @@ from shared.ids import BlockKey
 from shared.kv.codec import Codec, Fidelity
 from shared.kv.frame import Frame, seal, verify
 from shared.proto import prfaas_pb2 as pb
-from shared.rpc import wire
 from shared.rpc.convert import add_frames, frame_from_message
-from shared.rpc.wire import Unreadable, decode_fetch, decode_fetch_to_keep, decode_publish, encode_fetch, encode_publish
+from shared.rpc.wire import Unreadable, decode_fetch, decode_publish, encode_fetch, encode_publish
 
 NUMBERS = st.one_of(st.sampled_from([0, 1, 127, 128, 300, 1 << 14, (1 << 21) - 1, (1 << 32) - 1]), st.integers(0, 600))
 FRAMES = st.lists(
@@ -78,7 +77,6 @@ def test_what_we_write_is_what_the_generated_code_writes(frames: list[Frame]) ->
 def test_what_the_generated_code_writes_comes_as_frames(frames: list[Frame]) -> None:
     assert decode_publish(generated(pb.PublishRequest, frames)) == frames
     assert decode_fetch(generated(pb.FetchReply, frames)) == frames
-    assert decode_fetch_to_keep(generated(pb.FetchReply, frames)) == frames
 
 
 def test_other_messages_pass() -> None:
@@ -89,14 +87,12 @@ def test_other_messages_pass() -> None:
     assert decode_publish(b"") == pb.PublishRequest()
 
 
-def test_only_a_message_of_one_large_frame_is_kept_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "VIEW_BYTES", 200)
-    assert payload_types(decode_publish(encode_publish(SAMPLE))) == [bytes] * 3
-    assert payload_types(decode_publish(encode_publish(SAMPLE[:1]))) == [memoryview]
-    assert payload_types(decode_fetch_to_keep(encode_fetch(SAMPLE))) == [bytes] * 3
+def test_payloads_are_views_or_what_keep_makes_of_them() -> None:
     assert payload_types(decode_fetch(encode_fetch(SAMPLE))) == [memoryview] * 3
-    monkeypatch.setattr(wire, "VIEW_BYTES", 201)
-    assert payload_types(decode_publish(encode_publish(SAMPLE[:1]))) == [bytes]
+    assert payload_types(decode_fetch(encode_fetch(SAMPLE), keep=bytes)) == [bytes] * 3
+    assert payload_types(decode_publish(encode_publish(SAMPLE), keep=bytes)) == [bytes] * 3
+    odd = encode_publish(SAMPLE[:1]) + encode_publish(SAMPLE[1:])  # for the generated parser
+    assert payload_types(decode_publish(odd, keep=lambda p: memoryview(bytes(p)))) == [memoryview] * 3
 
 
 def test_frames_survive_both_ways() -> None:
