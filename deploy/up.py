@@ -33,6 +33,8 @@ DEFAULTS = {
     # Three engines share these cores. A thread of OpenMP that spins while it waits for one that another engine has
     # pushed aside makes a token take a second; one that sleeps costs microseconds.
     "OMP_WAIT_POLICY": "PASSIVE",
+    # Each pool has a folder of its own in it. What is cached outlives a restart; `make clean` removes it.
+    "PRFAAS_POOL_OBJECT_URL": (ROOT / ".run/pool").as_uri(),
     "PYTHONUNBUFFERED": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }

@@ -33,7 +33,7 @@ from shared.log import configure
 from shared.metrics import Metrics
 from shared.model.sampling_params import SamplingParams
 from shared.rpc.client import Channels
-from shared.rpc.pool import Arrived, Grant, PoolClient, Publication
+from shared.rpc.pool import AT_HOME, Arrived, Crossing, Grant, PoolClient, Publication
 from shared.rpc.server import GrpcServer
 
 TIMEOUT_S = 600.0
@@ -65,6 +65,7 @@ class NoPool(PoolClient):
         sources: Iterable[Source],
         wait_s: float,
         deadline: Deadline,
+        crossing: Crossing = AT_HOME,
     ) -> AsyncGenerator[Arrived, None]:
         yield Arrived([], list(blocks))
 

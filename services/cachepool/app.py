@@ -5,20 +5,25 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from time import monotonic, time
 
+from services.cachepool.links import LinkCollector, Links
 from services.cachepool.metrics import PoolMetrics, StoreCollector
 from services.cachepool.peers import PeerPulls
 from services.cachepool.placement import PlacementFeed, PlacementLog
 from services.cachepool.servicer import PoolServicer
 from services.cachepool.settings import PoolSettings
 from services.cachepool.store import Store
+from services.cachepool.tiers.bucket import ObjectClient
+from services.cachepool.tiers.opening import open_tier
+from services.cachepool.tiers.tier import NoTier, ObjectTier
 from shared.allocator import keep_freed_memory
 from shared.bus.announce import Announcer
 from shared.bus.events import TOPIC_PLACEMENT, LoadEvent, MembershipEvent, PlacementEvent
 from shared.bus.kafka import Bus
 from shared.config import load
+from shared.deadline import Deadline
 from shared.health import Health
 from shared.http import StatusServer
-from shared.ids import Datacenter, Epoch, WorkerId, new_epoch
+from shared.ids import BlockKey, Datacenter, Epoch, WorkerId, new_epoch
 from shared.lifecycle import InFlight, Lifecycle, background
 from shared.log import configure, get_logger
 from shared.metrics import Metrics, watch_loop_lag
@@ -35,7 +40,9 @@ class Pool:
 
     store: Store
     feed: PlacementFeed
+    tier: ObjectTier | None
     pulls: PeerPulls
+    links: Links
     servicer: PoolServicer
 
 
@@ -45,15 +52,42 @@ def build_pool(
     channels: Channels,
     metrics: Metrics,
     publish: Callable[[PlacementEvent], None],
+    client: ObjectClient | None = None,
 ) -> Pool:
-    """Wire a pool whose placement events go to `publish`, which must not block."""
+    """Wire a pool whose placement events go to `publish`, which must not block.
+
+    `client` takes the place of the object store that the settings name. Raises `SettingsError` when they name none.
+    """
     counters = PoolMetrics(metrics)
     placement = PlacementLog(WorkerId(settings.worker_id), Datacenter(settings.dc), epoch)
     feed = PlacementFeed(placement, publish, settings.heartbeat_s)
-    store = Store(settings.pool_bytes, monotonic, lambda key, groups: feed.note(key, groups, groups))
+    tier: ObjectTier | None = None
+
+    def note_holding(key: BlockKey) -> None:
+        feed.note(key, *holding(store, tier, key))
+
+    def note_settled(key: BlockKey) -> None:
+        if tier is not None:
+            tier.writes.note(key)
+
+    store = Store(settings.pool_bytes, monotonic, lambda key, _groups: note_holding(key), note_settled)
+    if settings.object_url:
+        tier = open_tier(settings, store, metrics, note_holding, client)
     metrics.registry.register(StoreCollector(store, placement))
-    pulls = PeerPulls(store, channels, counters, settings.pull_timeout_s)
-    return Pool(store, feed, pulls, PoolServicer(settings, store, placement, pulls, counters))
+    links = Links(Datacenter(settings.dc), metrics, monotonic)
+    pulls = PeerPulls(store, channels, links, counters, settings)
+    metrics.registry.register(LinkCollector(pulls.link_loads))
+    servicer = PoolServicer(settings, store, placement, tier or NoTier(), pulls, links, counters)
+    return Pool(store, feed, tier, pulls, links, servicer)
+
+
+def holding(store: Store, tier: ObjectTier | None, key: BlockKey) -> tuple[int, int]:
+    """Return the layer groups of a block that are held wholly, in any tier and in memory, as bitmasks."""
+    memory_groups = store.groups(key)
+    stored = tier.index.get(key) if tier else None
+    if stored is None:
+        return memory_groups, memory_groups
+    return stored.layout.group_mask(store.lookup(key) | stored.layers), memory_groups
 
 
 async def run(lifecycle: Lifecycle) -> None:
@@ -75,8 +109,10 @@ async def run(lifecycle: Lifecycle) -> None:
 
         pool = build_pool(settings, epoch, channels, metrics, publish)
         stack.push_async_callback(pool.pulls.close)
+        if pool.tier is not None:
+            jobs.start(pool.tier.run(), name="object tier")
         server = GrpcServer(settings.grpc_host, settings.grpc_port, health, inflight)
-        add_pool_servicer(pool.servicer, server.grpc)
+        add_pool_servicer(pool.servicer, server.grpc, pool.store.memory.keep)
         port = await server.start()
         address = pool.pulls.own_address = f"{settings.advertise_host}:{port}"
         announcer = Announcer(producer, _membership(settings, epoch, address), lambda: _load(settings, epoch, pool))
@@ -93,7 +129,10 @@ async def run(lifecycle: Lifecycle) -> None:
 
         await lifecycle.stopping.wait()
         await announcer.leave()
+        end = Deadline.after(settings.drain_s)
         num_cancelled = await server.stop(settings.drain_s)
+        if pool.tier is not None and (num_unwritten := await pool.tier.close(end.remaining())):
+            log.warning("blocks_not_written", num_blocks=num_unwritten)
         log.info("cachepool_drained", num_streams_cancelled=num_cancelled, **pool.store.stats._asdict())
 
 
@@ -119,4 +158,5 @@ def _load(settings: PoolSettings, epoch: Epoch, pool: Pool) -> LoadEvent:
         kv_usage=stats.used_bytes / settings.pool_bytes,
         speed_tokens_per_s=0.0,
         at_ms=int(time() * 1000),
+        links=pool.pulls.link_loads(),
     )

@@ -34,6 +34,7 @@ class Block:
         "filling",
         "frames",
         "groups",
+        "is_held",
         "key",
         "layout",
         "num_children",
@@ -54,13 +55,14 @@ class Block:
         self.present = 0  # layer bitmask
         self.filling = 0  # layer bitmask
         self.groups = 0  # mask of the layer groups that are wholly present
+        self.is_held = False  # by the write-behind of the object tier
         self.charge = 0  # bytes taken from the budget
         self.frames: list[Frame | None] = []
         self.readers: dict[Subscription, int] = {}  # subscription -> index of this block in it
 
     @property
     def referenced(self) -> bool:
-        return bool(self.readers or self.filling)
+        return bool(self.readers or self.filling or self.is_held)
 
     @property
     def evictable(self) -> bool:

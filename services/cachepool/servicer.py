@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +11,15 @@ import grpc.aio
 
 from services.cachepool.block import Writer
 from services.cachepool.integrity import check
+from services.cachepool.links import Links, Outlet
 from services.cachepool.metrics import WRITER, PoolMetrics
 from services.cachepool.peers import PeerPulls, SourcedReader
 from services.cachepool.placement import PlacementLog
 from services.cachepool.settings import PoolSettings
+from services.cachepool.shares import SHARE_ID_BYTES, Place, Shares
 from services.cachepool.store import Store
 from services.cachepool.subscription import Subscription
+from services.cachepool.tiers.tier import NoTier, ObjectTier
 from shared.bus.events import stored_to_messages
 from shared.errors import BadRequest, CorruptFrame, LeaseExpired, Overloaded
 from shared.kv.entries import BlockEntries
@@ -25,7 +28,6 @@ from shared.kv.layout import KvLayout
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import CachePoolServicer
 from shared.rpc.convert import (
-    MAX_BATCH_BYTES,
     entries_from_messages,
     entries_to_messages,
     key_from_bytes,
@@ -56,12 +58,22 @@ class PoolServicer(CachePoolServicer):
     """Serves one store. Every lease ends with its stream, however that ends."""
 
     def __init__(
-        self, settings: PoolSettings, store: Store, placement: PlacementLog, pulls: PeerPulls, metrics: PoolMetrics
+        self,
+        settings: PoolSettings,
+        store: Store,
+        placement: PlacementLog,
+        tier: ObjectTier | NoTier,
+        pulls: PeerPulls,
+        links: Links,
+        metrics: PoolMetrics,
     ) -> None:
         self._settings = settings
         self._store = store
         self._placement = placement
+        self._tier = tier
         self._pulls = pulls
+        self._links = links
+        self._shares: Shares[SourcedReader] = Shares()
         self._metrics = metrics
         self._num_streams = {"Publish": 0, "Fetch": 0}
 
@@ -81,18 +93,32 @@ class PoolServicer(CachePoolServicer):
         if any(source.end > len(blocks) for source in sources):
             raise BadRequest("a source names blocks beyond those of the request")
         wait_s = min(request.wait_ms / 1000, self._settings.max_wait_s)
-        with self._stream("Fetch"):
-            changed = asyncio.Event()
-            reader = self._store.subscribe(layout, blocks, wait_s, changed.set)
-            try:
-                await self._deliver(SourcedReader(reader, layout, sources, wait_s), changed, context)
-            finally:
-                self._store.close(reader)
-                self._pulls.cancel_unwanted()
+        is_background = request.urgency == pb.URGENCY_BACKGROUND
+        outlet = self._links.outlet(request.dc, is_background=is_background)
+        if len(request.share) not in (0, SHARE_ID_BYTES):
+            raise BadRequest(f"the id of a share has {SHARE_ID_BYTES} bytes")
+
+        def opening(notify: Callable[[], None]) -> SourcedReader:
+            reader = self._store.subscribe(layout, blocks, wait_s, notify)
+            sourced = SourcedReader(reader, layout, sources, wait_s, is_background=is_background)
+            self._pulls.hasten(sourced)
+            return sourced
+
+        with self._stream("Fetch"), self._shares.join(request.share, opening, self._closing) as place:
+            if place is not None:
+                await self._deliver(place, outlet, context)
+
+    def _closing(self, sourced: SourcedReader) -> None:
+        self._store.close(sourced.reader)
+        self._tier.cancel_unwanted()
+        self._pulls.cancel_unwanted()
 
     async def Lookup(self, request: pb.LookupRequest, context: Context) -> pb.LookupReply:
         self._check_size(len(request.keys))
-        return pb.LookupReply(present=[mask_to_bytes(self._store.lookup(key_from_bytes(key))) for key in request.keys])
+        keys = [key_from_bytes(key) for key in request.keys]
+        return pb.LookupReply(
+            present=[mask_to_bytes(self._store.lookup(key) | self._tier.readable(key)) for key in keys]
+        )
 
     async def Snapshot(self, request: pb.SnapshotRequest, context: Context) -> AsyncIterator[pb.SnapshotReply]:
         snapshot = self._placement.snapshot()
@@ -119,13 +145,16 @@ class PoolServicer(CachePoolServicer):
         layout, blocks = self._wanted(message.layout, message.blocks)
         if message.lease_ms:
             lease.silence_s = min(message.lease_ms / 1000, self._settings.max_lease_s)
-        grants = self._store.grant(lease.writer, layout, blocks)
-        for (_, asked), (granted, present) in zip(blocks, grants, strict=True):
+        objects = [self._tier.readable(key, layout) & layers for key, layers in blocks]
+        lacking = [BlockEntries(key, layers & ~held) for (key, layers), held in zip(blocks, objects, strict=True)]
+        grants = self._store.grant(lease.writer, layout, lacking)
+        presents = [grant.present | held for grant, held in zip(grants, objects, strict=True)]
+        for (_, asked), (granted, _), present in zip(blocks, grants, presents, strict=True):
             self._metrics.skipped.labels("present").inc(present.bit_count())
             self._metrics.skipped.labels("filling").inc((asked & ~granted & ~present).bit_count())
         return pb.PublishGrant(
             granted=[mask_to_bytes(grant.granted) for grant in grants],
-            present=[mask_to_bytes(grant.present) for grant in grants],
+            present=[mask_to_bytes(present) for present in presents],
         )
 
     async def _ingest(self, frames: Sequence[Frame], lease: _Lease) -> None:
@@ -153,22 +182,29 @@ class PoolServicer(CachePoolServicer):
             self._metrics.published.inc(num_stored)
             self._metrics.published_bytes.inc(num_bytes)
 
-    async def _deliver(self, sourced: SourcedReader, changed: asyncio.Event, context: Context) -> None:
+    async def _deliver(self, place: Place[SourcedReader], outlet: Outlet, context: Context) -> None:
         """Send what is ready, lowest layer first, until every wanted entry was sent or reported missing."""
+        sourced, changed, wake_others = place
         reader = sourced.reader
         while not reader.done:
             changed.clear()
             if reader.lost_writers:
                 reader.lost_writers = False
+                self._tier.start(sourced)
                 self._pulls.start(sourced)
-            # Whatever is ready goes at once; a batch fills only while the last one is being sent.
-            if frames := reader.take(MAX_BATCH_BYTES):
-                await self._send(frames, context)
+            if reader.has_ready:
+                # Whatever is ready goes at once; a batch fills only while the last one is being sent.
+                async with outlet.turn():
+                    frames = reader.take(outlet.max_batch_bytes)
+                    if frames:  # else another stream of the share was quicker
+                        await self._send(frames, context)
+                outlet.sent(frames)
             elif missing := reader.take_missing(self._store.clock()):
                 self._metrics.fetched.labels("miss").inc(sum(block.layers.bit_count() for block in missing))
                 await context.write(pb.FetchReply(missing=pb.FetchMissing(blocks=entries_to_messages(missing))))
             else:
                 await _wait(changed, reader)
+        wake_others()  # they have nothing to wait for any more
 
     async def _send(self, frames: Sequence[Frame], context: Context) -> None:
         await context.write(frames)

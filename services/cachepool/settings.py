@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from shared.config import ServiceSettings, parse_bytes, positive, setting
+from shared.config import ServiceSettings, non_negative, parse_bytes, positive, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,34 @@ class PoolSettings(ServiceSettings):
     pull_timeout_s: float = setting(
         "PRFAAS_POOL_PULL_TIMEOUT_S", 120.0, help="time limit of one pull from a peer pool", check=positive
     )
+    link_connections: int = setting(
+        "PRFAAS_POOL_LINK_CONNECTIONS", 8, help="connections that a pull from another datacenter uses", check=positive
+    )
     heartbeat_s: float = setting(
         "PRFAAS_POOL_HEARTBEAT_S", 2.0, help="interval of placement events while nothing changes", check=positive
+    )
+    object_url: str = setting(
+        "PRFAAS_POOL_OBJECT_URL",
+        "",
+        help="where blocks are kept behind memory: file:///folder, s3://bucket/prefix, gs://, az:// (empty: nowhere);"
+        " each pool uses a folder of its own in it, named by its worker id",
+    )
+    object_bytes: int = setting(
+        "PRFAAS_POOL_OBJECT_BYTES",
+        8 << 30,
+        help="bytes that the objects may take (0: no limit)",
+        parse=parse_bytes,
+        check=non_negative,
+    )
+    object_timeout_s: float = setting(
+        "PRFAAS_POOL_OBJECT_TIMEOUT_S", 5.0, help="time limit of one call of the object store", check=positive
+    )
+    object_reads: int = setting(
+        "PRFAAS_POOL_OBJECT_READS", 16, help="reads from the object store at a time", check=positive
+    )
+    object_writes: int = setting(
+        "PRFAAS_POOL_OBJECT_WRITES", 4, help="blocks written to the object store at a time", check=positive
+    )
+    object_queue: int = setting(
+        "PRFAAS_POOL_OBJECT_QUEUE", 16384, help="blocks that may wait to be written; more are not", check=positive
     )

@@ -6,6 +6,7 @@ from weakref import WeakValueDictionary
 
 from services.cachepool.block import BLOCK_OVERHEAD_BYTES, Block, Writer, entry_charge
 from services.cachepool.eviction import LeastRecentlyUsed
+from services.cachepool.memory import PayloadMemory
 from services.cachepool.subscription import Subscription
 from shared.errors import BadRequest, CorruptFrame, Overloaded
 from shared.ids import BlockKey, LayoutHash
@@ -32,6 +33,16 @@ class StoreStats(NamedTuple):
     num_evicted: int  # blocks, since the start
 
 
+class Held(NamedTuple):
+    """What a held block had when it was taken hold of."""
+
+    layout: KvLayout
+    parent: BlockKey | None  # the block before it, as far as requests have told
+    layers: int  # bitmask
+    charge: int  # bytes that it takes from the budget
+    frames: list[Frame]
+
+
 class Store:
     """Owns every block and every decision about it; belongs to one event loop and never waits.
 
@@ -47,12 +58,19 @@ class Store:
         budget_bytes: int,
         clock: Callable[[], float],
         on_groups: Callable[[BlockKey, int], None] = lambda _key, _groups: None,
+        on_settled: Callable[[BlockKey], None] = lambda _key: None,
     ) -> None:
-        """`on_groups(key, mask)` is told each change of the layer groups that a block wholly holds; 0 when evicted."""
+        """`on_groups(key, mask)` is told each change of the layer groups that a block wholly holds; 0 when evicted.
+
+        `on_settled(key)` is told when a block has entries and, after a change, no writer. Neither may call back what
+        changes the store.
+        """
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
+        self.memory = PayloadMemory()  # where frames put what they bring; what is evicted goes back to it
         self.clock = clock
         self._on_groups = on_groups
+        self._on_settled = on_settled
         self._blocks: dict[BlockKey, Block] = {}
         self._lru = LeastRecentlyUsed()
         self._layouts: WeakValueDictionary[LayoutHash, KvLayout] = WeakValueDictionary()
@@ -80,6 +98,27 @@ class Store:
         """Return the layers of a block that are present, as a bitmask. Not a use: the LRU order stays."""
         block = self._blocks.get(key)
         return block.present if block else 0
+
+    def groups(self, key: BlockKey) -> int:
+        """Return the layer groups that a block holds wholly, as a bitmask."""
+        block = self._blocks.get(key)
+        return block.groups if block else 0
+
+    def hold(self, key: BlockKey) -> Held | None:
+        """Keep a block from eviction until `let_go`, and return what it has; None when it has nothing. Not a use."""
+        block = self._blocks.get(key)
+        if block is None or not block.present:
+            return None
+        block.is_held = True
+        frames = [frame for frame in block.frames if frame is not None]
+        parent = block.parent.key if block.parent else None
+        return Held(block.layout, parent, block.present, block.charge, frames)
+
+    def let_go(self, key: BlockKey) -> None:
+        """End `hold`."""
+        block = self._blocks[key]
+        block.is_held = False
+        self._settle(block)
 
     # Writers
 
@@ -126,6 +165,8 @@ class Store:
         self._insert(block, frame, charge)
         for reader, index in block.readers.items():
             reader.on_present(index, bit)
+        if not block.filling:
+            self._on_settled(block.key)
         self._settle(block)
 
     def release(self, writer: Writer, entries: BlockEntries, since: float) -> None:
@@ -252,6 +293,8 @@ class Store:
         self._end_grant(writer, block, layers)
         for reader, index in block.readers.items():
             reader.on_orphaned(index, layers, since)
+        if block.present and not block.filling:
+            self._on_settled(block.key)
         self._settle(block)
 
     def _make_room(self, num_bytes: int) -> None:

@@ -54,6 +54,11 @@ class Subscription:
     def done(self) -> bool:
         return self.num_left == 0
 
+    @property
+    def has_ready(self) -> bool:
+        """Whether `take` would return something."""
+        return bool(self._ready_layers)
+
     def wants(self, index: int) -> int:
         """Return the layers of a block that were neither delivered nor reported missing."""
         return self._wanted[index]

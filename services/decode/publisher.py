@@ -103,7 +103,8 @@ class BlockPublisher:
         self._on_done(work)
 
     async def _send(self, work: Work) -> None:
-        context, sequence = self._context, work.sequence
+        sequence = work.sequence
+        context = self._context.at(sequence.generation.pool_nodes)
         async with context.pool.publish(Deadline.after(PUBLISH_TIMEOUT_S)) as publication:
             publisher = PagePublisher(publication, context, work.pages, sequence.keys, sequence.generation.codec)
             blocks = [

@@ -53,6 +53,7 @@ class Generation:
     deadline: Deadline
     num_generated_before: int = 0  # the last so many of `token_ids` are the answer's, not the prompt's
     priority: int = 0  # lower goes first
+    pool_nodes: Seq[str] = ()  # of this datacenter, over which everybody spreads the blocks; none: as configured
 
 
 @dataclass(eq=False)

@@ -79,6 +79,7 @@ class DecodeServicer(Base):
             deadline=call_deadline(context, DEFAULT_TIMEOUT_S),
             num_generated_before=start.num_generated,
             priority=start.priority,
+            pool_nodes=tuple(start.pool_nodes),
         )
 
 

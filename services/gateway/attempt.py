@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from services.gateway.router import Plan
 from services.gateway.text import FinishReason
 from shared.deadline import Deadline
 from shared.errors import PrfaasError, Unavailable, WorkerLost
+from shared.kv.rendezvous import partition
 from shared.log import get_logger
 from shared.model.logprobs import TokenLogprobs
 from shared.proto import prfaas_pb2 as pb
@@ -155,7 +156,7 @@ class Attempt:
             with suppress(PrfaasError), rpc_errors(self._plan.decode.worker):
                 await decode.write(pb.Control(update=pb.PlanUpdate(prefill_failed=True)))
         else:
-            self._credit(member.pool_address)
+            self._credit(self._plan.prefill_nodes or (member.pool_address,))
 
     async def _call_prefill(self, member: Member) -> None:
         """Follow one prefill call to its end. Raises what it fails with."""
@@ -180,16 +181,16 @@ class Attempt:
         self._tally.decode_tokens = max(self._tally.decode_tokens, of_prompt)
         tail = len(self._request.token_ids) - self._plan.num_blocks * self._cluster.model.layout.block_tokens
         if message.computed_prompt_tokens <= tail:  # every planned block has come through decode's pool
-            self._credit(self._plan.decode.pool_address)
+            self._credit(self._plan.decode_nodes or (self._plan.decode.pool_address,))
 
-    def _credit(self, pool_address: str) -> None:
-        """Tell the index what a pool must hold by now, so that the next request need not wait for the pool's event."""
-        holder = self._cluster.registry.pool_at(pool_address)
-        if holder is None:
-            return
-        num_blocks = self._plan.num_blocks
-        groups = needed_groups(self._cluster.model.layout, num_blocks)
-        self._cluster.index.assume(holder, self._request.keys[:num_blocks], groups, time.monotonic() + ASSUMED_S)
+    def _credit(self, nodes: Sequence[str]) -> None:
+        """Tell the index what a pool must hold by now, so that the next request need not wait for its nodes' events."""
+        groups = needed_groups(self._cluster.model.layout, self._plan.num_blocks)
+        keys, until = self._request.keys[: self._plan.num_blocks], time.monotonic() + ASSUMED_S
+        for node, blocks in partition(keys, nodes).items():
+            holder = self._cluster.registry.pool_at(node)
+            if holder is not None:
+                self._cluster.index.assume(holder, [keys[block] for block in blocks], groups[blocks], until)
 
     def _generate_request(self) -> pb.GenerateRequest:
         return pb.GenerateRequest(
@@ -204,6 +205,7 @@ class Attempt:
             codec=cast(pb.Codec.ValueType, int(self._plan.codec)),
             num_generated=self._request.num_generated,
             priority=self._request.priority,
+            pool_nodes=self._plan.decode_nodes,
         )
 
     def _prefill_request(self) -> pb.PrefillRequest:
@@ -216,6 +218,7 @@ class Attempt:
             sources=sources_to_messages(self._plan.prefill_sources),
             codec=cast(pb.Codec.ValueType, int(self._plan.codec)),
             priority=self._request.priority,
+            pool_nodes=self._plan.prefill_nodes,
         )
 
 

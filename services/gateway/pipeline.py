@@ -77,7 +77,7 @@ class Pipeline:
     def _plan(self, request: GenerationRequest, excluded: frozenset[WorkerId]) -> Plan:
         facts = RequestFacts(
             num_tokens=len(request.token_ids),
-            num_blocks=len(request.keys),
+            keys=request.keys,
             held=self.cluster.index.held(request.keys, time.monotonic()),
             promised=self.cluster.promises.longest(request.keys),
             excluded=excluded,

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from shared.bus.events import LoadEvent, MembershipEvent
+from shared.bus.events import LinkLoad, LoadEvent, MembershipEvent
 from shared.ids import Datacenter, LayoutHash, ModelFingerprint, WorkerId
 from shared.log import get_logger
 
@@ -29,6 +29,7 @@ class Member:
 class Pool:
     dc: Datacenter
     address: str
+    links: tuple[LinkLoad, ...] = ()  # from the datacenters that it pulls from, as it last reported
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,10 @@ class RegistryView:
     pools: Mapping[WorkerId, Pool] = field(default_factory=dict)
     problems: tuple[str, ...] = ()  # why known workers are not among them, for the message of `NoWorker`
 
+    def nodes(self, dc: Datacenter) -> tuple[str, ...]:
+        """Return the addresses of a datacenter's pool nodes: what its blocks are spread over."""
+        return tuple(sorted({pool.address for pool in self.pools.values() if pool.dc == dc}))
+
 
 @dataclass(slots=True)
 class _Entry:
@@ -49,6 +54,7 @@ class _Entry:
     heard_at: float
     running: int = 0
     waiting: int = 0
+    links: tuple[LinkLoad, ...] = ()
     lost: bool = False  # a call to it has failed since its last sign of life
 
 
@@ -87,7 +93,7 @@ class Registry:
         entry = self._entries.get(event.worker)
         if entry is None or event.epoch != entry.event.epoch:
             return
-        entry.running, entry.waiting = event.running, event.waiting
+        entry.running, entry.waiting, entry.links = event.running, event.waiting, event.links
         entry.heard_at, entry.lost = now, False
 
     def lost(self, worker: WorkerId) -> None:
@@ -121,7 +127,7 @@ class Registry:
             if (problem := self._problem(entry)) is not None:
                 problems.append(f"{worker}: {problem}")
             elif event.role == "cachepool":
-                pools[worker] = Pool(event.dc, event.address)
+                pools[worker] = Pool(event.dc, event.address, entry.links)
             else:
                 # Reports lag by half a second; what this gateway has sent meanwhile is known.
                 load = max(entry.running + entry.waiting, self._assigned[worker])

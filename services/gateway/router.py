@@ -1,14 +1,19 @@
 """Where a request runs and where its blocks come from: a pure function of prefix, placements and load."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from itertools import pairwise
+from typing import Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from services.gateway.credit import Credit, credits_by_dc
 from services.gateway.index import Held
 from services.gateway.registry import Member, RegistryView
-from services.gateway.resume import longest_resume, needed_groups, no_groups
+from services.gateway.resume import GroupMasks, longest_resume, needed_groups, no_groups
 from shared.errors import NoWorker
-from shared.ids import Datacenter, WorkerId
+from shared.ids import BlockKey, Datacenter, WorkerId
 from shared.kv.codec import Codec
 from shared.kv.entries import Source
 from shared.kv.layout import KvLayout
@@ -30,15 +35,22 @@ class RequestFacts:
     """What the router knows of a request and of its prefix."""
 
     num_tokens: int
-    num_blocks: int  # of the prefix: full blocks, never the last token's
-    held: Mapping[WorkerId, Held] = field(default_factory=dict)  # by pool
+    keys: Sequence[BlockKey]  # of the prefix: full blocks, never the last token's
+    held: Mapping[WorkerId, Held] = field(default_factory=dict)  # by pool node
     promised: Mapping[WorkerId, int] = field(default_factory=dict)  # leading blocks a prefill worker computes right now
     excluded: frozenset[WorkerId] = frozenset()  # workers that have failed this request
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.keys)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The router's decision. `sources` name the pools that the worker's own pool pulls absent blocks from."""
+    """The router's decision. `sources` name the pools that the worker's own pool pulls absent blocks from.
+
+    Everybody who carries the plan out hashes blocks over the same lists of nodes, while membership may change.
+    """
 
     kind: PlanKind
     home_dc: Datacenter
@@ -46,6 +58,8 @@ class Plan:
     prefill: Member | None
     num_blocks: int  # that decode can count on, from caches or from prefill
     usable_blocks: int  # leading blocks that some pool holds already
+    decode_nodes: tuple[str, ...]  # pool nodes of the worker's datacenter; none known: the worker's own setting
+    prefill_nodes: tuple[str, ...]
     decode_sources: tuple[Source, ...]
     prefill_sources: tuple[Source, ...]
     codec: Codec
@@ -58,17 +72,21 @@ def route(request: RequestFacts, members: RegistryView, settings: RouterSettings
     The paper's rule for abundant bandwidth (arXiv 2604.15039, section on routing): a prompt whose uncached part is
     longer than the threshold is prefilled in the other, compute-dense datacenter, any other at home.
     """
+    layout = settings.layout
     decode = _pick_decode(request, members, settings)
-    held = {members.pools[holder].address: h for holder, h in request.held.items() if holder in members.pools}
-    combined = no_groups(settings.layout, request.num_blocks)
-    for pool in held.values():
-        combined |= pool.groups
-    usable = int(longest_resume(settings.layout, combined))
+    held = credits_by_dc(request.keys, request.held, members, layout)
+    combined = no_groups(layout, request.num_blocks)
+    for credit in held.values():
+        combined |= credit.groups
+    usable = int(longest_resume(layout, combined))
     prefill = None
     if usable < request.num_blocks:
         prefill = _pick_prefill(request, members, settings, decode, held, usable)
     kind = _kind(request, usable, prefill, decode)
     num_blocks = usable if kind == "decode_only" else request.num_blocks
+    nodes = {dc: members.nodes(dc) for dc in held}
+    if prefill is not None and prefill.dc not in nodes:  # a pool that nobody has heard of, or whose content is unknown
+        nodes[prefill.dc] = members.nodes(prefill.dc) or (prefill.pool_address,)
     return Plan(
         kind=kind,
         home_dc=decode.dc,
@@ -76,8 +94,10 @@ def route(request: RequestFacts, members: RegistryView, settings: RouterSettings
         prefill=prefill,
         num_blocks=num_blocks,
         usable_blocks=usable,
-        decode_sources=_decode_sources(settings.layout, decode, prefill, num_blocks, held),
-        prefill_sources=_prefill_sources(settings.layout, request, prefill, usable, held),
+        decode_nodes=members.nodes(decode.dc),
+        prefill_nodes=() if prefill is None else members.nodes(prefill.dc),
+        decode_sources=_sources(_decode_choices(layout, decode, prefill, num_blocks, held), nodes),
+        prefill_sources=_sources(_prefill_choices(layout, request, prefill, usable, held), nodes),
         codec=settings.codec,
         wait_ms=0 if prefill is None else settings.block_wait_ms,
     )
@@ -102,7 +122,7 @@ def _pick_prefill(
     members: RegistryView,
     settings: RouterSettings,
     decode: Member,
-    held: Mapping[str, Held],
+    held: Mapping[Datacenter, Credit],
     usable: int,
 ) -> Member | None:
     able = [member for member in members.prefill if member.worker not in request.excluded]
@@ -119,7 +139,7 @@ def _pick_prefill(
         return None
 
     def merit(member: Member) -> tuple[int, int, str]:
-        own = held.get(member.pool_address)
+        own = held.get(member.dc)
         promised = request.promised.get(member.worker, 0)
         return -max(own.longest if own else 0, promised), member.load, member.worker
 
@@ -134,82 +154,74 @@ def _kind(request: RequestFacts, usable: int, prefill: Member | None, decode: Me
     return "local" if prefill.dc == decode.dc else "remote"
 
 
-def _decode_sources(
-    layout: KvLayout, decode: Member, prefill: Member | None, num_blocks: int, held: Mapping[str, Held]
-) -> tuple[Source, ...]:
+class _Choices(NamedTuple):
+    """For each block of a prefix, where it is pulled from: an index into `dcs`, or -1."""
+
+    dcs: list[Datacenter]
+    of_block: NDArray[np.intp]
+
+
+def _decode_choices(
+    layout: KvLayout, decode: Member, prefill: Member | None, num_blocks: int, held: Mapping[Datacenter, Credit]
+) -> _Choices:
     """Blocks that home lacks come from the prefill worker's pool, or from another that has them while that has not."""
-    home = decode.pool_address
-    makes = None if prefill is None else prefill.pool_address
-    others = _pools_to_pull_from(held, home, first=makes)
-    needed = needed_groups(layout, num_blocks)
-
-    def pick(block: int) -> str | None:
-        lacking = int(needed[block]) & ~_groups_at(held, home, block)
-        if not lacking:
-            return None
-        address, is_complete = _best_pool(held, others, block, lacking)
-        if makes is None or is_complete:
-            return address
-        return None if makes == home else makes
-
-    return _runs(num_blocks, pick)
+    home, makes = decode.dc, None if prefill is None else prefill.dc
+    others = _dcs_to_pull_from(held, home, first=makes)
+    lacking = needed_groups(layout, num_blocks) & ~_groups_at(layout, held, home, num_blocks)
+    choice, is_complete = _best(held, others, lacking)
+    if makes is not None:
+        if makes not in others:
+            others.append(makes)
+        will_be_made = -1 if makes == home else others.index(makes)
+        choice = np.where((lacking != 0) & ~is_complete, will_be_made, choice)
+    return _Choices(others, choice)
 
 
-def _prefill_sources(
-    layout: KvLayout, request: RequestFacts, prefill: Member | None, usable: int, held: Mapping[str, Held]
-) -> tuple[Source, ...]:
+def _prefill_choices(
+    layout: KvLayout, request: RequestFacts, prefill: Member | None, usable: int, held: Mapping[Datacenter, Credit]
+) -> _Choices:
     """The longest usable prefix may lie in other pools than the prefill worker's own: it is pulled, not computed."""
     if prefill is None:
-        return ()
-    own = prefill.pool_address
-    others = _pools_to_pull_from(held, own)
-    promised = request.promised.get(prefill.worker, 0)
-    needed = needed_groups(layout, usable)
-
-    def pick(block: int) -> str | None:
-        lacking = int(needed[block]) & ~_groups_at(held, own, block)
-        return _best_pool(held, others, block, lacking)[0] if lacking and block >= promised else None
-
-    return _runs(usable, pick)
+        return _Choices([], np.full(0, -1))
+    others = _dcs_to_pull_from(held, prefill.dc)
+    lacking = needed_groups(layout, usable) & ~_groups_at(layout, held, prefill.dc, usable)
+    lacking[: request.promised.get(prefill.worker, 0)] = 0
+    return _Choices(others, _best(held, others, lacking)[0])
 
 
-def _pools_to_pull_from(held: Mapping[str, Held], own: str, first: str | None = None) -> list[str]:
-    """Return the other pools, best first: `first`, then by length of prefix, then by address for a stable order."""
-    others = [address for address in held if address != own]
-    return sorted(others, key=lambda address: (address != first, -held[address].longest, address))
+def _dcs_to_pull_from(
+    held: Mapping[Datacenter, Credit], own: Datacenter, first: Datacenter | None = None
+) -> list[Datacenter]:
+    """Return the other datacenters, best first: `first`, then by length of prefix, then by name for a stable order."""
+    return sorted((dc for dc in held if dc != own), key=lambda dc: (dc != first, -held[dc].longest, dc))
 
 
-def _best_pool(held: Mapping[str, Held], pools: Iterable[str], block: int, lacking: int) -> tuple[str | None, bool]:
-    """Return the first pool with all lacking groups of a block, or else the first with some; and whether it has all."""
-    partial: str | None = None
-    for address in pools:
-        present = _groups_at(held, address, block) & lacking
-        if present == lacking:
-            return address, True
-        if present and partial is None:
-            partial = address
-    return partial, False
+def _best(
+    held: Mapping[Datacenter, Credit], dcs: Sequence[Datacenter], lacking: GroupMasks
+) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Return for each block the first of `dcs` with all lacking groups, or else with some; and whether it has all."""
+    partial, whole = np.full(len(lacking), -1), np.full(len(lacking), -1)
+    for number, dc in reversed(list(enumerate(dcs))):
+        present = held[dc].groups[: len(lacking)] & lacking
+        partial[present != 0] = number
+        whole[(present == lacking) & (lacking != 0)] = number
+    return np.where(whole >= 0, whole, partial), whole >= 0
 
 
-def _groups_at(held: Mapping[str, Held], address: str, block: int) -> int:
-    pool = held.get(address)
-    return 0 if pool is None else int(pool.groups[block])
+def _groups_at(layout: KvLayout, held: Mapping[Datacenter, Credit], dc: Datacenter, num_blocks: int) -> GroupMasks:
+    credit = held.get(dc)
+    return no_groups(layout, num_blocks) if credit is None else credit.groups[:num_blocks]
 
 
-def _runs(num_blocks: int, pick: Callable[[int], str | None]) -> tuple[Source, ...]:
+def _sources(choices: _Choices, nodes: Mapping[Datacenter, tuple[str, ...]]) -> tuple[Source, ...]:
     """Join neighbouring blocks with one source."""
-    runs: list[Source] = []
-    for block in range(num_blocks):
-        address = pick(block)
-        if address is None:
-            continue
-        if runs and runs[-1].end == block and runs[-1].address == address:
-            runs[-1] = runs[-1]._replace(end=block + 1)
-        else:
-            runs.append(Source(block, block + 1, address))
-    return tuple(runs)
+    of_block = choices.of_block
+    edges = [0, *(np.flatnonzero(np.diff(of_block)) + 1).tolist(), len(of_block)]
+    runs = ((first, end, int(of_block[first])) for first, end in pairwise(edges) if first < end)
+    chosen = ((first, end, choices.dcs[number]) for first, end, number in runs if number >= 0)
+    return tuple(Source(first, end, dc, nodes[dc]) for first, end, dc in chosen)
 
 
 def sources_text(sources: Sequence[Source]) -> list[str]:
     """Return sources as a log line shows them."""
-    return [f"{s.first}-{s.end}@{s.address}" for s in sources]
+    return [f"{s.first}-{s.end}@{s.dc}" for s in sources]

@@ -6,14 +6,14 @@ from shared.engine.publish import PagePublisher
 from shared.ids import BlockKey
 from shared.kv.entries import BlockEntries
 from shared.kv.layout import KvLayout
-from shared.rpc.pool import Publication
+from shared.rpc.pool_nodes import Publishing
 
 
 class Claims:
     """One prompt's claims on its blocks. What is granted goes to `publisher.to_send`."""
 
     def __init__(
-        self, publication: Publication, layout: KvLayout, keys: Sequence[BlockKey], publisher: PagePublisher
+        self, publication: Publishing, layout: KvLayout, keys: Sequence[BlockKey], publisher: PagePublisher
     ) -> None:
         self._publication = publication
         self._layout = layout

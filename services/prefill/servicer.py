@@ -44,4 +44,4 @@ class PrefillServicer(Base):
             raise BadRequest(f"num_blocks is {request.num_blocks}; this prompt has {most} blocks to prefill")
         keys = self._model.keys(token_ids, request.salt)[: request.num_blocks]
         sources, codec = sources_from_messages(request.sources), codec_from_message(request.codec)
-        return Prompt(token_ids, keys, sources, codec, request.priority)
+        return Prompt(token_ids, keys, sources, codec, request.priority, tuple(request.pool_nodes))

@@ -38,6 +38,7 @@ class Prompt:
     sources: Sequence[Source]
     codec: Codec
     priority: int = 0  # lower goes first
+    pool_nodes: Sequence[str] = ()  # of this datacenter, over which everybody spreads the blocks; none: as configured
 
 
 class Progress(NamedTuple):
@@ -51,6 +52,7 @@ class _Work:
     """What a prompt holds while it is worked on."""
 
     prompt: Prompt
+    context: FetchContext  # with the pool nodes of this prompt's plan
     urgency: Urgency
     promise: Promise
     pages: PromptPages
@@ -86,7 +88,7 @@ class PrefillWorker:
 
     async def prefill(self, prompt: Prompt, deadline: Deadline) -> AsyncGenerator[Progress, None]:
         """Yield once when it is known what need not be computed, and once at the end, when the pool has everything."""
-        context, num_blocks = self._context, len(prompt.keys)
+        context, num_blocks = self._context.at(prompt.pool_nodes), len(prompt.keys)
         num_tokens = num_blocks * context.layout.block_tokens
         urgency = Urgency(time.monotonic(), deadline.at, prompt.priority)
         async with (
@@ -100,7 +102,7 @@ class PrefillWorker:
                 )
                 claims = Claims(publication, context.layout, prompt.keys, publisher)
                 pages = PromptPages(context.kv, reservation, prompt.keys, publisher, self._stride_tokens)
-                work = _Work(prompt, urgency, promise, pages, claims, publisher)
+                work = _Work(prompt, context, urgency, promise, pages, claims, publisher)
                 start = await self._reuse(work, deadline)
                 yield Progress(start, 0, finished=False)
                 computing = self._compute(work, start)
@@ -124,7 +126,7 @@ class PrefillWorker:
             work.pages.take_for_resume(start)
             needed = {block: layout.needed_layers(block, start) for block in range(on_device, start)}
             missing = {block: layers for block, layers in needed.items() if layers}
-            fetch = PageFetch(self._context, reservation, prompt.keys, missing, on_landed=lambda: None)
+            fetch = PageFetch(work.context, reservation, prompt.keys, missing, on_landed=lambda: None)
             await fetch.run(prompt.sources, REUSE_WAIT_S, deadline)
             if not fetch.outstanding:
                 break

@@ -150,6 +150,15 @@ class MembershipEvent:
         )
 
 
+class LinkLoad(NamedTuple):
+    """How a pool's link from another datacenter does."""
+
+    peer_dc: Datacenter
+    goodput_bytes_per_s: float  # smoothed, over the time in which there was something to carry; 0: not known
+    backlog_bytes: int  # asked for and not here yet, before any codec
+    crossed_bytes: int  # payload, since the pool's start
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoadEvent:
     """How busy a worker was at `at_ms` (milliseconds since 1970)."""
@@ -161,6 +170,7 @@ class LoadEvent:
     kv_usage: float  # 0 to 1
     speed_tokens_per_s: float  # measured: prefill speed of a prefill worker, decode speed of a decode worker
     at_ms: int
+    links: tuple[LinkLoad, ...] = ()  # of a pool, one for each datacenter that it has pulled from
 
     def encode(self) -> bytes:
         return pb.LoadEvent(
@@ -172,6 +182,7 @@ class LoadEvent:
             kv_usage=self.kv_usage,
             tokens_per_s=self.speed_tokens_per_s,
             at_ms=self.at_ms,
+            links=[pb.LinkLoad(**link._asdict()) for link in self.links],
         ).SerializeToString()
 
     @classmethod
@@ -190,6 +201,7 @@ class LoadEvent:
             kv_usage=message.kv_usage,
             speed_tokens_per_s=message.tokens_per_s,
             at_ms=message.at_ms,
+            links=tuple(_link(link) for link in message.links),
         )
 
 
@@ -223,6 +235,14 @@ def _keys(packed: bytes) -> bytes:
     if len(packed) % KEY_BYTES:
         raise BadEvent(f"{len(packed)} bytes are no sequence of block keys of {KEY_BYTES} bytes")
     return packed
+
+
+def _link(message: pb.LinkLoad) -> LinkLoad:
+    goodput = message.goodput_bytes_per_s
+    if not 0.0 <= goodput < float("inf"):
+        raise BadEvent(f"goodput_bytes_per_s {goodput} is not a speed")
+    peer_dc = Datacenter(_present(message.peer_dc, "peer_dc"))
+    return LinkLoad(peer_dc, goodput, message.backlog_bytes, message.crossed_bytes)
 
 
 def _present(text: str, name: str) -> str:

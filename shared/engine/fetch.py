@@ -1,10 +1,9 @@
 """Entries from the pool into pages, with a gate per layer that opens when the layer's last entry has landed."""
 
 import asyncio
-from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from shared.deadline import Deadline
@@ -12,14 +11,15 @@ from shared.engine.stage import HostStager, Stager
 from shared.engine.thread import WorkThread
 from shared.errors import CorruptFrame, DeadlineExceeded, PrfaasError
 from shared.ids import BlockKey
-from shared.kv.entries import BlockEntries, Source
+from shared.kv.entries import BlockEntries, Source, reindexed
 from shared.kv.frame import Frame, open_frame
 from shared.kv.layout import KvLayout, iter_layers
 from shared.kv.tensors import write_entry
 from shared.log import get_logger
 from shared.metrics import Metrics
 from shared.model.paged import PagedKv, Reservation
-from shared.rpc.pool import PoolClient
+from shared.rpc.client import Channels
+from shared.rpc.pool_nodes import Pool, pool_at
 
 log = get_logger()
 
@@ -37,12 +37,19 @@ class FetchMetrics:
 class FetchContext:
     """What every fetch of one engine shares, and what it publishes with."""
 
-    pool: PoolClient
+    pool: Pool  # of requests whose plan names no nodes
     kv: PagedKv
     layout: KvLayout
     copier: WorkThread
     metrics: FetchMetrics
     stager: Stager = field(default_factory=HostStager)
+    channels: Channels | None = None  # to the nodes that plans name; None: `pool` serves every request
+
+    def at(self, nodes: Sequence[str]) -> "FetchContext":
+        """Return the context of one request, whose plan names these pool nodes; none: the worker's own pool."""
+        if self.channels is None or not nodes or tuple(nodes) == (self.pool.address,):
+            return self
+        return replace(self, pool=pool_at(self.channels, nodes))
 
 
 class PageFetch:
@@ -114,7 +121,7 @@ class PageFetch:
         pool = self._context.pool
         try:
             async with aclosing(
-                pool.fetch(self._context.layout, wanted, _reindexed(sources, blocks), wait_s, deadline)
+                pool.fetch(self._context.layout, wanted, reindexed(sources, blocks), wait_s, deadline)
             ) as stream:
                 async for arrived in stream:
                     await self._land(arrived.frames)
@@ -156,9 +163,3 @@ class PageFetch:
                 write_entry(raw, k, v)
                 landed.append((block, frame.layer))
         return landed
-
-
-def _reindexed(sources: Sequence[Source], blocks: list[int]) -> list[Source]:
-    """Turn ranges of chain blocks into ranges of positions in `blocks` (ascending); empty ones vanish."""
-    moved = (Source(bisect_left(blocks, s.first), bisect_left(blocks, s.end), s.address) for s in sources)
-    return [source for source in moved if source.first < source.end]

@@ -77,7 +77,7 @@ async def serve_engine(
         pool = PoolClient(channels, settings.pool)
         largest = max(model.layout.entry_bytes(layer) for layer in range(model.layout.num_layers))
         stager = select_stager(torch.device(settings.device), largest)
-        fetch = FetchContext(pool, model.kv, model.layout, copier, FetchMetrics(metrics), stager)
+        fetch = FetchContext(pool, model.kv, model.layout, copier, FetchMetrics(metrics), stager, channels)
         server = GrpcServer(settings.grpc_host, settings.grpc_port, health, inflight)
         load = build(Host(model, torch_thread, fetch, metrics, server, jobs))
         _export_pages(metrics, model)

@@ -13,7 +13,7 @@ from shared.kv.codec import Codec
 from shared.kv.frame import Frame, seal
 from shared.model.paged import Reservation
 from shared.rpc.convert import MAX_BATCH_BYTES
-from shared.rpc.pool import Publication
+from shared.rpc.pool_nodes import Publishing
 
 MAX_BACKLOG_BYTES = 64 * 1024 * 1024
 """What may be ready and not sent before a publisher says that it is `full`."""
@@ -40,7 +40,7 @@ class PagePublisher:
 
     def __init__(
         self,
-        publication: Publication,
+        publication: Publishing,
         context: FetchContext,
         reservation: Reservation,
         keys: Sequence[BlockKey],

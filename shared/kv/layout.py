@@ -86,6 +86,12 @@ class KvLayout:
         """Bytes of one block over all layers."""
         return sum(self.entry_bytes(layer) for layer in range(self.num_layers))
 
+    def mask_bytes(self, layers: int) -> int:
+        """Bytes of one block's entries in the layers of a bitmask."""
+        if layers == self.all_layers:
+            return self.block_bytes
+        return sum(self.entry_bytes(layer) for layer in iter_layers(layers))
+
     def first_block_needed(self, window: int | None, num_blocks: int) -> int:
         """Return the first block that a resume after `num_blocks` blocks needs in a group with this window.
 

@@ -236,35 +236,32 @@ Global___BlockEntries: _TypeAlias = BlockEntries  # noqa: Y015
 
 @_typing.final
 class Source(_message.Message):
-    """Blocks [first, end) of a request's chain can be had from the pool at `address`."""
+    """Blocks [first, end) of a request's chain can be had from a datacenter's pool."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FIRST_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
-    ADDRESS_FIELD_NUMBER: _builtins.int
     DC_FIELD_NUMBER: _builtins.int
     NODES_FIELD_NUMBER: _builtins.int
     first: _builtins.int
     end: _builtins.int
-    address: _builtins.str
     dc: _builtins.str
     @_builtins.property
     def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """the pool nodes of `dc`: rendezvous hashing says which of them has a key"""
+        """addresses of its pool nodes: rendezvous hashing says which of them has a key"""
 
     def __init__(
         self,
         *,
         first: _builtins.int = ...,
         end: _builtins.int = ...,
-        address: _builtins.str = ...,
         dc: _builtins.str = ...,
         nodes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "dc", b"dc", "end", b"end", "first", b"first", "nodes", b"nodes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dc", b"dc", "end", b"end", "first", b"first", "nodes", b"nodes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -441,6 +438,7 @@ class FetchRequest(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     DC_FIELD_NUMBER: _builtins.int
     URGENCY_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
     wait_ms: _builtins.int
     """how long an entry may stay without a writer before it is reported missing"""
     tenant: _builtins.str
@@ -448,6 +446,8 @@ class FetchRequest(_message.Message):
     dc: _builtins.str
     """the reader's datacenter, when it is a pool of another one"""
     urgency: Global___Urgency.ValueType
+    share: _builtins.bytes
+    """16 bytes, or none: streams that name the same share serve one reader, each a part of what is sent"""
     @_builtins.property
     def layout(self) -> Global___Layout: ...
     @_builtins.property
@@ -468,10 +468,11 @@ class FetchRequest(_message.Message):
         tenant: _builtins.str = ...,
         dc: _builtins.str = ...,
         urgency: Global___Urgency.ValueType = ...,
+        share: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "dc", b"dc", "layout", b"layout", "sources", b"sources", "tenant", b"tenant", "urgency", b"urgency", "wait_ms", b"wait_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "dc", b"dc", "layout", b"layout", "share", b"share", "sources", b"sources", "tenant", b"tenant", "urgency", b"urgency", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -11,36 +11,40 @@ import grpc.aio
 
 from shared.errors import WorkerLost
 from shared.rpc.interceptors import error_from_call, request_metadata
-from shared.rpc.options import DEFAULT_MAX_MESSAGE_BYTES, client_options
+from shared.rpc.options import DEFAULT_MAX_MESSAGE_BYTES, SHARED_LANE, Lane, client_options, lane_options
 
 
 class Channels:
-    """Owns one channel for each address; stubs made on them may be kept until `close`."""
+    """Owns one channel for each address and lane; stubs made on them may be kept until `close`."""
 
     def __init__(self, *, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> None:
         self._options = client_options(max_message_bytes)
-        self._by_address: dict[str, grpc.aio.Channel] = {}
+        self._by_lane: dict[tuple[str, Lane], grpc.aio.Channel] = {}
         self._closed = False
 
-    def get(self, address: str) -> grpc.aio.Channel:
-        """Return the channel to `host:port`. It connects by itself, and again after the peer was away."""
+    def get(self, address: str, lane: Lane = SHARED_LANE) -> grpc.aio.Channel:
+        """Return the channel to `host:port`. It connects by itself, and again after the peer was away.
+
+        Channels of different lanes have TCP connections of their own.
+        """
         assert not self._closed, "channels are closed"
-        channel = self._by_address.get(address)
+        channel = self._by_lane.get((address, lane))
         if channel is None:
-            channel = _TaggingChannel(grpc.aio.insecure_channel(address, options=self._options))
-            self._by_address[address] = channel
+            options = [*self._options, *lane_options(lane)]
+            channel = _TaggingChannel(grpc.aio.insecure_channel(address, options=options))
+            self._by_lane[address, lane] = channel
         return channel
 
     async def forget(self, address: str) -> None:
-        """Close the channel of a worker that has left for good; its calls in flight end as WorkerLost."""
-        channel = self._by_address.pop(address, None)
-        if channel is not None:
-            await channel.close()
+        """Close the channels of a worker that has left for good; its calls in flight end as WorkerLost."""
+        for key in [key for key in self._by_lane if key[0] == address]:
+            if (channel := self._by_lane.pop(key, None)) is not None:
+                await channel.close()
 
     async def close(self) -> None:
         """Close every channel; idempotent."""
         self._closed = True
-        for address in list(self._by_address):
+        for address in {address for address, _ in self._by_lane}:
             await self.forget(address)
 
     async def __aenter__(self) -> Self:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import cast
 
 from shared.errors import BadRequest, CorruptFrame
-from shared.ids import BlockKey
+from shared.ids import BlockKey, Datacenter
 from shared.kv.codec import Codec, Fidelity
 from shared.kv.entries import BlockEntries, Source
 from shared.kv.frame import Frame
@@ -55,13 +55,13 @@ def entries_from_messages(messages: Iterable[pb.BlockEntries]) -> list[BlockEntr
 
 
 def sources_to_messages(sources: Iterable[Source]) -> list[pb.Source]:
-    return [pb.Source(first=s.first, end=s.end, address=s.address) for s in sources]
+    return [pb.Source(first=s.first, end=s.end, dc=s.dc, nodes=s.nodes) for s in sources]
 
 
 def sources_from_messages(messages: Iterable[pb.Source]) -> list[Source]:
-    sources = [Source(m.first, m.end, m.address) for m in messages]
-    if any(s.first >= s.end or not s.address for s in sources):
-        raise BadRequest("a source needs an address and a range of blocks that is not empty")
+    sources = [Source(m.first, m.end, Datacenter(m.dc), tuple(m.nodes)) for m in messages]
+    if any(s.first >= s.end or not s.nodes or not all(s.nodes) for s in sources):
+        raise BadRequest("a source needs addresses of nodes and a range of blocks that is not empty")
     return sources
 
 

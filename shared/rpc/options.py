@@ -1,5 +1,7 @@
 """Channel arguments of gRPC that both ends of the suite share, each with its reason."""
 
+from typing import NamedTuple
+
 DEFAULT_MAX_MESSAGE_BYTES = 64 << 20
 
 Options = list[tuple[str, int]]
@@ -8,10 +10,27 @@ Options = list[tuple[str, int]]
 # enlarges the window further on links that need it.
 _STREAM_WINDOW_BYTES = 4 << 20
 
+# Of each of several lanes that share a pull. What a window holds is bound to its lane, be that as slow as it may: small
+# ones let all lanes end together. The probe enlarges these too.
+_LANE_WINDOW_BYTES = 1 << 20
+
+# What of a background stream may be on its way: the head start that it has over a foreground stream that comes now.
+_BACKGROUND_WINDOW_BYTES = 256 << 10
+
 _MAX_METADATA_BYTES = 32 << 10
 
 KEEPALIVE_TIME_S = 10.0
 KEEPALIVE_TIMEOUT_S = 5.0
+
+
+class Lane(NamedTuple):
+    """Which of several connections to one address; the first is the one that everybody shares."""
+
+    number: int = 0
+    is_background: bool = False  # its window is small, so that little of it is in the way of foreground lanes
+
+
+SHARED_LANE = Lane()
 
 
 def _common(max_message_bytes: int) -> Options:
@@ -46,3 +65,13 @@ def client_options(max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> Option
         ("grpc.max_reconnect_backoff_ms", 1000),
         ("grpc.dns_min_time_between_resolutions_ms", 1000),  # a restarted container has another address
     ]
+
+
+def lane_options(lane: Lane) -> Options:
+    """What sets a lane's connection apart. gRPC shares one among channels to an address unless it is told not to."""
+    options: Options = [] if lane == SHARED_LANE else [("grpc.use_local_subchannel_pool", 1)]
+    if lane.number:
+        options.append(("grpc.http2.lookahead_bytes", _LANE_WINDOW_BYTES))
+    if lane.is_background:
+        options += [("grpc.http2.lookahead_bytes", _BACKGROUND_WINDOW_BYTES), ("grpc.http2.bdp_probe", 0)]
+    return options

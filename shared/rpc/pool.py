@@ -21,6 +21,7 @@ from shared.rpc.convert import (
     mask_from_bytes,
     sources_to_messages,
 )
+from shared.rpc.options import SHARED_LANE, Lane
 from shared.rpc.pool_calls import fetch_call, publish_call
 from shared.rpc.wire import Keep, Unreadable
 
@@ -32,6 +33,17 @@ class Arrived(NamedTuple):
 
     frames: list[Frame]  # not verified
     missing: list[BlockEntries]  # will not come on this stream
+
+
+class Crossing(NamedTuple):
+    """How a pool of another datacenter asks; the default is a reader at home."""
+
+    dc: str = ""  # the asking pool's datacenter
+    is_background: bool = False  # any foreground stream to that datacenter goes first
+    share: bytes = b""  # streams that name the same one divide among them what is sent
+
+
+AT_HOME = Crossing()
 
 
 class Grant(NamedTuple):
@@ -99,11 +111,12 @@ class Publication:
 class PoolClient:
     """One cache pool as its clients see it. Holds no state: channels belong to `Channels`."""
 
-    def __init__(self, channels: Channels, address: str, *, keep: Keep | None = None) -> None:
+    def __init__(self, channels: Channels, address: str, lane: Lane = SHARED_LANE, *, keep: Keep | None = None) -> None:
         """Fetched payloads are what `keep` makes of them; without, each is a view that keeps its message alive."""
         self._channels = channels
         self._keep = keep
         self.address = address
+        self._lane = lane
 
     async def fetch(
         self,
@@ -112,6 +125,7 @@ class PoolClient:
         sources: Iterable[Source],
         wait_s: float,
         deadline: Deadline,
+        crossing: Crossing = AT_HOME,
     ) -> AsyncGenerator[Arrived, None]:
         """Yield entries as they become available, lowest layer first, until all came or were reported missing.
 
@@ -123,8 +137,13 @@ class PoolClient:
             blocks=entries_to_messages(blocks),
             sources=sources_to_messages(sources),
             wait_ms=int(wait_s * 1000),
+            dc=crossing.dc,
+            share=crossing.share,
+            urgency=pb.URGENCY_BACKGROUND if crossing.is_background else pb.URGENCY_FOREGROUND,
         )
-        call = fetch_call(self._channels.get(self.address), self._keep)(request, timeout=deadline.remaining())
+        call = fetch_call(self._channels.get(self.address, self._lane), self._keep)(
+            request, timeout=deadline.remaining()
+        )
         try:
             with rpc_errors(self.address):
                 async for reply in call:

@@ -185,7 +185,7 @@ async def test_a_long_prompt_is_prefilled_remotely_at_the_same_time(suite: Suite
     prefill, decode = suite.prefill.calls[0].request, suite.decode.calls[0].request
     assert prefill.num_blocks == decode.num_blocks == 6
     assert list(prefill.token_ids) == list(decode.token_ids)
-    assert [(s.first, s.end, s.address) for s in decode.sources] == [(0, 6, EAST_POOL)]
+    assert [(s.first, s.end, s.dc, list(s.nodes)) for s in decode.sources] == [(0, 6, "east", [EAST_POOL])]
     assert list(prefill.sources) == []
     assert decode.wait_ms > 1000
     assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}

@@ -21,7 +21,7 @@ from shared.engine.loaded import LoadedModel
 from shared.engine.settings import EngineSettings
 from shared.engine.thread import WorkThread
 from shared.health import Health
-from shared.ids import new_epoch
+from shared.ids import Datacenter, new_epoch
 from shared.kv.codec import Codec
 from shared.kv.entries import BlockEntries, Source
 from shared.kv.hashing import num_prefix_blocks
@@ -31,6 +31,7 @@ from shared.model.logprobs import TokenLogprobs
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import DecodeStub, PrefillStub
 from shared.rpc.client import Channels, rpc_errors
+from shared.rpc.convert import sources_to_messages
 from shared.rpc.pool import PoolClient
 from shared.rpc.pool_calls import add_pool_servicer
 from shared.rpc.sampling import logprobs_from_message
@@ -102,7 +103,7 @@ class TwoDatacenters:
         assert model is not None
         keys = model.keys(token_ids, "")
         wanted = [BlockEntries(key, model.layout.all_layers) for key in keys]
-        sources = [Source(0, len(keys), self.pool_east.address)]
+        sources = [Source(0, len(keys), Datacenter("east"), (self.pool_east.address,))]
         reader = PoolClient(self.channels, self.pool_west.address)
         async for arrived in reader.fetch(model.layout, wanted, sources, 0.0, Deadline.after(10)):
             assert not arrived.missing
@@ -131,13 +132,14 @@ class TwoDatacenters:
         result = Result() if result is None else result
         if num_blocks is None:
             num_blocks = num_prefix_blocks(len(token_ids), model.layout.block_tokens)
+        everything = Source(0, num_blocks, Datacenter("east"), (self.pool_east.address,))
         start = pb.GenerateRequest(
             token_ids=token_ids,
             sampling=pb.Sampling(max_tokens=max_tokens, top_p=1, **sampling),
             fingerprint=model.files.fingerprint,
             layout_hash=model.layout.hash,
             num_blocks=num_blocks,
-            sources=[pb.Source(first=0, end=num_blocks, address=self.pool_east.address)] if num_blocks else [],
+            sources=sources_to_messages([everything]) if num_blocks else [],
             wait_ms=wait_ms,
             num_generated=num_generated,
             priority=priority,
@@ -208,7 +210,7 @@ async def _pool(dc: str) -> AsyncIterator[Node]:
         metrics, inflight = Metrics(), InFlight()
         pool = build_pool(PoolSettings(dc=dc), new_epoch(), channels, metrics, lambda _event: None)
         server = GrpcServer("127.0.0.1", 0, Health("grpc"), inflight)
-        add_pool_servicer(pool.servicer, server.grpc)
+        add_pool_servicer(pool.servicer, server.grpc, pool.store.memory.keep)
         address = pool.pulls.own_address = f"127.0.0.1:{await server.start()}"
         try:
             yield Node(address, metrics, inflight, server, pool=pool)
@@ -222,7 +224,8 @@ async def _engine(name: str, num_pages: int, settings: EngineSettings) -> AsyncI
     async with Channels() as channels, background() as jobs:
         metrics, inflight = Metrics(), InFlight()
         model, torch_thread, copier = tiny_model(name, num_pages), WorkThread("torch"), WorkThread("copier")
-        fetch = FetchContext(PoolClient(channels, settings.pool), model.kv, model.layout, copier, FetchMetrics(metrics))
+        pool, fetch_metrics = PoolClient(channels, settings.pool), FetchMetrics(metrics)
+        fetch = FetchContext(pool, model.kv, model.layout, copier, fetch_metrics, channels=channels)
         server = GrpcServer("127.0.0.1", 0, Health("grpc"), inflight)
         host = Host(model, torch_thread, fetch, metrics, server, jobs)
         if isinstance(settings, PrefillSettings):

@@ -8,8 +8,10 @@ from typing import Any
 
 import grpc
 
-from services.cachepool.app import Pool, build_pool
+from services.cachepool.app import Pool as Node
+from services.cachepool.app import build_pool
 from services.cachepool.settings import PoolSettings
+from services.cachepool.tiers.bucket import ObjectClient
 from shared.bus.events import PlacementEvent
 from shared.deadline import Deadline
 from shared.health import Health
@@ -23,8 +25,9 @@ from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import CachePoolStub
 from shared.rpc.client import Channels
 from shared.rpc.convert import add_frames, entries_to_messages, layout_to_message
-from shared.rpc.pool import Arrived, PoolClient
+from shared.rpc.pool import AT_HOME, Arrived, Crossing, PoolClient
 from shared.rpc.pool_calls import SERVICE, add_pool_servicer
+from shared.rpc.pool_nodes import Pool
 from shared.rpc.server import GrpcServer
 from tests.support.waiting import until
 from tests.unit.cachepool.samples import ALL, LAYOUT, frame, keys, wanting
@@ -37,7 +40,7 @@ CHAIN = keys("chain", 4)
 class Running:
     """A pool that serves on loopback."""
 
-    pool: Pool
+    pool: Node
     server: GrpcServer
     metrics: Metrics
     events: list[PlacementEvent]
@@ -57,22 +60,31 @@ class Running:
 
 
 @asynccontextmanager
-async def serving(channels: Channels, **settings: Any) -> AsyncIterator[Running]:
+async def serving(channels: Channels, client: ObjectClient | None = None, **settings: Any) -> AsyncIterator[Running]:
+    """Run a pool with these settings; `client` is the object store behind it, if any."""
+    if client is not None:
+        settings = {"object_url": "memory://", **settings}
     metrics, health, inflight = Metrics(), Health("grpc"), InFlight()
     events: list[PlacementEvent] = []
-    pool = build_pool(PoolSettings(**settings), Epoch(7), channels, metrics, events.append)
+    pool = build_pool(PoolSettings(**settings), Epoch(7), channels, metrics, events.append, client)
     server = GrpcServer("127.0.0.1", 0, health, inflight)
-    add_pool_servicer(pool.servicer, server.grpc)
+    add_pool_servicer(pool.servicer, server.grpc, pool.store.memory.keep)
     address = pool.pulls.own_address = f"127.0.0.1:{await server.start()}"
     stub = CachePoolStub(channels.get(address))
-    feed = asyncio.create_task(pool.feed.run())
+    loops = [asyncio.create_task(pool.feed.run())]
+    if pool.tier is not None:
+        loops.append(asyncio.create_task(pool.tier.run()))
     try:
         yield Running(pool, server, metrics, events, PoolClient(channels, address), stub)
     finally:
         await pool.pulls.close()
         await server.stop(0)
-        feed.cancel()
-        await asyncio.gather(feed, return_exceptions=True)
+        if pool.tier is not None:
+            await pool.tier.close(0)
+        for loop in loops:
+            loop.cancel()
+        ends = await asyncio.gather(*loops, return_exceptions=True)
+        assert all(isinstance(end, asyncio.CancelledError) for end in ends), ends
         assert inflight.count == 0
         assert pool.store.stats[3:6] == (0, 0, 0), "a lease or a grant outlived its stream"
         pool.store.check_integrity()
@@ -98,12 +110,20 @@ class Fetching:
     """One Fetch stream, read in the background, with what has come so far."""
 
     def __init__(
-        self, client: PoolClient, blocks: Sequence[BlockEntries], sources: Iterable[Source] = (), wait_s: float = 5.0
+        self,
+        client: Pool,
+        blocks: Sequence[BlockEntries],
+        sources: Iterable[Source] = (),
+        wait_s: float = 5.0,
+        crossing: Crossing = AT_HOME,
     ) -> None:
         self.got: list[Entry] = []
         self.missing: set[Entry] = set()
         self.sizes: list[int] = []  # payload bytes of each message
-        self._arrivals = client.fetch(LAYOUT, blocks, sources, wait_s, soon())
+        if isinstance(client, PoolClient):
+            self._arrivals = client.fetch(LAYOUT, blocks, sources, wait_s, soon(), crossing)
+        else:
+            self._arrivals = client.fetch(LAYOUT, blocks, sources, wait_s, soon())
         self.task = asyncio.create_task(self._read())
 
     async def _read(self) -> None:

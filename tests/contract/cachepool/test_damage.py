@@ -99,8 +99,8 @@ async def test_bad_requests_are_refused_and_leave_nothing(
 async def test_other_bad_messages_are_refused(west: Running) -> None:
     blocks = entries_to_messages(wanting(CHAIN))
     for source in (
-        pb.Source(first=0, end=5, address="127.0.0.1:1"),
-        pb.Source(first=2, end=2, address="127.0.0.1:1"),
+        pb.Source(first=0, end=5, nodes=["127.0.0.1:1"]),
+        pb.Source(first=2, end=2, nodes=["127.0.0.1:1"]),
         pb.Source(first=0, end=1),
     ):
         request = pb.FetchRequest(layout=GOOD_LAYOUT, blocks=blocks, sources=[source])

@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from shared.health import Health
-from shared.ids import BlockKey
+from shared.ids import BlockKey, Datacenter
 from shared.kv.entries import Source
 from shared.kv.layout import iter_layers
+from shared.kv.rendezvous import partition
 from shared.lifecycle import InFlight
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import CachePoolServicer, add_CachePoolServicer_to_server
@@ -34,8 +35,12 @@ from tests.support.waiting import until
 from tests.unit.cachepool.samples import ENTRY_BYTES, LAYOUT, frame, keys, wanting
 
 
+def source(end: int, *nodes: str) -> Source:
+    return Source(0, end, Datacenter(""), nodes)
+
+
 def everything_from(east: Running) -> list[Source]:
-    return [Source(0, len(CHAIN), east.address)]
+    return [source(len(CHAIN), east.address)]
 
 
 async def test_a_pull_is_shared_and_each_entry_crosses_once(west: Running, east: Running) -> None:
@@ -69,7 +74,7 @@ async def test_cut_through_reaches_across_two_pools(west: Running, east: Running
 async def test_only_what_is_absent_is_pulled_and_only_within_the_sources_range(west: Running, east: Running) -> None:
     await publish(east, CHAIN)
     await publish(west, CHAIN[:1])
-    fetching = Fetching(west.client, wanting(CHAIN), [Source(0, 3, east.address)], wait_s=0)
+    fetching = Fetching(west.client, wanting(CHAIN), [source(3, east.address)], wait_s=0)
     await fetching.done()
     assert sorted(fetching.got) == sorted(entries(CHAIN[:3]))
     assert fetching.missing == set(entries(CHAIN[3:]))
@@ -94,8 +99,8 @@ async def test_a_second_source_is_asked_for_what_the_first_has_not(
     async with serving(channels) as south:
         await publish(east, CHAIN[:2])
         await publish(south, CHAIN[2:])
-        sources = [Source(0, 4, "127.0.0.1:1"), Source(0, 4, west.address), *everything_from(east)]
-        sources.append(Source(0, 4, south.address))
+        sources = [source(4, "127.0.0.1:1"), source(4, west.address), *everything_from(east)]
+        sources.append(source(4, south.address))
         fetching = await Fetching(west.client, wanting(CHAIN), sources, wait_s=0.5).done()
         assert sorted(fetching.got) == sorted(entries(CHAIN))
         assert west.count("pulled_entries_total", peer=east.address) == 6
@@ -104,7 +109,7 @@ async def test_a_second_source_is_asked_for_what_the_first_has_not(
 
 
 async def test_an_unreachable_peer_costs_a_wait_never_an_error(west: Running) -> None:
-    fetching = await Fetching(west.client, wanting(CHAIN), [Source(0, 4, "127.0.0.1:1")], wait_s=0.2).done()
+    fetching = await Fetching(west.client, wanting(CHAIN), [source(4, "127.0.0.1:1")], wait_s=0.2).done()
     assert fetching.missing == set(entries(CHAIN))
     assert west.idle
 
@@ -167,7 +172,7 @@ async def lying(num_lies: int) -> AsyncIterator[tuple[LyingPeer, str]]:
 
 async def test_a_corrupt_frame_from_a_peer_is_fetched_again_alone(west: Running) -> None:
     async with lying(num_lies=1) as (peer, address):
-        fetching = await Fetching(west.client, wanting(CHAIN[:2]), [Source(0, 2, address)]).done()
+        fetching = await Fetching(west.client, wanting(CHAIN[:2]), [source(2, address)]).done()
         assert sorted(fetching.got) == sorted(entries(CHAIN[:2]))
         assert peer.requests[1:] == [[(CHAIN[0], 1)]]
         assert west.count("corrupt_frames_total", source=address) == 1
@@ -177,7 +182,7 @@ async def test_a_corrupt_frame_from_a_peer_is_fetched_again_alone(west: Running)
 
 async def test_twice_corrupt_is_missing(west: Running) -> None:
     async with lying(num_lies=99) as (peer, address):
-        fetching = await Fetching(west.client, wanting(CHAIN[:2]), [Source(0, 2, address)], wait_s=0.2).done()
+        fetching = await Fetching(west.client, wanting(CHAIN[:2]), [source(2, address)], wait_s=0.2).done()
         assert fetching.missing == set(entries(CHAIN[:2], 0b010))
         assert sorted(fetching.got) == sorted(entries(CHAIN[:2], 0b101))
         assert sorted(map(len, peer.requests)) == [1, 1, 6]
@@ -189,7 +194,7 @@ async def test_many_readers_and_writers_at_once_keep_the_books(west: Running, ea
     """Twenty chains with a common prefix, each wanted by three readers in the west, written in the east meanwhile."""
     prefix = keys("shared", 10)
     chains = [[*prefix, *keys(f"own{n}", 5)] for n in range(20)]
-    sources = [Source(0, 15, east.address)]
+    sources = [source(15, east.address)]
 
     async def write(chain: list[BlockKey]) -> int:
         async with east.client.publish(soon()) as publication:
@@ -210,3 +215,21 @@ async def test_many_readers_and_writers_at_once_keep_the_books(west: Running, ea
     assert east.count("fetched_entries_total", result="hit") == num_distinct, "nothing crossed twice"
     assert west.count("fetched_entries_total", result="hit") == 60 * 45
     await until(lambda: west.idle and east.idle)
+
+
+async def test_each_block_is_pulled_from_the_node_that_owns_it(west: Running, east: Running) -> None:
+    async with serving(west.client._channels) as second:
+        nodes = (east.address, second.address)
+        for running in (east, second):
+            await publish(running, CHAIN)
+        fetching = await Fetching(west.client, wanting(CHAIN), [source(4, *nodes)], wait_s=0).done()
+        assert len(fetching.got) == 12
+        for address, share in partition(CHAIN, nodes).items():
+            assert west.count("pulled_entries_total", peer=address) == 3 * len(share)
+        # What its owner does not hold is missing, even where another node has it.
+        others = keys("others", 4)
+        await publish(east, others)
+        fetching = await Fetching(west.client, wanting(others), [source(4, *nodes)], wait_s=0).done()
+        owned = [others[block] for block in partition(others, nodes).get(east.address, [])]
+        assert sorted(fetching.got) == sorted(entries(owned))
+        assert fetching.missing == {entry for entry in entries(others) if entry[0] not in owned}

@@ -11,6 +11,7 @@ from shared.bus.events import (
     TOPIC_LOAD,
     TOPIC_MEMBERSHIP,
     TOPIC_PLACEMENT,
+    LinkLoad,
     LoadEvent,
     MembershipEvent,
     PlacementEvent,
@@ -51,6 +52,7 @@ LOAD = LoadEvent(
     kv_usage=0.25,
     speed_tokens_per_s=31.5,
     at_ms=1_790_000_000_000,
+    links=(LinkLoad(Datacenter("east"), 125e6, 1 << 20, 1 << 40),),
 )
 
 keys = st.lists(st.binary(min_size=32, max_size=32), max_size=5).map(b"".join)

@@ -1,10 +1,12 @@
 """Who is alive and usable, with a clock of our own."""
 
+from dataclasses import replace
+
 import pytest
 from structlog.testing import capture_logs
 
 from services.gateway.registry import STALE_AFTER_S, Registry
-from shared.bus.events import LoadEvent, MembershipEvent, Role
+from shared.bus.events import LinkLoad, LoadEvent, MembershipEvent, Role
 from shared.ids import Datacenter, Epoch, LayoutHash, ModelFingerprint, WorkerId
 
 FINGERPRINT, LAYOUT = ModelFingerprint("f" * 64), LayoutHash("l" * 64)
@@ -146,3 +148,11 @@ def test_load_is_the_report_or_what_we_have_sent_meanwhile(registry: Registry) -
     assert registry.num_assigned(worker) == 0
     registry.apply_load(load("stranger", running=1), 0)
     assert decoders(registry) == ["d"]
+
+
+def test_a_pool_is_seen_with_its_links_as_it_last_reported_them(registry: Registry) -> None:
+    registry.apply_membership(joined("pool", "cachepool"), 0)
+    assert registry.view().pools[WorkerId("pool")].links == ()
+    link = LinkLoad(Datacenter("east"), 1e8, 5, 7)
+    registry.apply_load(replace(load("pool"), links=(link,)), 1)
+    assert registry.view().pools[WorkerId("pool")].links == (link,)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import BadRequest, CorruptFrame
-from shared.ids import BlockKey
+from shared.ids import BlockKey, Datacenter
 from shared.kv.codec import Codec
 from shared.kv.entries import BlockEntries, Source
 from shared.kv.frame import open_frame, seal
@@ -38,7 +38,7 @@ def test_the_rest_survives() -> None:
     assert layout_from_message(layout_to_message(layout)).hash == layout.hash
     blocks = [BlockEntries(KEY, 0b101), BlockEntries(BlockKey(bytes(32)), 0)]
     assert entries_from_messages(entries_to_messages(blocks)) == blocks
-    sources = [Source(0, 3, "a:1"), Source(3, 9, "b:2")]
+    sources = [Source(0, 3, Datacenter("east"), ("a:1",)), Source(3, 9, Datacenter("west"), ("b:2", "c:3"))]
     assert sources_from_messages(sources_to_messages(sources)) == sources
     batch = pb.FrameBatch()
     add_frames(batch, [seal(KEY, 1, b"abcd", codec) for codec in Codec])
@@ -51,8 +51,9 @@ def test_the_rest_survives() -> None:
     [
         lambda: mask_from_bytes(bytes(65)),
         lambda: entries_from_messages([pb.BlockEntries(key=b"short")]),
-        lambda: sources_from_messages([pb.Source(first=3, end=3, address="a:1")]),
+        lambda: sources_from_messages([pb.Source(first=3, end=3, nodes=["a:1"])]),
         lambda: sources_from_messages([pb.Source(first=0, end=3)]),
+        lambda: sources_from_messages([pb.Source(first=0, end=3, nodes=["a:1", ""])]),
         lambda: layout_from_message(pb.Layout()),
         lambda: codec_from_message(99),
     ],

@@ -1,0 +1,166 @@
+"""A cache pool in a process of its own, which on command fills itself with blocks or pulls them from another pool."""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.harness import ROOT
+from services.cachepool.app import Pool, build_pool
+from services.cachepool.peers import SourcedReader
+from services.cachepool.settings import PoolSettings
+from shared.health import Health
+from shared.ids import BlockKey, Datacenter, ModelFingerprint, new_epoch
+from shared.kv.codec import Codec
+from shared.kv.entries import BlockEntries, Source
+from shared.kv.frame import seal
+from shared.kv.hashing import chain_keys, root_key
+from shared.kv.layout import KvLayout, LayerSpec
+from shared.lifecycle import InFlight
+from shared.log import configure
+from shared.metrics import Metrics
+from shared.rpc.client import Channels
+from shared.rpc.pool_calls import add_pool_servicer
+from shared.rpc.server import GrpcServer
+
+LAYOUT = KvLayout(tuple(LayerSpec(None, 8, 128) for _ in range(16)), "bfloat16", 64)
+"""256 KiB an entry, 4 MiB a block: an 8-billion-parameter model's layers, half of them."""
+
+TIMEOUT_S = 120.0
+
+
+def chain(name: str, num_blocks: int) -> list[BlockEntries]:
+    tokens = list(range(num_blocks * LAYOUT.block_tokens))
+    keys = chain_keys(root_key(ModelFingerprint(name), LAYOUT.hash), tokens, LAYOUT.block_tokens)
+    return [BlockEntries(key, LAYOUT.all_layers) for key in keys]
+
+
+@dataclass(frozen=True)
+class PoolNode:
+    """The parent's handle."""
+
+    address: str
+    _process: asyncio.subprocess.Process
+
+    async def ask(self, **command: Any) -> dict[str, Any]:
+        """Have a command carried out; return what it answers."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(command).encode() + b"\n")
+        async with asyncio.timeout(TIMEOUT_S):
+            line = await self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("the pool ended")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+@asynccontextmanager
+async def pool_node(command: Sequence[str], dc: str, host: str, **environ: str) -> AsyncIterator[PoolNode]:
+    """Start a pool with `command` in front (which puts it into a site); end it with the context."""
+    process = await asyncio.create_subprocess_exec(
+        *(*command, sys.executable, "-m", "benchmarks.pipe.node", "--dc", dc, "--host", host),
+        cwd=ROOT,
+        env={**os.environ, **environ},
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            line = await process.stdout.readline()
+        if not line:
+            raise RuntimeError("the pool did not start")
+        yield PoolNode(line.decode().strip(), process)
+    finally:
+        process.stdin.close()
+        try:
+            async with asyncio.timeout(10):
+                await process.wait()
+        finally:
+            if process.returncode is None:
+                process.kill()
+
+
+async def _pull(pool: Pool, name: str, num_blocks: int, source: Source) -> dict[str, Any]:
+    """Be a reader that the pool pulls for; what arrives is taken and dropped, and the pool empty again afterwards."""
+    blocks, changed = chain(name, num_blocks), asyncio.Event()
+    started, first_s, num_bytes = time.perf_counter(), 0.0, 0
+    reader = pool.store.subscribe(LAYOUT, blocks, TIMEOUT_S, changed.set)
+    try:
+        pool.pulls.start(SourcedReader(reader, LAYOUT, [source], TIMEOUT_S))
+        while not reader.done:
+            changed.clear()
+            while frames := reader.take(1 << 20):
+                first_s = first_s or time.perf_counter() - started
+                num_bytes += sum(len(frame.payload) for frame in frames)
+            if not reader.done:
+                await changed.wait()
+        seconds = time.perf_counter() - started
+    finally:
+        pool.store.close(reader)
+    (load,) = pool.pulls.link_loads()
+    return {"seconds": seconds, "first_s": first_s, "bytes": num_bytes, "goodput": load.goodput_bytes_per_s}
+
+
+async def _serve(host: str, settings: PoolSettings) -> None:
+    async with AsyncExitStack() as stack:
+        channels = await stack.enter_async_context(Channels())
+        pool = build_pool(settings, new_epoch(), channels, Metrics(), lambda _event: None)
+        server = GrpcServer(host, 0, Health("grpc"), InFlight())
+        add_pool_servicer(pool.servicer, server.grpc, pool.store.memory.keep)
+        address = pool.pulls.own_address = f"{host}:{await server.start()}"
+        stack.push_async_callback(server.stop, 0)
+        stack.push_async_callback(pool.pulls.close)
+        answers = os.fdopen(os.dup(1), "w", buffering=1)
+        os.dup2(2, 1)  # whatever else is printed is no answer
+        print(address, file=answers)
+        async for line in _lines():
+            print(json.dumps(await _carry_out(pool, json.loads(line))), file=answers)
+
+
+async def _carry_out(pool: Pool, command: dict[str, Any]) -> dict[str, Any]:
+    if command["do"] == "fill":
+        return _fill(pool, command["name"], command["num_blocks"])
+    source = Source(0, command["num_blocks"], Datacenter(command["dc"]), (command["address"],))
+    return await _pull(pool, command["name"], command["num_blocks"], source)
+
+
+def _fill(pool: Pool, name: str, num_blocks: int) -> dict[str, Any]:
+    """Write a chain straight into the store: what is measured begins when it is there."""
+    blocks, writer = chain(name, num_blocks), pool.store.open_writer()
+    pool.store.grant(writer, LAYOUT, blocks)
+    for layer in range(LAYOUT.num_layers):
+        raw = os.urandom(LAYOUT.entry_bytes(layer))
+        for block in blocks:
+            pool.store.put(writer, seal(BlockKey(block.key), layer, raw, Codec.RAW))
+    pool.store.abandon(writer)
+    return {"bytes": num_blocks * LAYOUT.block_bytes}
+
+
+async def _lines() -> AsyncIterator[bytes]:
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while line := await reader.readline():
+        yield line
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dc", required=True)
+    parser.add_argument("--host", required=True)
+    options = parser.parse_args()
+    configure("pool", level="ERROR")
+    settings = PoolSettings(dc=options.dc, link_connections=int(os.environ.get("PIPE_CONNECTIONS", "8")))
+    asyncio.run(_serve(options.host, settings))
+
+
+if __name__ == "__main__":
+    main()

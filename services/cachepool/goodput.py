@@ -1,0 +1,52 @@
+"""How fast a link is, judged only by the time in which there was something to carry. Pure."""
+
+import math
+from collections.abc import Callable, Hashable
+
+MEMORY_S = 5.0
+"""What was seen this many seconds of carrying ago weighs 1/e of what is seen now."""
+
+
+class Goodput:
+    """An exponentially weighted mean of payload bytes per second, over the busy time of a link alone.
+
+    A link is busy while any of its streams is *owed* something: more was ready behind its last message.
+    Time in which the far end had nothing to send (prefill was still computing, say) says nothing about the link.
+    """
+
+    def __init__(self, clock: Callable[[], float], memory_s: float = MEMORY_S) -> None:
+        self._clock = clock
+        self._memory_s = memory_s
+        self._owed: set[Hashable] = set()
+        self._seen_at = 0.0
+        self._bytes = 0.0
+        self._seconds = 0.0
+
+    @property
+    def bytes_per_s(self) -> float:
+        """0 until the link was busy for the first time."""
+        return self._bytes / self._seconds if self._seconds else 0.0
+
+    def arrived(self, stream: Hashable, num_bytes: int, *, more: bool) -> None:
+        """A message of a stream is here. The first after a pause does not count: nobody knows when it set out."""
+        self._pass_time()
+        if self._owed:
+            self._bytes += num_bytes
+        if more:
+            self._owed.add(stream)
+        else:
+            self._owed.discard(stream)
+
+    def ended(self, stream: Hashable) -> None:
+        """A stream is over, whatever it was owed."""
+        self._pass_time()
+        self._owed.discard(stream)
+
+    def _pass_time(self) -> None:
+        now = self._clock()
+        if self._owed and now > self._seen_at:
+            passed_s = now - self._seen_at
+            fade = math.exp(-passed_s / self._memory_s)
+            self._bytes *= fade
+            self._seconds = self._seconds * fade + passed_s
+        self._seen_at = now

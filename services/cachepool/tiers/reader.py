@@ -1,0 +1,100 @@
+"""Entries out of objects, checked: what is not intact is read once more, and then its object is dropped."""
+
+import asyncio
+
+from services.cachepool.integrity import check
+from services.cachepool.tiers.context import TierContext
+from services.cachepool.tiers.index import Stored
+from services.cachepool.tiers.objects import ObjectHeader, object_path
+from services.cachepool.tiers.ranges import Range, ranges
+from services.cachepool.tiers.recovery import Recovery
+from shared.errors import BlockMissing, CorruptFrame, PrfaasError, Unavailable
+from shared.ids import BlockKey
+from shared.kv.frame import Frame
+from shared.log import get_logger
+
+log = get_logger()
+
+REST_S = 30.0
+"""How long an object that could not be read is not tried again: readers go to peers, writers may write it anew."""
+
+
+class Reader:
+    """Owns the bound on reads. Everything it returns has passed its checksum."""
+
+    def __init__(self, context: TierContext, recovery: Recovery, max_reads: int) -> None:
+        """`max_reads`: at a time, over all that read."""
+        self._bucket = context.bucket
+        self._index = context.index
+        self._metrics = context.metrics
+        self._breaker = context.breaker
+        self._recovery = recovery
+        self._gate = asyncio.Semaphore(max_reads)
+
+    async def entries(self, stored: Stored, layers: int) -> list[Frame]:
+        """Return those of an object's entries that are intact; the object is dropped when some are not.
+
+        Raises what `Bucket.read` raises when it cannot be read.
+        """
+        frames: list[Frame] = []
+        for part in ranges(stored.header, layers):
+            frames += await self.read(stored.key, part)
+        return frames
+
+    async def read(self, key: BlockKey, part: Range) -> list[Frame]:
+        """Like `entries`, of one range. Raises `Unavailable` without asking while the object store rests."""
+        if self._breaker.is_open:
+            raise Unavailable("the object store has failed and rests")
+        stored = self._index.get(key)
+        if stored is None:
+            return []
+        try:
+            frames = await self._intact(stored.header, part)
+            if len(frames) < len(part.places):
+                frames = await self._read_again(stored, part)
+        except BlockMissing:
+            self._drop(key, "missing")
+            return []
+        except PrfaasError:
+            self._breaker.failed()
+            self._index.rest(key, REST_S)
+            raise
+        self._breaker.succeeded()
+        return frames
+
+    async def _read_again(self, stored: Stored, part: Range) -> list[Frame]:
+        """The place of an entry is not where it was when a write that seemed to fail took effect later."""
+        await self._recovery.check(stored.key)
+        now = self._index.get(stored.key)
+        if now is None:
+            return []
+        frames: list[Frame] = []
+        for again in ranges(now.header, part.layers):
+            frames += await self._intact(now.header, again)
+        if len(frames) < len(part.places):
+            log.warning("object_corrupt", key=stored.key.hex(), layers=len(part.places) - len(frames))
+            self._drop(stored.key, "corrupt")
+            await self._bucket.delete(object_path(stored.key))
+        return frames
+
+    async def _intact(self, header: ObjectHeader, part: Range) -> list[Frame]:
+        async with self._gate:
+            try:
+                data = await self._bucket.read(object_path(header.key), part.offset, part.length)
+            except CorruptFrame:  # shorter than it should be
+                self._metrics.corrupt.inc(len(part.places))
+                return []
+        self._metrics.read_bytes.inc(part.length)
+        starts = [place.offset - part.offset for place in part.places]
+        frames = [
+            header.frame(place, data[start : start + place.length])
+            for place, start in zip(part.places, starts, strict=True)
+        ]
+        checked = await check(frames)
+        self._metrics.read.inc(len(checked.intact))
+        self._metrics.corrupt.inc(len(checked.corrupt))
+        return checked.intact
+
+    def _drop(self, key: BlockKey, reason: str) -> None:
+        if self._index.remove(key):
+            self._metrics.dropped.labels(reason).inc()

@@ -1,0 +1,76 @@
+"""The object tier of a pool, put together: what it holds, and the loops that keep it."""
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.cachepool.peers import SourcedReader
+from services.cachepool.tiers.context import TierContext
+from services.cachepool.tiers.reader import Reader
+from services.cachepool.tiers.reads import ReadThrough
+from services.cachepool.tiers.recovery import Recovery
+from services.cachepool.tiers.room import Room
+from services.cachepool.tiers.writes import WriteBehind, WriteLimits
+from shared.ids import BlockKey
+from shared.kv.layout import KvLayout
+
+
+@dataclass(frozen=True)
+class TierLimits:
+    max_waiting: int  # blocks that wait to be written
+    max_writes: int  # at a time
+    max_reads: int  # at a time
+    read_limit_s: float  # of all reads for one reader
+
+
+class ObjectTier:
+    """Blocks behind memory. What it does not deliver, for whatever reason, is missing or comes from a peer."""
+
+    def __init__(self, context: TierContext, limits: TierLimits, folder: Path | None) -> None:
+        room = Room(context)
+        self.index = context.index
+        self.recovery = Recovery(context, room, folder)
+        reader = Reader(context, self.recovery, limits.max_reads)
+        self.reads = ReadThrough(context, reader, limits.read_limit_s)
+        self.writes = WriteBehind(
+            context, room, reader, self.recovery, WriteLimits(limits.max_waiting, limits.max_writes)
+        )
+        self._breaker = context.breaker
+
+    def readable(self, key: BlockKey, layout: KvLayout | None = None) -> int:
+        """Return the layers of a block that a reader would get from here, as far as one can tell beforehand."""
+        if self._breaker.is_open:
+            return 0
+        return self.index.readable(key, layout)
+
+    def start(self, sourced: SourcedReader) -> None:
+        """Begin reading what the reader wants, nobody writes, and an object has."""
+        self.reads.start(sourced)
+
+    def cancel_unwanted(self) -> None:
+        """Cancel the reads that no reader waits for any more."""
+        self.reads.cancel_unwanted()
+
+    async def run(self) -> None:
+        """Recover, write; for ever."""
+        async with asyncio.TaskGroup() as loops:
+            loops.create_task(self.recovery.run(), name="object recovery")
+            loops.create_task(self.writes.run(), name="object writes")
+
+    async def close(self, limit_s: float) -> int:
+        """Write what waits, at most for `limit_s`; return how many blocks were not written. `run` goes on till then."""
+        await self.reads.close()
+        return await self.writes.flush(limit_s)
+
+
+class NoTier:
+    """In place of an `ObjectTier` where there is none."""
+
+    def readable(self, key: BlockKey, layout: KvLayout | None = None) -> int:
+        return 0
+
+    def start(self, sourced: SourcedReader) -> None:
+        pass
+
+    def cancel_unwanted(self) -> None:
+        pass

