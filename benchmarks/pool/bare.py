@@ -22,7 +22,7 @@ SERVICE = "benchmarks.Bare"
 async def run_server() -> None:
     payloads = Payloads()
 
-    async def down(request: bytes, context: Any) -> AsyncIterator[bytes]:
+    async def down(request: bytes, context: Any) -> None:
         num_bytes, count = json.loads(request)
         messages = payloads.of(num_bytes)
         for number in range(count):

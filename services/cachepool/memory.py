@@ -1,7 +1,7 @@
 """Memory of stored payloads: slabs of equal slots, apart from the heap in which messages come and go.
 
 On the heap, payloads that stay would lie between the buffers of messages that pass: gRPC grows such a buffer piece by
-piece, and each time it meets a neighbour it moves, into fresh pages. That costs ten times the CPU of the whole transfer.
+piece, and each time it meets a neighbour it moves, into fresh pages. That costs ten times the CPU of the transfer.
 """
 
 import mmap
@@ -77,7 +77,7 @@ class PayloadMemory:
         held = _Held(part, self._gone.append)
         held.slab, held.index = slab, index
         slab.held[index] = held
-        return memoryview(part)
+        return part.data
 
     def _new_slab(self, size: int, roomy: list[_Slab]) -> _Slab:
         num_bytes = max(SLAB_BYTES, size)
@@ -88,7 +88,7 @@ class PayloadMemory:
         return slab
 
     def _map(self, num_bytes: int) -> NDArray[np.uint8]:
-        mapping = mmap.mmap(-1, num_bytes)
+        mapping = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             mapping.madvise(mmap.MADV_HUGEPAGE)  # one fault for 2 MiB, not for each 4 KiB
         self.mapped_bytes += num_bytes
