@@ -1,47 +1,133 @@
-"""Which block goes first when room is needed: the least recently used that nothing holds and nothing follows."""
+"""What goes first when room is needed: window entries that no resume needs, then what is worth least of the rest."""
 
 import heapq
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from services.cachepool.block import Block
+from services.cachepool.reuse import History, ReuseClock
 
-_SLACK = 1024
+_SLACK = 256
+
+DISPENSABLE, VALUED = 0, 1
 
 
-class LeastRecentlyUsed:
-    """A heap of evictable blocks by last use, validated when popped.
+class Victim(NamedTuple):
+    block: Block
+    layers: int  # bitmask of the entries that go
 
-    A block is pushed each time it becomes evictable; entries that its later uses made stale are skipped, and swept
-    once they outnumber the live ones, so that a pool that never evicts does not grow.
-    """
+
+class _Offer(NamedTuple):
+    """A block's place in the order; compares by rank, worth and last use, never by block: `number` is unique."""
+
+    rank: int
+    worth: float
+    tick: int  # the block's, when it was offered
+    number: int
+    whole: bool
+    block: Block
+
+    @property
+    def layers(self) -> int:
+        """What may still be evicted as it was offered: nothing once the block was used, held or followed."""
+        block = self.block
+        if block.tick != self.tick:
+            return 0
+        if self.whole:
+            return block.present if block.evictable else 0
+        return block.trimmable
+
+
+class _Order:
+    """A heap of offers, validated when popped; stale ones are swept once they outnumber the others."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, int, Block]] = []
-        self._tick = 0
-        self._pushes = 0  # breaks ties: blocks have no order of their own
+        self._heap: list[_Offer] = []
+        self._limit = _SLACK
 
-    def touch(self, block: Block) -> None:
-        """Make `block` the most recently used. Does not make it evictable: see `offer`."""
-        self._tick += 1
-        block.tick = self._tick
-
-    def offer(self, block: Block, num_blocks: int) -> None:
-        """Note that `block` is evictable now; `num_blocks` is how many blocks the store has."""
-        self._pushes += 1
-        heapq.heappush(self._heap, (block.tick, self._pushes, block))
-        if len(self._heap) > 2 * num_blocks + _SLACK:
-            live = {item[2].serial: item for item in self._heap if self._is_current(item)}
+    def push(self, offer: _Offer) -> None:
+        heapq.heappush(self._heap, offer)
+        if len(self._heap) > self._limit:
+            live = {(offer.block.serial, offer.whole): offer for offer in self._heap if offer.layers}
             self._heap = list(live.values())
             heapq.heapify(self._heap)
+            self._limit = 2 * len(self._heap) + _SLACK
 
-    def pop(self) -> Block | None:
-        """Remove and return the block to evict, or None when everything is held."""
+    def pop(self) -> Victim | None:
         while self._heap:
-            item = heapq.heappop(self._heap)
-            if self._is_current(item):
-                return item[2]
+            offer = heapq.heappop(self._heap)
+            if offer.layers:
+                return Victim(offer.block, offer.layers)
         return None
 
-    @staticmethod
-    def _is_current(item: tuple[int, int, Block]) -> bool:
-        tick, _, block = item
-        return block.evictable and block.tick == tick
+
+class Eviction:
+    """The order in which unreferenced entries go. Never a block before those that follow it.
+
+    First, oldest first: window entries of inner blocks, which only a resume right there needs, unless resumes there
+    are a habit; and ends of chains whose window entries are gone, at which nothing can resume. Then whole blocks at the
+    ends of chains and window entries where resumes are a habit, by worth (see `reuse`). O(log n) for each operation.
+    """
+
+    def __init__(self, clock: Callable[[], float], *, by_tenant: bool) -> None:
+        self.reuse = ReuseClock()
+        self.history = History()
+        self._clock = clock
+        self._by_tenant = by_tenant
+        self._all = _Order()
+        self._of_tenant: dict[str, _Order] = {}
+        self._num_uses = 0
+        self._num_offers = 0
+
+    def use(self, chain: Sequence[Block], is_tail: Callable[[int], bool]) -> None:
+        """Count a request that names a chain. `is_tail(i)`: it resumes or ends within a window behind block i.
+
+        Does not make blocks evictable: see `offer`.
+        """
+        self.touch(chain)
+        now = self._clock()
+        for index, block in enumerate(chain):
+            self.reuse.count(block.uses, now)
+            if block.layout.window_layers:
+                block.is_inner = not is_tail(index)
+                if not block.is_inner:
+                    self.reuse.count(block.resumes, now)
+
+    def touch(self, chain: Sequence[Block]) -> None:
+        """Make a chain the most recently used, its head last, without counting another use."""
+        now = self._clock()
+        for block in reversed(chain):
+            self._num_uses += 1
+            block.tick = self._num_uses
+            block.uses.last_at = now
+
+    def offer(self, block: Block) -> None:
+        """Put what may be evicted of a block in its place; a no-op for what may not."""
+        layers = block.trimmable
+        if not layers and not block.evictable:
+            return
+        self._num_offers += 1
+        rank, worth = self._place(block, trimmed=bool(layers))
+        offer = _Offer(rank, worth, block.tick, self._num_offers, not layers, block)
+        self._all.push(offer)
+        if self._by_tenant:
+            self._of_tenant.setdefault(block.tenant, _Order()).push(offer)
+
+    def pop(self, tenant: str | None = None) -> Victim | None:
+        """Remove and return what is to be evicted next, of one tenant's or of all; None when everything is held."""
+        order = self._all if tenant is None else self._of_tenant.get(tenant)
+        return order.pop() if order else None
+
+    def forget_tenant(self, tenant: str) -> None:
+        """A tenant stores nothing any more."""
+        self._of_tenant.pop(tenant, None)
+
+    def _place(self, block: Block, *, trimmed: bool) -> tuple[int, float]:
+        if trimmed:
+            if block.resumes.count <= 2:
+                return DISPENSABLE, block.uses.last_at
+            return VALUED, self.reuse.resume_worth(block)
+        windows = block.layout.window_layers
+        if windows and block.present & windows != windows:
+            return DISPENSABLE, block.uses.last_at
+        return VALUED, self.reuse.worth(block)

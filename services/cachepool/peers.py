@@ -36,6 +36,9 @@ log = get_logger()
 MAX_REFETCHES = 16
 """A peer with more corrupt entries than this in one pull is not worth asking again."""
 
+LOST_PATIENCE_S = 1.0
+"""How long readers wait at most for what a lost peer should have sent."""
+
 
 class Peer(NamedTuple):
     """A pool that entries are pulled from."""
@@ -208,12 +211,17 @@ class PeerPulls:
         pull.task.add_done_callback(_log_crash)
 
     def _end(self, pull: _Pull, outcome: str) -> None:
-        """Free the grants and count the outcome, once."""
+        """Free the grants and count the outcome, once.
+
+        A peer that is lost will not be asked again, and who computes for it cannot write there either: its readers wait
+        for another source or a writer here, but not as long as for one that was promised.
+        """
         if pull not in self._pulls:
             return
         self._pulls.remove(pull)
         self._metrics.pulls.labels(pull.address, outcome).inc()
-        self._store.abandon(pull.writer)
+        spent_s = max(0.0, pull.terms.wait_s - LOST_PATIENCE_S) if outcome == "failed" else 0.0
+        self._store.abandon(pull.writer, self._store.clock() - spent_s)
         if pull.task is not None and not pull.task.done() and pull.task is not asyncio.current_task():
             pull.task.cancel()
 

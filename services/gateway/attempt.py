@@ -202,9 +202,10 @@ class Attempt:
             num_blocks=self._plan.num_blocks,
             sources=sources_to_messages(self._plan.decode_sources),
             wait_ms=self._plan.wait_ms,
-            codec=cast(pb.Codec.ValueType, int(self._plan.codec)),
+            codec=cast(pb.Codec.ValueType, int(self._plan.decode_codec)),
             num_generated=self._request.num_generated,
             priority=self._request.priority,
+            fidelity=cast(pb.Fidelity.ValueType, int(self._request.fidelity)),
             pool_nodes=self._plan.decode_nodes,
         )
 
@@ -216,8 +217,9 @@ class Attempt:
             layout_hash=self._cluster.model.layout.hash,
             salt=self._request.salt,
             sources=sources_to_messages(self._plan.prefill_sources),
-            codec=cast(pb.Codec.ValueType, int(self._plan.codec)),
+            codec=cast(pb.Codec.ValueType, int(self._plan.prefill_codec)),
             priority=self._request.priority,
+            fidelity=cast(pb.Fidelity.ValueType, int(self._request.fidelity)),
             pool_nodes=self._plan.prefill_nodes,
         )
 

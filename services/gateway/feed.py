@@ -4,6 +4,8 @@ import asyncio
 import time
 from collections.abc import Callable
 
+import grpc
+
 from services.gateway.attempt import Cluster
 from services.gateway.router import no_decode_worker
 from shared.bus.events import (
@@ -11,7 +13,6 @@ from shared.bus.events import (
     LoadEvent,
     MembershipEvent,
     PlacementEvent,
-    StoredBlocks,
     decode_event,
     stored_from_messages,
 )
@@ -45,7 +46,7 @@ class Feed:
         """Handle one record of any topic. Raises `BadEvent`, which the consumer counts and skips."""
         event = decode_event(record.topic, record.value)
         if isinstance(event, PlacementEvent):
-            self._cluster.index.apply(event)
+            self._cluster.index.apply(event, self._clock())
         elif isinstance(event, MembershipEvent):
             self._take_membership(event)
         elif isinstance(event, LoadEvent):
@@ -63,6 +64,7 @@ class Feed:
         """Take snapshots and keep the health condition, for ever; meant for `background()`."""
         while True:
             self._wake.clear()
+            self._look_at_channels()
             self._report_health()
             await self._refresh()
             await asyncio.sleep(PAUSE_S)
@@ -81,6 +83,13 @@ class Feed:
                 self._cluster.index.doubt(event.worker)
         self._report_health()
 
+    def _look_at_channels(self) -> None:
+        """Drop pool nodes from plans, and take them back, before silence on the bus or its end would show it."""
+        for worker, address in self._cluster.registry.pool_addresses().items():
+            state = self._cluster.channels.get(address).get_state(try_to_connect=True)
+            if state in (grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE):
+                self._cluster.registry.set_reachable(worker, state is grpc.ChannelConnectivity.READY)
+
     def _report_health(self) -> None:
         view = self._cluster.registry.view()
         detail = ", ".join(member.worker for member in view.decode) or no_decode_worker(view)
@@ -96,18 +105,19 @@ class Feed:
 
     async def _take_snapshot(self, holder: WorkerId, address: str) -> None:
         stub = CachePoolStub(self._cluster.channels.get(address))
-        stored: list[StoredBlocks] = []
+        intake = self._cluster.index.open_snapshot(holder)
         epoch = sequence = 0
         call = stub.Snapshot(pb.SnapshotRequest(), timeout=SNAPSHOT_TIMEOUT_S)
         try:
             with rpc_errors(holder):
                 async for reply in call:
                     epoch, sequence = reply.epoch, reply.sequence
-                    stored += stored_from_messages(reply.stored)
+                    intake.add(stored_from_messages(reply.stored))
+            self._cluster.index.finish_snapshot(intake, epoch, sequence)
         except PrfaasError as error:
             log.warning("snapshot_failed", holder=holder, error=str(error))
-            return
+        else:
+            log.info("snapshot_taken", holder=holder, num_blocks=intake.num_blocks, sequence=sequence)
         finally:
             call.cancel()
-        self._cluster.index.apply_snapshot(holder, epoch, sequence, stored)
-        log.info("snapshot_taken", holder=holder, num_blocks=sum(s.num_blocks for s in stored), sequence=sequence)
+            intake.close()

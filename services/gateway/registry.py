@@ -56,6 +56,7 @@ class _Entry:
     waiting: int = 0
     links: tuple[LinkLoad, ...] = ()
     lost: bool = False  # a call to it has failed since its last sign of life
+    reachable: bool = True  # from this process, as its channel says
 
 
 class Registry:
@@ -111,6 +112,19 @@ class Registry:
     def num_assigned(self, worker: WorkerId) -> int:
         return self._assigned[worker]
 
+    def pool_addresses(self) -> dict[WorkerId, str]:
+        """Return where the pool nodes are that have not left, usable or not."""
+        return {
+            worker: entry.event.address
+            for worker, entry in self._entries.items()
+            if entry.event.role == "cachepool" and not entry.event.left
+        }
+
+    def set_reachable(self, worker: WorkerId, reachable: bool) -> None:
+        """Say whether a connection to a worker can be made. Its signs of life on the bus do not make it reachable."""
+        if worker in self._entries:
+            self._entries[worker].reachable = reachable
+
     def pool_at(self, address: str) -> WorkerId | None:
         """Return the pool that serves at `address`."""
         for worker, entry in self._entries.items():
@@ -142,6 +156,8 @@ class Registry:
             return f"silent for {self._newest_at - entry.heard_at:.0f} s"
         if entry.lost:
             return "a call to it has failed"
+        if not entry.reachable:
+            return "cannot be reached"
         return self._mismatch(entry.event)
 
     def _mismatch(self, event: MembershipEvent) -> str | None:

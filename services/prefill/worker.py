@@ -16,7 +16,7 @@ from shared.engine.fetch import FetchContext, PageFetch
 from shared.engine.pages import PageQueue
 from shared.engine.publish import PagePublisher, Ready
 from shared.ids import BlockKey
-from shared.kv.codec import Codec
+from shared.kv.codec import Codec, Fidelity
 from shared.kv.entries import Source
 from shared.log import get_logger
 from shared.metrics import Metrics
@@ -39,6 +39,7 @@ class Prompt:
     codec: Codec
     priority: int = 0  # lower goes first
     pool_nodes: Sequence[str] = ()  # of this datacenter, over which everybody spreads the blocks; none: as configured
+    fidelity: Fidelity = Fidelity.LOSSLESS  # of blocks that may be used; it is in their keys
 
 
 class Progress(NamedTuple):
@@ -126,7 +127,7 @@ class PrefillWorker:
             work.pages.take_for_resume(start)
             needed = {block: layout.needed_layers(block, start) for block in range(on_device, start)}
             missing = {block: layers for block, layers in needed.items() if layers}
-            fetch = PageFetch(work.context, reservation, prompt.keys, missing, on_landed=lambda: None)
+            fetch = PageFetch(work.context, reservation, prompt.keys, missing, lambda: None, prompt.fidelity)
             await fetch.run(prompt.sources, REUSE_WAIT_S, deadline)
             if not fetch.outstanding:
                 break

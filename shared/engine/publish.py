@@ -9,7 +9,7 @@ from typing import NamedTuple
 from shared.engine.fetch import FetchContext
 from shared.engine.stage import EntryView, Mark
 from shared.ids import BlockKey
-from shared.kv.codec import Codec
+from shared.kv.codec import FIDELITY_OF, SINK_TOKENS, Codec, Fidelity
 from shared.kv.frame import Frame, seal
 from shared.model.paged import Reservation
 from shared.rpc.convert import MAX_BATCH_BYTES
@@ -17,6 +17,9 @@ from shared.rpc.pool_nodes import Publishing
 
 MAX_BACKLOG_BYTES = 64 * 1024 * 1024
 """What may be ready and not sent before a publisher says that it is `full`."""
+
+_LEAST_RATIO = {Fidelity.LOSSLESS: 1, Fidelity.INT8: 2, Fidelity.INT4: 4}
+"""How much smaller entries are when they are sealed, at least: a message should be full, and no more than that."""
 
 
 class Ready(NamedTuple):
@@ -107,13 +110,15 @@ class PagePublisher:
 
     def _seal_batch(self, ready: Ready, blocks: list[int]) -> list[Frame]:
         """Seal leading blocks up to one message's worth; runs in the copier thread."""
-        frames: list[Frame] = []
-        size = 0
-        views = (EntryView(*self._context.kv.block(ready.layer, self._reservation, block)) for block in blocks)
-        for block, raw in zip(blocks, self._context.stager.stage(ready.mark, views), strict=False):
-            frame = seal(self._keys[block], ready.layer, raw, self._codec)
-            frames.append(frame)
-            size += len(frame.payload)
-            if size >= MAX_BATCH_BYTES:
-                break
-        return frames
+        context, shape = self._context, self._context.layout.entry_shape(ready.layer)
+        limit = MAX_BATCH_BYTES * _LEAST_RATIO[FIDELITY_OF[self._codec]]
+        count = min(len(blocks), -(-limit // shape.num_bytes))
+        views = (EntryView(*context.kv.block(ready.layer, self._reservation, block)) for block in blocks[:count])
+        staged = list(zip(blocks, context.stager.stage(ready.mark, views), strict=False))
+
+        def sealed(entry: tuple[int, bytes]) -> Frame:
+            block, raw = entry
+            num_whole = SINK_TOKENS if block == 0 else 0
+            return seal(self._keys[block], ready.layer, raw, self._codec, shape, num_whole)
+
+        return context.codecs.map(sealed, staged)

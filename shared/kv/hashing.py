@@ -6,15 +6,24 @@ from array import array
 from collections.abc import Sequence
 
 from shared.ids import BlockKey, LayoutHash, ModelFingerprint
+from shared.kv.codec.names import Fidelity
 
 KEY_BYTES = 32
 _DOMAIN = b"prfaas.kv.v1"
 
 
-def root_key(fingerprint: ModelFingerprint, layout_hash: LayoutHash, salt: str = "") -> BlockKey:
-    """Return the key that every chain of one model, KV layout (dtype included) and tenant salt starts from."""
+def root_key(
+    fingerprint: ModelFingerprint, layout_hash: LayoutHash, salt: str = "", fidelity: Fidelity = Fidelity.LOSSLESS
+) -> BlockKey:
+    """Return the key that every chain of one model, KV layout (dtype included) and tenant salt starts from.
+
+    A lossy class has chains of its own: a lossy block cannot pose as a lossless one, nor can what was computed on it.
+    """
+    parts = [fingerprint, layout_hash, salt]
+    if fidelity is not Fidelity.LOSSLESS:
+        parts.append(fidelity.name.lower())
     digest = hashlib.sha256(_DOMAIN)
-    for part in (fingerprint, layout_hash, salt):
+    for part in parts:
         encoded = part.encode()
         digest.update(len(encoded).to_bytes(4, "little") + encoded)  # lengths keep ("ab", "c") and ("a", "bc") apart
     return BlockKey(digest.digest())

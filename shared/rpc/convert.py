@@ -1,11 +1,12 @@
 """Wire messages to the suite's own types and back. What comes from a peer is validated here, once."""
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import cast
 
 from shared.errors import BadRequest, CorruptFrame
 from shared.ids import BlockKey, Datacenter
-from shared.kv.codec import Codec, Fidelity
+from shared.kv.codec import FIDELITY_OF, Codec, Fidelity
 from shared.kv.entries import BlockEntries, Source
 from shared.kv.frame import Frame
 from shared.kv.hashing import KEY_BYTES
@@ -16,11 +17,13 @@ MAX_BATCH_BYTES = 1024 * 1024
 """Frames are grouped to about this size: loopback gRPC moves 1 MiB messages twice as fast as 64 KiB ones."""
 
 
+@lru_cache(maxsize=4096)  # requests name thousands of blocks and a handful of masks
 def mask_to_bytes(mask: int) -> bytes:
     """Encode a layer bitmask, little-endian, without trailing zeros."""
     return mask.to_bytes((mask.bit_length() + 7) // 8, "little")
 
 
+@lru_cache(maxsize=4096)
 def mask_from_bytes(data: bytes) -> int:
     """Decode a layer bitmask. Raises `BadRequest` when it names impossible layers."""
     if len(data) > MAX_LAYERS // 8:
@@ -33,6 +36,14 @@ def key_from_bytes(data: bytes) -> BlockKey:
     if len(data) != KEY_BYTES:
         raise BadRequest(f"a block key has {KEY_BYTES} bytes, not {len(data)}")
     return BlockKey(data)
+
+
+def keys_from_bytes(keys: Iterable[bytes]) -> list[BlockKey]:
+    """Check the lengths of block keys, as `key_from_bytes` does one by one."""
+    checked = list(keys)
+    if set(map(len, checked)) - {KEY_BYTES}:
+        raise BadRequest(f"a block key has {KEY_BYTES} bytes")
+    return cast(list[BlockKey], checked)
 
 
 def layout_to_message(layout: KvLayout) -> pb.Layout:
@@ -89,9 +100,23 @@ def frame_from_message(message: pb.Frame) -> Frame:
     return Frame(key, message.layer, codec, fidelity, message.raw_bytes, message.payload, message.checksum)
 
 
-def codec_from_message(codec: int) -> Codec:
-    """Return the codec to send with; unspecified means raw. Raises `BadRequest`."""
+def codec_from_message(codec: int, fidelity: Fidelity = Fidelity.LOSSLESS) -> Codec:
+    """Return the codec to send with; unspecified means raw.
+
+    Raises `BadRequest`, also for one that loses more than `fidelity` allows.
+    """
     try:
-        return Codec(codec or Codec.RAW)
+        known = Codec(codec or Codec.RAW)
+    except ValueError as error:
+        raise BadRequest(str(error)) from error
+    if not FIDELITY_OF[known].satisfies(fidelity):
+        raise BadRequest(f"codec {known.name} loses more than fidelity {fidelity.name} allows")
+    return known
+
+
+def fidelity_from_message(fidelity: int) -> Fidelity:
+    """Return the fidelity that is asked for; unspecified means lossless. Raises `BadRequest`."""
+    try:
+        return Fidelity(fidelity or Fidelity.LOSSLESS)
     except ValueError as error:
         raise BadRequest(str(error)) from error

@@ -35,6 +35,7 @@ from shared.proto.prfaas_pb2_grpc import (
 )
 from shared.rpc.client import Channels
 from shared.rpc.server import GrpcServer
+from tests.support.placement import take_snapshot
 
 BLOCK_TOKENS = 16
 LAYOUT = KvLayout((LayerSpec(None, 1, 8), LayerSpec(32, 1, 8)), "float32", BLOCK_TOKENS)
@@ -226,7 +227,8 @@ async def running_suite(directory: Path, **settings: Any) -> AsyncIterator[Suite
         announce(cluster, "cachepool-east", "cachepool", "east", EAST_POOL)
         announce(cluster, "cachepool-west", "cachepool", "west", WEST_POOL)
         for pool in ("cachepool-east", "cachepool-west"):
-            cluster.index.apply_snapshot(WorkerId(pool), 1, 0, [])
+            cluster.index.doubt(WorkerId(pool))
+            take_snapshot(cluster.index, WorkerId(pool), 1, 0, [])
         decode = await join("decode-west", "decode", "west", says("hello there"))
         prefill = await join("prefill-east", "prefill", "east", prefills(0))
         url = f"http://127.0.0.1:{server.port}"

@@ -67,12 +67,15 @@ class FakePool(CachePoolServicer):
 
 
 class World:
-    def __init__(self, cluster: Cluster, feed: Feed, health: Health, pool: FakePool, address: str) -> None:
+    def __init__(
+        self, cluster: Cluster, feed: Feed, health: Health, pool: FakePool, address: str, server: GrpcServer
+    ) -> None:
         self.cluster = cluster
         self.feed = feed
         self.health = health
         self.pool = pool
         self.address = address
+        self.server = server
         self._offset = 0
 
     async def send(self, topic: str, value: bytes) -> None:
@@ -113,7 +116,7 @@ async def make_world(directory: Path) -> AsyncIterator[World]:
         cluster, health = make_cluster(served_model(directory), channels, Metrics()), Health(DECODE_CONDITION)
         feed = Feed(cluster, health)
         loop = asyncio.create_task(feed.run())
-        yield World(cluster, feed, health, pool, f"127.0.0.1:{port}")
+        yield World(cluster, feed, health, pool, f"127.0.0.1:{port}", server)
         loop.cancel()
         await asyncio.wait({loop})
     await server.stop(0)
@@ -178,6 +181,21 @@ async def test_a_pool_that_left_is_forgotten(world: World) -> None:
     await world.announce(POOL, "cachepool", left=True)
     assert world.longest() is None
     assert world.cluster.registry.view().pools == {}
+
+
+async def test_a_pool_that_cannot_be_reached_is_in_no_plan_whatever_the_bus_says(world: World) -> None:
+    await world.announce(POOL, "cachepool")
+    await eventually(lambda: world.longest() == 0)
+    await world.server.stop(0)
+    await eventually(lambda: world.cluster.registry.view().pools == {}, within_s=3)
+    await world.announce(POOL, "cachepool")
+    view = world.cluster.registry.view()
+    assert (view.pools, view.problems) == ({}, (f"{POOL}: cannot be reached",))
+    again = GrpcServer("127.0.0.1", int(world.address.split(":")[1]), Health(), InFlight())
+    add_CachePoolServicer_to_server(world.pool, again.grpc)
+    await again.start()
+    await eventually(lambda: POOL in world.cluster.registry.view().pools, within_s=5)
+    await again.stop(0)
 
 
 def is_ready(world: World) -> bool:

@@ -91,7 +91,7 @@ async def test_blocks_that_the_pool_has_dropped_are_computed_again_at_once(name:
 
         async def forget() -> None:
             await until(lambda: dcs.decode.metric("num_preemptions_total") > 0)
-            store._blocks.clear()
+            store._shelf._blocks.clear()
 
         forgetting = asyncio.create_task(forget())
         async with asyncio.timeout(20):

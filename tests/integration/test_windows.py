@@ -145,7 +145,7 @@ def _check_stored(pool: Node, tokens: list[int], num_blocks: int) -> None:
     assert pool.pool is not None
     stored = 0
     for index, key in enumerate(model.keys(tokens, "")):
-        block = pool.pool.store._blocks.get(key)
+        block = pool.pool.store._shelf.get(key)
         for layer, frame in enumerate(block.frames if block else []):
             assert frame is not None, f"block {index} lacks layer {layer}"
             expected = torch.cat([part.flatten() for part in model.kv.block(layer, reservation, index)])

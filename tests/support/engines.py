@@ -22,7 +22,7 @@ from shared.engine.settings import EngineSettings
 from shared.engine.thread import WorkThread
 from shared.health import Health
 from shared.ids import Datacenter, new_epoch
-from shared.kv.codec import Codec
+from shared.kv.codec import Codec, Fidelity
 from shared.kv.entries import BlockEntries, Source
 from shared.kv.hashing import num_prefix_blocks
 from shared.lifecycle import InFlight, background
@@ -34,6 +34,7 @@ from shared.rpc.client import Channels, rpc_errors
 from shared.rpc.convert import sources_to_messages
 from shared.rpc.pool import PoolClient
 from shared.rpc.pool_calls import add_pool_servicer
+from shared.rpc.pool_nodes import pool_at
 from shared.rpc.sampling import logprobs_from_message
 from shared.rpc.server import GrpcServer
 from tests.support.tiny import tiny_model
@@ -68,18 +69,49 @@ class Node:
 
 
 class TwoDatacenters:
-    """prefill-east writes to pool-east; decode-west reads from pool-west, which pulls from pool-east."""
+    """prefill-east writes to the east's pool; decode-west reads from the west's, which pulls from the east's."""
 
-    pool_east: Node
-    pool_west: Node
     prefill: Node
     decode: Node
 
-    def __init__(self, name: str, channels: Channels) -> None:
+    def __init__(self, name: str, channels: Channels, stack: AsyncExitStack) -> None:
         self.name = name
         self.channels = channels
+        self.nodes: dict[str, list[Node]] = {"east": [], "west": []}  # of each pool, as plans name them
+        self._stack = stack
 
-    async def prefill_only(self, token_ids: list[int], codec: Codec = Codec.RAW, priority: int = 0) -> int:
+    @property
+    def pool_east(self) -> Node:
+        return self.nodes["east"][0]
+
+    @property
+    def pool_west(self) -> Node:
+        return self.nodes["west"][0]
+
+    def addresses(self, dc: str) -> tuple[str, ...]:
+        return tuple(node.address for node in self.nodes[dc])
+
+    async def join(self, dc: str) -> Node:
+        """Start one more pool node, which plans name from now on."""
+        node = await self._stack.enter_async_context(_pool(dc))
+        self.nodes[dc].append(node)
+        return node
+
+    async def kill(self, dc: str, node: Node) -> None:
+        """Stop a pool node in the middle of whatever it does; plans go on to name it until `forget`."""
+        assert node in self.nodes[dc]
+        await node.server.stop(0)
+
+    def forget(self, dc: str, node: Node) -> None:
+        self.nodes[dc].remove(node)
+
+    async def prefill_only(
+        self,
+        token_ids: list[int],
+        codec: Codec = Codec.RAW,
+        priority: int = 0,
+        fidelity: Fidelity = Fidelity.LOSSLESS,
+    ) -> int:
         """Prefill in the east; return how many tokens it computed."""
         model = self.prefill.model
         assert model is not None
@@ -90,6 +122,8 @@ class TwoDatacenters:
             layout_hash=model.layout.hash,
             codec=int(codec),  # type: ignore[arg-type]
             priority=priority,
+            pool_nodes=self.addresses("east"),
+            fidelity=int(fidelity),  # type: ignore[arg-type]
         )
         computed = 0
         with rpc_errors("prefill"):
@@ -103,8 +137,8 @@ class TwoDatacenters:
         assert model is not None
         keys = model.keys(token_ids, "")
         wanted = [BlockEntries(key, model.layout.all_layers) for key in keys]
-        sources = [Source(0, len(keys), Datacenter("east"), (self.pool_east.address,))]
-        reader = PoolClient(self.channels, self.pool_west.address)
+        sources = [Source(0, len(keys), Datacenter("east"), self.addresses("east"))]
+        reader = pool_at(self.channels, self.addresses("west"))
         async for arrived in reader.fetch(model.layout, wanted, sources, 0.0, Deadline.after(10)):
             assert not arrived.missing
 
@@ -116,6 +150,7 @@ class TwoDatacenters:
         prefill: bool = True,
         num_blocks: int | None = None,
         codec: Codec = Codec.RAW,
+        fidelity: Fidelity = Fidelity.LOSSLESS,
         wait_ms: int = 5000,
         prefill_failed_after_s: float | None = None,
         num_generated: int = 0,
@@ -132,7 +167,7 @@ class TwoDatacenters:
         result = Result() if result is None else result
         if num_blocks is None:
             num_blocks = num_prefix_blocks(len(token_ids), model.layout.block_tokens)
-        everything = Source(0, num_blocks, Datacenter("east"), (self.pool_east.address,))
+        everything = Source(0, num_blocks, Datacenter("east"), self.addresses("east"))
         start = pb.GenerateRequest(
             token_ids=token_ids,
             sampling=pb.Sampling(max_tokens=max_tokens, top_p=1, **sampling),
@@ -143,6 +178,9 @@ class TwoDatacenters:
             wait_ms=wait_ms,
             num_generated=num_generated,
             priority=priority,
+            pool_nodes=self.addresses("west"),
+            codec=int(codec),  # type: ignore[arg-type]
+            fidelity=int(fidelity),  # type: ignore[arg-type]
         )
 
         async def controls() -> AsyncIterator[pb.Control]:
@@ -152,7 +190,9 @@ class TwoDatacenters:
                 yield pb.Control(update=pb.PlanUpdate(prefill_failed=True))
 
         async with asyncio.TaskGroup() as tasks:
-            prefilling = tasks.create_task(self.prefill_only(token_ids, codec)) if prefill and num_blocks else None
+            prefilling = None
+            if prefill and num_blocks:
+                prefilling = tasks.create_task(self.prefill_only(token_ids, codec, fidelity=fidelity))
             with rpc_errors("decode"):
                 async for message in DecodeStub(self.channels.get(self.decode.address)).Generate(
                     controls(), timeout=30
@@ -166,7 +206,7 @@ class TwoDatacenters:
 
     async def assert_idle(self, within_s: float = 1.0) -> None:
         """Check that within a second no page, lease or call is held anywhere, and that all books balance."""
-        nodes = (self.pool_east, self.pool_west, self.prefill, self.decode)
+        nodes = (*self.nodes["east"], *self.nodes["west"], self.prefill, self.decode)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + within_s
         while held := {n.address: h for n in nodes if (h := _held(n))}:
@@ -189,12 +229,13 @@ def _held(node: Node) -> int:
 
 @asynccontextmanager
 async def two_datacenters(
-    name: str, *, num_pages: int = 128, chunk_tokens: int = 128, max_batch: int = 16
+    name: str, *, num_pages: int = 128, chunk_tokens: int = 128, max_batch: int = 16, num_nodes: int = 1
 ) -> AsyncIterator[TwoDatacenters]:
     async with AsyncExitStack() as stack:
-        dcs = TwoDatacenters(name, await stack.enter_async_context(Channels()))
+        dcs = TwoDatacenters(name, await stack.enter_async_context(Channels()), stack)
         for dc in ("east", "west"):
-            setattr(dcs, f"pool_{dc}", await stack.enter_async_context(_pool(dc)))
+            for _ in range(num_nodes):
+                await dcs.join(dc)
         prefill = PrefillSettings(dc="east", pool=dcs.pool_east.address, chunk_tokens=chunk_tokens)
         decode = DecodeSettings(
             dc="west", pool=dcs.pool_west.address, chunk_tokens=chunk_tokens, max_batch=max_batch, max_waiting=64

@@ -7,6 +7,9 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
+from services.cachepool.peers import LOST_PATIENCE_S
 from shared.health import Health
 from shared.ids import BlockKey, Datacenter
 from shared.kv.entries import Source
@@ -108,9 +111,12 @@ async def test_a_second_source_is_asked_for_what_the_first_has_not(
         assert west.count("pulls_total", peer="127.0.0.1:1", outcome="failed") == 1
 
 
-async def test_an_unreachable_peer_costs_a_wait_never_an_error(west: Running) -> None:
-    fetching = await Fetching(west.client, wanting(CHAIN), [source(4, "127.0.0.1:1")], wait_s=0.2).done()
+@pytest.mark.parametrize("wait_s", [0.2, 120.0])
+async def test_an_unreachable_peer_costs_a_short_wait_never_an_error(west: Running, wait_s: float) -> None:
+    started = time.monotonic()
+    fetching = await Fetching(west.client, wanting(CHAIN), [source(4, "127.0.0.1:1")], wait_s=wait_s).done()
     assert fetching.missing == set(entries(CHAIN))
+    assert time.monotonic() - started < LOST_PATIENCE_S + 2
     assert west.idle
 
 

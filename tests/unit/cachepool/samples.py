@@ -3,7 +3,9 @@
 import hashlib
 from collections.abc import Sequence
 
-from services.cachepool.block import BLOCK_OVERHEAD_BYTES, ENTRY_OVERHEAD_BYTES
+from services.cachepool.block import BLOCK_OVERHEAD_BYTES, ENTRY_OVERHEAD_BYTES, Writer
+from services.cachepool.store import Store
+from services.cachepool.subscription import Subscription
 from shared.ids import BlockKey
 from shared.kv.codec import Codec
 from shared.kv.entries import BlockEntries
@@ -12,6 +14,9 @@ from shared.kv.layout import KvLayout, LayerSpec
 
 LAYOUT = KvLayout((LayerSpec(None, 1, 4), LayerSpec(8, 1, 4), LayerSpec(None, 1, 4)), "bfloat16", block_tokens=4)
 """Three layers of 64 bytes each: 0 and 2 are group 0 (full), 1 is group 1 (window)."""
+
+FULL = KvLayout((LayerSpec(None, 1, 4),) * 3, "bfloat16", block_tokens=4)
+"""The same without windows: nothing but whole blocks is evicted."""
 
 ALL = LAYOUT.all_layers
 ENTRY_BYTES = LAYOUT.entry_bytes(0)
@@ -47,3 +52,46 @@ def frame(block_key: BlockKey, layer: int, layout: KvLayout = LAYOUT) -> Frame:
     seed = block_key + bytes([layer])
     size = layout.entry_bytes(layer)
     return seal(block_key, layer, (seed * (size // len(seed) + 1))[:size], Codec.RAW)
+
+
+class Pool:
+    """A store with a manual clock and what its callbacks said."""
+
+    def __init__(self, num_blocks: float = 100, layout: KvLayout = LAYOUT, tenant_share: float = 1.0) -> None:
+        self.clock = ManualClock()
+        self.layout = layout
+        self.groups: list[tuple[BlockKey, int]] = []
+        budget_bytes = int(num_blocks * BLOCK_BYTES)
+        self.store = Store(budget_bytes, self.clock, lambda k, g: self.groups.append((k, g)), tenant_share=tenant_share)
+        self.num_notified = 0
+
+    def writer(self, *block_keys: BlockKey, layers: int = ALL, tenant: str = "") -> Writer:
+        writer = self.store.open_writer(tenant)
+        self.store.grant(writer, self.layout, wanting(block_keys, layers))
+        return writer
+
+    def fill(self, *block_keys: BlockKey, tenant: str = "") -> None:
+        """A second later, publish whole blocks as one chain; what is there already is left as it is."""
+        self.clock.advance(1.0)
+        writer = self.store.open_writer(tenant)
+        grants = self.store.grant(writer, self.layout, wanting(block_keys))
+        for layer in range(self.layout.num_layers):
+            for block_key, grant in zip(block_keys, grants, strict=True):
+                if grant.granted >> layer & 1:
+                    self.store.put(writer, frame(block_key, layer, self.layout))
+        self.store.abandon(writer)
+
+    def reader(self, *block_keys: BlockKey, layers: int = ALL, wait_s: float = 1.0) -> Subscription:
+        return self.store.subscribe(self.layout, wanting(block_keys, layers), wait_s, self._notified)
+
+    def read(self, *block_keys: BlockKey) -> None:
+        """Fetch what a resume behind the last of the blocks needs."""
+        layers = [self.layout.needed_layers(index, len(block_keys)) for index in range(len(block_keys))]
+        wanted = [BlockEntries(key, mask) for key, mask in zip(block_keys, layers, strict=True)]
+        self.store.close(self.store.subscribe(self.layout, wanted, 0.0, self._notified))
+
+    def _notified(self) -> None:
+        self.num_notified += 1
+
+    def held(self, *block_keys: BlockKey) -> list[bool]:
+        return [self.store.lookup(block_key) == ALL for block_key in block_keys]

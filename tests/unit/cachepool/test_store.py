@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from services.cachepool.block import BLOCK_OVERHEAD_BYTES, ENTRY_OVERHEAD_BYTES, Writer
-from services.cachepool.store import Grant, Store
+from services.cachepool.block import BLOCK_OVERHEAD_BYTES, ENTRY_OVERHEAD_BYTES
+from services.cachepool.store import Grant
 from services.cachepool.subscription import Subscription
 from shared.errors import BadRequest, CorruptFrame, Overloaded
 from shared.ids import BlockKey
@@ -13,41 +13,9 @@ from shared.kv.codec import Codec
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import seal
 from shared.kv.layout import KvLayout, LayerSpec
-from tests.unit.cachepool.samples import ALL, BLOCK_BYTES, ENTRY_BYTES, LAYOUT, ManualClock, frame, key, keys, wanting
+from tests.unit.cachepool.samples import ALL, BLOCK_BYTES, ENTRY_BYTES, LAYOUT, Pool, frame, keys, wanting
 
 A, B, C, D = keys("chain", 4)
-
-
-class Pool:
-    """A store with a manual clock and what its callbacks said."""
-
-    def __init__(self, num_blocks: int = 100) -> None:
-        self.clock = ManualClock()
-        self.groups: list[tuple[BlockKey, int]] = []
-        self.store = Store(num_blocks * BLOCK_BYTES, self.clock, lambda k, g: self.groups.append((k, g)))
-        self.num_notified = 0
-
-    def writer(self, *block_keys: BlockKey, layers: int = ALL) -> Writer:
-        writer = self.store.open_writer()
-        self.store.grant(writer, LAYOUT, wanting(block_keys, layers))
-        return writer
-
-    def fill(self, *block_keys: BlockKey) -> None:
-        """Publish whole blocks as one chain."""
-        writer = self.writer(*block_keys)
-        for layer in range(LAYOUT.num_layers):
-            for block_key in block_keys:
-                self.store.put(writer, frame(block_key, layer))
-        self.store.abandon(writer)
-
-    def reader(self, *block_keys: BlockKey, layers: int = ALL, wait_s: float = 1.0) -> Subscription:
-        return self.store.subscribe(LAYOUT, wanting(block_keys, layers), wait_s, self._notified)
-
-    def _notified(self) -> None:
-        self.num_notified += 1
-
-    def held(self, *block_keys: BlockKey) -> list[bool]:
-        return [self.store.lookup(block_key) == ALL for block_key in block_keys]
 
 
 @pytest.fixture
@@ -96,7 +64,7 @@ def test_kv_of_the_wrong_size_is_refused(pool: Pool) -> None:
     with pytest.raises(CorruptFrame):
         pool.store.put(writer, replace(frame(A, 0), payload=b"short"))
     assert pool.store.stats.num_entries == 0
-    pool.store.put(writer, seal(A, 0, b"x" * ENTRY_BYTES, Codec.LZ4))
+    pool.store.put(writer, seal(A, 0, b"x" * ENTRY_BYTES, Codec.LZ4, LAYOUT.entry_shape(0)))
 
 
 def test_bad_requests_change_nothing(pool: Pool) -> None:
@@ -128,7 +96,7 @@ def test_the_budget_counts_every_byte(pool: Pool) -> None:
     writer = pool.writer(A)
     pool.store.put(writer, frame(A, 0))
     assert pool.store.used_bytes == BLOCK_OVERHEAD_BYTES + ENTRY_OVERHEAD_BYTES + ENTRY_BYTES
-    compressed = seal(A, 1, bytes(ENTRY_BYTES), Codec.LZ4)
+    compressed = seal(A, 1, bytes(ENTRY_BYTES), Codec.LZ4, LAYOUT.entry_shape(1))
     pool.store.put(writer, compressed)
     expected = BLOCK_OVERHEAD_BYTES + 2 * ENTRY_OVERHEAD_BYTES + ENTRY_BYTES + len(compressed.payload)
     assert pool.store.used_bytes == expected
@@ -268,79 +236,7 @@ def test_a_writer_is_awaited_while_a_reader_wants_what_it_has_to_fill(pool: Pool
     pool.store.close(reader)
 
 
-# Eviction
-
-
-def test_the_least_recently_used_block_goes_first() -> None:
-    pool = Pool(num_blocks=2)
-    pool.fill(A)
-    pool.fill(B)
-    pool.store.close(pool.reader(A))
-    pool.fill(C)
-    assert pool.held(A, B, C) == [True, False, True]
-    assert pool.store.stats.num_evicted == 1
-    assert pool.groups[-3:] == [(B, 0), (C, 0b10), (C, 0b11)]
-
-
-def test_a_chain_is_evicted_from_its_tail() -> None:
-    pool = Pool(num_blocks=4)
-    pool.fill(A, B, C)
-    for number, expected in enumerate([[1, 1, 1], [1, 1, 0], [1, 0, 0], [0, 0, 0]]):
-        pool.fill(key(("other", number)))
-        assert pool.held(A, B, C) == [bool(flag) for flag in expected]
-
-
-def test_a_chain_published_in_parts_is_evicted_from_its_tail_too() -> None:
-    pool = Pool(num_blocks=4)
-    pool.fill(A, B)
-    writer = pool.store.open_writer()
-    pool.store.grant(writer, LAYOUT, [BlockEntries(B, 0), *wanting([C, D])])  # B with no layers: only C's predecessor
-    for block_key in (C, D):
-        for layer in range(3):
-            pool.store.put(writer, frame(block_key, layer))
-    pool.store.abandon(writer)
-    pool.fill(key("x"))
-    assert pool.held(A, B, C, D) == [True, True, True, False]
-    pool.fill(key("y"))
-    assert pool.held(A, B, C, D) == [True, True, False, False]
-
-
-def test_using_a_tail_keeps_its_whole_prefix() -> None:
-    pool = Pool(num_blocks=4)
-    pool.fill(A, B)
-    pool.fill(C)
-    pool.store.close(pool.reader(B))
-    pool.fill(D)
-    pool.fill(key("x"), key("y"))  # needs room for one: C goes, then B, whose use protects A
-    assert pool.held(A, B, C, D) == [True, False, False, True]
-
-
-def test_order_is_kept_where_the_store_saw_the_tail_before_the_head() -> None:
-    pool = Pool(num_blocks=2)
-    pool.fill(B)
-    pool.fill(A)
-    pool.store.close(pool.reader(A, B))
-    pool.fill(C)
-    assert pool.held(A, B, C) == [True, False, True]
-
-
-def test_what_readers_or_writers_hold_is_not_evicted() -> None:
-    pool = Pool(num_blocks=2)
-    pool.fill(A)
-    reader = pool.reader(A)
-    writer = pool.writer(B)
-    pool.store.put(writer, frame(B, 0))
-    late = pool.writer(C)
-    with pytest.raises(Overloaded):
-        pool.store.put(late, frame(C, 0))
-    pool.store.check_integrity()
-    assert len(taken(reader)) == 3
-    for layer in (1, 2):
-        pool.store.put(writer, frame(B, layer))
-    pool.store.close(reader)
-    pool.store.abandon(late)
-    pool.fill(D)
-    assert pool.held(A, B, D) == [True, False, True], "A was let go of last"
+# Room
 
 
 def test_a_refused_entry_gives_its_grant_back_and_its_readers_wait_for_another() -> None:
@@ -380,7 +276,7 @@ def test_nothing_remains_of_blocks_that_never_got_an_entry(pool: Pool) -> None:
     pool.store.abandon(writer)
     pool.store.check_integrity()
     assert pool.store.stats[:6] == (0, 0, 0, 0, 0, 0)
-    assert not pool.store._blocks
+    assert not list(pool.store._shelf)
 
 
 def test_leases_are_counted_once_for_each_reader(pool: Pool) -> None:
@@ -397,10 +293,3 @@ def test_whole_groups_are_reported_as_they_complete(pool: Pool) -> None:
     for layer in (0, 1, 2):
         pool.store.put(writer, frame(A, layer))
     assert pool.groups == [(A, 0b10), (A, 0b11)]
-
-
-def test_a_pool_that_never_evicts_does_not_grow(pool: Pool) -> None:
-    pool.fill(A, B)
-    for _ in range(3000):
-        pool.store.close(pool.reader(A, B))
-    assert len(pool.store._lru._heap) < 2000

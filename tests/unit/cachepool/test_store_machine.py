@@ -39,15 +39,16 @@ class PoolMachine(RuleBasedStateMachine):
         self.granted: dict[int, set[tuple[BlockKey, int]]] = {}  # the model's view, by id of the writer
 
     def _on_groups(self, key: BlockKey, groups: int) -> None:
-        if groups == 0:
+        if self.store.lookup(key) == 0:
             self._check_eviction(key)
         self.groups[key] = groups
 
     def _check_eviction(self, evicted: BlockKey) -> None:
         assert all(evicted not in expected.order for expected in self.readers.values()), "a reader held it"
         assert all(evicted != key for granted in self.granted.values() for key, _ in granted), "a writer held it"
-        records = self.store._blocks.values()
-        assert not any(block.parent and block.parent.key == evicted for block in records), "a successor is still here"
+        assert not any(block.parent and block.parent.key == evicted for block in self.store._shelf), (
+            "a successor is still here"
+        )
 
     @precondition(lambda self: len(self.writers) < 4)
     @rule()

@@ -1,0 +1,134 @@
+"""A hash table of (block, owner) pairs in flat arrays, each operation vectorised over many blocks. Pure."""
+
+import secrets
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Words = NDArray[np.uint64]
+"""Block keys, cut to 64 bits and never 0 (`words` in `services.gateway.pairs`)."""
+
+Pairs = NDArray[np.uint32]
+"""What is stored beside a key: the owner's number and a state, as the caller packs them."""
+
+Positions = NDArray[np.intp]
+
+SLOT_BITS = 3
+BUCKET_SLOTS = 1 << SLOT_BITS
+"""Keys of one bucket fill a cache line."""
+
+MIN_BUCKETS = 128
+_FREE = np.uint64(0)
+
+
+class Hits(NamedTuple):
+    """Pairs that were found, in no order; a key that several owners hold has several."""
+
+    keys: Positions  # which of the keys asked for
+    slots: Positions  # where the pair is
+
+
+class PairTable:
+    """A multimap from keys to pairs. Fixed in size: `services.gateway.pairs` makes a larger one in time.
+
+    A pair lies in the first bucket with a free slot, from its key's home on. `_spilled[b]` counts the pairs that found
+    bucket b full and went on: a search ends at the first bucket that nobody went past. So removing leaves no
+    tombstones behind, and a table that has been emptied is as quick as a new one.
+    """
+
+    def __init__(self, num_buckets: int) -> None:
+        assert num_buckets >= MIN_BUCKETS
+        assert num_buckets & (num_buckets - 1) == 0, "the number of buckets is a power of two"
+        self.num_pairs = 0
+        self._keys = np.zeros((num_buckets, BUCKET_SLOTS), np.uint64)
+        self._pairs = np.zeros(num_buckets * BUCKET_SLOTS, np.uint32)
+        self._spilled = np.zeros(num_buckets, np.uint32)
+        # Homes come from a secret multiplication: no choice of prompts can pile blocks up in one bucket.
+        self._multiplier = np.uint64(secrets.randbits(64) | 1)
+        self._shift = np.uint64(64 - (num_buckets.bit_length() - 1))
+        self._last_bucket = num_buckets - 1
+
+    @property
+    def num_buckets(self) -> int:
+        return self._last_bucket + 1
+
+    @property
+    def num_slots(self) -> int:
+        return self.num_buckets * BUCKET_SLOTS
+
+    @property
+    def nbytes(self) -> int:
+        return self._keys.nbytes + self._pairs.nbytes + self._spilled.nbytes
+
+    def find(self, keys: Words) -> Hits:
+        """Return where the pairs of these keys are."""
+        found_keys, found_slots = [], []
+        buckets = self._homes(keys)
+        which = np.arange(len(keys))
+        while len(which):
+            # `take` moves whole buckets several times as fast as indexing does.
+            hits = np.flatnonzero(self._keys.take(buckets, axis=0) == keys[:, np.newaxis])
+            rows = hits >> SLOT_BITS
+            found_keys.append(which.take(rows))
+            found_slots.append((buckets.take(rows) << SLOT_BITS) + (hits & (BUCKET_SLOTS - 1)))
+            further = np.flatnonzero(self._spilled.take(buckets))
+            which, keys = which.take(further), keys.take(further)
+            buckets = (buckets.take(further) + 1) & self._last_bucket
+        if not found_keys:
+            return Hits(which, which)
+        return Hits(np.concatenate(found_keys), np.concatenate(found_slots))
+
+    def pairs(self, slots: Positions) -> Pairs:
+        return self._pairs.take(slots)
+
+    def replace(self, slots: Positions, pairs: Pairs) -> None:
+        """Change what is stored beside keys that were found."""
+        self._pairs[slots] = pairs
+
+    def insert(self, keys: Words, pairs: Pairs) -> None:
+        """Add pairs that are not there yet; the caller sees to it that there is room."""
+        self.num_pairs += len(keys)
+        assert self.num_pairs <= self.num_slots
+        buckets = self._homes(keys)
+        while len(keys):
+            # Those that meet in a bucket take its free slots in turn; whoever finds none goes on to the next bucket.
+            order = np.argsort(buckets)
+            buckets, keys, pairs = buckets[order], keys[order], pairs[order]
+            starts = np.flatnonzero(np.diff(buckets, prepend=-1))
+            turn = np.arange(len(buckets)) - np.repeat(starts, np.diff(starts, append=len(buckets)))
+            free = self._keys.take(buckets, axis=0) == _FREE
+            fits = turn < np.count_nonzero(free, axis=1)
+            placed, free = buckets[fits], free[fits]
+            column = np.argmax(np.cumsum(free, axis=1, dtype=np.int8) > turn[fits, np.newaxis], axis=1)
+            slots = (placed << SLOT_BITS) + column
+            self._keys.reshape(-1)[slots] = keys[fits]
+            self._pairs[slots] = pairs[fits]
+            spills = ~fits
+            keys, pairs, buckets = keys[spills], pairs[spills], buckets[spills]
+            np.add.at(self._spilled, buckets, 1)
+            buckets = (buckets + 1) & self._last_bucket
+
+    def remove(self, slots: Positions) -> None:
+        """Remove the pairs in these slots, each named once."""
+        flat = self._keys.reshape(-1)
+        buckets = self._homes(flat[slots])
+        ends = slots >> SLOT_BITS
+        flat[slots] = _FREE
+        self.num_pairs -= len(slots)
+        while len(passed := np.flatnonzero(buckets != ends)):
+            buckets, ends = buckets[passed], ends[passed]
+            np.subtract.at(self._spilled, buckets, 1)
+            buckets = (buckets + 1) & self._last_bucket
+
+    def take_out(self, first: int, end: int) -> tuple[Words, Pairs]:
+        """Empty the buckets `first` to `end` and return what was in them. For a table that is inserted to no more."""
+        keys = self._keys[first:end].reshape(-1)
+        slots = np.flatnonzero(keys)
+        taken, pairs = keys[slots], self._pairs[first * BUCKET_SLOTS :][slots]
+        keys[slots] = _FREE
+        self.num_pairs -= len(slots)
+        return taken, pairs
+
+    def _homes(self, keys: Words) -> Positions:
+        return ((keys * self._multiplier) >> self._shift).astype(np.intp)

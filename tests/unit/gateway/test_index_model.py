@@ -1,0 +1,261 @@
+"""The placement index against pools that know their own history: whatever the bus does, a trusted holder is true."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from services.gateway.holder import MAX_PENDING_EVENTS
+from services.gateway.index import CREDIT_STEP_S, Intake, PlacementIndex
+from services.gateway.resume import longest_resume
+from shared.bus.events import PlacementEvent, StoredBlocks, unpack_keys
+from shared.ids import Datacenter, Epoch, WorkerId
+from shared.kv.layout import KvLayout, LayerSpec
+from tests.support.placement import key
+
+LAYOUT = KvLayout((LayerSpec(None, 1, 2), LayerSpec(9, 1, 2)), "float32", 4)
+NUM_BLOCKS = 3000
+KEYS = [key(number) for number in range(NUM_BLOCKS)]
+NUMBERS = {name: number for number, name in enumerate(KEYS)}
+POOLS = [WorkerId("pool-east"), WorkerId("pool-west")]
+WHICH, MOSTLY = st.sampled_from([0, 0, 0, 1]), st.sampled_from([True, True, True, False])
+GROUPS, MEMORY = st.integers(1, 3), st.integers(0, 3)
+TIMES = st.integers(0, 12).map(lambda quarters: quarters / 4)  # exact, so that comparisons are
+
+Content = np.ndarray  # [2, NUM_BLOCKS]: groups in any tier, in memory
+
+spans = st.builds(
+    lambda start, length: slice(start, min(NUM_BLOCKS, start + length)),
+    st.integers(0, NUM_BLOCKS - 1),
+    st.sampled_from([1, 3, 200, 2000]),
+)
+
+
+def nothing() -> Content:
+    return np.zeros((2, NUM_BLOCKS), np.uint8)
+
+
+def keys_of(span: slice) -> bytes:
+    return b"".join(KEYS[span])
+
+
+@dataclass
+class Credit:
+    until: float
+    masks: np.ndarray
+
+
+@dataclass
+class Pool:
+    """A pool's life so far: what it held after each event, and the events themselves."""
+
+    name: WorkerId
+    epoch: int = 1
+    sequence: int = 0
+    content: Content = field(default_factory=nothing)
+    history: dict[tuple[int, int], Content] = field(default_factory=lambda: {(1, 0): nothing()})
+    events: dict[tuple[int, int], PlacementEvent] = field(default_factory=dict)
+    on_the_way: list[PlacementEvent] = field(default_factory=list)
+    arriving: tuple[Intake, int, int] | None = None
+    known: tuple[int, int] = (0, 0)  # what the index said last
+    credits: list[Credit] = field(default_factory=list)
+
+    def change(self, stored: list[tuple[slice, int, int]], evicted: slice | None, cleared: bool) -> None:
+        self.sequence += 1
+        self.content = nothing() if cleared else self.content.copy()
+        if evicted is not None:
+            self.content[:, evicted] = 0
+        runs = []
+        for span, groups, memory in stored:  # spans may overlap: the last one counts
+            self.content[0, span], self.content[1, span] = groups, groups & memory
+            runs.append(StoredBlocks(keys_of(span), groups, groups & memory))
+        event = PlacementEvent(
+            holder=self.name,
+            dc=Datacenter("east"),
+            epoch=Epoch(self.epoch),
+            sequence=self.sequence,
+            stored=tuple(runs),
+            evicted=b"" if evicted is None else keys_of(evicted),
+            cleared=cleared,
+        )
+        self.history[self.epoch, self.sequence] = self.content
+        self.events[self.epoch, self.sequence] = event
+        self.on_the_way.append(event)
+
+    def follow(self, at: tuple[int, int]) -> None:
+        """Take away the credits that were refuted by the events up to this one."""
+        epoch, sequence = at
+        for number in range(self.known[1] + 1, sequence + 1) if self.credits else ():
+            event = self.events[epoch, number]
+            gone = [NUMBERS[name] for name in unpack_keys(event.evicted)]
+            for credit in self.credits:
+                credit.masks[gone] = 0
+            if event.cleared:
+                self.credits = []
+        self.known = at
+
+    def credited(self, now: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return what the index has to credit at least, and what at most: credits may end a little early together."""
+        least, most = np.full(NUM_BLOCKS, 3, np.uint8), np.zeros(NUM_BLOCKS, np.uint8)
+        is_sure = np.zeros(NUM_BLOCKS, np.bool_)
+        for credit in self.credits:
+            if credit.until > now:
+                most |= credit.masks
+                least &= np.where(credit.masks, credit.masks, 3).astype(np.uint8)
+            if credit.until - CREDIT_STEP_S > now:
+                is_sure |= credit.masks != 0
+        return np.where(is_sure, least, 0), most
+
+
+class IndexAgainstPools(RuleBasedStateMachine):
+    """Pools that change, restart and answer snapshots; a bus that loses, repeats, delays and reorders their events.
+
+    A holder that the index trusts is exactly what the pool was at the event that the index says it is at, plus what
+    requests saw arrive; it never goes back in time; and a snapshot after everything has arrived makes it trusted.
+    """
+
+    @initialize()
+    def start(self) -> None:
+        self.index = PlacementIndex(LAYOUT)
+        self.pools = [Pool(name) for name in POOLS]
+        self.delivered: list[PlacementEvent] = []
+        self.now = 0.0
+        for which in range(len(self.pools)):
+            self.everything_heals(which)
+
+    @rule(
+        which=WHICH,
+        stored=st.lists(st.tuples(spans, GROUPS, MEMORY), max_size=3),
+        evicted=st.none() | spans,
+        cleared=st.integers(0, 9).map(lambda n: n == 0),
+        at_once=MOSTLY,
+    )
+    def pool_changes(
+        self, which: int, stored: list[tuple[slice, int, int]], evicted: slice | None, cleared: bool, at_once: bool
+    ) -> None:
+        self.pools[which].change(stored, evicted, cleared)
+        while at_once and self.pools[which].on_the_way:
+            self.deliver(which, 0)
+
+    @rule(which=WHICH)
+    def pool_restarts(self, which: int) -> None:
+        pool = self.pools[which]
+        pool.epoch, pool.sequence, pool.content = pool.epoch + 1, 0, nothing()
+        pool.history[pool.epoch, 0] = pool.content
+
+    @rule(which=WHICH, position=st.integers(0, 2))
+    def deliver(self, which: int, position: int) -> None:
+        """Usually the oldest; another one is a gap, or an epoch overtaken by the next."""
+        waiting = self.pools[which].on_the_way
+        if waiting:
+            self.delivered.append(waiting.pop(min(position, len(waiting) - 1)))
+            self.apply(self.delivered[-1])
+
+    @rule(which=WHICH)
+    def lose(self, which: int) -> None:
+        if self.pools[which].on_the_way:
+            self.pools[which].on_the_way.pop(0)
+
+    @rule(data=st.data())
+    def repeat(self, data: st.DataObject) -> None:
+        if self.delivered:
+            self.apply(data.draw(st.sampled_from(self.delivered)))
+
+    @rule(which=WHICH)
+    def pool_beats_more_often_than_can_wait(self, which: int) -> None:
+        if self.pools[which].name in self.index.stale():
+            for _ in range(MAX_PENDING_EVENTS):
+                self.pools[which].change([], None, cleared=False)
+            while self.pools[which].on_the_way:
+                self.deliver(which, 0)
+
+    @rule(which=WHICH, age=st.integers(0, 2), arrives=MOSTLY, is_doubted=MOSTLY)
+    def pool_is_asked(self, which: int, age: int, arrives: bool, is_doubted: bool) -> None:
+        """It answers as it was some events ago: snapshots and events travel apart."""
+        pool = self.pools[which]
+        self.snapshot_has_arrived(which, breaks_off=True)
+        if is_doubted:
+            self.index.doubt(pool.name)
+            pool.credits = []
+        epoch, sequence = list(pool.history)[-1 - min(age, len(pool.history) - 1)]
+        groups, memory = pool.history[epoch, sequence]
+        intake = self.index.open_snapshot(pool.name)
+        for state in np.unique(groups << 2 | memory).tolist():
+            chosen = np.flatnonzero(groups << 2 | memory == state)
+            if state:
+                intake.add([StoredBlocks(b"".join(KEYS[number] for number in chosen), state >> 2, state & 3)])
+        pool.arriving = (intake, epoch, sequence)
+        if arrives:
+            self.snapshot_has_arrived(which, breaks_off=False)
+
+    @rule(which=WHICH, breaks_off=st.booleans())
+    def snapshot_has_arrived(self, which: int, breaks_off: bool) -> None:
+        pool = self.pools[which]
+        if pool.arriving is not None:
+            intake, epoch, sequence = pool.arriving
+            if not breaks_off:
+                self.index.finish_snapshot(intake, epoch, sequence)
+            intake.close()
+            pool.arriving = None
+
+    @rule(which=WHICH, span=spans, mask=GROUPS, lifetime=TIMES)
+    def request_saw_blocks_arrive(self, which: int, span: slice, mask: int, lifetime: float) -> None:
+        pool = self.pools[which]
+        masks = np.zeros(NUM_BLOCKS, np.uint8)
+        masks[span] = mask
+        self.index.assume(pool.name, KEYS, masks, self.now + lifetime)
+        state = self.index.certainty(self.now).get(pool.name)
+        if state is not None and not state.stale:
+            masks &= ~pool.history[state.epoch, state.sequence][1]  # what the pool has told is no credit
+            pool.credits.append(Credit(self.now + lifetime, masks))
+
+    @rule(seconds=TIMES)
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule()
+    def bus_is_reset(self) -> None:
+        self.index.doubt_all()
+
+    @rule(which=WHICH)
+    def pool_is_forgotten(self, which: int) -> None:
+        self.index.forget(self.pools[which].name)
+        self.pools[which].known, self.pools[which].credits = (0, 0), []
+
+    @rule(which=WHICH)
+    def everything_heals(self, which: int) -> None:
+        pool = self.pools[which]
+        while pool.on_the_way:
+            self.deliver(which, 0)
+        self.pool_is_asked(which, age=0, arrives=True, is_doubted=True)
+        state = self.index.certainty(self.now)[pool.name]
+        assert (state.stale, state.epoch, state.sequence) == (False, pool.epoch, pool.sequence)
+
+    @invariant()
+    def trusted_holders_are_true(self) -> None:
+        held, certainty = self.index.held(KEYS, self.now), self.index.certainty(self.now)
+        for pool in self.pools:
+            state = certainty.get(pool.name)
+            if state is None or state.stale:
+                assert pool.name not in held
+                pool.credits = []
+                continue
+            at = (state.epoch, state.sequence)
+            assert at >= pool.known
+            pool.follow(at)
+            content, (least, most) = pool.history[at], pool.credited(self.now)
+            seen = held[pool.name]
+            for tier, masks in enumerate((seen.groups, seen.memory_groups)):
+                assert not ((content[tier] | least) & ~masks).any()
+                assert not (masks & ~(content[tier] | most)).any()
+            assert state.num_blocks == np.count_nonzero(content[0])
+            assert seen.longest == longest_resume(LAYOUT, seen.groups)
+
+    def apply(self, event: PlacementEvent) -> None:
+        self.index.apply(event, self.now)
+
+
+TestIndexAgainstPools = IndexAgainstPools.TestCase
+TestIndexAgainstPools.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
