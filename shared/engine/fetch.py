@@ -8,7 +8,7 @@ from functools import partial
 
 from shared.deadline import Deadline
 from shared.engine.codecs import CodecThreads
-from shared.engine.stage import HostStager, Stager
+from shared.engine.stage import Arrival, EntryView, HostStager, Stager
 from shared.engine.thread import WorkThread
 from shared.errors import CorruptFrame, DeadlineExceeded, PrfaasError
 from shared.ids import BlockKey
@@ -16,7 +16,6 @@ from shared.kv.codec import Fidelity, Payload
 from shared.kv.entries import BlockEntries, Source, reindexed
 from shared.kv.frame import Frame, open_frame
 from shared.kv.layout import KvLayout, iter_layers
-from shared.kv.tensors import write_entry
 from shared.log import get_logger
 from shared.metrics import Metrics
 from shared.model.paged import PagedKv, Reservation
@@ -156,15 +155,17 @@ class PageFetch:
 
     def _write(self, frames: list[Frame]) -> list[tuple[int, int]]:
         """Check, decode and write frames; runs in the copier thread. Return the (block, layer) pairs that landed."""
-        landed = []
+        landed: list[tuple[int, int]] = []
+        arrivals: list[Arrival] = []
         for frame, raw in zip(frames, self._context.codecs.map(self._opened, frames), strict=True):
             if raw is None:
                 continue
             block = self._block_of[frame.key]
             if self.outstanding.get(block, 0) >> frame.layer & 1 and (block, frame.layer) not in landed:
-                k, v = self._context.kv.block(frame.layer, self._reservation, block)
-                write_entry(raw, k, v)
+                view = EntryView(*self._context.kv.block(frame.layer, self._reservation, block))
+                arrivals.append(Arrival(raw, view))
                 landed.append((block, frame.layer))
+        self._context.stager.land(arrivals)
         return landed
 
     def _opened(self, frame: Frame) -> Payload | None:

@@ -81,8 +81,7 @@ async def serve_engine(
         model = await torch_thread.run(partial(load_model, settings))
         health.set("model", True, model.files.name)
         pool = PoolClient(channels, settings.pool)
-        largest = max(model.layout.entry_bytes(layer) for layer in range(model.layout.num_layers))
-        stager = select_stager(torch.device(settings.device), largest)
+        stager = select_stager(torch.device(settings.device))
         fetch = FetchContext(pool, model.kv, model.layout, copier, FetchMetrics(metrics), stager, channels, codecs)
         server = GrpcServer(settings.grpc_host, settings.grpc_port, health, inflight)
         load = build(Host(model, torch_thread, fetch, metrics, server, jobs))
@@ -99,7 +98,14 @@ async def serve_engine(
         membership = _membership(settings, role, model, f"{settings.advertise_host}:{port}", epoch)
         announcer = Announcer(producer, membership, partial(_load_event, settings, epoch, model, load))
         jobs.start(announcer.run(), name="announcer")
-        log.info("engine_started", model=model.files.name, address=membership.address, layout=model.layout.hash[:12])
+        log.info(
+            "engine_started",
+            model=model.files.name,
+            address=membership.address,
+            layout=model.layout.hash[:12],
+            device=settings.device,
+            attention=model.transformer.attention,
+        )
 
         await lifecycle.stopping.wait()
         await announcer.leave()

@@ -68,7 +68,7 @@ def load_model(settings: EngineSettings) -> LoadedModel:
     config = files.config()
     layout = config.kv_layout(settings.block_tokens, settings.dtype)
     device = torch.device(settings.device)
-    attention = select_attention(settings.attention, device)
+    attention = select_attention(settings.attention, device, getattr(torch, settings.dtype))
     page_tokens = lcm(settings.block_tokens, attention.page_tokens)
     max_model_len = min(settings.max_model_len or config.max_context, config.max_context)
     groups, stride = PageGroups.of(layout), settings.stride_tokens

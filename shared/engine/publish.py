@@ -2,14 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
 from shared.engine.fetch import FetchContext
 from shared.engine.stage import EntryView, Mark
 from shared.ids import BlockKey
-from shared.kv.codec import FIDELITY_OF, SINK_TOKENS, Codec, Fidelity
+from shared.kv.codec import FIDELITY_OF, SINK_TOKENS, Codec, Fidelity, Payload
 from shared.kv.frame import Frame, seal
 from shared.model.paged import Reservation
 from shared.rpc.convert import MAX_BATCH_BYTES
@@ -94,8 +94,10 @@ class PagePublisher:
         """Send what is emitted until `finish`. Raises what the publication raises."""
         while (emitted := await self._queue.get()) is not None:
             ready, blocks = emitted
+            # One reader for all batches: on a GPU it has copied ahead.
+            raws = self._context.stager.stage(ready.mark, self._views(ready.layer, tuple(blocks)))
             while blocks:
-                frames = await self._context.copier.run(partial(self._seal_batch, ready, blocks))
+                frames = await self._context.copier.run(partial(self._seal_batch, ready.layer, blocks, raws))
                 await self._publication.send(frames)
                 self._count_sent(ready.layer, len(frames))
                 del blocks[: len(frames)]
@@ -108,17 +110,18 @@ class PagePublisher:
         self.first_sent_at_s = self.first_sent_at_s or self.last_sent_at_s
         self.backlog_bytes -= num_entries * self._context.layout.entry_bytes(layer)
 
-    def _seal_batch(self, ready: Ready, blocks: list[int]) -> list[Frame]:
-        """Seal leading blocks up to one message's worth; runs in the copier thread."""
-        context, shape = self._context, self._context.layout.entry_shape(ready.layer)
-        limit = MAX_BATCH_BYTES * _LEAST_RATIO[FIDELITY_OF[self._codec]]
-        count = min(len(blocks), -(-limit // shape.num_bytes))
-        views = (EntryView(*context.kv.block(ready.layer, self._reservation, block)) for block in blocks[:count])
-        staged = list(zip(blocks, context.stager.stage(ready.mark, views), strict=False))
+    def _views(self, layer: int, blocks: Sequence[int]) -> Iterator[EntryView]:
+        return (EntryView(*self._context.kv.block(layer, self._reservation, block)) for block in blocks)
 
-        def sealed(entry: tuple[int, bytes]) -> Frame:
+    def _seal_batch(self, layer: int, blocks: Sequence[int], raws: Iterator[Payload]) -> list[Frame]:
+        """Seal leading blocks up to one message's worth; runs in the copier thread."""
+        context, shape = self._context, self._context.layout.entry_shape(layer)
+        limit = MAX_BATCH_BYTES * _LEAST_RATIO[FIDELITY_OF[self._codec]]
+        staged = list(zip(blocks[: -(-limit // shape.num_bytes)], raws, strict=False))
+
+        def sealed(entry: tuple[int, Payload]) -> Frame:
             block, raw = entry
             num_whole = SINK_TOKENS if block == 0 else 0
-            return seal(self._keys[block], ready.layer, raw, self._codec, shape, num_whole)
+            return seal(self._keys[block], layer, raw, self._codec, shape, num_whole)
 
         return context.codecs.map(sealed, staged)
