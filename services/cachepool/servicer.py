@@ -29,9 +29,10 @@ from shared.kv.layout import KvLayout
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import CachePoolServicer
 from shared.rpc.convert import (
+    MAX_BATCH_BYTES,
     entries_from_messages,
     entries_to_messages,
-    key_from_bytes,
+    keys_from_bytes,
     layout_from_message,
     mask_to_bytes,
     sources_from_messages,
@@ -42,6 +43,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 PublishMessage = pb.PublishRequest | list[Frame] | Unreadable
 
 DEFAULT_LEASE_S = 10.0
+FIRST_BATCH_BYTES = 64 * 1024
+"""The first message of a stream is small: it is there within a millisecond, and its reader can begin."""
 SNAPSHOT_BLOCKS = 8192
 """Blocks in one snapshot message: 256 KiB of keys."""
 
@@ -118,10 +121,9 @@ class PoolServicer(CachePoolServicer):
 
     async def Lookup(self, request: pb.LookupRequest, context: Context) -> pb.LookupReply:
         self._check_size(len(request.keys))
-        keys = [key_from_bytes(key) for key in request.keys]
-        return pb.LookupReply(
-            present=[mask_to_bytes(self._store.lookup(key) | self._tier.readable(key)) for key in keys]
-        )
+        in_memory, in_tier = self._store.lookup, self._tier.readable
+        keys = keys_from_bytes(request.keys)
+        return pb.LookupReply(present=[mask_to_bytes(in_memory(key) | in_tier(key)) for key in keys])
 
     async def Pin(self, request: pb.PinRequest, context: Context) -> pb.PinReply:
         layout, blocks = self._wanted(request.layout, request.blocks)
@@ -161,9 +163,10 @@ class PoolServicer(CachePoolServicer):
         lacking = [BlockEntries(key, layers & ~held) for (key, layers), held in zip(blocks, objects, strict=True)]
         grants = self._store.grant(lease.writer, layout, lacking)
         presents = [grant.present | held for grant, held in zip(grants, objects, strict=True)]
-        for (_, asked), (granted, _), present in zip(blocks, grants, presents, strict=True):
-            self._metrics.skipped.labels("present").inc(present.bit_count())
-            self._metrics.skipped.labels("filling").inc((asked & ~granted & ~present).bit_count())
+        num_present = sum(present.bit_count() for present in presents)
+        answered = sum(layers.bit_count() for _, layers in blocks) - sum(g.granted.bit_count() for g in grants)
+        self._metrics.skipped.labels("present").inc(num_present)
+        self._metrics.skipped.labels("filling").inc(answered - num_present)
         return pb.PublishGrant(
             granted=[mask_to_bytes(grant.granted) for grant in grants],
             present=[mask_to_bytes(present) for present in presents],
@@ -198,6 +201,7 @@ class PoolServicer(CachePoolServicer):
         """Send what is ready, lowest layer first, until every wanted entry was sent or reported missing."""
         sourced, changed, wake_others = place
         reader = sourced.reader
+        limit = FIRST_BATCH_BYTES
         while not reader.done:
             changed.clear()
             if reader.lost_writers:
@@ -207,10 +211,11 @@ class PoolServicer(CachePoolServicer):
             if reader.has_ready:
                 # Whatever is ready goes at once; a batch fills only while the last one is being sent.
                 async with outlet.turn():
-                    frames = reader.take(outlet.max_batch_bytes)
+                    frames = reader.take(min(limit, outlet.max_batch_bytes))
                     if frames:  # else another stream of the share was quicker
                         await self._send(frames, context)
                 outlet.sent(frames)
+                limit = MAX_BATCH_BYTES
             elif missing := reader.take_missing(self._store.clock()):
                 self._metrics.fetched.labels("miss").inc(sum(block.layers.bit_count() for block in missing))
                 await context.write(pb.FetchReply(missing=pb.FetchMissing(blocks=entries_to_messages(missing))))
