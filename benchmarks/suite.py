@@ -4,10 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -28,19 +30,21 @@ class Started:
 def suite(**environ: str) -> Iterator[Started]:
     """What `make up` runs after `setup`: prepare the model, start, wait for the first answered request.
 
-    Nothing else may use the suite's ports. Raises `RuntimeError` with the output when it does not start.
+    Its object tier begins empty: what is measured cold must not be found in what an earlier run has left. Nothing else
+    may use the suite's ports. Raises `RuntimeError` with the output when it does not start.
     """
-    env = {**os.environ, **environ}
-    started = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "shared.model.catalog", "--weights"], cwd=ROOT, env=env, check=True)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "deploy.up"], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        yield Started(_wait_until_ready(process) - started, psutil.Process(process.pid))
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
+    with tempfile.TemporaryDirectory() as objects:
+        env = {**os.environ, "PRFAAS_POOL_OBJECT_URL": Path(objects).as_uri(), **environ}
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "shared.model.catalog", "--weights"], cwd=ROOT, env=env, check=True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "deploy.up"], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True
+        )
+        try:
+            yield Started(_wait_until_ready(process) - started, psutil.Process(process.pid))
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=30)
 
 
 def _wait_until_ready(process: "subprocess.Popen[str]") -> float:

@@ -14,6 +14,7 @@ from services.cachepool.integrity import check
 from services.cachepool.links import Links, Outlet
 from services.cachepool.metrics import WRITER, PoolMetrics
 from services.cachepool.peers import PeerPulls, SourcedReader
+from services.cachepool.pins import Pins
 from services.cachepool.placement import PlacementLog
 from services.cachepool.settings import PoolSettings
 from services.cachepool.shares import SHARE_ID_BYTES, Place, Shares
@@ -61,6 +62,7 @@ class PoolServicer(CachePoolServicer):
         self,
         settings: PoolSettings,
         store: Store,
+        pins: Pins,
         placement: PlacementLog,
         tier: ObjectTier | NoTier,
         pulls: PeerPulls,
@@ -69,6 +71,7 @@ class PoolServicer(CachePoolServicer):
     ) -> None:
         self._settings = settings
         self._store = store
+        self._pins = pins
         self._placement = placement
         self._tier = tier
         self._pulls = pulls
@@ -99,7 +102,7 @@ class PoolServicer(CachePoolServicer):
             raise BadRequest(f"the id of a share has {SHARE_ID_BYTES} bytes")
 
         def opening(notify: Callable[[], None]) -> SourcedReader:
-            reader = self._store.subscribe(layout, blocks, wait_s, notify)
+            reader = self._store.subscribe(layout, blocks, wait_s, notify, request.tenant)
             sourced = SourcedReader(reader, layout, sources, wait_s, is_background=is_background)
             self._pulls.hasten(sourced)
             return sourced
@@ -119,6 +122,14 @@ class PoolServicer(CachePoolServicer):
         return pb.LookupReply(
             present=[mask_to_bytes(self._store.lookup(key) | self._tier.readable(key)) for key in keys]
         )
+
+    async def Pin(self, request: pb.PinRequest, context: Context) -> pb.PinReply:
+        layout, blocks = self._wanted(request.layout, request.blocks)
+        present = self._pins.pin(request.pin, layout, blocks, request.ttl_s, request.tenant)
+        return pb.PinReply(present=[mask_to_bytes(layers) for layers in present])
+
+    async def Unpin(self, request: pb.UnpinRequest, context: Context) -> pb.UnpinReply:
+        return pb.UnpinReply(found=self._pins.unpin(request.pin))
 
     async def Snapshot(self, request: pb.SnapshotRequest, context: Context) -> AsyncIterator[pb.SnapshotReply]:
         snapshot = self._placement.snapshot()
@@ -143,6 +154,7 @@ class PoolServicer(CachePoolServicer):
 
     def _grant(self, message: pb.PublishOpen, lease: _Lease) -> pb.PublishGrant:
         layout, blocks = self._wanted(message.layout, message.blocks)
+        lease.writer.tenant = message.tenant
         if message.lease_ms:
             lease.silence_s = min(message.lease_ms / 1000, self._settings.max_lease_s)
         objects = [self._tier.readable(key, layout) & layers for key, layers in blocks]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from shared.config import ServiceSettings, non_negative, parse_bytes, positive, setting
+from shared.config import ServiceSettings, fraction, non_negative, parse_bytes, positive, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,18 @@ class PoolSettings(ServiceSettings):
     )
     link_connections: int = setting(
         "PRFAAS_POOL_LINK_CONNECTIONS", 8, help="connections that a pull from another datacenter uses", check=positive
+    )
+    tenant_quota: float = setting(
+        "PRFAAS_POOL_TENANT_QUOTA",
+        1.0,
+        help="part of the memory above which a tenant's own blocks go first (1: no quota)",
+        check=fraction,
+    )
+    pin_share: float = setting(
+        "PRFAAS_POOL_PIN_SHARE", 0.25, help="part of the memory that may be pinned", check=fraction
+    )
+    max_pin_s: float = setting(
+        "PRFAAS_POOL_MAX_PIN_S", 86400.0, help="longest time that a pin lives without being renewed", check=positive
     )
     heartbeat_s: float = setting(
         "PRFAAS_POOL_HEARTBEAT_S", 2.0, help="interval of placement events while nothing changes", check=positive

@@ -93,6 +93,8 @@ class DecodeEngine:
     async def run(self) -> None:
         """Serve until cancelled."""
         try:
+            if self._model.transformer.can_capture:
+                await self._thread.run(self._capture)
             while True:
                 self._wake.clear()
                 started = time.perf_counter()
@@ -103,6 +105,10 @@ class DecodeEngine:
                     await self._wake.wait()
         finally:
             await self._clean_up()
+
+    def _capture(self) -> None:
+        model = self._model
+        model.transformer.capture_decode(model.kv, model.max_model_len, self._settings.max_batch)
 
     def _plan(self) -> Step:
         batch = self._scheduler.schedule()

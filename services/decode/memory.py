@@ -192,8 +192,10 @@ class SequenceMemory:
         now = time.monotonic()
         if sequence.wait_until_s is None:
             sequence.wait_until_s = now + generation.wait_s
-        context = self._context.at(generation.pool_nodes)
-        holding.fetch = PageFetch(context, holding.reservation, sequence.keys, wanted, on_landed=self._on_change)
+        context = self._context.at(generation.pool_nodes, generation.tenant)
+        holding.fetch = PageFetch(
+            context, holding.reservation, sequence.keys, wanted, self._on_change, generation.fidelity
+        )
         holding.fetch_task = asyncio.create_task(
             holding.fetch.run(generation.sources, max(0.0, sequence.wait_until_s - now), generation.deadline),
             name="decode fetch",

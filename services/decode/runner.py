@@ -10,7 +10,7 @@ import torch
 from services.decode.holding import Holding
 from services.decode.scheduler import Slice
 from services.decode.sequence import Sequence
-from shared.model.batch import Batch, Span
+from shared.model.batch import Span
 from shared.model.paged import PagedKv
 from shared.model.penalties import TokenHistory
 from shared.model.sampling import Row, Sampled, sample
@@ -73,6 +73,8 @@ class Runner:
                 outcome.tails.append(self._advance_tail(part))
             except RuntimeError as error:
                 outcome.tails.append(error)
+        if step.tails:
+            self._transformer.wait()  # pages that a request leaves after this step are not touched any more
         outcome.tails_s = time.perf_counter() - started
         if step.batch:
             try:
@@ -91,10 +93,9 @@ class Runner:
     def _generate(self, batch: Seq[Part]) -> tuple[list[Sampled], float]:
         """Run the last token of each sequence through the model. Return what follows each, and the model's seconds."""
         spans = [Span(part.holding.reservation.tables, len(part.sequence.tokens) - 1, 1) for part in batch]
-        layout = Batch.build(spans, self._kv.page_tokens, self._transformer.device)
-        ids = torch.tensor([part.sequence.tokens[-1] for part in batch], device=self._transformer.device)
         started = time.perf_counter()
-        results = self._sample(self._transformer.forward(ids, layout, self._kv), batch)
+        ids = [part.sequence.tokens[-1] for part in batch]
+        results = self._sample(self._transformer.decode(ids, spans, self._kv), batch)
         return results, time.perf_counter() - started
 
     def _sample(self, hidden: torch.Tensor, batch: Seq[Part]) -> list[Sampled]:

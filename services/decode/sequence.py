@@ -12,7 +12,7 @@ from services.decode.scheduler import Rank
 from shared.deadline import Deadline
 from shared.errors import PrfaasError
 from shared.ids import BlockKey, RequestId
-from shared.kv.codec import Codec
+from shared.kv.codec import Codec, Fidelity
 from shared.kv.entries import Source
 from shared.model.logprobs import TokenLogprobs
 from shared.model.penalties import TokenHistory
@@ -54,6 +54,8 @@ class Generation:
     num_generated_before: int = 0  # the last so many of `token_ids` are the answer's, not the prompt's
     priority: int = 0  # lower goes first
     pool_nodes: Seq[str] = ()  # of this datacenter, over which everybody spreads the blocks; none: as configured
+    tenant: str = ""  # pays for what the pool stores
+    fidelity: Fidelity = Fidelity.LOSSLESS  # of blocks that may be used; it is in their keys
 
 
 @dataclass(eq=False)

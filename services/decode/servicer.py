@@ -15,7 +15,7 @@ from shared.kv.hashing import num_prefix_blocks
 from shared.log import current_request_id
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import DecodeServicer as Base
-from shared.rpc.convert import codec_from_message, sources_from_messages
+from shared.rpc.convert import codec_from_message, fidelity_from_message, sources_from_messages
 from shared.rpc.sampling import logprobs_to_messages, sampling_from_message
 from shared.rpc.server import call_deadline
 
@@ -65,21 +65,24 @@ class DecodeServicer(Base):
         if start.num_generated >= len(token_ids):
             raise BadRequest(f"num_generated is {start.num_generated}; {len(token_ids)} tokens leave no prompt")
         sampling = sampling_from_message(start.sampling)
+        fidelity = fidelity_from_message(start.fidelity)
         sampling.check_ids(model.config.vocab_size)
         return Generation(
             request_id=current_request_id(),
             token_ids=token_ids,
             sampling=sampling,
-            root=model.root(start.salt),
-            keys=model.keys(token_ids, start.salt),
+            root=model.root(start.salt, fidelity),
+            keys=model.keys(token_ids, start.salt, fidelity),
             num_blocks=start.num_blocks,
             sources=sources_from_messages(start.sources),
             wait_s=start.wait_ms / 1000,
-            codec=codec_from_message(start.codec),
+            codec=codec_from_message(start.codec, fidelity),
             deadline=call_deadline(context, DEFAULT_TIMEOUT_S),
             num_generated_before=start.num_generated,
             priority=start.priority,
             pool_nodes=tuple(start.pool_nodes),
+            tenant=start.tenant,
+            fidelity=fidelity,
         )
 
 

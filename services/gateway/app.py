@@ -93,6 +93,7 @@ def make_http_app(
         offload_threshold_tokens=settings.offload_threshold_tokens,
         block_wait_ms=int(settings.block_wait_s * 1000),
         codec=settings.codec,
+        hand_off=settings.hand_off,
     )
     pipeline = Pipeline(cluster, router)
     app = web.Application(middlewares=[envelope(cluster.metrics)], client_max_size=settings.max_body_bytes)

@@ -8,6 +8,7 @@ from functools import cached_property
 from services.gateway.settings import GatewaySettings
 from shared.errors import ModelNotFound, SettingsError
 from shared.ids import BlockKey, ModelFingerprint
+from shared.kv.codec import Fidelity
 from shared.kv.hashing import chain_keys, num_prefix_blocks, root_key
 from shared.kv.layout import KvLayout
 from shared.model.catalog import resolve
@@ -37,11 +38,13 @@ class ServedModel:
         if name is not None and name != self.name and name not in self.aliases:
             raise ModelNotFound(f"the model {name!r} does not exist; this server serves {self.name!r}", param="model")
 
-    def prefix_keys(self, token_ids: Sequence[int], salt: str) -> list[BlockKey]:
+    def prefix_keys(
+        self, token_ids: Sequence[int], salt: str, fidelity: Fidelity = Fidelity.LOSSLESS
+    ) -> list[BlockKey]:
         """Return the keys of the blocks of a prompt that may come from a cache."""
         block_tokens = self.layout.block_tokens
         num_tokens = num_prefix_blocks(len(token_ids), block_tokens) * block_tokens
-        root = root_key(self.fingerprint, self.layout.hash, salt)
+        root = root_key(self.fingerprint, self.layout.hash, salt, fidelity)
         return chain_keys(root, token_ids[:num_tokens], block_tokens)
 
 

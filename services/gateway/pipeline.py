@@ -6,11 +6,12 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from services.gateway.attempt import Attempt, Cluster, Tally, TokenEvent
-from services.gateway.prepare import GenerationRequest
-from services.gateway.router import Plan, RequestFacts, RouterSettings, route, sources_text
+from services.gateway.prepare import GenerationRequest, with_keys
+from services.gateway.router import Plan, RequestFacts, RouterSettings, prefers_exact, route, sources_text
 from shared.deadline import Deadline
 from shared.errors import NoWorker, Overloaded, PrfaasError, Unavailable
 from shared.ids import WorkerId
+from shared.kv.codec import Fidelity
 from shared.log import get_logger
 
 log = get_logger()
@@ -41,7 +42,7 @@ class Pipeline:
         for _ in range(MAX_ATTEMPTS):
             rest = self._rest(request, generated)
             try:
-                plan = self._plan(rest, frozenset(excluded))
+                rest, plan = self._plan(rest, frozenset(excluded))
             except NoWorker as nobody:
                 raise failure or nobody from None
             attempt = Attempt(self.cluster, plan, rest, tally, deadline)
@@ -71,31 +72,43 @@ class Pipeline:
             max_tokens=request.sampling.max_tokens - len(generated),
             min_tokens=max(0, request.sampling.min_tokens - len(generated)),
         )
-        keys = self.cluster.model.prefix_keys(token_ids, request.salt)
-        return replace(request, token_ids=token_ids, keys=keys, sampling=sampling, num_generated=len(generated))
+        rest = replace(request, token_ids=token_ids, sampling=sampling, num_generated=len(generated))
+        return with_keys(self.cluster.model, rest, request.fidelity)
 
-    def _plan(self, request: GenerationRequest, excluded: frozenset[WorkerId]) -> Plan:
-        facts = RequestFacts(
-            num_tokens=len(request.token_ids),
-            keys=request.keys,
-            held=self.cluster.index.held(request.keys, time.monotonic()),
-            promised=self.cluster.promises.longest(request.keys),
-            excluded=excluded,
-        )
-        plan = route(facts, self.cluster.registry.view(), self._router)
+    def _plan(self, request: GenerationRequest, excluded: frozenset[WorkerId]) -> tuple[GenerationRequest, Plan]:
+        """Return the plan, and the request with the keys of the chain that the plan is for."""
+        plan = self._plan_for(request, excluded)
+        if request.fidelity is not Fidelity.LOSSLESS:
+            exact = replace(request, keys=request.lossless_keys, fidelity=Fidelity.LOSSLESS)
+            exact_plan = self._plan_for(exact, excluded)
+            if prefers_exact(exact_plan, plan):
+                request, plan = exact, exact_plan
         self.cluster.metrics.planned(plan.kind)
         log.info(
             "request_planned",
             kind=plan.kind,
-            num_tokens=facts.num_tokens,
+            num_tokens=len(request.token_ids),
             num_blocks=plan.num_blocks,
             usable_blocks=plan.usable_blocks,
             decode=plan.decode.worker,
             prefill=plan.prefill.worker if plan.prefill else None,
             decode_sources=sources_text(plan.decode_sources),
             prefill_sources=sources_text(plan.prefill_sources),
+            fidelity=request.fidelity.name.lower(),
+            codec=plan.prefill_codec.name.lower(),
         )
-        return plan
+        return request, plan
+
+    def _plan_for(self, request: GenerationRequest, excluded: frozenset[WorkerId]) -> Plan:
+        facts = RequestFacts(
+            num_tokens=len(request.token_ids),
+            keys=request.keys,
+            held=self.cluster.index.held(request.keys, time.monotonic()),
+            promised=self.cluster.promises.longest(request.keys),
+            excluded=excluded,
+            fidelity=request.fidelity,
+        )
+        return route(facts, self.cluster.registry.view(), self._router)
 
     def _note_failure(self, plan: Plan, error: PrfaasError, num_tokens: int) -> None:
         if isinstance(error, Unavailable):

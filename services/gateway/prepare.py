@@ -8,6 +8,7 @@ from services.gateway.schema import ChatBody, CompletionBody, Conversation, Mess
 from services.gateway.text import TextRules
 from shared.errors import BadRequest, ContextTooLong
 from shared.ids import BlockKey
+from shared.kv.codec import Fidelity
 from shared.model.sampling_params import SamplingParams
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -24,6 +25,8 @@ class GenerationRequest:
     salt: str
     priority: int = 0  # lower goes first
     num_generated: int = 0  # the last so many of `token_ids` are the answer's: a worker was lost after them
+    fidelity: Fidelity = Fidelity.LOSSLESS  # the chain that `keys` are of
+    lossless_keys: Sequence[BlockKey] = ()  # of the same blocks; only where loss is allowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,13 @@ def prepare_chat(model: ServedModel, body: ChatBody) -> Prepared:
         return wanted or max(1, model.max_model_len - num_tokens)
 
     return _prepare(model, body, [prompt], limit, "messages")
+
+
+def with_keys(model: ServedModel, request: GenerationRequest, fidelity: Fidelity) -> GenerationRequest:
+    """Return the request with the keys of its tokens in the chain of `fidelity`, and in the lossless one."""
+    keys = model.prefix_keys(request.token_ids, request.salt, fidelity)
+    exact = () if fidelity is Fidelity.LOSSLESS else model.prefix_keys(request.token_ids, request.salt)
+    return replace(request, keys=keys, fidelity=fidelity, lossless_keys=exact)
 
 
 def conversation_ids(model: ServedModel, body: Conversation, add_special_tokens: bool | None = None) -> list[int]:
@@ -131,16 +141,14 @@ def _prepare(
     num_choices = body.n or 1
     if len(prompts) * num_choices > MAX_CHOICES:
         raise BadRequest(f"n: {len(prompts)} prompts with {num_choices} choices each are too many", param="n")
+    fidelity = Fidelity[(body.kv_fidelity or "lossless").upper()]
     requests: list[GenerationRequest] = []
     for token_ids in prompts:
         limit = max_tokens(len(token_ids))
         _check_context(model.max_model_len, len(token_ids), limit, part)
         sampling = body.sampling_params(limit, model.vocab_size, model.tokenizer.eos_ids)
-        keys = model.prefix_keys(token_ids, salt)
-        requests += [
-            GenerationRequest(token_ids, keys, sampling.for_choice(i), salt, body.priority or 0)
-            for i in range(num_choices)
-        ]
+        request = with_keys(model, GenerationRequest(token_ids, (), sampling, salt, body.priority or 0), fidelity)
+        requests += [replace(request, sampling=sampling.for_choice(i)) for i in range(num_choices)]
     rules = TextRules(
         stop=body.stop_strings,
         include_stop=bool(body.include_stop_str_in_output),

@@ -12,12 +12,14 @@ from services.gateway.credit import Credit, credits_by_dc
 from services.gateway.index import Held
 from services.gateway.registry import Member, RegistryView
 from services.gateway.resume import GroupMasks, longest_resume, needed_groups, no_groups
+from services.gateway.transfer import CodecChoice, choose_codec, link_goodput
 from shared.errors import NoWorker
 from shared.ids import BlockKey, Datacenter, WorkerId
-from shared.kv.codec import Codec
+from shared.kv.codec import Codec, Fidelity
 from shared.kv.entries import Source
 from shared.kv.layout import KvLayout
 
+HandOff = Literal["streamed", "stored"]
 PlanKind = Literal["none", "local", "remote", "decode_only"]
 
 
@@ -27,7 +29,8 @@ class RouterSettings:
     layout: KvLayout
     offload_threshold_tokens: int
     block_wait_ms: int
-    codec: Codec
+    codec: CodecChoice = "auto"
+    hand_off: HandOff = "streamed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,7 @@ class RequestFacts:
     held: Mapping[WorkerId, Held] = field(default_factory=dict)  # by pool node
     promised: Mapping[WorkerId, int] = field(default_factory=dict)  # leading blocks a prefill worker computes right now
     excluded: frozenset[WorkerId] = frozenset()  # workers that have failed this request
+    fidelity: Fidelity = Fidelity.LOSSLESS  # the chain that `keys` are of
 
     @property
     def num_blocks(self) -> int:
@@ -62,8 +66,15 @@ class Plan:
     prefill_nodes: tuple[str, ...]
     decode_sources: tuple[Source, ...]
     prefill_sources: tuple[Source, ...]
-    codec: Codec
+    prefill_codec: Codec
+    decode_codec: Codec  # of the blocks that decode computes, for its own datacenter
     wait_ms: int
+    hand_off: HandOff = "streamed"
+
+    @property
+    def crosses(self) -> bool:
+        """Whether decode's blocks come from another datacenter."""
+        return any(source.dc != self.home_dc for source in self.decode_sources)
 
 
 def route(request: RequestFacts, members: RegistryView, settings: RouterSettings) -> Plan:
@@ -98,9 +109,27 @@ def route(request: RequestFacts, members: RegistryView, settings: RouterSettings
         prefill_nodes=() if prefill is None else members.nodes(prefill.dc),
         decode_sources=_sources(_decode_choices(layout, decode, prefill, num_blocks, held), nodes),
         prefill_sources=_sources(_prefill_choices(layout, request, prefill, usable, held), nodes),
-        codec=settings.codec,
+        prefill_codec=_codec(request, members, settings, decode.dc if prefill is None else prefill.dc, decode.dc),
+        decode_codec=_codec(request, members, settings, decode.dc, decode.dc),
+        hand_off=settings.hand_off,
         wait_ms=0 if prefill is None else settings.block_wait_ms,
     )
+
+
+def prefers_exact(exact: Plan, lossy: Plan) -> bool:
+    """Return whether a request that allows loss does better in the lossless chain: the longer cached prefix wins.
+
+    Of equal ones the lossless, unless blocks have to cross from another datacenter.
+    """
+    if exact.usable_blocks != lossy.usable_blocks:
+        return exact.usable_blocks > lossy.usable_blocks
+    return not exact.crosses
+
+
+def _codec(
+    request: RequestFacts, members: RegistryView, settings: RouterSettings, from_dc: Datacenter, to_dc: Datacenter
+) -> Codec:
+    return choose_codec(settings.codec, request.fidelity, from_dc, to_dc, link_goodput(members, from_dc, to_dc))
 
 
 def _pick_decode(request: RequestFacts, members: RegistryView, settings: RouterSettings) -> Member:

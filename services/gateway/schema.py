@@ -10,6 +10,7 @@ from services.gateway.fields import (
     MAX_STOP_TOKENS,
     SEEDS,
     Content,
+    KvFidelity,
     LogitBias,
     Natural,
     NonEmpty,
@@ -75,6 +76,7 @@ class Sampling(Body):
     return_token_ids: bool | None = None
     cache_salt: NonEmpty | None = None
     priority: Priority | None = None
+    kv_fidelity: KvFidelity | None = None
     user: str | None = None
 
     best_of: Positive | None = None

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from services.gateway.transfer import CodecChoice
 from shared.config import ServiceSettings, non_negative, parse_bytes, port, positive, setting
-from shared.kv.codec import Codec
 from shared.model.catalog import DEFAULT_MODEL
 
 
@@ -25,7 +25,12 @@ class GatewaySettings(ServiceSettings):
     offload_threshold_tokens: int = setting(
         "PRFAAS_OFFLOAD_THRESHOLD_TOKENS", 512, help="uncached prompts above it go remote", check=non_negative
     )
-    wire_codec: Literal["raw", "lz4"] = setting("PRFAAS_CODEC", "raw", help="of KV frames: raw or lz4")
+    codec: CodecChoice = setting("PRFAAS_CODEC", "auto", help="of KV frames: auto (by the link), raw, lz4 or zstd")
+    hand_off: Literal["streamed", "stored"] = setting(
+        "PRFAAS_HAND_OFF",
+        "streamed",
+        help="stored: decode begins when prefill has ended; slower, there to be compared with",
+    )
     block_wait_s: float = setting(
         "PRFAAS_BLOCK_WAIT_S", 120.0, help="wait of decode for a block without a writer", check=positive
     )
@@ -34,7 +39,3 @@ class GatewaySettings(ServiceSettings):
     max_body_bytes: int = setting(
         "PRFAAS_MAX_BODY_BYTES", 8 << 20, help="limit of a request's body", parse=parse_bytes, check=positive
     )
-
-    @property
-    def codec(self) -> Codec:
-        return Codec[self.wire_codec.upper()]

@@ -46,8 +46,8 @@ class PrefillEngine:
       on the event loop and must return at once. Jobs are packed and ordered by `Scheduler`; a job that has
       reached its `limit` is passed over; call `wake` when limits have risen.
     - *abort*: cancel the caller of `compute`. The job leaves the step in hand before its next layer; the others of that
-      step go on. When `compute` has left, however it does, its pages are not touched any more (on a GPU: by nothing
-      that is not in the device's queue already), and what it said to be complete stays so.
+      step go on. When `compute` has left, however it does, its pages are not touched any more, and what it said to be
+      complete stays so.
     - *drain*: call `compute` no more and await those that run.
     - *clean up*: cancel `run`. It ends after the layer in hand; jobs that were not done then fail with `Draining`, as
       do later ones. No thread, page or task remains behind: the torch thread and the pages are the caller's.

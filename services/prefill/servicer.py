@@ -12,7 +12,7 @@ from shared.errors import BadRequest
 from shared.kv.hashing import num_prefix_blocks
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import PrefillServicer as Base
-from shared.rpc.convert import codec_from_message, sources_from_messages
+from shared.rpc.convert import codec_from_message, fidelity_from_message, sources_from_messages
 from shared.rpc.server import call_deadline
 
 DEFAULT_TIMEOUT_S = 600.0
@@ -42,6 +42,9 @@ class PrefillServicer(Base):
         most = num_prefix_blocks(len(token_ids), self._model.layout.block_tokens)
         if not 1 <= request.num_blocks <= most:
             raise BadRequest(f"num_blocks is {request.num_blocks}; this prompt has {most} blocks to prefill")
-        keys = self._model.keys(token_ids, request.salt)[: request.num_blocks]
-        sources, codec = sources_from_messages(request.sources), codec_from_message(request.codec)
-        return Prompt(token_ids, keys, sources, codec, request.priority, tuple(request.pool_nodes))
+        fidelity = fidelity_from_message(request.fidelity)
+        codec = codec_from_message(request.codec, fidelity)
+        keys = self._model.keys(token_ids, request.salt, fidelity)[: request.num_blocks]
+        sources = sources_from_messages(request.sources)
+        nodes = tuple(request.pool_nodes)
+        return Prompt(token_ids, keys, sources, codec, request.priority, nodes, request.tenant, fidelity)

@@ -58,9 +58,11 @@ class Step:
             left = [number for number, part in self._parts.items() if part.withdrawn()]
             if left:
                 hidden = self._without(left, hidden)
+                self._model.wait()  # for what is in the device's queue and writes their pages
                 for number in left:
                     on_left(number)
             if self._stopped or not self._parts:
+                self._model.wait()
                 return
             if left:
                 batch = self._batch()

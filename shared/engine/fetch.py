@@ -7,14 +7,15 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from shared.deadline import Deadline
-from shared.engine.stage import HostStager, Stager
+from shared.engine.codecs import CodecThreads
+from shared.engine.stage import Arrival, EntryView, HostStager, Stager
 from shared.engine.thread import WorkThread
 from shared.errors import CorruptFrame, DeadlineExceeded, PrfaasError
 from shared.ids import BlockKey
+from shared.kv.codec import Fidelity, Payload
 from shared.kv.entries import BlockEntries, Source, reindexed
 from shared.kv.frame import Frame, open_frame
 from shared.kv.layout import KvLayout, iter_layers
-from shared.kv.tensors import write_entry
 from shared.log import get_logger
 from shared.metrics import Metrics
 from shared.model.paged import PagedKv, Reservation
@@ -44,12 +45,16 @@ class FetchContext:
     metrics: FetchMetrics
     stager: Stager = field(default_factory=HostStager)
     channels: Channels | None = None  # to the nodes that plans name; None: `pool` serves every request
+    codecs: CodecThreads = field(default_factory=CodecThreads)
 
-    def at(self, nodes: Sequence[str]) -> "FetchContext":
+    def at(self, nodes: Sequence[str], tenant: str = "") -> "FetchContext":
         """Return the context of one request, whose plan names these pool nodes; none: the worker's own pool."""
-        if self.channels is None or not nodes or tuple(nodes) == (self.pool.address,):
+        if self.channels is None:
             return self
-        return replace(self, pool=pool_at(self.channels, nodes))
+        own = self.pool.address.split(",")
+        if list(nodes or own) == own and not tenant:
+            return self
+        return replace(self, pool=pool_at(self.channels, nodes or own, tenant))
 
 
 class PageFetch:
@@ -66,13 +71,18 @@ class PageFetch:
         keys: Sequence[BlockKey],
         wanted: Mapping[int, int],
         on_landed: Callable[[], None],
+        at_least: Fidelity = Fidelity.LOSSLESS,
     ) -> None:
-        """`wanted` maps a block index to a bitmask of layers; `on_landed` is called when a gate may have opened."""
+        """`wanted` maps a block index to a bitmask of layers; `on_landed` is called when a gate may have opened.
+
+        Entries of a lower fidelity than `at_least` count as corrupt.
+        """
         self._context = context
         self._reservation = reservation
         self._keys = keys
         self._block_of = {keys[block]: block for block in wanted}
         self._on_landed = on_landed
+        self._at_least = at_least
         self._hurry = asyncio.Event()
         self._met_corruption = False
         self.outstanding = dict(wanted)
@@ -148,18 +158,25 @@ class PageFetch:
 
     def _write(self, frames: list[Frame]) -> list[tuple[int, int]]:
         """Check, decode and write frames; runs in the copier thread. Return the (block, layer) pairs that landed."""
-        landed = []
-        for frame in frames:
-            try:
-                block = self._block_of[frame.key]
-                raw = open_frame(frame)
-                if len(raw) != self._context.layout.entry_bytes(frame.layer):
-                    raise CorruptFrame(f"entry of {len(raw)} bytes for layer {frame.layer}")
-            except (CorruptFrame, KeyError, IndexError) as error:
-                log.warning("frame_corrupt", layer=frame.layer, key=frame.key.hex()[:12], error=repr(error))
+        landed: list[tuple[int, int]] = []
+        arrivals: list[Arrival] = []
+        for frame, raw in zip(frames, self._context.codecs.map(self._opened, frames), strict=True):
+            if raw is None:
                 continue
+            block = self._block_of[frame.key]
             if self.outstanding.get(block, 0) >> frame.layer & 1 and (block, frame.layer) not in landed:
-                k, v = self._context.kv.block(frame.layer, self._reservation, block)
-                write_entry(raw, k, v)
+                view = EntryView(*self._context.kv.block(frame.layer, self._reservation, block))
+                arrivals.append(Arrival(raw, view))
                 landed.append((block, frame.layer))
+        self._context.stager.land(arrivals)
         return landed
+
+    def _opened(self, frame: Frame) -> Payload | None:
+        """Return an entry's bytes, or None when they cannot be used; runs in any thread."""
+        try:
+            if frame.key not in self._block_of:
+                raise CorruptFrame("an entry that nobody asked for")
+            return open_frame(frame, self._context.layout.entry_shape(frame.layer), self._at_least)
+        except (CorruptFrame, IndexError) as error:
+            log.warning("frame_corrupt", layer=frame.layer, key=frame.key.hex()[:12], error=repr(error))
+            return None

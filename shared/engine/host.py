@@ -12,6 +12,7 @@ from shared.allocator import keep_freed_memory
 from shared.bus.announce import Announcer
 from shared.bus.events import LoadEvent, MembershipEvent, Role
 from shared.bus.kafka import Bus
+from shared.engine.codecs import CodecThreads, codec_threads
 from shared.engine.fetch import FetchContext, FetchMetrics
 from shared.engine.loaded import LoadedModel, load_model
 from shared.engine.settings import EngineSettings
@@ -71,13 +72,14 @@ async def serve_engine(
         stack.callback(torch_thread.close)
         copier = WorkThread("copier")
         stack.callback(copier.close)
+        codecs = CodecThreads(codec_threads())
+        stack.callback(codecs.close)
         channels = await stack.enter_async_context(Channels())
         model = await torch_thread.run(partial(load_model, settings))
         health.set("model", True, model.files.name)
         pool = PoolClient(channels, settings.pool)
-        largest = max(model.layout.entry_bytes(layer) for layer in range(model.layout.num_layers))
-        stager = select_stager(torch.device(settings.device), largest)
-        fetch = FetchContext(pool, model.kv, model.layout, copier, FetchMetrics(metrics), stager, channels)
+        stager = select_stager(torch.device(settings.device))
+        fetch = FetchContext(pool, model.kv, model.layout, copier, FetchMetrics(metrics), stager, channels, codecs)
         server = GrpcServer(settings.grpc_host, settings.grpc_port, health, inflight)
         load = build(Host(model, torch_thread, fetch, metrics, server, jobs))
         _export_pages(metrics, model)
@@ -93,7 +95,14 @@ async def serve_engine(
         membership = _membership(settings, role, model, f"{settings.advertise_host}:{port}", epoch)
         announcer = Announcer(producer, membership, partial(_load_event, settings, epoch, model, load))
         jobs.start(announcer.run(), name="announcer")
-        log.info("engine_started", model=model.files.name, address=membership.address, layout=model.layout.hash[:12])
+        log.info(
+            "engine_started",
+            model=model.files.name,
+            address=membership.address,
+            layout=model.layout.hash[:12],
+            device=settings.device,
+            attention=model.transformer.attention,
+        )
 
         await lifecycle.stopping.wait()
         await announcer.leave()

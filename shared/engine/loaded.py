@@ -10,6 +10,7 @@ import torch
 from shared.engine.settings import EngineSettings
 from shared.errors import BadRequest, ContextTooLong, ModelMismatch, SettingsError
 from shared.ids import BlockKey
+from shared.kv.codec import Fidelity
 from shared.kv.hashing import chain_keys, root_key
 from shared.kv.layout import KvLayout
 from shared.log import get_logger
@@ -49,13 +50,13 @@ class LoadedModel:
         if len(token_ids) > self.max_model_len:
             raise ContextTooLong(f"the prompt has {len(token_ids)} tokens, the context {self.max_model_len}")
 
-    def root(self, salt: str) -> BlockKey:
-        """Return where the chains of this model, layout and tenant start."""
-        return root_key(self.files.fingerprint, self.layout.hash, salt)
+    def root(self, salt: str, fidelity: Fidelity = Fidelity.LOSSLESS) -> BlockKey:
+        """Return where the chains of this model, layout, tenant and fidelity start."""
+        return root_key(self.files.fingerprint, self.layout.hash, salt, fidelity)
 
-    def keys(self, token_ids: Sequence[int], salt: str) -> list[BlockKey]:
+    def keys(self, token_ids: Sequence[int], salt: str, fidelity: Fidelity = Fidelity.LOSSLESS) -> list[BlockKey]:
         """Return the keys of all full blocks of `token_ids`."""
-        return chain_keys(self.root(salt), token_ids, self.layout.block_tokens)
+        return chain_keys(self.root(salt, fidelity), token_ids, self.layout.block_tokens)
 
 
 def load_model(settings: EngineSettings) -> LoadedModel:
@@ -67,7 +68,7 @@ def load_model(settings: EngineSettings) -> LoadedModel:
     config = files.config()
     layout = config.kv_layout(settings.block_tokens, settings.dtype)
     device = torch.device(settings.device)
-    attention = select_attention(settings.attention, device)
+    attention = select_attention(settings.attention, device, getattr(torch, settings.dtype))
     page_tokens = lcm(settings.block_tokens, attention.page_tokens)
     max_model_len = min(settings.max_model_len or config.max_context, config.max_context)
     groups, stride = PageGroups.of(layout), settings.stride_tokens

@@ -2,14 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
 from shared.engine.fetch import FetchContext
 from shared.engine.stage import EntryView, Mark
 from shared.ids import BlockKey
-from shared.kv.codec import Codec
+from shared.kv.codec import FIDELITY_OF, SINK_TOKENS, Codec, Fidelity, Payload
 from shared.kv.frame import Frame, seal
 from shared.model.paged import Reservation
 from shared.rpc.convert import MAX_BATCH_BYTES
@@ -17,6 +17,9 @@ from shared.rpc.pool_nodes import Publishing
 
 MAX_BACKLOG_BYTES = 64 * 1024 * 1024
 """What may be ready and not sent before a publisher says that it is `full`."""
+
+_LEAST_RATIO = {Fidelity.LOSSLESS: 1, Fidelity.INT8: 2, Fidelity.INT4: 4}
+"""How much smaller entries are when they are sealed, at least: a message should be full, and no more than that."""
 
 
 class Ready(NamedTuple):
@@ -60,7 +63,8 @@ class PagePublisher:
         """Layers of each block that were granted to us and not emitted yet."""
         self._sent_in_layer = [0] * context.layout.num_layers
         self.num_entries_sent = 0
-        self.first_sent_at_s: float | None = None  # seconds since 1970, as all of these
+        self.opened_at_s = time.time()  # seconds since 1970, as all of these
+        self.first_sent_at_s: float | None = None
         self.last_sent_at_s: float | None = None
         self.finished_at_s: float | None = None
 
@@ -91,8 +95,10 @@ class PagePublisher:
         """Send what is emitted until `finish`. Raises what the publication raises."""
         while (emitted := await self._queue.get()) is not None:
             ready, blocks = emitted
+            # One reader for all batches: on a GPU it has copied ahead.
+            raws = self._context.stager.stage(ready.mark, self._views(ready.layer, tuple(blocks)))
             while blocks:
-                frames = await self._context.copier.run(partial(self._seal_batch, ready, blocks))
+                frames = await self._context.copier.run(partial(self._seal_batch, ready.layer, blocks, raws))
                 await self._publication.send(frames)
                 self._count_sent(ready.layer, len(frames))
                 del blocks[: len(frames)]
@@ -105,15 +111,18 @@ class PagePublisher:
         self.first_sent_at_s = self.first_sent_at_s or self.last_sent_at_s
         self.backlog_bytes -= num_entries * self._context.layout.entry_bytes(layer)
 
-    def _seal_batch(self, ready: Ready, blocks: list[int]) -> list[Frame]:
+    def _views(self, layer: int, blocks: Sequence[int]) -> Iterator[EntryView]:
+        return (EntryView(*self._context.kv.block(layer, self._reservation, block)) for block in blocks)
+
+    def _seal_batch(self, layer: int, blocks: Sequence[int], raws: Iterator[Payload]) -> list[Frame]:
         """Seal leading blocks up to one message's worth; runs in the copier thread."""
-        frames: list[Frame] = []
-        size = 0
-        views = (EntryView(*self._context.kv.block(ready.layer, self._reservation, block)) for block in blocks)
-        for block, raw in zip(blocks, self._context.stager.stage(ready.mark, views), strict=False):
-            frame = seal(self._keys[block], ready.layer, raw, self._codec)
-            frames.append(frame)
-            size += len(frame.payload)
-            if size >= MAX_BATCH_BYTES:
-                break
-        return frames
+        context, shape = self._context, self._context.layout.entry_shape(layer)
+        limit = MAX_BATCH_BYTES * _LEAST_RATIO[FIDELITY_OF[self._codec]]
+        staged = list(zip(blocks[: -(-limit // shape.num_bytes)], raws, strict=False))
+
+        def sealed(entry: tuple[int, Payload]) -> Frame:
+            block, raw = entry
+            num_whole = SINK_TOKENS if block == 0 else 0
+            return seal(self._keys[block], layer, raw, self._codec, shape, num_whole)
+
+        return context.codecs.map(sealed, staged)

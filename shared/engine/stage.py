@@ -1,15 +1,20 @@
-"""KV from the device's pages to bytes on the host, behind one interface: direct on the CPU, a side stream on a GPU."""
+"""KV between the device's pages and bytes on the host: direct on the CPU, over side streams on a GPU."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 
-from shared.kv.tensors import entry_to_bytes
+from shared.kv.codec import Payload
+from shared.kv.tensors import entry_to_bytes, write_entry
 
-NUM_SLOTS = 8
-"""Entries whose copies may be under way at once: each takes a pinned buffer of one entry's bytes."""
+PIECE_BYTES = 16 * 1024 * 1024
+"""What one copy to the host takes along: enough to run at the bus's speed, little enough to be ready soon."""
+NUM_PIECES = 2
+"""Copies of one reader that may be under way at once."""
 
 
 Mark: TypeAlias = torch.cuda.Event | None
@@ -23,10 +28,17 @@ class EntryView(NamedTuple):
     v: torch.Tensor
 
 
-class Stager(ABC):
-    """Reads entries out of pages while the model goes on computing others. Changes no page.
+class Arrival(NamedTuple):
+    """An entry's bytes, K then V, and where they go."""
 
-    `mark` and `reached` belong to the thread that computes, `stage` to one other thread.
+    raw: Payload
+    view: EntryView
+
+
+class Stager(ABC):
+    """Moves entries out of pages and into pages while the model goes on computing with others.
+
+    `mark` and `reached` belong to the thread that computes, `stage` and `land` to one other thread.
     """
 
     @abstractmethod
@@ -38,12 +50,19 @@ class Stager(ABC):
         """Block until a mark is reached."""
 
     @abstractmethod
-    def stage(self, mark: Mark, entries: Iterable[EntryView]) -> Iterator[bytes]:
-        """Yield the bytes of each entry, K then V, as they are once `mark` is reached. May be closed early."""
+    def stage(self, mark: Mark, entries: Iterable[EntryView]) -> Iterator[Payload]:
+        """Yield the bytes of each entry, K then V, as they are once `mark` is reached. May be closed early.
+
+        What it yields is the caller's for as long as it likes; a view keeps up to `PIECE_BYTES` of host memory.
+        """
+
+    @abstractmethod
+    def land(self, arrivals: Sequence[Arrival]) -> None:
+        """Write entries into pages that nothing submitted reads or writes. What is submitted afterwards finds them."""
 
 
 class HostStager(Stager):
-    """Pages in host memory: an entry's bytes are read in place, and a layer that has returned is complete."""
+    """Pages in host memory: bytes are read and written in place, and a layer that has returned is complete."""
 
     def mark(self) -> None:
         return None
@@ -51,25 +70,28 @@ class HostStager(Stager):
     def reached(self, mark: Mark) -> None:
         return None
 
-    def stage(self, mark: Mark, entries: Iterable[EntryView]) -> Iterator[bytes]:
+    def stage(self, mark: Mark, entries: Iterable[EntryView]) -> Iterator[Payload]:
         for entry in entries:
             yield entry_to_bytes(entry.k, entry.v)
 
+    def land(self, arrivals: Sequence[Arrival]) -> None:
+        for raw, view in arrivals:
+            write_entry(raw, view.k, view.v)
+
 
 class CudaStager(Stager):
-    """Copies entries on a stream of its own into a ring of pinned buffers, several ahead of the one that is read.
+    """Copies on two streams of its own, one each way, through pinned memory of PyTorch's host allocator.
 
-    A copy waits for the mark of its layer and for nothing that the model computes after it. The ring bounds what is
-    under way to `NUM_SLOTS` entries: a reader that falls behind leaves the rest in the pages.
-
-    Written to the documentation of PyTorch: tests run it over a fake of its streams, no GPU has run it yet.
+    Outwards, entries are gathered into pieces on the device, so that a copy is long enough for the bus. It waits for
+    the mark of its layer and for nothing that the model computes after it. `NUM_PIECES` bound what a reader that falls
+    behind has under way; the rest stays in the pages.
     """
 
-    def __init__(self, device: torch.device, max_entry_bytes: int) -> None:
+    def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._slots = [torch.empty(max_entry_bytes, dtype=torch.uint8, pin_memory=True) for _ in range(NUM_SLOTS)]
-        self._copied = [_event() for _ in range(NUM_SLOTS)]
+        # Before the model's next kernels, not after all of them: what gathers is short, and somebody waits for it.
+        self._outwards = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+        self._inwards = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
 
     def mark(self) -> torch.cuda.Event:
         event = _event()
@@ -80,37 +102,74 @@ class CudaStager(Stager):
         if mark is not None:
             mark.synchronize()
 
-    def stage(self, mark: Mark, entries: Iterable[EntryView]) -> Iterator[bytes]:
+    def stage(self, mark: Mark, entries: Iterable[EntryView]) -> Iterator[Payload]:
         if mark is not None:
-            self._stream.wait_event(mark)
-        ahead = iter(entries)
-        under_way: list[tuple[int, int]] = []  # slot and size, oldest first
-        for slot, entry in zip(range(NUM_SLOTS), ahead, strict=False):
-            under_way.append((slot, self._copy(entry, slot)))
+            self._outwards.wait_event(mark)
+        under_way: deque[_Piece] = deque()
+        for piece in _pieces(entries):
+            under_way.append(self._copy(piece))
+            if len(under_way) == NUM_PIECES:
+                yield from under_way.popleft().entries()
         while under_way:
-            slot, size = under_way.pop(0)
-            self._copied[slot].synchronize()
-            yield self._slots[slot][:size].numpy().tobytes()
-            # On resumption the bytes are out of the slot, which can take the next entry.
-            if (following := next(ahead, None)) is not None:
-                under_way.append((slot, self._copy(following, slot)))
+            yield from under_way.popleft().entries()
 
-    def _copy(self, entry: EntryView, slot: int) -> int:
-        """Queue one entry's copy; return its size. The stream runs copies in order, also those of a closed `stage`."""
-        offset = 0
-        with torch.cuda.stream(self._stream):
-            for part in entry:
-                raw = part.reshape(-1).view(torch.uint8)
-                self._slots[slot][offset : offset + raw.numel()].copy_(raw, non_blocking=True)
-                offset += raw.numel()
-            self._copied[slot].record(self._stream)
-        return offset
+    def land(self, arrivals: Sequence[Arrival]) -> None:
+        if not arrivals:
+            return
+        targets = [part.reshape(-1) for arrival in arrivals for part in arrival.view]
+        host = torch.empty(sum(len(arrival.raw) for arrival in arrivals), dtype=torch.uint8, pin_memory=True)
+        np.concatenate([np.frombuffer(arrival.raw, dtype=np.uint8) for arrival in arrivals], out=host.numpy())
+        with torch.cuda.stream(self._inwards):
+            arrived = host.to(self._device, non_blocking=True).view(targets[0].dtype)
+            torch._foreach_copy_(targets, torch.split(arrived, [target.numel() for target in targets]))
+            landed = _event()
+            landed.record(self._inwards)
+        landed.synchronize()
+
+    def _copy(self, piece: Sequence[EntryView]) -> "_Piece":
+        """Queue a piece's copy. The stream runs copies in order, also those of a closed `stage`."""
+        sizes = [sum(part.numel() * part.element_size() for part in entry) for entry in piece]
+        with torch.cuda.stream(self._outwards):
+            gathered = torch.cat([part.reshape(-1) for entry in piece for part in entry])
+            host = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=True)
+            host.copy_(gathered.view(torch.uint8), non_blocking=True)
+            copied = _event()
+            copied.record(self._outwards)
+        return _Piece(host, sizes, copied)
+
+
+class _Piece(NamedTuple):
+    """Entries in pinned memory, one after the other, from `copied` on."""
+
+    host: torch.Tensor
+    sizes: list[int]
+    copied: torch.cuda.Event
+
+    def entries(self) -> Iterator[Payload]:
+        self.copied.synchronize()
+        host, start = self.host.numpy().data, 0
+        for size in self.sizes:
+            yield host[start : start + size]
+            start += size
+
+
+def _pieces(entries: Iterable[EntryView]) -> Iterator[list[EntryView]]:
+    piece: list[EntryView] = []
+    size = 0
+    for entry in entries:
+        piece.append(entry)
+        size += sum(part.numel() * part.element_size() for part in entry)
+        if size >= PIECE_BYTES:
+            yield piece
+            piece, size = [], 0
+    if piece:
+        yield piece
 
 
 def _event() -> torch.cuda.Event:
     return torch.cuda.Event()  # type: ignore[no-untyped-call]
 
 
-def select_stager(device: torch.device, max_entry_bytes: int) -> Stager:
+def select_stager(device: torch.device) -> Stager:
     """Return the stager for pages on `device`."""
-    return CudaStager(device, max_entry_bytes) if device.type == "cuda" else HostStager()
+    return CudaStager(device) if device.type == "cuda" else HostStager()

@@ -7,7 +7,7 @@ import xxhash
 
 from shared.errors import CorruptFrame
 from shared.ids import BlockKey
-from shared.kv.codec import Codec, Fidelity, Payload, decode, encode
+from shared.kv.codec import FIDELITY_OF, Codec, EntryShape, Fidelity, Payload, decode, encode
 from shared.kv.hashing import KEY_BYTES
 from shared.kv.layout import MAX_LAYERS
 
@@ -32,10 +32,15 @@ class Frame:
     checksum: int  # XXH3-64
 
 
-def seal(key: BlockKey, layer: int, raw: bytes, codec: Codec) -> Frame:
-    """Encode `raw` and seal it. For the engine that computed the KV: later hops pass frames on as they are."""
-    payload = encode(raw, codec)
-    frame = Frame(key, layer, codec, Fidelity.LOSSLESS, len(raw), payload, 0)
+def seal(
+    key: BlockKey, layer: int, raw: Payload, codec: Codec, shape: EntryShape | None = None, num_whole: int = 0
+) -> Frame:
+    """Encode `raw` and seal it. For the engine that computed the KV: later hops pass frames on as they are.
+
+    The codec decides the fidelity. `shape` and `num_whole` are those of `shared.kv.codec.encode`.
+    """
+    payload = encode(raw, codec, shape, num_whole)
+    frame = Frame(key, layer, codec, FIDELITY_OF[codec], len(raw), payload, 0)
     return replace(frame, checksum=_checksum(frame))
 
 
@@ -47,10 +52,19 @@ def verify(frame: Frame) -> None:
         raise CorruptFrame(f"checksum of block {frame.key.hex()[:12]} layer {frame.layer} does not match")
 
 
-def open_frame(frame: Frame) -> Payload:
-    """Verify and decode: the only way from a frame to bytes that a model may read."""
+def open_frame(frame: Frame, shape: EntryShape | None = None, at_least: Fidelity = Fidelity.LOSSLESS) -> Payload:
+    """Verify and decode: the only way from a frame to bytes that a model may read.
+
+    Raises `CorruptFrame` when the frame is not what its source sealed, is not an entry of `shape`, or is of a lower
+    fidelity than asked for: the key of a lossy entry is another one, so that its holder has mixed them up.
+    """
     verify(frame)
-    return decode(frame.payload, frame.codec, frame.raw_bytes)
+    if FIDELITY_OF[frame.codec] is not frame.fidelity or not frame.fidelity.satisfies(at_least):
+        raise CorruptFrame(f"{frame.codec.name} of {frame.fidelity.name} where {at_least.name} was asked for")
+    raw = decode(frame.payload, frame.codec, shape)
+    if len(raw) != frame.raw_bytes:
+        raise CorruptFrame(f"payload decodes to {len(raw)} bytes, its header says {frame.raw_bytes}")
+    return raw
 
 
 def _checksum(frame: Frame) -> int:

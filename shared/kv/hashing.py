@@ -6,18 +6,33 @@ from array import array
 from collections.abc import Sequence
 
 from shared.ids import BlockKey, LayoutHash, ModelFingerprint
+from shared.kv.codec.names import Fidelity
 
 KEY_BYTES = 32
+TENANT_CHARS = 32
 _DOMAIN = b"prfaas.kv.v1"
 
 
-def root_key(fingerprint: ModelFingerprint, layout_hash: LayoutHash, salt: str = "") -> BlockKey:
-    """Return the key that every chain of one model, KV layout (dtype included) and tenant salt starts from."""
+def root_key(
+    fingerprint: ModelFingerprint, layout_hash: LayoutHash, salt: str = "", fidelity: Fidelity = Fidelity.LOSSLESS
+) -> BlockKey:
+    """Return the key that every chain of one model, KV layout (dtype included) and tenant salt starts from.
+
+    A lossy class has chains of its own: a lossy block cannot pose as a lossless one, nor can what was computed on it.
+    """
+    parts = [fingerprint, layout_hash, salt]
+    if fidelity is not Fidelity.LOSSLESS:
+        parts.append(fidelity.name.lower())
     digest = hashlib.sha256(_DOMAIN)
-    for part in (fingerprint, layout_hash, salt):
+    for part in parts:
         encoded = part.encode()
         digest.update(len(encoded).to_bytes(4, "little") + encoded)  # lengths keep ("ab", "c") and ("a", "bc") apart
     return BlockKey(digest.digest())
+
+
+def tenant_of(salt: str) -> str:
+    """Return whose quota a request with this salt counts against. Salts are secrets: pools learn a hash only."""
+    return hashlib.sha256(b"prfaas.tenant.v1" + salt.encode()).hexdigest()[:TENANT_CHARS] if salt else ""
 
 
 def chain_keys(root: BlockKey, token_ids: Sequence[int], block_tokens: int) -> list[BlockKey]:

@@ -23,6 +23,19 @@ class LayerSpec(NamedTuple):
     head_dim: int
 
 
+class EntryShape(NamedTuple):
+    """One entry's K and V, each `[block_tokens, num_kv_heads, head_dim]` of `dtype`."""
+
+    block_tokens: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: Dtype
+
+    @property
+    def num_bytes(self) -> int:
+        return 2 * self.block_tokens * self.num_kv_heads * self.head_dim * ITEM_BYTES[self.dtype]
+
+
 class GroupSpec(NamedTuple):
     """The layers that share a window, and so need the same blocks."""
 
@@ -81,10 +94,14 @@ class KvLayout:
         """The layers that attend to a window only, as a bitmask."""
         return sum(group.layers for group in self.groups if group.window is not None)
 
+    def entry_shape(self, layer: int) -> EntryShape:
+        """Return the shape of one block's K and V in `layer`. Raises `IndexError` for a layer that is not there."""
+        spec = self.layers[layer]
+        return EntryShape(self.block_tokens, spec.num_kv_heads, spec.head_dim, self.dtype)
+
     def entry_bytes(self, layer: int) -> int:
         """Return the bytes of one block's K and V in `layer`."""
-        spec = self.layers[layer]
-        return 2 * self.block_tokens * spec.num_kv_heads * spec.head_dim * ITEM_BYTES[self.dtype]
+        return self.entry_shape(layer).num_bytes
 
     @cached_property
     def block_bytes(self) -> int:

@@ -11,14 +11,11 @@ def entry_to_bytes(k: torch.Tensor, v: torch.Tensor) -> bytes:
 
 
 def write_entry(raw: bytes | memoryview, k: torch.Tensor, v: torch.Tensor) -> None:
-    """Write one entry's bytes into its place in the pages. `raw` has exactly the bytes of `k` and `v`."""
+    """Write one entry's bytes into its place in pages in host memory. `raw` has exactly the bytes of `k` and `v`."""
     half = len(raw) // 2
     for part, target in ((raw[:half], k), (raw[half:], v)):
         source = np.frombuffer(part, dtype=np.uint8)
-        if target.device.type == "cpu":
-            _view_bytes(target)[:] = source
-        else:
-            target.copy_(torch.from_numpy(source.copy()).view(target.dtype).view(target.shape))
+        _view_bytes(target)[:] = source
 
 
 def _host_bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:

@@ -1,9 +1,9 @@
 """Attention over paged K and V behind one interface, and its reference on PyTorch's scaled_dot_product_attention."""
 
-import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import ClassVar, Literal
 
 import torch
@@ -22,8 +22,12 @@ _WINDOW_TILE_TOKENS = 256  # and in window layers, where a tile reads window + t
 class Attention(ABC):
     """Causal attention of a step's queries over the pages of their sequences."""
 
+    name: str
+    """Whose kernels run, for logs and results."""
     page_tokens: ClassVar[int] = 1
     """Pages must hold a multiple of this many tokens."""
+    can_be_captured: ClassVar[bool] = False
+    """Whether a decode step reads nothing but the batch's tensors, so that a CUDA graph can replay it."""
 
     @abstractmethod
     def forward(self, q: Tensor, layer: int, batch: Batch, kv: PagedKv, scale: float, window: int | None) -> Tensor:
@@ -34,18 +38,36 @@ class Attention(ABC):
         """
 
 
-def select_attention(name: AttentionName, device: torch.device | str = "cpu") -> Attention:
-    """Return the attention to use: `auto` is flash-attn where it is installed and the device is a GPU, else SDPA."""
-    on_gpu = torch.device(device).type == "cuda"
-    if name == "flash" or (name == "auto" and on_gpu and importlib.util.find_spec("flash_attn") is not None):
+def select_attention(
+    name: AttentionName, device: torch.device | str = "cpu", dtype: torch.dtype = torch.bfloat16
+) -> Attention:
+    """Return the attention to use: `auto` is flash-attn where it is installed and suits GPU and dtype, else SDPA.
+
+    Of flash-attn's generations the newest that the GPU runs. Raises `SettingsError` when `flash` is not to be had.
+    """
+    device = torch.device(device)
+    suits = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
+    if name == "sdpa" or (name == "auto" and not suits):
+        return SdpaAttention()
+    if find_spec("flash_attn_interface") is not None and _is_hopper(device):
+        from shared.model.attention_flash3 import FlashAttention3  # deferred, as below
+
+        return FlashAttention3()
+    if name == "flash" or find_spec("flash_attn") is not None:
         from shared.model.attention_flash import FlashAttention  # deferred: needs a package that CPUs do without
 
         return FlashAttention()
     return SdpaAttention()
 
 
+def _is_hopper(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+
+
 class SdpaAttention(Attention):
     """Works everywhere, sequence by sequence. A sequence whose pages are adjacent is read in place, else gathered."""
+
+    name = "PyTorch SDPA"
 
     def forward(self, q: Tensor, layer: int, batch: Batch, kv: PagedKv, scale: float, window: int | None) -> Tensor:
         out = torch.empty_like(q)

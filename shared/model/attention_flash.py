@@ -29,7 +29,7 @@ class _Part(NamedTuple):
     """The spans that one kernel call covers."""
 
     rows: Tensor | None  # of the step's tokens; None: all of them, in order
-    spans: Tensor  # [num_spans] int64, their numbers
+    spans: Tensor | None  # [num_spans] int64, their numbers; None: all
     lengths: Tensor  # [num_spans] int32, of the sequences after this step
     query_starts: Tensor  # [num_spans + 1] int32
     key_starts: Tensor  # [num_spans + 1] int32
@@ -42,6 +42,7 @@ class FlashAttention(Attention):
     """Raises `SettingsError` when flash-attn is not installed or the cache does not suit it."""
 
     page_tokens = PAGE_TOKENS
+    can_be_captured = True
 
     def __init__(self) -> None:
         try:
@@ -49,6 +50,7 @@ class FlashAttention(Attention):
         except ImportError as error:
             raise SettingsError(f"flash-attn cannot be imported ({error}); use PRFAAS_ATTENTION=sdpa") from error
         self._flash: Any = flash_attn
+        self.name = f"flash-attn {getattr(flash_attn, '__version__', '2')}"
         self._parts: WeakKeyDictionary[Batch, tuple[_Part | None, _Part | None]] = WeakKeyDictionary()
 
     def forward(self, q: Tensor, layer: int, batch: Batch, kv: PagedKv, scale: float, window: int | None) -> Tensor:
@@ -100,9 +102,17 @@ def _check(q: Tensor, kv: PagedKv) -> None:
 
 def _split(batch: Batch) -> tuple[_Part | None, _Part | None]:
     """Sort a step's spans into prefill and decode, with the tensors that describe each to the kernels."""
+    if batch.is_decode:
+        return None, _decode_part(batch)
     prefill = [i for i, span in enumerate(batch.spans) if span.num_tokens > 1]
     decode = [i for i, span in enumerate(batch.spans) if span.num_tokens == 1]
     return _part(batch, prefill), _part(batch, decode)
+
+
+def _decode_part(batch: Batch) -> _Part:
+    """All spans, described by the batch's own tensors: nothing comes from the host, so that a graph can replay it."""
+    unused = batch.lengths[:0]
+    return _Part(None, None, batch.lengths, unused, unused, 1, 0, {})
 
 
 def _part(batch: Batch, chosen: list[int]) -> _Part | None:
@@ -136,7 +146,8 @@ def _part(batch: Batch, chosen: list[int]) -> _Part | None:
 def _block_table(part: _Part, batch: Batch, group: int) -> Tensor:
     if group not in part.block_tables:
         table = batch.block_table(group)
-        part.block_tables[group] = table.index_select(0, part.spans).clamp_(min=0)
+        chosen = table if part.spans is None else table.index_select(0, part.spans)
+        part.block_tables[group] = chosen.clamp(min=0)
     return part.block_tables[group]
 
 

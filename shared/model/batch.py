@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -52,6 +53,24 @@ class Batch:
     def num_tokens(self) -> int:
         return self.positions.shape[0]
 
+    @property
+    def is_decode(self) -> bool:
+        """Whether every span is of one token."""
+        return len(self.spans) == self.num_tokens
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """The sequences' lengths after this step, `[num_spans]` int32."""
+        if self.is_decode:
+            return (self.positions + 1).to(torch.int32)
+        return torch.tensor([span.end for span in self.spans], dtype=torch.int32, device=self.positions.device)
+
+    @cached_property
+    def query_starts(self) -> Tensor:
+        """The row of each span's first token, and after the last the number of tokens, `[num_spans + 1]` int32."""
+        starts = [0, *accumulate(span.num_tokens for span in self.spans)]
+        return torch.tensor(starts, dtype=torch.int32, device=self.positions.device)
+
     @cached_property
     def last_rows(self) -> Tensor:
         """The row of each span's last token: where the next token is predicted."""
@@ -84,6 +103,11 @@ class Batch:
             ]
             self._block_tables[group] = torch.tensor(rows, dtype=torch.int32, device=self.positions.device)
         return self._block_tables[group]
+
+    def preset(self, group: int, block_table: Tensor, slots: Tensor) -> None:
+        """Set what `block_table` and `slots_of` return, where they are made on the device."""
+        self._block_tables[group] = block_table
+        self._slots[group] = slots
 
     def page_run(self, span: int, group: int, first: int, last: int) -> range | Tensor:
         """Return the pages `first` to `last` (exclusive) of the sequence of span number `span`.

@@ -38,6 +38,13 @@ class Operations(ABC):
     def add(self, hidden: Tensor, delta: Tensor, norm: Tensor | None) -> Tensor:
         """Return `hidden + delta`, with `delta` normed first where `norm` is given; changes `hidden` in place."""
 
+    def add_and_norm(
+        self, hidden: Tensor, delta: Tensor, norm: Tensor | None, next_norm: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return what `add` returns, and its norm: one pass over memory where a device is better off with that."""
+        hidden = self.add(hidden, delta, norm)
+        return hidden, self.norm(hidden, next_norm)
+
     @abstractmethod
     def gate(self, gate_up: Tensor, activation: Activation) -> Tensor:
         """Return `activation(gate) * up` `[num_tokens, inner]` for the two halves of `gate_up`, which may change."""

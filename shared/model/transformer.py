@@ -1,7 +1,9 @@
 """The decoder: embed, then layer by layer, then logits. One class for every family; `ModelConfig` says what differs."""
 
 import ctypes
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
@@ -10,7 +12,7 @@ from torch.nn.functional import embedding
 
 from shared.kv.layout import Dtype
 from shared.model.attention import Attention, SdpaAttention
-from shared.model.batch import Batch
+from shared.model.batch import Batch, Span
 from shared.model.config import ModelConfig
 from shared.model.layer_weights import ModelWeights
 from shared.model.native.decoder import MAX_ROWS, NativeDecoder, supports
@@ -20,6 +22,9 @@ from shared.model.paged import PagedKv
 from shared.model.rope import RopeSpec
 from shared.model.rotary import RotaryTables, inverse_frequencies, rotary_tables
 from shared.model.weights import load_int8, load_weights
+
+if TYPE_CHECKING:
+    from shared.model.cuda.graphs import DecodeGraphs
 
 
 class Transformer:
@@ -51,7 +56,12 @@ class Transformer:
         self._tables: WeakKeyDictionary[Batch, dict[RopeSpec, RotaryTables]] = WeakKeyDictionary()
         self._native: NativeDecoder | None = None
         self._operations: Operations = TorchOperations(config.norm_eps, self.dtype)
-        if kernels is not None and supports(config, self.dtype, self.device):
+        self._graphs: DecodeGraphs | None = None
+        if self.device.type == "cuda":
+            from shared.model.cuda.operations import CudaOperations  # deferred: needs Triton
+
+            self._operations = CudaOperations(config.norm_eps, self.dtype)
+        elif kernels is not None and supports(config, self.dtype, self.device):
             self._native = NativeDecoder(kernels, config, weights, self._frequencies)
             self._operations = NativeOperations(kernels, config.norm_eps, self.dtype)
 
@@ -74,6 +84,16 @@ class Transformer:
     @property
     def uses_kernels(self) -> bool:
         return self._native is not None
+
+    @property
+    def can_capture(self) -> bool:
+        """Whether device and attention can do decode steps as CUDA graphs."""
+        return self.device.type == "cuda" and self._attention.can_be_captured
+
+    @property
+    def attention(self) -> str:
+        """Whose attention runs."""
+        return self._attention.name
 
     @property
     def num_layers(self) -> int:
@@ -122,6 +142,38 @@ class Transformer:
         """Run a whole step: hidden states `[num_tokens, hidden_size]` after the last layer."""
         return self.layers(0, self.num_layers, self.embed(token_ids), batch, kv)
 
+    @torch.inference_mode()
+    def decode(self, token_ids: Sequence[int], spans: Sequence[Span], kv: PagedKv) -> Tensor:
+        """As `forward`, for one token of each of several sequences: `[len(spans), hidden_size]`, which the next call
+        may overwrite."""
+        if self._graphs is not None and self._graphs.serves(kv, spans):
+            return self._graphs.run(token_ids, spans)
+        batch = Batch.build(spans, kv.page_tokens, self.device)
+        return self.forward(torch.tensor(token_ids, device=self.device), batch, kv)
+
+    @torch.inference_mode()
+    def capture_decode(self, kv: PagedKv, max_tokens: int, max_batch: int) -> None:
+        """Make graphs of `decode` over one cache for batches up to `max_batch`: seconds, and nothing unless
+        `can_capture`. `max_tokens` is the longest sequence that will come.
+        """
+        if not self.can_capture:
+            return
+        from shared.model.cuda.graphs import DecodeGraphs, padded  # deferred with the rest of what GPUs need
+
+        graphs = DecodeGraphs(lambda ids, batch: self.forward(ids, batch, kv), kv, max_tokens, self.device)
+        for rows in sorted({padded(count) for count in range(1, max_batch + 1)}, reverse=True):
+            graphs.capture(rows)  # the largest first: the others find its memory
+        self._graphs = graphs
+
+    def forget_graphs(self) -> None:
+        """Undo `capture_decode`: the graphs, and the cache that they read, are let go of."""
+        self._graphs = None
+
+    def wait(self) -> None:
+        """Block until the device has computed what was submitted; a CPU has when a call returns."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+
     def _layer(self, index: int, hidden: Tensor, batch: Batch, kv: PagedKv, kv_only: bool) -> Tensor:
         config, layer, ops = self.config, self._weights.layers[index], self._operations
         target = KvTarget(kv.keys_of(index), kv.values_of(index), batch.slots_of(kv.group_of(index)))
@@ -131,8 +183,9 @@ class Transformer:
         if kv_only:
             return hidden
         attended = self._attention.forward(queries, index, batch, kv, config.attention_scale, layer.config.window)
-        hidden = ops.add(hidden, layer.output(attended.flatten(1)), layer.attention_norm)
-        gate_up = layer.gate_up(ops.norm(hidden, layer.mlp_norm))
+        delta = layer.output(attended.flatten(1))
+        hidden, normed = ops.add_and_norm(hidden, delta, layer.attention_norm, layer.mlp_norm)
+        gate_up = layer.gate_up(normed)
         return ops.add(hidden, layer.down(ops.gate(gate_up, config.activation)), layer.post_mlp_norm)
 
     def _rotary(self, batch: Batch, rope: RopeSpec) -> RotaryTables:

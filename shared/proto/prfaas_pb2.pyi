@@ -30,6 +30,7 @@ class _CodecEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Codec.ValueType
     CODEC_LZ4: _Codec.ValueType  # 2
     CODEC_INT8: _Codec.ValueType  # 3
     CODEC_INT4: _Codec.ValueType  # 4
+    CODEC_ZSTD: _Codec.ValueType  # 5
 
 class Codec(_Codec, metaclass=_CodecEnumTypeWrapper):
     """---------------------------------------------------------------- KV data"""
@@ -39,6 +40,7 @@ CODEC_RAW: Codec.ValueType  # 1
 CODEC_LZ4: Codec.ValueType  # 2
 CODEC_INT8: Codec.ValueType  # 3
 CODEC_INT4: Codec.ValueType  # 4
+CODEC_ZSTD: Codec.ValueType  # 5
 Global___Codec: _TypeAlias = Codec  # noqa: Y015
 
 class _Fidelity:

@@ -5,7 +5,7 @@ from typing import cast
 
 from shared.errors import BadRequest, CorruptFrame
 from shared.ids import BlockKey, Datacenter
-from shared.kv.codec import Codec, Fidelity
+from shared.kv.codec import FIDELITY_OF, Codec, Fidelity
 from shared.kv.entries import BlockEntries, Source
 from shared.kv.frame import Frame
 from shared.kv.hashing import KEY_BYTES
@@ -89,9 +89,23 @@ def frame_from_message(message: pb.Frame) -> Frame:
     return Frame(key, message.layer, codec, fidelity, message.raw_bytes, message.payload, message.checksum)
 
 
-def codec_from_message(codec: int) -> Codec:
-    """Return the codec to send with; unspecified means raw. Raises `BadRequest`."""
+def codec_from_message(codec: int, fidelity: Fidelity = Fidelity.LOSSLESS) -> Codec:
+    """Return the codec to send with; unspecified means raw.
+
+    Raises `BadRequest`, also for one that loses more than `fidelity` allows.
+    """
     try:
-        return Codec(codec or Codec.RAW)
+        known = Codec(codec or Codec.RAW)
+    except ValueError as error:
+        raise BadRequest(str(error)) from error
+    if not FIDELITY_OF[known].satisfies(fidelity):
+        raise BadRequest(f"codec {known.name} loses more than fidelity {fidelity.name} allows")
+    return known
+
+
+def fidelity_from_message(fidelity: int) -> Fidelity:
+    """Return the fidelity that is asked for; unspecified means lossless. Raises `BadRequest`."""
+    try:
+        return Fidelity(fidelity or Fidelity.LOSSLESS)
     except ValueError as error:
         raise BadRequest(str(error)) from error

@@ -54,8 +54,9 @@ class Grant(NamedTuple):
 class Publication:
     """An open Publish stream: the lease on every entry granted on it. `PoolClient.publish` opens and closes it."""
 
-    def __init__(self, call: Any, peer: str) -> None:
+    def __init__(self, call: Any, peer: str, tenant: str = "") -> None:
         """`call` is an open `Publish` made by `publish_call`; `peer` names the pool in errors."""
+        self._tenant = tenant
         self._call = call
         self._peer = peer
         self._writing = asyncio.Lock()  # grpc.aio allows one write at a time
@@ -63,7 +64,10 @@ class Publication:
     async def open(self, layout: KvLayout, blocks: Sequence[BlockEntries]) -> Grant:
         """Ask for entries and return what was granted. May be called again for more."""
         message = pb.PublishOpen(
-            layout=layout_to_message(layout), blocks=entries_to_messages(blocks), lease_ms=int(LEASE_S * 1000)
+            layout=layout_to_message(layout),
+            blocks=entries_to_messages(blocks),
+            lease_ms=int(LEASE_S * 1000),
+            tenant=self._tenant,
         )
         with rpc_errors(self._peer):
             await self._write(pb.PublishRequest(open=message))
@@ -109,8 +113,14 @@ class Publication:
 class PoolClient:
     """One cache pool as its clients see it. Holds no state: channels belong to `Channels`."""
 
-    def __init__(self, channels: Channels, address: str, lane: Lane = SHARED_LANE, *, keep: bool = False) -> None:
-        """With `keep`, fetched payloads own their memory; without, each is a view that keeps its message alive."""
+    def __init__(
+        self, channels: Channels, address: str, lane: Lane = SHARED_LANE, *, keep: bool = False, tenant: str = ""
+    ) -> None:
+        """With `keep`, fetched payloads own their memory; without, each is a view that keeps its message alive.
+
+        `tenant` pays for what is stored and pulled.
+        """
+        self._tenant = tenant
         self._channels = channels
         self._keep = keep
         self.address = address
@@ -135,6 +145,7 @@ class PoolClient:
             blocks=entries_to_messages(blocks),
             sources=sources_to_messages(sources),
             wait_ms=int(wait_s * 1000),
+            tenant=self._tenant,
             dc=crossing.dc,
             share=crossing.share,
             urgency=pb.URGENCY_BACKGROUND if crossing.is_background else pb.URGENCY_FOREGROUND,
@@ -153,7 +164,7 @@ class PoolClient:
     async def publish(self, deadline: Deadline) -> AsyncIterator[Publication]:
         """Open a Publish stream. A clean exit waits until everything is stored, an exception gives up the lease."""
         call = publish_call(self._channels.get(self.address))(timeout=deadline.remaining())
-        publication = Publication(call, self.address)
+        publication = Publication(call, self.address, self._tenant)
         renewal = asyncio.create_task(publication.renew_forever(), name="publication renewal")
         try:
             yield publication

@@ -87,6 +87,32 @@ async def test_priority_reaches_both_workers(suite: Suite) -> None:
         assert [call.request.priority for call in worker.calls] == [-3, 7, 0]
 
 
+async def test_fidelity_reaches_both_workers_and_lossless_is_the_default(suite: Suite) -> None:
+    prompt = "x" * 100  # above the offload threshold: its blocks cross
+    await suite.complete(prompt=prompt, kv_fidelity="int4")
+    await chat(suite, messages=[{"role": "user", "content": prompt}], kv_fidelity="int8")
+    await suite.complete(prompt="z" * 100)
+    await suite.complete(prompt="y" * 100, kv_fidelity="lossless")
+    for worker in (suite.decode, suite.prefill):
+        fidelities = [call.request.fidelity for call in worker.calls]
+        assert fidelities == [pb.FIDELITY_INT4, pb.FIDELITY_INT8, pb.FIDELITY_LOSSLESS, pb.FIDELITY_LOSSLESS]
+    assert [call.request.codec for call in suite.prefill.calls] == [
+        pb.CODEC_INT4,
+        pb.CODEC_INT8,
+        pb.CODEC_ZSTD,
+        pb.CODEC_ZSTD,
+    ]
+    assert {call.request.codec for call in suite.decode.calls} == {pb.CODEC_RAW}
+
+
+@pytest.mark.parametrize("fidelity", ["int2", "INT8", 8, True, ""])
+async def test_an_unknown_fidelity_is_refused(suite: Suite, fidelity: Any) -> None:
+    body = {"prompt": "hello", "kv_fidelity": fidelity}
+    async with suite.client.post("/v1/completions", json=body) as response:
+        assert response.status == 400
+        assert (await response.json())["error"]["param"] == "kv_fidelity"
+
+
 @pytest.mark.parametrize("priority", ["high", 1.5, True, 2**31, -(2**31) - 1])
 async def test_a_priority_that_is_no_small_integer_is_refused(suite: Suite, priority: Any) -> None:
     for path, body in (

@@ -11,7 +11,8 @@ import pytest
 from structlog.testing import capture_logs
 from torch import Tensor
 
-from shared.kv.codec import Codec
+from shared.errors import BadRequest
+from shared.kv.codec import FIDELITY_OF, Codec, Fidelity
 from shared.kv.frame import Frame
 from shared.model.batch import Batch
 from shared.model.paged import PagedKv
@@ -67,11 +68,37 @@ async def test_the_next_turn_finds_generated_blocks_in_the_pool(name: str) -> No
         assert again.ids == greedy_reference(name, conversation, 4)
 
 
-async def test_lz4_frames_change_nothing_but_the_bytes() -> None:
+@pytest.mark.parametrize("codec", [Codec.LZ4, Codec.ZSTD])
+async def test_lossless_codecs_change_nothing_but_the_bytes(codec: Codec) -> None:
     async with two_datacenters("llama") as dcs:
         tokens = prompt(300)
-        result = await dcs.generate(tokens, codec=Codec.LZ4)
+        result = await dcs.generate(tokens, codec=codec)
         assert result.ids == greedy_reference("llama", tokens, 8)
+
+
+@pytest.mark.parametrize("codec", [Codec.INT8, Codec.INT4])
+async def test_lossy_blocks_are_used_by_those_who_allow_the_loss_and_by_nobody_else(codec: Codec) -> None:
+    fidelity = FIDELITY_OF[codec]
+    async with two_datacenters("llama") as dcs:
+        tokens = prompt(300)
+        await dcs.prefill_only(tokens, codec, fidelity=fidelity)
+        lossy = await dcs.generate(tokens, 4, prefill=False, codec=codec, fidelity=fidelity)
+        assert lossy.decode_computed == 300 - 4 * BLOCK
+        assert len(lossy.ids) == 4
+        await dcs.assert_idle()
+        exact = await dcs.generate(tokens, prefill=False, wait_ms=0)
+        assert exact.decode_computed == 300
+        assert exact.ids == greedy_reference("llama", tokens, 8)
+
+
+async def test_a_codec_that_loses_more_than_asked_for_is_refused() -> None:
+    async with two_datacenters("llama") as dcs:
+        for codec, fidelity in ((Codec.INT8, Fidelity.LOSSLESS), (Codec.INT4, Fidelity.INT8)):
+            with pytest.raises(BadRequest):
+                await dcs.prefill_only(prompt(300), codec, fidelity=fidelity)
+            with pytest.raises(ExceptionGroup) as failed:
+                await dcs.generate(prompt(300), prefill=False, codec=codec, fidelity=fidelity)
+            assert failed.group_contains(BadRequest)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -145,7 +172,7 @@ async def test_corrupt_entries_are_never_decoded_from(where: str) -> None:
         await dcs.prefill_only(tokens)
         await dcs.pull_west(tokens) if where == "pool_west" else None
         store = getattr(dcs, where).pool.store
-        for block in list(store._blocks.values())[2:4]:
+        for block in list(store._shelf)[2:4]:
             frame = block.frames[1]
             block.frames[1] = replace(frame, payload=bytes([frame.payload[0] ^ 1]) + frame.payload[1:])
         result = await dcs.generate(tokens, prefill=False, wait_ms=0)

@@ -19,7 +19,6 @@ from services.gateway.text import TextRules
 from shared.bus.events import MembershipEvent
 from shared.deadline import Deadline
 from shared.ids import Datacenter, Epoch, LayoutHash, ModelFingerprint, WorkerId
-from shared.kv.codec import Codec
 from shared.metrics import Metrics
 from shared.model.sampling_params import SamplingParams
 from shared.rpc.client import Channels
@@ -77,7 +76,7 @@ async def world(directory: Path) -> AsyncIterator[World]:
                 pool_address=dcs.pool_west.address,
             )
             cluster.registry.apply_membership(event, time.monotonic())
-        routing = RouterSettings(Datacenter("west"), model.layout, 1024, 1000, Codec.RAW)
+        routing = RouterSettings(Datacenter("west"), model.layout, 1024, 1000, "raw")
         yield World(Pipeline(cluster, routing), [one.decode, two.decode])
 
 

@@ -2,13 +2,15 @@
 
 import asyncio
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple
 
 import pytest
 
-from shared.engine.publish import PagePublisher, Ready
+from shared.engine.publish import PagePublisher
 from shared.errors import ContextTooLong
+from shared.kv.codec import Payload
 from shared.kv.frame import Frame
 from tests.integration.test_engines import prompt
 from tests.support.engines import Result, TwoDatacenters, two_datacenters
@@ -105,9 +107,9 @@ async def test_pages_are_not_reused_before_they_are_published(name: str, monkeyp
     """Else other content would be published under their keys, and come back as this request's."""
     send = PagePublisher._seal_batch
 
-    def slowly(publisher: PagePublisher, ready: Ready, blocks: list[int]) -> list[Frame]:
+    def slowly(publisher: PagePublisher, layer: int, blocks: Sequence[int], raws: Iterator[Payload]) -> list[Frame]:
         time.sleep(0.05)
-        return send(publisher, ready, blocks)
+        return send(publisher, layer, blocks, raws)
 
     monkeypatch.setattr(PagePublisher, "_seal_batch", slowly)
     async with squeezed(name) as dcs:

@@ -22,7 +22,7 @@ from shared.engine.settings import EngineSettings
 from shared.engine.thread import WorkThread
 from shared.health import Health
 from shared.ids import Datacenter, new_epoch
-from shared.kv.codec import Codec
+from shared.kv.codec import Codec, Fidelity
 from shared.kv.entries import BlockEntries, Source
 from shared.kv.hashing import num_prefix_blocks
 from shared.lifecycle import InFlight, background
@@ -105,7 +105,13 @@ class TwoDatacenters:
     def forget(self, dc: str, node: Node) -> None:
         self.nodes[dc].remove(node)
 
-    async def prefill_only(self, token_ids: list[int], codec: Codec = Codec.RAW, priority: int = 0) -> int:
+    async def prefill_only(
+        self,
+        token_ids: list[int],
+        codec: Codec = Codec.RAW,
+        priority: int = 0,
+        fidelity: Fidelity = Fidelity.LOSSLESS,
+    ) -> int:
         """Prefill in the east; return how many tokens it computed."""
         model = self.prefill.model
         assert model is not None
@@ -117,6 +123,7 @@ class TwoDatacenters:
             codec=int(codec),  # type: ignore[arg-type]
             priority=priority,
             pool_nodes=self.addresses("east"),
+            fidelity=int(fidelity),  # type: ignore[arg-type]
         )
         computed = 0
         with rpc_errors("prefill"):
@@ -143,6 +150,7 @@ class TwoDatacenters:
         prefill: bool = True,
         num_blocks: int | None = None,
         codec: Codec = Codec.RAW,
+        fidelity: Fidelity = Fidelity.LOSSLESS,
         wait_ms: int = 5000,
         prefill_failed_after_s: float | None = None,
         num_generated: int = 0,
@@ -171,6 +179,8 @@ class TwoDatacenters:
             num_generated=num_generated,
             priority=priority,
             pool_nodes=self.addresses("west"),
+            codec=int(codec),  # type: ignore[arg-type]
+            fidelity=int(fidelity),  # type: ignore[arg-type]
         )
 
         async def controls() -> AsyncIterator[pb.Control]:
@@ -180,7 +190,9 @@ class TwoDatacenters:
                 yield pb.Control(update=pb.PlanUpdate(prefill_failed=True))
 
         async with asyncio.TaskGroup() as tasks:
-            prefilling = tasks.create_task(self.prefill_only(token_ids, codec)) if prefill and num_blocks else None
+            prefilling = None
+            if prefill and num_blocks:
+                prefilling = tasks.create_task(self.prefill_only(token_ids, codec, fidelity=fidelity))
             with rpc_errors("decode"):
                 async for message in DecodeStub(self.channels.get(self.decode.address)).Generate(
                     controls(), timeout=30

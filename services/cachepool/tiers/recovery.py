@@ -33,6 +33,7 @@ class Recovery:
         self._started = time.time()
         self._unchecked: dict[BlockKey, None] = {}
         self._is_listed = False
+        self.done = asyncio.Event()  # everything that was there at the start was looked at
 
     async def run(self) -> None:
         """Take over everything that is there. A store that fails is asked again, later and later."""
@@ -54,6 +55,7 @@ class Recovery:
             await self._room.fit()
         except PrfaasError as error:
             log.warning("objects_exceed_budget", error=str(error), code=error.code)
+        self.done.set()
         log.info("objects_recovered", num_found=num_found, num_stored=len(self._index), bytes=self._index.used_bytes)
 
     async def settle(self, key: BlockKey) -> None:

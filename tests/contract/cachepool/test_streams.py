@@ -147,7 +147,7 @@ async def test_lookup_says_which_layers_are_present(west: Running) -> None:
 
 
 async def test_lz4_frames_pass_as_they_are(west: Running) -> None:
-    sealed = seal(CHAIN[0], 0, bytes(ENTRY_BYTES), Codec.LZ4)
+    sealed = seal(CHAIN[0], 0, bytes(ENTRY_BYTES), Codec.LZ4, LAYOUT.entry_shape(0))
     async with west.client.publish(soon()) as publication:
         await publication.open(LAYOUT, [BlockEntries(CHAIN[0], 1)])
         await publication.send([sealed])

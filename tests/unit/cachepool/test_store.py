@@ -64,7 +64,7 @@ def test_kv_of_the_wrong_size_is_refused(pool: Pool) -> None:
     with pytest.raises(CorruptFrame):
         pool.store.put(writer, replace(frame(A, 0), payload=b"short"))
     assert pool.store.stats.num_entries == 0
-    pool.store.put(writer, seal(A, 0, b"x" * ENTRY_BYTES, Codec.LZ4))
+    pool.store.put(writer, seal(A, 0, b"x" * ENTRY_BYTES, Codec.LZ4, LAYOUT.entry_shape(0)))
 
 
 def test_bad_requests_change_nothing(pool: Pool) -> None:
@@ -96,7 +96,7 @@ def test_the_budget_counts_every_byte(pool: Pool) -> None:
     writer = pool.writer(A)
     pool.store.put(writer, frame(A, 0))
     assert pool.store.used_bytes == BLOCK_OVERHEAD_BYTES + ENTRY_OVERHEAD_BYTES + ENTRY_BYTES
-    compressed = seal(A, 1, bytes(ENTRY_BYTES), Codec.LZ4)
+    compressed = seal(A, 1, bytes(ENTRY_BYTES), Codec.LZ4, LAYOUT.entry_shape(1))
     pool.store.put(writer, compressed)
     expected = BLOCK_OVERHEAD_BYTES + 2 * ENTRY_OVERHEAD_BYTES + ENTRY_BYTES + len(compressed.payload)
     assert pool.store.used_bytes == expected

@@ -25,7 +25,7 @@ WINDOWED = KvLayout((LayerSpec(None, 1, 2), LayerSpec(5, 1, 2)), "float32", 4)  
 
 
 def settings(layout: KvLayout = DENSE) -> RouterSettings:
-    return RouterSettings(WEST, layout, offload_threshold_tokens=8, block_wait_ms=1000, codec=Codec.LZ4)
+    return RouterSettings(WEST, layout, offload_threshold_tokens=8, block_wait_ms=1000, codec="lz4")
 
 
 def member(worker: str, dc: Datacenter, load: int = 0) -> Member:
@@ -111,7 +111,7 @@ def test_the_rule(num_tokens: int, held: dict[str, int | list[int]], expected: t
     assert seen(plan) == expected
     assert plan.decode == DECODE_WEST
     assert plan.home_dc == WEST
-    assert plan.codec is Codec.LZ4
+    assert plan.prefill_codec is plan.decode_codec is Codec.LZ4
     assert plan.wait_ms == (0 if plan.prefill is None else 1000)
 
 

@@ -8,22 +8,45 @@ from hypothesis import strategies as st
 
 from shared.errors import CorruptFrame
 from shared.ids import BlockKey
-from shared.kv.codec import Codec, Fidelity
-from shared.kv.frame import Frame, open_frame, seal, verify
+from shared.kv.codec import FIDELITY_OF, Codec, EntryShape, Fidelity
+from shared.kv.frame import Frame, _checksum, open_frame, seal, verify
 
 KEY = BlockKey(bytes(range(32)))
 
 
-@given(st.binary(min_size=1, max_size=300), st.sampled_from(Codec))
+SHAPE = EntryShape(4, 1, 4, "bfloat16")  # 64 bytes
+
+
+@given(st.binary(min_size=64, max_size=64), st.sampled_from(Codec))
 def test_open_returns_what_was_sealed(raw: bytes, codec: Codec) -> None:
-    frame = seal(KEY, 3, raw, codec)
-    assert frame.fidelity is Fidelity.LOSSLESS
-    assert open_frame(frame) == raw
+    frame = seal(KEY, 3, raw, codec, SHAPE)
+    assert frame.fidelity is FIDELITY_OF[codec]
+    opened = open_frame(frame, SHAPE, at_least=Fidelity.INT4)
+    assert len(opened) == 64
+    assert bytes(opened) == raw or frame.fidelity is not Fidelity.LOSSLESS
 
 
-def test_lz4_shrinks_what_repeats_in_one_byte_plane() -> None:
-    raw = b"".join(bytes([i * 37 % 251, 0x3F]) for i in range(4096))  # like bfloat16: a noisy and a steady byte
-    assert len(seal(KEY, 0, raw, Codec.LZ4).payload) < 0.6 * len(raw)
+@pytest.mark.parametrize("codec", Codec)
+@pytest.mark.parametrize("asked", Fidelity)
+def test_a_frame_of_a_lower_fidelity_than_asked_for_is_refused(codec: Codec, asked: Fidelity) -> None:
+    frame = seal(KEY, 0, bytes(64), codec, SHAPE)
+    if FIDELITY_OF[codec] <= asked:
+        assert len(open_frame(frame, SHAPE, asked)) == 64
+    else:
+        with pytest.raises(CorruptFrame, match="asked for"):
+            open_frame(frame, SHAPE, asked)
+
+
+def test_a_lossy_codec_cannot_claim_to_be_lossless() -> None:
+    frame = replace(seal(KEY, 0, bytes(64), Codec.INT4, SHAPE), fidelity=Fidelity.LOSSLESS)
+    with pytest.raises(CorruptFrame, match="asked for"):
+        open_frame(replace(frame, checksum=_checksum(frame)), SHAPE)
+
+
+def test_an_entry_of_another_shape_is_refused() -> None:
+    frame = seal(KEY, 0, bytes(64), Codec.RAW)
+    with pytest.raises(CorruptFrame):
+        open_frame(frame, SHAPE._replace(head_dim=8))
 
 
 @pytest.mark.parametrize("codec", Codec)
@@ -40,7 +63,7 @@ def test_lz4_shrinks_what_repeats_in_one_byte_plane() -> None:
     ],
 )
 def test_any_changed_field_is_found(codec: Codec, change: dict[str, object]) -> None:
-    frame = seal(KEY, 3, bytes(64), codec)
+    frame = seal(KEY, 3, bytes(64), codec, SHAPE)
     with pytest.raises(CorruptFrame):
         verify(replace(frame, **change))  # type: ignore[arg-type]
 
@@ -55,10 +78,8 @@ def test_a_flipped_bit_is_found() -> None:
 
 def test_a_payload_that_passes_its_checksum_but_does_not_decode_is_corrupt() -> None:
     good = seal(KEY, 3, bytes(64), Codec.RAW)
-    liar = seal(KEY, 3, bytes(64), Codec.LZ4)
+    liar = seal(KEY, 3, bytes(64), Codec.LZ4, SHAPE)
     forged = Frame(KEY, 3, Codec.LZ4, Fidelity.LOSSLESS, 64, good.payload, 0)
-    from shared.kv.frame import _checksum
-
-    with pytest.raises(CorruptFrame, match="decode"):
-        open_frame(replace(forged, checksum=_checksum(forged)))
-    assert open_frame(liar) == bytes(64)
+    with pytest.raises(CorruptFrame, match="not this entry"):
+        open_frame(replace(forged, checksum=_checksum(forged)), SHAPE)
+    assert open_frame(liar, SHAPE) == bytes(64)

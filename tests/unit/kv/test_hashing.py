@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.ids import LayoutHash, ModelFingerprint
+from shared.kv.codec import Fidelity
 from shared.kv.hashing import chain_keys, num_prefix_blocks, root_key
 
 ROOT = root_key(ModelFingerprint("f"), LayoutHash("l"))
@@ -21,7 +22,9 @@ def test_a_key_is_the_hash_of_its_parent_and_its_tokens() -> None:
 def test_roots_differ_by_every_part() -> None:
     f, layout = ModelFingerprint("ab"), LayoutHash("c")
     roots = {root_key(f, layout), root_key(f, layout, "salt"), root_key(ModelFingerprint("a"), LayoutHash("bc"))}
-    assert len(roots) == 3
+    roots |= {root_key(f, layout, fidelity=lossy) for lossy in (Fidelity.INT8, Fidelity.INT4)}
+    assert len(roots) == 5
+    assert root_key(f, layout, fidelity=Fidelity.LOSSLESS) == root_key(f, layout)
 
 
 @given(st.lists(st.integers(0, 1000), max_size=40), st.lists(st.integers(0, 1000), max_size=40), st.integers(1, 8))

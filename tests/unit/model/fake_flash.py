@@ -1,4 +1,4 @@
-"""flash-attn's two functions in plain PyTorch, with the argument checks of the real ones (version 2.8)."""
+"""flash-attn 2's two functions in plain PyTorch, with the argument checks of the real ones (version 2.8)."""
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, block_table: Tensor) -> None:
         raise RuntimeError("block_table must have dtype torch.int32 and be contiguous")
 
 
-def _attend(
+def attend(
     q: Tensor, pool_k: Tensor, pool_v: Tensor, table: Tensor, length: int, scale: float, window: tuple[int, int]
 ) -> Tensor:
     """Attend with the last `len(q)` of `length` positions (bottom-right causal mask), in float32."""
@@ -59,7 +59,7 @@ def flash_attn_varlen_func(
     if int(queries.max()) != max_seqlen_q or int(lengths.max()) != max_seqlen_k or int(cu_seqlens_q[-1]) != len(q):
         raise RuntimeError("lengths do not fit")
     parts = [
-        _attend(part, k, v, table, int(length), softmax_scale, window_size)
+        attend(part, k, v, table, int(length), softmax_scale, window_size)
         for part, table, length in zip(torch.split(q, queries.tolist()), block_table, lengths, strict=True)
     ]
     return torch.cat(parts)
@@ -81,7 +81,7 @@ def flash_attn_with_kvcache(
     if cache_seqlens.dtype != torch.int32 or q.dim() != 4 or q.shape[1] != 1:
         raise RuntimeError("cache_seqlens must have dtype int32 and q shape (batch, 1, heads, dim)")
     parts = [
-        _attend(one, k_cache, v_cache, table, int(length), softmax_scale, window_size)
+        attend(one, k_cache, v_cache, table, int(length), softmax_scale, window_size)
         for one, table, length in zip(q, block_table, cache_seqlens, strict=True)
     ]
     return torch.stack(parts)

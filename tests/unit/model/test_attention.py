@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from shared.errors import SettingsError
 from shared.kv.layout import KvLayout, LayerSpec
+from shared.model import attention
 from shared.model.attention import Attention, SdpaAttention, select_attention
+from shared.model.attention_flash3 import FlashAttention3
 from shared.model.batch import Batch, Span
 from shared.model.page_groups import first_page_needed
 from shared.model.paged import PagedKv
-from tests.unit.model import fake_flash
+from tests.unit.model import fake_flash, fake_flash3
 
 HEADS, KV_HEADS, DIM = 4, 2, 16
 SCALE = 0.3
@@ -126,9 +128,21 @@ def test_a_span_beyond_its_pages_is_refused() -> None:
 
 
 @pytest.fixture
-def flash(monkeypatch: pytest.MonkeyPatch) -> Attention:
+def flash2(monkeypatch: pytest.MonkeyPatch) -> Attention:
     monkeypatch.setitem(sys.modules, "flash_attn", fake_flash)
     return select_attention("flash")
+
+
+@pytest.fixture
+def flash3(monkeypatch: pytest.MonkeyPatch) -> Attention:
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", fake_flash3)
+    return FlashAttention3()
+
+
+@pytest.fixture(params=["flash2", "flash3"])
+def flash(request: pytest.FixtureRequest) -> Attention:
+    attention: Attention = request.getfixturevalue(request.param)
+    return attention
 
 
 FLASH_SPANS: list[list[tuple[Sequence[int], int, int]]] = [
@@ -171,10 +185,13 @@ def test_flash_reads_queries_that_are_a_slice(flash: Attention) -> None:
     torch.testing.assert_close(actual, expected, atol=0.02, rtol=0.02)
 
 
-def test_flash_refuses_what_it_cannot_do(flash: Attention) -> None:
+def test_flash_2_refuses_small_pages(flash2: Attention) -> None:
     batch = Batch.build([Span([range(1)], 0, 3)], 64)
     with pytest.raises(SettingsError, match="256"):
-        flash.forward(queries(batch, torch.bfloat16), 0, batch, filled_cache(4, 64, torch.bfloat16), SCALE, None)
+        flash2.forward(queries(batch, torch.bfloat16), 0, batch, filled_cache(4, 64, torch.bfloat16), SCALE, None)
+
+
+def test_flash_refuses_what_it_cannot_do(flash: Attention) -> None:
     batch = Batch.build([Span([range(1)], 0, 3)], 256)
     with pytest.raises(SettingsError, match="bfloat16 or float16"):
         flash.forward(queries(batch, torch.float32), 0, batch, filled_cache(4, 256, torch.float32), SCALE, None)
@@ -183,6 +200,18 @@ def test_flash_refuses_what_it_cannot_do(flash: Attention) -> None:
 def test_selection() -> None:
     assert isinstance(select_attention("auto"), SdpaAttention)
     assert isinstance(select_attention("sdpa"), SdpaAttention)
+    assert isinstance(select_attention("auto", "cuda", torch.float32), SdpaAttention)
+
+
+@pytest.mark.parametrize(("major", "newest"), [(9, True), (8, False), (10, False)])
+def test_the_gpu_decides_between_generations(
+    flash2: Attention, flash3: Attention, monkeypatch: pytest.MonkeyPatch, major: int, newest: bool
+) -> None:
+    monkeypatch.setattr(attention, "find_spec", lambda _: object())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (major, 0))
+    selected = select_attention("auto", "cuda")
+    assert type(selected) is type(flash3 if newest else flash2)
+    assert selected.name.startswith("flash-attn")
 
 
 def test_flash_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:

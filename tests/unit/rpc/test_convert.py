@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from shared.errors import BadRequest, CorruptFrame
 from shared.ids import BlockKey, Datacenter
-from shared.kv.codec import Codec
+from shared.kv.codec import Codec, EntryShape, Fidelity
 from shared.kv.entries import BlockEntries, Source
 from shared.kv.frame import open_frame, seal
 from shared.kv.layout import KvLayout, LayerSpec
@@ -16,6 +16,7 @@ from shared.rpc.convert import (
     codec_from_message,
     entries_from_messages,
     entries_to_messages,
+    fidelity_from_message,
     frame_from_message,
     layout_from_message,
     layout_to_message,
@@ -41,9 +42,13 @@ def test_the_rest_survives() -> None:
     sources = [Source(0, 3, Datacenter("east"), ("a:1",)), Source(3, 9, Datacenter("west"), ("b:2", "c:3"))]
     assert sources_from_messages(sources_to_messages(sources)) == sources
     batch = pb.FrameBatch()
-    add_frames(batch, [seal(KEY, 1, b"abcd", codec) for codec in Codec])
-    assert [open_frame(frame_from_message(m)) for m in batch.frames] == [b"abcd"] * len(Codec)
+    shape = EntryShape(1, 1, 1, "bfloat16")
+    add_frames(batch, [seal(KEY, 1, bytes(4), codec, shape) for codec in Codec])
+    opened = [open_frame(frame_from_message(m), shape, Fidelity.INT4) for m in batch.frames]
+    assert opened == [bytes(4)] * len(Codec)
     assert codec_from_message(0) is Codec.RAW
+    assert codec_from_message(Codec.INT8, Fidelity.INT4) is Codec.INT8
+    assert fidelity_from_message(0) is Fidelity.LOSSLESS
 
 
 @pytest.mark.parametrize(
@@ -56,6 +61,9 @@ def test_the_rest_survives() -> None:
         lambda: sources_from_messages([pb.Source(first=0, end=3, nodes=["a:1", ""])]),
         lambda: layout_from_message(pb.Layout()),
         lambda: codec_from_message(99),
+        lambda: codec_from_message(Codec.INT8),
+        lambda: codec_from_message(Codec.INT4, Fidelity.INT8),
+        lambda: fidelity_from_message(99),
     ],
 )
 def test_what_a_peer_may_not_send(convert) -> None:  # type: ignore[no-untyped-def]

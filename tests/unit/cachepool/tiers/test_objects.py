@@ -51,7 +51,10 @@ def read_all(content: bytes) -> list[Frame]:
 @given(layout=layouts, data=st.data(), parent=st.none() | st.just(B), codec=st.sampled_from([Codec.RAW, Codec.LZ4]))
 def test_what_goes_in_comes_out(layout: KvLayout, data: st.DataObject, parent: BlockKey | None, codec: Codec) -> None:
     layers = data.draw(st.integers(1, layout.all_layers))
-    frames = [seal(A, layer, bytes(layout.entry_bytes(layer)), codec) for layer in iter_layers(layers)]
+    frames = [
+        seal(A, layer, bytes(layout.entry_bytes(layer)), codec, layout.entry_shape(layer))
+        for layer in iter_layers(layers)
+    ]
     packed = pack(A, parent, layout, reversed(frames))
     content = packed.raw + b"".join(f.payload for f in frames)
     assert len(content) == packed.total_bytes

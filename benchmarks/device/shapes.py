@@ -1,0 +1,119 @@
+"""Models of random weights in the shapes of real ones, and how much of them each section measures."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.roofline import LLAMA_8B
+from shared.model.attention import Attention
+from shared.model.config import ModelConfig
+from shared.model.layer_weights import ModelWeights
+from shared.model.stored import stored_tensors
+from shared.model.transformer import Transformer
+
+BLOCK_TOKENS = 64
+
+GEMMA_270M = {
+    "model_type": "gemma3_text",
+    "hidden_size": 640,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 18,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 256,
+    "vocab_size": 262144,
+    "max_position_embeddings": 32768,
+    "sliding_window": 512,
+    "sliding_window_pattern": 6,
+    "query_pre_attn_scalar": 256,
+    "rope_theta": 1000000.0,
+    "rope_local_base_freq": 10000.0,
+    "hidden_activation": "gelu_pytorch_tanh",
+}
+SMOLLM2_135M = {
+    "model_type": "llama",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "vocab_size": 49152,
+    "max_position_embeddings": 8192,
+    "rope_theta": 100000.0,
+    "tie_word_embeddings": True,
+}
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 199,
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured. Lengths and contexts are tokens."""
+
+    model: str  # of the figures
+    config: Mapping[str, Any]
+    checked: Mapping[str, Mapping[str, Any]]  # models of the correctness section
+    checked_lengths: tuple[int, ...] = (1100, 700, 333)
+    prefill_lengths: tuple[int, ...] = (2048, 8192, 32768, 131072)
+    chunk_tokens: int = 8192
+    decode: tuple[tuple[int, int], ...] = ((1, 8192), (8, 8192), (64, 8192))  # batch, context
+    decode_steps: int = 24
+    emission_tokens: int = 16384
+    repetitions: int = 3
+
+
+FULL = Plan(
+    model="8B GQA",
+    config=LLAMA_8B,
+    checked={
+        # The reference runs on the CPU in float32: depth and vocabulary of the 8B are cut to what that bears.
+        "8B GQA, 4 layers": {**LLAMA_8B, "num_hidden_layers": 4, "vocab_size": 8192},
+        "Gemma 3 270M": {**GEMMA_270M, "vocab_size": 8192},
+        "SmolLM2 135M": SMOLLM2_135M,
+    },
+)
+SMALL = Plan(
+    model="tiny",
+    config={**LLAMA_8B, **TINY},
+    checked={"tiny GQA": {**LLAMA_8B, **TINY}, "tiny windows": {**GEMMA_270M, **TINY, "sliding_window": 40}},
+    checked_lengths=(150, 90, 33),
+    prefill_lengths=(128, 256),
+    chunk_tokens=128,
+    decode=((1, 100), (3, 64)),
+    decode_steps=3,
+    emission_tokens=256,
+    repetitions=1,
+)
+
+
+def random_weights(config: ModelConfig, dtype: torch.dtype, device: torch.device, seed: int = 0) -> dict[str, Tensor]:
+    """Return normal deviates that keep the size of what passes through; norms near one."""
+    generator = torch.Generator(device).manual_seed(seed)
+    weights = {}
+    for tensor in stored_tensors(config):
+        values = torch.empty(tensor.shape, dtype=dtype, device=device).normal_(generator=generator)
+        if len(tensor.shape) == 1:
+            values = values.mul_(0.1).add_(1 - config.norm_offset)
+        else:
+            values = values.mul_(tensor.shape[-1] ** -0.5)
+        weights[tensor.name] = values
+    return weights
+
+
+def transformer(config: ModelConfig, weights: Mapping[str, Tensor], attention: Attention) -> Transformer:
+    return Transformer(config, ModelWeights.build(config, weights), attention)
+
+
+def config_of(shape: Mapping[str, Any]) -> ModelConfig:
+    return replace(ModelConfig.from_dict(shape), eos_token_ids=())

@@ -1,0 +1,54 @@
+"""The engines on one GPU: right, and how near to what it can do. `--device cpu --tiny` is the same in miniature.
+
+Sections: correctness (logits against SDPA in float32, however a prompt is cut), prefill, decode (each beside the
+device's measured limits), emission (KV copied to the host behind the next layer), suite (prefill and decode on the GPU
+in two processes, everything else on its CPUs). Weights are random, in the shape of real models.
+"""
+
+import argparse
+import sys
+
+import torch
+
+from benchmarks import harness
+from benchmarks.device import correctness, decode, emission, limits, prefill
+from benchmarks.device.shapes import FULL, SMALL, config_of, random_weights, transformer
+from benchmarks.harness import Report
+from shared.model.attention import select_attention
+
+SECTIONS = ("correctness", "prefill", "decode", "emission", "suite")
+NEED_MODEL = {"prefill": prefill.measure, "decode": decode.measure, "emission": emission.measure}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="cuda", help="default: %(default)s")
+    parser.add_argument("--attention", default="auto", choices=("auto", "sdpa", "flash"), help="default: %(default)s")
+    parser.add_argument("--tiny", action="store_true", help="tiny models: shows that it works")
+    parser.add_argument("--only", action="append", choices=SECTIONS, help="may be repeated; default: all")
+
+
+def measure(options: argparse.Namespace) -> Report:
+    device, plan = torch.device(options.device), SMALL if options.tiny else FULL
+    attention = select_attention(options.attention, device)
+    sections = options.only or [section for section in SECTIONS if section != "suite" or not options.tiny]
+    report = Report(settings={"device": device.type, "attention": attention.name, "tiny": options.tiny})
+    if "correctness" in sections:
+        _add(report, "correctness", correctness.measure(plan, device, attention))
+    if NEED_MODEL.keys() & set(sections):
+        measured = limits.measure(device, tiny=options.tiny)
+        _add(report, "limits", Report([measured.row()]))
+        config = config_of(plan.config)
+        model = transformer(config, random_weights(config, torch.bfloat16, device), attention)
+        for section in (name for name in NEED_MODEL if name in sections):
+            limits.free(device)
+            _add(report, section, NEED_MODEL[section](plan, config, model, attention, measured))
+    return report
+
+
+def _add(report: Report, section: str, found: Report) -> None:
+    report.rows += [{"section": section, **row} for row in found.rows]
+    report.checks += found.checks
+
+
+if __name__ == "__main__":
+    sys.exit(harness.main("gpu", measure, add_options, description=__doc__))

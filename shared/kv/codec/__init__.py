@@ -1,0 +1,42 @@
+"""How an entry's bytes travel. One module for each kind of codec; what they cost and gain is in docs/pool.md."""
+
+from shared.errors import CorruptFrame
+from shared.kv.codec import planes, quantised
+from shared.kv.codec.names import CODEC_OF, FIDELITY_OF, Codec, Fidelity, Payload
+from shared.kv.layout import EntryShape
+
+__all__ = ["CODEC_OF", "FIDELITY_OF", "SINK_TOKENS", "Codec", "EntryShape", "Fidelity", "Payload", "decode", "encode"]
+
+SINK_TOKENS = 4
+"""Leading tokens of a prompt that lossy codecs are asked to keep whole: all later tokens attend to the first ones
+strongly (attention sinks, StreamingLLM, arXiv 2309.17453), so that their error is everybody's."""
+
+
+def encode(raw: Payload, codec: Codec, shape: EntryShape | None = None, num_whole: int = 0) -> Payload:
+    """Return `raw`, one entry of `shape`, in the codec's form. Takes a millisecond per MiB: not for the event loop.
+
+    `RAW` needs no shape. A lossy codec keeps the first `num_whole` tokens as they are, and an entry
+    that it cannot represent (infinities, absurd ranges) wholly.
+    """
+    if codec is Codec.RAW:
+        return raw
+    assert shape is not None, f"{codec.name} needs the entry's shape"
+    assert len(raw) == shape.num_bytes, "an entry is as long as its shape says"
+    if codec in planes.CODECS:
+        return planes.encode(raw, codec, shape)
+    return quantised.encode(raw, codec, shape, num_whole)
+
+
+def decode(payload: Payload, codec: Codec, shape: EntryShape | None = None) -> Payload:
+    """Undo `encode`. Raises `CorruptFrame` unless the payload decodes to exactly one entry of `shape`."""
+    if codec is Codec.RAW:
+        raw = payload
+    elif shape is None:
+        raise CorruptFrame(f"a payload in {codec.name} cannot be read without its shape")
+    elif codec in planes.CODECS:
+        raw = planes.decode(payload, codec, shape)
+    else:
+        raw = quantised.decode(payload, shape)
+    if shape is not None and len(raw) != shape.num_bytes:
+        raise CorruptFrame(f"payload decodes to {len(raw)} bytes, the entry has {shape.num_bytes}")
+    return raw

@@ -1,0 +1,36 @@
+"""`benchmarks.gpu` in miniature: the same sections on the CPU, and what its figures count."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu, harness
+from benchmarks.device.prefill import computed_operations
+from benchmarks.device.shapes import config_of
+from benchmarks.roofline import LLAMA_8B, prefill
+from shared.model.cuda.graphs import padded
+
+
+def test_it_runs_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = tmp_path / "gpu.json"
+    arguments = ["--device", "cpu", "--tiny", "--json", str(found)]
+    assert harness.main("gpu", gpu.measure, gpu.add_options, arguments) == 0
+    content = json.loads(found.read_text())
+    assert content["settings"]["attention"] == "PyTorch SDPA"
+    assert {row["section"] for row in content["rows"]} == {"correctness", "limits", "prefill", "decode", "emission"}
+    assert content["checks"]
+    assert all(check["met"] for check in content["checks"])
+    assert "correctness" in capsys.readouterr().out
+
+
+def test_a_prefill_worker_computes_nothing_after_the_last_keys_and_values() -> None:
+    config = config_of({**LLAMA_8B, "num_hidden_layers": 1})
+    only_kv = 2.0 * config.hidden_size * 6144 * 100
+    assert computed_operations(config, 100) == pytest.approx(only_kv)
+    assert computed_operations(config_of(LLAMA_8B), 100) < prefill(config_of(LLAMA_8B), 100).operations
+
+
+@pytest.mark.parametrize(("count", "rows"), [(1, 1), (2, 2), (3, 4), (5, 8), (8, 8), (9, 16), (17, 24), (64, 64)])
+def test_graphs_are_made_for_few_sizes(count: int, rows: int) -> None:
+    assert padded(count) == rows

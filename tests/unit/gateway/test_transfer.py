@@ -1,0 +1,62 @@
+"""Which codec a plan's blocks travel in."""
+
+import pytest
+
+from services.gateway.registry import Pool, RegistryView
+from services.gateway.transfer import COSTS, CodecChoice, choose_codec, link_goodput
+from shared.bus.events import LinkLoad
+from shared.ids import Datacenter, WorkerId
+from shared.kv.codec import FIDELITY_OF, Codec, Fidelity
+
+EAST, WEST = Datacenter("east"), Datacenter("west")
+GBIT = 125e6
+
+
+@pytest.mark.parametrize("fidelity", Fidelity)
+def test_within_a_datacenter_blocks_are_raw(fidelity: Fidelity) -> None:
+    assert choose_codec("auto", fidelity, EAST, EAST, 0) is Codec.RAW
+
+
+@pytest.mark.parametrize(
+    ("fidelity", "goodput", "expected"),
+    [
+        (Fidelity.LOSSLESS, 0.0, Codec.ZSTD),
+        (Fidelity.LOSSLESS, GBIT, Codec.ZSTD),
+        (Fidelity.LOSSLESS, 100 * GBIT, Codec.RAW),
+        (Fidelity.INT8, 0.0, Codec.INT8),
+        (Fidelity.INT8, 0.5 * GBIT, Codec.INT8),
+        (Fidelity.INT8, 100 * GBIT, Codec.RAW),
+        (Fidelity.INT4, 0.1 * GBIT, Codec.INT4),
+    ],
+)
+def test_over_a_link_the_codec_that_keeps_it_fullest_wins(fidelity: Fidelity, goodput: float, expected: Codec) -> None:
+    assert choose_codec("auto", fidelity, EAST, WEST, goodput) is expected
+
+
+@pytest.mark.parametrize("goodput", [0.0, 1e6, 1e8, 1e9, 1e11])
+@pytest.mark.parametrize("fidelity", Fidelity)
+def test_nothing_loses_more_than_was_allowed(fidelity: Fidelity, goodput: float) -> None:
+    assert FIDELITY_OF[choose_codec("auto", fidelity, EAST, WEST, goodput)].satisfies(fidelity)
+
+
+@pytest.mark.parametrize(("choice", "codec"), [("raw", Codec.RAW), ("lz4", Codec.LZ4), ("zstd", Codec.ZSTD)])
+def test_a_fixed_choice_holds_for_what_is_lossless(choice: CodecChoice, codec: Codec) -> None:
+    assert choose_codec(choice, Fidelity.LOSSLESS, EAST, EAST, 0) is codec
+    assert choose_codec(choice, Fidelity.LOSSLESS, EAST, WEST, 0) is codec
+    assert choose_codec(choice, Fidelity.INT4, EAST, WEST, 0) is Codec.INT4
+
+
+def test_every_codec_but_raw_gains_something() -> None:
+    assert all(cost.ratio > 1 for codec, cost in COSTS.items() if codec is not Codec.RAW)
+
+
+def test_goodput_is_that_of_all_nodes_that_pull() -> None:
+    links = (LinkLoad(EAST, 100.0, 0, 0), LinkLoad(Datacenter("north"), 7.0, 0, 0))
+    pools = {
+        WorkerId("a"): Pool(WEST, "a:1", links),
+        WorkerId("b"): Pool(WEST, "b:1", links),
+        WorkerId("c"): Pool(EAST, "c:1", (LinkLoad(WEST, 1.0, 0, 0),)),
+    }
+    view = RegistryView(pools=pools)
+    assert link_goodput(view, EAST, WEST) == 200
+    assert link_goodput(view, Datacenter("south"), WEST) == 0
