@@ -81,10 +81,10 @@ class PoolServicer(CachePoolServicer):
         self._links = links
         self._shares: Shares[SourcedReader] = Shares()
         self._metrics = metrics
-        self._num_streams = {"Publish": 0, "Fetch": 0}
+        self._num_publishing = 0
 
     async def Publish(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
-        with self._stream("Publish"):
+        with self._publishing():
             lease = _Lease(self._store.open_writer(), min(DEFAULT_LEASE_S, self._settings.max_lease_s))
             try:
                 async for message in _within_lease(request_iterator, lease):
@@ -105,12 +105,14 @@ class PoolServicer(CachePoolServicer):
             raise BadRequest(f"the id of a share has {SHARE_ID_BYTES} bytes")
 
         def opening(notify: Callable[[], None]) -> SourcedReader:
+            if self._store.stats.num_readers >= self._settings.max_streams:
+                raise Overloaded(f"the pool serves {self._settings.max_streams} readers already")
             reader = self._store.subscribe(layout, blocks, wait_s, notify, request.tenant)
             sourced = SourcedReader(reader, layout, sources, wait_s, is_background=is_background)
             self._pulls.hasten(sourced)
             return sourced
 
-        with self._stream("Fetch"), self._shares.join(request.share, opening, self._closing) as place:
+        with self._shares.join(request.share, opening, self._closing) as place:
             if place is not None:
                 await self._deliver(place, outlet, context)
 
@@ -237,14 +239,14 @@ class PoolServicer(CachePoolServicer):
             raise BadRequest(f"a request names at most {self._settings.max_blocks} blocks, not {num_blocks}")
 
     @contextmanager
-    def _stream(self, kind: str) -> Iterator[None]:
-        if self._num_streams[kind] >= self._settings.max_streams:
-            raise Overloaded(f"the pool serves {self._settings.max_streams} {kind} streams already")
-        self._num_streams[kind] += 1
+    def _publishing(self) -> Iterator[None]:
+        if self._num_publishing >= self._settings.max_streams:
+            raise Overloaded(f"the pool serves {self._settings.max_streams} writers already")
+        self._num_publishing += 1
         try:
             yield
         finally:
-            self._num_streams[kind] -= 1
+            self._num_publishing -= 1
 
 
 async def _within_lease(messages: Any, lease: _Lease) -> AsyncIterator[PublishMessage]:
