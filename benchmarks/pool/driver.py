@@ -28,11 +28,11 @@ class Driver:
         num_clients = command.pop("clients", 1)
         while len(self.clients) < num_clients:
             self.clients.append(Child([*self._command, "client", str(len(self.clients)), self.server.about["address"]]))
-        for client in self.clients[:num_clients]:
-            client.send(**command)
+        for number, client in enumerate(self.clients[:num_clients]):
+            client.send(**{**command, "name": f"{command['name']} {number}"})  # keys of its own for each
         answers = [client.answer() for client in self.clients[:num_clients]]
         ends, starts = (max(answer["ended"] for answer in answers), min(answer["started"] for answer in answers))
-        return {**answers[0], "seconds": ends - starts}
+        return {**answers[0], "bytes": sum(answer["bytes"] for answer in answers), "seconds": ends - starts}
 
     def close(self) -> None:
         for child in (*self.clients, self.server):
