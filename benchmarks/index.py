@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
+from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -23,6 +24,7 @@ from benchmarks.harness import Report, Row, at_least, at_most
 from benchmarks.placement.gateway import Gateway, runs
 from benchmarks.placement.pool import pool_with
 from shared.bus.events import unpack_keys
+from shared.bus.kafka import Record
 from shared.ids import WorkerId
 from shared.rpc.client import Channels
 
@@ -45,6 +47,21 @@ class Size:
 
 FULL = Size(10_000_000, 2000, 256, 400_000, 1_000_000)
 QUICK = Size(500_000, 200, 16, 50_000, 100_000)
+
+
+class Took(NamedTuple):
+    """What a call took. On a busy machine the CPU's time says more than the clock's, which is what the targets are for."""
+
+    wall_s: float
+    cpu_s: float
+
+    @classmethod
+    def since(cls, start: "Took") -> "Took":
+        return cls(time.perf_counter() - start.wall_s, time.thread_time() - start.cpu_s)
+
+
+def now() -> Took:
+    return Took(time.perf_counter(), time.thread_time())
 
 
 @dataclass
@@ -72,25 +89,27 @@ class Index:
     copies: int
     rng: np.random.Generator
     num_pairs: int = 0
-    taken_s: list[float] = field(default_factory=list)
+    took: list[Took] = field(default_factory=list)
 
     async def store(self, holder: int, keys: bytes) -> None:
         for copy in range(self.copies):
             name = HOLDERS[(holder + 17 * copy) % NUM_HOLDERS]
-            record = self.gateway.placed(name, runs(keys))
-            started = time.perf_counter()
-            await self.gateway.feed.take(record)
-            self.taken_s.append(time.perf_counter() - started)
+            await self.take(self.gateway.placed(name, runs(keys)))
             self.num_pairs += len(keys) // 32
 
-    def match(self, packed: bytes) -> float:
+    async def take(self, record: Record) -> None:
+        started = now()
+        await self.gateway.feed.take(record)
+        self.took.append(Took.since(started))
+
+    def match(self, packed: bytes) -> Took:
         keys = unpack_keys(packed)
-        started = time.perf_counter()
+        started = now()
         self.gateway.index.held(keys, 0.0)
-        return time.perf_counter() - started
+        return Took.since(started)
 
 
-async def fill(index: Index, prompts: list[Prompt], size: Size) -> list[float]:
+async def fill(index: Index, prompts: list[Prompt], size: Size) -> list[Took]:
     """Fill the index, prompts in between. Returns the times of matches meanwhile: a table is often half moved then."""
     waiting = list(prompts)
     num_steps = size.num_pairs // index.copies // PROMPT_BLOCKS - len(prompts)  # a prompt has the blocks of a step
@@ -116,23 +135,31 @@ async def ingest(index: Index, event_blocks: int, num_blocks: int) -> Row:
         keys = index.rng.bytes(32 * event_blocks)
         holder = HOLDERS[number % NUM_HOLDERS]
         records += [index.gateway.placed(holder, runs(keys)), index.gateway.placed(holder, evicted=keys)]
-    taken_s = []
+    index.took.clear()
     for record in records:
-        started = time.perf_counter()
-        await index.gateway.feed.take(record)
-        taken_s.append(time.perf_counter() - started)
+        await index.take(record)
     return {
         "copies": index.copies,
         "blocks in an event": event_blocks,
-        "block events/s": round(event_blocks * len(records) / sum(taken_s)),
-        "event p50 ms": 1e3 * float(np.median(taken_s)),
-        "longest event ms": 1e3 * max(taken_s),
+        "block events/s": round(event_blocks * len(records) / sum(took.wall_s for took in index.took)),
+        "in a CPU second": round(event_blocks * len(records) / sum(took.cpu_s for took in index.took)),
+        "event p50 ms": 1e3 * float(np.median([took.wall_s for took in index.took])),
+        "longest event ms": 1e3 * max(took.wall_s for took in index.took),
+        "longest, CPU ms": 1e3 * max(took.cpu_s for took in index.took),
     }
 
 
-def match_row(copies: int, kind: str, times_s: list[float]) -> Row:
-    p50, p99 = np.percentile(times_s, [50, 99]) * 1e3
-    return {"copies": copies, "prompt's blocks on": kind, "matches": len(times_s), "p50 ms": p50, "p99 ms": p99}
+def match_row(copies: int, kind: str, took: list[Took]) -> Row:
+    p50, p99 = np.percentile([one.wall_s for one in took], [50, 99]) * 1e3
+    cpu = 1e3 * float(np.percentile([one.cpu_s for one in took], 99))
+    return {
+        "copies": copies,
+        "prompt's blocks on": kind,
+        "matches": len(took),
+        "p50 ms": p50,
+        "p99 ms": p99,
+        "p99 CPU ms": cpu,
+    }
 
 
 async def spread(copies: int, size: Size) -> list[Row]:
@@ -149,8 +176,9 @@ async def spread(copies: int, size: Size) -> list[Row]:
         gc.collect()
         before = psutil.Process().memory_info().rss
         meanwhile = await fill(index, prompts, size)
-        fill_s, longest_s = sum(index.taken_s), max(index.taken_s)
-        index.taken_s.clear()
+        fill_s, longest_s = sum(took.wall_s for took in index.took), max(took.wall_s for took in index.took)
+        longest_cpu_s = max(took.cpu_s for took in index.took)
+        index.took.clear()
         gc.collect()
         grown = psutil.Process().memory_info().rss - before
         rows: list[Row] = [
@@ -161,6 +189,7 @@ async def spread(copies: int, size: Size) -> list[Row]:
                 "peak bytes/pair": (_peak_bytes() - before) / index.num_pairs,
                 "filled, block events/s": round(index.num_pairs / fill_s),
                 "longest event ms": 1e3 * longest_s,
+                "longest, CPU ms": 1e3 * longest_cpu_s,
             }
         ]
         rows.append(match_row(copies, "either, while filling", meanwhile))
