@@ -267,7 +267,7 @@ class PeerPulls:
     async def _arrivals(self, pull: _Pull, ask: _Ask) -> AsyncGenerator[Arrived, None]:
         """Yield what one stream brings; what comes from another datacenter is accounted for."""
         dc = pull.terms.peer.dc
-        client = PoolClient(self._channels, pull.address, ask.lane, keep=True)
+        client = PoolClient(self._channels, pull.address, ask.lane, keep=self._store.memory.keep)
         if not self._links.is_remote(dc):
             fetch = client.fetch(pull.layout, ask.blocks, (), ask.wait_s, pull.deadline)
             async with aclosing(fetch) as arrivals:
