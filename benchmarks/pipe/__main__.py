@@ -82,9 +82,9 @@ def measure(options: argparse.Namespace) -> Report:
     controls = congestion_controls()
     loss_based = next((name for name in LOSS_BASED if name in controls), controls[-1])
     cases = [
-        (Case(CONNECTIONS, 0.0, big), controls[-1]),
+        (Case(options.connections, 0.0, big), controls[-1]),
         (Case(1, 0.0, big), controls[-1]),
-        (Case(CONNECTIONS, LOSS, small), loss_based),
+        (Case(options.connections, LOSS, small), loss_based),
         (Case(1, LOSS, small), loss_based),
     ]
     results = [asyncio.run(run_case(case, congestion, repetitions)) for case, congestion in cases]
@@ -100,9 +100,13 @@ def measure(options: argparse.Namespace) -> Report:
     )
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--connections", type=int, default=CONNECTIONS, help="of a pull (default: %(default)s)")
+
+
 def main() -> int:
     try:
-        return harness.main("pipe", measure, description=__doc__)
+        return harness.main("pipe", measure, add_options, description=__doc__)
     except WanUnavailable as reason:
         sys.stderr.write(f"benchmarks.pipe needs an emulated WAN, which this machine cannot have: {reason}\n")
         return 1
