@@ -67,24 +67,24 @@ async def run_case(case: Case, congestion: str, repetitions: int) -> list[Pulled
 def row(case: Case, congestion: str, found: list[Pulled]) -> Row:
     return {
         "connections": case.connections,
-        "loss_percent": 100 * case.loss,
-        "congestion": congestion,
+        "loss_%": 100 * case.loss,
+        "tcp": congestion,
         "mib": case.num_mib,
         **Spread.of([pulled.mbytes_per_s for pulled in found]).cells("mb_per_s", 1),
-        **Spread.of([100 * pulled.link_use for pulled in found]).cells("link_use_percent", 1),
+        **Spread.of([100 * pulled.link_use for pulled in found]).cells("link_%", 1),
         "first_ms": round(1000 * Spread.of([pulled.first_s for pulled in found]).median, 1),
-        "frames_dropped": sum(pulled.num_dropped for pulled in found),
+        "dropped": sum(pulled.num_dropped for pulled in found),
     }
 
 
 def measure(options: argparse.Namespace) -> Report:
-    repetitions, big, small = (1, 64, 8) if options.quick else (5, 256, 64)
+    repetitions, big, small = (1, 64, 8) if options.quick else (3, 256, 64)
     controls = congestion_controls()
     loss_based = next((name for name in LOSS_BASED if name in controls), controls[-1])
     cases = [
-        (Case(CONNECTIONS, 0.0, big), controls[-1]),
+        (Case(options.connections, 0.0, big), controls[-1]),
         (Case(1, 0.0, big), controls[-1]),
-        (Case(CONNECTIONS, LOSS, small), loss_based),
+        (Case(options.connections, LOSS, small), loss_based),
         (Case(1, LOSS, small), loss_based),
     ]
     results = [asyncio.run(run_case(case, congestion, repetitions)) for case, congestion in cases]
@@ -100,9 +100,13 @@ def measure(options: argparse.Namespace) -> Report:
     )
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--connections", type=int, default=CONNECTIONS, help="of a pull (default: %(default)s)")
+
+
 def main() -> int:
     try:
-        return harness.main("pipe", measure, description=__doc__)
+        return harness.main("pipe", measure, add_options, description=__doc__)
     except WanUnavailable as reason:
         sys.stderr.write(f"benchmarks.pipe needs an emulated WAN, which this machine cannot have: {reason}\n")
         return 1

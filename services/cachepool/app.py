@@ -117,7 +117,7 @@ async def run(lifecycle: Lifecycle) -> None:
         if pool.tier is not None:
             jobs.start(pool.tier.run(), name="object tier")
         server = GrpcServer(settings.grpc_host, settings.grpc_port, health, inflight)
-        add_pool_servicer(pool.servicer, server.grpc)
+        add_pool_servicer(pool.servicer, server.grpc, pool.store.memory.keep)
         port = await server.start()
         address = pool.pulls.own_address = f"{settings.advertise_host}:{port}"
         announcer = Announcer(producer, _membership(settings, epoch, address), lambda: _load(settings, epoch, pool))

@@ -3,7 +3,12 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from services.cachepool.shares import MAX_STREAMS
 from shared.config import ServiceSettings, fraction, non_negative, parse_bytes, positive, setting
+
+
+def _connections(value: float) -> str | None:
+    return None if 1 <= value <= MAX_STREAMS else f"must be 1 to {MAX_STREAMS}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +25,7 @@ class PoolSettings(ServiceSettings):
         check=positive,
     )
     max_streams: int = setting(
-        "PRFAAS_POOL_MAX_STREAMS", 1024, help="Publish and Fetch streams at a time, each kind", check=positive
+        "PRFAAS_POOL_MAX_STREAMS", 1024, help="writers and readers at a time, each kind", check=positive
     )
     max_blocks: int = setting("PRFAAS_POOL_MAX_BLOCKS", 16384, help="blocks named in one request", check=positive)
     max_lease_s: float = setting(
@@ -33,7 +38,10 @@ class PoolSettings(ServiceSettings):
         "PRFAAS_POOL_PULL_TIMEOUT_S", 120.0, help="time limit of one pull from a peer pool", check=positive
     )
     link_connections: int = setting(
-        "PRFAAS_POOL_LINK_CONNECTIONS", 8, help="connections that a pull from another datacenter uses", check=positive
+        "PRFAAS_POOL_LINK_CONNECTIONS",
+        8,
+        help="connections that a pull from another datacenter uses (at most 64)",
+        check=_connections,
     )
     tenant_quota: float = setting(
         "PRFAAS_POOL_TENANT_QUOTA",

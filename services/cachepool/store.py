@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from services.cachepool.block import Block, Writer
 from services.cachepool.eviction import Eviction
+from services.cachepool.memory import PayloadMemory
 from services.cachepool.shelf import Shelf
 from services.cachepool.subscription import Subscription
 from shared.errors import BadRequest, CorruptFrame, Overloaded
@@ -71,6 +72,7 @@ class Store:
         changes the store. `tenant_share`: each tenant's quota as a part of the budget; 1: no quota. `policy`: what goes
         first; benchmarks compare others.
         """
+        self.memory = PayloadMemory()  # where frames put what they bring; what is evicted goes back to it
         self.clock = clock
         self._shelf = Shelf(budget_bytes, clock, on_groups, tenant_share, policy)
         self._on_settled = on_settled

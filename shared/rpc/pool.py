@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 from shared.deadline import Deadline
 from shared.errors import WorkerLost
+from shared.ids import BlockKey
 from shared.kv.entries import BlockEntries, Source
 from shared.kv.frame import Frame
 from shared.kv.layout import KvLayout
 from shared.proto import prfaas_pb2 as pb
+from shared.proto.prfaas_pb2_grpc import CachePoolStub
 from shared.rpc.client import Channels, rpc_errors
 from shared.rpc.convert import (
     entries_from_messages,
@@ -21,7 +23,7 @@ from shared.rpc.convert import (
 )
 from shared.rpc.options import SHARED_LANE, Lane
 from shared.rpc.pool_calls import fetch_call, publish_call
-from shared.rpc.wire import Unreadable
+from shared.rpc.wire import Keep, Unreadable
 
 LEASE_S = 15.0
 
@@ -114,9 +116,9 @@ class PoolClient:
     """One cache pool as its clients see it. Holds no state: channels belong to `Channels`."""
 
     def __init__(
-        self, channels: Channels, address: str, lane: Lane = SHARED_LANE, *, keep: bool = False, tenant: str = ""
+        self, channels: Channels, address: str, lane: Lane = SHARED_LANE, *, keep: Keep | None = None, tenant: str = ""
     ) -> None:
-        """With `keep`, fetched payloads own their memory; without, each is a view that keeps its message alive.
+        """Fetched payloads are what `keep` makes of them; without, each is a view that keeps its message alive.
 
         `tenant` pays for what is stored and pulled.
         """
@@ -150,7 +152,7 @@ class PoolClient:
             share=crossing.share,
             urgency=pb.URGENCY_BACKGROUND if crossing.is_background else pb.URGENCY_FOREGROUND,
         )
-        call = fetch_call(self._channels.get(self.address, self._lane), keep=self._keep)(
+        call = fetch_call(self._channels.get(self.address, self._lane), self._keep)(
             request, timeout=deadline.remaining()
         )
         try:
@@ -159,6 +161,13 @@ class PoolClient:
                     yield _arrived(reply)
         finally:
             call.cancel()
+
+    async def lookup(self, keys: Sequence[BlockKey], deadline: Deadline) -> list[int]:
+        """Return the layers of each block that the pool has in memory, as bitmasks."""
+        lookup = CachePoolStub(self._channels.get(self.address)).Lookup
+        with rpc_errors(self.address):
+            reply = await lookup(pb.LookupRequest(keys=keys), timeout=deadline.remaining())
+        return [mask_from_bytes(mask) for mask in reply.present]
 
     @asynccontextmanager
     async def publish(self, deadline: Deadline) -> AsyncIterator[Publication]:

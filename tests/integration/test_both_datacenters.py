@@ -33,6 +33,7 @@ def suite(tmp_path: Path) -> Iterator[Suite]:
         "PRFAAS_MODEL": str(model),
         "PRFAAS_CACHE_DIR": str(tmp_path / "cache"),
         "PRFAAS_DTYPE": "float32",
+        "PRFAAS_CODEC": "raw",  # so that bytes are known to the last one
         "PRFAAS_KV_BYTES": "512MiB",
         "PRFAAS_THREADS": "1",
     }

@@ -34,5 +34,5 @@ def test_the_bound_is_the_longer_of_both_and_a_round_trip(tmp_path: Path) -> Non
 def test_a_row_of_the_pipe_quotes_medians() -> None:
     pulls = [Pulled(0.05, 2.0, speed, use, 1) for speed, use in ((100, 0.9), (110, 0.95), (90, 0.8))]
     found = pipe_row(Case(8, 0.0005, 256), "cubic", pulls)
-    assert (found["mb_per_s"], found["link_use_percent"], found["frames_dropped"]) == (100, 90, 3)
-    assert (found["loss_percent"], found["first_ms"]) == (0.05, 50)
+    assert (found["mb_per_s"], found["link_%"], found["dropped"]) == (100, 90, 3)
+    assert (found["loss_%"], found["first_ms"]) == (0.05, 50)
