@@ -4,7 +4,6 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from benchmarks.device.limits import Measured
@@ -12,7 +11,7 @@ from benchmarks.device.sequences import pages_for, reserve
 from benchmarks.device.shapes import BLOCK_TOKENS, Plan
 from benchmarks.harness import Report, Spread, at_least
 from services.prefill.step import Part, Step
-from shared.engine.stage import EntryView, Mark, Stager, select_stager
+from shared.engine.stage import Mark, Stager, select_stager
 from shared.model.attention import Attention
 from shared.model.batch import Span
 from shared.model.config import ModelConfig
@@ -28,9 +27,9 @@ class _Chunk:
     first: int
     end: int
 
-    def views(self, kv: PagedKv, layer: int) -> Iterator[EntryView]:
+    def numbers(self, kv: PagedKv, layer: int) -> list[int]:
         blocks = range(self.first // BLOCK_TOKENS, self.end // BLOCK_TOKENS)
-        return (EntryView(*kv.block(layer, self.reservation, block)) for block in blocks)
+        return [kv.block_number(layer, self.reservation, block) for block in blocks]
 
 
 class _Emission:
@@ -60,7 +59,8 @@ class _Emission:
             chunk, layer, mark = item
             self._stager.reached(mark)  # so that `busy_s` is copying alone
             started = time.perf_counter()
-            self.num_bytes += sum(len(raw) for raw in self._stager.stage(mark, chunk.views(self._kv, layer)))
+            raws = self._stager.stage(mark, self._kv.blocks_of(layer), chunk.numbers(self._kv, layer))
+            self.num_bytes += sum(len(raw) for raw in raws)
             self.busy_s += time.perf_counter() - started
 
 
