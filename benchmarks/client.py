@@ -18,6 +18,7 @@ class CompletionRequest:
     prompt: Prompt
     output_len: int
     ignore_eos: bool = True
+    num_logprobs: int | None = None  # of each position's likeliest tokens
 
 
 @dataclass
@@ -31,6 +32,8 @@ class Outcome:
     token_times_s: list[float] = field(default_factory=list)
     end_s: float = 0.0
     text: str = ""
+    tokens: list[str] = field(default_factory=list)  # this and the next, if log-probabilities were asked for
+    top_logprobs: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def ttft_s(self) -> float:
@@ -77,6 +80,8 @@ def _body(request: CompletionRequest) -> dict[str, Any]:
     }
     if request.ignore_eos:
         body["ignore_eos"] = True  # beyond OpenAI's own parameters: vLLM, SGLang and we know it
+    if request.num_logprobs is not None:
+        body["logprobs"] = request.num_logprobs
     return body
 
 
@@ -99,6 +104,9 @@ def _take(outcome: Outcome, event: dict[str, Any], at_s: float) -> None:
         if choice.get("text") or choice.get("finish_reason") is None:
             outcome.token_times_s.append(at_s)
             outcome.text += choice.get("text") or ""
+        if logprobs := choice.get("logprobs"):
+            outcome.tokens += logprobs["tokens"]
+            outcome.top_logprobs += logprobs["top_logprobs"]
     if usage := event.get("usage"):
         outcome.prompt_tokens = usage["prompt_tokens"]
         outcome.output_tokens = usage["completion_tokens"]

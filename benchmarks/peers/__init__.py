@@ -1,1 +1,1 @@
-"""Engines side by side: each a child process, maybe of another Python, that answers commands on a pipe."""
+"""Engines side by side: contestants that answer commands on a pipe, and pairs that share a cache (`__main__`)."""

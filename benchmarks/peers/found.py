@@ -79,7 +79,7 @@ def _vllm(files: ModelFiles, threads: int, python: Path | None, scratch: Path) -
         return Contestant(VLLM, absent=_HOW_TO_NAME.format(_VARIABLES[VLLM]))
     length = min(VLLM_MAX_MODEL_LEN, files.config().max_context)
     options = ("--threads", str(threads), "--max-model-len", str(length))
-    command = _module(python, "vllm_cpu", "--model", str(_exported(files.source, scratch)), *options)
+    command = _module(python, "vllm_cpu", "--model", str(exported(files.source, scratch)), *options)
     return Contestant(VLLM, command, {"VLLM_CPU_OMP_THREADS_BIND": "nobind"})
 
 
@@ -101,7 +101,8 @@ def _module(python: Path | None, name: str, *options: str) -> tuple[str, ...]:
     return (str(python or sys.executable), "-m", f"benchmarks.peers.{name}", *options)
 
 
-def _exported(gguf: Path, scratch: Path) -> Path:
+def exported(gguf: Path, scratch: Path) -> Path:
+    """Return the model as a Hugging Face directory in `scratch`, converted if it is not there."""
     directory = scratch / gguf.stem
     if not directory.is_dir():
         command = _module(None, "hf", "--gguf", str(gguf), "--export", str(directory))

@@ -55,17 +55,20 @@ class Peer:
 
     def ask(self, **command: Any) -> float:
         """Return the seconds that the command took by the child's own clock. Raises `PeerFailed`."""
+        return float(self.request(**command)["seconds"])
+
+    def request(self, **command: Any) -> dict[str, Any]:
+        """Return the child's whole answer. Raises `PeerFailed`."""
         self._signal(signal.SIGCONT)
         try:
             assert self._process.stdin is not None
             self._process.stdin.write(json.dumps(command).encode() + b"\n")
             self._process.stdin.flush()
-            answer = self._answer(COMMAND_TIMEOUT_S)
+            return self._answer(COMMAND_TIMEOUT_S)
         except BrokenPipeError as error:
             raise PeerFailed(f"{self.name} ended: {self._last_words()}") from error
         finally:
             self._pause()
-        return float(answer["seconds"])
 
     def close(self) -> None:
         """End the child, by force if it does not go. Idempotent."""

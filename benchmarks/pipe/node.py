@@ -62,12 +62,12 @@ class PoolNode:
 
 
 @asynccontextmanager
-async def pool_node(command: Sequence[str], dc: str, host: str, **environ: str) -> AsyncIterator[PoolNode]:
+async def pool_node(command: Sequence[str], dc: str, host: str, num_connections: int = 8) -> AsyncIterator[PoolNode]:
     """Start a pool with `command` in front (which puts it into a site); end it with the context."""
     process = await asyncio.create_subprocess_exec(
         *(*command, sys.executable, "-m", "benchmarks.pipe.node", "--dc", dc, "--host", host),
+        *("--connections", str(num_connections)),
         cwd=ROOT,
-        env={**os.environ, **environ},
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
@@ -115,7 +115,7 @@ async def _serve(host: str, settings: PoolSettings) -> None:
         channels = await stack.enter_async_context(Channels())
         pool = build_pool(settings, new_epoch(), channels, Metrics(), lambda _event: None)
         server = GrpcServer(host, 0, Health("grpc"), InFlight())
-        add_pool_servicer(pool.servicer, server.grpc)
+        add_pool_servicer(pool.servicer, server.grpc, pool.store.memory.keep)
         address = pool.pulls.own_address = f"{host}:{await server.start()}"
         stack.push_async_callback(server.stop, 0)
         stack.push_async_callback(pool.pulls.close)
@@ -156,9 +156,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dc", required=True)
     parser.add_argument("--host", required=True)
+    parser.add_argument("--connections", type=int, required=True)
     options = parser.parse_args()
     configure("pool", level="ERROR")
-    settings = PoolSettings(dc=options.dc, link_connections=int(os.environ.get("PIPE_CONNECTIONS", "8")))
+    settings = PoolSettings(dc=options.dc, link_connections=options.connections, pool_bytes=2 << 30)
     asyncio.run(_serve(options.host, settings))
 
 

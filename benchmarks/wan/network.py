@@ -8,12 +8,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
-from pathlib import Path as File
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.harness import ROOT
 from benchmarks.wan import kernel
-from benchmarks.wan.path import Path
+from benchmarks.wan.line import Line
 from benchmarks.wan.relay import address, start_line
 
 
@@ -49,17 +49,17 @@ class Wan:
         """Let this thread, and what it starts, be in a site."""
         return kernel.inside(self._namespace(site))
 
-    def shape(self, path: Path) -> None:
+    def shape(self, line: Line) -> None:
         """Change what lies between the sites; frames on their way are not affected."""
-        self._ask({"path": asdict(path)})
+        self._ask({"line": asdict(line)})
 
     def carried(self, source: str, target: str) -> Carried:
         pair = (self._numbers[source], self._numbers[target])
         (found,) = [c for c in self._ask({}) if (c["source"], c["target"]) == pair]
         return Carried(found["bytes"], found["frames"], found["dropped"])
 
-    def _namespace(self, site: str) -> File:
-        return File(f"/proc/{self._process.pid}/fd/{self._namespaces[site]}")
+    def _namespace(self, site: str) -> Path:
+        return Path(f"/proc/{self._process.pid}/fd/{self._namespaces[site]}")
 
     def _ask(self, command: dict[str, Any]) -> list[dict[str, int]]:
         assert self._process.stdin is not None
@@ -72,14 +72,14 @@ class Wan:
 
 def congestion_controls() -> list[str]:
     """Return what namespaces may use here; the machine's own default is the last."""
-    folder = File("/proc/sys/net/ipv4")
+    folder = Path("/proc/sys/net/ipv4")
     allowed = (folder / "tcp_allowed_congestion_control").read_text().split()
     default = (folder / "tcp_congestion_control").read_text().strip()
     return [*(name for name in allowed if name != default), default]
 
 
 @contextmanager
-def wan(sites: Sequence[str], path: Path, congestion: str = "") -> Iterator[Wan]:
+def wan(sites: Sequence[str], line: Line, congestion: str = "") -> Iterator[Wan]:
     """Join sites for as long as the context lives. Raises `WanUnavailable`.
 
     `congestion` names TCP's congestion control inside, one of `congestion_controls()`; empty: what the machine has.
@@ -97,7 +97,7 @@ def wan(sites: Sequence[str], path: Path, congestion: str = "") -> Iterator[Wan]
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        process.stdin.write(start_line(len(sites), path, congestion))
+        process.stdin.write(start_line(len(sites), line, congestion))
         process.stdin.flush()
         answer = json.loads(process.stdout.readline() or '{"error": "the relay did not start"}')
         if "error" in answer:

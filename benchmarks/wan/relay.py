@@ -11,11 +11,11 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path as File
+from pathlib import Path
 from typing import Any, TextIO
 
 from benchmarks.wan.kernel import new_namespace, open_tap
-from benchmarks.wan.path import Direction, Path
+from benchmarks.wan.line import Direction, Line
 from benchmarks.wan.segments import VNET_BYTES, Losses, wire_bytes
 
 DEVICE = "wan0"
@@ -31,7 +31,7 @@ SYSCTLS = {
     "ipv4/tcp_no_metrics_save": "1",  # what one measurement learns of a path must not help the next one
     "ipv6/conf/all/disable_ipv6": "1",
 }
-CONGESTION = File("/proc/sys/net/ipv4/tcp_congestion_control")
+CONGESTION = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 
 
 def address(site: int) -> str:
@@ -52,7 +52,7 @@ def make_site(number: int, num_sites: int, congestion: str) -> Site:
     """Make a namespace with a TAP; all other sites are its neighbours. Raises OSError, CalledProcessError."""
     namespace = new_namespace()
     for name, value in SYSCTLS.items():
-        File("/proc/sys/net", name).write_text(value)
+        Path("/proc/sys/net", name).write_text(value)
     if congestion:
         CONGESTION.write_text(congestion)
     tap = open_tap(DEVICE)
@@ -72,17 +72,17 @@ def _ip(*arguments: str) -> None:
 class Relay:
     """Moves frames between sites; the last byte of a frame's destination says where to."""
 
-    def __init__(self, sites: list[Site], path: Path) -> None:
+    def __init__(self, sites: list[Site], line: Line) -> None:
         self._sites = sites
         self._site_of = {site.tap: number for number, site in enumerate(sites)}
         pairs = [(a, b) for a in range(len(sites)) for b in range(len(sites)) if a != b]
-        self._directions = {pair: Direction(path) for pair in pairs}
-        self.reshape(path)
+        self._directions = {pair: Direction(line) for pair in pairs}
+        self.reshape(line)
 
-    def reshape(self, path: Path) -> None:
+    def reshape(self, line: Line) -> None:
         for direction in self._directions.values():
-            direction.path = path
-        self._losses = {pair: Losses(path.loss, seed) for seed, pair in enumerate(self._directions)}
+            direction.line = line
+        self._losses = {pair: Losses(line.loss, seed) for seed, pair in enumerate(self._directions)}
 
     def carried(self) -> list[dict[str, int]]:
         return [
@@ -143,8 +143,8 @@ def serve(relay: Relay, commands: int, answers: TextIO) -> None:
 
 
 def _answer(relay: Relay, command: dict[str, Any], answers: TextIO) -> None:
-    if "path" in command:
-        relay.reshape(Path(**command["path"]))
+    if "line" in command:
+        relay.reshape(Line(**command["line"]))
     print(json.dumps(relay.carried()), file=answers, flush=True)
 
 
@@ -158,13 +158,13 @@ def main() -> int:
         print(json.dumps({"error": reason.strip()}), flush=True)
         return 1
     print(json.dumps({"namespaces": [site.namespace for site in sites]}), flush=True)
-    serve(Relay(sites, Path(**options["path"])), sys.stdin.fileno(), sys.stdout)
+    serve(Relay(sites, Line(**options["line"])), sys.stdin.fileno(), sys.stdout)
     return 0
 
 
-def start_line(num_sites: int, path: Path, congestion: str) -> bytes:
+def start_line(num_sites: int, line: Line, congestion: str) -> bytes:
     """Return what a relay reads first."""
-    options = {"num_sites": num_sites, "path": asdict(path), "congestion": congestion}
+    options = {"num_sites": num_sites, "line": asdict(line), "congestion": congestion}
     return json.dumps(options).encode() + b"\n"
 
 

@@ -8,6 +8,7 @@ from time import monotonic, time
 from services.cachepool.links import LinkCollector, Links
 from services.cachepool.metrics import PoolMetrics, StoreCollector
 from services.cachepool.peers import PeerPulls
+from services.cachepool.pins import Pins
 from services.cachepool.placement import PlacementFeed, PlacementLog
 from services.cachepool.servicer import PoolServicer
 from services.cachepool.settings import PoolSettings
@@ -39,6 +40,7 @@ class Pool:
     """The parts of one pool, wired; nothing runs yet."""
 
     store: Store
+    pins: Pins
     feed: PlacementFeed
     tier: ObjectTier | None
     pulls: PeerPulls
@@ -70,15 +72,18 @@ def build_pool(
         if tier is not None:
             tier.writes.note(key)
 
-    store = Store(settings.pool_bytes, monotonic, lambda key, _groups: note_holding(key), note_settled)
+    store = Store(
+        settings.pool_bytes, monotonic, lambda key, _groups: note_holding(key), note_settled, settings.tenant_quota
+    )
+    pins = Pins(store, settings.pin_share, settings.tenant_quota, settings.max_pin_s)
     if settings.object_url:
         tier = open_tier(settings, store, metrics, note_holding, client)
-    metrics.registry.register(StoreCollector(store, placement))
+    metrics.registry.register(StoreCollector(store, pins, placement))
     links = Links(Datacenter(settings.dc), metrics, monotonic)
     pulls = PeerPulls(store, channels, links, counters, settings)
     metrics.registry.register(LinkCollector(pulls.link_loads))
-    servicer = PoolServicer(settings, store, placement, tier or NoTier(), pulls, links, counters)
-    return Pool(store, feed, tier, pulls, links, servicer)
+    servicer = PoolServicer(settings, store, pins, placement, tier or NoTier(), pulls, links, counters)
+    return Pool(store, pins, feed, tier, pulls, links, servicer)
 
 
 def holding(store: Store, tier: ObjectTier | None, key: BlockKey) -> tuple[int, int]:
@@ -112,7 +117,7 @@ async def run(lifecycle: Lifecycle) -> None:
         if pool.tier is not None:
             jobs.start(pool.tier.run(), name="object tier")
         server = GrpcServer(settings.grpc_host, settings.grpc_port, health, inflight)
-        add_pool_servicer(pool.servicer, server.grpc)
+        add_pool_servicer(pool.servicer, server.grpc, pool.store.memory.keep)
         port = await server.start()
         address = pool.pulls.own_address = f"{settings.advertise_host}:{port}"
         announcer = Announcer(producer, _membership(settings, epoch, address), lambda: _load(settings, epoch, pool))
@@ -120,6 +125,7 @@ async def run(lifecycle: Lifecycle) -> None:
             ("bus", bus.run()),
             ("producer", producer.run()),
             ("placement", pool.feed.run()),
+            ("pins", pool.pins.run()),
             ("announcer", announcer.run()),
             ("loop lag", watch_loop_lag(metrics)),
         ):

@@ -32,6 +32,11 @@ def entry_charge(frame: Frame) -> int:
     return len(frame.payload) + ENTRY_OVERHEAD_BYTES
 
 
+def whole_charge(layout: KvLayout) -> int:
+    """Return what a block with all its entries, uncompressed, takes from the budget."""
+    return layout.block_bytes + layout.num_layers * ENTRY_OVERHEAD_BYTES + BLOCK_OVERHEAD_BYTES
+
+
 class Block:
     """One block. A layer's entry is *present*, *filling* (some writer holds its grant) or absent (neither bit set).
 

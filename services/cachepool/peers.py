@@ -96,6 +96,7 @@ class _Terms:
     layout: KvLayout
     wait_s: float
     is_background: bool
+    tenant: str  # of the reader whose want began it
 
 
 class _Ask(NamedTuple):
@@ -159,7 +160,9 @@ class PeerPulls:
     def start(self, sourced: SourcedReader) -> None:
         """Begin pulling what the reader wants, nobody writes, and a source of its may have."""
         for peer, blocks in sourced.next_asks(self.own_address).items():
-            self._begin(_Terms(peer, sourced.layout, sourced.wait_s, sourced.is_background), blocks)
+            self._begin(
+                _Terms(peer, sourced.layout, sourced.wait_s, sourced.is_background, sourced.reader.tenant), blocks
+            )
 
     def hasten(self, sourced: SourcedReader) -> None:
         """Pull in the foreground what a foreground reader wants of pulls that run in the background.
@@ -199,7 +202,7 @@ class PeerPulls:
 
     def _begin(self, terms: _Terms, blocks: Sequence[BlockEntries]) -> None:
         """Claim what of these entries is free and start a pull of it."""
-        writer = self._store.open_writer()
+        writer = self._store.open_writer(terms.tenant)
         pull = _Pull(terms, writer, self._store.clock(), Deadline.after(self._settings.pull_timeout_s))
         grants = self._store.grant(writer, terms.layout, blocks)
         wanted = [BlockEntries(b.key, g.granted) for b, g in zip(blocks, grants, strict=True) if g.granted]
@@ -264,7 +267,7 @@ class PeerPulls:
     async def _arrivals(self, pull: _Pull, ask: _Ask) -> AsyncGenerator[Arrived, None]:
         """Yield what one stream brings; what comes from another datacenter is accounted for."""
         dc = pull.terms.peer.dc
-        client = PoolClient(self._channels, pull.address, ask.lane, keep=True)
+        client = PoolClient(self._channels, pull.address, ask.lane, keep=self._store.memory.keep)
         if not self._links.is_remote(dc):
             fetch = client.fetch(pull.layout, ask.blocks, (), ask.wait_s, pull.deadline)
             async with aclosing(fetch) as arrivals:

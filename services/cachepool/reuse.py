@@ -3,7 +3,7 @@
 import math
 from typing import Final
 
-from services.cachepool.block import Block, Uses
+from services.cachepool.block import Block, Uses, whole_charge
 from shared.ids import BlockKey
 
 CORRELATED_S = 10.0
@@ -17,9 +17,10 @@ INTERVAL_SAMPLES = 10_000
 LIFETIME_SAMPLES = 1_000
 """Evictions over which the age of what goes is averaged."""
 
-LRU_FROM_INTERVALS = 3.5
+LRU_FROM_INTERVALS = 4.0
 """When blocks live this many reuse intervals before they go, the order is plain LRU's; up to half of it, worth counts
-fully. Whoever comes back so late comes back for reasons that uses do not tell."""
+fully. Whoever comes back so late comes back for reasons that uses do not tell. Before anything was evicted it is LRU's
+too, for then nobody knows."""
 
 COST_WEIGHT = 0.25
 """How much a factor of two in recompute time per byte counts beside a factor of two in uses. At 1 the pool saves more
@@ -65,16 +66,12 @@ class ReuseClock:
 
     def __init__(self) -> None:
         self.interval_s = FIRST_INTERVAL_S
-        self.lifetime_s = 0.0  # from the last counted use of a block until it is evicted; so far, while none was
-        self._began_at: float | None = None
+        self.lifetime_s = math.inf  # from the last counted use of a block until it is evicted
         self._num_samples = 0
         self._num_evicted = 0
 
     def count(self, uses: Uses, now: float) -> None:
         uses.last_at = now
-        if not self._num_evicted:
-            self._began_at = now if self._began_at is None else self._began_at
-            self.lifetime_s = now - self._began_at
         since_counted = now - uses.counted_at
         if uses.count and since_counted < CORRELATED_S:
             return
@@ -85,8 +82,11 @@ class ReuseClock:
         uses.counted_at = now
 
     def evicted(self, uses: Uses, now: float) -> None:
+        age_s = now - uses.counted_at
+        if not self._num_evicted:
+            self.lifetime_s = age_s
         self._num_evicted = min(self._num_evicted + 1, LIFETIME_SAMPLES)
-        self.lifetime_s += (now - uses.counted_at - self.lifetime_s) / self._num_evicted
+        self.lifetime_s += (age_s - self.lifetime_s) / self._num_evicted
 
     @property
     def doubling_s(self) -> float:
@@ -100,7 +100,7 @@ class ReuseClock:
         Worth is uses times recompute time per byte. Exponential ageing of it is what adding logarithms to a time means:
         an order that holds while nothing is used needs no recomputing.
         """
-        density = recompute_cost(block) * block.layout.block_bytes / max(1, block.charge)
+        density = recompute_cost(block) * whole_charge(block.layout) / max(1, block.charge)
         return block.uses.last_at + self.doubling_s * (
             math.log2(max(1, block.uses.count)) + COST_WEIGHT * math.log2(density)
         )

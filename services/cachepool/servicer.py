@@ -14,6 +14,7 @@ from services.cachepool.integrity import check
 from services.cachepool.links import Links, Outlet
 from services.cachepool.metrics import WRITER, PoolMetrics
 from services.cachepool.peers import PeerPulls, SourcedReader
+from services.cachepool.pins import Pins
 from services.cachepool.placement import PlacementLog
 from services.cachepool.settings import PoolSettings
 from services.cachepool.shares import SHARE_ID_BYTES, Place, Shares
@@ -28,9 +29,10 @@ from shared.kv.layout import KvLayout
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import CachePoolServicer
 from shared.rpc.convert import (
+    MAX_BATCH_BYTES,
     entries_from_messages,
     entries_to_messages,
-    key_from_bytes,
+    keys_from_bytes,
     layout_from_message,
     mask_to_bytes,
     sources_from_messages,
@@ -41,6 +43,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 PublishMessage = pb.PublishRequest | list[Frame] | Unreadable
 
 DEFAULT_LEASE_S = 10.0
+FIRST_BATCH_BYTES = 64 * 1024
+"""The first message of a stream is small: it is there within a millisecond, and its reader can begin."""
 SNAPSHOT_BLOCKS = 8192
 """Blocks in one snapshot message: 256 KiB of keys."""
 
@@ -61,6 +65,7 @@ class PoolServicer(CachePoolServicer):
         self,
         settings: PoolSettings,
         store: Store,
+        pins: Pins,
         placement: PlacementLog,
         tier: ObjectTier | NoTier,
         pulls: PeerPulls,
@@ -69,16 +74,17 @@ class PoolServicer(CachePoolServicer):
     ) -> None:
         self._settings = settings
         self._store = store
+        self._pins = pins
         self._placement = placement
         self._tier = tier
         self._pulls = pulls
         self._links = links
         self._shares: Shares[SourcedReader] = Shares()
         self._metrics = metrics
-        self._num_streams = {"Publish": 0, "Fetch": 0}
+        self._num_publishing = 0
 
     async def Publish(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
-        with self._stream("Publish"):
+        with self._publishing():
             lease = _Lease(self._store.open_writer(), min(DEFAULT_LEASE_S, self._settings.max_lease_s))
             try:
                 async for message in _within_lease(request_iterator, lease):
@@ -99,12 +105,14 @@ class PoolServicer(CachePoolServicer):
             raise BadRequest(f"the id of a share has {SHARE_ID_BYTES} bytes")
 
         def opening(notify: Callable[[], None]) -> SourcedReader:
-            reader = self._store.subscribe(layout, blocks, wait_s, notify)
+            if self._store.stats.num_readers >= self._settings.max_streams:
+                raise Overloaded(f"the pool serves {self._settings.max_streams} readers already")
+            reader = self._store.subscribe(layout, blocks, wait_s, notify, request.tenant)
             sourced = SourcedReader(reader, layout, sources, wait_s, is_background=is_background)
             self._pulls.hasten(sourced)
             return sourced
 
-        with self._stream("Fetch"), self._shares.join(request.share, opening, self._closing) as place:
+        with self._shares.join(request.share, opening, self._closing) as place:
             if place is not None:
                 await self._deliver(place, outlet, context)
 
@@ -115,10 +123,17 @@ class PoolServicer(CachePoolServicer):
 
     async def Lookup(self, request: pb.LookupRequest, context: Context) -> pb.LookupReply:
         self._check_size(len(request.keys))
-        keys = [key_from_bytes(key) for key in request.keys]
-        return pb.LookupReply(
-            present=[mask_to_bytes(self._store.lookup(key) | self._tier.readable(key)) for key in keys]
-        )
+        in_memory, in_tier = self._store.lookup, self._tier.readable
+        keys = keys_from_bytes(request.keys)
+        return pb.LookupReply(present=[mask_to_bytes(in_memory(key) | in_tier(key)) for key in keys])
+
+    async def Pin(self, request: pb.PinRequest, context: Context) -> pb.PinReply:
+        layout, blocks = self._wanted(request.layout, request.blocks)
+        present = self._pins.pin(request.pin, layout, blocks, request.ttl_s, request.tenant)
+        return pb.PinReply(present=[mask_to_bytes(layers) for layers in present])
+
+    async def Unpin(self, request: pb.UnpinRequest, context: Context) -> pb.UnpinReply:
+        return pb.UnpinReply(found=self._pins.unpin(request.pin))
 
     async def Snapshot(self, request: pb.SnapshotRequest, context: Context) -> AsyncIterator[pb.SnapshotReply]:
         snapshot = self._placement.snapshot()
@@ -143,15 +158,17 @@ class PoolServicer(CachePoolServicer):
 
     def _grant(self, message: pb.PublishOpen, lease: _Lease) -> pb.PublishGrant:
         layout, blocks = self._wanted(message.layout, message.blocks)
+        lease.writer.tenant = message.tenant
         if message.lease_ms:
             lease.silence_s = min(message.lease_ms / 1000, self._settings.max_lease_s)
         objects = [self._tier.readable(key, layout) & layers for key, layers in blocks]
         lacking = [BlockEntries(key, layers & ~held) for (key, layers), held in zip(blocks, objects, strict=True)]
         grants = self._store.grant(lease.writer, layout, lacking)
         presents = [grant.present | held for grant, held in zip(grants, objects, strict=True)]
-        for (_, asked), (granted, _), present in zip(blocks, grants, presents, strict=True):
-            self._metrics.skipped.labels("present").inc(present.bit_count())
-            self._metrics.skipped.labels("filling").inc((asked & ~granted & ~present).bit_count())
+        num_present = sum(present.bit_count() for present in presents)
+        answered = sum(layers.bit_count() for _, layers in blocks) - sum(g.granted.bit_count() for g in grants)
+        self._metrics.skipped.labels("present").inc(num_present)
+        self._metrics.skipped.labels("filling").inc(answered - num_present)
         return pb.PublishGrant(
             granted=[mask_to_bytes(grant.granted) for grant in grants],
             present=[mask_to_bytes(present) for present in presents],
@@ -186,6 +203,7 @@ class PoolServicer(CachePoolServicer):
         """Send what is ready, lowest layer first, until every wanted entry was sent or reported missing."""
         sourced, changed, wake_others = place
         reader = sourced.reader
+        limit = FIRST_BATCH_BYTES
         while not reader.done:
             changed.clear()
             if reader.lost_writers:
@@ -195,10 +213,11 @@ class PoolServicer(CachePoolServicer):
             if reader.has_ready:
                 # Whatever is ready goes at once; a batch fills only while the last one is being sent.
                 async with outlet.turn():
-                    frames = reader.take(outlet.max_batch_bytes)
+                    frames = reader.take(min(limit, outlet.max_batch_bytes))
                     if frames:  # else another stream of the share was quicker
                         await self._send(frames, context)
                 outlet.sent(frames)
+                limit = MAX_BATCH_BYTES
             elif missing := reader.take_missing(self._store.clock()):
                 self._metrics.fetched.labels("miss").inc(sum(block.layers.bit_count() for block in missing))
                 await context.write(pb.FetchReply(missing=pb.FetchMissing(blocks=entries_to_messages(missing))))
@@ -220,14 +239,14 @@ class PoolServicer(CachePoolServicer):
             raise BadRequest(f"a request names at most {self._settings.max_blocks} blocks, not {num_blocks}")
 
     @contextmanager
-    def _stream(self, kind: str) -> Iterator[None]:
-        if self._num_streams[kind] >= self._settings.max_streams:
-            raise Overloaded(f"the pool serves {self._settings.max_streams} {kind} streams already")
-        self._num_streams[kind] += 1
+    def _publishing(self) -> Iterator[None]:
+        if self._num_publishing >= self._settings.max_streams:
+            raise Overloaded(f"the pool serves {self._settings.max_streams} writers already")
+        self._num_publishing += 1
         try:
             yield
         finally:
-            self._num_streams[kind] -= 1
+            self._num_publishing -= 1
 
 
 async def _within_lease(messages: Any, lease: _Lease) -> AsyncIterator[PublishMessage]:

@@ -3,7 +3,12 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from shared.config import ServiceSettings, non_negative, parse_bytes, positive, setting
+from services.cachepool.shares import MAX_STREAMS
+from shared.config import ServiceSettings, fraction, non_negative, parse_bytes, positive, setting
+
+
+def _connections(value: float) -> str | None:
+    return None if 1 <= value <= MAX_STREAMS else f"must be 1 to {MAX_STREAMS}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +25,7 @@ class PoolSettings(ServiceSettings):
         check=positive,
     )
     max_streams: int = setting(
-        "PRFAAS_POOL_MAX_STREAMS", 1024, help="Publish and Fetch streams at a time, each kind", check=positive
+        "PRFAAS_POOL_MAX_STREAMS", 1024, help="writers and readers at a time, each kind", check=positive
     )
     max_blocks: int = setting("PRFAAS_POOL_MAX_BLOCKS", 16384, help="blocks named in one request", check=positive)
     max_lease_s: float = setting(
@@ -33,7 +38,22 @@ class PoolSettings(ServiceSettings):
         "PRFAAS_POOL_PULL_TIMEOUT_S", 120.0, help="time limit of one pull from a peer pool", check=positive
     )
     link_connections: int = setting(
-        "PRFAAS_POOL_LINK_CONNECTIONS", 8, help="connections that a pull from another datacenter uses", check=positive
+        "PRFAAS_POOL_LINK_CONNECTIONS",
+        8,
+        help="connections that a pull from another datacenter uses (at most 64)",
+        check=_connections,
+    )
+    tenant_quota: float = setting(
+        "PRFAAS_POOL_TENANT_QUOTA",
+        1.0,
+        help="part of the memory above which a tenant's own blocks go first (1: no quota)",
+        check=fraction,
+    )
+    pin_share: float = setting(
+        "PRFAAS_POOL_PIN_SHARE", 0.25, help="part of the memory that may be pinned", check=fraction
+    )
+    max_pin_s: float = setting(
+        "PRFAAS_POOL_MAX_PIN_S", 86400.0, help="longest time that a pin lives without being renewed", check=positive
     )
     heartbeat_s: float = setting(
         "PRFAAS_POOL_HEARTBEAT_S", 2.0, help="interval of placement events while nothing changes", check=positive

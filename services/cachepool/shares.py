@@ -5,9 +5,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Generic, NamedTuple, TypeVar
 
+from shared.errors import Overloaded
+
 R = TypeVar("R")
 
 SHARE_ID_BYTES = 16
+MAX_STREAMS = 64
+"""Streams of one share at a time."""
+
 MAX_ENDED = 4096
 """Ids remembered after their end: a stream that comes that late has nothing left to do."""
 
@@ -46,14 +51,17 @@ class Shares(Generic[R]):
     def join(
         self, share_id: bytes, opening: Callable[[Callable[[], None]], R], closing: Callable[[R], None]
     ) -> Iterator[Place[R] | None]:
-        """Take a place for as long as the stream lives; None when the share is over. Raises what `opening` raises.
+        """Take a place for as long as the stream lives; None when the share is over.
 
-        `opening` gets the function that its reader shall call when there is something new.
+        `opening` gets the function that its reader shall call when there is something new. Raises `Overloaded`, and
+        what `opening` raises.
         """
         if share_id in self._ended:
             yield None
             return
         share = self._open.get(share_id)
+        if share is not None and len(share.streams) >= MAX_STREAMS:
+            raise Overloaded(f"a share has {MAX_STREAMS} streams already")
         if share is None:
             share = _Share(opening)
             if share_id:

@@ -27,6 +27,7 @@ class Shelf:
         clock: Callable[[], float],
         on_groups: Callable[[BlockKey, int], None],
         tenant_share: float,
+        policy: type[Eviction] = Eviction,
     ) -> None:
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
@@ -37,7 +38,7 @@ class Shelf:
         self.num_trimmed = 0  # entries of window groups that went before their block, since the start
         self._clock = clock
         self._on_groups = on_groups
-        self._eviction = Eviction(clock, by_tenant=self.tenants.has_quota)
+        self._eviction = policy(clock, by_tenant=self.tenants.has_quota)
         self._blocks: dict[BlockKey, Block] = {}
         self._layouts: WeakValueDictionary[LayoutHash, KvLayout] = WeakValueDictionary()
         self._pinned: dict[BlockKey, int] = {}  # layers, also of blocks that are not here

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from services.cachepool.block import Block, Writer
+from services.cachepool.eviction import Eviction
+from services.cachepool.memory import PayloadMemory
 from services.cachepool.shelf import Shelf
 from services.cachepool.subscription import Subscription
 from shared.errors import BadRequest, CorruptFrame, Overloaded
@@ -62,14 +64,17 @@ class Store:
         on_groups: Callable[[BlockKey, int], None] = lambda _key, _groups: None,
         on_settled: Callable[[BlockKey], None] = lambda _key: None,
         tenant_share: float = 1.0,
+        policy: type[Eviction] = Eviction,
     ) -> None:
         """`on_groups(key, mask)` is told each change of the layer groups that a block wholly holds; 0 when evicted.
 
         `on_settled(key)` is told when a block has entries and, after a change, no writer. Neither may call back what
-        changes the store. `tenant_share`: each tenant's quota as a part of the budget; 1: no quota.
+        changes the store. `tenant_share`: each tenant's quota as a part of the budget; 1: no quota. `policy`: what goes
+        first; benchmarks compare others.
         """
+        self.memory = PayloadMemory()  # where frames put what they bring; what is evicted goes back to it
         self.clock = clock
-        self._shelf = Shelf(budget_bytes, clock, on_groups, tenant_share)
+        self._shelf = Shelf(budget_bytes, clock, on_groups, tenant_share, policy)
         self._on_settled = on_settled
         self._num_leases = 0
         self._num_readers = 0
@@ -213,11 +218,19 @@ class Store:
     # Readers
 
     def subscribe(
-        self, layout: KvLayout, blocks: Sequence[BlockEntries], wait_s: float, notify: Callable[[], None]
+        self,
+        layout: KvLayout,
+        blocks: Sequence[BlockEntries],
+        wait_s: float,
+        notify: Callable[[], None],
+        tenant: str = "",
     ) -> Subscription:
-        """Take a lease on the blocks for a reader, until `close`. Raises `BadRequest` and takes nothing."""
+        """Take a lease on the blocks for a reader, until `close`. Raises `BadRequest` and takes nothing.
+
+        `tenant` pays for what others fill on this reader's behalf.
+        """
         chain = self._shelf.chain(layout, blocks)
-        reader = Subscription(chain, [asked.layers for asked in blocks], wait_s, notify)
+        reader = Subscription(chain, [asked.layers for asked in blocks], wait_s, notify, tenant)
         now = self.clock()
         for index, block in enumerate(chain):
             block.readers[reader] = index

@@ -28,11 +28,17 @@ class Subscription:
     """
 
     def __init__(
-        self, blocks: Sequence[Block], wanted: Sequence[int], wait_s: float, notify: Callable[[], None]
+        self,
+        blocks: Sequence[Block],
+        wanted: Sequence[int],
+        wait_s: float,
+        notify: Callable[[], None],
+        tenant: str = "",
     ) -> None:
         """What is present in `blocks` is ready from the start."""
         self.blocks = tuple(blocks)
         self.num_left = sum(mask.bit_count() for mask in wanted)
+        self.tenant = tenant  # pays for what is pulled for this reader
         self.is_open = True
         self.lost_writers = False  # set when entries became writerless; cleared by whoever looks for a new writer
         self._wanted = list(wanted)  # layer bitmasks: neither delivered nor reported missing

@@ -192,7 +192,7 @@ class SequenceMemory:
         now = time.monotonic()
         if sequence.wait_until_s is None:
             sequence.wait_until_s = now + generation.wait_s
-        context = self._context.at(generation.pool_nodes)
+        context = self._context.at(generation.pool_nodes, generation.tenant)
         holding.fetch = PageFetch(
             context, holding.reservation, sequence.keys, wanted, self._on_change, generation.fidelity
         )

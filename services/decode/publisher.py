@@ -103,10 +103,10 @@ class BlockPublisher:
         self._on_done(work)
 
     async def _send(self, work: Work) -> None:
-        sequence = work.sequence
-        context = self._context.at(sequence.generation.pool_nodes)
+        sequence, generation = work.sequence, work.sequence.generation
+        context = self._context.at(generation.pool_nodes, generation.tenant)
         async with context.pool.publish(Deadline.after(PUBLISH_TIMEOUT_S)) as publication:
-            publisher = PagePublisher(publication, context, work.pages, sequence.keys, sequence.generation.codec)
+            publisher = PagePublisher(publication, context, work.pages, sequence.keys, generation.codec)
             blocks = [
                 BlockEntries(key, layers)
                 for key, layers in zip(sequence.keys[work.first : work.end], work.layers, strict=True)

@@ -54,6 +54,7 @@ class Generation:
     num_generated_before: int = 0  # the last so many of `token_ids` are the answer's, not the prompt's
     priority: int = 0  # lower goes first
     pool_nodes: Seq[str] = ()  # of this datacenter, over which everybody spreads the blocks; none: as configured
+    tenant: str = ""  # pays for what the pool stores
     fidelity: Fidelity = Fidelity.LOSSLESS  # of blocks that may be used; it is in their keys
 
 

@@ -81,6 +81,7 @@ class DecodeServicer(Base):
             num_generated_before=start.num_generated,
             priority=start.priority,
             pool_nodes=tuple(start.pool_nodes),
+            tenant=start.tenant,
             fidelity=fidelity,
         )
 

@@ -1,12 +1,14 @@
 """Composition root of the gateway."""
 
 import asyncio
+import time
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack
 
 from aiohttp import web
 
 from services.gateway.attempt import Cluster
+from services.gateway.certainty import IndexCollector
 from services.gateway.feed import DECODE_CONDITION, Feed
 from services.gateway.index import PlacementIndex
 from services.gateway.info_routes import InfoRoutes
@@ -69,9 +71,11 @@ async def run(lifecycle: Lifecycle) -> None:
 
 
 def make_cluster(model: ServedModel, channels: Channels, metrics: Metrics) -> Cluster:
+    index = PlacementIndex(model.layout)
+    metrics.registry.register(IndexCollector(index, time.monotonic))
     return Cluster(
         model=model,
-        index=PlacementIndex(model.layout),
+        index=index,
         promises=Promises(),
         registry=Registry(model.fingerprint, model.layout.hash),
         channels=channels,
@@ -93,6 +97,7 @@ def make_http_app(
         offload_threshold_tokens=settings.offload_threshold_tokens,
         block_wait_ms=int(settings.block_wait_s * 1000),
         codec=settings.codec,
+        hand_off=settings.hand_off,
     )
     pipeline = Pipeline(cluster, router)
     app = web.Application(middlewares=[envelope(cluster.metrics)], client_max_size=settings.max_body_bytes)

@@ -21,6 +21,7 @@ from services.gateway.router import Plan
 from services.gateway.text import FinishReason
 from shared.deadline import Deadline
 from shared.errors import PrfaasError, Unavailable, WorkerLost
+from shared.kv.hashing import tenant_of
 from shared.kv.rendezvous import partition
 from shared.log import get_logger
 from shared.model.logprobs import TokenLogprobs
@@ -89,6 +90,7 @@ class Attempt:
         self._tally = tally
         self._deadline = deadline
         self._started = asyncio.Event()  # decode has its first message: updates may follow
+        self._prefilled = asyncio.Event()  # the prefill call is over, whichever way
 
     async def tokens(self) -> AsyncGenerator[TokenEvent, None]:
         """Yield tokens as decode sends them. Raises what the decode call fails with; prefill's failures stay inside."""
@@ -98,6 +100,8 @@ class Attempt:
         self._cluster.registry.assign(worker)
         prefill = self._start_prefill(call)
         try:
+            if prefill is not None and self._plan.hand_off == "stored":
+                await self._prefilled.wait()
             # A call that has failed already says why when it is read.
             with suppress(WorkerLost), rpc_errors(worker):
                 await call.write(pb.Control(start=self._generate_request()))
@@ -172,6 +176,7 @@ class Attempt:
                     is_finished = progress.finished
         finally:
             call.cancel()
+            self._prefilled.set()
         if not is_finished:
             raise WorkerLost(f"{member.worker} ended a prefill before it was finished")
 
@@ -207,6 +212,7 @@ class Attempt:
             priority=self._request.priority,
             fidelity=cast(pb.Fidelity.ValueType, int(self._request.fidelity)),
             pool_nodes=self._plan.decode_nodes,
+            tenant=tenant_of(self._request.salt),
         )
 
     def _prefill_request(self) -> pb.PrefillRequest:
@@ -221,6 +227,7 @@ class Attempt:
             priority=self._request.priority,
             fidelity=cast(pb.Fidelity.ValueType, int(self._request.fidelity)),
             pool_nodes=self._plan.prefill_nodes,
+            tenant=tenant_of(self._request.salt),
         )
 
 

@@ -161,26 +161,27 @@ class PlacementIndex:
         """Return what each holder that can be trusted has of `keys`; holders with nothing usable are included."""
         self._expire(now)
         found = self._pairs.find(words(b"".join(keys)))
-        present = np.unique(found.holders)
-        rows = np.full(self._num_numbers, -1)
-        rows[present] = np.arange(len(present))
-        # The last row is that of everybody who has nothing.
+        present = np.flatnonzero(np.bincount(found.holders, minlength=self._num_numbers))
+        rows = np.zeros(self._num_numbers, np.intp)
+        rows[present] = np.arange(1, len(present) + 1)
+        # Row 0 is that of everybody who has nothing.
         groups = no_groups(self._layout, len(present) + 1, len(keys))
         memory_groups = np.zeros_like(groups)
-        cells = rows[found.holders] * len(keys) + found.blocks
-        is_assumed = self._states.is_assumed[found.states]
+        cells = rows.take(found.holders) * len(keys) + found.blocks
+        is_assumed = self._states.is_assumed.take(found.states)
         for masks, of_states in ((groups, self._states.groups), (memory_groups, self._states.memory_groups)):
-            flat, values = masks.reshape(-1), of_states[found.states]
+            flat, values = masks.reshape(-1), of_states.take(found.states)
             flat[cells] = values
-            if is_assumed.any():
+            if is_assumed.any():  # more than one may tell of a block
                 np.bitwise_or.at(flat, cells, values)
             masks.setflags(write=False)
         longest = longest_resume(self._layout, groups).tolist()
+        held_by_row = [Held(*row) for row in zip(groups, memory_groups, longest, strict=True)]
+        row_of = rows.tolist()
         return {
-            holder_id: Held(groups[row], memory_groups[row], longest[row])
+            holder_id: held_by_row[row_of[holder.number]]
             for holder_id, holder in self._holders.items()
             if not holder.stale
-            for row in (rows[holder.number],)
         }
 
     def num_blocks(self) -> dict[WorkerId, int]:

@@ -19,6 +19,7 @@ from shared.kv.codec import Codec, Fidelity
 from shared.kv.entries import Source
 from shared.kv.layout import KvLayout
 
+HandOff = Literal["streamed", "stored"]
 PlanKind = Literal["none", "local", "remote", "decode_only"]
 
 
@@ -29,6 +30,7 @@ class RouterSettings:
     offload_threshold_tokens: int
     block_wait_ms: int
     codec: CodecChoice = "auto"
+    hand_off: HandOff = "streamed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ class Plan:
     prefill_codec: Codec
     decode_codec: Codec  # of the blocks that decode computes, for its own datacenter
     wait_ms: int
+    hand_off: HandOff = "streamed"
 
     @property
     def crosses(self) -> bool:
@@ -108,6 +111,7 @@ def route(request: RequestFacts, members: RegistryView, settings: RouterSettings
         prefill_sources=_sources(_prefill_choices(layout, request, prefill, usable, held), nodes),
         prefill_codec=_codec(request, members, settings, decode.dc if prefill is None else prefill.dc, decode.dc),
         decode_codec=_codec(request, members, settings, decode.dc, decode.dc),
+        hand_off=settings.hand_off,
         wait_ms=0 if prefill is None else settings.block_wait_ms,
     )
 

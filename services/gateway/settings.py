@@ -26,6 +26,11 @@ class GatewaySettings(ServiceSettings):
         "PRFAAS_OFFLOAD_THRESHOLD_TOKENS", 512, help="uncached prompts above it go remote", check=non_negative
     )
     codec: CodecChoice = setting("PRFAAS_CODEC", "auto", help="of KV frames: auto (by the link), raw, lz4 or zstd")
+    hand_off: Literal["streamed", "stored"] = setting(
+        "PRFAAS_HAND_OFF",
+        "streamed",
+        help="stored: decode begins when prefill has ended; slower, there to be compared with",
+    )
     block_wait_s: float = setting(
         "PRFAAS_BLOCK_WAIT_S", 120.0, help="wait of decode for a block without a writer", check=positive
     )

@@ -19,7 +19,7 @@ BUCKET_SLOTS = 1 << SLOT_BITS
 """Keys of one bucket fill a cache line."""
 
 MIN_BUCKETS = 128
-_FREE = np.uint64(0)
+_FREE, _ODD = np.uint64(0), np.uint64(1)
 
 
 class Hits(NamedTuple):
@@ -32,9 +32,10 @@ class Hits(NamedTuple):
 class PairTable:
     """A multimap from keys to pairs. Fixed in size: `services.gateway.pairs` makes a larger one in time.
 
-    A pair lies in the first bucket with a free slot, from its key's home on. `_spilled[b]` counts the pairs that found
-    bucket b full and went on: a search ends at the first bucket that nobody went past. So removing leaves no
-    tombstones behind, and a table that has been emptied is as quick as a new one.
+    A pair lies in the first bucket with a free slot on its key's path, which has a stride of its own: the many pairs of
+    a block that every pool holds stand in nobody else's way for long. `_spilled[b]` counts the pairs that found bucket
+    b full and went on: a search ends at the first bucket that nobody went past. So removing leaves no tombstones
+    behind, and a table that has been emptied is as quick as a new one.
     """
 
     def __init__(self, num_buckets: int) -> None:
@@ -74,7 +75,7 @@ class PairTable:
             found_slots.append((buckets.take(rows) << SLOT_BITS) + (hits & (BUCKET_SLOTS - 1)))
             further = np.flatnonzero(self._spilled.take(buckets))
             which, keys = which.take(further), keys.take(further)
-            buckets = (buckets.take(further) + 1) & self._last_bucket
+            buckets = self._next(buckets.take(further), keys)
         if not found_keys:
             return Hits(which, which)
         return Hits(np.concatenate(found_keys), np.concatenate(found_slots))
@@ -107,19 +108,19 @@ class PairTable:
             spills = ~fits
             keys, pairs, buckets = keys[spills], pairs[spills], buckets[spills]
             np.add.at(self._spilled, buckets, 1)
-            buckets = (buckets + 1) & self._last_bucket
+            buckets = self._next(buckets, keys)
 
     def remove(self, slots: Positions) -> None:
         """Remove the pairs in these slots, each named once."""
         flat = self._keys.reshape(-1)
-        buckets = self._homes(flat[slots])
-        ends = slots >> SLOT_BITS
+        keys = flat[slots]
+        buckets, ends = self._homes(keys), slots >> SLOT_BITS
         flat[slots] = _FREE
         self.num_pairs -= len(slots)
         while len(passed := np.flatnonzero(buckets != ends)):
-            buckets, ends = buckets[passed], ends[passed]
+            keys, buckets, ends = keys[passed], buckets[passed], ends[passed]
             np.subtract.at(self._spilled, buckets, 1)
-            buckets = (buckets + 1) & self._last_bucket
+            buckets = self._next(buckets, keys)
 
     def take_out(self, first: int, end: int) -> tuple[Words, Pairs]:
         """Empty the buckets `first` to `end` and return what was in them. For a table that is inserted to no more."""
@@ -129,6 +130,10 @@ class PairTable:
         keys[slots] = _FREE
         self.num_pairs -= len(slots)
         return taken, pairs
+
+    def _next(self, buckets: Positions, keys: Words) -> Positions:
+        """Return the bucket after each of these on the paths of these keys: odd strides come by all buckets."""
+        return (buckets + (keys | _ODD).astype(np.intp)) & self._last_bucket
 
     def _homes(self, keys: Words) -> Positions:
         return ((keys * self._multiplier) >> self._shift).astype(np.intp)

@@ -46,4 +46,5 @@ class PrefillServicer(Base):
         codec = codec_from_message(request.codec, fidelity)
         keys = self._model.keys(token_ids, request.salt, fidelity)[: request.num_blocks]
         sources = sources_from_messages(request.sources)
-        return Prompt(token_ids, keys, sources, codec, request.priority, tuple(request.pool_nodes), fidelity)
+        nodes = tuple(request.pool_nodes)
+        return Prompt(token_ids, keys, sources, codec, request.priority, nodes, request.tenant, fidelity)

@@ -39,6 +39,7 @@ class Prompt:
     codec: Codec
     priority: int = 0  # lower goes first
     pool_nodes: Sequence[str] = ()  # of this datacenter, over which everybody spreads the blocks; none: as configured
+    tenant: str = ""  # pays for what the pool stores
     fidelity: Fidelity = Fidelity.LOSSLESS  # of blocks that may be used; it is in their keys
 
 
@@ -89,7 +90,7 @@ class PrefillWorker:
 
     async def prefill(self, prompt: Prompt, deadline: Deadline) -> AsyncGenerator[Progress, None]:
         """Yield once when it is known what need not be computed, and once at the end, when the pool has everything."""
-        context, num_blocks = self._context.at(prompt.pool_nodes), len(prompt.keys)
+        context, num_blocks = self._context.at(prompt.pool_nodes, prompt.tenant), len(prompt.keys)
         num_tokens = num_blocks * context.layout.block_tokens
         urgency = Urgency(time.monotonic(), deadline.at, prompt.priority)
         async with (
@@ -188,6 +189,7 @@ class PrefillWorker:
             "prompt_prefilled",
             num_blocks=num_blocks,
             reused_blocks=start,
+            started_at_s=publisher.opened_at_s,
             num_entries_sent=publisher.num_entries_sent,
             first_entry_sent_at_s=publisher.first_sent_at_s,
             computed_at_s=computed_at_s,

@@ -47,11 +47,14 @@ class FetchContext:
     channels: Channels | None = None  # to the nodes that plans name; None: `pool` serves every request
     codecs: CodecThreads = field(default_factory=CodecThreads)
 
-    def at(self, nodes: Sequence[str]) -> "FetchContext":
+    def at(self, nodes: Sequence[str], tenant: str = "") -> "FetchContext":
         """Return the context of one request, whose plan names these pool nodes; none: the worker's own pool."""
-        if self.channels is None or not nodes or tuple(nodes) == (self.pool.address,):
+        if self.channels is None:
             return self
-        return replace(self, pool=pool_at(self.channels, nodes))
+        own = self.pool.address.split(",")
+        if list(nodes or own) == own and not tenant:
+            return self
+        return replace(self, pool=pool_at(self.channels, nodes or own, tenant))
 
 
 class PageFetch:

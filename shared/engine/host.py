@@ -21,6 +21,7 @@ from shared.engine.thread import WorkThread
 from shared.health import Health
 from shared.http import StatusServer
 from shared.ids import Datacenter, Epoch, WorkerId, new_epoch
+from shared.kv.codec.native import load_kernels
 from shared.lifecycle import Background, InFlight, Lifecycle, background
 from shared.log import configure, get_logger
 from shared.metrics import Metrics, watch_loop_lag
@@ -74,6 +75,8 @@ async def serve_engine(
         stack.callback(copier.close)
         codecs = CodecThreads(codec_threads())
         stack.callback(codecs.close)
+        if await copier.run(load_kernels) is None:
+            log.warning("codec_kernels_unavailable", consequence="the int8 and int4 classes take three times as long")
         channels = await stack.enter_async_context(Channels())
         model = await torch_thread.run(partial(load_model, settings))
         health.set("model", True, model.files.name)

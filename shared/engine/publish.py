@@ -63,7 +63,8 @@ class PagePublisher:
         """Layers of each block that were granted to us and not emitted yet."""
         self._sent_in_layer = [0] * context.layout.num_layers
         self.num_entries_sent = 0
-        self.first_sent_at_s: float | None = None  # seconds since 1970, as all of these
+        self.opened_at_s = time.time()  # seconds since 1970, as all of these
+        self.first_sent_at_s: float | None = None
         self.last_sent_at_s: float | None = None
         self.finished_at_s: float | None = None
 

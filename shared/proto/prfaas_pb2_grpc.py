@@ -51,6 +51,16 @@ class CachePoolStub:
                 request_serializer=shared_dot_proto_dot_prfaas__pb2.LookupRequest.SerializeToString,
                 response_deserializer=shared_dot_proto_dot_prfaas__pb2.LookupReply.FromString,
                 _registered_method=True)
+        self.Pin = channel.unary_unary(
+                '/prfaas.v1.CachePool/Pin',
+                request_serializer=shared_dot_proto_dot_prfaas__pb2.PinRequest.SerializeToString,
+                response_deserializer=shared_dot_proto_dot_prfaas__pb2.PinReply.FromString,
+                _registered_method=True)
+        self.Unpin = channel.unary_unary(
+                '/prfaas.v1.CachePool/Unpin',
+                request_serializer=shared_dot_proto_dot_prfaas__pb2.UnpinRequest.SerializeToString,
+                response_deserializer=shared_dot_proto_dot_prfaas__pb2.UnpinReply.FromString,
+                _registered_method=True)
         self.Snapshot = channel.unary_stream(
                 '/prfaas.v1.CachePool/Snapshot',
                 request_serializer=shared_dot_proto_dot_prfaas__pb2.SnapshotRequest.SerializeToString,
@@ -83,6 +93,19 @@ class CachePoolServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Pin(self, request, context):
+        """Keeps blocks from eviction, also those that come later, until the time is over; the same name again renews it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unpin(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Snapshot(self, request, context):
         """Everything the pool holds, true at one sequence number of its placement events.
         """
@@ -107,6 +130,16 @@ def add_CachePoolServicer_to_server(servicer, server):
                     servicer.Lookup,
                     request_deserializer=shared_dot_proto_dot_prfaas__pb2.LookupRequest.FromString,
                     response_serializer=shared_dot_proto_dot_prfaas__pb2.LookupReply.SerializeToString,
+            ),
+            'Pin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pin,
+                    request_deserializer=shared_dot_proto_dot_prfaas__pb2.PinRequest.FromString,
+                    response_serializer=shared_dot_proto_dot_prfaas__pb2.PinReply.SerializeToString,
+            ),
+            'Unpin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unpin,
+                    request_deserializer=shared_dot_proto_dot_prfaas__pb2.UnpinRequest.FromString,
+                    response_serializer=shared_dot_proto_dot_prfaas__pb2.UnpinReply.SerializeToString,
             ),
             'Snapshot': grpc.unary_stream_rpc_method_handler(
                     servicer.Snapshot,
@@ -197,6 +230,60 @@ class CachePool:
             '/prfaas.v1.CachePool/Lookup',
             shared_dot_proto_dot_prfaas__pb2.LookupRequest.SerializeToString,
             shared_dot_proto_dot_prfaas__pb2.LookupReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/prfaas.v1.CachePool/Pin',
+            shared_dot_proto_dot_prfaas__pb2.PinRequest.SerializeToString,
+            shared_dot_proto_dot_prfaas__pb2.PinReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unpin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/prfaas.v1.CachePool/Unpin',
+            shared_dot_proto_dot_prfaas__pb2.UnpinRequest.SerializeToString,
+            shared_dot_proto_dot_prfaas__pb2.UnpinReply.FromString,
             options,
             channel_credentials,
             insecure,

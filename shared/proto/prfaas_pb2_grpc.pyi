@@ -38,6 +38,9 @@ class CachePoolStub:
     Fetch: _grpc.UnaryStreamMultiCallable[_prfaas_pb2.FetchRequest, _prfaas_pb2.FetchReply]
     """Frames as they become available, lowest layer first; ends when all wanted entries were sent or reported missing."""
     Lookup: _grpc.UnaryUnaryMultiCallable[_prfaas_pb2.LookupRequest, _prfaas_pb2.LookupReply]
+    Pin: _grpc.UnaryUnaryMultiCallable[_prfaas_pb2.PinRequest, _prfaas_pb2.PinReply]
+    """Keeps blocks from eviction, also those that come later, until the time is over; the same name again renews it."""
+    Unpin: _grpc.UnaryUnaryMultiCallable[_prfaas_pb2.UnpinRequest, _prfaas_pb2.UnpinReply]
     Snapshot: _grpc.UnaryStreamMultiCallable[_prfaas_pb2.SnapshotRequest, _prfaas_pb2.SnapshotReply]
     """Everything the pool holds, true at one sequence number of its placement events."""
 
@@ -51,6 +54,9 @@ class CachePoolAsyncStub(CachePoolStub):
     Fetch: _aio.UnaryStreamMultiCallable[_prfaas_pb2.FetchRequest, _prfaas_pb2.FetchReply]  # type: ignore[assignment]
     """Frames as they become available, lowest layer first; ends when all wanted entries were sent or reported missing."""
     Lookup: _aio.UnaryUnaryMultiCallable[_prfaas_pb2.LookupRequest, _prfaas_pb2.LookupReply]  # type: ignore[assignment]
+    Pin: _aio.UnaryUnaryMultiCallable[_prfaas_pb2.PinRequest, _prfaas_pb2.PinReply]  # type: ignore[assignment]
+    """Keeps blocks from eviction, also those that come later, until the time is over; the same name again renews it."""
+    Unpin: _aio.UnaryUnaryMultiCallable[_prfaas_pb2.UnpinRequest, _prfaas_pb2.UnpinReply]  # type: ignore[assignment]
     Snapshot: _aio.UnaryStreamMultiCallable[_prfaas_pb2.SnapshotRequest, _prfaas_pb2.SnapshotReply]  # type: ignore[assignment]
     """Everything the pool holds, true at one sequence number of its placement events."""
 
@@ -79,6 +85,21 @@ class CachePoolServicer(metaclass=_abc_1.ABCMeta):
         request: _prfaas_pb2.LookupRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_prfaas_pb2.LookupReply, _abc.Awaitable[_prfaas_pb2.LookupReply]]: ...
+
+    @_abc_1.abstractmethod
+    def Pin(
+        self,
+        request: _prfaas_pb2.PinRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_prfaas_pb2.PinReply, _abc.Awaitable[_prfaas_pb2.PinReply]]:
+        """Keeps blocks from eviction, also those that come later, until the time is over; the same name again renews it."""
+
+    @_abc_1.abstractmethod
+    def Unpin(
+        self,
+        request: _prfaas_pb2.UnpinRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_prfaas_pb2.UnpinReply, _abc.Awaitable[_prfaas_pb2.UnpinReply]]: ...
 
     @_abc_1.abstractmethod
     def Snapshot(

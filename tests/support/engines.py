@@ -251,7 +251,7 @@ async def _pool(dc: str) -> AsyncIterator[Node]:
         metrics, inflight = Metrics(), InFlight()
         pool = build_pool(PoolSettings(dc=dc), new_epoch(), channels, metrics, lambda _event: None)
         server = GrpcServer("127.0.0.1", 0, Health("grpc"), inflight)
-        add_pool_servicer(pool.servicer, server.grpc)
+        add_pool_servicer(pool.servicer, server.grpc, pool.store.memory.keep)
         address = pool.pulls.own_address = f"127.0.0.1:{await server.start()}"
         try:
             yield Node(address, metrics, inflight, server, pool=pool)

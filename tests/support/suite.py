@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,19 +32,25 @@ def free_ports(count: int) -> list[int]:
 class Suite:
     """Owns its processes: `stop` ends them all, by pid."""
 
-    def __init__(self, folder: Path, environ: dict[str, str]) -> None:
-        names = ("broker", *SERVICES)
+    def __init__(self, folder: Path, environ: dict[str, str], services: Sequence[str] = SERVICES) -> None:
+        names = ("broker", *services)
+        self.services = services
+        self._gateways = [name for name in services if name.startswith("gateway")]
+        self._others = [name for name in services if not name.startswith("gateway")]
         ports = free_ports(2 * len(names))
         self.folder = folder
         self.grpc = dict(zip(names, ports[: len(names)], strict=True))
         self.http = dict(zip(names, ports[len(names) :], strict=True))
-        self.url = f"http://127.0.0.1:{self.http['gateway']}"
+        self.url = self.url_of(self._gateways[0])
         self._environ = environ
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
+    def url_of(self, name: str) -> str:
+        return f"http://127.0.0.1:{self.http[name]}"
+
     def start(self, *names: str) -> None:
         """Start the named processes (default: all); returns at once."""
-        for name in names or ("broker", *SERVICES):
+        for name in names or ("broker", *self.services):
             with (self.folder / f"{name}.log").open("ab") as log:
                 self._processes[name] = subprocess.Popen(
                     self._command(name), cwd=ROOT, env=self._env(name), stdout=log, stderr=log, start_new_session=True
@@ -94,7 +100,8 @@ class Suite:
     async def ready(self, limit_s: float = 60) -> float:
         """Wait until every process is ready and a request succeeds; return the seconds it took."""
         started = time.monotonic()
-        urls = [f"http://127.0.0.1:{self.http[name]}/readyz" for name in (*POOLS, *ENGINES)] + [f"{self.url}/health"]
+        urls = [f"{self.url_of(name)}/readyz" for name in self._others]
+        urls += [f"{self.url_of(name)}/health" for name in self._gateways]
         async with aiohttp.ClientSession() as session:
             while urls:
                 self._fail_if_dead()
@@ -122,12 +129,14 @@ class Suite:
                         total += sample.value
         return total
 
-    async def complete(self, prompt: str | list[int], max_tokens: int = 8, **fields: Any) -> dict[str, Any]:
+    async def complete(
+        self, prompt: str | list[int], max_tokens: int = 8, url: str | None = None, **fields: Any
+    ) -> dict[str, Any]:
         """Ask for a greedy completion, not streamed; return the JSON answer. Fails on any status but 200."""
         body = {"prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True, **fields}
         async with (
             aiohttp.ClientSession() as session,
-            session.post(f"{self.url}/v1/completions", json=body) as response,
+            session.post(f"{url or self.url}/v1/completions", json=body) as response,
         ):
             answer: dict[str, Any] = await response.json()
             assert response.status == 200, answer
@@ -145,9 +154,11 @@ class Suite:
         """Check that within `within_s` no engine holds pages and no pool a lease."""
         deadline = time.monotonic() + within_s
         while True:
-            held = {name: await self.metric(name, "kv_reservations_held") for name in ENGINES}
-            held |= {name: await self.metric(name, "leases_held") for name in POOLS}
-            held |= {f"{name} writers": await self.metric(name, "writers_open") for name in POOLS}
+            pools = [name for name in self._others if name.startswith("cachepool")]
+            engines = [name for name in self._others if name not in pools]
+            held = {name: await self.metric(name, "kv_reservations_held") for name in engines}
+            held |= {name: await self.metric(name, "leases_held") for name in pools}
+            held |= {f"{name} writers": await self.metric(name, "writers_open") for name in pools}
             if not any(held.values()):
                 return
             assert time.monotonic() < deadline, f"still held: {held}"
@@ -184,9 +195,9 @@ class Suite:
 
 
 @contextmanager
-def running_suite(folder: Path, **environ: str) -> Iterator[Suite]:
+def running_suite(folder: Path, services: Sequence[str] = SERVICES, **environ: str) -> Iterator[Suite]:
     """Start all processes with `environ` on top of the defaults; end them afterwards, whatever happens."""
-    suite = Suite(folder, environ)
+    suite = Suite(folder, environ, services)
     try:
         suite.start()
         yield suite

@@ -11,8 +11,8 @@ import pytest
 
 from benchmarks.harness import ROOT
 from benchmarks.pipe.node import LAYOUT, pool_node
+from benchmarks.wan.line import Line
 from benchmarks.wan.network import Wan, WanUnavailable, wan
-from benchmarks.wan.path import Path
 
 pytestmark = [pytest.mark.wan, pytest.mark.timeout(60)]
 
@@ -22,7 +22,7 @@ RATE = 25e6
 @pytest.fixture
 def two_sites() -> Iterator[Wan]:
     try:
-        with wan(["east", "west"], Path(delay_s=0.02, rate_bytes_per_s=RATE)) as joined:
+        with wan(["east", "west"], Line(delay_s=0.02, rate_bytes_per_s=RATE)) as joined:
             yield joined
     except WanUnavailable as reason:
         pytest.skip(str(reason))
@@ -45,7 +45,7 @@ async def test_a_pull_takes_the_link_as_it_is_and_the_estimate_finds_it_out(two_
 
 
 async def test_a_lossy_link_damages_nothing(two_sites: Wan) -> None:
-    two_sites.shape(Path(delay_s=0.002, rate_bytes_per_s=4 * RATE, loss=0.002))
+    two_sites.shape(Line(delay_s=0.002, rate_bytes_per_s=4 * RATE, loss=0.002))
     async with (
         pool_node(two_sites.command("east"), "east", two_sites.address("east")) as east,
         pool_node(two_sites.command("west"), "west", two_sites.address("west")) as west,
@@ -59,8 +59,8 @@ def test_nothing_is_left_of_a_wan_whose_owner_was_killed(two_sites: Wan) -> None
     program = (
         "import subprocess, sys, time\n"
         "from benchmarks.wan.network import wan\n"
-        "from benchmarks.wan.path import Path\n"
-        "with wan(['a', 'b'], Path()) as joined:\n"
+        "from benchmarks.wan.line import Line\n"
+        "with wan(['a', 'b'], Line()) as joined:\n"
         "    inside = subprocess.Popen([*joined.command('a'), 'sleep', '60'])\n"
         "    print(joined._process.pid, inside.pid, flush=True)\n"
         "    time.sleep(60)\n"

@@ -30,7 +30,7 @@ import xxhash
 
 from shared.errors import BadRequest, CorruptFrame
 from shared.ids import BlockKey
-from shared.kv.codec import Codec, Fidelity
+from shared.kv.codec import Codec, Fidelity, Payload
 from shared.kv.frame import Frame, verify
 from shared.kv.hashing import KEY_BYTES
 from shared.kv.layout import ITEM_BYTES, MAX_LAYERS, KvLayout, LayerSpec
@@ -78,9 +78,10 @@ class ObjectHeader:
         """The layers held, as a bitmask."""
         return sum(1 << place.layer for place in self.places)
 
-    def frame(self, place: Place, payload: bytes | memoryview) -> Frame:
-        """Return the frame that was sealed at the source; `verify` tells whether the payload is still the same."""
-        return Frame(self.key, place.layer, place.codec, place.fidelity, place.raw_bytes, payload, place.checksum)
+
+def frame_at(key: BlockKey, place: Place, payload: Payload) -> Frame:
+    """Return the frame that was sealed at the source; `verify` tells whether the payload is still the same."""
+    return Frame(key, place.layer, place.codec, place.fidelity, place.raw_bytes, payload, place.checksum)
 
 
 def pack(key: BlockKey, parent: BlockKey | None, layout: KvLayout, frames: Iterable[Frame]) -> ObjectHeader:

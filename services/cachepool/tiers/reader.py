@@ -5,7 +5,7 @@ import asyncio
 from services.cachepool.integrity import check
 from services.cachepool.tiers.context import TierContext
 from services.cachepool.tiers.index import Stored
-from services.cachepool.tiers.objects import ObjectHeader, object_path
+from services.cachepool.tiers.objects import frame_at, object_path
 from services.cachepool.tiers.ranges import Range, ranges
 from services.cachepool.tiers.recovery import Recovery
 from shared.errors import BlockMissing, CorruptFrame, PrfaasError, Unavailable
@@ -49,7 +49,7 @@ class Reader:
         if stored is None:
             return []
         try:
-            frames = await self._intact(stored.header, part)
+            frames = await self._intact(key, part)
             if len(frames) < len(part.places):
                 frames = await self._read_again(stored, part)
         except BlockMissing:
@@ -70,24 +70,24 @@ class Reader:
             return []
         frames: list[Frame] = []
         for again in ranges(now.header, part.layers):
-            frames += await self._intact(now.header, again)
+            frames += await self._intact(stored.key, again)
         if len(frames) < len(part.places):
             log.warning("object_corrupt", key=stored.key.hex(), layers=len(part.places) - len(frames))
             self._drop(stored.key, "corrupt")
             await self._bucket.delete(object_path(stored.key))
         return frames
 
-    async def _intact(self, header: ObjectHeader, part: Range) -> list[Frame]:
+    async def _intact(self, key: BlockKey, part: Range) -> list[Frame]:
         async with self._gate:
             try:
-                data = await self._bucket.read(object_path(header.key), part.offset, part.length)
+                data = await self._bucket.read(object_path(key), part.offset, part.length)
             except CorruptFrame:  # shorter than it should be
                 self._metrics.corrupt.inc(len(part.places))
                 return []
         self._metrics.read_bytes.inc(part.length)
         starts = [place.offset - part.offset for place in part.places]
         frames = [
-            header.frame(place, data[start : start + place.length])
+            frame_at(key, place, data[start : start + place.length])
             for place, start in zip(part.places, starts, strict=True)
         ]
         checked = await check(frames)

@@ -55,7 +55,7 @@ class ReadThrough:
         wanted = self._wanted(sourced)
         if not wanted:
             return
-        writer = self._store.open_writer()
+        writer = self._store.open_writer(sourced.reader.tenant)
         grants = self._store.grant(writer, sourced.layout, wanted)
         granted = [(key, grant.granted) for (key, _), grant in zip(wanted, grants, strict=True)]
         job = _Job(writer, self._store.clock(), self._plan(granted))

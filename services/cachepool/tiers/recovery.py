@@ -38,7 +38,10 @@ class Recovery:
     async def run(self) -> None:
         """Take over everything that is there. A store that fails is asked again, later and later."""
         if self._folder is not None:
-            self._metrics.torn.inc(await asyncio.to_thread(_sweep, self._folder, self._started))
+            try:
+                self._metrics.torn.inc(await asyncio.to_thread(_sweep, self._folder, self._started))
+            except OSError as error:
+                log.warning("remains_not_swept", error=str(error))
         pause_s = FIRST_PAUSE_S
         while not self._is_listed:
             try:

@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from benchmarks.wan.path import Direction, Path
+from benchmarks.wan.line import Direction, Line
 from benchmarks.wan.segments import GSO_TCPV4, VNET_BYTES, WIRE_BYTES, Losses, num_segments, wire_bytes, without
 
 MSS = 1000
@@ -26,7 +26,7 @@ def payload(frame: bytes) -> bytes:
 
 
 def test_a_frame_arrives_after_its_turn_on_the_link_and_the_delay() -> None:
-    direction = Direction(Path(delay_s=0.1, rate_bytes_per_s=1000))
+    direction = Direction(Line(delay_s=0.1, rate_bytes_per_s=1000))
     direction.push(b"first", 500, now=10.0)
     direction.push(b"second", 250, now=10.0)
     assert direction.next_due == pytest.approx(10.6)
@@ -38,7 +38,7 @@ def test_a_frame_arrives_after_its_turn_on_the_link_and_the_delay() -> None:
 
 
 def test_a_full_queue_drops() -> None:
-    direction = Direction(Path(delay_s=0.1, rate_bytes_per_s=1000, queue_bytes=1000))
+    direction = Direction(Line(delay_s=0.1, rate_bytes_per_s=1000, queue_bytes=1000))
     for _ in range(5):
         direction.push(b"frame", 600, now=1.0)
     assert (direction.frames_carried, direction.frames_dropped) == (2, 3)

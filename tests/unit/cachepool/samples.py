@@ -39,7 +39,7 @@ def key(name: object) -> BlockKey:
     return BlockKey(hashlib.sha256(repr(name).encode()).digest())
 
 
-def keys(prefix: str, count: int) -> list[BlockKey]:
+def keys(prefix: object, count: int) -> list[BlockKey]:
     return [key((prefix, number)) for number in range(count)]
 
 

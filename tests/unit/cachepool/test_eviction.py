@@ -1,13 +1,25 @@
-"""What goes first when room is needed: chains from their ends, dispensable windows, worth, tenants. Manual clock."""
+"""What goes first when room is needed: chains from their ends, dispensable windows, what is worth least."""
 
 import pytest
 
+from services.cachepool.block import Block
+from services.cachepool.eviction import Eviction
+from services.cachepool.reuse import CORRELATED_S, History, ReuseClock
 from shared.errors import Overloaded
+from shared.ids import BlockKey
 from shared.kv.entries import BlockEntries
-from tests.unit.cachepool.samples import FULL, Pool, frame, key, keys, wanting
+from tests.unit.cachepool.samples import ALL, BLOCK_BYTES, FULL, Pool, frame, key, keys, wanting
 from tests.unit.cachepool.test_store import taken
 
 A, B, C, D = keys("chain", 4)
+FULL_LAYERS = 0b101
+"""Of `LAYOUT`: what stays of a block whose window entries went."""
+
+
+def crowd(pool: Pool, count: int = 1, name: object = "crowd") -> None:
+    """Store single blocks that nobody asks for again."""
+    for number in range(count):
+        pool.fill(key((name, number)))
 
 
 def test_the_least_recently_used_block_goes_first() -> None:
@@ -88,3 +100,157 @@ def test_a_pool_that_never_evicts_does_not_grow() -> None:
     for _ in range(3000):
         pool.store.close(pool.reader(A, B))
     assert len(pool.store._shelf._eviction._all._heap) < 1000
+
+
+# Window entries
+
+
+def layers(pool: Pool, block_keys: list[BlockKey]) -> list[int]:
+    return [pool.store.lookup(block_key) for block_key in block_keys]
+
+
+def test_window_entries_that_no_resume_needs_go_first_and_the_world_is_told() -> None:
+    pool = Pool(5.8)
+    chain = keys("long", 4)  # a window of 8 tokens: a resume behind the fourth block needs windows of the last two
+    crowd(pool)
+    pool.fill(*chain)
+    pool.groups.clear()
+    crowd(pool, name="new")
+    assert layers(pool, chain) == [FULL_LAYERS, FULL_LAYERS, ALL, ALL], "though the single block is older"
+    assert pool.held(key(("crowd", 0)), key(("new", 0))) == [True, True]
+    assert {(chain[0], 0b01), (chain[1], 0b01)} < set(pool.groups)
+    assert (pool.store.stats.num_trimmed, pool.store.stats.num_evicted) == (2, 0)
+    pool.store.check_integrity()
+
+
+def test_windows_at_which_requests_keep_resuming_are_kept() -> None:
+    """A system prompt: its end is in the middle of every conversation."""
+    pool = Pool(8.2)
+    system = keys("system", 2)
+    for number in range(4):
+        pool.clock.advance(CORRELATED_S)
+        if number:
+            pool.read(*system)
+        pool.fill(*system, *keys(("talk", number), 3))
+    crowd(pool, 2)
+    assert layers(pool, system) == [ALL, ALL]
+    old = keys(("talk", 3), 3)
+    assert layers(pool, old[:1]) == [FULL_LAYERS], "where nobody resumed again"
+
+
+def test_windows_come_back_when_somebody_writes_them() -> None:
+    pool = Pool(4)
+    chain = keys("long", 4)
+    pool.fill(*chain)
+    crowd(pool, 1)
+    assert layers(pool, chain)[0] == FULL_LAYERS
+    pool.fill(*chain[:2])
+    assert layers(pool, chain)[0] == ALL
+    pool.store.check_integrity()
+
+
+def test_an_end_whose_windows_are_gone_goes_before_older_blocks_at_which_one_can_resume() -> None:
+    pool = Pool(5.2)
+    chain = keys("long", 4)
+    crowd(pool)
+    pool.fill(*chain)
+    crowd(pool, name="new")
+    assert layers(pool, chain)[:2] == [FULL_LAYERS, FULL_LAYERS]
+    pool.fill(*keys("other", 4))
+    assert pool.held(key(("crowd", 0))) == [False]
+    assert layers(pool, chain) == [0, 0, 0, 0], "the first two fell with the ends that made them worth something"
+
+
+def test_window_entries_under_a_lease_stay() -> None:
+    pool = Pool(4.2)
+    chain = keys("long", 4)
+    pool.fill(*chain)
+    reader = pool.reader(*chain, layers=FULL_LAYERS)
+    with pytest.raises(Overloaded):
+        crowd(pool)
+    assert pool.held(*chain) == [True] * 4
+    pool.store.close(reader)
+
+
+# Worth
+
+
+def test_what_was_used_more_often_outlives_what_was_used_later() -> None:
+    pool = Pool(3, FULL)
+    crowd(pool, 4, "before")  # something was evicted: how long blocks live is known
+    pool.fill(A)
+    for _ in range(3):
+        pool.clock.advance(CORRELATED_S)
+        pool.read(A)
+    pool.fill(B)
+    crowd(pool, 4)
+    assert pool.held(A, B) == [True, False]
+
+
+def test_uses_close_to_each_other_are_one() -> None:
+    pool = Pool(3, FULL)
+    crowd(pool, 4, "before")
+    pool.fill(A)
+    for _ in range(50):
+        pool.read(A)
+    pool.fill(B)
+    crowd(pool, 2)
+    assert pool.held(A, B) == [False, True]
+
+
+def test_a_block_that_comes_back_is_known() -> None:
+    pool = Pool(3, FULL)
+    crowd(pool, 4, "before")
+    for number in range(3):
+        pool.clock.advance(CORRELATED_S)
+        pool.fill(A)
+        crowd(pool, 8, number)  # each time it is evicted again
+    pool.fill(A)
+    crowd(pool, 5)
+    assert pool.held(A) == [True]
+
+
+def block(depth: int = 0, uses: int = 1, at: float = 1000.0) -> Block:
+    made = Block(A, FULL, 1)
+    made.depth, made.charge = depth, BLOCK_BYTES
+    made.uses.count, made.uses.counted_at, made.uses.last_at = uses, at, at
+    return made
+
+
+def test_depth_raises_worth_for_attention_costs_more_there() -> None:
+    clock = ReuseClock()
+    clock.evicted(block().uses, 1010.0)
+    assert clock.worth(block(depth=5000)) > clock.worth(block(depth=50)) > clock.worth(block())
+    assert clock.worth(block(uses=2)) - clock.worth(block()) == clock.doubling_s == clock.interval_s
+
+
+def test_where_blocks_live_long_the_order_is_that_of_their_last_use() -> None:
+    clock = ReuseClock()
+    assert clock.worth(block(uses=200)) == 1000.0, "before anything was evicted nobody knows"
+    clock.evicted(block().uses, 1000.0 + 4 * clock.interval_s)
+    assert clock.worth(block(uses=200)) == 1000.0
+    assert clock.doubling_s == 0.0
+
+
+def test_the_reuse_interval_is_learnt() -> None:
+    clock, used = ReuseClock(), block(uses=0)
+    for number in range(6):
+        clock.count(used.uses, 1000.0 + 70 * number)
+    assert (clock.interval_s, used.uses.count) == (70.0, 6)
+
+
+def test_history_is_bounded_by_what_is_stored() -> None:
+    history = History()
+    for number, name in enumerate(keys("gone", 1000)):
+        used = block(uses=number % 7 + 1, at=float(number)).uses
+        history.remember(name, used, num_blocks=10)
+        assert len(history) <= 10 * History.PER_BLOCK
+    assert history.recall(keys("gone", 1000)[-1]).count == 999 % 7 + 1
+    assert history.recall(keys("gone", 1000)[-1]).count == 0, "recalled once"
+    assert history.recall(keys("gone", 1000)[0]).count == 0, "long forgotten"
+
+
+def test_an_order_of_nothing_is_empty() -> None:
+    order = Eviction(lambda: 0.0, by_tenant=True)
+    assert order.pop() is None
+    assert order.pop("nobody") is None

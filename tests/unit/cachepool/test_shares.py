@@ -5,7 +5,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from services.cachepool.shares import MAX_ENDED, Shares
+from services.cachepool.shares import MAX_ENDED, MAX_STREAMS, Shares
+from shared.errors import Overloaded
 
 ID = b"i" * 16
 
@@ -54,6 +55,16 @@ def test_streams_without_an_id_are_alone(readers: Readers) -> None:
             assert place is not None
             assert place.reader == number
     assert readers.closed == [1, 2]
+
+
+def test_the_streams_of_a_share_are_bounded(readers: Readers) -> None:
+    shares = Shares[int]()
+    with ExitStack() as streams:
+        for _ in range(MAX_STREAMS):
+            streams.enter_context(shares.join(ID, readers.open, readers.closed.append))
+        with pytest.raises(Overloaded), shares.join(ID, readers.open, readers.closed.append):
+            pass
+    assert readers.closed == [1]
 
 
 def test_what_is_remembered_is_bounded(readers: Readers) -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from services.cachepool.block import Writer
+from services.cachepool.pins import Pins
 from services.cachepool.store import Store
 from services.cachepool.subscription import Subscription
 from shared.errors import Overloaded
@@ -15,6 +16,8 @@ from shared.kv.entries import BlockEntries
 from tests.unit.cachepool.samples import ALL, BLOCK_BYTES, ENTRY_BYTES, LAYOUT, ManualClock, frame, keys
 
 CHAINS = [keys("one", 5), keys("two", 4), [*keys("one", 2), *keys("fork", 2)]]
+
+FULL_LAYERS = 0b101
 
 chains = st.sampled_from(CHAINS)
 masks = st.integers(1, ALL)
@@ -33,7 +36,9 @@ class PoolMachine(RuleBasedStateMachine):
         super().__init__()
         self.clock = ManualClock()
         self.groups: dict[BlockKey, int] = {}
-        self.store = Store(4 * BLOCK_BYTES + 100, self.clock, self._on_groups)
+        self.store = Store(4 * BLOCK_BYTES + 100, self.clock, self._on_groups, tenant_share=0.5)
+        self.pins = Pins(self.store, 0.5, 1.0, max_ttl_s=20.0)
+        self.pinned: dict[str, tuple[float, dict[BlockKey, int]]] = {}  # the model's view: until when, which layers
         self.writers: list[Writer] = []
         self.readers: dict[Subscription, Expected] = {}
         self.granted: dict[int, set[tuple[BlockKey, int]]] = {}  # the model's view, by id of the writer
@@ -46,14 +51,15 @@ class PoolMachine(RuleBasedStateMachine):
     def _check_eviction(self, evicted: BlockKey) -> None:
         assert all(evicted not in expected.order for expected in self.readers.values()), "a reader held it"
         assert all(evicted != key for granted in self.granted.values() for key, _ in granted), "a writer held it"
+        assert not any(evicted in kept for _, kept in self.pinned.values()), "it was pinned"
         assert not any(block.parent and block.parent.key == evicted for block in self.store._shelf), (
             "a successor is still here"
         )
 
     @precondition(lambda self: len(self.writers) < 4)
-    @rule()
-    def open_writer(self) -> None:
-        writer = self.store.open_writer()
+    @rule(tenant=st.sampled_from(["", "a", "b"]))
+    def open_writer(self, tenant: str) -> None:
+        writer = self.store.open_writer(tenant)
         self.writers.append(writer)
         self.granted[id(writer)] = set()
 
@@ -79,6 +85,10 @@ class PoolMachine(RuleBasedStateMachine):
             self.granted[id(writer)].discard((key, layer))
             kept = {k for expected in self.readers.values() for k in expected.order}
             before = {k: self.store.lookup(k) for k in kept}
+            for _, layers in self.pinned.values():
+                for k, mask in layers.items():
+                    before[k] = before.get(k, 0) | self.store.lookup(k) & mask
+            full = {k: self.store.lookup(k) & FULL_LAYERS for chain in CHAINS for k in chain}
             try:
                 self.granted[id(writer)].add((key, layer))  # the grant protects the block until the entry is in
                 self.store.put(writer, frame(key, layer))
@@ -88,6 +98,8 @@ class PoolMachine(RuleBasedStateMachine):
             finally:
                 self.granted[id(writer)].discard((key, layer))
             assert all(self.store.lookup(k) & mask == mask for k, mask in before.items())
+            for k, mask in full.items():
+                assert self.store.lookup(k) & mask in (0, mask), "only window entries go before their block"
 
     @precondition(lambda self: self.writers)
     @rule(data=st.data(), ago=st.sampled_from([0.0, 0.5, 2.0]))
@@ -143,15 +155,32 @@ class PoolMachine(RuleBasedStateMachine):
         del self.readers[reader]
         self.store.close(reader)
 
+    @rule(name=st.sampled_from(["p", "q"]), chain=chains, count=st.integers(1, 3), ttl_s=st.sampled_from([2.0, 9.0]))
+    def pin(self, name: str, chain: list[BlockKey], count: int, ttl_s: float) -> None:
+        blocks = [BlockEntries(key, LAYOUT.needed_layers(index, count)) for index, key in enumerate(chain[:count])]
+        try:
+            present = self.pins.pin(name, LAYOUT, blocks, ttl_s, "")
+        except Overloaded:
+            return
+        assert present == [self.store.lookup(key) for key, _ in blocks]
+        self.pinned[name] = (self.clock.now + ttl_s, dict(blocks))
+
+    @rule(name=st.sampled_from(["p", "q"]))
+    def unpin(self, name: str) -> None:
+        assert self.pins.unpin(name) == (self.pinned.pop(name, None) is not None)
+
     @rule(seconds=st.sampled_from([0.5, 1.0, 5.0]))
     def advance(self, seconds: float) -> None:
         self.clock.advance(seconds)
+        self.pins.expire()
+        self.pinned = {name: pin for name, pin in self.pinned.items() if pin[0] > self.clock.now}
 
     @invariant()
     def books_balance(self) -> None:
         self.store.check_integrity()
         stats = self.store.stats
         assert stats.num_leases == sum(len(expected.order) for expected in self.readers.values())
+        assert len(self.pins) == len(self.pinned)
         assert (stats.num_readers, stats.num_writers) == (len(self.readers), len(self.writers))
         for reader, expected in self.readers.items():
             assert reader.num_left == len(expected.left)
@@ -183,6 +212,9 @@ class PoolMachine(RuleBasedStateMachine):
             assert num_sent + num_missing == len(expected.left), "each wanted entry leaves exactly once"
             assert reader.done
             self.store.close(reader)
+        for name in list(self.pinned):
+            assert self.pins.unpin(name)
+        assert (len(self.pins), self.pins.num_bytes) == (0, 0)
         assert self.store.stats[3:6] == (0, 0, 0)
         self.store.check_integrity()
 

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 from shared.errors import CorruptFrame
 from shared.kv.codec import CODEC_OF, FIDELITY_OF, SINK_TOKENS, Codec, EntryShape, Fidelity, decode, encode
 from shared.kv.codec.floats import from_floats, to_floats
+from shared.kv.codec.native import load_kernels
+from shared.kv.codec.quantised import SHARES, Shares
+from shared.kv.codec.steps import quantise, quantise_in_numpy, restore, restore_in_numpy
 from shared.kv.layout import Dtype
 
 LOSSLESS = [codec for codec in Codec if FIDELITY_OF[codec] is Fidelity.LOSSLESS]
@@ -144,3 +147,49 @@ def test_a_better_class_serves_a_lower_one() -> None:
     assert not Fidelity.INT4.satisfies(Fidelity.INT8)
     assert not Fidelity.INT8.satisfies(Fidelity.LOSSLESS)
     assert {FIDELITY_OF[codec] for codec in CODEC_OF.values()} == set(CODEC_OF)
+
+
+NATIVE = pytest.mark.skipif(load_kernels() is None, reason="no C compiler")
+
+
+@NATIVE
+@given(
+    shape=st.builds(
+        EntryShape, st.integers(1, 70), st.integers(1, 3), st.sampled_from([16, 64, 112]), st.just("bfloat16")
+    ),
+    seed=st.integers(0, 1000),
+    scale=st.sampled_from([1e-30, 1e-6, 0.02, 1.0, 300.0]),
+    shares=st.sampled_from(list(SHARES.values())),
+    num_whole=st.integers(0, 5),
+)
+def test_c_and_numpy_make_the_same_bytes(
+    shape: EntryShape, seed: int, scale: float, shares: Shares, num_whole: int
+) -> None:
+    numbers = like_kv(shape, seed) * np.float32(scale)
+    words = np.frombuffer(packed(numbers), np.uint8).reshape(2, shape.block_tokens, -1)[:, num_whole:]
+    if words.shape[1] == 0:
+        return
+    native = quantise(words, shape, shares.keys, shares.values)
+    plain = quantise_in_numpy(words, shape, shares.keys, shares.values)
+    assert native is not None
+    assert plain is not None
+    assert np.array_equal(native.codes, plain.codes)
+    assert np.array_equal(native.offsets, plain.offsets)
+    assert np.array_equal(native.numbers, plain.numbers)
+    outs = [np.empty(words.shape, np.uint8) for _ in range(2)]
+    parts = native.numbers[0].view(np.uint8), native.numbers[1].view(np.uint8), native.codes, native.offsets
+    restore(*parts, shape, outs[0])
+    restore_in_numpy(*parts, shape, outs[1])
+    assert np.array_equal(outs[0], outs[1])
+
+
+@NATIVE
+@given(st.binary(min_size=256, max_size=256))
+def test_c_and_numpy_agree_on_any_numbers(raw: bytes) -> None:
+    shape = EntryShape(4, 1, 16, "bfloat16")
+    words = np.frombuffer(raw, np.uint8).reshape(2, 4, -1)
+    native, plain = (way(words, shape, 0.04, 0.04) for way in (quantise, quantise_in_numpy))
+    assert (native is None) == (plain is None)
+    if native is not None and plain is not None:
+        assert np.array_equal(native.codes, plain.codes)
+        assert np.array_equal(native.numbers, plain.numbers)

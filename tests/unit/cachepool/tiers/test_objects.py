@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from services.cachepool.tiers.objects import (
     HEAD_BYTES,
     ObjectHeader,
+    frame_at,
     header_size,
     key_of_path,
     object_path,
@@ -42,7 +43,9 @@ def written(
 
 def read_all(content: bytes) -> list[Frame]:
     header = parse(content, len(content))
-    frames = [header.frame(place, content[place.offset : place.offset + place.length]) for place in header.places]
+    frames = [
+        frame_at(header.key, place, content[place.offset : place.offset + place.length]) for place in header.places
+    ]
     for each in frames:
         verify(each)
     return frames

@@ -7,7 +7,7 @@ MIN_QUEUE_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True)
-class Path:
+class Line:
     """What lies between two sites, each way."""
 
     delay_s: float = 0.015  # one way
@@ -22,9 +22,9 @@ class Path:
 
 @dataclass
 class Direction:
-    """Frames on their way from one site to another. Changing `path` applies to frames that come from then on."""
+    """Frames on their way from one site to another. Changing `line` applies to frames that come from then on."""
 
-    path: Path
+    line: Line
     frames_carried: int = 0
     bytes_carried: int = 0  # of wire
     frames_dropped: int = 0  # the queue was full
@@ -36,11 +36,11 @@ class Direction:
     def push(self, frame: bytes, wire_bytes: int, now: float) -> None:
         """Take a frame that takes `wire_bytes` of the link; drop it when too much waits already."""
         waiting_s = max(0.0, self._free_at - now)
-        if waiting_s * self.path.rate_bytes_per_s > self.path.max_queue_bytes:
+        if waiting_s * self.line.rate_bytes_per_s > self.line.max_queue_bytes:
             self.frames_dropped += 1
             return
-        self._free_at = now + waiting_s + wire_bytes / self.path.rate_bytes_per_s
-        self._frames.append((self._free_at + self.path.delay_s, frame))
+        self._free_at = now + waiting_s + wire_bytes / self.line.rate_bytes_per_s
+        self._frames.append((self._free_at + self.line.delay_s, frame))
         self.frames_carried += 1
         self.bytes_carried += wire_bytes
 

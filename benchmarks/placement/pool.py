@@ -1,0 +1,100 @@
+"""A pool that says it holds a million blocks, in a process of its own: only its placement log is filled."""
+
+import asyncio
+import multiprocessing
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+import psutil
+
+from services.cachepool.app import build_pool
+from services.cachepool.settings import PoolSettings
+from shared.bus.events import PlacementEvent
+from shared.health import Health
+from shared.ids import BlockKey, Epoch
+from shared.lifecycle import InFlight
+from shared.metrics import Metrics
+from shared.rpc.client import Channels
+from shared.rpc.pool_calls import add_pool_servicer
+from shared.rpc.server import GrpcServer
+
+GROUPS = 0b11
+
+
+@dataclass(frozen=True)
+class Served:
+    """A pool that can be asked now."""
+
+    address: str
+    log_bytes_per_block: float  # of its placement log, the keys themselves not counted: the store has them anyway
+    announced_per_s: float  # blocks noted and made into encoded events
+
+
+@contextmanager
+def pool_with(num_blocks: int) -> Iterator[Served]:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_main, args=(theirs, num_blocks), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield ours.recv()
+    finally:
+        ours.close()
+        process.join(10)
+        process.kill()
+
+
+def _main(pipe: Connection, num_blocks: int) -> None:
+    asyncio.run(_serve(pipe, num_blocks))
+
+
+async def _serve(pipe: Connection, num_blocks: int) -> None:
+    keys = [BlockKey(number.to_bytes(32, "little")) for number in _spread(num_blocks)]
+    announced = asyncio.Event()
+    waiting = num_blocks
+
+    def publish(event: PlacementEvent) -> None:
+        nonlocal waiting
+        event.encode()
+        waiting -= event.num_blocks
+        if waiting == 0:
+            announced.set()
+
+    async with Channels() as channels:
+        pool = build_pool(PoolSettings(), Epoch(1), channels, Metrics(), publish)
+        server = GrpcServer("127.0.0.1", 0, Health("grpc"), InFlight())
+        add_pool_servicer(pool.servicer, server.grpc, pool.store.memory.keep)
+        address = f"127.0.0.1:{await server.start()}"
+        feed = asyncio.create_task(pool.feed.run())
+        rss, started = psutil.Process().memory_info().rss, time.perf_counter()
+        for number, key in enumerate(keys):
+            pool.feed.note(key, GROUPS, GROUPS)
+            if number % 4096 == 0:
+                await asyncio.sleep(0)
+        await announced.wait()
+        rate = num_blocks / (time.perf_counter() - started)
+        grown = psutil.Process().memory_info().rss - rss
+        pipe.send(Served(address, grown / num_blocks, rate))
+        await asyncio.get_running_loop().run_in_executor(None, _wait_for_end, pipe)
+        feed.cancel()
+        await server.stop(0)
+
+
+def _wait_for_end(pipe: Connection) -> None:
+    try:
+        pipe.recv()
+    except EOFError:
+        return
+
+
+def _spread(num_blocks: int) -> Iterator[int]:
+    """Numbers as spread out over 32 bytes as hashes are: multiples of the golden ratio."""
+    step = 0x9E3779B97F4A7C15F39CC0605CEDC8341082276BF3A27251F86C6A11D0C18E95
+    number = 0
+    for _ in range(num_blocks):
+        number = (number + step) % (1 << 256)
+        yield number

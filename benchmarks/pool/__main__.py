@@ -1,0 +1,143 @@
+"""Publish and fetch of one pool over loopback, beside a bare `grpc.aio` stream of equal messages.
+
+With `--mooncake PYTHON` and `--lmcache PYTHON` also beside Mooncake Store over TCP and LMCache's server, run by the
+interpreters named, at 1 and 4 MiB. The pool is `services.cachepool` with its broker, its client the one of the engines,
+checksums are made and verified on the way, which no contestant does. Each contestant's pool is full before it is
+measured: memory that is touched for the first time costs all of them more than the transfer.
+"""
+
+import argparse
+import statistics
+import sys
+from contextlib import ExitStack
+
+from benchmarks import harness
+from benchmarks.harness import Check, Report, Row, Spread, at_least, at_most
+from benchmarks.peers.process import Peer
+
+KIB, MIB = 1 << 10, 1 << 20
+POOL_BYTES = 320 * MIB
+ENTRIES = {"48 KiB (SmolLM2)": 48 * KIB, "64 KiB (Gemma 3)": 64 * KIB, "1 MiB": MIB, "4 MiB": 4 * MIB}
+TARGETS = {"get": 0.8, "put": 0.7}
+PEER_SIZES = ("1 MiB", "4 MiB")
+LATENCY_LIMIT_MS = 2.0
+OVERHEAD_LIMIT = 0.05
+
+
+def contestant(name: str, python: str = sys.executable, pool_bytes: int = POOL_BYTES) -> Peer:
+    command = [sys.executable, "-m", "benchmarks.pool.driver", f"benchmarks.pool.{name}", python]
+    return Peer(name, command, {"PRFAAS_POOL_BYTES": str(pool_bytes)})
+
+
+def rates(peers: dict[str, Peer], size: str, moved: int, rounds: int, clients: int = 1) -> dict[str, list[float]]:
+    """Return GB/s by "contestant operation", round by round, contestants in turn; their pools are filled before."""
+    found: dict[str, list[float]] = {f"{name} {operation}": [] for name in peers for operation in TARGETS}
+    entry_bytes = ENTRIES[size]
+
+    def move(peer: Peer, operation: str, name: str, num_bytes: int) -> float:
+        num_entries = num_bytes // clients // entry_bytes
+        answer = peer.request(
+            do=operation, entry_bytes=entry_bytes, num_entries=num_entries, name=name, clients=clients
+        )
+        return float(answer["bytes"] / answer["seconds"] / 1e9)
+
+    for peer in peers.values():
+        move(peer, "put", f"fill {clients}", POOL_BYTES)
+        for operation in ("put", "get"):
+            move(peer, operation, f"warm {clients}", moved)
+    for number in range(rounds):
+        for name, peer in peers.items() if number % 2 else reversed(peers.items()):
+            for operation in ("put", "get"):
+                found[f"{name} {operation}"].append(move(peer, operation, f"{number} {clients}", moved))
+    return found
+
+
+def compare(found: dict[str, list[float]], size: str, num_clients: int) -> list[Row]:
+    """One row for each contestant and operation; ratios are medians over rounds, each against the same round's bare."""
+    rows: list[Row] = []
+    for key, values in found.items():
+        name, operation = key.split()
+        ratios = [ours / bare for ours, bare in zip(values, found[f"bare {operation}"], strict=True)]
+        rows.append(
+            {
+                "entry": size,
+                "clients": num_clients,
+                "operation": operation,
+                "contestant": name,
+                **Spread.of(values).cells("gb_per_s"),
+                "of_bare": round(statistics.median(ratios), 2),
+            }
+        )
+    return rows
+
+
+def speed_checks(found: dict[str, list[float]], size: str) -> list[Check]:
+    def ratio(operation: str, other: str) -> float:
+        pairs = zip(found[f"ours {operation}"], found[f"{other} {operation}"], strict=True)
+        return statistics.median(ours / theirs for ours, theirs in pairs)
+
+    checks = [at_least(f"{op} of {size} against the bare stream", ratio(op, "bare"), to) for op, to in TARGETS.items()]
+    if "mooncake get" in found:
+        checks += [at_least(f"{op} of {size} against Mooncake", ratio(op, "mooncake"), 1.0) for op in TARGETS]
+    return checks
+
+
+def latencies(peer: Peer) -> tuple[list[Row], list[Check]]:
+    """First verified entry of a 4,096-token prompt; lookup of 2,000 keys, all of them there."""
+    chain = {"entry_bytes": 64 * KIB, "num_entries": 64 * 18, "name": "prompt"}
+    keys = {"entry_bytes": 4 * KIB, "num_entries": 2000, "name": "keys"}
+    found = {}
+    for operation, load in (("first_frame", chain), ("lookup", keys)):
+        peer.request(do="put", **load)
+        found[operation] = peer.request(do=operation, **load)["median_s"]
+    rows: list[Row] = [{"latency": name, "median_ms": round(seconds * 1000, 3)} for name, seconds in found.items()]
+    return rows, [at_most(f"{name}, median", seconds * 1000, LATENCY_LIMIT_MS, "ms") for name, seconds in found.items()]
+
+
+def overhead(size: str, num_bytes: int) -> tuple[Row, Check]:
+    """Growth of the pool's resident set against the payload that it came to hold, behind a first part that warms up."""
+    load = {"do": "put", "entry_bytes": ENTRIES[size]}
+    with contestant("ours", pool_bytes=4 * num_bytes) as peer:
+        peer.request(**load, num_entries=num_bytes // 2 // ENTRIES[size], name="first")
+        before = peer.request(do="resident_bytes")["bytes"]
+        stored = peer.request(**load, num_entries=num_bytes // ENTRIES[size], name="second")["bytes"]
+        grown = peer.request(do="resident_bytes")["bytes"] - before
+    share = grown / stored - 1
+    row: Row = {"memory": size, "stored_mb": round(stored / 1e6), "resident_mb": round(grown / 1e6, 1)}
+    return {**row, "overhead": round(share, 4)}, at_most(f"memory beside payload, {size}", share, OVERHEAD_LIMIT)
+
+
+def measure(options: argparse.Namespace) -> Report:
+    report = Report(settings={"pool_mib": POOL_BYTES // MIB})
+    moved, rounds = (64 * MIB, 3) if options.quick else (128 * MIB, 9)
+    with ExitStack() as stack:
+        own = {name: stack.enter_context(contestant(name)) for name in ("bare", "ours")}
+        others = {"mooncake": options.mooncake, "lmcache": options.lmcache}
+        peers = {name: stack.enter_context(contestant(name, python)) for name, python in others.items() if python}
+        for size in ("48 KiB (SmolLM2)", "1 MiB") if options.quick else ENTRIES:
+            found = rates({**own, **(peers if size in PEER_SIZES else {})}, size, moved, rounds)
+            report.rows += compare(found, size, 1)
+            report.checks += speed_checks(found, size)
+            if size == "1 MiB":
+                four = rates(own, size, moved, rounds, clients=4)
+                report.rows += compare(four, size, 4)
+                for operation in TARGETS:
+                    alone, together = (statistics.median(f[f"ours {operation}"]) for f in (found, four))
+                    report.checks.append(at_least(f"{operation} of four clients against one", together / alone, 1.0))
+        rows, checks = latencies(own["ours"])
+        report.rows += rows
+        report.checks += checks
+    for size in ("1 MiB",) if options.quick else ("48 KiB (SmolLM2)", "64 KiB (Gemma 3)", "1 MiB"):
+        row, check = overhead(size, 128 * MIB if options.quick else 256 * MIB)
+        report.rows.append(row)
+        report.checks.append(check)
+    return report
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--mooncake", metavar="PYTHON", help="an interpreter that has mooncake-transfer-engine")
+    parser.add_argument("--lmcache", metavar="PYTHON", help="an interpreter that has lmcache")
+
+
+if __name__ == "__main__":
+    sys.exit(harness.main("pool", measure, add_options, description=__doc__))

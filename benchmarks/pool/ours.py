@@ -1,0 +1,181 @@
+"""The pool as the product runs it: the process `services.cachepool` with its broker, and the engines' `PoolClient`.
+
+Entries are sealed by the client and verified by the pool when they are put, and verified again by the client when they
+are got. What is written lies in memory already: the codec is `raw`.
+"""
+
+import asyncio
+import hashlib
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Coroutine, Iterator
+from contextlib import ExitStack, aclosing
+from itertools import cycle
+from typing import Any
+
+from benchmarks.pool.lines import ROOT, open_answers, serve
+from benchmarks.pool.load import Load, Payloads
+from shared.allocator import keep_freed_memory
+from shared.deadline import Deadline
+from shared.ids import BlockKey
+from shared.kv.codec import Codec
+from shared.kv.entries import BlockEntries
+from shared.kv.frame import Frame, open_frame, seal
+from shared.kv.layout import KvLayout, LayerSpec
+from shared.rpc.client import Channels
+from shared.rpc.pool import PoolClient
+
+LIMIT_S = 120.0
+# Layouts whose entries have these sizes, in bfloat16 and blocks of 64 tokens: (layers, KV heads, head size).
+SHAPES = {
+    4 * 1024: (1, 1, 16),  # for lookups: blocks of one small entry
+    48 * 1024: (30, 3, 64),  # SmolLM2-135M
+    64 * 1024: (18, 1, 256),  # Gemma 3 270M
+    1024 * 1024: (32, 32, 128),  # Llama 2 7B
+    4 * 1024 * 1024: (32, 128, 128),
+}
+
+
+def layout_of(entry_bytes: int) -> KvLayout:
+    num_layers, num_heads, head_dim = SHAPES[entry_bytes]
+    layout = KvLayout((LayerSpec(None, num_heads, head_dim),) * num_layers, "bfloat16")
+    assert layout.entry_bytes(0) == entry_bytes
+    return layout
+
+
+def blocks_of(load: Load, layout: KvLayout) -> list[BlockEntries]:
+    """Return a chain with at least the load's entries in whole blocks."""
+    count = -(-load.num_entries // layout.num_layers)
+    keys = (hashlib.sha256(f"{load.name} {load.entry_bytes} {number}".encode()).digest() for number in range(count))
+    return [BlockEntries(BlockKey(key), layout.all_layers) for key in keys]
+
+
+def run_server() -> None:
+    """Start broker and pool, say where the pool is, end both when our input ends."""
+    answers = open_answers()
+    with ExitStack() as stack:
+        kafka = f"127.0.0.1:{_free_port()}"
+        command = [sys.executable, "-m", "shared.bus.devbroker", "--port", kafka.split(":")[1]]
+        stack.enter_context(_process(command))
+        environ = {"PRFAAS_KAFKA": kafka, "PRFAAS_GRPC_PORT": "0", "PRFAAS_HTTP_PORT": "0", "PYTHONUNBUFFERED": "1"}
+        pool = stack.enter_context(_process([sys.executable, "-m", "services.cachepool"], **environ))
+        assert pool.stdout is not None
+        address = next(address for line in pool.stdout if (address := _ready_address(line)))
+        threading.Thread(target=pool.stdout.read, daemon=True).start()  # or its log would fill the pipe
+        print(json.dumps({"ready": {"address": address, "pid": pool.pid}}), file=answers)
+        sys.stdin.read()
+
+
+def _process(command: list[str], **environ: str) -> "_Ended":
+    return _Ended(command, cwd=ROOT, env={**os.environ, **environ}, stdout=subprocess.PIPE, text=True)
+
+
+class _Ended(subprocess.Popen[str]):
+    """A process that ends with its context."""
+
+    def __exit__(self, *exc: Any) -> None:
+        self.terminate()
+        try:
+            self.wait(10)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        super().__exit__(*exc)
+
+
+def _ready_address(line: str) -> str | None:
+    event = json.loads(line) if line.startswith("{") else {}
+    address: str | None = event.get("address") if event.get("event") == "cachepool_ready" else None
+    return address
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Client:
+    def __init__(self, address: str) -> None:
+        self._runner = asyncio.Runner()
+        self._channels = Channels()
+        self._pool = PoolClient(self._channels, address)
+        self._payloads = Payloads()
+
+    def do(self, command: dict[str, Any]) -> dict[str, Any]:
+        load = Load.of(command)
+        work = {"put": self._put, "get": self._get, "first_frame": self._first_frame, "lookup": self._lookup}
+        started = time.monotonic()
+        result = self._runner.run(_within(work[command["do"]](load)))
+        return {"started": started, "ended": time.monotonic(), **result}
+
+    async def _put(self, load: Load) -> dict[str, Any]:
+        layout = layout_of(load.entry_bytes)
+        blocks = blocks_of(load, layout)
+        payloads = cycle(self._payloads.of(load.entry_bytes))
+        async with self._pool.publish(Deadline.after(LIMIT_S)) as publication:
+            grant = await publication.open(layout, blocks)
+            assert grant.granted == [layout.all_layers] * len(blocks)
+            for keys, layer in _batches(blocks, layout, load.entries_per_message):
+                await publication.send([seal(key, layer, next(payloads), Codec.RAW) for key in keys])
+        return {"bytes": len(blocks) * layout.block_bytes}
+
+    async def _get(self, load: Load) -> dict[str, Any]:
+        layout = layout_of(load.entry_bytes)
+        blocks = blocks_of(load, layout)
+        size = 0
+        async with aclosing(self._pool.fetch(layout, blocks, (), 0.0, Deadline.after(LIMIT_S))) as arrivals:
+            async for arrived in arrivals:
+                size += sum(len(open_frame(frame)) for frame in arrived.frames)
+        assert size == len(blocks) * layout.block_bytes, "not all of it came"
+        return {"bytes": size}
+
+    async def _first_frame(self, load: Load) -> dict[str, Any]:
+        """Seconds from asking for all of a chain to its first verified entries; the rest is not taken."""
+        layout = layout_of(load.entry_bytes)
+        blocks = blocks_of(load, layout)
+        seconds = []
+        for _ in range(30):
+            started = time.perf_counter()
+            async with aclosing(self._pool.fetch(layout, blocks, (), 0.0, Deadline.after(LIMIT_S))) as arrivals:
+                first: list[Frame] = (await anext(arrivals)).frames
+                open_frame(first[0])
+                seconds.append(time.perf_counter() - started)
+        return {"bytes": 0, "median_s": statistics.median(seconds)}
+
+    async def _lookup(self, load: Load) -> dict[str, Any]:
+        """Seconds of one lookup of the chain's keys, all of which are there."""
+        layout = layout_of(load.entry_bytes)
+        keys = [key for key, _ in blocks_of(load, layout)]
+        seconds = []
+        for _ in range(30):
+            started = time.perf_counter()
+            present = await self._pool.lookup(keys, Deadline.after(LIMIT_S))
+            seconds.append(time.perf_counter() - started)
+            assert present == [layout.all_layers] * len(keys)
+        return {"bytes": 0, "median_s": statistics.median(seconds)}
+
+
+def _batches(blocks: list[BlockEntries], layout: KvLayout, size: int) -> Iterator[tuple[list[BlockKey], int]]:
+    """Yield what goes into one message, layer by layer, as an engine sends it."""
+    for layer in range(layout.num_layers):
+        for first in range(0, len(blocks), size):
+            yield [key for key, _ in blocks[first : first + size]], layer
+
+
+async def _within(work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+    async with asyncio.timeout(LIMIT_S):
+        return await work
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    if sys.argv[1] == "server":
+        run_server()
+    else:
+        serve({}, Client(sys.argv[3]).do)

@@ -1,0 +1,210 @@
+"""The suite over an emulated WAN of 30 ms round trip: time to the first token while the link is as fast as prefill,
+faster and slower, streamed layer by layer and, beside it, stored and forwarded.
+
+Prefill has one core (one thread); relay, pools, gateway and decode share the others: where all of this is one machine,
+prefill must not slow down because a link is busy. Rates are chosen from what prefill takes on this machine. The stored
+runs use a second gateway (PRFAAS_HAND_OFF=stored) and the same engines; they also say how long prefill takes while
+nothing is transferred. Needs root (network namespaces).
+"""
+
+import argparse
+import asyncio
+import random
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import aiohttp
+
+from benchmarks import harness, serve
+from benchmarks.client import CompletionRequest, complete
+from benchmarks.harness import Check, Report, Row, Spread, at_most
+from benchmarks.prompts import Prompt, make_prompt
+from benchmarks.streaming.plot import Point, draw
+from benchmarks.wan.line import Line
+from benchmarks.wan.network import Wan, WanUnavailable, wan
+from benchmarks.wan.suite import EAST, WEST, WanSuite, wan_suite
+
+DELAY_S = 0.015
+ROUND_TRIP_S = 2 * DELAY_S
+RATIOS = (0.25, 0.5, 1.0, 2.0)
+FAST = 125e6
+OVER_BOUND = 1.10
+OF_STORED = 0.6
+WARM_UP_TOKENS = 600
+MAX_WARM_UPS = 20
+
+
+class Sample(NamedTuple):
+    """One request."""
+
+    ttft_s: float
+    prefill_s: float  # in the prefill worker, until its pool had stored everything
+    wire_bytes: int  # over the link, with all headers
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A running suite and a prompt that is new to it whenever it is asked."""
+
+    network: Wan
+    suite: WanSuite
+    session: aiohttp.ClientSession
+    model: str
+    prompt: list[int]
+
+    async def ask(self, *, stored: bool = False) -> Sample:
+        """Ask for one token of a prompt that nobody has seen. Raises RuntimeError."""
+        tokens = [random.randrange(1000, 40_000), *self.prompt[1:]]
+        before = self.network.carried(EAST, WEST).num_bytes
+        url = self.suite.stored_url if stored else self.suite.url
+        outcome = await complete(
+            self.session, CompletionRequest(url, self.model, Prompt(tokens, len(tokens)), output_len=2)
+        )
+        if outcome.error is not None:
+            raise RuntimeError(outcome.error)
+        wire_bytes = self.network.carried(EAST, WEST).num_bytes - before
+        prefilled = self.suite.last_event("prefill-east", "prompt_prefilled")
+        return Sample(outcome.ttft_s, prefilled["stored_at_s"] - prefilled["started_at_s"], wire_bytes)
+
+    async def warm_up(self) -> None:
+        """Both gateways know the prefill worker, every connection is open, every page was touched once."""
+        short = replace(self, prompt=self.prompt[:WARM_UP_TOKENS])
+        for stored in (False, True):
+            for _ in range(MAX_WARM_UPS):
+                before = self.suite.log("prefill-east").count("prompt_prefilled")
+                try:
+                    await short.ask(stored=stored)
+                except LookupError:
+                    continue  # decode computed it alone
+                if self.suite.log("prefill-east").count("prompt_prefilled") > before:
+                    break
+            else:
+                raise RuntimeError("no request is sent to the east: see the gateway's log")
+
+
+class Found(NamedTuple):
+    """Samples of one ratio, and what a transfer takes at its rate."""
+
+    ratio: float
+    rate: float  # bytes/s
+    samples: list[Sample]
+
+
+async def sweep(bench: Bench, ratios: Sequence[float], repetitions: int) -> tuple[list[Found], list[Sample]]:
+    """Return the streamed samples by ratio, and the stored ones of ratio 1; all are asked in turn."""
+    first = await bench.ask(stored=True)
+    found = [Found(ratio, first.wire_bytes / (ratio * first.prefill_s), []) for ratio in ratios]
+    stored: list[Sample] = []
+    for repetition in range(repetitions):
+        for ratio, rate, samples in found if repetition % 2 == 0 else reversed(found):
+            bench.network.shape(Line(DELAY_S, rate))
+            samples.append(await bench.ask())
+            if ratio == 1.0:
+                stored.append(await bench.ask(stored=True))
+    return found, stored
+
+
+async def run(network: Wan, suite: WanSuite, options: argparse.Namespace) -> tuple[list[Found], list[Sample]]:
+    await suite.ready()
+    async with serve.new_session() as session:
+        model = await serve.first_model(session, suite.url)
+        prompt = await make_prompt(session, suite.url, model, "text", 1, options.tokens)
+        assert isinstance(prompt.content, list)
+        bench = Bench(network, suite, session, model, prompt.content)
+        await bench.warm_up()
+        return await sweep(bench, (1.0,) if options.quick else RATIOS, 1 if options.quick else options.repetitions)
+
+
+def report(found: Sequence[Found], stored: Sequence[Sample], settings: Row) -> tuple[Report, list[Point]]:
+    """A row for each ratio; the bound is max(prefill, transfer) and one round trip."""
+    prefill_s = Spread.of([sample.prefill_s for sample in stored]).median
+    stored_ttft_s = Spread.of([sample.ttft_s for sample in stored])
+    rows: list[Row] = []
+    checks: list[Check] = []
+    points: list[Point] = []
+    for ratio, rate, samples in found:
+        ttft_s = Spread.of([sample.ttft_s for sample in samples])
+        transfer_s = Spread.of([sample.wire_bytes / rate for sample in samples]).median
+        bound_s = max(prefill_s, transfer_s) + ROUND_TRIP_S
+        rows.append(
+            {
+                "mode": "streamed",
+                "transfer_to_prefill": ratio,
+                "mbit_per_s": round(rate * 8 / 1e6, 1),
+                "prefill_s": round(prefill_s, 3),
+                "transfer_s": round(transfer_s, 3),
+                "bound_s": round(bound_s, 3),
+                **ttft_s.cells("ttft_s", 3),
+                "ttft_to_bound": round(ttft_s.median / bound_s, 3),
+            }
+        )
+        checks.append(at_most(f"ratio {ratio:g}: TTFT to the bound", ttft_s.median / bound_s, OVER_BOUND))
+        points.append(Point(transfer_s / prefill_s, ttft_s.median / prefill_s, bound_s / prefill_s))
+        if ratio == 1.0:
+            forward = dict.fromkeys(rows[-1]) | {
+                "mode": "stored",
+                "transfer_to_prefill": ratio,
+                "mbit_per_s": round(rate * 8 / 1e6, 1),
+                "prefill_s": round(prefill_s, 3),
+                "transfer_s": round(transfer_s, 3),
+                **stored_ttft_s.cells("ttft_s", 3),
+            }
+            rows.append(forward)
+            checks.append(
+                at_most("ratio 1: TTFT to store and forward", ttft_s.median / stored_ttft_s.median, OF_STORED)
+            )
+            points[-1] = points[-1]._replace(stored=stored_ttft_s.median / prefill_s)
+    return Report(rows, checks, settings), points
+
+
+def measure(options: argparse.Namespace) -> Report:
+    options.tokens = options.tokens or (1000 if options.quick else 2000)
+    with wan([EAST, WEST], Line(DELAY_S, FAST)) as network, tempfile.TemporaryDirectory() as folder:
+        # Raw frames: a codec would change the bytes with the rate, and take of the cores that prefill competes for.
+        environ = {
+            "PRFAAS_DTYPE": options.dtype,
+            "PRFAAS_THREADS": "1",
+            "PRFAAS_CODEC": "raw",
+            "PRFAAS_REQUEST_TIMEOUT_S": "300",
+        }
+        with network.inside(WEST), wan_suite(network, Path(folder), **environ) as suite:
+            found, stored = asyncio.run(run(network, suite, options))
+    settings: Row = {
+        "tokens": options.tokens,
+        "dtype": options.dtype,
+        "round_trip_ms": 1000 * ROUND_TRIP_S,
+        "repetitions": len(stored),
+        "prefill_threads": 1,
+    }
+    result, points = report(found, stored, settings)
+    if options.plot is not None:
+        draw(points, options.plot)
+    return result
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tokens", type=int, default=0, help="length of the prompt (default: 2000, quick 1000)")
+    parser.add_argument("--repetitions", type=int, default=3, help="rounds over all rates (default: %(default)s)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of weights and KV (default: %(default)s, which every CPU is quick in)",
+    )
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the table")
+
+
+def main() -> int:
+    try:
+        return harness.main("streaming", measure, add_options, description=__doc__)
+    except WanUnavailable as reason:
+        sys.stderr.write(f"benchmarks.streaming needs an emulated WAN, which this machine cannot have: {reason}\n")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
