@@ -65,7 +65,10 @@ class _Emission:
 
 
 def measure(plan: Plan, config: ModelConfig, model: Transformer, attention: Attention, limits: Measured) -> Report:
-    """`hidden` is the part of the copying's own time by which sending does not lengthen a prompt's computation."""
+    """`hidden` is the part of the copying's own time by which sending does not lengthen a prompt's computation.
+
+    Beside the model, copying is as slow as it may be: what gathers waits for a free multiprocessor.
+    """
     kv = pages_for(config, attention, model, [plan.emission_tokens])
     reservation = reserve(kv, plan.emission_tokens)
     stager = select_stager(model.device)
@@ -91,6 +94,7 @@ def measure(plan: Plan, config: ModelConfig, model: Transformer, attention: Atte
             speeds.append(num_bytes / emission.busy_s)
             hidden.append(1 - max(0.0, total - without) / emission.busy_s)
     speed, share = Spread.of(speeds), Spread.of(hidden)
+    undisturbed = num_bytes / min(_staging_s(model, kv, stager, chunks) for _ in range(1 + plan.repetitions))
     report = Report()
     report.rows.append(
         {
@@ -100,13 +104,24 @@ def measure(plan: Plan, config: ModelConfig, model: Transformer, attention: Atte
             "computing_and_sending_ms": round(Spread.of(sending).median * 1000, 2),
             "mebibytes": round(num_bytes / 2**20, 1),
             **share.cells("hidden", 3),
-            "copied_gb_per_s": round(speed.median / 1e9, 2),
-            "of_pinned_copy": round(speed.median / limits.to_host_bytes_per_s, 3),
+            "beside_gb_per_s": round(speed.median / 1e9, 2),
+            "alone_gb_per_s": round(undisturbed / 1e9, 2),
+            "alone_of_pinned": round(undisturbed / limits.to_host_bytes_per_s, 3),
         }
     )
     if model.device.type == "cuda":
         report.checks.append(at_least("emission: share of the copying that is hidden", share.median, TARGET_HIDDEN))
     return report
+
+
+def _staging_s(model: Transformer, kv: PagedKv, stager: Stager, chunks: list[_Chunk]) -> float:
+    """Return the seconds of staging everything while nothing is computed."""
+    started = time.perf_counter()
+    for chunk in chunks:
+        for layer in range(model.num_layers):
+            for _ in stager.stage(None, kv.blocks_of(layer), chunk.numbers(kv, layer)):
+                pass
+    return time.perf_counter() - started
 
 
 def _compute(
