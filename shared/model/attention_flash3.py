@@ -34,7 +34,6 @@ class FlashAttention3(Attention):
     def __init__(self) -> None:
         try:
             import flash_attn_interface
-            import torch._dynamo  # its operators' wrapper would import it at the first call: seconds of a request
         except ImportError as error:
             raise SettingsError(f"flash-attn 3 cannot be imported ({error}); use PRFAAS_ATTENTION=sdpa") from error
         self._flash: Any = flash_attn_interface
