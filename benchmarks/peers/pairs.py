@@ -83,7 +83,7 @@ def vllm_pair(files: ModelFiles, threads: int, folder: Path, python: Path) -> It
     with Servers(folder) as servers:
         lmcache = ["-m", "lmcache.cli.main", "server", "--host", "127.0.0.1", "--port", str(cache), "--l1-size-gb", "2"]
         lmcache += ["--http-host", "127.0.0.1", "--http-port", str(cache_http), "--eviction-policy", "LRU"]
-        lmcache += ["--disable-metrics"]
+        lmcache += ["--disable-metrics", "--supported-transfer-mode", "engine_driven"]
         servers.start("lmcache", (str(python), *lmcache), environ)
         for name, port in (("vllm-a", a), ("vllm-b", b)):
             command = (str(python), "-m", "vllm.entrypoints.openai.api_server", *options, "--port", str(port))

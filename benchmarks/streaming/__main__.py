@@ -96,8 +96,9 @@ class Found(NamedTuple):
 
 async def sweep(bench: Bench, ratios: Sequence[float], repetitions: int) -> tuple[list[Found], list[Sample]]:
     """Return the streamed samples by ratio, and the stored ones of ratio 1; all are asked in turn."""
-    first = await bench.ask(stored=True)
-    found = [Found(ratio, first.wire_bytes / (ratio * first.prefill_s), []) for ratio in ratios]
+    trials = [await bench.ask(stored=True) for _ in range(1 if repetitions == 1 else 3)]
+    prefill_s = Spread.of([trial.prefill_s for trial in trials]).median
+    found = [Found(ratio, trials[0].wire_bytes / (ratio * prefill_s), []) for ratio in ratios]
     stored: list[Sample] = []
     for repetition in range(repetitions):
         for ratio, rate, samples in found if repetition % 2 == 0 else reversed(found):
@@ -138,6 +139,7 @@ def report(found: Sequence[Found], stored: Sequence[Sample], settings: Row) -> t
                 "prefill_s": round(prefill_s, 3),
                 "transfer_s": round(transfer_s, 3),
                 "bound_s": round(bound_s, 3),
+                "prefill_beside_s": round(Spread.of([sample.prefill_s for sample in samples]).median, 3),
                 **ttft_s.cells("ttft_s", 3),
                 "ttft_to_bound": round(ttft_s.median / bound_s, 3),
             }

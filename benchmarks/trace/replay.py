@@ -1,7 +1,9 @@
 """Drives stores as prefill and decode do, request by request, on the trace's own clock."""
 
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from benchmarks.trace.source import BLOCK_TOKENS, Request
 from services.cachepool.block import Block, Writer, whole_charge
@@ -112,28 +114,33 @@ class Datacenter:
             pass  # a prompt larger than the pool: its readers would compute
 
 
-def replay(
-    requests: Sequence[Request],
-    layout: KvLayout,
-    capacity_blocks: int,
-    policy: type[Eviction],
-    *,
-    dc_of: Callable[[Request], int] = lambda _request: 0,
-    num_dcs: int = 1,
-    pooled: bool = False,
-) -> Outcome:
-    """Serve all requests in `num_dcs` datacenters that share the capacity (in whole blocks) evenly.
+class Setup(NamedTuple):
+    """How requests and capacity are spread over datacenters."""
 
-    `pooled`: what a datacenter lacks comes from the other, and is stored once more where it came to.
-    """
-    budget_bytes = capacity_blocks * whole_charge(layout) // num_dcs
-    dcs = [Datacenter(layout, budget_bytes, policy) for _ in range(num_dcs)]
+    num_dcs: int = 1
+    split: str = ""  # requests go to a datacenter by conversation, or at random
+    pooled: bool = False  # what a datacenter lacks comes from the other, and is stored once more where it came to
+
+    def __str__(self) -> str:
+        return f"two, by {self.split}, {'pooled' if self.pooled else 'separate'}" if self.num_dcs > 1 else "one"
+
+    def dc_of(self, request: Request, number: int) -> int:
+        name = request.conversation if self.split == "conversation" else number
+        return random.Random(name).randrange(self.num_dcs)
+
+
+def replay(
+    requests: Sequence[Request], layout: KvLayout, capacity_blocks: int, policy: type[Eviction], setup: Setup
+) -> Outcome:
+    """Serve all requests; the datacenters share the capacity (in whole blocks) evenly."""
+    budget_bytes = capacity_blocks * whole_charge(layout) // setup.num_dcs
+    dcs = [Datacenter(layout, budget_bytes, policy) for _ in range(setup.num_dcs)]
     outcome = Outcome()
-    for request in requests:
-        number = dc_of(request)
+    for number, request in enumerate(requests):
+        home = setup.dc_of(request, number)
         for dc in dcs:
             dc.now = request.at_s
-        start, crossed = dcs[number].serve(request.keys, dcs[1 - number] if pooled else None)
+        start, crossed = dcs[home].serve(request.keys, dcs[1 - home] if setup.pooled else None)
         outcome.count(len(request.keys), start, crossed)
     return outcome
 

@@ -30,6 +30,7 @@ class PoolMetrics:
         self.pulled_bytes = metrics.counter("pulled_bytes", "Payload bytes from a peer pool.", ["peer"])
         self.pulls = metrics.counter("pulls", "Pulls from a peer pool.", ["peer", "outcome"])
         self.corrupt = metrics.counter("corrupt_frames", "Frames that failed their checksum.", ["source"])
+        self.suspected = metrics.counter("peers_suspected", "Peers that sent an entry corrupt twice.", ["peer"])
         self.lost = metrics.counter("entries_abandoned", "Entries whose writer left before it sent them.")
         for reason in ("present", "filling"):
             self.skipped.labels(reason)

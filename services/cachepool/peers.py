@@ -18,6 +18,7 @@ from services.cachepool.settings import PoolSettings
 from services.cachepool.shares import SHARE_ID_BYTES
 from services.cachepool.store import Store
 from services.cachepool.subscription import Subscription
+from services.cachepool.suspects import SUSPECT_S, Suspects
 from shared.bus.events import LinkLoad
 from shared.deadline import Deadline
 from shared.errors import CorruptFrame, Overloaded, PrfaasError
@@ -67,8 +68,11 @@ class SourcedReader:
         self._owners = [_owners(reader, source) for source in sources]
         self._asked: set[tuple[int, int]] = set()  # (source, block index)
 
-    def next_asks(self, own_address: str) -> dict[Peer, list[BlockEntries]]:
-        """Return, by peer, the entries without a writer that an untried source may have. They count as asked."""
+    def next_asks(self, may_ask: Callable[[str], bool]) -> dict[Peer, list[BlockEntries]]:
+        """Return, by peer, the entries without a writer that an untried source may have. They count as asked.
+
+        `may_ask(address)` says of a peer whether it is asked at all.
+        """
         asks: dict[Peer, list[BlockEntries]] = {}
         for index, layers in self.reader.without_writer():
             for number, source in enumerate(self._sources):
@@ -76,7 +80,7 @@ class SourcedReader:
                     continue
                 self._asked.add((number, index))
                 address = source.nodes[self._owners[number][index - source.first]]
-                if address != own_address:
+                if may_ask(address):
                     block = BlockEntries(self.reader.blocks[index].key, layers)
                     asks.setdefault(Peer(address, source.dc), []).append(block)
                     break
@@ -155,11 +159,12 @@ class PeerPulls:
         self._links = links
         self._metrics = metrics
         self._settings = settings
+        self._suspects = Suspects(store.clock)
         self._pulls: set[_Pull] = set()
 
     def start(self, sourced: SourcedReader) -> None:
         """Begin pulling what the reader wants, nobody writes, and a source of its may have."""
-        for peer, blocks in sourced.next_asks(self.own_address).items():
+        for peer, blocks in sourced.next_asks(self._may_ask).items():
             self._begin(
                 _Terms(peer, sourced.layout, sourced.wait_s, sourced.is_background, sourced.reader.tenant), blocks
             )
@@ -290,10 +295,21 @@ class PeerPulls:
         try:
             if pull.num_refetched <= MAX_REFETCHES:
                 lane = Lane(is_background=pull.terms.is_background)
-                await self._receive(pull, _Ask([entry], 0.0, lane), lambda _entry: None)
+                await self._receive(pull, _Ask([entry], 0.0, lane), lambda _entry: self._accuse(pull.address))
+            else:
+                self._accuse(pull.address)
         except PrfaasError as error:
             log.warning("refetch_failed", peer=pull.address, error=str(error))
         self._store.release(pull.writer, entry, pull.started)
+
+    def _may_ask(self, address: str) -> bool:
+        return address != self.own_address and not self._suspects.is_suspect(address)
+
+    def _accuse(self, address: str) -> None:
+        """A peer has sent an entry corrupt twice: nothing more is pulled from it for a while."""
+        if self._suspects.accuse(address):
+            self._metrics.suspected.labels(address).inc()
+            log.warning("peer_suspected", peer=address, for_s=SUSPECT_S)
 
     def _put(self, pull: _Pull, frame: Frame) -> bool:
         """Store a frame whose checksum is right; False when it is not KV of this layout all the same."""

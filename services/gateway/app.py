@@ -16,6 +16,8 @@ from services.gateway.metrics import GatewayMetrics
 from services.gateway.middleware import echo_request_id, envelope
 from services.gateway.model import ServedModel, load_model
 from services.gateway.pipeline import Pipeline
+from services.gateway.prefix_routes import PrefixRoutes
+from services.gateway.prefixes import Prefixes
 from services.gateway.promises import Promises
 from services.gateway.registry import Registry
 from services.gateway.router import RouterSettings
@@ -59,7 +61,9 @@ async def run(lifecycle: Lifecycle) -> None:
         jobs.start(feed.run(), name="feed")
         jobs.start(watch_loop_lag(metrics), name="loop lag")
 
-        app = make_http_app(cluster, settings, health, inflight, executor, metrics)
+        prefixes = Prefixes(cluster, Datacenter(settings.dc))
+        jobs.start(prefixes.run(), name="prefixes")
+        app = make_http_app(cluster, settings, health, inflight, executor, metrics, prefixes)
         server = await stack.enter_async_context(HttpServer(app, settings.http_host, settings.http_port))
         log.info("gateway_started", port=server.port, model=model.name, layout=model.layout.hash[:12])
 
@@ -90,7 +94,9 @@ def make_http_app(
     inflight: InFlight,
     executor: Executor,
     metrics: Metrics,
+    prefixes: Prefixes | None = None,
 ) -> web.Application:
+    """`prefixes`: the ones that somebody renews; by default nobody does."""
     router = RouterSettings(
         dc=Datacenter(settings.dc),
         layout=cluster.model.layout,
@@ -103,6 +109,8 @@ def make_http_app(
     app = web.Application(middlewares=[envelope(cluster.metrics)], client_max_size=settings.max_body_bytes)
     app.on_response_prepare.append(echo_request_id)
     app.add_routes(GenerationRoutes(pipeline, settings, inflight, executor).routes())
+    prefixes = prefixes or Prefixes(cluster, Datacenter(settings.dc))
+    app.add_routes(PrefixRoutes(pipeline, prefixes, settings, inflight, executor).routes())
     app.add_routes(InfoRoutes(cluster.model, cluster.registry, health, settings, executor).routes())
     app.add_routes(status_routes(metrics.registry, health))
     return app

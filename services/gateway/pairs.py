@@ -106,7 +106,8 @@ class OwnedPairs:
         """Remove these blocks from all owners of a holder."""
         for start in range(0, len(keys), MAX_STEP_BLOCKS):
             self.step(0)
-            part = np.unique(keys[start : start + MAX_STEP_BLOCKS])
+            part = keys[start : start + MAX_STEP_BLOCKS]
+            part = part if _is_distinct(part) else np.unique(part)
             for table in self._tables():
                 slots = table.find(part).slots
                 owners = table.pairs(slots) >> _STATE_BITS
@@ -141,12 +142,15 @@ class OwnedPairs:
         is_new = np.ones(len(keys), np.bool_)
         for table in self._tables():
             hits = table.find(keys)
-            own = np.flatnonzero(table.pairs(hits.slots) >> _STATE_BITS == owner)
-            known = hits.keys[own]
-            table.replace(hits.slots[own], pairs[known])
-            is_new[known] = False
-        self._num_pairs[owner] += np.count_nonzero(is_new)
-        self._table.insert(keys[is_new], pairs[is_new])
+            if len(hits.slots):
+                own = (table.pairs(hits.slots) >> _STATE_BITS == owner).nonzero()[0]
+                known = hits.keys.take(own)
+                table.replace(hits.slots.take(own), pairs.take(known))
+                is_new[known] = False
+        new = is_new.nonzero()[0]
+        if len(new):
+            self._num_pairs[owner] += len(new)
+            self._table.insert(keys.take(new), pairs.take(new))
 
     def _tables(self) -> tuple[PairTable, ...]:
         return (self._table,) if self._old is None else (self._table, self._old)
@@ -193,10 +197,15 @@ class OwnedPairs:
         self._free_owners = list(reversed(range(num_owners, 2 * num_owners)))
 
 
-def _last_of_each(keys: Words, states: NDArray[np.uint32]) -> tuple[Words, NDArray[np.uint32]]:
-    """Drop all but the last mention of each key: hardly ever are there two."""
+def _is_distinct(keys: Words) -> bool:
+    """Return whether no key is named twice: hardly ever is one."""
     ordered = np.sort(keys)
-    if not np.any(ordered[1:] == ordered[:-1]):
+    return not (ordered[1:] == ordered[:-1]).any()
+
+
+def _last_of_each(keys: Words, states: NDArray[np.uint32]) -> tuple[Words, NDArray[np.uint32]]:
+    """Drop all but the last mention of each key."""
+    if _is_distinct(keys):
         return keys, states
     _, last = np.unique(keys[::-1], return_index=True)
     chosen = len(keys) - 1 - last

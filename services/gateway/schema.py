@@ -25,6 +25,8 @@ from shared.errors import BadRequest
 from shared.model.logprobs import MAX_LOGPROBS
 from shared.model.sampling_params import SamplingParams
 
+MAX_PREFIX_TTL_S = 30 * 86400
+
 
 class Body(BaseModel):
     """Base of all bodies: JSON types as they are, no coercion; fields that nobody knows are kept and logged once."""
@@ -221,6 +223,18 @@ class ChatBody(Sampling, Conversation):
     @property
     def num_logprobs(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class PrefixBody(Body):
+    """A prompt's beginning that is to be kept: either `prompt` or `messages`."""
+
+    prompt: str | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    ttl_s: Annotated[int, Field(ge=1, le=MAX_PREFIX_TTL_S)] = 3600
+    name: Annotated[str, Field(max_length=256)] | None = None
+    cache_salt: NonEmpty | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
 
 
 class TokenizeBody(Body):

@@ -64,21 +64,20 @@ class PairTable:
 
     def find(self, keys: Words) -> Hits:
         """Return where the pairs of these keys are."""
-        found_keys, found_slots = [], []
+        found: list[Hits] = []
         buckets = self._homes(keys)
         which = np.arange(len(keys))
         while len(which):
             # `take` moves whole buckets several times as fast as indexing does.
-            hits = np.flatnonzero(self._keys.take(buckets, axis=0) == keys[:, np.newaxis])
+            hits = (self._keys.take(buckets, axis=0) == keys[:, np.newaxis]).ravel().nonzero()[0]
             rows = hits >> SLOT_BITS
-            found_keys.append(which.take(rows))
-            found_slots.append((buckets.take(rows) << SLOT_BITS) + (hits & (BUCKET_SLOTS - 1)))
-            further = np.flatnonzero(self._spilled.take(buckets))
+            found.append(Hits(which.take(rows), (buckets.take(rows) << SLOT_BITS) + (hits & (BUCKET_SLOTS - 1))))
+            further = self._spilled.take(buckets).nonzero()[0]
             which, keys = which.take(further), keys.take(further)
             buckets = self._next(buckets.take(further), keys)
-        if not found_keys:
-            return Hits(which, which)
-        return Hits(np.concatenate(found_keys), np.concatenate(found_slots))
+        if len(found) > 1:
+            return Hits(np.concatenate([h.keys for h in found]), np.concatenate([h.slots for h in found]))
+        return found[0] if found else Hits(which, which)
 
     def pairs(self, slots: Positions) -> Pairs:
         return self._pairs.take(slots)
@@ -94,19 +93,17 @@ class PairTable:
         buckets = self._homes(keys)
         while len(keys):
             # Those that meet in a bucket take its free slots in turn; whoever finds none goes on to the next bucket.
-            order = np.argsort(buckets)
-            buckets, keys, pairs = buckets[order], keys[order], pairs[order]
-            starts = np.flatnonzero(np.diff(buckets, prepend=-1))
-            turn = np.arange(len(buckets)) - np.repeat(starts, np.diff(starts, append=len(buckets)))
-            free = self._keys.take(buckets, axis=0) == _FREE
-            fits = turn < np.count_nonzero(free, axis=1)
-            placed, free = buckets[fits], free[fits]
-            column = np.argmax(np.cumsum(free, axis=1, dtype=np.int8) > turn[fits, np.newaxis], axis=1)
-            slots = (placed << SLOT_BITS) + column
+            order = buckets.argsort()
+            buckets, keys, pairs = buckets.take(order), keys.take(order), pairs.take(order)
+            turn = _turns(buckets)
+            num_free = (self._keys.take(buckets, axis=0) == _FREE).cumsum(axis=1, dtype=np.int8)
+            fits = turn < num_free[:, -1]
+            column = (num_free > turn[:, np.newaxis]).argmax(axis=1)
+            slots = ((buckets << SLOT_BITS) + column)[fits]
             self._keys.reshape(-1)[slots] = keys[fits]
             self._pairs[slots] = pairs[fits]
-            spills = ~fits
-            keys, pairs, buckets = keys[spills], pairs[spills], buckets[spills]
+            spills = (~fits).nonzero()[0]
+            keys, pairs, buckets = keys.take(spills), pairs.take(spills), buckets.take(spills)
             np.add.at(self._spilled, buckets, 1)
             buckets = self._next(buckets, keys)
 
@@ -137,3 +134,12 @@ class PairTable:
 
     def _homes(self, keys: Words) -> Positions:
         return ((keys * self._multiplier) >> self._shift).astype(np.intp)
+
+
+def _turns(buckets: Positions) -> Positions:
+    """Return how many equal numbers come before each of these, which are in order."""
+    index = np.arange(len(buckets))
+    is_first = np.ones(len(buckets), np.bool_)
+    np.not_equal(buckets[1:], buckets[:-1], out=is_first[1:])
+    turns: Positions = index - np.maximum.accumulate(index * is_first)
+    return turns

@@ -7,7 +7,7 @@ from shared.kv.layout import EntryShape
 
 __all__ = ["CODEC_OF", "FIDELITY_OF", "SINK_TOKENS", "Codec", "EntryShape", "Fidelity", "Payload", "decode", "encode"]
 
-SINK_TOKENS = 4
+SINK_TOKENS = 2
 """Leading tokens of a prompt that lossy codecs are asked to keep whole: all later tokens attend to the first ones
 strongly (attention sinks, StreamingLLM, arXiv 2309.17453), so that their error is everybody's."""
 

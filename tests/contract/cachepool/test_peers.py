@@ -198,6 +198,18 @@ async def test_twice_corrupt_is_missing(west: Running) -> None:
         assert west.count("stored_entries") == 4
 
 
+async def test_a_peer_that_lies_twice_about_an_entry_is_left_alone(west: Running, east: Running) -> None:
+    await publish(east, CHAIN[2:])
+    async with lying(num_lies=99) as (peer, address):
+        await Fetching(west.client, wanting(CHAIN[:2]), [source(2, address)], wait_s=0.2).done()
+        assert west.count("peers_suspected_total", peer=address) == 1
+        num_requests = len(peer.requests)
+        sources = [source(2, address), source(2, east.address)]
+        fetching = await Fetching(west.client, wanting(CHAIN[2:]), sources, wait_s=0.2).done()
+        assert sorted(fetching.got) == sorted(entries(CHAIN[2:])), "the next source is asked in its place"
+        assert len(peer.requests) == num_requests
+
+
 async def test_many_readers_and_writers_at_once_keep_the_books(west: Running, east: Running) -> None:
     """Twenty chains with a common prefix, each wanted by three readers in the west, written in the east meanwhile."""
     prefix = keys("shared", 10)
