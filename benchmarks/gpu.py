@@ -11,7 +11,7 @@ import sys
 import torch
 
 from benchmarks import harness
-from benchmarks.device import correctness, decode, emission, limits, prefill
+from benchmarks.device import correctness, decode, emission, limits, prefill, serving
 from benchmarks.device.shapes import FULL, SMALL, config_of, random_weights, transformer
 from benchmarks.harness import Report
 from shared.model.attention import select_attention
@@ -42,6 +42,10 @@ def measure(options: argparse.Namespace) -> Report:
         for section in (name for name in NEED_MODEL if name in sections):
             limits.free(device)
             _add(report, section, NEED_MODEL[section](plan, config, model, attention, measured))
+        del model
+        limits.free(device)
+    if "suite" in sections:
+        _add(report, "suite", serving.measure(plan, device, options.attention))
     return report
 
 

@@ -27,18 +27,22 @@ class Started:
 
 
 @contextmanager
-def suite(**environ: str) -> Iterator[Started]:
+def suite(procfile: Path = ROOT / "Procfile", /, **environ: str) -> Iterator[Started]:
     """What `make up` runs after `setup`: prepare the model, start, wait for the first answered request.
 
     Its object tier begins empty: what is measured cold must not be found in what an earlier run has left. Nothing else
-    may use the suite's ports. Raises `RuntimeError` with the output when it does not start.
+    may use the Procfile's ports. Raises `RuntimeError` with the output when it does not start.
     """
     with tempfile.TemporaryDirectory() as objects:
         env = {**os.environ, "PRFAAS_POOL_OBJECT_URL": Path(objects).as_uri(), **environ}
         started = time.perf_counter()
         subprocess.run([sys.executable, "-m", "shared.model.catalog", "--weights"], cwd=ROOT, env=env, check=True)
         process = subprocess.Popen(
-            [sys.executable, "-m", "deploy.up"], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "deploy.up", "--procfile", str(procfile)],
+            cwd=ROOT,
+            env=env,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         try:
             yield Started(_wait_until_ready(process) - started, psutil.Process(process.pid))

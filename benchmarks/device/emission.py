@@ -4,7 +4,6 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from benchmarks.device.limits import Measured
@@ -12,7 +11,7 @@ from benchmarks.device.sequences import pages_for, reserve
 from benchmarks.device.shapes import BLOCK_TOKENS, Plan
 from benchmarks.harness import Report, Spread, at_least
 from services.prefill.step import Part, Step
-from shared.engine.stage import EntryView, Mark, Stager, select_stager
+from shared.engine.stage import Mark, Stager, select_stager
 from shared.model.attention import Attention
 from shared.model.batch import Span
 from shared.model.config import ModelConfig
@@ -28,9 +27,9 @@ class _Chunk:
     first: int
     end: int
 
-    def views(self, kv: PagedKv, layer: int) -> Iterator[EntryView]:
+    def numbers(self, kv: PagedKv, layer: int) -> list[int]:
         blocks = range(self.first // BLOCK_TOKENS, self.end // BLOCK_TOKENS)
-        return (EntryView(*kv.block(layer, self.reservation, block)) for block in blocks)
+        return [kv.block_number(layer, self.reservation, block) for block in blocks]
 
 
 class _Emission:
@@ -60,12 +59,16 @@ class _Emission:
             chunk, layer, mark = item
             self._stager.reached(mark)  # so that `busy_s` is copying alone
             started = time.perf_counter()
-            self.num_bytes += sum(len(raw) for raw in self._stager.stage(mark, chunk.views(self._kv, layer)))
+            raws = self._stager.stage(mark, self._kv.blocks_of(layer), chunk.numbers(self._kv, layer))
+            self.num_bytes += sum(len(raw) for raw in raws)
             self.busy_s += time.perf_counter() - started
 
 
 def measure(plan: Plan, config: ModelConfig, model: Transformer, attention: Attention, limits: Measured) -> Report:
-    """`hidden` is the part of the copying's own time by which sending does not lengthen a prompt's computation."""
+    """`hidden` is the part of the copying's own time by which sending does not lengthen a prompt's computation.
+
+    Beside the model, copying is as slow as it may be: what gathers waits for a free multiprocessor.
+    """
     kv = pages_for(config, attention, model, [plan.emission_tokens])
     reservation = reserve(kv, plan.emission_tokens)
     stager = select_stager(model.device)
@@ -91,6 +94,7 @@ def measure(plan: Plan, config: ModelConfig, model: Transformer, attention: Atte
             speeds.append(num_bytes / emission.busy_s)
             hidden.append(1 - max(0.0, total - without) / emission.busy_s)
     speed, share = Spread.of(speeds), Spread.of(hidden)
+    undisturbed = num_bytes / min(_staging_s(model, kv, stager, chunks) for _ in range(1 + plan.repetitions))
     report = Report()
     report.rows.append(
         {
@@ -100,13 +104,24 @@ def measure(plan: Plan, config: ModelConfig, model: Transformer, attention: Atte
             "computing_and_sending_ms": round(Spread.of(sending).median * 1000, 2),
             "mebibytes": round(num_bytes / 2**20, 1),
             **share.cells("hidden", 3),
-            "copied_gb_per_s": round(speed.median / 1e9, 2),
-            "of_pinned_copy": round(speed.median / limits.to_host_bytes_per_s, 3),
+            "beside_gb_per_s": round(speed.median / 1e9, 2),
+            "alone_gb_per_s": round(undisturbed / 1e9, 2),
+            "alone_of_pinned": round(undisturbed / limits.to_host_bytes_per_s, 3),
         }
     )
     if model.device.type == "cuda":
         report.checks.append(at_least("emission: share of the copying that is hidden", share.median, TARGET_HIDDEN))
     return report
+
+
+def _staging_s(model: Transformer, kv: PagedKv, stager: Stager, chunks: list[_Chunk]) -> float:
+    """Return the seconds of staging everything while nothing is computed."""
+    started = time.perf_counter()
+    for chunk in chunks:
+        for layer in range(model.num_layers):
+            for _ in stager.stage(None, kv.blocks_of(layer), chunk.numbers(kv, layer)):
+                pass
+    return time.perf_counter() - started
 
 
 def _compute(

@@ -8,7 +8,7 @@ from functools import partial
 
 from shared.deadline import Deadline
 from shared.engine.codecs import CodecThreads
-from shared.engine.stage import Arrival, EntryView, HostStager, Stager
+from shared.engine.stage import Arrival, HostStager, Stager
 from shared.engine.thread import WorkThread
 from shared.errors import CorruptFrame, DeadlineExceeded, PrfaasError
 from shared.ids import BlockKey
@@ -158,6 +158,7 @@ class PageFetch:
 
     def _write(self, frames: list[Frame]) -> list[tuple[int, int]]:
         """Check, decode and write frames; runs in the copier thread. Return the (block, layer) pairs that landed."""
+        kv = self._context.kv
         landed: list[tuple[int, int]] = []
         arrivals: list[Arrival] = []
         for frame, raw in zip(frames, self._context.codecs.map(self._opened, frames), strict=True):
@@ -165,8 +166,8 @@ class PageFetch:
                 continue
             block = self._block_of[frame.key]
             if self.outstanding.get(block, 0) >> frame.layer & 1 and (block, frame.layer) not in landed:
-                view = EntryView(*self._context.kv.block(frame.layer, self._reservation, block))
-                arrivals.append(Arrival(raw, view))
+                number = kv.block_number(frame.layer, self._reservation, block)
+                arrivals.append(Arrival(raw, kv.blocks_of(frame.layer), number))
                 landed.append((block, frame.layer))
         self._context.stager.land(arrivals)
         return landed

@@ -15,6 +15,7 @@ from shared.kv.hashing import chain_keys, root_key
 from shared.kv.layout import KvLayout
 from shared.log import get_logger
 from shared.model.attention import select_attention
+from shared.model.batch import Batch, Span
 from shared.model.catalog import ModelFiles, ensure_weights, resolve
 from shared.model.config import ModelConfig
 from shared.model.native.build import KernelsUnavailable, load_library
@@ -93,7 +94,20 @@ def load_model(settings: EngineSettings) -> LoadedModel:
     if settings.weight_dtype == "int8" and not transformer.uses_kernels:
         raise SettingsError("PRFAAS_WEIGHT_DTYPE: int8 needs the native CPU kernels, which cannot run this model here")
     kv = PagedKv(layout, num_pages, page_tokens, device)
+    if device.type == "cuda":
+        _warm_up(transformer, kv)
     return LoadedModel(files, config, layout, transformer, kv, max_model_len)
+
+
+def _warm_up(transformer: Transformer, kv: PagedKv) -> None:
+    """Compute a block of nothing: kernels are compiled and libraries loaded at their first call, not at a request's."""
+    reservation = kv.reserve([], kv.layout.block_tokens)
+    assert reservation is not None, "an empty cache has room for a block"
+    batch = Batch.build([Span(reservation.tables, 0, kv.layout.block_tokens)], kv.page_tokens, transformer.device)
+    ids = torch.zeros(batch.num_tokens, dtype=torch.int64, device=transformer.device)
+    transformer.logits(transformer.forward(ids, batch, kv)[-1:])
+    transformer.wait()
+    kv.release(reservation)
 
 
 def _kernels(settings: EngineSettings, device: torch.device) -> ctypes.CDLL | None:

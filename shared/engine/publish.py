@@ -7,7 +7,7 @@ from functools import partial
 from typing import NamedTuple
 
 from shared.engine.fetch import FetchContext
-from shared.engine.stage import EntryView, Mark
+from shared.engine.stage import Mark
 from shared.ids import BlockKey
 from shared.kv.codec import FIDELITY_OF, SINK_TOKENS, Codec, Fidelity, Payload
 from shared.kv.frame import Frame, seal
@@ -96,7 +96,7 @@ class PagePublisher:
         while (emitted := await self._queue.get()) is not None:
             ready, blocks = emitted
             # One reader for all batches: on a GPU it has copied ahead.
-            raws = self._context.stager.stage(ready.mark, self._views(ready.layer, tuple(blocks)))
+            raws = self._stage(ready, blocks)
             while blocks:
                 frames = await self._context.copier.run(partial(self._seal_batch, ready.layer, blocks, raws))
                 await self._publication.send(frames)
@@ -111,8 +111,10 @@ class PagePublisher:
         self.first_sent_at_s = self.first_sent_at_s or self.last_sent_at_s
         self.backlog_bytes -= num_entries * self._context.layout.entry_bytes(layer)
 
-    def _views(self, layer: int, blocks: Sequence[int]) -> Iterator[EntryView]:
-        return (EntryView(*self._context.kv.block(layer, self._reservation, block)) for block in blocks)
+    def _stage(self, ready: Ready, blocks: Sequence[int]) -> Iterator[Payload]:
+        kv = self._context.kv
+        numbers = [kv.block_number(ready.layer, self._reservation, block) for block in blocks]
+        return self._context.stager.stage(ready.mark, kv.blocks_of(ready.layer), numbers)
 
     def _seal_batch(self, layer: int, blocks: Sequence[int], raws: Iterator[Payload]) -> list[Frame]:
         """Seal leading blocks up to one message's worth; runs in the copier thread."""

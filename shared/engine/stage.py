@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -21,18 +21,12 @@ Mark: TypeAlias = torch.cuda.Event | None
 """A point in the device's work; None: everything up to it is complete already."""
 
 
-class EntryView(NamedTuple):
-    """Views of one entry's K and V in the pages, each `[block_tokens, num_kv_heads, head_dim]`, contiguous."""
-
-    k: torch.Tensor
-    v: torch.Tensor
-
-
 class Arrival(NamedTuple):
     """An entry's bytes, K then V, and where they go."""
 
     raw: Payload
-    view: EntryView
+    blocks: torch.Tensor  # of its layer, as `PagedKv.blocks_of` returns them
+    number: int
 
 
 class Stager(ABC):
@@ -50,10 +44,11 @@ class Stager(ABC):
         """Block until a mark is reached."""
 
     @abstractmethod
-    def stage(self, mark: Mark, entries: Iterable[EntryView]) -> Iterator[Payload]:
-        """Yield the bytes of each entry, K then V, as they are once `mark` is reached. May be closed early.
+    def stage(self, mark: Mark, blocks: torch.Tensor, numbers: Sequence[int]) -> Iterator[Payload]:
+        """Yield the bytes of some of a layer's blocks, K then V, as they are once `mark` is reached.
 
-        What it yields is the caller's for as long as it likes; a view keeps up to `PIECE_BYTES` of host memory.
+        `blocks` is what `PagedKv.blocks_of` returns, `numbers` say which. The iterator may be closed early. What it
+        yields is the caller's for as long as it likes; a view keeps up to `PIECE_BYTES` of host memory.
         """
 
     @abstractmethod
@@ -70,13 +65,13 @@ class HostStager(Stager):
     def reached(self, mark: Mark) -> None:
         return None
 
-    def stage(self, mark: Mark, entries: Iterable[EntryView]) -> Iterator[Payload]:
-        for entry in entries:
-            yield entry_to_bytes(entry.k, entry.v)
+    def stage(self, mark: Mark, blocks: torch.Tensor, numbers: Sequence[int]) -> Iterator[Payload]:
+        for number in numbers:
+            yield entry_to_bytes(blocks[0, number], blocks[1, number])
 
     def land(self, arrivals: Sequence[Arrival]) -> None:
-        for raw, view in arrivals:
-            write_entry(raw, view.k, view.v)
+        for raw, blocks, number in arrivals:
+            write_entry(raw, blocks[0, number], blocks[1, number])
 
 
 class CudaStager(Stager):
@@ -102,12 +97,13 @@ class CudaStager(Stager):
         if mark is not None:
             mark.synchronize()
 
-    def stage(self, mark: Mark, entries: Iterable[EntryView]) -> Iterator[Payload]:
+    def stage(self, mark: Mark, blocks: torch.Tensor, numbers: Sequence[int]) -> Iterator[Payload]:
         if mark is not None:
             self._outwards.wait_event(mark)
+        at_once = max(1, PIECE_BYTES // _entry_bytes(blocks))
         under_way: deque[_Piece] = deque()
-        for piece in _pieces(entries):
-            under_way.append(self._copy(piece))
+        for first in range(0, len(numbers), at_once):
+            under_way.append(self._copy(blocks, numbers[first : first + at_once]))
             if len(under_way) == NUM_PIECES:
                 yield from under_way.popleft().entries()
         while under_way:
@@ -116,54 +112,69 @@ class CudaStager(Stager):
     def land(self, arrivals: Sequence[Arrival]) -> None:
         if not arrivals:
             return
-        targets = [part.reshape(-1) for arrival in arrivals for part in arrival.view]
         host = torch.empty(sum(len(arrival.raw) for arrival in arrivals), dtype=torch.uint8, pin_memory=True)
         np.concatenate([np.frombuffer(arrival.raw, dtype=np.uint8) for arrival in arrivals], out=host.numpy())
         with torch.cuda.stream(self._inwards):
-            arrived = host.to(self._device, non_blocking=True).view(targets[0].dtype)
-            torch._foreach_copy_(targets, torch.split(arrived, [target.numel() for target in targets]))
+            arrived = torch.empty(host.numel(), dtype=torch.uint8, device=self._device)
+            arrived.copy_(host, non_blocking=True)
+            start = 0
+            for blocks, part in _adjacent(arrivals):
+                size = len(part) * _entry_bytes(blocks)
+                target = blocks[:, part.start : part.stop].transpose(0, 1)
+                source = arrived[start : start + size].view(blocks.dtype).view(target.shape)
+                target.copy_(source, non_blocking=True)
+                start += size
             landed = _event()
             landed.record(self._inwards)
         landed.synchronize()
 
-    def _copy(self, piece: Sequence[EntryView]) -> "_Piece":
+    def _copy(self, blocks: torch.Tensor, numbers: Sequence[int]) -> "_Piece":
         """Queue a piece's copy. The stream runs copies in order, also those of a closed `stage`."""
-        sizes = [sum(part.numel() * part.element_size() for part in entry) for entry in piece]
+        size = _entry_bytes(blocks)
+        run = range(numbers[0], numbers[0] + len(numbers))
         with torch.cuda.stream(self._outwards):
-            gathered = torch.cat([part.reshape(-1) for entry in piece for part in entry])
-            host = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=True)
-            host.copy_(gathered.view(torch.uint8), non_blocking=True)
+            if list(numbers) == list(run):
+                chosen = blocks[:, run.start : run.stop]
+            else:
+                chosen = blocks.index_select(1, torch.tensor(numbers, device=blocks.device))
+            entries = chosen.transpose(0, 1)  # K and V of an entry side by side
+            gathered = torch.empty(entries.shape, dtype=blocks.dtype, device=self._device)
+            gathered.copy_(entries, non_blocking=True)
+            host = torch.empty(len(numbers) * size, dtype=torch.uint8, pin_memory=True)
+            host.copy_(gathered.view(-1).view(torch.uint8), non_blocking=True)
             copied = _event()
             copied.record(self._outwards)
-        return _Piece(host, sizes, copied)
+        return _Piece(host, size, copied)
 
 
 class _Piece(NamedTuple):
     """Entries in pinned memory, one after the other, from `copied` on."""
 
     host: torch.Tensor
-    sizes: list[int]
+    entry_bytes: int
     copied: torch.cuda.Event
 
     def entries(self) -> Iterator[Payload]:
         self.copied.synchronize()
-        host, start = self.host.numpy().data, 0
-        for size in self.sizes:
-            yield host[start : start + size]
-            start += size
+        host = self.host.numpy().data
+        for start in range(0, len(host), self.entry_bytes):
+            yield host[start : start + self.entry_bytes]
 
 
-def _pieces(entries: Iterable[EntryView]) -> Iterator[list[EntryView]]:
-    piece: list[EntryView] = []
-    size = 0
-    for entry in entries:
-        piece.append(entry)
-        size += sum(part.numel() * part.element_size() for part in entry)
-        if size >= PIECE_BYTES:
-            yield piece
-            piece, size = [], 0
-    if piece:
-        yield piece
+def _entry_bytes(blocks: torch.Tensor) -> int:
+    return 2 * blocks[0, 0].numel() * blocks.element_size()
+
+
+def _adjacent(arrivals: Sequence[Arrival]) -> Iterator[tuple[torch.Tensor, range]]:
+    """Join arrivals that follow one another in the same layer's blocks."""
+    blocks, run = arrivals[0].blocks, range(arrivals[0].number, arrivals[0].number + 1)
+    for _, others, number in arrivals[1:]:
+        if others.data_ptr() == blocks.data_ptr() and number == run.stop:
+            run = range(run.start, number + 1)
+            continue
+        yield blocks, run
+        blocks, run = others, range(number, number + 1)
+    yield blocks, run
 
 
 def _event() -> torch.cuda.Event:

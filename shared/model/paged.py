@@ -102,12 +102,20 @@ class PagedKv:
 
     def block(self, layer: int, reservation: Reservation, block_index: int) -> tuple[Tensor, Tensor]:
         """Return views of one block's K and V, each `[block_tokens, num_kv_heads, head_dim]`."""
+        both = self.blocks_of(layer)[:, self.block_number(layer, reservation, block_index)]
+        return both[0], both[1]
+
+    def blocks_of(self, layer: int) -> Tensor:
+        """Return a layer's K and V by blocks, `[2, all blocks, block_tokens, num_kv_heads, head_dim]`: a view."""
+        pages = self._tensors.of(layer)
+        return pages.view(2, -1, self.layout.block_tokens, *pages.shape[3:])
+
+    def block_number(self, layer: int, reservation: Reservation, block_index: int) -> int:
+        """Return where a block of a sequence is in `blocks_of`."""
         index, part = divmod(block_index, self.blocks_per_page)
         page = reservation.tables[self.group_of(layer)][index]
         assert page >= 0, f"block {block_index} has no page in layer {layer}"
-        start = part * self.layout.block_tokens
-        both = self._tensors.of(layer)[:, page, start : start + self.layout.block_tokens]
-        return both[0], both[1]
+        return page * self.blocks_per_page + part
 
     def fits(self, num_tokens: int, stride: int | None) -> bool:
         """Return whether `reserve` succeeds when nothing else is held."""

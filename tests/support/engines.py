@@ -1,7 +1,7 @@
 """Two datacenters in one process: pools, prefill and decode behind real gRPC on loopback, tiny models, no Kafka."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +14,7 @@ from services.decode.app import build_decode
 from services.decode.settings import DecodeSettings
 from services.prefill.app import build_prefill
 from services.prefill.settings import PrefillSettings
+from shared.bus.events import PlacementEvent
 from shared.deadline import Deadline
 from shared.engine.fetch import FetchContext, FetchMetrics
 from shared.engine.host import Host
@@ -68,14 +69,23 @@ class Node:
         return 0.0 if value is None else value
 
 
+@dataclass(frozen=True)
+class Pools:
+    """What the pools are like, and who hears what they hold: `cachepool-east` and `cachepool-west`, one node each."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of `PoolSettings`
+    publish: Callable[[PlacementEvent], None] | None = None
+
+
 class TwoDatacenters:
     """prefill-east writes to the east's pool; decode-west reads from the west's, which pulls from the east's."""
 
     prefill: Node
     decode: Node
 
-    def __init__(self, name: str, channels: Channels, stack: AsyncExitStack) -> None:
+    def __init__(self, name: str, channels: Channels, stack: AsyncExitStack, pools: "Pools") -> None:
         self.name = name
+        self._pools = pools
         self.channels = channels
         self.nodes: dict[str, list[Node]] = {"east": [], "west": []}  # of each pool, as plans name them
         self._stack = stack
@@ -93,7 +103,7 @@ class TwoDatacenters:
 
     async def join(self, dc: str) -> Node:
         """Start one more pool node, which plans name from now on."""
-        node = await self._stack.enter_async_context(_pool(dc))
+        node = await self._stack.enter_async_context(_pool(dc, self._pools))
         self.nodes[dc].append(node)
         return node
 
@@ -229,10 +239,16 @@ def _held(node: Node) -> int:
 
 @asynccontextmanager
 async def two_datacenters(
-    name: str, *, num_pages: int = 128, chunk_tokens: int = 128, max_batch: int = 16, num_nodes: int = 1
+    name: str,
+    *,
+    num_pages: int = 128,
+    chunk_tokens: int = 128,
+    max_batch: int = 16,
+    num_nodes: int = 1,
+    pools: Pools = Pools(),
 ) -> AsyncIterator[TwoDatacenters]:
     async with AsyncExitStack() as stack:
-        dcs = TwoDatacenters(name, await stack.enter_async_context(Channels()), stack)
+        dcs = TwoDatacenters(name, await stack.enter_async_context(Channels()), stack, pools)
         for dc in ("east", "west"):
             for _ in range(num_nodes):
                 await dcs.join(dc)
@@ -246,13 +262,16 @@ async def two_datacenters(
 
 
 @asynccontextmanager
-async def _pool(dc: str) -> AsyncIterator[Node]:
-    async with Channels() as channels:
+async def _pool(dc: str, pools: Pools) -> AsyncIterator[Node]:
+    async with Channels() as channels, background() as jobs:
         metrics, inflight = Metrics(), InFlight()
-        pool = build_pool(PoolSettings(dc=dc), new_epoch(), channels, metrics, lambda _event: None)
+        settings = PoolSettings(dc=dc, **pools.settings)
+        pool = build_pool(settings, new_epoch(), channels, metrics, pools.publish or (lambda _event: None))
         server = GrpcServer("127.0.0.1", 0, Health("grpc"), inflight)
         add_pool_servicer(pool.servicer, server.grpc, pool.store.memory.keep)
         address = pool.pulls.own_address = f"127.0.0.1:{await server.start()}"
+        if pools.publish is not None:
+            jobs.start(pool.feed.run(), name="placement")
         try:
             yield Node(address, metrics, inflight, server, pool=pool)
         finally:

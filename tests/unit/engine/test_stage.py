@@ -1,6 +1,6 @@
 """Entries on their way to the host: what comes out is what was in the pages when their mark was reached."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -8,15 +8,21 @@ import pytest
 import torch
 
 from shared.engine import stage
-from shared.engine.stage import NUM_PIECES, Arrival, CudaStager, EntryView, HostStager, Stager, select_stager
+from shared.engine.stage import NUM_PIECES, Arrival, CudaStager, HostStager, Stager, select_stager
 from shared.kv.tensors import entry_to_bytes
 
 ENTRY_BYTES = 2 * 4 * 2 * 8 * 4
 PER_PIECE = 3
 
 
-def entries(count: int) -> list[EntryView]:
-    return [EntryView(torch.full((4, 2, 8), float(i)), torch.full((4, 2, 8), -float(i))) for i in range(count)]
+def blocks_of(count: int) -> torch.Tensor:
+    """K and V of `count` blocks of 4 tokens: block i is full of i and of -i."""
+    numbers = torch.arange(max(1, count), dtype=torch.float32)
+    return torch.stack((numbers, -numbers))[..., None, None, None].repeat(1, 1, 4, 2, 8)
+
+
+def entries(blocks: torch.Tensor, numbers: Iterable[int]) -> list[bytes]:
+    return [entry_to_bytes(blocks[0, i], blocks[1, i]) for i in numbers]
 
 
 class FakeStream:
@@ -59,24 +65,6 @@ class DeviceTensor(torch.Tensor):
         FakeStream.current.queue.append(lambda: target.copy_(source.as_subclass(torch.Tensor)))
         return self
 
-    def to(self, *args: Any, non_blocking: bool = False, **options: Any) -> torch.Tensor:
-        return torch.empty(self.shape, dtype=self.dtype, pin_memory=True).copy_(self, non_blocking=non_blocking)
-
-
-def deferred_cat(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    out = torch.empty(sum(part.numel() for part in parts), dtype=parts[0].dtype, pin_memory=True)
-    plain = out.as_subclass(torch.Tensor)
-    FakeStream.current.queue.append(lambda: CAT(list(parts), out=plain))
-    return out
-
-
-def deferred_foreach_copy(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
-    plain = [source.as_subclass(torch.Tensor) for source in sources]
-    FakeStream.current.queue.append(lambda: FOREACH_COPY(list(targets), plain))
-
-
-CAT, FOREACH_COPY = torch.cat, torch._foreach_copy_
-
 
 @pytest.fixture
 def compute(monkeypatch: pytest.MonkeyPatch) -> FakeStream:
@@ -89,8 +77,8 @@ def compute(monkeypatch: pytest.MonkeyPatch) -> FakeStream:
         yield
         FakeStream.current = before
 
-    def pinned(*shape: Any, pin_memory: bool, **options: Any) -> torch.Tensor:
-        assert pin_memory
+    def made(*shape: Any, pin_memory: bool = False, device: torch.device | None = None, **options: Any) -> torch.Tensor:
+        assert pin_memory != (device is not None), "pageable memory would make copies wait"
         return empty(*shape, **options).as_subclass(DeviceTensor)
 
     FakeStream.current = stream
@@ -98,9 +86,7 @@ def compute(monkeypatch: pytest.MonkeyPatch) -> FakeStream:
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
     monkeypatch.setattr(torch.cuda, "stream", on)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
-    monkeypatch.setattr(torch, "empty", pinned)
-    monkeypatch.setattr(torch, "cat", deferred_cat)
-    monkeypatch.setattr(torch, "_foreach_copy_", deferred_foreach_copy)
+    monkeypatch.setattr(torch, "empty", made)
     monkeypatch.setattr(stage, "PIECE_BYTES", PER_PIECE * ENTRY_BYTES)
     return stream
 
@@ -109,8 +95,8 @@ def test_on_the_host_bytes_come_straight_from_the_pages() -> None:
     stager: Stager = HostStager()
     mark = stager.mark()
     stager.reached(mark)
-    some = entries(3)
-    assert list(stager.stage(mark, iter(some))) == [entry_to_bytes(*entry) for entry in some]
+    blocks = blocks_of(3)
+    assert list(stager.stage(mark, blocks, [2, 0])) == entries(blocks, [2, 0])
 
 
 def test_the_device_decides() -> None:
@@ -118,54 +104,47 @@ def test_the_device_decides() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, PER_PIECE - 1, PER_PIECE, PER_PIECE + 1, 4 * PER_PIECE + 1])
-def test_pieces_give_all_entries_in_order(compute: FakeStream, count: int) -> None:
-    stager = CudaStager(torch.device("cuda"))
-    some = entries(count)
-    assert list(stager.stage(stager.mark(), iter(some))) == [entry_to_bytes(*entry) for entry in some]
+@pytest.mark.parametrize("step", [1, -1])
+def test_pieces_give_all_entries_in_order(compute: FakeStream, count: int, step: int) -> None:
+    stager, blocks, numbers = CudaStager(torch.device("cuda")), blocks_of(count), range(count)[::step]
+    assert list(stager.stage(stager.mark(), blocks, numbers)) == entries(blocks, numbers)
 
 
 def test_a_copy_waits_for_its_mark_and_not_for_what_is_computed_after_it(compute: FakeStream) -> None:
-    stager = CudaStager(torch.device("cuda"))
-    [entry] = some = entries(1)
-    compute.queue.append(lambda: entry.k.fill_(7))
+    stager, blocks = CudaStager(torch.device("cuda")), blocks_of(1)
+    compute.queue.append(lambda: blocks[0].fill_(7))
     mark = stager.mark()
-    compute.queue.append(lambda: entry.k.fill_(8))
-    [raw] = stager.stage(mark, some)
+    compute.queue.append(lambda: blocks[0].fill_(8))
+    [raw] = stager.stage(mark, blocks, [0])
     assert compute.num_done == 1
-    assert raw == entry_to_bytes(torch.full((4, 2, 8), 7.0), entry.v)
+    assert raw == entry_to_bytes(torch.full((4, 2, 8), 7.0), blocks[1, 0])
 
 
 def test_copies_run_ahead_of_the_reader_and_a_reader_may_stop(compute: FakeStream) -> None:
-    stager = CudaStager(torch.device("cuda"))
-    taken: list[int] = []
-
-    def watched(some: list[EntryView]) -> Iterator[EntryView]:
-        for i, entry in enumerate(some):
-            taken.append(i)
-            yield entry
-
-    some = entries(PER_PIECE * NUM_PIECES + 5)
-    reading = stager.stage(stager.mark(), watched(some))
-    assert next(reading) == entry_to_bytes(*some[0])
-    assert len(taken) == PER_PIECE * NUM_PIECES
+    stager, blocks = CudaStager(torch.device("cuda")), blocks_of(PER_PIECE * NUM_PIECES + 5)
+    outwards: Any = stager._outwards
+    reading = stager.stage(None, blocks, range(blocks.shape[1]))
+    assert next(reading) == entry_to_bytes(blocks[0, 0], blocks[1, 0])
+    assert len(outwards.queue) == 2 * NUM_PIECES  # gathered, then copied
     del reading
-    later = entries(PER_PIECE + 1)[::-1]
-    assert list(stager.stage(stager.mark(), later)) == [entry_to_bytes(*entry) for entry in later]
+    assert list(stager.stage(stager.mark(), blocks, [3, 1])) == entries(blocks, [3, 1])
 
 
-def landed(stager: Stager) -> None:
-    source, target = entries(5), [EntryView(torch.zeros(4, 2, 8), torch.zeros(4, 2, 8)) for _ in range(5)]
-    stager.land([Arrival(entry_to_bytes(*s), t) for s, t in zip(source, target, strict=True)])
-    for s, t in zip(source, target, strict=True):
-        assert torch.equal(s.k, t.k)
-        assert torch.equal(s.v, t.v)
+def landed(stager: Stager, target: torch.Tensor) -> None:
+    source = blocks_of(6)
+    numbers = [4, 0, 1, 2, 5]  # a run among others
+    arrivals = [Arrival(raw, target, i) for raw, i in zip(entries(source, numbers), numbers, strict=True)]
+    stager.land(arrivals)
+    found = target.as_subclass(torch.Tensor)
+    assert torch.equal(found[:, numbers], source[:, numbers])
+    assert not found[:, 3].any()
     stager.land([])
 
 
 def test_entries_land_in_host_memory() -> None:
-    landed(HostStager())
+    landed(HostStager(), torch.zeros(2, 6, 4, 2, 8))
 
 
 def test_entries_have_landed_when_the_call_returns(compute: FakeStream) -> None:
     compute.queue.append(lambda: pytest.fail("landing waits for nothing that is computed"))
-    landed(CudaStager(torch.device("cuda")))
+    landed(CudaStager(torch.device("cuda")), torch.zeros(2, 6, 4, 2, 8).as_subclass(DeviceTensor))

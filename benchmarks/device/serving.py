@@ -1,0 +1,187 @@
+"""The whole suite with its engines on one device, each in a process of its own: time to first token and between tokens.
+
+A prompt is asked for in three ways. *streamed*: the prefill worker of the other datacenter computes it, decode runs on
+what has arrived. *stored*: decode is asked only when prefill has handed over the last entry, as a suite that stores and
+forwards would; pulling from the other pool and landing in pages come after that. *cached*: asked again.
+"""
+
+import asyncio
+import random
+import socket
+import statistics
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.client import CompletionRequest, Outcome, complete
+from benchmarks.device.model_files import write_model
+from benchmarks.device.shapes import BLOCK_TOKENS, Plan, Served
+from benchmarks.harness import Report, Row, Spread
+from benchmarks.prompts import Prompt
+from benchmarks.serve import new_session
+from benchmarks.suite import suite
+from shared.model.attention import AttentionName
+from shared.model.catalog import ModelFiles, resolve
+from shared.proto import prfaas_pb2 as pb
+from shared.proto.prfaas_pb2_grpc import PrefillStub
+from shared.rpc.client import Channels, rpc_errors
+
+TIMEOUT_S = 120.0
+_PROCFILE = """\
+broker: exec python -m shared.bus.devbroker --port {broker}
+cachepool-east: exec env PRFAAS_DC=east PRFAAS_GRPC_PORT={pool_east} PRFAAS_HTTP_PORT={status0} {pool} {cachepool}
+cachepool-west: exec env PRFAAS_DC=west PRFAAS_GRPC_PORT={pool_west} PRFAAS_HTTP_PORT={status1} {pool} {cachepool}
+prefill-east: exec env PRFAAS_DC=east PRFAAS_GRPC_PORT={prefill} PRFAAS_HTTP_PORT={status2} \
+PRFAAS_POOL=127.0.0.1:{pool_east} {engine} python -m services.prefill
+decode-west: exec env PRFAAS_DC=west PRFAAS_GRPC_PORT={decode} PRFAAS_HTTP_PORT={status3} \
+PRFAAS_POOL=127.0.0.1:{pool_west} {engine} python -m services.decode
+gateway: exec env PRFAAS_DC=west PRFAAS_HTTP_PORT={gateway} python -m services.gateway
+ready: exec python -m deploy.ready --gateway http://127.0.0.1:{gateway} --also {status0} {status1} {status2} {status3}
+"""
+_PORTS = (
+    "broker",
+    "pool_east",
+    "pool_west",
+    "prefill",
+    "decode",
+    "gateway",
+    "status0",
+    "status1",
+    "status2",
+    "status3",
+)
+
+
+def measure(plan: Plan, device: torch.device, attention: AttentionName) -> Report:
+    report = Report()
+    for served in plan.served:
+        with tempfile.TemporaryDirectory() as scratch:
+            report.rows += _measure(served, plan, Path(scratch), device, attention)
+    return report
+
+
+def _measure(served: Served, plan: Plan, scratch: Path, device: torch.device, attention: AttentionName) -> list[Row]:
+    model, cache = scratch / served.name.replace(" ", "-"), scratch / "cache"
+    write_model(model, cache, served.config, device)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
+    procfile = scratch / "Procfile"
+    pool = f"PRFAAS_POOL_BYTES={served.pool_bytes} PRFAAS_POOL_OBJECT_URL="
+    engine = (
+        f"PRFAAS_DEVICE={device} PRFAAS_ATTENTION={attention} PRFAAS_KV_BYTES={served.kv_bytes} "
+        f"PRFAAS_CHUNK_TOKENS={served.chunk_tokens} PRFAAS_TAIL_TOKENS_PER_STEP=512"
+    )
+    procfile.write_text(_PROCFILE.format(**ports, pool=pool, engine=engine, cachepool="python -m services.cachepool"))
+    environ = {
+        "PRFAAS_MODEL": str(model),
+        "PRFAAS_CACHE_DIR": str(cache),
+        "PRFAAS_KAFKA": f"127.0.0.1:{ports['broker']}",
+        "PRFAAS_MAX_MODEL_LEN": str(served.max_tokens),
+    }
+    with suite(procfile, **environ):
+        asker = _Asker(resolve(str(model), cache), served, ports, plan)
+        return asyncio.run(asker.rows())
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+class _Asker:
+    """Asks a running suite; no prompt twice unless that is the point."""
+
+    def __init__(self, files: ModelFiles, served: Served, ports: dict[str, int], plan: Plan) -> None:
+        self.files = files
+        self.served = served
+        self.ports = ports
+        self.plan = plan
+        self._num_asked = 0
+
+    async def rows(self) -> list[Row]:
+        rows: list[Row] = []
+        async with new_session() as self._session, Channels() as self._channels:
+            await self._streamed(self.served.lengths[0])  # warms up
+            for length in self.served.lengths:
+                rows += await self._length(length)
+            rows.append(await self._together(self.served.lengths[0]))
+        return rows
+
+    async def _length(self, length: int) -> list[Row]:
+        repetitions = range(self.plan.repetitions)
+        streamed = [await self._streamed(length) for _ in repetitions]
+        stored = [await self._stored(length) for _ in repetitions]
+        return [
+            self._row("streamed", length, [first for first, _ in streamed]),
+            self._row("stored", length, stored),
+            self._row("cached", length, [again for _, again in streamed]),
+        ]
+
+    async def _streamed(self, length: int) -> tuple[Outcome, Outcome]:
+        prompt = self._prompt(length)
+        first = await self._complete(prompt)
+        return first, await self._complete(prompt)
+
+    async def _stored(self, length: int) -> Outcome:
+        prompt = self._prompt(length)
+        started = time.perf_counter()
+        await self._prefill(prompt)
+        prefilled_s = time.perf_counter() - started
+        await asyncio.sleep(0.3)  # not counted: until the gateway has heard of it
+        outcome = await self._complete(prompt)
+        outcome.token_times_s = [at_s + prefilled_s for at_s in outcome.token_times_s]
+        return outcome
+
+    async def _prefill(self, prompt: Sequence[int]) -> None:
+        request = pb.PrefillRequest(
+            token_ids=prompt,
+            num_blocks=(len(prompt) - 1) // BLOCK_TOKENS,
+            fingerprint=self.files.fingerprint,
+            layout_hash=self.files.config().kv_layout(BLOCK_TOKENS, "bfloat16").hash,
+        )
+        with rpc_errors("prefill"):
+            stub = PrefillStub(self._channels.get(f"127.0.0.1:{self.ports['prefill']}"))
+            async for _ in stub.Prefill(request, timeout=TIMEOUT_S):
+                pass
+
+    async def _together(self, length: int) -> Row:
+        """Several at once, all cached: what a running batch gives."""
+        prompts = [self._prompt(length) for _ in range(self.served.batch)]
+        for prompt in prompts:
+            await self._complete(prompt)
+        ask: Callable[[Sequence[int]], Awaitable[Outcome]] = self._complete
+        outcomes = await asyncio.gather(*(ask(prompt) for prompt in prompts))
+        return self._row(f"cached, {len(prompts)} at once", length, outcomes)
+
+    async def _complete(self, prompt: Sequence[int]) -> Outcome:
+        url = f"http://127.0.0.1:{self.ports['gateway']}"
+        request = CompletionRequest(url, self.files.name, Prompt(list(prompt), len(prompt)), self.served.output_tokens)
+        outcome = await complete(self._session, request)
+        if outcome.error is not None:
+            raise RuntimeError(f"the suite did not answer: {outcome.error}")
+        return outcome
+
+    def _prompt(self, length: int) -> list[int]:
+        self._num_asked += 1
+        rng = random.Random(self._num_asked)
+        return [rng.randrange(self.files.config().vocab_size) for _ in range(length)]
+
+    def _row(self, way: str, length: int, outcomes: Sequence[Outcome]) -> Row:
+        ttft = Spread.of([outcome.ttft_s * 1000 for outcome in outcomes])
+        itls = [itl * 1000 for outcome in outcomes for itl in outcome.itls_s]
+        return {
+            "model": self.served.name,
+            "way": way,
+            "prompt_tokens": length,
+            "cached_tokens": min(outcome.cached_tokens for outcome in outcomes),
+            **ttft.cells("ttft_ms", 1),
+            "itl_p50_ms": round(statistics.median(itls), 2),
+            "itl_p99_ms": round(statistics.quantiles(itls, n=100)[98], 2),
+        }

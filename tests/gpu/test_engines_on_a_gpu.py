@@ -1,0 +1,78 @@
+"""What only a GPU shows: run by `pytest -m gpu tests/gpu` where there is one."""
+
+import random
+import threading
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from shared.engine.stage import Arrival, CudaStager
+from shared.kv.tensors import entry_to_bytes
+from shared.model.penalties import TokenHistory
+from shared.model.sampling import Row, sample
+from shared.model.sampling_params import SamplingParams
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+DEVICE = torch.device("cuda")
+
+PARAMS = (
+    SamplingParams(max_tokens=4, temperature=0.0),
+    SamplingParams(max_tokens=4, temperature=0.8, seed=1),
+    SamplingParams(max_tokens=4, temperature=1.2, top_p=0.9, top_k=50, seed=2),
+    SamplingParams(max_tokens=4, temperature=0.7, min_p=0.05, seed=3, num_logprobs=3),
+    SamplingParams(max_tokens=4, presence_penalty=1.0, frequency_penalty=0.5, repetition_penalty=1.3, seed=4),
+    SamplingParams(max_tokens=4, temperature=0.0, logit_bias=((7, 50.0),)),
+)
+
+
+def test_tokens_are_those_that_the_cpu_draws() -> None:
+    logits = 4 * torch.randn(len(PARAMS), 128256, generator=torch.Generator().manual_seed(0))
+    rng = random.Random(0)
+    tokens = [rng.randrange(128256) for _ in range(50)]
+
+    def rows() -> list[Row]:
+        histories = [TokenHistory(tokens, 20) if params.has_penalties else None for params in PARAMS]
+        return [Row(p, 50, history=history) for p, history in zip(PARAMS, histories, strict=True)]
+
+    on_cpu, on_gpu = sample(logits.clone(), rows()), sample(logits.to(DEVICE), rows())
+    assert [one.token for one in on_gpu] == [one.token for one in on_cpu]
+
+
+def pages(num_blocks: int) -> torch.Tensor:
+    return torch.randn(2, num_blocks, 64, 8, 128, device=DEVICE).to(torch.bfloat16)
+
+
+def entries(blocks: torch.Tensor, numbers: Sequence[int]) -> list[bytes]:
+    return [entry_to_bytes(blocks[0, i], blocks[1, i]) for i in numbers]
+
+
+@pytest.mark.parametrize("numbers", [range(300), range(299, -1, -2)])
+def test_what_is_staged_beside_the_model_is_what_it_had_computed(numbers: Sequence[int]) -> None:
+    """Pages are changed before the mark, and other work keeps the device busy meanwhile."""
+    stager, blocks = CudaStager(DEVICE), pages(300)
+    before = entries(blocks, numbers)
+    matrix = torch.randn(4096, 4096, device=DEVICE)
+    for _ in range(20):
+        matrix = (matrix @ matrix).clamp(-1, 1)
+    blocks.add_(1)
+    mark = stager.mark()
+    for _ in range(20):
+        matrix = (matrix @ matrix).clamp(-1, 1)
+    found: list[bytes] = []
+    reader = threading.Thread(target=lambda: found.extend(bytes(raw) for raw in stager.stage(mark, blocks, numbers)))
+    reader.start()
+    reader.join()
+    torch.cuda.synchronize()
+    assert found != before
+    assert found == entries(blocks, numbers)
+
+
+def test_what_has_landed_is_seen_by_what_is_submitted_afterwards() -> None:
+    stager, source, target = CudaStager(DEVICE), pages(40), pages(40)
+    numbers = [*range(20), 39, *range(20, 39)]
+    stager.land([Arrival(raw, target, i) for raw, i in zip(entries(source, numbers), numbers, strict=True)])
+    assert torch.equal(target, source)

@@ -1,0 +1,151 @@
+"""Pins and quotas from a client's side: a gateway's HTTP, real pools too small for what is asked, tiny models."""
+
+import json
+import random
+import string
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from services.cachepool.block import whole_charge
+from services.gateway.app import make_cluster, make_http_app
+from services.gateway.model import ServedModel
+from services.gateway.settings import GatewaySettings
+from shared.bus.events import MembershipEvent, PlacementEvent
+from shared.health import Health
+from shared.http import HttpServer
+from shared.ids import Datacenter, Epoch, LayoutHash, ModelFingerprint, WorkerId
+from shared.lifecycle import InFlight
+from shared.metrics import Metrics
+from shared.model.tokenizer import Tokenizer
+from shared.rpc.client import Channels
+from tests.contract.gateway_harness import byte_tokenizer
+from tests.support.engines import Node, Pools, TwoDatacenters, two_datacenters
+from tests.support.placement import take_snapshot
+from tests.support.tiny import tiny_model
+from tests.support.waiting import until
+
+BLOCK, POOL_BLOCKS = 64, 24
+PREFIX_BLOCKS, FILLER_BLOCKS = 5, 10
+NUM_PAGES = FILLER_BLOCKS + 4  # of an engine, one for each block: it too forgets in a flood
+
+
+@dataclass
+class Service:
+    client: aiohttp.ClientSession
+    dcs: TwoDatacenters
+
+    async def cached_blocks(self, prompt: str, **fields: Any) -> int:
+        """Ask for two tokens and return how much of the prompt was not computed; wait until everything is let go."""
+        body = {"prompt": prompt, "max_tokens": 2, "ignore_eos": True, "temperature": 0, **fields}
+        async with self.client.post("/v1/completions", json=body) as response:
+            answer = await response.json()
+            assert response.status == 200, answer
+        await self.dcs.assert_idle(within_s=5.0)
+        tokens: int = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+        assert tokens % BLOCK == 0
+        return tokens // BLOCK
+
+    async def keep(self, prompt: str) -> str:
+        """Pin a prefix and return its id."""
+        async with self.client.post("/v1/prefixes", json={"prompt": prompt, "ttl_s": 600}) as response:
+            answer = await response.json()
+            assert response.status == 200, answer
+        await self.dcs.assert_idle(within_s=5.0)
+        assert answer["kept_tokens"] == PREFIX_BLOCKS * BLOCK
+        prefix_id: str = answer["id"]
+        return prefix_id
+
+    async def flood(self, seed: int, **fields: Any) -> None:
+        """Ask for three times as much as the pools hold."""
+        evicted = [self.num_evicted(node) for node in (self.dcs.pool_east, self.dcs.pool_west)]
+        for number in range(3 * POOL_BLOCKS // FILLER_BLOCKS):
+            await self.cached_blocks(text((seed, number), FILLER_BLOCKS), **fields)
+        for node, before in zip((self.dcs.pool_east, self.dcs.pool_west), evicted, strict=True):
+            assert self.num_evicted(node) - before >= POOL_BLOCKS
+
+    def num_evicted(self, node: Node) -> int:
+        assert node.pool is not None
+        return node.pool.store.stats.num_evicted
+
+
+def text(seed: object, num_blocks: int) -> str:
+    """Letters, a token each, that fill this many blocks and one token of the next."""
+    return "".join(random.Random(repr(seed)).choices(string.ascii_letters, k=num_blocks * BLOCK + 1))
+
+
+@asynccontextmanager
+async def service(directory: Path, **pool_settings: Any) -> AsyncIterator[Service]:
+    """Prefill in the east, decode and the gateway in the west, and pools of `POOL_BLOCKS` blocks in both."""
+    layout = tiny_model("llama", num_pages=1).layout
+    byte_tokenizer(directory)
+    (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "!"}))  # the tiny models' end, token 0
+    served = ServedModel("tiny", Tokenizer.load(directory), layout, ModelFingerprint("llama"), 199, 2048)
+    async with AsyncExitStack() as stack:
+        metrics, inflight = Metrics(), InFlight()
+        cluster = make_cluster(served, await stack.enter_async_context(Channels()), metrics)
+
+        def hear(event: PlacementEvent) -> None:
+            cluster.index.apply(event, time.monotonic())
+            if event.cleared:  # a pool that has just begun: its snapshot is empty
+                take_snapshot(cluster.index, event.holder, event.epoch, event.sequence, [])
+
+        pools = Pools({"pool_bytes": POOL_BLOCKS * whole_charge(layout), **pool_settings}, hear)
+        dcs = await stack.enter_async_context(two_datacenters("llama", num_pages=NUM_PAGES, pools=pools))
+        for role, dc, address in (
+            ("cachepool", "east", dcs.pool_east.address),
+            ("cachepool", "west", dcs.pool_west.address),
+            ("prefill", "east", dcs.prefill.address),
+            ("decode", "west", dcs.decode.address),
+        ):
+            event = MembershipEvent(
+                worker=WorkerId(f"{role}-{dc}"),
+                role=role,  # type: ignore[arg-type]
+                dc=Datacenter(dc),
+                address=address,
+                fingerprint=served.fingerprint,
+                layout_hash=LayoutHash(layout.hash),
+                model_name="tiny",
+                epoch=Epoch(1),
+                pool_address=dcs.addresses(dc)[0],
+            )
+            cluster.registry.apply_membership(event, time.monotonic())
+        await until(lambda: len(cluster.index.num_blocks()) == 2 and not cluster.index.has_stale)
+        settings = GatewaySettings(dc="west", http_port=0, offload_threshold_tokens=32)
+        executor = stack.enter_context(ThreadPoolExecutor(1))
+        app = make_http_app(cluster, settings, Health(), inflight, executor, metrics)
+        server = await stack.enter_async_context(HttpServer(app, "127.0.0.1", 0))
+        client = await stack.enter_async_context(aiohttp.ClientSession(f"http://127.0.0.1:{server.port}"))
+        yield Service(client, dcs)
+
+
+async def test_pinned_prefixes_outlive_a_flood_until_they_are_deleted(tmp_path: Path) -> None:
+    async with service(tmp_path, pin_share=0.5) as suite:
+        kept, dropped = text("kept", PREFIX_BLOCKS), text("dropped", PREFIX_BLOCKS)
+        await suite.keep(kept)
+        dropped_id = await suite.keep(dropped)
+        await suite.flood(1)
+        assert await suite.cached_blocks(kept + text("question", 1)) == PREFIX_BLOCKS
+
+        async with suite.client.delete(f"/v1/prefixes/{dropped_id}") as response:
+            assert response.status == 200
+        await suite.flood(2)
+        assert await suite.cached_blocks(kept + text("another question", 1)) == PREFIX_BLOCKS
+        assert await suite.cached_blocks(dropped + text("question", 1)) == 0
+
+
+@pytest.mark.parametrize("quota", [0.5, 1.0])
+async def test_a_flood_leaves_another_tenant_what_is_within_its_quota(tmp_path: Path, quota: float) -> None:
+    async with service(tmp_path, tenant_quota=quota) as suite:
+        prompt = text("careful", PREFIX_BLOCKS)
+        assert await suite.cached_blocks(prompt, cache_salt="careful") == 0
+        await suite.flood(3, cache_salt="greedy")
+        left = await suite.cached_blocks(prompt, cache_salt="careful")
+        assert left == (PREFIX_BLOCKS if quota < 1 else 0)
