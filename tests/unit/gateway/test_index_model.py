@@ -112,7 +112,8 @@ class Pool:
 
     def credited(self, now: float) -> np.ndarray:
         self.credits = [credit for credit in self.credits if credit.until > now]
-        return np.bitwise_or.reduce([nothing()[0], *(credit.masks for credit in self.credits)])
+        masks: np.ndarray = np.bitwise_or.reduce([nothing()[0], *(credit.masks for credit in self.credits)])
+        return masks
 
 
 class IndexAgainstPools(RuleBasedStateMachine):
@@ -206,8 +207,19 @@ class IndexAgainstPools(RuleBasedStateMachine):
             intake.close()
             pool.arriving = None
 
-    @rule(which=WHICH, seen=st.lists(st.tuples(spans, GROUPS, TIMES), min_size=1, max_size=4), seconds=TIMES)
-    def requests_saw_blocks_arrive(self, which: int, seen: list[tuple[slice, int, float]], seconds: float) -> None:
+    @rule(
+        which=WHICH,
+        seen=st.lists(st.tuples(spans, GROUPS, TIMES), min_size=1, max_size=4),
+        seconds=TIMES,
+        is_trusted=MOSTLY,
+        is_doubted=MOSTLY.map(lambda often: not often),
+    )
+    def requests_saw_blocks_arrive(
+        self, which: int, seen: list[tuple[slice, int, float]], seconds: float, is_trusted: bool, is_doubted: bool
+    ) -> None:
+        if is_trusted:
+            self.everything_heals(which)
+            self.trusted_holders_are_true()
         pool = self.pools[which]
         state = self.index.certainty(self.now).get(pool.name)
         for span, mask, lifetime in seen:
@@ -217,6 +229,8 @@ class IndexAgainstPools(RuleBasedStateMachine):
                 told = pool.history[state.epoch, state.sequence][1]
                 pool.credit(span, mask, self.now + lifetime, told)
         self.trusted_holders_are_true()
+        if is_doubted:  # with the pool's content, its credits are void
+            self.everything_heals(which)
         self.now += seconds
 
     @rule(seconds=TIMES)
