@@ -14,8 +14,9 @@ BLOCK_OVERHEAD_BYTES = 2048
 """What one stored block costs beside its entries: record, key, slots per layer, its place in the order of eviction,
 placement bookkeeping, and what is remembered of `History.PER_BLOCK` blocks that were evicted."""
 
-ENTRY_OVERHEAD_BYTES = 320
-"""What one stored entry costs beside its payload: `Frame`, its key and integers, the bytes header."""
+ENTRY_OVERHEAD_BYTES = 960
+"""What one stored entry costs beside its payload: `Frame`, its key and integers, the view of its slot, what frees that.
+`test_an_entry_costs_what_it_is_charged` measures it."""
 
 
 @dataclass(slots=True)

@@ -110,7 +110,7 @@ def layers(pool: Pool, block_keys: list[BlockKey]) -> list[int]:
 
 
 def test_window_entries_that_no_resume_needs_go_first_and_the_world_is_told() -> None:
-    pool = Pool(5.8)
+    pool = Pool(5.7)
     chain = keys("long", 4)  # a window of 8 tokens: a resume behind the fourth block needs windows of the last two
     crowd(pool)
     pool.fill(*chain)
