@@ -13,7 +13,7 @@ from contextlib import ExitStack
 
 from benchmarks import harness
 from benchmarks.harness import Check, Report, Row, Spread, at_least, at_most
-from benchmarks.peers.process import Peer
+from benchmarks.peers.process import Peer, PeerFailed
 
 KIB, MIB = 1 << 10, 1 << 20
 POOL_BYTES = 320 * MIB
@@ -50,6 +50,36 @@ def rates(peers: dict[str, Peer], size: str, moved: int, rounds: int, clients: i
             for operation in ("put", "get"):
                 found[f"{name} {operation}"].append(move(peer, operation, f"{number} {clients}", moved))
     return found
+
+
+def started(stack: ExitStack, pythons: dict[str, str], report: Report) -> dict[str, Peer]:
+    """Start the peers; what does not start is named in the report with the reason, and the others are measured."""
+    peers: dict[str, Peer] = {}
+    for name, python in pythons.items():
+        try:
+            peers[name] = stack.enter_context(contestant(name, python))
+        except PeerFailed as error:
+            report.settings[name] = f"absent: {error}"
+    return peers
+
+
+def with_peers(
+    own: dict[str, Peer], peers: dict[str, Peer], size: str, moved: int, rounds: int, report: Report
+) -> dict[str, list[float]]:
+    """Return `rates` of all of them, or of those left when a peer fails: the report says why it is absent.
+
+    All take part in the same rounds, so a failure begins them anew. A peer that failed once takes no part any more.
+    """
+    while True:
+        try:
+            return rates({**own, **peers}, size, moved, rounds)
+        except PeerFailed as error:
+            failed = [name for name in peers if error.args[0].startswith(name)]
+            if not failed:
+                raise  # one of our own
+            for name in failed:
+                report.settings[name] = f"absent at {size}: {error}"
+                del peers[name]
 
 
 def compare(found: dict[str, list[float]], size: str, num_clients: int) -> list[Row]:
@@ -113,9 +143,9 @@ def measure(options: argparse.Namespace) -> Report:
     with ExitStack() as stack:
         own = {name: stack.enter_context(contestant(name)) for name in ("bare", "ours")}
         others = {"mooncake": options.mooncake, "lmcache": options.lmcache}
-        peers = {name: stack.enter_context(contestant(name, python)) for name, python in others.items() if python}
+        peers = started(stack, {name: python for name, python in others.items() if python}, report)
         for size in ("48 KiB (SmolLM2)", "1 MiB") if options.quick else ENTRIES:
-            found = rates({**own, **(peers if size in PEER_SIZES else {})}, size, moved, rounds)
+            found = with_peers(own, peers if size in PEER_SIZES else {}, size, moved, rounds, report)
             report.rows += compare(found, size, 1)
             report.checks += speed_checks(found, size)
             if size == "1 MiB":

@@ -7,6 +7,7 @@ piece, and each time it meets a neighbour it moves, into fresh pages. That costs
 import mmap
 import weakref
 from collections import deque
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ _STEPS = 32  # slot sizes between two powers of two: a slot is at most 1/32 larg
 _LEAST_BYTES = 256
 
 
+@lru_cache(maxsize=1024)
 def slot_bytes(num_bytes: int) -> int:
     """Return the size of the slot that a payload of `num_bytes` gets."""
     step = max(_LEAST_BYTES, (1 << max(0, num_bytes - 1).bit_length()) // (2 * _STEPS))
@@ -28,10 +30,12 @@ def slot_bytes(num_bytes: int) -> int:
 class _Slab:
     """One mapping, cut into slots. A slot is free again when the last view of it is gone."""
 
-    __slots__ = ("data", "free", "held", "num_slots", "slot_bytes")
+    __slots__ = ("data", "free", "held", "num_slots", "room", "slot_bytes")
 
     def __init__(self, data: NDArray[np.uint8], size: int) -> None:
-        self.data = data
+        self.room = data.data
+        self.data = data.view()  # what slots are read through
+        self.data.flags.writeable = False
         self.slot_bytes = size
         self.num_slots = len(data) // size
         self.free = list(range(self.num_slots - 1, -1, -1))
@@ -66,14 +70,16 @@ class PayloadMemory:
         while self._gone:
             self._reclaim(self._gone.popleft())
         size = slot_bytes(len(payload))
-        roomy = self._roomy.setdefault(size, [])
+        roomy = self._roomy.get(size)
+        if roomy is None:
+            roomy = self._roomy[size] = []
         slab = roomy[-1] if roomy else self._new_slab(size, roomy)
         index = slab.free.pop()
         if not slab.free:
             roomy.pop()
-        part = slab.data[index * size : index * size + len(payload)]
-        part[:] = np.frombuffer(payload, dtype=np.uint8)
-        part.flags.writeable = False
+        start, end = index * size, index * size + len(payload)
+        slab.room[start:end] = payload
+        part = slab.data[start:end]  # whose last view frees the slot: views of a memoryview do not keep it alive
         held = _Held(part, self._gone.append)
         held.slab, held.index = slab, index
         slab.held[index] = held
@@ -104,4 +110,4 @@ class PayloadMemory:
         if len(slab.free) == slab.num_slots:
             roomy.remove(slab)
             self._slabs.remove(slab)
-            self._spare.setdefault(len(slab.data), []).append(slab.data)
+            self._spare.setdefault(len(slab.data), []).append(np.asarray(slab.room))

@@ -123,9 +123,14 @@ class PoolServicer(CachePoolServicer):
 
     async def Lookup(self, request: pb.LookupRequest, context: Context) -> pb.LookupReply:
         self._check_size(len(request.keys))
-        in_memory, in_tier = self._store.lookup, self._tier.readable
         keys = keys_from_bytes(request.keys)
-        return pb.LookupReply(present=[mask_to_bytes(in_memory(key) | in_tier(key)) for key in keys])
+        in_memory = self._store.lookup_all(keys)
+        if isinstance(self._tier, NoTier):
+            return pb.LookupReply(present=map(mask_to_bytes, in_memory))
+        in_tier = map(self._tier.readable, keys)
+        return pb.LookupReply(
+            present=[mask_to_bytes(here | there) for here, there in zip(in_memory, in_tier, strict=True)]
+        )
 
     async def Pin(self, request: pb.PinRequest, context: Context) -> pb.PinReply:
         layout, blocks = self._wanted(request.layout, request.blocks)

@@ -1,6 +1,7 @@
 """Composition root of the gateway."""
 
 import asyncio
+import gc
 import time
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -65,6 +66,7 @@ async def run(lifecycle: Lifecycle) -> None:
         jobs.start(prefixes.run(), name="prefixes")
         app = make_http_app(cluster, settings, health, inflight, executor, metrics, prefixes)
         server = await stack.enter_async_context(HttpServer(app, settings.http_host, settings.http_port))
+        gc.freeze()  # the model's and the libraries' objects stay: no collection has to look at them again
         log.info("gateway_started", port=server.port, model=model.name, layout=model.layout.hash[:12])
 
         await lifecycle.stopping.wait()

@@ -47,12 +47,12 @@ class Feed:
         event = decode_event(record.topic, record.value)
         if isinstance(event, PlacementEvent):
             self._cluster.index.apply(event, self._clock())
+            if self._cluster.index.is_stale(event.holder):
+                self._wake.set()
         elif isinstance(event, MembershipEvent):
             self._take_membership(event)
         elif isinstance(event, LoadEvent):
             self._cluster.registry.apply_load(event, self._clock())
-        if self._cluster.index.has_stale:
-            self._wake.set()
 
     def reset(self, topic: str) -> None:
         """The broker has lost or replaced a topic: placements may have gone by unseen."""
@@ -81,6 +81,8 @@ class Feed:
                 self._cluster.index.forget(event.worker)
             elif is_new:
                 self._cluster.index.doubt(event.worker)
+            if self._cluster.index.has_stale:
+                self._wake.set()
         self._report_health()
 
     def _look_at_channels(self) -> None:

@@ -131,6 +131,10 @@ class PlacementIndex:
             self._void(holder)
             self._free_numbers.append(holder.number)
 
+    def is_stale(self, holder_id: WorkerId) -> bool:
+        holder = self._holders.get(holder_id)
+        return holder is not None and holder.stale
+
     @property
     def has_stale(self) -> bool:
         return any(holder.stale for holder in self._holders.values())
@@ -161,18 +165,19 @@ class PlacementIndex:
         """Return what each holder that can be trusted has of `keys`; holders with nothing usable are included."""
         self._expire(now)
         found = self._pairs.find(words(b"".join(keys)))
-        present = np.flatnonzero(np.bincount(found.holders, minlength=self._num_numbers))
+        present = np.bincount(found.holders, minlength=self._num_numbers).nonzero()[0]
         rows = np.zeros(self._num_numbers, np.intp)
         rows[present] = np.arange(1, len(present) + 1)
         # Row 0 is that of everybody who has nothing.
         groups = no_groups(self._layout, len(present) + 1, len(keys))
         memory_groups = np.zeros_like(groups)
         cells = rows.take(found.holders) * len(keys) + found.blocks
-        is_assumed = self._states.is_assumed.take(found.states)
+        # Two may tell of a block only while there are credits.
+        is_told_twice = self._next_expiry < inf and self._states.is_assumed.take(found.states).any()
         for masks, of_states in ((groups, self._states.groups), (memory_groups, self._states.memory_groups)):
             flat, values = masks.reshape(-1), of_states.take(found.states)
             flat[cells] = values
-            if is_assumed.any():  # more than one may tell of a block
+            if is_told_twice:
                 np.bitwise_or.at(flat, cells, values)
             masks.setflags(write=False)
         longest = longest_resume(self._layout, groups).tolist()

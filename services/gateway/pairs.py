@@ -12,8 +12,8 @@ MAX_STATES = 1 << 12
 MAX_OWNERS = 1 << 20
 _STATE_BITS, _STATE = np.uint32(12), np.uint32(MAX_STATES - 1)  # a pair is owner and state in 32 bits
 
-MAX_LOAD = 0.6
-"""Of the slots: a lookup of 2,000 blocks then visits the next bucket for one in seven, and a fifth for hardly one."""
+MAX_LOAD = 0.5
+"""Of the slots, when the next table is prepared. A second visit costs a lookup as many array calls as the first."""
 
 MIN_GARBAGE = 1 << 16
 """Pairs of dropped owners that are not worth a new table, nor are as many dropped owners."""
@@ -24,6 +24,10 @@ MAX_STEP_BLOCKS = 4096
 STEP_BUCKETS = 256
 """Buckets that move in one step, and one more for every two blocks of the step: so a move ends before a quarter of the
 old table's slots has come on top, and no step takes milliseconds."""
+
+TOUCH_BUCKETS = 4096
+"""Buckets of the next table whose memory is written to in one step before the move, and four more for every block of
+the step: 2 MiB at most, and all of it before a sixteenth of the old table's slots has come on top."""
 
 NO_HOLDER = -1
 
@@ -60,6 +64,7 @@ class OwnedPairs:
     def __init__(self) -> None:
         self._table = PairTable(MIN_BUCKETS)
         self._old: PairTable | None = None
+        self._coming: PairTable | None = None  # to move to, once its memory has been touched
         self._next_bucket = 0  # of the old table, to be moved
         self._holder_of = np.full(64, NO_HOLDER, np.int32)  # by owner
         self._num_pairs = np.zeros(64, np.int64)  # by owner
@@ -71,7 +76,7 @@ class OwnedPairs:
 
     @property
     def nbytes(self) -> int:
-        return self._table.nbytes + (self._old.nbytes if self._old else 0)
+        return sum(table.nbytes for table in (self._table, self._old, self._coming) if table is not None)
 
     def num_pairs(self, owner: int) -> int:
         return int(self._num_pairs[owner])
@@ -117,24 +122,29 @@ class OwnedPairs:
 
     def find(self, keys: Words) -> Found:
         """Return every pair of these blocks whose owner has a holder."""
-        blocks, pairs = [], []
-        for table in self._tables():
-            hits = table.find(keys)
-            blocks.append(hits.keys)
-            pairs.append(table.pairs(hits.slots))
-        all_blocks, all_pairs = np.concatenate(blocks), np.concatenate(pairs)
-        owners = all_pairs >> _STATE_BITS
+        hits = self._table.find(keys)
+        blocks, pairs = hits.keys, self._table.pairs(hits.slots)
+        if self._old is not None:
+            hits = self._old.find(keys)
+            blocks, pairs = np.concatenate([blocks, hits.keys]), np.concatenate([pairs, self._old.pairs(hits.slots)])
+        owners = pairs >> _STATE_BITS
         holders = self._holder_of.take(owners)
-        if (seen := np.flatnonzero(holders != NO_HOLDER)).size < holders.size:
-            all_blocks, all_pairs, owners, holders = all_blocks[seen], all_pairs[seen], owners[seen], holders[seen]
-        return Found(all_blocks, owners, holders, all_pairs & _STATE)
+        if holders.min(initial=0) == NO_HOLDER:
+            seen = (holders != NO_HOLDER).nonzero()[0]
+            blocks, pairs, owners, holders = blocks[seen], pairs[seen], owners[seen], holders[seen]
+        return Found(blocks, owners, holders, pairs & _STATE)
 
     def step(self, num_blocks: int) -> None:
-        """Move what a change of `num_blocks` blocks pays for; begin to move when it is time. Cheap when it is not."""
+        """Move what a change of `num_blocks` blocks pays for; prepare a move when it is time. Cheap when it is not."""
         if self._old is not None:
             self._move(num_blocks // 2 + STEP_BUCKETS)
-        elif self._is_due(num_blocks):
-            self._begin_move()
+        elif self._coming is not None or self._is_due(num_blocks):
+            if self._coming is None:
+                self._coming = PairTable(self._num_buckets_wanted())
+            if self._coming.touch(4 * num_blocks + TOUCH_BUCKETS):
+                self._old, self._table, self._coming = self._table, self._coming, None
+                self._next_bucket = 0
+                self._leaving, self._dropped = self._dropped, []
 
     def _put(self, owner: int, keys: Words, states: NDArray[np.uint32]) -> None:
         self.step(len(keys))
@@ -163,16 +173,14 @@ class OwnedPairs:
             or len(self._dropped) > MIN_GARBAGE
         )
 
-    def _begin_move(self) -> None:
+    def _num_buckets_wanted(self) -> int:
         live = self._table.num_pairs - self._num_garbage
-        # What comes while the old table empties (see STEP_BUCKETS) must leave the new one below two thirds.
-        wanted = max(2 * live, 3 * (live + self._table.num_slots // 4) // 2) + 2 * MAX_STEP_BLOCKS
+        # What comes before the old table is empty (see TOUCH_BUCKETS, STEP_BUCKETS) must leave the new one below 2/3.
+        wanted = max(2 * live, 3 * (live + self._table.num_slots * 5 // 16) // 2) + 2 * MAX_STEP_BLOCKS
         num_buckets = MIN_BUCKETS
         while num_buckets * BUCKET_SLOTS < wanted:
             num_buckets *= 2
-        self._old, self._table = self._table, PairTable(num_buckets)
-        self._next_bucket = 0
-        self._leaving, self._dropped = self._dropped, []
+        return num_buckets
 
     def _move(self, num_buckets: int) -> None:
         assert self._old is not None

@@ -19,6 +19,7 @@ BUCKET_SLOTS = 1 << SLOT_BITS
 """Keys of one bucket fill a cache line."""
 
 MIN_BUCKETS = 128
+_PAGE_WORDS = 512  # of the longest items, 8 bytes
 _FREE, _ODD = np.uint64(0), np.uint64(1)
 
 
@@ -42,6 +43,9 @@ class PairTable:
         assert num_buckets >= MIN_BUCKETS
         assert num_buckets & (num_buckets - 1) == 0, "the number of buckets is a power of two"
         self.num_pairs = 0
+        self.num_buckets = num_buckets
+        self.num_slots = num_buckets * BUCKET_SLOTS
+        self._num_touched = 0  # buckets
         self._keys = np.zeros((num_buckets, BUCKET_SLOTS), np.uint64)
         self._pairs = np.zeros(num_buckets * BUCKET_SLOTS, np.uint32)
         self._spilled = np.zeros(num_buckets, np.uint32)
@@ -51,33 +55,44 @@ class PairTable:
         self._last_bucket = num_buckets - 1
 
     @property
-    def num_buckets(self) -> int:
-        return self._last_bucket + 1
-
-    @property
-    def num_slots(self) -> int:
-        return self.num_buckets * BUCKET_SLOTS
-
-    @property
     def nbytes(self) -> int:
         return self._keys.nbytes + self._pairs.nbytes + self._spilled.nbytes
 
+    def touch(self, num_buckets: int) -> bool:
+        """Write to the memory of the next so many buckets; returns whether all have been written to.
+
+        The kernel clears memory at its first use, 2 MiB at a time: left to the first pairs, which lie all over the
+        table, it would all fall to one call.
+        """
+        first, end = self._num_touched, self._num_touched + num_buckets
+        self._keys[first : end : _PAGE_WORDS // BUCKET_SLOTS] = 0
+        self._pairs[first * BUCKET_SLOTS : end * BUCKET_SLOTS : _PAGE_WORDS] = 0
+        self._spilled[first:end:_PAGE_WORDS] = 0
+        self._num_touched = end
+        return end >= self.num_buckets
+
     def find(self, keys: Words) -> Hits:
         """Return where the pairs of these keys are."""
-        found: list[Hits] = []
         buckets = self._homes(keys)
-        which = np.arange(len(keys))
+        found, further = self._find_in(buckets, keys)
+        if not len(further):
+            return found
+        parts, which = [found], further
         while len(which):
-            # `take` moves whole buckets several times as fast as indexing does.
-            hits = (self._keys.take(buckets, axis=0) == keys[:, np.newaxis]).ravel().nonzero()[0]
-            rows = hits >> SLOT_BITS
-            found.append(Hits(which.take(rows), (buckets.take(rows) << SLOT_BITS) + (hits & (BUCKET_SLOTS - 1))))
-            further = self._spilled.take(buckets).nonzero()[0]
-            which, keys = which.take(further), keys.take(further)
+            keys = keys.take(further)
             buckets = self._next(buckets.take(further), keys)
-        if len(found) > 1:
-            return Hits(np.concatenate([h.keys for h in found]), np.concatenate([h.slots for h in found]))
-        return found[0] if found else Hits(which, which)
+            found, further = self._find_in(buckets, keys)
+            parts.append(Hits(which.take(found.keys), found.slots))
+            which = which.take(further)
+        return Hits(np.concatenate([part.keys for part in parts]), np.concatenate([part.slots for part in parts]))
+
+    def _find_in(self, buckets: Positions, keys: Words) -> tuple[Hits, Positions]:
+        """Return what is found in one bucket for each key, and which keys may be further on."""
+        # `take` moves whole buckets several times as fast as indexing does.
+        hits = (self._keys.take(buckets, axis=0) == keys[:, np.newaxis]).ravel().nonzero()[0]
+        rows = hits >> SLOT_BITS
+        slots = (buckets.take(rows) << SLOT_BITS) + (hits & (BUCKET_SLOTS - 1))
+        return Hits(rows, slots), self._spilled.take(buckets).nonzero()[0]
 
     def pairs(self, slots: Positions) -> Pairs:
         return self._pairs.take(slots)
@@ -103,6 +118,8 @@ class PairTable:
             self._keys.reshape(-1)[slots] = keys[fits]
             self._pairs[slots] = pairs[fits]
             spills = (~fits).nonzero()[0]
+            if not len(spills):
+                return
             keys, pairs, buckets = keys.take(spills), pairs.take(spills), buckets.take(spills)
             np.add.at(self._spilled, buckets, 1)
             buckets = self._next(buckets, keys)
@@ -114,7 +131,7 @@ class PairTable:
         buckets, ends = self._homes(keys), slots >> SLOT_BITS
         flat[slots] = _FREE
         self.num_pairs -= len(slots)
-        while len(passed := np.flatnonzero(buckets != ends)):
+        while len(passed := (buckets != ends).nonzero()[0]):
             keys, buckets, ends = keys[passed], buckets[passed], ends[passed]
             np.subtract.at(self._spilled, buckets, 1)
             buckets = self._next(buckets, keys)

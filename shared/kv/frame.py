@@ -1,7 +1,7 @@
 """The unit that is stored, sent and checked: one block's KV in one layer, sealed by its source."""
 
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import xxhash
 
@@ -40,8 +40,10 @@ def seal(
     The codec decides the fidelity. `shape` and `num_whole` are those of `shared.kv.codec.encode`.
     """
     payload = encode(raw, codec, shape, num_whole)
-    frame = Frame(key, layer, codec, FIDELITY_OF[codec], len(raw), payload, 0)
-    return replace(frame, checksum=_checksum(frame))
+    fidelity, num_bytes = FIDELITY_OF[codec], len(raw)
+    return Frame(
+        key, layer, codec, fidelity, num_bytes, payload, _digest(key, layer, codec, fidelity, num_bytes, payload)
+    )
 
 
 def verify(frame: Frame) -> None:
@@ -68,7 +70,10 @@ def open_frame(frame: Frame, shape: EntryShape | None = None, at_least: Fidelity
 
 
 def _checksum(frame: Frame) -> int:
-    header = _HEADER.pack(frame.key, frame.layer, frame.codec, frame.fidelity, frame.raw_bytes)
-    digest = xxhash.xxh3_64(header)
-    digest.update(frame.payload)
+    return _digest(frame.key, frame.layer, frame.codec, frame.fidelity, frame.raw_bytes, frame.payload)
+
+
+def _digest(key: BlockKey, layer: int, codec: Codec, fidelity: Fidelity, raw_bytes: int, payload: Payload) -> int:
+    digest = xxhash.xxh3_64(_HEADER.pack(key, layer, codec, fidelity, raw_bytes))
+    digest.update(payload)
     return digest.intdigest()

@@ -99,9 +99,13 @@ class KvLayout:
         spec = self.layers[layer]
         return EntryShape(self.block_tokens, spec.num_kv_heads, spec.head_dim, self.dtype)
 
+    @cached_property
+    def _entry_sizes(self) -> tuple[int, ...]:
+        return tuple(self.entry_shape(layer).num_bytes for layer in range(self.num_layers))
+
     def entry_bytes(self, layer: int) -> int:
-        """Return the bytes of one block's K and V in `layer`."""
-        return self.entry_shape(layer).num_bytes
+        """Return the bytes of one block's K and V in `layer`. Raises `IndexError` for a layer that is not there."""
+        return self._entry_sizes[layer]
 
     @cached_property
     def block_bytes(self) -> int:
@@ -146,7 +150,11 @@ class KvLayout:
 
     def group_mask(self, layers: int) -> int:
         """Return the groups that `layers` covers wholly, bit g for group g."""
-        return sum(1 << g for g, group in enumerate(self.groups) if layers & group.layers == group.layers)
+        mask = 0
+        for g, group in enumerate(self.groups):
+            if layers & group.layers == group.layers:
+                mask |= 1 << g
+        return mask
 
     def layers_of_groups(self, groups: int) -> int:
         """Return the layers of the groups in a group mask: the inverse of `group_mask`. Unknown bits are ignored."""

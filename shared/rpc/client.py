@@ -65,7 +65,7 @@ def rpc_errors(peer: str) -> Iterator[None]:
         yield
     except grpc.aio.AioRpcError as failure:
         raise error_from_call(failure, peer) from failure
-    except (asyncio.InvalidStateError, grpc.aio.UsageError) as failure:
+    except (asyncio.InvalidStateError, grpc.aio.UsageError, grpc.aio.InternalError) as failure:
         # Writing to, or opening, a call whose other end is gone already; its status went to whoever reads.
         raise WorkerLost(f"{peer}: the call is over") from failure
     except asyncio.CancelledError as cancelled:

@@ -46,13 +46,21 @@ def keys_from_bytes(keys: Iterable[bytes]) -> list[BlockKey]:
     return cast(list[BlockKey], checked)
 
 
+@lru_cache(maxsize=64)  # a process meets a few layouts, in every request
 def layout_to_message(layout: KvLayout) -> pb.Layout:
+    """Return a message that callers share: it is copied into theirs, never changed."""
     layers = [pb.Layer(window=s.window or 0, num_kv_heads=s.num_kv_heads, head_dim=s.head_dim) for s in layout.layers]
     return pb.Layout(layers=layers, dtype=layout.dtype, block_tokens=layout.block_tokens)
 
 
 def layout_from_message(message: pb.Layout) -> KvLayout:
     """Raises `BadRequest` (from `KvLayout`) when a field is out of range."""
+    return _parsed_layout(message.SerializeToString(deterministic=True))
+
+
+@lru_cache(maxsize=64)  # equal requests get one object, whose hash and groups are computed once
+def _parsed_layout(data: bytes) -> KvLayout:
+    message = pb.Layout.FromString(data)
     layers = tuple(LayerSpec(m.window or None, m.num_kv_heads, m.head_dim) for m in message.layers)
     return KvLayout(layers, cast(Dtype, message.dtype), message.block_tokens)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from structlog.testing import capture_logs
 
 from shared import errors
+from shared.deadline import Deadline
 from shared.errors import (
     BadRequest,
     DeadlineExceeded,
@@ -28,6 +30,7 @@ from shared.health import Health
 from shared.lifecycle import InFlight
 from shared.log import bound_request, current_request_id
 from shared.rpc.client import Channels, rpc_errors
+from shared.rpc.pool import PoolClient
 from shared.rpc.server import GrpcServer, call_deadline
 
 KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream", "written_stream")
@@ -338,6 +341,16 @@ async def test_stop_cancels_what_outlasts_the_grace_and_says_how_many() -> None:
         for call in calls:
             with pytest.raises(WorkerLost):
                 await call
+
+
+async def test_a_publication_to_nobody_fails_as_one_of_ours() -> None:
+    """Also when it is closed before its first read: then gRPC raises an error without a public name."""
+    async with Channels() as channels:
+        with socket.create_server(("127.0.0.1", 0)) as bound:
+            address = f"127.0.0.1:{bound.getsockname()[1]}"
+        with pytest.raises(WorkerLost):
+            async with PoolClient(channels, address).publish(Deadline.after(10)):
+                pass
 
 
 async def test_a_peer_that_restarts_is_found_again() -> None:
