@@ -28,7 +28,7 @@ UNLIMITED_PERCENT = 36.6
 """Of Mooncake's conversation trace, which --trace is meant for."""
 
 SYNTHETIC_LOSS_POINTS = 0.1
-"""What ours may lose against LRU on the synthetic trace of `--quick`, where dense KV loses 0.03; other seeds lose more."""
+"""What ours may lose against LRU on a synthetic trace: dense KV loses 0.03 in `--quick`, and more with other seeds."""
 
 
 class Case(NamedTuple):
