@@ -35,6 +35,7 @@ from shared.rpc.convert import (
     keys_from_bytes,
     layout_from_message,
     mask_to_bytes,
+    masks_to_bytes,
     sources_from_messages,
 )
 from shared.rpc.wire import Unreadable
@@ -124,13 +125,10 @@ class PoolServicer(CachePoolServicer):
     async def Lookup(self, request: pb.LookupRequest, context: Context) -> pb.LookupReply:
         self._check_size(len(request.keys))
         keys = keys_from_bytes(request.keys)
-        in_memory = self._store.lookup_all(keys)
-        if isinstance(self._tier, NoTier):
-            return pb.LookupReply(present=map(mask_to_bytes, in_memory))
-        in_tier = map(self._tier.readable, keys)
-        return pb.LookupReply(
-            present=[mask_to_bytes(here | there) for here, there in zip(in_memory, in_tier, strict=True)]
-        )
+        present = self._store.lookup_all(keys)
+        if isinstance(self._tier, ObjectTier):
+            present = [layers | self._tier.readable(key) for layers, key in zip(present, keys, strict=True)]
+        return pb.LookupReply(present=masks_to_bytes(present))
 
     async def Pin(self, request: pb.PinRequest, context: Context) -> pb.PinReply:
         layout, blocks = self._wanted(request.layout, request.blocks)

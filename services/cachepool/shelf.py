@@ -1,6 +1,6 @@
 """What a pool has: records of blocks in chains, the entries in them, who pays, and what goes when room is needed."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from weakref import WeakValueDictionary
 
 from services.cachepool.block import BLOCK_OVERHEAD_BYTES, Block, entry_charge
@@ -49,6 +49,11 @@ class Shelf:
 
     def get(self, key: BlockKey) -> Block | None:
         return self._blocks.get(key)
+
+    def present(self, keys: Iterable[BlockKey]) -> list[int]:
+        """Return the layers that are present of each block, as bitmasks."""
+        get = self._blocks.get
+        return [block.present if (block := get(key)) else 0 for key in keys]
 
     def chain(self, layout: KvLayout, blocks: Sequence[BlockEntries]) -> list[Block]:
         """Return the records of a request's blocks, linked in chain order; new ones for what is not there.

@@ -112,7 +112,7 @@ class Store:
 
     def lookup_all(self, keys: Sequence[BlockKey]) -> list[int]:
         """Return what `lookup` returns for each key, in one pass: clients ask for thousands."""
-        return [block.present if block else 0 for block in map(self._shelf.get, keys)]
+        return self._shelf.present(keys)
 
     def pin(self, key: BlockKey, layers: int) -> None:
         """Keep exactly these layers of a block from eviction, as soon as they are here; 0: none. See `Pins`."""

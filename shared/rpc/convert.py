@@ -1,6 +1,6 @@
 """Wire messages to the suite's own types and back. What comes from a peer is validated here, once."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import cast
 
@@ -29,6 +29,19 @@ def mask_from_bytes(data: bytes) -> int:
     if len(data) > MAX_LAYERS // 8:
         raise BadRequest(f"a layer mask has at most {MAX_LAYERS} bits")
     return int.from_bytes(data, "little")
+
+
+def masks_to_bytes(masks: Sequence[int]) -> list[bytes]:
+    """Encode layer bitmasks, as `mask_to_bytes` does one by one: of thousands, most are equal."""
+    encoded = {mask: mask_to_bytes(mask) for mask in set(masks)}
+    return [encoded[mask] for mask in masks]
+
+
+def masks_from_bytes(data: Iterable[bytes]) -> list[int]:
+    """Decode layer bitmasks, as `mask_from_bytes` does one by one. Raises `BadRequest`."""
+    encoded = list(data)
+    masks = {mask: mask_from_bytes(mask) for mask in set(encoded)}
+    return [masks[mask] for mask in encoded]
 
 
 def key_from_bytes(data: bytes) -> BlockKey:

@@ -18,7 +18,7 @@ from shared.rpc.convert import (
     entries_from_messages,
     entries_to_messages,
     layout_to_message,
-    mask_from_bytes,
+    masks_from_bytes,
     sources_to_messages,
 )
 from shared.rpc.options import SHARED_LANE, Lane
@@ -74,7 +74,7 @@ class Publication:
         with rpc_errors(self._peer):
             await self._write(pb.PublishRequest(open=message))
             grant = (await self._read()).grant
-        return Grant([mask_from_bytes(m) for m in grant.granted], [mask_from_bytes(m) for m in grant.present])
+        return Grant(masks_from_bytes(grant.granted), masks_from_bytes(grant.present))
 
     async def send(self, frames: Sequence[Frame]) -> None:
         """Write frames of granted entries in one message, at most about `MAX_BATCH_BYTES` of them.
@@ -167,7 +167,7 @@ class PoolClient:
         lookup = CachePoolStub(self._channels.get(self.address)).Lookup
         with rpc_errors(self.address):
             reply = await lookup(pb.LookupRequest(keys=keys), timeout=deadline.remaining())
-        return [mask_from_bytes(mask) for mask in reply.present]
+        return masks_from_bytes(reply.present)
 
     @asynccontextmanager
     async def publish(self, deadline: Deadline) -> AsyncIterator[Publication]:

@@ -8,6 +8,7 @@ that fast is what serialisers of protobuf write, fields in order; everything els
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError
@@ -142,6 +143,7 @@ def _frames(data: bytes, keep: Keep | None) -> list[Frame] | None:
     return frames
 
 
+@lru_cache(maxsize=1024)  # frames of a message have one size
 def _varint(value: int) -> bytes:
     if value < 128:
         return _SMALL[value]
@@ -153,6 +155,7 @@ def _varint(value: int) -> bytes:
     return bytes(written)
 
 
+@lru_cache(maxsize=1024)
 def _value(varint: bytes) -> int:
     """Return the number in the bytes of one whole varint."""
     if len(varint) == 1:

@@ -2,13 +2,19 @@
 
 import mmap
 import os
+import tracemalloc
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from services.cachepool.block import ENTRY_OVERHEAD_BYTES
 from services.cachepool.memory import SLAB_BYTES, PayloadMemory, slot_bytes
+from shared.kv.codec import Codec
+from shared.kv.frame import Frame, seal
+from shared.rpc.wire import decode_publish, encode_publish
+from tests.unit.cachepool.samples import key
 
 SIZES = st.one_of(st.integers(0, 5000), st.sampled_from([49152, 65536, 300_000]))
 
@@ -91,3 +97,25 @@ def test_a_payload_larger_than_a_slab_has_a_slab_of_its_own() -> None:
     view = slots.keep(bytes(SLAB_BYTES + 1))
     assert len(view) == SLAB_BYTES + 1
     assert slots.mapped_bytes == slot_bytes(SLAB_BYTES + 1)
+
+
+def test_an_entry_costs_what_it_is_charged() -> None:
+    """Objects of Python beside the payload, for entries that came in messages of twenty."""
+    memory = PayloadMemory()
+    messages = [
+        encode_publish([seal(key(f"{number} {place}"), 3, bytes(49152), Codec.RAW) for place in range(20)])
+        for number in range(10)
+    ]
+    kept: list[Frame] = []
+    tracemalloc.start()
+    try:
+        for message in messages:
+            frames = decode_publish(message, memory.keep)
+            assert isinstance(frames, list)
+            kept += frames
+            del frames
+        num_bytes = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    slabs = 2 * SLAB_BYTES // 49152 * 16  # lists of slots
+    assert 0.75 * ENTRY_OVERHEAD_BYTES <= (num_bytes - slabs) / len(kept) <= ENTRY_OVERHEAD_BYTES

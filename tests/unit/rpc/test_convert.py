@@ -22,6 +22,8 @@ from shared.rpc.convert import (
     layout_to_message,
     mask_from_bytes,
     mask_to_bytes,
+    masks_from_bytes,
+    masks_to_bytes,
     sources_from_messages,
     sources_to_messages,
 )
@@ -32,6 +34,8 @@ KEY = BlockKey(bytes(range(32)))
 @given(st.integers(0, (1 << 512) - 1))
 def test_masks_survive(mask: int) -> None:
     assert mask_from_bytes(mask_to_bytes(mask)) == mask
+    assert masks_to_bytes([mask, 1, mask]) == [mask_to_bytes(mask), b"\x01", mask_to_bytes(mask)]
+    assert masks_from_bytes(masks_to_bytes([mask, 1, mask])) == [mask, 1, mask]
 
 
 def test_the_rest_survives() -> None:
