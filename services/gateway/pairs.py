@@ -21,13 +21,14 @@ MIN_GARBAGE = 1 << 16
 MAX_STEP_BLOCKS = 4096
 """Blocks that are looked up at once: more only make the arrays in between outgrow the CPU's caches."""
 
-STEP_BUCKETS = 256
-"""Buckets that move in one step, and one more for every two blocks of the step: so a move ends before a quarter of the
-old table's slots has come on top, and no step takes milliseconds."""
+STEP_BUCKETS, MAX_STEP_BUCKETS = 256, 4096
+"""Buckets that move in one step, and two more for every block of the step, up to the second number: a move, in which
+every lookup is two, ends before an eighth of the old table's slots has come on top, and no step takes ten
+milliseconds."""
 
 TOUCH_BUCKETS = 4096
-"""Buckets of the next table whose memory is written to in one step before the move, and four more for every block of
-the step: 2 MiB at most, and all of it before a sixteenth of the old table's slots has come on top."""
+"""Buckets of the next table whose memory is written to in one step before the move, and eight more for every block
+of the step: 4 MiB at most, and all of it before a 32nd of the old table's slots has come on top."""
 
 NO_HOLDER = -1
 
@@ -137,11 +138,11 @@ class OwnedPairs:
     def step(self, num_blocks: int) -> None:
         """Move what a change of `num_blocks` blocks pays for; prepare a move when it is time. Cheap when it is not."""
         if self._old is not None:
-            self._move(num_blocks // 2 + STEP_BUCKETS)
+            self._move(min(2 * num_blocks + STEP_BUCKETS, MAX_STEP_BUCKETS))
         elif self._coming is not None or self._is_due(num_blocks):
             if self._coming is None:
                 self._coming = PairTable(self._num_buckets_wanted())
-            if self._coming.touch(4 * num_blocks + TOUCH_BUCKETS):
+            if self._coming.touch(8 * num_blocks + TOUCH_BUCKETS):
                 self._old, self._table, self._coming = self._table, self._coming, None
                 self._next_bucket = 0
                 self._leaving, self._dropped = self._dropped, []
@@ -175,7 +176,8 @@ class OwnedPairs:
 
     def _num_buckets_wanted(self) -> int:
         live = self._table.num_pairs - self._num_garbage
-        # What comes before the old table is empty (see TOUCH_BUCKETS, STEP_BUCKETS) must leave the new one below 2/3.
+        # More than what comes before the old table is empty (see TOUCH_BUCKETS, STEP_BUCKETS): a table of the same size
+        # is no use when it is due again at once.
         wanted = max(2 * live, 3 * (live + self._table.num_slots * 5 // 16) // 2) + 2 * MAX_STEP_BLOCKS
         num_buckets = MIN_BUCKETS
         while num_buckets * BUCKET_SLOTS < wanted:

@@ -1,5 +1,6 @@
 """Where a request can resume, given the layer groups of each block of its prefix: `KvLayout`'s rules on arrays."""
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -48,17 +49,20 @@ def _longest_before(layout: KvLayout, masks: GroupMasks, ends: NDArray[np.int64]
     usable = blocks < ends[:, np.newaxis]
     for g, group in enumerate(layout.groups):
         if group.window is not None:
+            first = _first_needed(layout, group.window, 1 << num_blocks.bit_length())[:num_blocks]
             lacking = np.where(masks & (1 << g), np.int32(-1), blocks)
             # A resume after k blocks needs all from `first[k - 1]` on: the last one lacking before k lies before it.
-            usable &= np.maximum.accumulate(lacking, axis=1) < _first_needed(layout, group.window, num_blocks)
+            usable &= np.maximum.accumulate(lacking, axis=1) < first
     any_usable, longest = usable.any(axis=1), num_blocks - usable[:, ::-1].argmax(axis=1)
     resumes: NDArray[np.int64] = np.where(any_usable, longest, 0)
     return resumes
 
 
+@lru_cache
 def _first_needed(layout: KvLayout, window: int, num_blocks: int) -> NDArray[np.int32]:
     """Return `KvLayout.first_block_needed` for resumes after 1, 2, … `num_blocks` blocks."""
     after = np.arange(1, num_blocks + 1, dtype=np.int32)
     first_token = np.maximum(0, after * layout.block_tokens - (window - 1))
     first: NDArray[np.int32] = np.minimum(after, first_token // layout.block_tokens)
+    first.setflags(write=False)
     return first

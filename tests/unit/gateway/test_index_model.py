@@ -43,8 +43,10 @@ def keys_of(span: slice) -> bytes:
 
 @dataclass
 class Credit:
+    """What requests saw arrive within a step of time, and so ends together."""
+
     until: float
-    masks: np.ndarray
+    masks: np.ndarray = field(default_factory=lambda: np.zeros(NUM_BLOCKS, np.uint8))
 
 
 @dataclass
@@ -96,17 +98,22 @@ class Pool:
                 self.credits = []
         self.known = at
 
-    def credited(self, now: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return what the index has to credit at least, and what at most: credits may end a little early together."""
-        least, most = np.full(NUM_BLOCKS, 3, np.uint8), np.zeros(NUM_BLOCKS, np.uint8)
-        is_sure = np.zeros(NUM_BLOCKS, np.bool_)
-        for credit in self.credits:
-            if credit.until > now:
-                most |= credit.masks
-                least &= np.where(credit.masks, credit.masks, 3).astype(np.uint8)
-            if credit.until - CREDIT_STEP_S > now:
-                is_sure |= credit.masks != 0
-        return np.where(is_sure, least, 0), most
+    def credit(self, span: slice, mask: int, until: float, told: np.ndarray) -> None:
+        """What the pool has told to be in memory is no credit; of two sightings that end together, the later counts."""
+        lacking = np.zeros(NUM_BLOCKS, np.uint8)
+        lacking[span] = mask
+        lacking &= ~told
+        if lacking.any():
+            ends_with = [credit for credit in self.credits if 0 <= until - credit.until < CREDIT_STEP_S]
+            if not ends_with:
+                ends_with.append(Credit(until))
+                self.credits += ends_with
+            ends_with[0].masks[lacking != 0] = lacking[lacking != 0]
+
+    def credited(self, now: float) -> np.ndarray:
+        self.credits = [credit for credit in self.credits if credit.until > now]
+        masks: np.ndarray = np.bitwise_or.reduce([nothing()[0], *(credit.masks for credit in self.credits)])
+        return masks
 
 
 class IndexAgainstPools(RuleBasedStateMachine):
@@ -200,16 +207,31 @@ class IndexAgainstPools(RuleBasedStateMachine):
             intake.close()
             pool.arriving = None
 
-    @rule(which=WHICH, span=spans, mask=GROUPS, lifetime=TIMES)
-    def request_saw_blocks_arrive(self, which: int, span: slice, mask: int, lifetime: float) -> None:
+    @rule(
+        which=WHICH,
+        seen=st.lists(st.tuples(spans, GROUPS, TIMES), min_size=1, max_size=4),
+        seconds=TIMES,
+        is_trusted=MOSTLY,
+        is_doubted=MOSTLY.map(lambda often: not often),
+    )
+    def requests_saw_blocks_arrive(
+        self, which: int, seen: list[tuple[slice, int, float]], seconds: float, is_trusted: bool, is_doubted: bool
+    ) -> None:
+        if is_trusted:
+            self.everything_heals(which)
+            self.trusted_holders_are_true()
         pool = self.pools[which]
-        masks = np.zeros(NUM_BLOCKS, np.uint8)
-        masks[span] = mask
-        self.index.assume(pool.name, KEYS, masks, self.now + lifetime)
         state = self.index.certainty(self.now).get(pool.name)
-        if state is not None and not state.stale:
-            masks &= ~pool.history[state.epoch, state.sequence][1]  # what the pool has told is no credit
-            pool.credits.append(Credit(self.now + lifetime, masks))
+        for span, mask, lifetime in seen:
+            masks = np.full(len(KEYS[span]), mask, np.uint8)
+            self.index.assume(pool.name, KEYS[span], masks, self.now + lifetime)
+            if state is not None and not state.stale:
+                told = pool.history[state.epoch, state.sequence][1]
+                pool.credit(span, mask, self.now + lifetime, told)
+        self.trusted_holders_are_true()
+        if is_doubted:  # with the pool's content, its credits are void
+            self.everything_heals(which)
+        self.now += seconds
 
     @rule(seconds=TIMES)
     def time_passes(self, seconds: float) -> None:
@@ -245,11 +267,11 @@ class IndexAgainstPools(RuleBasedStateMachine):
             at = (state.epoch, state.sequence)
             assert at >= pool.known
             pool.follow(at)
-            content, (least, most) = pool.history[at], pool.credited(self.now)
+            content, credited = pool.history[at], pool.credited(self.now)
             seen = held[pool.name]
-            for tier, masks in enumerate((seen.groups, seen.memory_groups)):
-                assert not ((content[tier] | least) & ~masks).any()
-                assert not (masks & ~(content[tier] | most)).any()
+            assert (seen.groups == content[0] | credited).all()
+            assert (seen.memory_groups == content[1] | credited).all()
+            assert state.num_assumed == sum(np.count_nonzero(credit.masks) for credit in pool.credits)
             assert state.num_blocks == np.count_nonzero(content[0])
             assert seen.longest == longest_resume(LAYOUT, seen.groups)
 
