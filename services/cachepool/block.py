@@ -10,9 +10,10 @@ from shared.kv.layout import KvLayout
 if TYPE_CHECKING:
     from services.cachepool.subscription import Subscription
 
-BLOCK_OVERHEAD_BYTES = 2048
+BLOCK_OVERHEAD_BYTES = 2304
 """What one stored block costs beside its entries: record, key, slots per layer, its place in the order of eviction,
-placement bookkeeping, and what is remembered of `History.PER_BLOCK` blocks that were evicted."""
+placement bookkeeping, and what is remembered of `History.PER_BLOCK` blocks that were evicted. Measured: 2,240 bytes of
+resident memory for each of 30,000 blocks after 210,000 evictions, its only entry, without payload, included."""
 
 ENTRY_OVERHEAD_BYTES = 960
 """What one stored entry costs beside its payload: `Frame`, its key and integers, the view of its slot, what frees that.

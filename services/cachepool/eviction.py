@@ -11,6 +11,10 @@ _SLACK = 256
 
 DISPENSABLE, VALUED = 0, 1
 
+HABIT = 3
+"""Resumes at one place that make a habit: one made a chain's end there, and one went on. Whoever comes back to where
+the last request went beyond makes it one at once: texts fork there."""
+
 
 class Victim(NamedTuple):
     block: Block
@@ -89,9 +93,9 @@ class Eviction:
         for index, block in enumerate(chain):
             self.reuse.count(block.uses, now)
             if block.layout.window_layers:
-                block.is_inner = not is_tail(index)
+                was_inner, block.is_inner = block.is_inner, not is_tail(index)
                 if not block.is_inner:
-                    self.reuse.count(block.resumes, now)
+                    self.reuse.count(block.resumes, now, least=HABIT if was_inner else 1)
 
     def touch(self, chain: Sequence[Block]) -> None:
         """Make a chain the most recently used, its head last, without counting another use."""
@@ -124,7 +128,7 @@ class Eviction:
 
     def _place(self, block: Block, *, trimmed: bool) -> tuple[int, float]:
         if trimmed:
-            if block.resumes.count <= 2:
+            if block.resumes.count < HABIT:
                 return DISPENSABLE, block.uses.last_at
             return VALUED, self.reuse.resume_worth(block)
         windows = block.layout.window_layers

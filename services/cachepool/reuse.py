@@ -70,7 +70,8 @@ class ReuseClock:
         self._num_samples = 0
         self._num_evicted = 0
 
-    def count(self, uses: Uses, now: float) -> None:
+    def count(self, uses: Uses, now: float, least: int = 1) -> None:
+        """Count a use, unless it belongs to the last one; there have been `least` of them then."""
         uses.last_at = now
         since_counted = now - uses.counted_at
         if uses.count and since_counted < CORRELATED_S:
@@ -78,7 +79,7 @@ class ReuseClock:
         if uses.count:
             self._num_samples = min(self._num_samples + 1, INTERVAL_SAMPLES)
             self.interval_s += (since_counted - self.interval_s) / self._num_samples
-        uses.count += 1
+        uses.count = max(uses.count + 1, least)
         uses.counted_at = now
 
     def evicted(self, uses: Uses, now: float) -> None:

@@ -1,6 +1,7 @@
 """The pool's state: entries by (block, layer), who writes them, who waits for them. No I/O."""
 
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 from services.cachepool.block import Block, Writer
@@ -151,6 +152,8 @@ class Store:
         assert writer.is_open, "a closed writer asks for grants"
         grants = []
         chain = self._shelf.chain(layout, blocks)
+        full = layout.all_layers & ~layout.window_layers
+        known = sum(1 for _ in takewhile(lambda block: block.present & full == full, chain))
         for block, asked in zip(chain, blocks, strict=True):
             layers = asked.layers & ~block.present & ~block.filling
             if layers:
@@ -159,8 +162,11 @@ class Store:
                 for reader, index in block.readers.items():
                     reader.on_granted(index, layers)
             grants.append(Grant(layers, asked.layers & block.present))
-        # A writer names all layers of what it computes; what a resume behind its last block needs is the tail.
-        self._use(chain, [layout.needed_layers(index, len(chain)) for index in range(len(chain))])
+        # A writer names all layers of what it computes; what a resume behind its last block needs is the tail. So is
+        # what it would have resumed from, were all window entries here: else nobody learns that some are missed.
+        needed = [layout.needed_layers(index, len(chain)) for index in range(len(chain))]
+        needed[:known] = [a | layout.needed_layers(index, known) for index, a in enumerate(needed[:known])]
+        self._use(chain, needed)
         return grants
 
     def put(self, writer: Writer, frame: Frame) -> None:

@@ -138,6 +138,22 @@ def test_windows_at_which_requests_keep_resuming_are_kept() -> None:
     assert layers(pool, old[:1]) == [FULL_LAYERS], "where nobody resumed again"
 
 
+def test_where_a_text_forks_windows_are_kept_once_somebody_has_missed_them() -> None:
+    """A document: the second question about it could have resumed at its end, had window entries been there."""
+    pool = Pool(8.2)
+    text = keys("text", 3)
+    pool.fill(*text, *keys("first question", 2))
+    crowd(pool, 4)
+    assert layers(pool, text) == [FULL_LAYERS] * 3, "one question makes no fork"
+    pool.clock.advance(CORRELATED_S)
+    pool.fill(*text, *keys("second question", 2))
+    assert layers(pool, text[1:]) == [ALL, ALL], "which had to be computed; a window reaches over two blocks"
+    pool.read(*text, *keys("second question", 2))
+    crowd(pool, 4, "new")
+    assert layers(pool, text[1:]) == [ALL, ALL]
+    pool.store.check_integrity()
+
+
 def test_windows_come_back_when_somebody_writes_them() -> None:
     pool = Pool(4)
     chain = keys("long", 4)
