@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -106,12 +106,13 @@ class Attempt:
             with suppress(WorkerLost), rpc_errors(worker):
                 await call.write(pb.Control(start=self._generate_request()))
             self._started.set()
+            messages = aiter(call)  # `call.read()` gives up what has arrived once a write has met the stream's end
             finish_reason: FinishReason | None = None
             is_first = True
             while finish_reason is None:
                 with rpc_errors(worker):
-                    message = await call.read()
-                if not isinstance(message, pb.Tokens):
+                    message = await anext(messages, None)
+                if message is None:
                     raise WorkerLost(f"{worker} ended a stream without a finish reason")
                 if is_first:
                     self._note_first(message)
@@ -120,7 +121,7 @@ class Attempt:
                 if finish_reason is not None:
                     await _wait_for(prefill)
                 yield TokenEvent(tuple(message.ids), finish_reason, logprobs_from_message(message))
-            await _close(call, worker)
+            await _close(call, messages, worker)
         finally:
             self._cluster.registry.release(worker)
             call.cancel()
@@ -237,10 +238,10 @@ async def _wait_for(prefill: asyncio.Task[None] | None) -> None:
         await asyncio.wait({prefill}, timeout=LAST_WORD_S)
 
 
-async def _close(call: DecodeCall, worker: str) -> None:
+async def _close(call: DecodeCall, messages: AsyncIterator[pb.Tokens], worker: str) -> None:
     """End a finished stream from both sides, so that the worker does not take the end for a cancellation."""
     with suppress(PrfaasError, TimeoutError):
         async with asyncio.timeout(LAST_WORD_S):
             with rpc_errors(worker):
                 await call.done_writing()
-                await call.read()
+                await anext(messages, None)
