@@ -6,13 +6,13 @@ from typing import Any
 
 from aiohttp import web
 
-from services.gateway.attempt import Tally
 from services.gateway.intake import Intake
 from services.gateway.pipeline import Pipeline
 from services.gateway.prefixes import Prefix, Prefixes
 from services.gateway.prepare import GenerationRequest, prepare_chat, prepare_completion
 from services.gateway.schema import ChatBody, CompletionBody, PrefixBody
 from services.gateway.settings import GatewaySettings
+from services.gateway.tally import Tally
 from shared.deadline import Deadline
 from shared.errors import BadRequest
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
 from services.gateway.app import make_cluster, make_http_app
-from services.gateway.attempt import Cluster
+from services.gateway.cluster import Cluster
 from services.gateway.model import ServedModel
 from services.gateway.settings import GatewaySettings
 from shared.bus.events import MembershipEvent, Role
@@ -250,15 +250,6 @@ def announce(cluster: Cluster, worker: str, role: Role, dc: str, address: str, *
         left=changes.get("left", False),
     )
     cluster.registry.apply_membership(event, time.monotonic())
-
-
-async def eventually(holds: Callable[[], object], within_s: float = 1.0) -> None:
-    """Wait until `holds()` is true; TimeoutError when that takes too long."""
-    async with asyncio.timeout(within_s):
-        while True:
-            if holds():
-                return
-            await asyncio.sleep(0.005)
 
 
 async def events_of(response: aiohttp.ClientResponse) -> list[Any]:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from services.gateway.attempt import Tally
 from services.gateway.pipeline import Pipeline
 from services.gateway.prepare import prepare_completion
 from services.gateway.router import RouterSettings
 from services.gateway.schema import CompletionBody
+from services.gateway.tally import Tally
 from shared.deadline import Deadline
 from shared.errors import Internal
 from shared.ids import Datacenter
@@ -21,12 +21,12 @@ from tests.contract.gateway_harness import (
     Call,
     Suite,
     bytes_of,
-    eventually,
     prefills,
     raises,
     running_suite,
     says,
 )
+from tests.support.waiting import until
 
 PROMPT = "a prompt of several blocks, which goes to the prefill worker of the other datacenter"
 
@@ -76,5 +76,5 @@ async def test_a_prefill_that_fails_when_decode_has_said_everything_costs_no_tok
             async for event in events:
                 ids += event.ids
                 # Until then the other tokens wait unread: telling decode meets a stream that has ended.
-                await eventually(lambda: len(suite.cluster.promises) == 0)
+                await until(lambda: len(suite.cluster.promises) == 0)
         assert bytes_of(ids) == b"all of it"
