@@ -134,7 +134,7 @@ class Attempt:
         member = self._plan.prefill
         if member is None:
             return None
-        promise = Promise(member.worker, self._request.keys)
+        promise = Promise(member.worker, self._request.keys[: self._plan.num_blocks])
         self._cluster.promises.add(promise)
         self._cluster.registry.assign(member.worker)
         task = asyncio.create_task(self._prefill(member, decode), name="prefill call")
@@ -185,7 +185,7 @@ class Attempt:
         of_prompt = message.computed_prompt_tokens - self._request.num_generated
         self._tally.decode_tokens = max(self._tally.decode_tokens, of_prompt)
         tail = len(self._request.token_ids) - self._plan.num_blocks * self._cluster.model.layout.block_tokens
-        if message.computed_prompt_tokens <= tail:  # every planned block has come through decode's pool
+        if message.computed_prompt_tokens <= max(1, tail):  # every planned block has come through decode's pool
             self._credit(self._plan.decode_nodes or (self._plan.decode.pool_address,))
 
     def _credit(self, nodes: Sequence[str]) -> None:
