@@ -7,7 +7,6 @@ from typing import Any
 
 from aiohttp import web
 
-from services.gateway.attempt import Tally
 from services.gateway.parsing import UnknownFields, parse
 from services.gateway.pipeline import Pipeline
 from services.gateway.prefixes import Prefix, Prefixes
@@ -15,6 +14,7 @@ from services.gateway.prepare import GenerationRequest, prepare_chat, prepare_co
 from services.gateway.routes import read_body
 from services.gateway.schema import ChatBody, CompletionBody, PrefixBody
 from services.gateway.settings import GatewaySettings
+from services.gateway.tally import Tally
 from shared.deadline import Deadline
 from shared.errors import BadRequest, Overloaded
 from shared.lifecycle import InFlight

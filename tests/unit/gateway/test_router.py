@@ -121,6 +121,15 @@ def test_the_rule(num_tokens: int, held: dict[str, int | list[int]], expected: t
     assert plan.wait_ms == (0 if plan.prefill is None else 1000)
 
 
+def test_who_takes_over_when_the_prefill_worker_is_lost() -> None:
+    """Only workers of its datacenter: decode's sources and the nodes that blocks are spread over stay as planned."""
+    busy, idle = member("prefill-east-busy", EAST, 3), member("prefill-east-idle", EAST, 1)
+    members = RegistryView((DECODE_WEST,), (busy, PREFILL_WEST, idle, PREFILL_EAST), POOLS)
+    plan = route(request(21), members, settings())
+    assert (plan.prefill, plan.prefill_spares) == (PREFILL_EAST, (idle, busy))
+    assert route(request(21, {"west": 5}), members, settings()).prefill_spares == ()
+
+
 def test_placements_of_pools_that_nobody_announces_count_for_nothing() -> None:
     members = RegistryView((DECODE_WEST,), (PREFILL_EAST,), {})
     assert seen(route(request(21, {"east": 5}), members, settings()))[:2] == ("remote", "prefill-east")
