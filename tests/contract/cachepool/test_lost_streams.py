@@ -73,7 +73,7 @@ class Reading:
 
 @pytest.fixture
 async def west(channels: Channels) -> AsyncIterator[Running]:
-    async with serving(channels, dc="west", stall_s=0.5) as running:
+    async with serving(channels, dc="west", stall_s=2.0) as running:
         yield running
 
 
@@ -166,10 +166,10 @@ async def test_only_what_nobody_can_give_is_missing(west: Running, east: Running
 
 async def test_a_peer_that_only_waits_is_not_silent(channels: Channels) -> None:
     """Prefill computes for longer than a peer may be silent."""
-    async with serving(channels, dc="west", stall_s=0.3) as west, serving(channels, dc="east") as east:
+    async with serving(channels, dc="west", stall_s=1.5) as west, serving(channels, dc="east") as east:
         fetching = Fetching(west.client, wanting(CHAIN), [Source(0, 4, Datacenter("east"), (east.address,))])
-        watching = Fetching(east.client, wanting(CHAIN), crossing=Crossing(heartbeat_s=0.1))
-        await until(lambda: len(watching.sizes) >= 8)
+        watching = Fetching(east.client, wanting(CHAIN), crossing=Crossing(heartbeat_s=0.5))
+        await until(lambda: len(watching.sizes) >= 5)
         assert not any(watching.sizes)
         await publish(east, CHAIN)
         assert sorted((await fetching.done()).got) == sorted(entries(CHAIN))
@@ -201,7 +201,7 @@ async def test_a_peer_process_that_is_lost_in_the_middle(channels: Channels, fat
         stack.callback(wake, east)
         for node in (east, south):
             await node.ask(do="fill", name="a", num_blocks=num_blocks)
-        west = await stack.enter_async_context(serving(channels, dc="west", stall_s=1.0))
+        west = await stack.enter_async_context(serving(channels, dc="west", stall_s=2.0))
         sources = [Source(0, num_blocks, Datacenter("east"), (node.address,)) for node in (east, south)]
         got: list[Entry] = []
         async with aclosing(west.client.fetch(PIPE, blocks, sources, 30.0, soon())) as arrivals:
