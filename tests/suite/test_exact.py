@@ -7,7 +7,7 @@ import pytest
 from benchmarks.exactness import Client, Oracle, compare
 from tests.support.suite import Suite
 
-pytestmark = [pytest.mark.suite, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.suite, pytest.mark.xdist_group("suite"), pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # transformers' own
