@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import grpc
 
-from services.gateway.attempt import Cluster
+from services.gateway.cluster import Cluster
 from services.gateway.room import make_room
 from services.gateway.router import no_decode_worker
 from shared.bus.events import (

@@ -97,7 +97,7 @@ class OwnedPairs:
                 self.room_wanted = wanted
 
     def take_room(self, table: PairTable) -> None:
-        """Move to this empty table of the wanted size, unless it came too late, when the pairs could not wait for it."""
+        """Move to this empty table of the wanted size, unless it comes too late: pairs cannot always wait for it."""
         if table.num_buckets == self.room_wanted:
             self._begin_move(table)
 

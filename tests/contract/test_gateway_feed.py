@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from services.gateway.app import make_cluster
-from services.gateway.attempt import Cluster
+from services.gateway.cluster import Cluster
 from services.gateway.feed import DECODE_CONDITION, Feed
 from shared.bus.events import (
     TOPIC_LOAD,
