@@ -74,16 +74,23 @@ class Feed:
         """Apply an event; what it says of blocks waits for more until the loop is free, or was busy for a while."""
         index = self._cluster.index
         if not index.has_waiting:
-            asyncio.get_running_loop().call_soon(index.settle)
+            asyncio.get_running_loop().call_soon(self._settle)
         index.apply(event, self._clock())
+        self._look_for_room()
         if index.is_stale(event.holder):
             self._wake.set()
-        if index.room_wanted is not None:
-            self._room_wanted.set()
         now = self._clock()
         if now >= self._breathe_at:
             await asyncio.sleep(0)
             self._breathe_at = self._clock() + BREATH_S
+
+    def _settle(self) -> None:
+        self._cluster.index.settle()
+        self._look_for_room()
+
+    def _look_for_room(self) -> None:
+        if self._cluster.index.room_wanted is not None:
+            self._room_wanted.set()
 
     async def _follow(self) -> None:
         while True:
@@ -139,8 +146,7 @@ class Feed:
                 async for reply in call:
                     epoch, sequence = reply.epoch, reply.sequence
                     intake.add(stored_from_messages(reply.stored))
-                    if self._cluster.index.room_wanted is not None:
-                        self._room_wanted.set()
+                    self._look_for_room()
             self._cluster.index.finish_snapshot(intake, epoch, sequence)
         except PrfaasError as error:
             log.warning("snapshot_failed", holder=holder, error=str(error))

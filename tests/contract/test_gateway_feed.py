@@ -169,7 +169,7 @@ async def test_the_index_is_brought_room_to_grow(world: World) -> None:
         num_blocks += len(keys)
         before = index.nbytes
         await world.placed(sequence, *keys)
-    await eventually(lambda: index.is_moving)
+    await eventually(lambda: index.is_moving, within_s=10)
     assert index.nbytes >= 3 * before
     assert index.num_blocks() == {POOL: num_blocks}
 
