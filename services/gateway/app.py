@@ -8,12 +8,12 @@ from contextlib import AsyncExitStack
 
 from aiohttp import web
 
+from services.gateway.admission import Admission
 from services.gateway.certainty import IndexCollector
 from services.gateway.cluster import Cluster
 from services.gateway.feed import DECODE_CONDITION, Feed
 from services.gateway.index import PlacementIndex
 from services.gateway.info_routes import InfoRoutes
-from services.gateway.intake import Intake
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.middleware import echo_request_id, envelope
 from services.gateway.model import ServedModel, load_model
@@ -108,12 +108,12 @@ def make_http_app(
         codec=settings.codec,
         hand_off=settings.hand_off,
     )
-    pipeline, intake = Pipeline(cluster, router), Intake(settings, inflight, cluster.metrics, executor)
+    pipeline, admission = Pipeline(cluster, router), Admission(settings, inflight, cluster.metrics, executor)
     app = web.Application(middlewares=[envelope(cluster.metrics)], client_max_size=settings.max_body_bytes)
     app.on_response_prepare.append(echo_request_id)
-    app.add_routes(GenerationRoutes(pipeline, settings, intake).routes())
+    app.add_routes(GenerationRoutes(pipeline, settings, admission).routes())
     prefixes = prefixes or Prefixes(cluster, Datacenter(settings.dc))
-    app.add_routes(PrefixRoutes(pipeline, prefixes, settings, intake).routes())
-    app.add_routes(InfoRoutes(cluster.model, cluster.registry, health, intake).routes())
+    app.add_routes(PrefixRoutes(pipeline, prefixes, settings, admission).routes())
+    app.add_routes(InfoRoutes(cluster.model, cluster.registry, health, admission).routes())
     app.add_routes(status_routes(metrics.registry, health))
     return app

@@ -5,7 +5,7 @@ from typing import Any
 
 from aiohttp import web
 
-from services.gateway.intake import Intake
+from services.gateway.admission import Admission
 from services.gateway.model import ServedModel
 from services.gateway.prepare import check_token_ids, render_ids
 from services.gateway.registry import Registry
@@ -18,11 +18,11 @@ from shared.health import Health
 class InfoRoutes:
     """Everything that needs no worker. Shapes are those of vLLM's server."""
 
-    def __init__(self, model: ServedModel, registry: Registry, health: Health, intake: Intake) -> None:
+    def __init__(self, model: ServedModel, registry: Registry, health: Health, admission: Admission) -> None:
         self._model = model
         self._registry = registry
         self._health = health
-        self._intake = intake
+        self._admission = admission
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -63,10 +63,10 @@ class InfoRoutes:
         return web.json_response({"version": _version()})
 
     async def tokenize(self, request: web.Request) -> web.Response:
-        return web.json_response(await self._intake.body(request, TokenizeBody, self._tokenize))
+        return web.json_response(await self._admission.body(request, TokenizeBody, self._tokenize))
 
     async def detokenize(self, request: web.Request) -> web.Response:
-        return web.json_response(await self._intake.body(request, DetokenizeBody, self._detokenize))
+        return web.json_response(await self._admission.body(request, DetokenizeBody, self._detokenize))
 
     def _tokenize(self, body: TokenizeBody) -> dict[str, Any]:
         self._model.check_name(body.model)

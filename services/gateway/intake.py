@@ -1,58 +1,42 @@
-"""How requests come in: admitted while there is room, their bodies read and understood off the event loop."""
+"""A snapshot that is coming in, part by part."""
 
-import asyncio
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
-from contextlib import contextmanager
-from typing import TypeVar
+from collections.abc import Sequence
 
-from aiohttp import web
-
-from services.gateway.metrics import GatewayMetrics
-from services.gateway.parsing import UnknownFields, parse
-from services.gateway.schema import Body
-from services.gateway.settings import GatewaySettings
-from shared.errors import BodyTooLarge, Overloaded
-from shared.lifecycle import InFlight
-
-B = TypeVar("B", bound=Body)
-T = TypeVar("T")
+from services.gateway.changes import Run, joined
+from services.gateway.pairs import OwnedPairs
+from services.gateway.states import States
+from shared.bus.events import StoredBlocks
+from shared.ids import WorkerId
 
 
 class Intake:
-    """What all routes share. `executor` takes parsing, templates, tokenising and hashing."""
+    """Its blocks are found once the index has finished it."""
 
-    def __init__(
-        self, settings: GatewaySettings, inflight: InFlight, metrics: GatewayMetrics, executor: Executor
-    ) -> None:
-        self._settings = settings
-        self._inflight = inflight
-        self._metrics = metrics
-        self._executor = executor
-        self._unknown_fields = UnknownFields()
+    def __init__(self, pairs: OwnedPairs, states: States, holder_id: WorkerId) -> None:
+        self.holder_id = holder_id
+        self.owner: int | None = pairs.owners.new()
+        self.num_blocks = 0
+        self._pairs = pairs
+        self._states = states
 
-    @contextmanager
-    def admitted(self) -> Iterator[None]:
-        """Count the body as a running request. Raises `Draining` and `Overloaded`."""
-        if self._inflight.count >= self._settings.max_requests:
-            raise Overloaded(f"{self._settings.max_requests} requests are running already")
-        with self._inflight.track(), self._metrics.running.track_inprogress():
-            yield
+    def add(self, stored: Sequence[StoredBlocks]) -> None:
+        """Take the next part; some thousand blocks a call keep the event loop free."""
+        assert self.owner is not None
+        self.num_blocks += sum(blocks.num_blocks for blocks in stored)
+        self._pairs.change(joined(stored_runs(stored, self.owner, self._states)))
 
-    async def body(self, request: web.Request, schema: type[B], work: Callable[[B], T]) -> T:
-        """Return what `work` makes of the body. Raises `BodyTooLarge`, `BadRequest`, and what `work` raises."""
-        data = await self._read(request)
+    def release(self) -> int:
+        """Hand the blocks over to whoever asks first."""
+        assert self.owner is not None
+        owner, self.owner = self.owner, None
+        return owner
 
-        def run() -> T:
-            body = parse(schema, data)
-            self._unknown_fields.note(body)
-            return work(body)
+    def close(self) -> None:
+        """Drop what was not handed over; idempotent."""
+        if self.owner is not None:
+            self._pairs.owners.drop(self.release())
 
-        return await asyncio.get_running_loop().run_in_executor(self._executor, run)
 
-    async def _read(self, request: web.Request) -> bytes:
-        """Refuse a body that is too large before reading it, where its length is announced."""
-        limit_bytes = self._settings.max_body_bytes
-        if (request.content_length or 0) > limit_bytes:
-            raise BodyTooLarge(f"the body has {request.content_length} bytes; this server takes {limit_bytes}")
-        return await request.read()
+def stored_runs(stored: Sequence[StoredBlocks], owner: int, states: States) -> list[Run]:
+    """Return what a pool says that it has stored as runs of an owner."""
+    return [Run(blocks.keys, owner, states.number(blocks.groups, blocks.memory_groups)) for blocks in stored]

@@ -6,7 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
-from services.gateway.intake import Intake
+from services.gateway.admission import Admission
 from services.gateway.pipeline import Pipeline
 from services.gateway.prefixes import Prefix, Prefixes
 from services.gateway.prepare import GenerationRequest, prepare_chat, prepare_completion
@@ -20,11 +20,11 @@ from shared.errors import BadRequest
 class PrefixRoutes:
     """Keys come from what any request with this beginning would make of it: same tokens, template and salt."""
 
-    def __init__(self, pipeline: Pipeline, prefixes: Prefixes, settings: GatewaySettings, intake: Intake) -> None:
+    def __init__(self, pipeline: Pipeline, prefixes: Prefixes, settings: GatewaySettings, admission: Admission) -> None:
         self._pipeline = pipeline
         self._prefixes = prefixes
         self._settings = settings
-        self._intake = intake
+        self._admission = admission
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -36,9 +36,9 @@ class PrefixRoutes:
     async def create(self, request: web.Request) -> web.Response:
         """Pin first, so that nothing pushes out what is computed next; a failure leaves nothing pinned."""
         deadline = Deadline.after(self._settings.request_timeout_s)
-        with self._intake.admitted():
+        with self._admission.admitted():
             async with deadline.scope("the prefix was being computed"):
-                body, asked = await self._intake.body(request, PrefixBody, self._prepared)
+                body, asked = await self._admission.body(request, PrefixBody, self._prepared)
                 num_tokens, name = len(asked.token_ids), body.name or ""
                 prefix = await self._prefixes.keep(asked.keys, num_tokens, asked.salt, body.ttl_s, name)
                 tally = Tally(num_tokens)

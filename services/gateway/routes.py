@@ -5,8 +5,8 @@ from typing import TypeVar
 
 from aiohttp import web
 
+from services.gateway.admission import Admission
 from services.gateway.choices import Choices
-from services.gateway.intake import Intake
 from services.gateway.middleware import request_id_of
 from services.gateway.model import ServedModel
 from services.gateway.pipeline import Pipeline
@@ -28,10 +28,10 @@ B = TypeVar("B", bound=Sampling)
 class GenerationRoutes:
     """`/v1/completions` and `/v1/chat/completions`."""
 
-    def __init__(self, pipeline: Pipeline, settings: GatewaySettings, intake: Intake) -> None:
+    def __init__(self, pipeline: Pipeline, settings: GatewaySettings, admission: Admission) -> None:
         self._pipeline = pipeline
         self._settings = settings
-        self._intake = intake
+        self._admission = admission
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -56,10 +56,12 @@ class GenerationRoutes:
         deadline = Deadline.after(self._settings.request_timeout_s)
         stream = EventStream(request)
         model = self._pipeline.cluster.model
-        with self._intake.admitted():
+        with self._admission.admitted():
             try:
                 async with deadline.scope("the request was being served"):
-                    body, prepared = await self._intake.body(request, schema, lambda body: (body, prepare(model, body)))
+                    body, prepared = await self._admission.body(
+                        request, schema, lambda body: (body, prepare(model, body))
+                    )
                     reply = shape(
                         request_id_of(request),
                         model.name,
