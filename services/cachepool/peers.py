@@ -262,7 +262,7 @@ class PeerPulls:
             async for arrived in arrivals:
                 for denied in arrived.missing:
                     self._store.release(pull.writer, denied, pull.started)
-                checked = await check(arrived.frames)
+                checked = check(arrived.frames, self._store.memory.keep)
                 misfits = [frame for frame in checked.intact if not self._put(pull, frame)]
                 for frame in (*checked.corrupt, *misfits):
                     self._metrics.corrupt.labels(pull.address).inc()
@@ -272,7 +272,7 @@ class PeerPulls:
     async def _arrivals(self, pull: _Pull, ask: _Ask) -> AsyncGenerator[Arrived, None]:
         """Yield what one stream brings; what comes from another datacenter is accounted for."""
         dc = pull.terms.peer.dc
-        client = PoolClient(self._channels, pull.address, ask.lane, keep=self._store.memory.keep)
+        client = PoolClient(self._channels, pull.address, ask.lane)
         if not self._links.is_remote(dc):
             fetch = client.fetch(pull.layout, ask.blocks, (), ask.wait_s, pull.deadline)
             async with aclosing(fetch) as arrivals:

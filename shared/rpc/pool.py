@@ -23,7 +23,7 @@ from shared.rpc.convert import (
 )
 from shared.rpc.options import SHARED_LANE, Lane
 from shared.rpc.pool_calls import fetch_call, publish_call
-from shared.rpc.wire import Keep, Unreadable
+from shared.rpc.wire import Unreadable
 
 LEASE_S = 15.0
 
@@ -115,16 +115,10 @@ class Publication:
 class PoolClient:
     """One cache pool as its clients see it. Holds no state: channels belong to `Channels`."""
 
-    def __init__(
-        self, channels: Channels, address: str, lane: Lane = SHARED_LANE, *, keep: Keep | None = None, tenant: str = ""
-    ) -> None:
-        """Fetched payloads are what `keep` makes of them; without, each is a view that keeps its message alive.
-
-        `tenant` pays for what is stored and pulled.
-        """
+    def __init__(self, channels: Channels, address: str, lane: Lane = SHARED_LANE, *, tenant: str = "") -> None:
+        """Fetched payloads are views that keep their message alive. `tenant` pays for what is stored and pulled."""
         self._tenant = tenant
         self._channels = channels
-        self._keep = keep
         self.address = address
         self._lane = lane
 
@@ -152,9 +146,7 @@ class PoolClient:
             share=crossing.share,
             urgency=pb.URGENCY_BACKGROUND if crossing.is_background else pb.URGENCY_FOREGROUND,
         )
-        call = fetch_call(self._channels.get(self.address, self._lane), self._keep)(
-            request, timeout=deadline.remaining()
-        )
+        call = fetch_call(self._channels.get(self.address, self._lane))(request, timeout=deadline.remaining())
         try:
             with rpc_errors(self.address):
                 async for reply in call:
