@@ -34,8 +34,8 @@ from shared.rpc.convert import (
     entries_to_messages,
     keys_from_bytes,
     layout_from_message,
+    lookup_to_message,
     mask_to_bytes,
-    masks_to_bytes,
     sources_from_messages,
 )
 from shared.rpc.wire import Unreadable
@@ -132,7 +132,7 @@ class PoolServicer(CachePoolServicer):
         present = self._store.lookup_all(keys)
         if isinstance(self._tier, ObjectTier):
             present = [layers | self._tier.readable(key) for layers, key in zip(present, keys, strict=True)]
-        return pb.LookupReply(present=masks_to_bytes(present))
+        return lookup_to_message(present)
 
     async def Pin(self, request: pb.PinRequest, context: Context) -> pb.PinReply:
         layout, blocks = self._wanted(request.layout, request.blocks)

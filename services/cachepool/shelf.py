@@ -52,8 +52,7 @@ class Shelf:
 
     def present(self, keys: Iterable[BlockKey]) -> list[int]:
         """Return the layers that are present of each block, as bitmasks."""
-        get = self._blocks.get
-        return [block.present if (block := get(key)) else 0 for key in keys]
+        return [block.present if block else 0 for block in map(self._blocks.get, keys)]
 
     def chain(self, layout: KvLayout, blocks: Sequence[BlockEntries]) -> list[Block]:
         """Return the records of a request's blocks, linked in chain order; new ones for what is not there.

@@ -18,6 +18,7 @@ from shared.rpc.convert import (
     entries_from_messages,
     entries_to_messages,
     layout_to_message,
+    lookup_from_message,
     masks_from_bytes,
     sources_to_messages,
 )
@@ -159,7 +160,7 @@ class PoolClient:
         lookup = CachePoolStub(self._channels.get(self.address)).Lookup
         with rpc_errors(self.address):
             reply = await lookup(pb.LookupRequest(keys=keys), timeout=deadline.remaining())
-        return masks_from_bytes(reply.present)
+        return lookup_from_message(reply, len(keys))
 
     @asynccontextmanager
     async def publish(self, deadline: Deadline) -> AsyncIterator[Publication]:
