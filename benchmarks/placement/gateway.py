@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import cast
 
-from services.gateway.attempt import Cluster
+from services.gateway.cluster import Cluster
 from services.gateway.feed import DECODE_CONDITION, Feed
 from services.gateway.index import PlacementIndex
 from services.gateway.registry import Registry

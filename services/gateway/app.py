@@ -8,8 +8,8 @@ from contextlib import AsyncExitStack
 
 from aiohttp import web
 
-from services.gateway.attempt import Cluster
 from services.gateway.certainty import IndexCollector
+from services.gateway.cluster import Cluster
 from services.gateway.feed import DECODE_CONDITION, Feed
 from services.gateway.index import PlacementIndex
 from services.gateway.info_routes import InfoRoutes

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from services.gateway.attempt import LAST_WORD_S, Tally
+from services.gateway.attempt import LAST_WORD_S
 from services.gateway.metrics import RequestTimer
 from services.gateway.pipeline import Pipeline
 from services.gateway.prepare import Prepared
+from services.gateway.tally import Tally
 from services.gateway.text import ChoiceText, FinishReason, ShownToken
 from shared.deadline import Deadline
 

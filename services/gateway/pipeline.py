@@ -5,9 +5,11 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
-from services.gateway.attempt import Attempt, Cluster, Tally, TokenEvent
+from services.gateway.attempt import Attempt, TokenEvent
+from services.gateway.cluster import Cluster
 from services.gateway.prepare import GenerationRequest, with_keys
 from services.gateway.router import Plan, RequestFacts, RouterSettings, prefers_exact, route, sources_text
+from services.gateway.tally import Tally
 from shared.deadline import Deadline
 from shared.errors import NoWorker, Overloaded, PrfaasError, Unavailable
 from shared.ids import WorkerId

@@ -7,7 +7,6 @@ from typing import Any
 
 from aiohttp import web
 
-from services.gateway.attempt import Tally
 from services.gateway.parsing import UnknownFields, parse
 from services.gateway.pipeline import Pipeline
 from services.gateway.prefixes import Prefix, Prefixes
@@ -15,6 +14,7 @@ from services.gateway.prepare import GenerationRequest, prepare_chat, prepare_co
 from services.gateway.routes import read_body
 from services.gateway.schema import ChatBody, CompletionBody, PrefixBody
 from services.gateway.settings import GatewaySettings
+from services.gateway.tally import Tally
 from shared.deadline import Deadline
 from shared.errors import BadRequest, Overloaded
 from shared.lifecycle import InFlight
@@ -85,7 +85,7 @@ class PrefixRoutes:
             prepared = prepare_completion(model, CompletionBody(prompt=body.prompt or "", **shared))
         request = prepared.requests[0]
         if not request.keys:
-            least = model.layout.block_tokens + 1
+            least = model.layout.block_tokens
             raise BadRequest(
                 f"a prefix needs at least {least} tokens, this has {len(request.token_ids)}: only full blocks are kept",
                 param="prompt" if body.messages is None else "messages",

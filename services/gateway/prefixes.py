@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from services.gateway.attempt import Cluster
+from services.gateway.cluster import Cluster
 from shared.errors import NotFound, NoWorker, Overloaded, PrfaasError
 from shared.ids import BlockKey, Datacenter
 from shared.kv.entries import BlockEntries

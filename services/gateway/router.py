@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.gateway.credit import Credit, credits_by_dc
-from services.gateway.index import Held
+from services.gateway.matching import Held
 from services.gateway.registry import Member, RegistryView
 from services.gateway.resume import GroupMasks, longest_resume, needed_groups, no_groups
 from services.gateway.transfer import CodecChoice, choose_codec, link_goodput
@@ -17,6 +17,7 @@ from shared.errors import NoWorker
 from shared.ids import BlockKey, Datacenter, WorkerId
 from shared.kv.codec import Codec, Fidelity
 from shared.kv.entries import Source
+from shared.kv.hashing import num_prefix_blocks
 from shared.kv.layout import KvLayout
 
 HandOff = Literal["streamed", "stored"]
@@ -38,15 +39,11 @@ class RequestFacts:
     """What the router knows of a request and of its prefix."""
 
     num_tokens: int
-    keys: Sequence[BlockKey]  # of the prefix: full blocks, never the last token's
+    keys: Sequence[BlockKey]  # of all full blocks
     held: Mapping[WorkerId, Held] = field(default_factory=dict)  # by pool node
     promised: Mapping[WorkerId, int] = field(default_factory=dict)  # leading blocks a prefill worker computes right now
     excluded: frozenset[WorkerId] = frozenset()  # workers that have failed this request
     fidelity: Fidelity = Fidelity.LOSSLESS  # the chain that `keys` are of
-
-    @property
-    def num_blocks(self) -> int:
-        return len(self.keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +57,7 @@ class Plan:
     home_dc: Datacenter
     decode: Member
     prefill: Member | None
+    prefill_spares: tuple[Member, ...]  # of its datacenter, best first: the plan holds for them too
     num_blocks: int  # that decode can count on, from caches or from prefill
     usable_blocks: int  # leading blocks that some pool holds already
     decode_nodes: tuple[str, ...]  # pool nodes of the worker's datacenter; none known: the worker's own setting
@@ -86,15 +84,19 @@ def route(request: RequestFacts, members: RegistryView, settings: RouterSettings
     layout = settings.layout
     decode = _pick_decode(request, members, settings)
     held = credits_by_dc(request.keys, request.held, members, layout)
-    combined = no_groups(layout, request.num_blocks)
+    combined = no_groups(layout, len(request.keys))
     for credit in held.values():
         combined |= credit.groups
     usable = int(longest_resume(layout, combined))
-    prefill = None
-    if usable < request.num_blocks:
-        prefill = _pick_prefill(request, members, settings, decode, held, usable)
-    kind = _kind(request, usable, prefill, decode)
-    num_blocks = usable if kind == "decode_only" else request.num_blocks
+    # A block that ends the prompt is taken where it is held, and then decode computes the last token alone. It is not
+    # computed ahead: decode has to run that token in any case.
+    enough = num_prefix_blocks(request.num_tokens, layout.block_tokens)
+    workers: list[Member] = []
+    if usable < enough:
+        workers = _prefill_workers(request, members, settings, decode, held, usable)
+    prefill = workers[0] if workers else None
+    kind = _kind(enough, usable, prefill, decode)
+    num_blocks = usable if kind == "decode_only" else max(usable, enough)
     nodes = {dc: members.nodes(dc) for dc in held}
     if prefill is not None and prefill.dc not in nodes:  # a pool that nobody has heard of, or whose content is unknown
         nodes[prefill.dc] = members.nodes(prefill.dc) or (prefill.pool_address,)
@@ -103,6 +105,7 @@ def route(request: RequestFacts, members: RegistryView, settings: RouterSettings
         home_dc=decode.dc,
         decode=decode,
         prefill=prefill,
+        prefill_spares=tuple(workers[1:]),
         num_blocks=num_blocks,
         usable_blocks=usable,
         decode_nodes=members.nodes(decode.dc),
@@ -146,37 +149,34 @@ def no_decode_worker(members: RegistryView) -> str:
     return f"no decode worker is available{reasons}"
 
 
-def _pick_prefill(
+def _prefill_workers(
     request: RequestFacts,
     members: RegistryView,
     settings: RouterSettings,
     decode: Member,
     held: Mapping[Datacenter, Credit],
     usable: int,
-) -> Member | None:
+) -> list[Member]:
+    """Return the workers of the best datacenter for this prompt, the best first; none: nobody can prefill."""
     able = [member for member in members.prefill if member.worker not in request.excluded]
-    # Who computes this very prefix for another request gets this one too: each block is computed once.
-    busy = [member for member in able if request.promised.get(member.worker, 0) > usable]
-    if busy:
-        return min(busy, key=lambda m: (-request.promised[m.worker], m.load, m.worker))
-    home = [member for member in able if member.dc == decode.dc]
-    remote = [member for member in able if member.dc != decode.dc]
     uncached_tokens = request.num_tokens - usable * settings.layout.block_tokens
-    preferred, other = (home, remote) if uncached_tokens <= settings.offload_threshold_tokens else (remote, home)
-    choices = preferred or other
-    if not choices:
-        return None
+    prefers_home = uncached_tokens <= settings.offload_threshold_tokens
 
-    def merit(member: Member) -> tuple[int, int, str]:
+    def merit(member: Member) -> tuple[int, bool, int, int, str]:
         own = held.get(member.dc)
         promised = request.promised.get(member.worker, 0)
-        return -max(own.longest if own else 0, promised), member.load, member.worker
+        # Who computes this very prefix for another request gets this one too: each block is computed once.
+        following = promised if promised > usable else 0
+        is_away = (member.dc == decode.dc) != prefers_home
+        longest = max(own.longest if own else 0, promised)
+        return -following, is_away, -longest, member.load, member.worker
 
-    return min(choices, key=merit)
+    able.sort(key=merit)
+    return [member for member in able if member.dc == able[0].dc]
 
 
-def _kind(request: RequestFacts, usable: int, prefill: Member | None, decode: Member) -> PlanKind:
-    if usable == request.num_blocks:
+def _kind(enough: int, usable: int, prefill: Member | None, decode: Member) -> PlanKind:
+    if usable >= enough:
         return "none"
     if prefill is None:
         return "decode_only"

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
 from services.gateway.app import make_cluster, make_http_app
-from services.gateway.attempt import Cluster
+from services.gateway.cluster import Cluster
 from services.gateway.model import ServedModel
 from services.gateway.settings import GatewaySettings
 from shared.bus.events import MembershipEvent, Role

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from services.gateway.app import make_cluster
-from services.gateway.attempt import Tally
 from services.gateway.choices import Choices
 from services.gateway.model import ServedModel
 from services.gateway.pipeline import Pipeline
 from services.gateway.prepare import GenerationRequest, Prepared
 from services.gateway.router import RouterSettings
+from services.gateway.tally import Tally
 from services.gateway.text import TextRules
 from shared.bus.events import MembershipEvent
 from shared.deadline import Deadline

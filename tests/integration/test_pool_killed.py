@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from services.gateway.app import make_cluster
-from services.gateway.attempt import Cluster
+from services.gateway.cluster import Cluster
 from services.gateway.feed import DECODE_CONDITION, Feed
 from shared.bus.kafka import TOPICS, Bus
 from shared.deadline import Deadline

@@ -151,11 +151,12 @@ class Suite:
             return tokens
 
     async def assert_idle(self, within_s: float = 1.0) -> None:
-        """Check that within `within_s` no engine holds pages and no pool a lease."""
+        """Check that within `within_s` no running engine holds pages and no pool a lease."""
         deadline = time.monotonic() + within_s
         while True:
-            pools = [name for name in self._others if name.startswith("cachepool")]
-            engines = [name for name in self._others if name not in pools]
+            workers = [name for name in self._others if name in self.running]
+            pools = [name for name in workers if name.startswith("cachepool")]
+            engines = [name for name in workers if name not in pools]
             held = {name: await self.metric(name, "kv_reservations_held") for name in engines}
             held |= {name: await self.metric(name, "leases_held") for name in pools}
             held |= {f"{name} writers": await self.metric(name, "writers_open") for name in pools}
@@ -170,7 +171,7 @@ class Suite:
         return [sys.executable, "-m", f"services.{name.split('-')[0]}"]
 
     def _env(self, name: str) -> dict[str, str]:
-        dc = name.partition("-")[2] or "west"
+        _, dc, *_ = *name.split("-"), "west"
         own = {
             "PRFAAS_DC": dc,
             "PRFAAS_WORKER_ID": name,

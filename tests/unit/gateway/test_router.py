@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.gateway.index import Held
+from services.gateway.matching import Held
 from services.gateway.registry import Member, Pool, RegistryView
 from services.gateway.router import Plan, RequestFacts, RouterSettings, route, sources_text
 from shared.errors import NoWorker
@@ -43,7 +43,7 @@ def request(
     num_tokens: int, held: Mapping[str, int | list[int]] | None = None, layout: KvLayout = DENSE, **facts: Any
 ) -> RequestFacts:
     """`held` gives, for each DC's pool, leading blocks held wholly, or each block's layers."""
-    num_blocks = (num_tokens - 1) // 4
+    num_blocks = num_tokens // 4
     by_pool = {}
     for dc, blocks in (held or {}).items():
         masks = [layout.all_layers] * blocks if isinstance(blocks, int) else blocks
@@ -70,6 +70,12 @@ def seen(plan: Plan) -> tuple[str, str | None, int, list[str], list[str]]:
         pytest.param(8, {}, ("local", "prefill-west", 1, [], []), id="short: at home"),
         pytest.param(9, {}, ("remote", "prefill-east", 2, ["0-2@east"], []), id="long: remote"),
         pytest.param(21, {"west": 5}, ("none", None, 5, [], []), id="all cached at home"),
+        pytest.param(20, {"west": 5}, ("none", None, 5, [], []), id="the last token's block too"),
+        pytest.param(20, {"west": 4, "east": 5}, ("none", None, 5, ["4-5@east"], []), id="that one elsewhere"),
+        pytest.param(20, {"west": 4}, ("none", None, 4, [], []), id="that one nowhere: decode computes it"),
+        pytest.param(20, {"west": 3}, ("local", "prefill-west", 4, [], []), id="it is not computed ahead"),
+        pytest.param(20, {"west": [1, 1, 1, 0, 1]}, ("local", "prefill-west", 4, [], []), id="no use behind a hole"),
+        pytest.param(4, {"west": 1}, ("none", None, 1, [], []), id="a prompt of one block"),
         pytest.param(21, {"east": 5}, ("none", None, 5, ["0-5@east"], []), id="all cached remotely"),
         pytest.param(21, {"west": 2, "east": 5}, ("none", None, 5, ["2-5@east"], []), id="home has a part of it"),
         pytest.param(21, {"west": 3}, ("remote", "prefill-east", 5, ["3-5@east"], ["0-3@west"]), id="9 left"),
@@ -113,6 +119,15 @@ def test_the_rule(num_tokens: int, held: dict[str, int | list[int]], expected: t
     assert plan.home_dc == WEST
     assert plan.prefill_codec is plan.decode_codec is Codec.LZ4
     assert plan.wait_ms == (0 if plan.prefill is None else 1000)
+
+
+def test_who_takes_over_when_the_prefill_worker_is_lost() -> None:
+    """Only workers of its datacenter: decode's sources and the nodes that blocks are spread over stay as planned."""
+    busy, idle = member("prefill-east-busy", EAST, 3), member("prefill-east-idle", EAST, 1)
+    members = RegistryView((DECODE_WEST,), (busy, PREFILL_WEST, idle, PREFILL_EAST), POOLS)
+    plan = route(request(21), members, settings())
+    assert (plan.prefill, plan.prefill_spares) == (PREFILL_EAST, (idle, busy))
+    assert route(request(21, {"west": 5}), members, settings()).prefill_spares == ()
 
 
 def test_placements_of_pools_that_nobody_announces_count_for_nothing() -> None:
