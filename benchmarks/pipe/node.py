@@ -89,13 +89,13 @@ async def pool_node(command: Sequence[str], dc: str, host: str, num_connections:
                 process.kill()
 
 
-async def _pull(pool: Pool, name: str, num_blocks: int, source: Source) -> dict[str, Any]:
+async def _pull(pool: Pool, name: str, num_blocks: int, source: Source, *, is_background: bool) -> dict[str, Any]:
     """Be a reader that the pool pulls for; what arrives is taken and dropped, and the pool empty again afterwards."""
     blocks, changed = chain(name, num_blocks), asyncio.Event()
     started, first_s, num_bytes = time.perf_counter(), 0.0, 0
     reader = pool.store.subscribe(LAYOUT, blocks, TIMEOUT_S, changed.set)
     try:
-        pool.pulls.start(SourcedReader(reader, LAYOUT, [source], TIMEOUT_S))
+        pool.pulls.start(SourcedReader(reader, LAYOUT, [source], TIMEOUT_S, is_background=is_background))
         while not reader.done:
             changed.clear()
             while frames := reader.take(1 << 20):
@@ -130,7 +130,8 @@ async def _carry_out(pool: Pool, command: dict[str, Any]) -> dict[str, Any]:
     if command["do"] == "fill":
         return _fill(pool, command["name"], command["num_blocks"])
     source = Source(0, command["num_blocks"], Datacenter(command["dc"]), (command["address"],))
-    return await _pull(pool, command["name"], command["num_blocks"], source)
+    is_background = command.get("is_background", False)
+    return await _pull(pool, command["name"], command["num_blocks"], source, is_background=is_background)
 
 
 def _fill(pool: Pool, name: str, num_blocks: int) -> dict[str, Any]:
