@@ -1,8 +1,12 @@
-"""What every test may rely on: an environment without the caller's PRFAAS_* settings."""
+"""What every test may rely on: an environment without the caller's PRFAAS_* settings, threads that do not spin."""
 
 import os
 
 import pytest
+
+# Read when torch is loaded. Several workers and suites share the cores: a thread of OpenMP that spins while it waits for
+# one that was pushed aside makes milliseconds seconds.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(autouse=True)

@@ -78,7 +78,7 @@ class Suite:
             cwd=ROOT,
             env={**self._env(name), **environ},
             capture_output=True,
-            timeout=30,
+            timeout=120,
             check=False,
         )
         return done.returncode, (done.stdout + done.stderr).decode()
