@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-# Read when torch is loaded. Several workers and suites share the cores: a thread of OpenMP that spins while it waits for
-# one that was pushed aside makes milliseconds seconds.
+# Read when torch is loaded. Workers and suites share the cores: a thread of OpenMP that spins while it waits for one
+# that was pushed aside makes seconds of milliseconds.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
