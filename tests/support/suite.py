@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 POOLS = {"cachepool-east": "east", "cachepool-west": "west"}
 ENGINES = {"prefill-east": "east", "prefill-west": "west", "decode-west": "west"}
 SERVICES = (*POOLS, *ENGINES, "gateway")
+
+_ENDS_WITH_US = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+"""A worker of pytest that is interrupted runs no fixture's end."""
 
 
 def free_ports(count: int) -> list[int]:
@@ -56,7 +60,12 @@ class Suite:
         for name in names or ("broker", *self.services):
             with (self.folder / f"{name}.log").open("ab") as log:
                 self._processes[name] = subprocess.Popen(
-                    self._command(name), cwd=ROOT, env=self._env(name), stdout=log, stderr=log, start_new_session=True
+                    [*_ENDS_WITH_US, *self._command(name)],
+                    cwd=ROOT,
+                    env=self._env(name),
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
                 )
 
     def kill(self, name: str) -> None:
