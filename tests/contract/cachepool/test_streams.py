@@ -125,10 +125,10 @@ async def test_a_next_writer_serves_the_readers_of_a_dead_one(west: Running) -> 
 
 
 async def test_a_silent_writer_loses_its_lease(west: Running) -> None:
-    call = await raw_publish(west, opening(CHAIN, lease_ms=150))
+    call = await raw_publish(west, opening(CHAIN, lease_ms=400))
     with rpc_errors("west"):
         assert (await call.read()).HasField("grant")
-    for _ in range(5):  # alive, with nothing to send
+    for _ in range(9):  # alive, with nothing to send
         await asyncio.sleep(0.06)
         await call.write(pb.PublishRequest(renew=pb.PublishRenew()))
     assert west.count("writers_open") == 1
