@@ -13,8 +13,8 @@ from typing import Any
 
 from benchmarks.harness import ROOT
 from services.cachepool.app import Pool, build_pool
-from services.cachepool.peers import SourcedReader
 from services.cachepool.settings import PoolSettings
+from services.cachepool.sources import SourcedReader
 from shared.health import Health
 from shared.ids import BlockKey, Datacenter, ModelFingerprint, new_epoch
 from shared.kv.codec import Codec

@@ -1,15 +1,15 @@
 """Links between datacenters: several connections for one pull, who goes first, what crossed and how fast."""
 
-import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 from prometheus_client import Counter
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from services.cachepool.goodput import Goodput
+from services.cachepool.turns import BACKGROUND_BATCH_BYTES, Turns
 from shared.bus.events import LinkLoad
 from shared.errors import BadRequest
 from shared.ids import Datacenter
@@ -21,8 +21,8 @@ from shared.rpc.options import Lane
 MIN_STREAM_BLOCKS = 4
 """Blocks that are worth a stream of their own."""
 
-BACKGROUND_BATCH_BYTES = 64 * 1024
-"""A foreground frame waits for at most one such message of each background stream."""
+ASSUMED_BYTES_PER_S = 2e6
+"""Of a link that was never busy yet."""
 
 MAX_DATACENTERS = 64
 """Names come from requests: a bound on what is remembered of them."""
@@ -37,38 +37,6 @@ def lanes(num_blocks: int, num_connections: int, *, is_background: bool = False)
     return [Lane(number, is_background) for number in range(num)]
 
 
-class Turns:
-    """Who may send to one datacenter. Background streams wait while any foreground stream has something to send.
-
-    A foreground stream holds its turn from when it has a frame until the connection has taken it: while the link is
-    full, that is always, and background gets nothing. A link whose foreground waits for prefill is background's.
-    """
-
-    def __init__(self) -> None:
-        self._num_foreground = 0
-        self._free = asyncio.Event()
-        self._free.set()
-
-    @asynccontextmanager
-    async def foreground(self) -> AsyncIterator[None]:
-        """Hold the link for one message."""
-        self._num_foreground += 1
-        self._free.clear()
-        try:
-            yield
-        finally:
-            self._num_foreground -= 1
-            if not self._num_foreground:
-                self._free.set()
-
-    @asynccontextmanager
-    async def background(self) -> AsyncIterator[None]:
-        """Wait until no foreground stream has anything to send."""
-        while self._num_foreground:
-            await self._free.wait()
-        yield
-
-
 class Outlet:
     """Where one stream's messages leave: their size, their turns, and the count of what crosses."""
 
@@ -76,9 +44,12 @@ class Outlet:
     max_batch_bytes = MAX_BATCH_BYTES
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Enter with something ready, send one message of it, leave. At home nobody has to wait."""
-        yield
+    async def turn(self, patience_s: float | None = None) -> AsyncIterator[bool]:
+        """Enter with something ready, send one message of it, leave. At home nobody has to wait.
+
+        Yields whether the turn has come within `patience_s`.
+        """
+        yield True
 
     def sent(self, frames: Sequence[Frame]) -> None:
         """A message has left. Only what leaves the datacenter is counted here."""
@@ -95,13 +66,57 @@ class LinkOutlet(Outlet):
         self.max_batch_bytes = BACKGROUND_BATCH_BYTES if is_background else MAX_BATCH_BYTES
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        async with self._turns.background() if self.is_background else self._turns.foreground():
-            yield
+    async def turn(self, patience_s: float | None = None) -> AsyncIterator[bool]:
+        if self.is_background:
+            async with self._turns.background(patience_s) as is_ours:
+                yield is_ours
+        else:
+            async with self._turns.foreground():
+                yield True
 
     def sent(self, frames: Sequence[Frame]) -> None:
+        num_bytes = sum(len(frame.payload) for frame in frames)
+        self._turns.sent(num_bytes, is_background=self.is_background)
         self._sent_entries.inc(len(frames))
-        self._sent_bytes.inc(sum(len(frame.payload) for frame in frames))
+        self._sent_bytes.inc(num_bytes)
+
+
+class Inlet:
+    """Where one stream's messages arrive: how long the next one may take, and the count of what crosses."""
+
+    def patience_s(self, stall_s: float) -> float:
+        """Return how long to wait for a message of a peer that is well."""
+        return stall_s
+
+    def arrived(self, frames: Sequence[Frame]) -> None:
+        """A message is here. Only what comes from another datacenter is counted."""
+
+
+class LinkInlet(Inlet):
+    """The inlet of a stream from a pool of another datacenter."""
+
+    def __init__(self, goodput: Goodput, received: tuple[Counter, Counter], crossed: Callable[[int], None]) -> None:
+        """`received` counts entries and payload bytes, `crossed` is told the bytes too."""
+        self._goodput = goodput
+        self._received_entries, self._received_bytes = received
+        self._crossed = crossed
+
+    def patience_s(self, stall_s: float) -> float:
+        """A link that is slow, or has many streams, brings no message of any of them for long: nobody hangs there."""
+        speed = self._goodput.bytes_per_s or ASSUMED_BYTES_PER_S
+        return stall_s + 2 * self._goodput.num_streams * MAX_BATCH_BYTES / speed
+
+    def arrived(self, frames: Sequence[Frame]) -> None:
+        """A message fills up only while the one before it is being sent: behind a full one more was ready. Background
+        messages never get that full: what their small windows let through says little of the link.
+        """
+        sizes = [len(frame.payload) for frame in frames]
+        num_bytes = sum(sizes)
+        is_full = bool(sizes) and num_bytes + max(sizes) > MAX_BATCH_BYTES
+        self._goodput.arrived(self, num_bytes, more=is_full)
+        self._crossed(num_bytes)
+        self._received_entries.inc(len(frames))
+        self._received_bytes.inc(num_bytes)
 
 
 class Links:
@@ -133,22 +148,20 @@ class Links:
         sent = (self._sent_entries.labels(*labels), self._sent.labels(*labels))
         return LinkOutlet(turns, sent, is_background=is_background)
 
-    def arrived(self, dc: Datacenter, stream: Hashable, frames: Sequence[Frame]) -> None:
-        """Count what one message brought; `stream` is whatever stands for its stream until `ended`.
-
-        A message fills up only while the one before it is being sent: behind a full one more was ready. Background
-        messages never get that full: what their small windows let through says little of the link.
-        """
-        sizes = [len(frame.payload) for frame in frames]
-        num_bytes = sum(sizes)
-        is_full = bool(sizes) and num_bytes + max(sizes) > MAX_BATCH_BYTES
-        self._goodput(dc).arrived(stream, num_bytes, more=is_full)
-        self._crossed[dc] = self._crossed.get(dc, 0) + num_bytes
-        self._received.labels(dc).inc(num_bytes)
-        self._received_entries.labels(dc).inc(len(frames))
-
-    def ended(self, dc: Datacenter, stream: Hashable) -> None:
-        self._goodput(dc).ended(stream)
+    @contextmanager
+    def inlet(self, dc: Datacenter) -> Iterator[Inlet]:
+        """Open the inlet of one stream from a pool in `dc`."""
+        if not self.is_remote(dc):
+            yield Inlet()
+            return
+        goodput = self._goodputs.setdefault(dc, Goodput(self._clock))
+        received = (self._received_entries.labels(dc), self._received.labels(dc))
+        inlet = LinkInlet(goodput, received, lambda num_bytes: self._cross(dc, num_bytes))
+        goodput.began(inlet)
+        try:
+            yield inlet
+        finally:
+            goodput.ended(inlet)
 
     def loads(self, backlog_bytes: Callable[[Datacenter], int]) -> tuple[LinkLoad, ...]:
         """Return how the links that were pulled over do, for `prfaas.load`."""
@@ -157,8 +170,8 @@ class Links:
             for dc, goodput in sorted(self._goodputs.items())
         )
 
-    def _goodput(self, dc: Datacenter) -> Goodput:
-        return self._goodputs.setdefault(dc, Goodput(self._clock))
+    def _cross(self, dc: Datacenter, num_bytes: int) -> None:
+        self._crossed[dc] = self._crossed.get(dc, 0) + num_bytes
 
 
 class LinkCollector(Collector):

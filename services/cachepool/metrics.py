@@ -29,6 +29,7 @@ class PoolMetrics:
         self.pulled = metrics.counter("pulled_entries", "Intact entries that came from a peer pool.", ["peer"])
         self.pulled_bytes = metrics.counter("pulled_bytes", "Payload bytes from a peer pool.", ["peer"])
         self.pulls = metrics.counter("pulls", "Pulls from a peer pool.", ["peer", "outcome"])
+        self.streams_lost = metrics.counter("pull_streams_lost", "Streams of pulls that broke off.", ["peer", "code"])
         self.corrupt = metrics.counter("corrupt_frames", "Frames that failed their checksum.", ["source"])
         self.suspected = metrics.counter("peers_suspected", "Peers that sent an entry corrupt twice.", ["peer"])
         self.lost = metrics.counter("entries_abandoned", "Entries whose writer left before it sent them.")

@@ -1,6 +1,7 @@
 """The pool's gRPC face: streams are leases, masks and keys are checked here, frames pass through by reference."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,13 +14,13 @@ from services.cachepool.block import Writer
 from services.cachepool.integrity import check
 from services.cachepool.links import Links, Outlet
 from services.cachepool.metrics import WRITER, PoolMetrics
-from services.cachepool.peers import PeerPulls, SourcedReader
+from services.cachepool.peers import PeerPulls
 from services.cachepool.pins import Pins
 from services.cachepool.placement import PlacementLog
 from services.cachepool.settings import PoolSettings
 from services.cachepool.shares import SHARE_ID_BYTES, Place, Shares
+from services.cachepool.sources import SourcedReader
 from services.cachepool.store import Store
-from services.cachepool.subscription import Subscription
 from services.cachepool.tiers.tier import NoTier, ObjectTier
 from shared.bus.events import stored_to_messages
 from shared.errors import BadRequest, CorruptFrame, LeaseExpired, Overloaded
@@ -46,6 +47,8 @@ PublishMessage = pb.PublishRequest | list[Frame] | Unreadable
 DEFAULT_LEASE_S = 10.0
 FIRST_BATCH_BYTES = 64 * 1024
 """The first message of a stream is small: it is there within a millisecond, and its reader can begin."""
+MIN_HEARTBEAT_S = 0.05
+"""Heartbeats that a reader may ask for: one of a stream takes some 50 µs here."""
 SNAPSHOT_BLOCKS = 8192
 """Blocks in one snapshot message: 256 KiB of keys."""
 
@@ -115,7 +118,8 @@ class PoolServicer(CachePoolServicer):
 
         with self._shares.join(request.share, opening, self._closing) as place:
             if place is not None:
-                await self._deliver(place, outlet, context)
+                heartbeat_s = max(request.heartbeat_ms / 1000, MIN_HEARTBEAT_S) if request.heartbeat_ms else None
+                await self._deliver(place, outlet, context, heartbeat_s)
 
     def _closing(self, sourced: SourcedReader) -> None:
         self._store.close(sourced.reader)
@@ -202,7 +206,9 @@ class PoolServicer(CachePoolServicer):
             self._metrics.published.inc(num_stored)
             self._metrics.published_bytes.inc(num_bytes)
 
-    async def _deliver(self, place: Place[SourcedReader], outlet: Outlet, context: Context) -> None:
+    async def _deliver(
+        self, place: Place[SourcedReader], outlet: Outlet, context: Context, heartbeat_s: float | None
+    ) -> None:
         """Send what is ready, lowest layer first, until every wanted entry was sent or reported missing."""
         sourced, changed, wake_others = place
         reader = sourced.reader
@@ -213,19 +219,23 @@ class PoolServicer(CachePoolServicer):
                 reader.lost_writers = False
                 self._tier.start(sourced)
                 self._pulls.start(sourced)
+            is_time_for_heartbeat = False
             if reader.has_ready:
                 # Whatever is ready goes at once; a batch fills only while the last one is being sent.
-                async with outlet.turn():
-                    frames = reader.take(min(limit, outlet.max_batch_bytes))
+                async with outlet.turn(heartbeat_s) as is_ours:
+                    frames = reader.take(min(limit, outlet.max_batch_bytes)) if is_ours else []
                     if frames:  # else another stream of the share was quicker
                         await self._send(frames, context)
                 outlet.sent(frames)
                 limit = MAX_BATCH_BYTES
+                is_time_for_heartbeat = not is_ours
             elif missing := reader.take_missing(self._store.clock()):
                 self._metrics.fetched.labels("miss").inc(sum(block.layers.bit_count() for block in missing))
                 await context.write(pb.FetchReply(missing=pb.FetchMissing(blocks=entries_to_messages(missing))))
             else:
-                await _wait(changed, reader)
+                is_time_for_heartbeat = not await _wait(changed, reader.next_deadline(), heartbeat_s)
+            if is_time_for_heartbeat:
+                await context.write(pb.FetchReply())
         wake_others()  # they have nothing to wait for any more
 
     async def _send(self, frames: Sequence[Frame], context: Context) -> None:
@@ -265,11 +275,14 @@ async def _within_lease(messages: Any, lease: _Lease) -> AsyncIterator[PublishMe
         yield message
 
 
-async def _wait(changed: asyncio.Event, reader: Subscription) -> None:
-    """Wait until the reader may have something new, or gives up on something."""
-    deadline = reader.next_deadline()
+async def _wait(changed: asyncio.Event, deadline: float | None, patience_s: float | None) -> bool:
+    """Wait until the reader may have something new or gives up on something; False when neither is within patience."""
+    left_s = math.inf if deadline is None else max(0.0, deadline - time.monotonic())
+    patience_s = math.inf if patience_s is None else patience_s
+    limit_s = min(left_s, patience_s)
     try:
-        async with asyncio.timeout(None if deadline is None else max(0.0, deadline - time.monotonic())):
+        async with asyncio.timeout(None if limit_s == math.inf else limit_s):
             await changed.wait()
     except TimeoutError:
-        pass  # the deadline of some entries: the caller reports them
+        return left_s <= patience_s  # the deadline of some entries: the caller reports them
+    return True

@@ -37,6 +37,12 @@ class PoolSettings(ServiceSettings):
     pull_timeout_s: float = setting(
         "PRFAAS_POOL_PULL_TIMEOUT_S", 120.0, help="time limit of one pull from a peer pool", check=positive
     )
+    stall_s: float = setting(
+        "PRFAAS_POOL_STALL_S",
+        6.0,
+        help="a peer pool that has sent nothing for so long, not even that it waits too, is given up",
+        check=positive,
+    )
     link_connections: int = setting(
         "PRFAAS_POOL_LINK_CONNECTIONS",
         8,

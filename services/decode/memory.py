@@ -61,20 +61,22 @@ class SequenceMemory:
         return bool(self._leaving)
 
     def reserve(self, sequence: Sequence, num_growing: int, /) -> bool:
-        num_tokens = len(sequence.tokens)
-        most = num_prefix_blocks(num_tokens, self._layout.block_tokens)
+        num_tokens, block_tokens = len(sequence.tokens), self._layout.block_tokens
+        # A block that holds the last token is not shared with others on the device, for that token's KV is written into
+        # it again; it is fetched into a page of the sequence's own.
+        shareable = num_prefix_blocks(num_tokens, block_tokens)
         reservation = self._kv.reserve(
-            sequence.keys[:most], num_tokens + 1, self._chunk_tokens, num_growing * len(self._kv.groups.full)
+            sequence.keys[:shareable], num_tokens + 1, self._chunk_tokens, num_growing * len(self._kv.groups.full)
         )
         if reservation is None:
             return False
         resident = list(reservation.cached_layers)
         # The device may hold more than any pool is known to.
-        first_block = max(min(sequence.num_pooled, most), len(resident))
+        num_blocks = max(min(sequence.num_pooled, num_tokens // block_tokens), len(resident))
         holding = sequence.holding = Holding(reservation, None, resident)
-        self._start_tail(sequence, holding, first_block)
-        if len(resident) < first_block:
-            self._start_fetch(sequence, holding, first_block)
+        self._start_tail(sequence, holding, num_blocks)
+        if len(resident) < num_blocks:
+            self._start_fetch(sequence, holding, num_blocks)
         else:
             sequence.wait_until_s = 0.0  # what was promised is here
         return True
@@ -178,16 +180,18 @@ class SequenceMemory:
         if tasks:
             await asyncio.wait(tasks)
 
-    def _start_tail(self, sequence: Sequence, holding: Holding, first_block: int) -> None:
-        start = first_block * self._layout.block_tokens
-        holding.tail = Tail(start, len(sequence.tokens), self._chunk_tokens)
+    def _start_tail(self, sequence: Sequence, holding: Holding, num_blocks: int) -> None:
+        """Resume after as many blocks, but never after the last token: what it predicts is what is asked for."""
+        end = len(sequence.tokens)
+        start = min(num_blocks * self._layout.block_tokens, end - 1)
+        holding.tail = Tail(start, end, self._chunk_tokens, num_blocks)
 
     def _start_fetch(self, sequence: Sequence, holding: Holding, num_blocks: int) -> None:
-        generation = sequence.generation
-        start = num_blocks * self._layout.block_tokens
-        self._cover(holding.reservation, start, start)
+        generation, tail = sequence.generation, holding.tail
+        assert tail is not None, "fetching what no tail resumes from"
+        self._cover(holding.reservation, tail.start, num_blocks * self._layout.block_tokens)
         blocks = range(holding.reservation.cached_blocks, num_blocks)
-        needed = {block: self._layout.needed_layers(block, num_blocks) for block in blocks}
+        needed = {block: self._layout.needed_layers_at(block, tail.start) for block in blocks}
         wanted = {block: layers for block, layers in needed.items() if layers}
         now = time.monotonic()
         if sequence.wait_until_s is None:
@@ -217,12 +221,12 @@ class SequenceMemory:
         if fetch is None or holding.tail is None:
             return
         sequence.wait_until_s = 0.0
-        num_blocks = holding.tail.start // self._layout.block_tokens
+        start, num_blocks = holding.tail.start, holding.tail.num_blocks
         for block in range(len(holding.resident), num_blocks):
-            needed = self._layout.needed_layers(block, num_blocks)
+            needed = self._layout.needed_layers_at(block, start)
             holding.resident.append(needed & ~fetch.outstanding.get(block, 0))
         if fetch.outstanding:
-            resume = self._layout.longest_resume(holding.resident)
+            resume = self._layout.longest_resume(holding.resident[: start // self._layout.block_tokens])
             del holding.resident[resume:]
             self._kv.rewind(holding.reservation, resume * self._layout.block_tokens)
             sequence.num_pooled = sequence.num_offered = resume

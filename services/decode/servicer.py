@@ -11,7 +11,6 @@ from services.decode.engine import DecodeEngine
 from services.decode.sequence import FinishReason, Generation, NewTokens, Sequence
 from shared.engine.loaded import LoadedModel
 from shared.errors import BadRequest
-from shared.kv.hashing import num_prefix_blocks
 from shared.log import current_request_id
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import DecodeServicer as Base
@@ -59,7 +58,7 @@ class DecodeServicer(Base):
     def _validated(self, start: pb.GenerateRequest, context: "grpc.aio.ServicerContext[Any, Any]") -> Generation:
         token_ids, model = list(start.token_ids), self._model
         model.check(start.fingerprint, start.layout_hash, token_ids)
-        most = num_prefix_blocks(len(token_ids), model.layout.block_tokens)
+        most = len(token_ids) // model.layout.block_tokens
         if start.num_blocks > most:
             raise BadRequest(f"num_blocks is {start.num_blocks}; this prompt has {most} blocks")
         if start.num_generated >= len(token_ids):

@@ -11,7 +11,9 @@ from shared.model.transformer import Transformer
 
 @dataclass(eq=False)
 class Tail:
-    """Tokens `[start, end)`: normally a prompt's last 1 to 64, all of them when no pool could help.
+    """Tokens `[start, end)`: normally a prompt's last 1 to 64, all of them when no pool could help. A prompt of whole
+    blocks that a pool holds leaves its last token: the last block's entries come with that token's, which is computed
+    once more into its place.
 
     Runs in chunks, each through all layers before the next one starts. Layer l of a chunk may run once layer l of every
     fetched block has landed: whoever calls `advance` sees to that.
@@ -20,6 +22,7 @@ class Tail:
     start: int
     end: int
     chunk_tokens: int
+    num_blocks: int = 0  # leading ones that it counts on
     first: int = -1  # of the chunk in hand; everything before it is computed
     next_layer: int = 0
     batch: Batch | None = None

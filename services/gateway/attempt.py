@@ -101,7 +101,7 @@ class Attempt:
         of_prompt = message.computed_prompt_tokens - self._request.num_generated
         self._tally.decode_tokens = max(self._tally.decode_tokens, of_prompt)
         tail = len(self._request.token_ids) - self._plan.num_blocks * self._cluster.model.layout.block_tokens
-        if message.computed_prompt_tokens <= tail:  # every planned block has come through decode's pool
+        if message.computed_prompt_tokens <= max(1, tail):  # every planned block has come through decode's pool
             keys = self._request.keys[: self._plan.num_blocks]
             self._cluster.assume(keys, self._plan.decode_nodes or (self._plan.decode.pool_address,))
 

@@ -9,7 +9,7 @@ from services.gateway.settings import GatewaySettings
 from shared.errors import ModelNotFound, SettingsError
 from shared.ids import BlockKey, ModelFingerprint
 from shared.kv.codec import Fidelity
-from shared.kv.hashing import chain_keys, num_prefix_blocks, root_key
+from shared.kv.hashing import chain_keys, root_key
 from shared.kv.layout import KvLayout
 from shared.model.catalog import resolve
 from shared.model.tokenizer import Tokenizer
@@ -41,11 +41,9 @@ class ServedModel:
     def prefix_keys(
         self, token_ids: Sequence[int], salt: str, fidelity: Fidelity = Fidelity.LOSSLESS
     ) -> list[BlockKey]:
-        """Return the keys of the blocks of a prompt that may come from a cache."""
-        block_tokens = self.layout.block_tokens
-        num_tokens = num_prefix_blocks(len(token_ids), block_tokens) * block_tokens
+        """Return the keys of the blocks of a prompt that may come from a cache: all full ones."""
         root = root_key(self.fingerprint, self.layout.hash, salt, fidelity)
-        return chain_keys(root, token_ids[:num_tokens], block_tokens)
+        return chain_keys(root, token_ids, self.layout.block_tokens)
 
 
 def load_model(settings: GatewaySettings) -> ServedModel:

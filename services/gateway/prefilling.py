@@ -114,7 +114,7 @@ class Prefilling:
         if self._promise is not None and self._promise.worker == member.worker:
             return
         self._let_go()
-        self._promise = Promise(member.worker, self._request.keys)
+        self._promise = Promise(member.worker, self._request.keys[: self._plan.num_blocks])
         self._cluster.promises.add(self._promise)
         self._cluster.registry.assign(member.worker)
 

@@ -85,7 +85,7 @@ class PrefixRoutes:
             prepared = prepare_completion(model, CompletionBody(prompt=body.prompt or "", **shared))
         request = prepared.requests[0]
         if not request.keys:
-            least = model.layout.block_tokens + 1
+            least = model.layout.block_tokens
             raise BadRequest(
                 f"a prefix needs at least {least} tokens, this has {len(request.token_ids)}: only full blocks are kept",
                 param="prompt" if body.messages is None else "messages",

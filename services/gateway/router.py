@@ -17,6 +17,7 @@ from shared.errors import NoWorker
 from shared.ids import BlockKey, Datacenter, WorkerId
 from shared.kv.codec import Codec, Fidelity
 from shared.kv.entries import Source
+from shared.kv.hashing import num_prefix_blocks
 from shared.kv.layout import KvLayout
 
 HandOff = Literal["streamed", "stored"]
@@ -38,15 +39,11 @@ class RequestFacts:
     """What the router knows of a request and of its prefix."""
 
     num_tokens: int
-    keys: Sequence[BlockKey]  # of the prefix: full blocks, never the last token's
+    keys: Sequence[BlockKey]  # of all full blocks
     held: Mapping[WorkerId, Held] = field(default_factory=dict)  # by pool node
     promised: Mapping[WorkerId, int] = field(default_factory=dict)  # leading blocks a prefill worker computes right now
     excluded: frozenset[WorkerId] = frozenset()  # workers that have failed this request
     fidelity: Fidelity = Fidelity.LOSSLESS  # the chain that `keys` are of
-
-    @property
-    def num_blocks(self) -> int:
-        return len(self.keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +84,19 @@ def route(request: RequestFacts, members: RegistryView, settings: RouterSettings
     layout = settings.layout
     decode = _pick_decode(request, members, settings)
     held = credits_by_dc(request.keys, request.held, members, layout)
-    combined = no_groups(layout, request.num_blocks)
+    combined = no_groups(layout, len(request.keys))
     for credit in held.values():
         combined |= credit.groups
     usable = int(longest_resume(layout, combined))
+    # A block that ends the prompt is taken where it is held, and then decode computes the last token alone. It is not
+    # computed ahead: decode has to run that token in any case.
+    enough = num_prefix_blocks(request.num_tokens, layout.block_tokens)
     workers: list[Member] = []
-    if usable < request.num_blocks:
+    if usable < enough:
         workers = _prefill_workers(request, members, settings, decode, held, usable)
     prefill = workers[0] if workers else None
-    kind = _kind(request, usable, prefill, decode)
-    num_blocks = usable if kind == "decode_only" else request.num_blocks
+    kind = _kind(enough, usable, prefill, decode)
+    num_blocks = usable if kind == "decode_only" else max(usable, enough)
     nodes = {dc: members.nodes(dc) for dc in held}
     if prefill is not None and prefill.dc not in nodes:  # a pool that nobody has heard of, or whose content is unknown
         nodes[prefill.dc] = members.nodes(prefill.dc) or (prefill.pool_address,)
@@ -175,8 +175,8 @@ def _prefill_workers(
     return [member for member in able if member.dc == able[0].dc]
 
 
-def _kind(request: RequestFacts, usable: int, prefill: Member | None, decode: Member) -> PlanKind:
-    if usable == request.num_blocks:
+def _kind(enough: int, usable: int, prefill: Member | None, decode: Member) -> PlanKind:
+    if usable >= enough:
         return "none"
     if prefill is None:
         return "decode_only"

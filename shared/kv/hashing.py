@@ -51,5 +51,5 @@ def chain_keys(root: BlockKey, token_ids: Sequence[int], block_tokens: int) -> l
 
 
 def num_prefix_blocks(num_tokens: int, block_tokens: int) -> int:
-    """Return how many blocks of a prompt may come from a cache: all full ones, but never the last token."""
+    """Return how many blocks of a prompt are worth computing ahead of it: all full ones, but never the last token's."""
     return max(0, (num_tokens - 1) // block_tokens)

@@ -130,7 +130,17 @@ class KvLayout:
 
     def needed_layers(self, block: int, num_blocks: int) -> int:
         """Return the layers whose entry of `block` a resume after `num_blocks` blocks needs, as a bitmask."""
-        return sum(g.layers for g in self.groups if self.first_block_needed(g.window, num_blocks) <= block < num_blocks)
+        return self.needed_layers_at(block, num_blocks * self.block_tokens)
+
+    def needed_layers_at(self, block: int, position: int) -> int:
+        """Return the layers whose entry of `block` a query at `position` needs, if all before it is cached.
+
+        `position` may lie inside a block, whose earlier tokens are needed then: a prompt of whole blocks that are all
+        cached is resumed at its last token.
+        """
+        start, end = block * self.block_tokens, min((block + 1) * self.block_tokens, position)
+        seen = [0 if g.window is None else position - g.window + 1 for g in self.groups]
+        return sum(g.layers for g, first in zip(self.groups, seen, strict=True) if max(start, first) < end)
 
     def longest_resume(self, held: Sequence[int]) -> int:
         """Return the largest k such that blocks holding the layers `held[0..k-1]` allow a resume after k blocks.

@@ -441,6 +441,7 @@ class FetchRequest(_message.Message):
     DC_FIELD_NUMBER: _builtins.int
     URGENCY_FIELD_NUMBER: _builtins.int
     SHARE_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_MS_FIELD_NUMBER: _builtins.int
     wait_ms: _builtins.int
     """how long an entry may stay without a writer before it is reported missing"""
     tenant: _builtins.str
@@ -450,6 +451,8 @@ class FetchRequest(_message.Message):
     urgency: Global___Urgency.ValueType
     share: _builtins.bytes
     """16 bytes, or none: streams that name the same share serve one reader, each a part of what is sent"""
+    heartbeat_ms: _builtins.int
+    """an empty reply is sent whenever there was nothing to send for so long; 0: never"""
     @_builtins.property
     def layout(self) -> Global___Layout: ...
     @_builtins.property
@@ -471,10 +474,11 @@ class FetchRequest(_message.Message):
         dc: _builtins.str = ...,
         urgency: Global___Urgency.ValueType = ...,
         share: _builtins.bytes = ...,
+        heartbeat_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "dc", b"dc", "layout", b"layout", "share", b"share", "sources", b"sources", "tenant", b"tenant", "urgency", b"urgency", "wait_ms", b"wait_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "dc", b"dc", "heartbeat_ms", b"heartbeat_ms", "layout", b"layout", "share", b"share", "sources", b"sources", "tenant", b"tenant", "urgency", b"urgency", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

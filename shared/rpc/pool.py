@@ -36,11 +36,12 @@ class Arrived(NamedTuple):
 
 
 class Crossing(NamedTuple):
-    """How a pool of another datacenter asks; the default is a reader at home."""
+    """How another pool asks; the default is an engine at home."""
 
-    dc: str = ""  # the asking pool's datacenter
+    dc: str = ""  # the asking pool's, when it is another datacenter
     is_background: bool = False  # any foreground stream to that datacenter goes first
     share: bytes = b""  # streams that name the same one divide among them what is sent
+    heartbeat_s: float = 0.0  # a message without anything comes when there is nothing for so long; 0: never
 
 
 AT_HOME = Crossing()
@@ -150,6 +151,7 @@ class PoolClient:
             tenant=self._tenant,
             dc=crossing.dc,
             share=crossing.share,
+            heartbeat_ms=int(crossing.heartbeat_s * 1000),
             urgency=pb.URGENCY_BACKGROUND if crossing.is_background else pb.URGENCY_FOREGROUND,
         )
         call = fetch_call(self._channels.get(self.address, self._lane), self._keep)(

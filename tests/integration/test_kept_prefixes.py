@@ -30,7 +30,7 @@ from tests.contract.gateway_harness import byte_tokenizer
 from tests.support.engines import Node, Pools, TwoDatacenters, two_datacenters
 from tests.support.placement import take_snapshot
 from tests.support.tiny import tiny_model
-from tests.support.waiting import until
+from tests.support.waiting import eventually, until
 
 BLOCK, POOL_BLOCKS = 64, 24
 PREFIX_BLOCKS, FILLER_BLOCKS = 5, 10
@@ -43,6 +43,12 @@ class Service:
     dcs: TwoDatacenters
 
     async def cached_blocks(self, prompt: str, **fields: Any) -> int:
+        """Return `cached_tokens` in blocks; the prompt is none of whole blocks."""
+        tokens = await self.cached_tokens(prompt, **fields)
+        assert tokens % BLOCK == 0
+        return tokens // BLOCK
+
+    async def cached_tokens(self, prompt: str, **fields: Any) -> int:
         """Ask for two tokens and return how much of the prompt was not computed; wait until everything is let go."""
         body = {"prompt": prompt, "max_tokens": 2, "ignore_eos": True, "temperature": 0, **fields}
         async with self.client.post("/v1/completions", json=body) as response:
@@ -50,8 +56,7 @@ class Service:
             assert response.status == 200, answer
         await self.dcs.assert_idle(within_s=5.0)
         tokens: int = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
-        assert tokens % BLOCK == 0
-        return tokens // BLOCK
+        return tokens
 
     async def keep(self, prompt: str) -> str:
         """Pin a prefix and return its id."""
@@ -139,6 +144,20 @@ async def test_pinned_prefixes_outlive_a_flood_until_they_are_deleted(tmp_path: 
         await suite.flood(2)
         assert await suite.cached_blocks(kept + text("another question", 1)) == PREFIX_BLOCKS
         assert await suite.cached_blocks(dropped + text("question", 1)) == 0
+
+
+async def test_of_a_prompt_of_whole_blocks_the_second_request_computes_one_token(tmp_path: Path) -> None:
+    async with service(tmp_path) as suite:
+        whole = text("whole", 4)[:-1]
+        assert await suite.cached_tokens(whole) == 0  # prefill computes three blocks, decode the fourth
+        assert suite.dcs.prefill.metric("prefill_computed_blocks_total") == 3
+
+        async def the_gateway_knows_of_the_fourth() -> bool:
+            return await suite.cached_tokens(whole) == 4 * BLOCK - 1
+
+        await eventually(the_gateway_knows_of_the_fourth, within_s=5)
+        assert await suite.cached_tokens(whole + "more") == 4 * BLOCK
+        assert suite.dcs.prefill.metric("prefill_computed_blocks_total") == 3
 
 
 @pytest.mark.parametrize("quota", [0.5, 1.0])

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 from services.cachepool.block import Writer
-from services.cachepool.peers import SourcedReader
+from services.cachepool.sources import SourcedReader
 from services.cachepool.subscription import Subscription
 from services.cachepool.tiers.context import TierContext
 from services.cachepool.tiers.ranges import Range, ranges

@@ -1,16 +1,16 @@
 """Links without a network: how a pull is dealt out, whose turn it is, what is counted."""
 
-import asyncio
-
 import pytest
 
-from services.cachepool.links import MAX_DATACENTERS, MIN_STREAM_BLOCKS, Links, Turns, lanes
+from services.cachepool.links import ASSUMED_BYTES_PER_S, MAX_DATACENTERS, MIN_STREAM_BLOCKS, Links, lanes
 from shared.errors import BadRequest
 from shared.ids import Datacenter
 from shared.metrics import Metrics
+from shared.rpc.convert import MAX_BATCH_BYTES
 from shared.rpc.options import Lane
+from tests.unit.cachepool.samples import ENTRY_BYTES, ManualClock, frame, key
 
-WEST = Datacenter("west")
+EAST, WEST = Datacenter("east"), Datacenter("west")
 
 
 @pytest.mark.parametrize(
@@ -19,27 +19,6 @@ WEST = Datacenter("west")
 def test_few_blocks_take_few_streams(num_blocks: int, num_streams: int) -> None:
     used = lanes(num_blocks, 8, is_background=True)
     assert used == [Lane(number, is_background=True) for number in range(num_streams)]
-
-
-async def test_background_waits_for_every_foreground_stream() -> None:
-    turns, order = Turns(), []
-
-    async def background() -> None:
-        async with turns.background():
-            order.append("background")
-
-    async with turns.foreground():
-        waiting = asyncio.create_task(background())
-        async with turns.foreground():
-            await asyncio.sleep(0)
-        order.append("foreground")
-        await asyncio.sleep(0)
-    async with turns.foreground():  # the link was free for a moment only: nobody else could run in it
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        order.append("foreground")
-    await waiting
-    assert order == ["foreground", "foreground", "background"]
 
 
 def test_streams_at_home_take_no_turns_and_are_not_counted() -> None:
@@ -55,3 +34,29 @@ def test_what_is_remembered_of_foreign_names_is_bounded() -> None:
     links.outlet("dc0", is_background=False)
     with pytest.raises(BadRequest):
         links.outlet("one more", is_background=False)
+
+
+def test_a_link_that_is_slow_or_shared_may_be_silent_for_longer() -> None:
+    links = Links(WEST, Metrics(), lambda: 0.0)
+    with links.inlet(WEST) as at_home:
+        assert at_home.patience_s(6.0) == 6.0
+    with links.inlet(EAST) as one:
+        alone_s = one.patience_s(6.0)
+        assert alone_s == 6.0 + 2 * MAX_BATCH_BYTES / ASSUMED_BYTES_PER_S
+        with links.inlet(EAST):
+            assert one.patience_s(6.0) - 6.0 == pytest.approx(2 * (alone_s - 6.0))
+        assert one.patience_s(6.0) == alone_s
+
+
+def test_the_patience_follows_the_measured_speed() -> None:
+    clock = ManualClock()
+    links = Links(WEST, Metrics(), clock)
+    sizes = MAX_BATCH_BYTES // ENTRY_BYTES
+    full = [frame(key("block"), 0)] * sizes
+    with links.inlet(EAST) as inlet:
+        for _ in range(3):
+            inlet.arrived(full)
+            clock.advance(0.25)
+        speed = links.loads(lambda _dc: 0)[0].goodput_bytes_per_s
+        assert speed == pytest.approx(4 * MAX_BATCH_BYTES, rel=0.1)
+        assert inlet.patience_s(6.0) == 6.0 + 2 * MAX_BATCH_BYTES / speed

@@ -43,7 +43,7 @@ def request(
     num_tokens: int, held: Mapping[str, int | list[int]] | None = None, layout: KvLayout = DENSE, **facts: Any
 ) -> RequestFacts:
     """`held` gives, for each DC's pool, leading blocks held wholly, or each block's layers."""
-    num_blocks = (num_tokens - 1) // 4
+    num_blocks = num_tokens // 4
     by_pool = {}
     for dc, blocks in (held or {}).items():
         masks = [layout.all_layers] * blocks if isinstance(blocks, int) else blocks
@@ -70,6 +70,12 @@ def seen(plan: Plan) -> tuple[str, str | None, int, list[str], list[str]]:
         pytest.param(8, {}, ("local", "prefill-west", 1, [], []), id="short: at home"),
         pytest.param(9, {}, ("remote", "prefill-east", 2, ["0-2@east"], []), id="long: remote"),
         pytest.param(21, {"west": 5}, ("none", None, 5, [], []), id="all cached at home"),
+        pytest.param(20, {"west": 5}, ("none", None, 5, [], []), id="the last token's block too"),
+        pytest.param(20, {"west": 4, "east": 5}, ("none", None, 5, ["4-5@east"], []), id="that one elsewhere"),
+        pytest.param(20, {"west": 4}, ("none", None, 4, [], []), id="that one nowhere: decode computes it"),
+        pytest.param(20, {"west": 3}, ("local", "prefill-west", 4, [], []), id="it is not computed ahead"),
+        pytest.param(20, {"west": [1, 1, 1, 0, 1]}, ("local", "prefill-west", 4, [], []), id="no use behind a hole"),
+        pytest.param(4, {"west": 1}, ("none", None, 1, [], []), id="a prompt of one block"),
         pytest.param(21, {"east": 5}, ("none", None, 5, ["0-5@east"], []), id="all cached remotely"),
         pytest.param(21, {"west": 2, "east": 5}, ("none", None, 5, ["2-5@east"], []), id="home has a part of it"),
         pytest.param(21, {"west": 3}, ("remote", "prefill-east", 5, ["3-5@east"], ["0-3@west"]), id="9 left"),

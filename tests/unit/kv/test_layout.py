@@ -55,6 +55,24 @@ def test_needed_layers_leaves_out_inner_window_blocks() -> None:
     assert [layout.needed_layers(block, 5) for block in range(6)] == [0b101, 0b101, 0b101, 0b111, 0b111, 0]
 
 
+@given(st.lists(st.sampled_from([None, 1, 2, 5, 9, 30]), min_size=1, max_size=4), st.integers(1, 8), st.data())
+def test_a_resume_needs_every_block_that_its_first_query_sees(
+    windows: list[int | None], block_tokens: int, data: st.DataObject
+) -> None:
+    layout = KvLayout(tuple(LayerSpec(window, 1, 8) for window in windows), "float32", block_tokens)
+    position = data.draw(st.integers(0, 12 * block_tokens))
+    for block in range(13):
+        tokens = range(block * block_tokens, (block + 1) * block_tokens)
+        seen = [any(t < position and (w is None or t > position - w) for t in tokens) for w in windows]
+        assert layout.needed_layers_at(block, position) == sum(1 << layer for layer, needs in enumerate(seen) if needs)
+    num_blocks, rest = divmod(position, block_tokens)
+    if not rest:
+        firsts = [layout.first_block_needed(window, num_blocks) for window in windows]
+        for block in range(13):
+            needed = sum(1 << layer for layer, first in enumerate(firsts) if first <= block < num_blocks)
+            assert layout.needed_layers(block, num_blocks) == needed
+
+
 def test_a_resume_counts_only_where_every_group_allows_it() -> None:
     layout = KvLayout((FULL, windowed(128)), "float32")  # a resume at k needs the window of blocks k-2 and k-1
     full, both = 0b01, 0b11
