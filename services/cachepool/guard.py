@@ -1,4 +1,4 @@
-"""Whether worth beats last use as an order of eviction, on this pool's traffic: told by two small ghost caches. Pure."""
+"""Whether worth beats last use as an order of eviction, on this traffic: told by two small ghost caches. Pure."""
 
 import heapq
 import math

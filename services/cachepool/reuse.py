@@ -61,7 +61,7 @@ class ReuseClock:
         self._num_samples = 0
 
     def count(self, uses: Uses, now: float, least: int = 1) -> bool:
-        """Count a use, unless it belongs to the last one; there have been `least` of them then. Return whether it is new."""
+        """Count a use, of `least` or more, and return True; False when it belongs to the last one."""
         uses.last_at = now
         since_counted = now - uses.counted_at
         if uses.count and since_counted < CORRELATED_S:
