@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 
 from shared.deadline import Deadline
 from shared.engine.codecs import CodecThreads
@@ -159,6 +159,7 @@ class PageFetch:
     def _write(self, frames: list[Frame]) -> list[tuple[int, int]]:
         """Check, decode and write frames; runs in the copier thread. Return the (block, layer) pairs that landed."""
         kv = self._context.kv
+        blocks_of = cache(kv.blocks_of)  # a message has many entries of a layer
         landed: list[tuple[int, int]] = []
         arrivals: list[Arrival] = []
         for frame, raw in zip(frames, self._context.codecs.map(self._opened, frames), strict=True):
@@ -167,7 +168,7 @@ class PageFetch:
             block = self._block_of[frame.key]
             if self.outstanding.get(block, 0) >> frame.layer & 1 and (block, frame.layer) not in landed:
                 number = kv.block_number(frame.layer, self._reservation, block)
-                arrivals.append(Arrival(raw, kv.blocks_of(frame.layer), number))
+                arrivals.append(Arrival(raw, blocks_of(frame.layer), number))
                 landed.append((block, frame.layer))
         self._context.stager.land(arrivals)
         return landed

@@ -10,12 +10,12 @@ def entry_to_bytes(k: torch.Tensor, v: torch.Tensor) -> bytes:
     return b"".join((_host_bytes(k).data, _host_bytes(v).data))
 
 
-def write_entry(raw: bytes | memoryview, k: torch.Tensor, v: torch.Tensor) -> None:
-    """Write one entry's bytes into its place in pages in host memory. `raw` has exactly the bytes of `k` and `v`."""
-    half = len(raw) // 2
-    for part, target in ((raw[:half], k), (raw[half:], v)):
-        source = np.frombuffer(part, dtype=np.uint8)
-        _view_bytes(target)[:] = source
+def entry_rows(blocks: torch.Tensor) -> NDArray[np.uint8]:
+    """Return a layer's pages in host memory as bytes, `[2, all blocks, half an entry]`: a view.
+
+    `blocks` is `[2, all blocks, block_tokens, num_kv_heads, head_dim]`; entry i is `[:, i]`.
+    """
+    return blocks.view(2, blocks.shape[1], -1).view(torch.uint8).numpy()
 
 
 def _host_bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:
@@ -23,5 +23,5 @@ def _host_bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:
 
 
 def _view_bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:
-    """A block's rows lie together in their page, so that this is a view and a write through it reaches the page."""
+    """A block's rows lie together in their page, so that this is a view."""
     return tensor.view(-1).view(torch.uint8).numpy()

@@ -12,7 +12,7 @@ from shared.model.config import LayerConfig, ModelConfig
 
 
 @cache
-def _multiplies_bfloat16(device: str) -> bool:
+def multiplies_bfloat16(device: str) -> bool:
     """Whether products in bfloat16 are worth asking for.
 
     Without AVX-512 PyTorch multiplies them one by one: at 512 rows a product of float32 copies, the copying included,
@@ -35,7 +35,7 @@ class Matrix:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return `x @ weight.T + bias` for `[num_tokens, cols]`, in the dtype of `x`."""
-        if self.weight.dtype is torch.bfloat16 and not _multiplies_bfloat16(self.weight.device.type):
+        if self.weight.dtype is torch.bfloat16 and not multiplies_bfloat16(self.weight.device.type):
             bias = None if self.bias is None else self.bias.float()
             return linear(x.float(), self.weight.float(), bias).to(x.dtype)
         return linear(x, self.weight, self.bias)

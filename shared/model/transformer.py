@@ -15,7 +15,7 @@ from shared.model.attention import Attention, SdpaAttention
 from shared.model.batch import Batch, Span
 from shared.model.config import ModelConfig
 from shared.model.layer_weights import ModelWeights
-from shared.model.native.decoder import MAX_ROWS, NativeDecoder, supports
+from shared.model.native.decoder import NativeDecoder, supports
 from shared.model.native.elementwise import NativeOperations
 from shared.model.operations import KvTarget, Operations, TorchOperations
 from shared.model.paged import PagedKv
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class Transformer:
     """A model that can be stepped layer by layer. Stateless between calls: K and V live in the `PagedKv` it is given.
 
-    Steps of up to `MAX_ROWS` tokens run in C kernels where there are any for the device and the model, all others in
-    PyTorch. Hidden states are float32.
+    Steps of few tokens (`NativeDecoder.max_rows`) run in C kernels where there are any for the device and the model,
+    all others in PyTorch. Hidden states are float32.
     Not for two threads at once (PyTorch's own threads are what runs in parallel).
     """
 
@@ -115,7 +115,7 @@ class Transformer:
         layers' K and V of the step's tokens into their pages; when it returns they are complete and may leave the
         device. Reads the pages of earlier positions in these layers only.
         """
-        if self._native is not None and hidden.shape[0] <= MAX_ROWS:
+        if self._native is not None and hidden.shape[0] <= self._native.max_rows:
             return self._native.layers(first, end, hidden, batch, kv)
         for index in range(first, end):
             hidden = self._layer(index, hidden, batch, kv, kv_only=False)
@@ -124,7 +124,7 @@ class Transformer:
     @torch.inference_mode()
     def layer(self, index: int, hidden: Tensor, batch: Batch, kv: PagedKv, kv_only: bool = False) -> Tensor:
         """As `layers`, for one. `kv_only` says that its K and V are all that is wanted: what returns is meaningless."""
-        if self._native is not None and hidden.shape[0] <= MAX_ROWS:
+        if self._native is not None and hidden.shape[0] <= self._native.max_rows:
             return self._native.layers(index, index + 1, hidden, batch, kv)
         return self._layer(index, hidden, batch, kv, kv_only)
 
@@ -134,7 +134,7 @@ class Transformer:
 
         Pass the rows that are needed: the vocabulary is large.
         """
-        if self._native is not None and hidden.shape[0] <= MAX_ROWS:
+        if self._native is not None and hidden.shape[0] <= self._native.max_rows:
             return self._native.logits(hidden)
         return self._weights.head(self._operations.norm(hidden, self._weights.final_norm)).to(torch.float32)
 

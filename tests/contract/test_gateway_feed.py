@@ -1,6 +1,7 @@
 """Events and snapshots: from records of the bus and a pool's answers to what a plan may rest on."""
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -143,6 +144,34 @@ async def test_a_pool_that_is_met_is_asked_for_its_snapshot_and_followed(world: 
     await world.announce(POOL, "cachepool")
     await asyncio.sleep(0.1)
     assert world.pool.num_snapshots == 1  # a repeated announcement is no reason to ask again
+
+
+async def test_small_events_wait_for_one_another_and_not_for_a_question(world: World) -> None:
+    await world.announce(POOL, "cachepool")
+    await eventually(lambda: world.longest() == 0)
+    index = world.cluster.index
+    for sequence, key in enumerate(KEYS, 1):
+        await world.placed(sequence, key)
+    await world.placed(5)
+    assert index.certainty(0.0)[POOL].sequence == 5
+    await world.placed(6, BlockKey(bytes([9]) * 32))
+    await eventually(lambda: not index.has_waiting)
+    assert world.longest() == 4
+
+
+async def test_the_index_is_brought_room_to_grow(world: World) -> None:
+    await world.announce(POOL, "cachepool")
+    await eventually(lambda: world.longest() == 0)
+    index, num_blocks, sequence, before = world.cluster.index, 0, 0, 0
+    while index.room_wanted is None:
+        sequence += 1
+        keys = [BlockKey(hashlib.sha256(b"%d" % number).digest()) for number in range(num_blocks, num_blocks + 1000)]
+        num_blocks += len(keys)
+        before = index.nbytes
+        await world.placed(sequence, *keys)
+    await eventually(lambda: index.is_moving, within_s=10)
+    assert index.nbytes >= 3 * before
+    assert index.num_blocks() == {POOL: num_blocks}
 
 
 async def test_a_gap_heals_by_a_snapshot(world: World) -> None:

@@ -37,7 +37,7 @@ INLINE void attend_of(int kind, int G, int64_t head_dim, const pages *kv, const 
             for (int64_t d = 0; d < head_dim; d += LANES) {
                 vf k = load(kind, kv->keys, at[t + i] + d);
 #pragma GCC unroll 4
-                for (int g = 0; g < G; g++) acc[g] += k * load_f32(q + g * head_dim + d);
+                for (int g = 0; g < G; g++) acc[g] = multiply_add(k, load_f32(q + g * head_dim + d), acc[g]);
             }
 #pragma GCC unroll 4
             for (int g = 0; g < G; g++) products[g][i] = acc[g];
@@ -64,7 +64,7 @@ INLINE void attend_of(int kind, int G, int64_t head_dim, const pages *kv, const 
         for (int t = 0; t < count; t++) {
             vf v = load(kind, kv->values, at[t] + d);
 #pragma GCC unroll 4
-            for (int g = 0; g < G; g++) acc[g] += v * scores[g][t];
+            for (int g = 0; g < G; g++) acc[g] = multiply_add(v, splat(scores[g][t]), acc[g]);
         }
 #pragma GCC unroll 4
         for (int g = 0; g < G; g++) store_f32(out->sum + g * head_dim + d, acc[g]);

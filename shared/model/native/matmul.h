@@ -10,18 +10,26 @@ typedef struct {
     int32_t kind;
 } matrix;
 
+/* Accumulators of a tile, with its rows of the matrix, are what the registers of the machine hold. */
+#if defined(__AVX512F__)
+#define TILE_ROWS 6
+#else
+#define TILE_ROWS 3
+#endif
+#define TILE_TOKENS 4
+
 /* RB rows of the matrix times MB rows of x. Each product has one accumulator and ascends in k, whatever RB and MB are:
    a token's result does not depend on what else is in the batch. */
 INLINE void tile(int kind, int RB, int MB, const matrix *w, int row, const float *x, float *out, int out_stride) {
     const int cols = w->cols;
-    vf acc[8][8]; /* RB and MB of them are used, and live in registers */
+    vf acc[TILE_ROWS][TILE_TOKENS]; /* RB and MB of them are used, and live in registers */
 #pragma GCC unroll 8
     for (int r = 0; r < RB; r++)
 #pragma GCC unroll 8
         for (int m = 0; m < MB; m++) acc[r][m] = (vf){};
     const char *base = (const char *)w->data + (int64_t)row * cols * bytes_of(kind);
     for (int k = 0; k < cols; k += LANES) {
-        vf weights[8];
+        vf weights[TILE_ROWS];
 #pragma GCC unroll 8
         for (int r = 0; r < RB; r++) {
             weights[r] = load(kind, base, (int64_t)r * cols + k);
@@ -31,7 +39,7 @@ INLINE void tile(int kind, int RB, int MB, const matrix *w, int row, const float
         for (int m = 0; m < MB; m++) {
             vf v = load_f32(x + (int64_t)m * cols + k);
 #pragma GCC unroll 8
-            for (int r = 0; r < RB; r++) acc[r][m] += weights[r] * v;
+            for (int r = 0; r < RB; r++) acc[r][m] = multiply_add(weights[r], v, acc[r][m]);
         }
     }
 #pragma GCC unroll 8
@@ -43,17 +51,18 @@ INLINE void tile(int kind, int RB, int MB, const matrix *w, int row, const float
     }
 }
 
-INLINE void block(int kind, int RB, int MB, const matrix *w, int first, int end, const float *x, float *out, int stride) {
-    int row = first;
-    for (; row + RB <= end; row += RB) tile(kind, RB, MB, w, row, x, out, stride);
-    for (; row < end; row++) tile(kind, 1, MB, w, row, x, out, stride);
+/* RB rows of the matrix, which stay in the nearest cache meanwhile, times all of x. */
+INLINE void rows_of(int kind, int RB, const matrix *w, int row, const float *x, int m, float *out, int stride) {
+    for (; m >= TILE_TOKENS; m -= TILE_TOKENS, x += TILE_TOKENS * w->cols, out += TILE_TOKENS * stride)
+        tile(kind, RB, TILE_TOKENS, w, row, x, out, stride);
+    if (m & 2) { tile(kind, RB, 2, w, row, x, out, stride); x += 2 * w->cols; out += 2 * stride; }
+    if (m & 1) tile(kind, RB, 1, w, row, x, out, stride);
 }
 
 INLINE void matmul_of(int kind, const matrix *w, int first, int end, const float *x, int m, float *out, int stride) {
-    for (; m >= 8; m -= 8, x += 8 * w->cols, out += 8 * stride) block(kind, 2, 8, w, first, end, x, out, stride);
-    if (m & 4) { block(kind, 4, 4, w, first, end, x, out, stride); x += 4 * w->cols; out += 4 * stride; }
-    if (m & 2) { block(kind, 4, 2, w, first, end, x, out, stride); x += 2 * w->cols; out += 2 * stride; }
-    if (m & 1) block(kind, 8, 1, w, first, end, x, out, stride);
+    int row = first;
+    for (; row + TILE_ROWS <= end; row += TILE_ROWS) rows_of(kind, TILE_ROWS, w, row, x, m, out, stride);
+    for (; row < end; row++) rows_of(kind, 1, w, row, x, m, out, stride);
 }
 
 /* out[m][r] = x[m] . w[r] for m < rows of x and first <= r < end. out has `stride` floats a row. */

@@ -1,20 +1,27 @@
-/* Vectors of 16 floats in GCC's portable notation: one source for AVX-512, AVX2, NEON and whatever else -march=native finds. */
+/* Vectors of floats in GCC's portable notation: one source for AVX-512, AVX2, NEON and whatever else -march=native finds.
+   They are as wide as the machine's: GCC 12 takes wider ones apart through memory, which costs five sixths of the speed. */
 #pragma once
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-#if defined(__AVX512F__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
+#if defined(__AVX512F__)
 #define LANES 16
+#elif defined(__AVX2__) && defined(__FMA__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
 #define INLINE static inline __attribute__((always_inline))
 
-typedef float vf __attribute__((vector_size(64)));
-typedef int32_t vi __attribute__((vector_size(64)));
-typedef uint32_t vu __attribute__((vector_size(64)));
-typedef uint16_t vh __attribute__((vector_size(32)));
-typedef int8_t vb __attribute__((vector_size(16)));
+typedef float vf __attribute__((vector_size(4 * LANES)));
+typedef int32_t vi __attribute__((vector_size(4 * LANES)));
+typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
+typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
+typedef int8_t vb __attribute__((vector_size(LANES)));
 
 /* How numbers are stored; what is computed with is always float. The same numbers as `structures.Kind`. */
 enum kind { KIND_F32 = 0, KIND_BF16 = 1, KIND_INT8 = 2 };
@@ -55,12 +62,14 @@ INLINE vf load_int8(const int8_t *p) {
     memcpy(&b, p, sizeof b);
 #if defined(__AVX512F__)
     return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)b));
+#elif LANES == 8
+    return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128((int64_t)b)));
 #else
     return __builtin_convertvector(__builtin_convertvector(b, vi), vf);
 #endif
 }
 
-/* Load 16 stored numbers from element `i` on. `kind` is a constant wherever this is inlined. */
+/* Load LANES stored numbers from element `i` on. `kind` is a constant wherever this is inlined. */
 INLINE vf load(int kind, const void *base, int64_t i) {
     if (kind == KIND_F32) return load_f32((const float *)base + i);
     if (kind == KIND_BF16) return load_bf16((const uint16_t *)base + i);
@@ -72,39 +81,66 @@ INLINE void store(int kind, void *base, int64_t i, vf v) {
     else store_bf16((uint16_t *)base + i, v);
 }
 
+/* a * b + c. By name, since GCC tuned for Zen fuses the two or not by what stands around them: a row's result must not
+   depend on that. */
+INLINE vf multiply_add(vf a, vf b, vf c) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif LANES == 8
+    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+
 INLINE vf choose(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
 INLINE vf vmax(vf a, vf b) { return choose(a > b, a, b); }
 INLINE vf vmin(vf a, vf b) { return choose(a < b, a, b); }
 
-#define REDUCE_STEP(op, v, ...) op(v, __builtin_shuffle(v, (vi){__VA_ARGS__}))
-#define REDUCE(op, v)                                                                                \
-    v = REDUCE_STEP(op, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);                     \
-    v = REDUCE_STEP(op, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);                     \
-    v = REDUCE_STEP(op, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);                     \
-    v = REDUCE_STEP(op, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14)
+#define REDUCE(op, v)                                                          \
+    float part[LANES];                                                         \
+    memcpy(part, &v, sizeof part);                                             \
+    for (int half = LANES / 2; half; half /= 2)                                \
+        for (int i = 0; i < half; i++) part[i] = op(part[i], part[i + half]);  \
+    return part[0]
 
-INLINE vf vadd(vf a, vf b) { return a + b; }
-INLINE float sum(vf v) { REDUCE(vadd, v); return v[0]; }
-INLINE float maximum(vf v) { REDUCE(vmax, v); return v[0]; }
+INLINE float add_two(float a, float b) { return a + b; }
+INLINE float larger(float a, float b) { return a > b ? a : b; }
+INLINE float sum(vf v) { REDUCE(add_two, v); }
+INLINE float maximum(vf v) { REDUCE(larger, v); }
 
-/* The sums of 16 vectors at once: 15 additions and 30 shuffles, a quarter of what 16 separate sums cost. */
-INLINE vf sums(const vf v[LANES]) {
-    const vi low8 = {0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23};
-    const vi high8 = {8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31};
-    const vi low4 = {0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27};
-    const vi high4 = {4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31};
-    const vi low2 = {0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29};
-    const vi high2 = {2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31};
-    const vi even = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
-    const vi odd = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
-    vf a[8], b[4], c[2];
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; i++) a[i] = __builtin_shuffle(v[2 * i], v[2 * i + 1], low8) + __builtin_shuffle(v[2 * i], v[2 * i + 1], high8);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) b[i] = __builtin_shuffle(a[2 * i], a[2 * i + 1], low4) + __builtin_shuffle(a[2 * i], a[2 * i + 1], high4);
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; i++) c[i] = __builtin_shuffle(b[2 * i], b[2 * i + 1], low2) + __builtin_shuffle(b[2 * i], b[2 * i + 1], high2);
-    return __builtin_shuffle(c[0], c[1], even) + __builtin_shuffle(c[0], c[1], odd);
+/* a's halves added in the low lanes, b's in the high ones; then quarters, and so on: the lanes to add, as two lists. */
+#if LANES == 16
+#define HALVES {0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23}, {8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31}
+#define QUARTERS {0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27}, {4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31}
+#define EIGHTHS {0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29}, {2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31}
+#define LAST {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30}, {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31}
+#elif LANES == 8
+#define HALVES {0, 1, 2, 3, 8, 9, 10, 11}, {4, 5, 6, 7, 12, 13, 14, 15}
+#define QUARTERS {0, 1, 4, 5, 8, 9, 12, 13}, {2, 3, 6, 7, 10, 11, 14, 15}
+#define LAST {0, 2, 4, 6, 8, 10, 12, 14}, {1, 3, 5, 7, 9, 11, 13, 15}
+#else
+#define HALVES {0, 1, 4, 5}, {2, 3, 6, 7}
+#define LAST {0, 2, 4, 6}, {1, 3, 5, 7}
+#endif
+#define FOLD(count, lists)                                                                                           \
+    do {                                                                                                             \
+        const vi of[2] = {lists};                                                                                    \
+        _Pragma("GCC unroll 8") for (int i = 0; i < (count); i++)                                                    \
+            v[i] = __builtin_shuffle(v[2 * i], v[2 * i + 1], of[0]) + __builtin_shuffle(v[2 * i], v[2 * i + 1], of[1]); \
+    } while (0)
+
+/* The sums of LANES vectors at once, which are lost: of 16, 15 additions and 30 shuffles, a quarter of what 16 separate sums cost. */
+INLINE vf sums(vf v[LANES]) {
+    FOLD(LANES / 2, HALVES);
+#if LANES >= 8
+    FOLD(LANES / 4, QUARTERS);
+#endif
+#if LANES == 16
+    FOLD(LANES / 8, EIGHTHS);
+#endif
+    FOLD(1, LAST);
+    return v[0];
 }
 
 /* e^x to 2 ulp for x <= 88; 0 below -87. Range reduction and polynomial of Cephes' expf. */

@@ -11,6 +11,7 @@ from shared.model.batch import Batch, Span
 from shared.model.config import ModelConfig
 from shared.model.convert import quantise_rows
 from shared.model.layer_weights import ModelWeights
+from shared.model.native.decoder import MAX_ROWS_IN_FLOAT32
 from shared.model.page_groups import PageGroups
 from shared.model.paged import PagedKv
 from shared.model.stored import int8_tensors, stored_tensors
@@ -75,6 +76,20 @@ def test_kernels_equal_torch(dtype: Dtype, tolerance: float) -> None:
     expected = step(reference, kv, spans, ids)
     assert expected.std() > 0.5, "logits this small would hide an error"
     torch.testing.assert_close(step(native, kv, spans, ids), expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.15)])
+def test_the_tail_of_a_block_equals_torch(dtype: Dtype, tolerance: float) -> None:
+    weights = ModelWeights.build(MODEL, random_weights(getattr(torch, dtype)))
+    native, reference = Transformer(MODEL, weights, kernels=kernels()), Transformer(MODEL, weights)
+    assert native._native is not None
+    native._native.max_rows = MAX_ROWS_IN_FLOAT32  # whatever this processor can do
+    kv, found = filled(reference, dtype, [LENGTH])
+    for num_tokens in (17, 63, 64):
+        spans, ids = [Span(found[0], LENGTH - 64, num_tokens)], list(range(20, 20 + num_tokens))
+        torch.testing.assert_close(
+            step(native, kv, spans, ids), step(reference, kv, spans, ids), atol=tolerance, rtol=0
+        )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
