@@ -72,13 +72,11 @@ class Traffic:
 
 def test_the_order_by_worth_is_taken_where_it_is_proven_and_left_where_it_ends_to_pay() -> None:
     traffic = Traffic()
-    assert not traffic.guard.worth_pays
-    traffic.frequent_among_many(12_000)
-    assert traffic.guard.worth_pays
-    traffic.bursts(24_000)
-    assert not traffic.guard.worth_pays
-    traffic.frequent_among_many(24_000)
-    assert traffic.guard.worth_pays
+    told = [traffic.guard.worth_pays]
+    for go_on in (traffic.frequent_among_many, traffic.bursts) * 2:
+        go_on(24_000)
+        told.append(traffic.guard.worth_pays)
+    assert told == [False, True, False, True, False]
 
 
 def test_ghosts_hold_a_sample_of_what_the_pool_holds() -> None:
