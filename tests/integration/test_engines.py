@@ -4,7 +4,6 @@ import asyncio
 import random
 import time
 from collections.abc import Coroutine
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -174,7 +173,7 @@ async def test_corrupt_entries_are_never_decoded_from(where: str) -> None:
         store = getattr(dcs, where).pool.store
         for block in list(store._shelf)[2:4]:
             frame = block.frames[1]
-            block.frames[1] = replace(frame, payload=bytes([frame.payload[0] ^ 1]) + frame.payload[1:])
+            block.frames[1] = frame._replace(payload=bytes([frame.payload[0] ^ 1]) + frame.payload[1:])
         result = await dcs.generate(tokens, prefill=False, wait_ms=0)
         assert result.ids == greedy_reference("llama", tokens, 8)
         assert result.cached(333) == 2 * BLOCK  # what precedes the first bad block

@@ -268,7 +268,7 @@ async def _pool(dc: str, pools: Pools) -> AsyncIterator[Node]:
         settings = PoolSettings(dc=dc, **pools.settings)
         pool = build_pool(settings, new_epoch(), channels, metrics, pools.publish or (lambda _event: None))
         server = GrpcServer("127.0.0.1", 0, Health("grpc"), inflight)
-        add_pool_servicer(pool.servicer, server.grpc, pool.store.memory.keep)
+        add_pool_servicer(pool.servicer, server.grpc)
         address = pool.pulls.own_address = f"127.0.0.1:{await server.start()}"
         if pools.publish is not None:
             jobs.start(pool.feed.run(), name="placement")

@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -156,7 +155,7 @@ class LyingPeer(CachePoolServicer):
             sent = frame(name, layer)
             if layer == 1 and self.num_lies > 0:
                 self.num_lies -= 1
-                sent = replace(sent, payload=bytes(ENTRY_BYTES))
+                sent = sent._replace(payload=bytes(ENTRY_BYTES))
             yield pb.FetchReply(frames=batch_of(sent))
 
     async def Publish(self, request_iterator: Any, context: Any) -> Any: ...  # type: ignore[override]

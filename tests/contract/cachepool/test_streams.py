@@ -143,7 +143,7 @@ async def test_lookup_says_which_layers_are_present(west: Running) -> None:
     await publish(west, CHAIN[:1])
     await publish(west, CHAIN[1:2], layers=0b101)
     reply = await west.stub.Lookup(pb.LookupRequest(keys=CHAIN[:3]))
-    assert list(reply.present) == [b"\x07", b"\x05", b""]
+    assert list(zip(reply.present, reply.num_keys, strict=True)) == [(b"\x07", 1), (b"\x05", 1), (b"", 1)]
 
 
 async def test_lz4_frames_pass_as_they_are(west: Running) -> None:
