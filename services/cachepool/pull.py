@@ -123,7 +123,7 @@ class Pull:
             async for arrived in arriving:
                 for denied in arrived.missing:
                     self._store.release(self.writer, denied, self._started)
-                checked = await check(arrived.frames)
+                checked = check(arrived.frames, self._store.memory.keep)
                 misfits = [frame for frame in checked.intact if not self._put(frame)]
                 for frame in (*checked.corrupt, *misfits):
                     self._context.metrics.corrupt.labels(self._address).inc()

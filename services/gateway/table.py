@@ -26,7 +26,7 @@ _ONES = np.uint64(0x0101010101010101)
 _PASSED = np.uint64(1 << 63)  # of a bucket's tags: somebody found it full and went on
 _TAGS = ~_PASSED
 _TAG = np.uint8(0x7F)  # 0: the slot is free
-_LAST_BYTE = np.uint64(56)
+_ONE, _WORD_BITS, _LAST_BYTE = np.uint64(1), np.uint64(_ROW_BITS), np.uint64(56)
 
 
 class Hits(NamedTuple):
@@ -48,7 +48,7 @@ class PairTable:
     tables do. A pair lies in the first bucket with a free slot on its key's path, which has a stride of its own: the
     many pairs of a block that every pool holds stand in nobody else's way for long. Each bucket counts the pairs that
     found it full and went on, and a search ends at the first that nobody went past. So removing leaves no tombstones
-    behind, and a table that has been emptied is as quick as a new one.
+    behind, and a table that has been emptied is as quick as a new one. Inside, a bucket is named by its first word.
     """
 
     def __init__(self, num_buckets: int) -> None:
@@ -63,8 +63,8 @@ class PairTable:
         self._pairs = self._words[9:].view("<u4")
         # Homes come from a secret multiplication: no choice of prompts can pile blocks up in one bucket.
         self._multiplier = np.uint64(secrets.randbits(64) | 1)
-        self._shift = np.uint64(64 - (num_buckets.bit_length() - 1))
-        self._last_bucket = num_buckets - 1
+        self._shift = np.uint64(64 - (num_buckets.bit_length() - 1) - _ROW_BITS)
+        self._last_row = np.uint64(num_buckets - 1 << _ROW_BITS)
 
     @property
     def nbytes(self) -> int:
@@ -80,22 +80,21 @@ class PairTable:
 
     def find(self, keys: Words) -> Hits:
         """Return where the pairs of these keys are."""
-        buckets = self._homes(keys)
-        found, further = self._find_in(buckets, keys)
+        rows = self._homes(keys)
+        found, further = self._find_in(rows, keys)
         if not len(further):
             return found
         parts, which = [found], further
         while len(which):
             keys = keys.take(further)
-            buckets = self._next(buckets.take(further), keys)
-            found, further = self._find_in(buckets, keys)
+            rows = self._next(rows.take(further), keys)
+            found, further = self._find_in(rows, keys)
             parts.append(Hits(which.take(found.keys), found.slots))
             which = which.take(further)
         return Hits(np.concatenate([part.keys for part in parts]), np.concatenate([part.slots for part in parts]))
 
-    def _find_in(self, buckets: Positions, keys: Words) -> tuple[Hits, Positions]:
+    def _find_in(self, rows: Positions, keys: Words) -> tuple[Hits, Positions]:
         """Return what is found in one bucket for each key, and which keys may be further on."""
-        rows = buckets << _ROW_BITS
         tags = self._words.take(rows)
         likely = ((tags & _TAGS).view(np.uint8) == (_tags_of(keys) * _ONES).view(np.uint8)).nonzero()[0]
         which = likely >> _SLOT_BITS
@@ -114,31 +113,31 @@ class PairTable:
         """Add pairs that are not there yet; the caller sees to it that there is room."""
         self.num_pairs += len(keys)
         assert self.num_pairs <= self.num_slots
-        buckets = self._homes(keys)
+        rows = self._homes(keys)
         while len(keys):
             # Those that meet in a bucket take its free slots in turn; whoever finds none goes on to the next bucket.
-            order = buckets.argsort()
-            buckets, keys, pairs = buckets.take(order), keys.take(order), pairs.take(order)
-            columns = self._free_columns(buckets, _turns(buckets))
+            order = rows.argsort()
+            rows, keys, pairs = rows.take(order), keys.take(order), pairs.take(order)
+            columns = self._free_columns(rows, _turns(rows))
             fits, spills = (columns < BUCKET_SLOTS).nonzero()[0], (columns == BUCKET_SLOTS).nonzero()[0]
-            slots, placed = (buckets.take(fits) << _ROW_BITS) + columns.take(fits), keys.take(fits)
+            slots, placed = rows.take(fits) + columns.take(fits), keys.take(fits)
             self._keys[slots] = placed
             self.replace(slots, pairs.take(fits))
             self._tags[_tag_at(slots)] |= _tags_of(placed).astype(np.uint8)
             if not len(spills):
                 return
-            keys, pairs, buckets = keys.take(spills), pairs.take(spills), buckets.take(spills)
-            np.add.at(self._spilled, buckets << _ROW_BITS, np.uint64(1))
-            self._words[buckets << _ROW_BITS] |= _PASSED
-            buckets = self._next(buckets, keys)
+            keys, pairs, rows = keys.take(spills), pairs.take(spills), rows.take(spills)
+            np.add.at(self._spilled, rows, np.uint64(1))
+            self._words[rows] |= _PASSED
+            rows = self._next(rows, keys)
 
-    def _free_columns(self, buckets: Positions, turns: Positions) -> Positions:
+    def _free_columns(self, rows: Positions, turns: Positions) -> Positions:
         """Return the column of the free slot that it is each one's turn to take, `BUCKET_SLOTS` if there is none."""
-        is_free = (self._words.take(buckets << _ROW_BITS) & _TAGS).view(np.uint8) == 0
+        is_free = (self._words.take(rows) & _TAGS).view(np.uint8) == 0
         num_free = (is_free.view(np.uint64) * _ONES).view(np.uint8)  # from the first slot to each
         turn = (np.minimum(turns, BUCKET_SLOTS).astype(np.uint64) * _ONES).view(np.uint8)
         num_before = ((num_free <= turn).view(np.uint64) * _ONES) >> _LAST_BYTE
-        columns: Positions = num_before.astype(np.intp)
+        columns: Positions = num_before.view(np.intp)
         return columns
 
     def remove(self, slots: Positions) -> None:
@@ -146,13 +145,12 @@ class PairTable:
         self.num_pairs -= len(slots)
         self._tags[_tag_at(slots)] &= ~_TAG
         keys = self._keys.take(slots)
-        buckets, ends = self._homes(keys), slots >> _ROW_BITS
-        while len(passed := (buckets != ends).nonzero()[0]):
-            keys, buckets, ends = keys[passed], buckets[passed], ends[passed]
-            rows = buckets << _ROW_BITS
+        rows, ends = self._homes(keys), slots & ~_COLUMNS
+        while len(passed := (rows != ends).nonzero()[0]):
+            keys, rows, ends = keys.take(passed), rows.take(passed), ends.take(passed)
             np.subtract.at(self._spilled, rows, np.uint64(1))
-            self._words[rows[self._spilled[rows] == 0]] &= _TAGS
-            buckets = self._next(buckets, keys)
+            self._words[rows[self._spilled.take(rows) == 0]] &= _TAGS
+            rows = self._next(rows, keys)
 
     def take_out(self, first: int, end: int) -> tuple[Words, Pairs]:
         """Empty the buckets `first` to `end` and return what was in them. For a table that is inserted to no more."""
@@ -163,29 +161,29 @@ class PairTable:
         self.num_pairs -= len(slots)
         return self._keys.take(slots), self.pairs(slots)
 
-    def _next(self, buckets: Positions, keys: Words) -> Positions:
+    def _next(self, rows: Positions, keys: Words) -> Positions:
         """Return the bucket after each of these on the paths of these keys: odd strides come by all buckets."""
-        return (buckets + (keys | np.uint64(1)).astype(np.intp)) & self._last_bucket
+        return ((rows.view(np.uint64) + ((keys | _ONE) << _WORD_BITS)) & self._last_row).view(np.intp)
 
     def _homes(self, keys: Words) -> Positions:
-        return ((keys * self._multiplier) >> self._shift).astype(np.intp)
+        return (((keys * self._multiplier) >> self._shift) & self._last_row).view(np.intp)
 
 
 def _tag_at(slots: Positions) -> Positions:
     """Return where the tags of these slots are, in bytes."""
-    at: Positions = (slots >> _ROW_BITS << _ROW_BITS + 3) + (slots & _COLUMNS)
+    at: Positions = ((slots & ~_COLUMNS) << 3) + (slots & _COLUMNS)
     return at
 
 
 def _tags_of(keys: Words) -> Words:
-    tags: Words = np.maximum(keys & np.uint64(_TAG), np.uint64(1))
+    tags: Words = np.maximum(keys & np.uint64(_TAG), _ONE)
     return tags
 
 
-def _turns(buckets: Positions) -> Positions:
+def _turns(rows: Positions) -> Positions:
     """Return how many equal numbers come before each of these, which are in order."""
-    index = np.arange(len(buckets))
-    is_first = np.ones(len(buckets), np.bool_)
-    np.not_equal(buckets[1:], buckets[:-1], out=is_first[1:])
+    index = np.arange(len(rows))
+    is_first = np.ones(len(rows), np.bool_)
+    np.not_equal(rows[1:], rows[:-1], out=is_first[1:])
     turns: Positions = index - np.maximum.accumulate(index * is_first)
     return turns
