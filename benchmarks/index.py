@@ -52,6 +52,7 @@ async def ingest(index: Index, event_blocks: int, num_blocks: int) -> Row:
     index.took.clear()
     for record in records:
         await index.take(record)
+    index.settle()
     return {
         "copies": index.copies,
         "blocks in an event": event_blocks,
@@ -90,6 +91,7 @@ async def spread(copies: int, size: Size) -> list[Row]:
         gc.collect()
         gc.freeze()  # as the gateway does
         before = psutil.Process().memory_info().rss
+        feed = asyncio.create_task(index.gateway.feed.run())
         meanwhile = await fill(index, prompts, size.num_pairs)
         fill_s, longest_s = sum(took.wall_s for took in index.took), max(took.wall_s for took in index.took)
         longest_cpu_s = max(took.cpu_s for took in index.took)
@@ -120,6 +122,8 @@ async def spread(copies: int, size: Size) -> list[Row]:
             await index.gateway.feed.take(index.gateway.placed(name, runs(popular)))
         everybody = [index.match(popular) for _ in range(size.num_matches // 10)]
         rows.append(match_row(copies, "each pool, all of them", everybody))
+        feed.cancel()
+        await asyncio.wait({feed})
         return rows
 
 

@@ -89,13 +89,13 @@ async def pool_node(command: Sequence[str], dc: str, host: str, num_connections:
                 process.kill()
 
 
-async def _pull(pool: Pool, name: str, num_blocks: int, source: Source) -> dict[str, Any]:
+async def _pull(pool: Pool, name: str, num_blocks: int, source: Source, *, is_background: bool) -> dict[str, Any]:
     """Be a reader that the pool pulls for; what arrives is taken and dropped, and the pool empty again afterwards."""
     blocks, changed = chain(name, num_blocks), asyncio.Event()
     started, first_s, num_bytes = time.perf_counter(), 0.0, 0
     reader = pool.store.subscribe(LAYOUT, blocks, TIMEOUT_S, changed.set)
     try:
-        pool.pulls.start(SourcedReader(reader, LAYOUT, [source], TIMEOUT_S))
+        pool.pulls.start(SourcedReader(reader, LAYOUT, [source], TIMEOUT_S, is_background=is_background))
         while not reader.done:
             changed.clear()
             while frames := reader.take(1 << 20):
@@ -115,7 +115,7 @@ async def _serve(host: str, settings: PoolSettings) -> None:
         channels = await stack.enter_async_context(Channels())
         pool = build_pool(settings, new_epoch(), channels, Metrics(), lambda _event: None)
         server = GrpcServer(host, 0, Health("grpc"), InFlight())
-        add_pool_servicer(pool.servicer, server.grpc, pool.store.memory.keep)
+        add_pool_servicer(pool.servicer, server.grpc)
         address = pool.pulls.own_address = f"{host}:{await server.start()}"
         stack.push_async_callback(server.stop, 0)
         stack.push_async_callback(pool.pulls.close)
@@ -130,7 +130,8 @@ async def _carry_out(pool: Pool, command: dict[str, Any]) -> dict[str, Any]:
     if command["do"] == "fill":
         return _fill(pool, command["name"], command["num_blocks"])
     source = Source(0, command["num_blocks"], Datacenter(command["dc"]), (command["address"],))
-    return await _pull(pool, command["name"], command["num_blocks"], source)
+    is_background = command.get("is_background", False)
+    return await _pull(pool, command["name"], command["num_blocks"], source, is_background=is_background)
 
 
 def _fill(pool: Pool, name: str, num_blocks: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """An index of many pairs, filled and asked over the real path, and what each call took."""
 
+import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -70,6 +71,18 @@ class Index:
         await self.gateway.feed.take(record)
         self.took.append(Took.since(started))
 
+    async def grow(self) -> None:
+        """Wait for the memory of the next table, if one is wanted, and beat until all pairs have moved there."""
+        while self.gateway.index.room_wanted is not None:  # noqa: ASYNC110 - only a benchmark waits for it
+            await asyncio.sleep(0.01)
+        while self.gateway.index.is_moving:
+            await self.take(self.gateway.placed(HOLDERS[0]))
+
+    def settle(self) -> None:
+        started = now()
+        self.gateway.index.settle()
+        self.took.append(Took.since(started))
+
     def match(self, packed: bytes) -> Took:
         keys = unpack_keys(packed)
         started = now()
@@ -92,5 +105,6 @@ async def fill(index: Index, prompts: list[Prompt], num_pairs: int) -> list[Took
         if step % 8 == 0:
             matches.append(index.match(prompts[step // 8 % len(prompts)].keys))
         step += 1
+    await index.grow()
     assert not waiting, "the prompts are a part of what is filled in"
     return matches

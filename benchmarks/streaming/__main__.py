@@ -1,10 +1,10 @@
 """The suite over an emulated WAN of 30 ms round trip: time to the first token while the link is as fast as prefill,
 faster and slower, streamed layer by layer and, beside it, stored and forwarded.
 
-Prefill has one core (one thread); relay, pools, gateway and decode share the others: where all of this is one machine,
-prefill must not slow down because a link is busy. Rates are chosen from what prefill takes on this machine. The stored
-runs use a second gateway (PRFAAS_HAND_OFF=stored) and the same engines; they also say how long prefill takes while
-nothing is transferred. Needs root (network namespaces).
+Prefill has one core (one thread) that nothing else runs on; relay, pools, gateways and decode share the others: where
+all of this is one machine, prefill must not slow down because a link is busy. Rates are chosen from what prefill takes
+on this machine. The stored runs use a second gateway (PRFAAS_HAND_OFF=stored) and the same engines; they also say how
+long prefill takes while nothing is transferred. Needs root (network namespaces).
 """
 
 import argparse

@@ -49,6 +49,10 @@ class Wan:
         """Let this thread, and what it starts, be in a site."""
         return kernel.inside(self._namespace(site))
 
+    def keep_to(self, cores: Sequence[int]) -> None:
+        """Let the relay run on these cores only."""
+        os.sched_setaffinity(self._process.pid, cores)
+
     def shape(self, line: Line) -> None:
         """Change what lies between the sites; frames on their way are not affected."""
         self._ask({"line": asdict(line)})

@@ -46,6 +46,9 @@ class WanSuite:
         self.url, self.stored_url = self._http("gateway-west"), self._http("gateway-stored-west")
 
     def start(self) -> None:
+        """Two datacenters share no cores: one is left to prefill, all else, the WAN included, keeps to the others."""
+        first, *others = sorted(os.sched_getaffinity(0))
+        self._network.keep_to(others or [first])
         for name, site in SITES.items():
             command = [sys.executable, "-m", f"services.{name.partition('-')[0]}"]
             if name.startswith("broker"):
@@ -55,6 +58,8 @@ class WanSuite:
                 self._processes[name] = subprocess.Popen(
                     [*self._network.command(site), *command], cwd=ROOT, env=self._env(name), stdout=log, stderr=log
                 )
+            if others and not name.startswith("prefill"):
+                os.sched_setaffinity(self._processes[name].pid, others)
 
     def stop(self) -> None:
         for process in self._processes.values():

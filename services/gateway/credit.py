@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from services.gateway.index import Held
+from services.gateway.matching import Held
 from services.gateway.registry import RegistryView
 from services.gateway.resume import GroupMasks, longest_resume, no_groups
 from shared.ids import BlockKey, Datacenter, WorkerId

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import grpc
 
 from services.gateway.cluster import Cluster
+from services.gateway.room import make_room
 from services.gateway.router import no_decode_worker
 from shared.bus.events import (
     TOPIC_PLACEMENT,
@@ -30,6 +31,9 @@ log = get_logger()
 TICK_S = 0.5
 PAUSE_S = 0.05  # between rounds of snapshots: a pool that does not answer is not asked at every event
 SNAPSHOT_TIMEOUT_S = 20.0
+BREATH_S = 0.002
+"""How long events may come one after the other: the bus hands over hundreds at once, and requests wait meanwhile."""
+
 DECODE_CONDITION = "decode_worker"
 
 
@@ -41,14 +45,14 @@ class Feed:
         self._health = health
         self._clock = clock
         self._wake = asyncio.Event()
+        self._room_wanted = asyncio.Event()
+        self._breathe_at = 0.0
 
     async def take(self, record: Record) -> None:
         """Handle one record of any topic. Raises `BadEvent`, which the consumer counts and skips."""
         event = decode_event(record.topic, record.value)
         if isinstance(event, PlacementEvent):
-            self._cluster.index.apply(event, self._clock())
-            if self._cluster.index.is_stale(event.holder):
-                self._wake.set()
+            await self._place(event)
         elif isinstance(event, MembershipEvent):
             self._take_membership(event)
         elif isinstance(event, LoadEvent):
@@ -61,7 +65,34 @@ class Feed:
             self._wake.set()
 
     async def run(self) -> None:
-        """Take snapshots and keep the health condition, for ever; meant for `background()`."""
+        """Take snapshots, make the index room and keep the health condition, for ever; meant for `background()`."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow())
+            group.create_task(make_room(self._cluster.index, self._room_wanted))
+
+    async def _place(self, event: PlacementEvent) -> None:
+        """Apply an event; what it says of blocks waits for more until the loop is free, or was busy for a while."""
+        index = self._cluster.index
+        if not index.has_waiting:
+            asyncio.get_running_loop().call_soon(self._settle)
+        index.apply(event, self._clock())
+        self._look_for_room()
+        if index.is_stale(event.holder):
+            self._wake.set()
+        now = self._clock()
+        if now >= self._breathe_at:
+            await asyncio.sleep(0)
+            self._breathe_at = self._clock() + BREATH_S
+
+    def _settle(self) -> None:
+        self._cluster.index.settle()
+        self._look_for_room()
+
+    def _look_for_room(self) -> None:
+        if self._cluster.index.room_wanted is not None:
+            self._room_wanted.set()
+
+    async def _follow(self) -> None:
         while True:
             self._wake.clear()
             self._look_at_channels()
@@ -115,6 +146,7 @@ class Feed:
                 async for reply in call:
                     epoch, sequence = reply.epoch, reply.sequence
                     intake.add(stored_from_messages(reply.stored))
+                    self._look_for_room()
             self._cluster.index.finish_snapshot(intake, epoch, sequence)
         except PrfaasError as error:
             log.warning("snapshot_failed", holder=holder, error=str(error))

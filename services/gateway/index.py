@@ -6,24 +6,23 @@ from typing import NamedTuple
 
 import numpy as np
 
+from services.gateway.changes import EVICTED, Batch, Changes, Run, joined, nothing, words
 from services.gateway.holder import Credit, Holder
-from services.gateway.pairs import OwnedPairs, words
-from services.gateway.resume import GroupMasks, longest_resume, no_groups
+from services.gateway.intake import Intake, stored_runs
+from services.gateway.matching import Held, held_by_number
+from services.gateway.pairs import OwnedPairs
+from services.gateway.resume import GroupMasks
 from services.gateway.states import States
-from shared.bus.events import PlacementEvent, StoredBlocks
+from services.gateway.table import PairTable
+from shared.bus.events import PlacementEvent
 from shared.ids import BlockKey, WorkerId
 from shared.kv.layout import KvLayout
 
 CREDIT_STEP_S = 0.5
 """Credits that end within this time of one another end together, with the first of them."""
 
-
-class Held(NamedTuple):
-    """What one pool holds of a request's prefix. Arrays are shared and read-only."""
-
-    groups: GroupMasks  # for each block, the layer groups that it holds wholly, in any tier
-    memory_groups: GroupMasks  # of these, the ones in memory
-    longest: int  # blocks after which a request could resume from this pool alone
+MAX_WAITING_BLOCKS = 1024
+"""Blocks of events that wait to be put into the table together: what a match may have to do beside its own work."""
 
 
 class Certainty(NamedTuple):
@@ -37,44 +36,19 @@ class Certainty(NamedTuple):
     silent_s: float | None  # since its last event; None: never heard
 
 
-class Intake:
-    """A snapshot that is coming in: its blocks are found once the index has finished it."""
-
-    def __init__(self, pairs: OwnedPairs, states: States, holder_id: WorkerId) -> None:
-        self.holder_id = holder_id
-        self.owner: int | None = pairs.new_owner()
-        self.num_blocks = 0
-        self._pairs = pairs
-        self._states = states
-
-    def add(self, stored: Sequence[StoredBlocks]) -> None:
-        """Take the next part; some thousand blocks a call keep the event loop free."""
-        assert self.owner is not None
-        self.num_blocks += sum(blocks.num_blocks for blocks in stored)
-        _put(self._pairs, self._states, self.owner, stored)
-
-    def release(self) -> int:
-        """Hand the blocks over to whoever asks first."""
-        assert self.owner is not None
-        owner, self.owner = self.owner, None
-        return owner
-
-    def close(self) -> None:
-        """Drop what was not handed over; idempotent."""
-        if self.owner is not None:
-            self._pairs.drop(self.release())
-
-
 class PlacementIndex:
     """Placements by holder id. Invariant: a holder that is not stale is exactly as its events up to `sequence` say.
 
-    A gap in the sequence or a new epoch makes a holder stale until a snapshot has told its content anew.
+    A gap in the sequence or a new epoch makes a holder stale until a snapshot has told its content anew. Sequences are
+    followed event by event; what events say of blocks waits until it is asked for, or is worth a change of the table.
     """
 
     def __init__(self, layout: KvLayout) -> None:
         self._layout = layout
         self._states = States(layout)
         self._pairs = OwnedPairs()
+        self._waiting: list[Run] = []
+        self._num_waiting = 0  # blocks
         self._holders: dict[WorkerId, Holder] = {}
         self._free_numbers: list[int] = []
         self._num_numbers = 0
@@ -89,7 +63,33 @@ class PlacementIndex:
             return
         holder.heard_at = now
         self._take(holder, event)
-        self._pairs.step(0)
+        if not self._waiting:
+            self._pairs.step(0)
+
+    def settle(self) -> None:
+        """Put into the table what waits: less is left to do for whoever asks next."""
+        if self._waiting:
+            runs, self._waiting, self._num_waiting = self._waiting, [], 0
+            self._pairs.change(joined(runs))
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether there is something to settle."""
+        return bool(self._waiting)
+
+    @property
+    def room_wanted(self) -> int | None:
+        """Buckets of the table that is wanted; making its memory ready takes long, so a thread had better do it."""
+        return self._pairs.room_wanted
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether pairs are on their way to another table: until that is over, every search is two."""
+        return self._pairs.is_moving
+
+    def take_room(self, table: PairTable) -> None:
+        """Use this empty table of the wanted size from now on."""
+        self._pairs.take_room(table)
 
     def open_snapshot(self, holder_id: WorkerId) -> Intake:
         """Begin to take in what a pool says it holds; the intake is to be closed, whatever happens."""
@@ -107,7 +107,7 @@ class PlacementIndex:
         if epoch > holder.epoch:
             holder = self._meet(intake.holder_id, epoch)
         holder.owner = intake.release()
-        self._pairs.give(holder.owner, holder.number)
+        self._pairs.owners.give(holder.owner, holder.number)
         for event in holder.trust(sequence):
             # A second gap makes the holder stale again, and later events wait for the next snapshot.
             self._take(holder, event)
@@ -151,47 +151,32 @@ class PlacementIndex:
         holder = self._holders.get(holder_id)
         if holder is None or holder.stale:
             return
+        self.settle()
         wanted = words(b"".join(keys))
         found = self._pairs.find(wanted)
         told = (found.holders == holder.number) & ~self._states.is_assumed[found.states]
         lacking = np.array(groups)
-        lacking[found.blocks[told]] &= ~self._states.memory_groups[found.states[told]]
+        lacking[found.blocks[told]] &= ~self._states.masks[found.states[told], 1]
         for mask in np.unique(lacking[lacking != 0]).tolist():
             state = self._states.number(mask, mask, is_assumed=True)
             chosen = wanted[lacking == mask]
-            self._pairs.put(self._creditor(holder, until), chosen, np.full(len(chosen), state, np.uint32))
+            owner = self._creditor(holder, until)
+            credited = Batch(chosen, np.full(len(chosen), owner, np.uint32), np.full(len(chosen), state, np.uint32))
+            self._pairs.change(Changes(nothing(), credited))
 
     def held(self, keys: Sequence[BlockKey], now: float) -> dict[WorkerId, Held]:
         """Return what each holder that can be trusted has of `keys`; holders with nothing usable are included."""
         self._expire(now)
+        self.settle()
         found = self._pairs.find(words(b"".join(keys)))
-        present = np.bincount(found.holders, minlength=self._num_numbers).nonzero()[0]
-        rows = np.zeros(self._num_numbers, np.intp)
-        rows[present] = np.arange(1, len(present) + 1)
-        # Row 0 is that of everybody who has nothing.
-        groups = no_groups(self._layout, len(present) + 1, len(keys))
-        memory_groups = np.zeros_like(groups)
-        cells = rows.take(found.holders) * len(keys) + found.blocks
-        # Two may tell of a block only while there are credits.
-        is_told_twice = self._next_expiry < inf and self._states.is_assumed.take(found.states).any()
-        for masks, of_states in ((groups, self._states.groups), (memory_groups, self._states.memory_groups)):
-            flat, values = masks.reshape(-1), of_states.take(found.states)
-            flat[cells] = values
-            if is_told_twice:
-                np.bitwise_or.at(flat, cells, values)
-            masks.setflags(write=False)
-        longest = longest_resume(self._layout, groups).tolist()
-        held_by_row = [Held(*row) for row in zip(groups, memory_groups, longest, strict=True)]
-        row_of = rows.tolist()
-        return {
-            holder_id: held_by_row[row_of[holder.number]]
-            for holder_id, holder in self._holders.items()
-            if not holder.stale
-        }
+        has_credits = self._next_expiry < inf
+        held = held_by_number(self._layout, self._states, found, len(keys), self._num_numbers, has_credits=has_credits)
+        return {holder_id: held[holder.number] for holder_id, holder in self._holders.items() if not holder.stale}
 
     def num_blocks(self) -> dict[WorkerId, int]:
+        self.settle()
         return {
-            holder_id: 0 if holder.owner is None else self._pairs.num_pairs(holder.owner)
+            holder_id: 0 if holder.owner is None else self._num_pairs(holder.owner)
             for holder_id, holder in self._holders.items()
         }
 
@@ -205,7 +190,7 @@ class PlacementIndex:
                 epoch=holder.epoch,
                 sequence=holder.sequence,
                 num_blocks=num_blocks[holder_id],
-                num_assumed=sum(self._pairs.num_pairs(credit.owner) for credit in holder.credits),
+                num_assumed=sum(self._num_pairs(credit.owner) for credit in holder.credits),
                 silent_s=None if holder.heard_at is None else now - holder.heard_at,
             )
             for holder_id, holder in self._holders.items()
@@ -233,26 +218,32 @@ class PlacementIndex:
             return
         if event.cleared:
             self._void(holder)
-            holder.owner = self._pairs.new_owner(holder.number)
+            holder.owner = self._pairs.owners.new(holder.number)
         assert holder.owner is not None
         if event.evicted:
-            self._pairs.remove(holder.number, words(event.evicted))
-        if event.stored:
-            _put(self._pairs, self._states, holder.owner, event.stored)
+            self._waiting.append(Run(event.evicted, holder.owner, EVICTED))
+        self._waiting += stored_runs(event.stored, holder.owner, self._states)
+        self._num_waiting += event.num_blocks
+        if self._num_waiting >= MAX_WAITING_BLOCKS:
+            self.settle()
 
     def _void(self, holder: Holder) -> None:
+        self.settle()  # what waits may be of these owners
         owners = [credit.owner for credit in holder.credits]
         if holder.owner is not None:
             owners.append(holder.owner)
         for owner in owners:
-            self._pairs.drop(owner)
+            self._pairs.owners.drop(owner)
         holder.owner, holder.credits = None, []
+
+    def _num_pairs(self, owner: int) -> int:
+        return int(self._pairs.owners.num_pairs[owner])
 
     def _creditor(self, holder: Holder, until: float) -> int:
         for credit in holder.credits:
             if credit.until <= until < credit.until + CREDIT_STEP_S:
                 return credit.owner
-        credit = Credit(self._pairs.new_owner(holder.number), until)
+        credit = Credit(self._pairs.owners.new(holder.number), until)
         holder.credits.append(credit)
         self._next_expiry = min(self._next_expiry, until)
         return credit.owner
@@ -264,13 +255,6 @@ class PlacementIndex:
         for holder in self._holders.values():
             for credit in holder.credits:
                 if credit.until <= now:
-                    self._pairs.drop(credit.owner)
+                    self._pairs.owners.drop(credit.owner)
             holder.credits = [credit for credit in holder.credits if credit.until > now]
         self._next_expiry = min((c.until for holder in self._holders.values() for c in holder.credits), default=inf)
-
-
-def _put(pairs: OwnedPairs, states: States, owner: int, stored: Sequence[StoredBlocks]) -> None:
-    numbers = [states.number(blocks.groups, blocks.memory_groups) for blocks in stored]
-    num_blocks = [blocks.num_blocks for blocks in stored]
-    keys = words(b"".join(blocks.keys for blocks in stored))
-    pairs.put(owner, keys, np.repeat(np.array(numbers, np.uint32), num_blocks))

@@ -5,15 +5,20 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from services.gateway.changes import MAX_STATES, Batch, Changes
+from services.gateway.owners import MAX_OWNERS, NO_HOLDER, Owners
 from services.gateway.table import BUCKET_SLOTS, MIN_BUCKETS, PairTable, Positions, Words
-from shared.kv.hashing import KEY_BYTES
 
-MAX_STATES = 1 << 12
-MAX_OWNERS = 1 << 20
 _STATE_BITS, _STATE = np.uint32(12), np.uint32(MAX_STATES - 1)  # a pair is owner and state in 32 bits
 
 MAX_LOAD = 0.5
-"""Of the slots, when the next table is prepared. A second visit costs a lookup as many array calls as the first."""
+"""Of the slots, when the next table is wanted. A second visit costs a lookup as many array calls as the first."""
+
+PRESSING_LOAD = 0.75
+"""Of the slots, when the next table is taken as it is, though nobody has made its memory ready."""
+
+SMALL_BUCKETS = 1 << 11
+"""Of a table whose memory, 256 KiB, need not be made ready."""
 
 MIN_GARBAGE = 1 << 16
 """Pairs of dropped owners that are not worth a new table, nor are as many dropped owners."""
@@ -21,16 +26,9 @@ MIN_GARBAGE = 1 << 16
 MAX_STEP_BLOCKS = 4096
 """Blocks that are looked up at once: more only make the arrays in between outgrow the CPU's caches."""
 
-STEP_BUCKETS, MAX_STEP_BUCKETS = 256, 4096
-"""Buckets that move in one step, and two more for every block of the step, up to the second number: a move, in which
-every lookup is two, ends before an eighth of the old table's slots has come on top, and no step takes ten
-milliseconds."""
-
-TOUCH_BUCKETS = 4096
-"""Buckets of the next table whose memory is written to in one step before the move, and eight more for every block
-of the step: 4 MiB at most, and all of it before a 32nd of the old table's slots has come on top."""
-
-NO_HOLDER = -1
+STEP_BUCKETS = 256
+"""Buckets that move in one step, and one more for every block of the step: a move, in which every lookup is two, ends
+before an eighth of the old table's slots has come on top, and no step takes more than some milliseconds."""
 
 
 class Found(NamedTuple):
@@ -42,84 +40,36 @@ class Found(NamedTuple):
     states: NDArray[np.uint32]
 
 
-def words(packed: bytes) -> Words:
-    """Cut packed block keys to 64 bits each.
-
-    They are sha256 values, so of n blocks that are asked for, about n * m / 2^64 are taken for one of m stored ones:
-    one in 10^9 requests of 2,000 blocks against ten million. It costs that request a wrong plan, never a wrong answer.
-    """
-    cut = np.frombuffer(packed, "<u8")[:: KEY_BYTES // 8]
-    keys: Words = np.maximum(cut, 1)
-    return keys
-
-
 class OwnedPairs:
     """(block, owner) pairs, each with a state below `MAX_STATES`.
 
-    An owner is a number that stands for what one holder holds, for as long as that is true: a holder whose content is
-    void gets a new owner, which takes no time, however much it held. Pairs of dropped owners are garbage, left behind
-    when the table moves to a new one. That happens when it is full, whatever it is full of: a few buckets with every
-    change, so that no call takes long. Until all have moved, a pair is in either table, never in both.
+    When the table is full, of whatever, or half garbage, another one is wanted (`room_wanted`), and as soon as it has
+    been brought all pairs move there, a few buckets with every change. Until that is done, a pair is in either table,
+    never in both.
     """
 
     def __init__(self) -> None:
+        self.owners = Owners()
+        self.room_wanted: int | None = None  # buckets of the table to move to
         self._table = PairTable(MIN_BUCKETS)
         self._old: PairTable | None = None
-        self._coming: PairTable | None = None  # to move to, once its memory has been touched
         self._next_bucket = 0  # of the old table, to be moved
-        self._holder_of = np.full(64, NO_HOLDER, np.int32)  # by owner
-        self._num_pairs = np.zeros(64, np.int64)  # by owner
-        self._is_live = np.zeros(64, np.bool_)
-        self._free_owners = list(reversed(range(64)))
-        self._dropped: list[int] = []  # since the move began: the new table may have pairs of theirs
-        self._leaving: list[int] = []  # dropped before it began: gone when it is over
-        self._num_garbage = 0
 
     @property
     def nbytes(self) -> int:
-        return sum(table.nbytes for table in (self._table, self._old, self._coming) if table is not None)
+        return sum(table.nbytes for table in self._tables())
 
-    def num_pairs(self, owner: int) -> int:
-        return int(self._num_pairs[owner])
+    @property
+    def is_moving(self) -> bool:
+        return self._old is not None
 
-    def new_owner(self, holder: int = NO_HOLDER) -> int:
-        """Return an owner; without a holder its pairs are not found until it is given one."""
-        if not self._free_owners:
-            self._add_owners()
-        owner = self._free_owners.pop()
-        self._is_live[owner] = True
-        self._holder_of[owner] = holder
-        return owner
-
-    def give(self, owner: int, holder: int) -> None:
-        """Let an owner's pairs be found as the holder's."""
-        self._holder_of[owner] = holder
-
-    def drop(self, owner: int) -> None:
-        """Forget an owner and all its pairs, at once."""
-        self._is_live[owner] = False
-        self._holder_of[owner] = NO_HOLDER
-        self._num_garbage += int(self._num_pairs[owner])
-        self._dropped.append(owner)
-
-    def put(self, owner: int, keys: Words, states: NDArray[np.uint32]) -> None:
-        """Set the state of blocks for an owner; of a block that is named twice, the last one."""
-        keys, states = _last_of_each(keys, states)
-        for start in range(0, len(keys), MAX_STEP_BLOCKS):
-            self._put(owner, keys[start : start + MAX_STEP_BLOCKS], states[start : start + MAX_STEP_BLOCKS])
-
-    def remove(self, holder: int, keys: Words) -> None:
-        """Remove these blocks from all owners of a holder."""
-        for start in range(0, len(keys), MAX_STEP_BLOCKS):
-            self.step(0)
-            part = keys[start : start + MAX_STEP_BLOCKS]
-            part = part if _is_distinct(part) else np.unique(part)
-            for table in self._tables():
-                slots = table.find(part).slots
-                owners = table.pairs(slots) >> _STATE_BITS
-                chosen = self._holder_of.take(owners) == holder
-                table.remove(slots[chosen])
-                np.subtract.at(self._num_pairs, owners[chosen], 1)
+    def change(self, changes: Changes) -> None:
+        """Remove blocks from all owners of their owner's holder, then set the state of others."""
+        for batch, apply in ((changes.evicted, self._remove), (changes.stored, self._put)):
+            for start in range(0, len(batch.keys), MAX_STEP_BLOCKS):
+                part = batch.take(slice(start, start + MAX_STEP_BLOCKS))
+                self.step(len(part.keys))
+                apply(part)
 
     def find(self, keys: Words) -> Found:
         """Return every pair of these blocks whose owner has a holder."""
@@ -129,94 +79,92 @@ class OwnedPairs:
             hits = self._old.find(keys)
             blocks, pairs = np.concatenate([blocks, hits.keys]), np.concatenate([pairs, self._old.pairs(hits.slots)])
         owners = pairs >> _STATE_BITS
-        holders = self._holder_of.take(owners)
+        holders = self.owners.holder_of.take(owners)
         if holders.min(initial=0) == NO_HOLDER:
             seen = (holders != NO_HOLDER).nonzero()[0]
             blocks, pairs, owners, holders = blocks[seen], pairs[seen], owners[seen], holders[seen]
         return Found(blocks, owners, holders, pairs & _STATE)
 
     def step(self, num_blocks: int) -> None:
-        """Move what a change of `num_blocks` blocks pays for; prepare a move when it is time. Cheap when it is not."""
+        """Move what a change of `num_blocks` blocks pays for, or see whether it is time to. Cheap when it is not."""
         if self._old is not None:
-            self._move(min(2 * num_blocks + STEP_BUCKETS, MAX_STEP_BUCKETS))
-        elif self._coming is not None or self._is_due(num_blocks):
-            if self._coming is None:
-                self._coming = PairTable(self._num_buckets_wanted())
-            if self._coming.touch(8 * num_blocks + TOUCH_BUCKETS):
-                self._old, self._table, self._coming = self._table, self._coming, None
-                self._next_bucket = 0
-                self._leaving, self._dropped = self._dropped, []
+            self._move(num_blocks + STEP_BUCKETS)
+        elif self._is_due(num_blocks):
+            wanted = self._num_buckets_wanted()
+            if wanted <= SMALL_BUCKETS or self._is_pressing(num_blocks):
+                self._begin_move(PairTable(wanted))
+            elif self.room_wanted is None:
+                self.room_wanted = wanted
 
-    def _put(self, owner: int, keys: Words, states: NDArray[np.uint32]) -> None:
-        self.step(len(keys))
-        pairs = np.uint32(owner) << _STATE_BITS | states
-        is_new = np.ones(len(keys), np.bool_)
+    def take_room(self, table: PairTable) -> None:
+        """Move to this empty table of the wanted size, unless it comes too late: pairs cannot always wait for it."""
+        if table.num_buckets == self.room_wanted:
+            self._begin_move(table)
+
+    def _begin_move(self, table: PairTable) -> None:
+        self.room_wanted = None
+        self._old, self._table = self._table, table
+        self._next_bucket = 0
+        self.owners.begin_move()
+
+    def _move(self, num_buckets: int) -> None:
+        assert self._old is not None
+        keys, pairs = self._old.take_out(self._next_bucket, self._next_bucket + num_buckets)
+        is_live = self.owners.is_live.take(pairs >> _STATE_BITS)
+        live = is_live.nonzero()[0]
+        self._table.insert(keys.take(live), pairs.take(live))
+        self.owners.num_garbage -= len(keys) - len(live)
+        self._next_bucket += num_buckets
+        if self._next_bucket >= self._old.num_buckets:
+            self._old = None
+            self.owners.end_move()
+
+    def _put(self, batch: Batch) -> None:
+        pairs = batch.owners << _STATE_BITS | batch.states
+        is_new = np.ones(len(pairs), np.bool_)
         for table in self._tables():
-            hits = table.find(keys)
+            hits = table.find(batch.keys)
             if len(hits.slots):
-                own = (table.pairs(hits.slots) >> _STATE_BITS == owner).nonzero()[0]
+                own = (table.pairs(hits.slots) >> _STATE_BITS == batch.owners.take(hits.keys)).nonzero()[0]
                 known = hits.keys.take(own)
                 table.replace(hits.slots.take(own), pairs.take(known))
                 is_new[known] = False
         new = is_new.nonzero()[0]
         if len(new):
-            self._num_pairs[owner] += len(new)
-            self._table.insert(keys.take(new), pairs.take(new))
+            np.add.at(self.owners.num_pairs, batch.owners.take(new), 1)
+            self._table.insert(batch.keys.take(new), pairs.take(new))
+
+    def _remove(self, batch: Batch) -> None:
+        holders = self.owners.holder_of.take(batch.owners)
+        for table in self._tables():
+            hits = table.find(batch.keys)
+            owners = table.pairs(hits.slots) >> _STATE_BITS
+            chosen = (self.owners.holder_of.take(owners) == holders.take(hits.keys)).nonzero()[0]
+            if len(chosen):
+                table.remove(hits.slots.take(chosen))
+                np.subtract.at(self.owners.num_pairs, owners.take(chosen), 1)
 
     def _tables(self) -> tuple[PairTable, ...]:
         return (self._table,) if self._old is None else (self._table, self._old)
 
     def _is_due(self, num_more: int) -> bool:
-        garbage, stored = self._num_garbage, self._table.num_pairs
+        garbage, stored = self.owners.num_garbage, self._table.num_pairs
         return (
             stored + num_more > MAX_LOAD * self._table.num_slots
             or garbage > max(MIN_GARBAGE, stored // 2)
-            or len(self._dropped) > MIN_GARBAGE
+            or self.owners.num_dropped > MIN_GARBAGE
         )
 
+    def _is_pressing(self, num_more: int) -> bool:
+        is_full = self._table.num_pairs + num_more > PRESSING_LOAD * self._table.num_slots
+        return is_full or self.owners.num_dropped > MAX_OWNERS // 2
+
     def _num_buckets_wanted(self) -> int:
-        live = self._table.num_pairs - self._num_garbage
-        # More than what comes before the old table is empty (see TOUCH_BUCKETS, STEP_BUCKETS): a table of the same size
-        # is no use when it is due again at once.
+        live = self._table.num_pairs - self.owners.num_garbage
+        # More than what comes before the old table is empty (see STEP_BUCKETS), and before this one has been brought:
+        # a table of the same size is no use when it is due again at once.
         wanted = max(2 * live, 3 * (live + self._table.num_slots * 5 // 16) // 2) + 2 * MAX_STEP_BLOCKS
         num_buckets = MIN_BUCKETS
         while num_buckets * BUCKET_SLOTS < wanted:
             num_buckets *= 2
         return num_buckets
-
-    def _move(self, num_buckets: int) -> None:
-        assert self._old is not None
-        keys, pairs = self._old.take_out(self._next_bucket, self._next_bucket + num_buckets)
-        is_live = self._is_live.take(pairs >> _STATE_BITS)
-        keys, pairs, num_before = keys[is_live], pairs[is_live], len(keys)
-        self._table.insert(keys, pairs)
-        self._num_garbage -= num_before - len(keys)
-        self._next_bucket += num_buckets
-        if self._next_bucket >= self._old.num_buckets:
-            self._old = None
-            self._num_pairs[self._leaving] = 0
-            self._free_owners += self._leaving
-            self._leaving = []
-
-    def _add_owners(self) -> None:
-        num_owners = len(self._is_live)
-        assert num_owners < MAX_OWNERS, "owners are dropped, not lost"
-        self._holder_of = np.concatenate([self._holder_of, np.full(num_owners, NO_HOLDER, np.int32)])
-        self._num_pairs = np.concatenate([self._num_pairs, np.zeros(num_owners, np.int64)])
-        self._is_live = np.concatenate([self._is_live, np.zeros(num_owners, np.bool_)])
-        self._free_owners = list(reversed(range(num_owners, 2 * num_owners)))
-
-
-def _is_distinct(keys: Words) -> bool:
-    """Return whether no key is named twice: hardly ever is one."""
-    ordered = np.sort(keys)
-    return not (ordered[1:] == ordered[:-1]).any()
-
-
-def _last_of_each(keys: Words, states: NDArray[np.uint32]) -> tuple[Words, NDArray[np.uint32]]:
-    """Drop all but the last mention of each key."""
-    if _is_distinct(keys):
-        return keys, states
-    _, last = np.unique(keys[::-1], return_index=True)
-    chosen = len(keys) - 1 - last
-    return keys[chosen], states[chosen]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.gateway.credit import Credit, credits_by_dc
-from services.gateway.index import Held
+from services.gateway.matching import Held
 from services.gateway.registry import Member, RegistryView
 from services.gateway.resume import GroupMasks, longest_resume, needed_groups, no_groups
 from services.gateway.transfer import CodecChoice, choose_codec, link_goodput

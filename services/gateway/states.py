@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from services.gateway.pairs import MAX_STATES
+from services.gateway.changes import MAX_STATES
 from services.gateway.resume import GroupMasks, no_groups
 from shared.kv.layout import KvLayout
 
@@ -29,8 +29,7 @@ class States:
         self._layout = layout
         self._known = (1 << len(layout.groups)) - 1
         self._numbers: dict[_State, int] = {}
-        self.groups: GroupMasks = no_groups(layout, 0)  # by number, like the next two
-        self.memory_groups: GroupMasks = no_groups(layout, 0)
+        self.masks: GroupMasks = no_groups(layout, 0, 2)  # by number, like the next: groups, and groups in memory
         self.is_assumed: NDArray[np.bool_] = np.zeros(0, np.bool_)
         self.number(0, 0)
 
@@ -40,12 +39,7 @@ class States:
         if known is not None or len(self._numbers) == MAX_STATES:
             return NOTHING if known is None else known
         self._numbers[state] = len(self._numbers)
-        self.groups = self._masks([s.groups for s in self._numbers])
-        self.memory_groups = self._masks([s.memory_groups for s in self._numbers])
+        self.masks = no_groups(self._layout, len(self._numbers), 2)
+        self.masks[:] = [(s.groups, s.memory_groups) for s in self._numbers]
         self.is_assumed = np.array([s.is_assumed for s in self._numbers])
         return self._numbers[state]
-
-    def _masks(self, values: list[int]) -> GroupMasks:
-        masks = no_groups(self._layout, len(values))
-        masks[:] = values
-        return masks

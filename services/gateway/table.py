@@ -7,36 +7,48 @@ import numpy as np
 from numpy.typing import NDArray
 
 Words = NDArray[np.uint64]
-"""Block keys, cut to 64 bits and never 0 (`words` in `services.gateway.pairs`)."""
+"""Block keys, cut to 64 bits (`words` in `services.gateway.changes`)."""
 
 Pairs = NDArray[np.uint32]
 """What is stored beside a key: the owner's number and a state, as the caller packs them."""
 
 Positions = NDArray[np.intp]
 
-SLOT_BITS = 3
-BUCKET_SLOTS = 1 << SLOT_BITS
-"""Keys of one bucket fill a cache line."""
-
+BUCKET_SLOTS, BUCKET_BYTES = 8, 128
 MIN_BUCKETS = 128
-_PAGE_WORDS = 512  # of the longest items, 8 bytes
-_FREE, _ODD = np.uint64(0), np.uint64(1)
+
+_ROW_BITS, _SLOT_BITS = 4, 3  # of the words of a bucket, of its slots
+_COLUMNS = BUCKET_SLOTS - 1
+
+_ONES = np.uint64(0x0101010101010101)
+"""A number times this is that number in each of eight bytes, and of eight small bytes the sums from the first on."""
+
+_PASSED = np.uint64(1 << 63)  # of a bucket's tags: somebody found it full and went on
+_TAGS = ~_PASSED
+_TAG = np.uint8(0x7F)  # 0: the slot is free
+_ONE, _WORD_BITS, _LAST_BYTE = np.uint64(1), np.uint64(_ROW_BITS), np.uint64(56)
 
 
 class Hits(NamedTuple):
     """Pairs that were found, in no order; a key that several owners hold has several."""
 
     keys: Positions  # which of the keys asked for
-    slots: Positions  # where the pair is
+    slots: Positions  # where the pair is: its bucket's first word plus its column
 
 
 class PairTable:
-    """A multimap from keys to pairs. Fixed in size: `services.gateway.pairs` makes a larger one in time.
+    """A multimap from keys to pairs. Fixed in size: `services.gateway.pairs` moves to a larger one in time.
 
-    A pair lies in the first bucket with a free slot on its key's path, which has a stride of its own: the many pairs of
-    a block that every pool holds stand in nobody else's way for long. `_spilled[b]` counts the pairs that found bucket
-    b full and went on: a search ends at the first bucket that nobody went past. So removing leaves no tombstones
-    behind, and a table that has been emptied is as quick as a new one.
+    A bucket is 16 words, two neighbouring lines of memory, for waiting for memory is what a search does most:
+
+        word 0     1 ... 8    9 ... 12              13           14, 15
+        8 tags     8 keys     8 pairs of 32 bits    num spilled  unused
+
+    All tags of a bucket are compared at once, then the few keys whose tag is the one that is looked for, as Swiss
+    tables do. A pair lies in the first bucket with a free slot on its key's path, which has a stride of its own: the
+    many pairs of a block that every pool holds stand in nobody else's way for long. Each bucket counts the pairs that
+    found it full and went on, and a search ends at the first that nobody went past. So removing leaves no tombstones
+    behind, and a table that has been emptied is as quick as a new one. Inside, a bucket is named by its first word.
     """
 
     def __init__(self, num_buckets: int) -> None:
@@ -45,118 +57,133 @@ class PairTable:
         self.num_pairs = 0
         self.num_buckets = num_buckets
         self.num_slots = num_buckets * BUCKET_SLOTS
-        self._num_touched = 0  # buckets
-        self._keys = np.zeros((num_buckets, BUCKET_SLOTS), np.uint64)
-        self._pairs = np.zeros(num_buckets * BUCKET_SLOTS, np.uint32)
-        self._spilled = np.zeros(num_buckets, np.uint32)
+        self._words = np.zeros(num_buckets << _ROW_BITS, "<u8")
+        # Views that begin where the first bucket's are, so that positions need no sums.
+        self._tags, self._keys, self._spilled = self._words.view(np.uint8), self._words[1:], self._words[13:]
+        self._pairs = self._words[9:].view("<u4")
         # Homes come from a secret multiplication: no choice of prompts can pile blocks up in one bucket.
         self._multiplier = np.uint64(secrets.randbits(64) | 1)
-        self._shift = np.uint64(64 - (num_buckets.bit_length() - 1))
-        self._last_bucket = num_buckets - 1
+        self._shift = np.uint64(64 - (num_buckets.bit_length() - 1) - _ROW_BITS)
+        self._last_row = np.uint64(num_buckets - 1 << _ROW_BITS)
 
     @property
     def nbytes(self) -> int:
-        return self._keys.nbytes + self._pairs.nbytes + self._spilled.nbytes
+        return self._words.nbytes
 
-    def touch(self, num_buckets: int) -> bool:
-        """Write to the memory of the next so many buckets; returns whether all have been written to.
+    def touch(self, first: int, end: int) -> None:
+        """Write to the memory of these buckets of an empty table, in a thread: NumPy lets go of the GIL meanwhile.
 
         The kernel clears memory at its first use, 2 MiB at a time: left to the first pairs, which lie all over the
-        table, it would all fall to one call.
+        table, hundreds of those would fall to one call.
         """
-        first, end = self._num_touched, self._num_touched + num_buckets
-        self._keys[first : end : _PAGE_WORDS // BUCKET_SLOTS] = 0
-        self._pairs[first * BUCKET_SLOTS : end * BUCKET_SLOTS : _PAGE_WORDS] = 0
-        self._spilled[first:end:_PAGE_WORDS] = 0
-        self._num_touched = end
-        return end >= self.num_buckets
+        self._words[first << _ROW_BITS : end << _ROW_BITS].fill(0)
 
     def find(self, keys: Words) -> Hits:
         """Return where the pairs of these keys are."""
-        buckets = self._homes(keys)
-        found, further = self._find_in(buckets, keys)
+        rows = self._homes(keys)
+        found, further = self._find_in(rows, keys)
         if not len(further):
             return found
         parts, which = [found], further
         while len(which):
             keys = keys.take(further)
-            buckets = self._next(buckets.take(further), keys)
-            found, further = self._find_in(buckets, keys)
+            rows = self._next(rows.take(further), keys)
+            found, further = self._find_in(rows, keys)
             parts.append(Hits(which.take(found.keys), found.slots))
             which = which.take(further)
         return Hits(np.concatenate([part.keys for part in parts]), np.concatenate([part.slots for part in parts]))
 
-    def _find_in(self, buckets: Positions, keys: Words) -> tuple[Hits, Positions]:
+    def _find_in(self, rows: Positions, keys: Words) -> tuple[Hits, Positions]:
         """Return what is found in one bucket for each key, and which keys may be further on."""
-        # `take` moves whole buckets several times as fast as indexing does.
-        hits = (self._keys.take(buckets, axis=0) == keys[:, np.newaxis]).ravel().nonzero()[0]
-        rows = hits >> SLOT_BITS
-        slots = (buckets.take(rows) << SLOT_BITS) + (hits & (BUCKET_SLOTS - 1))
-        return Hits(rows, slots), self._spilled.take(buckets).nonzero()[0]
+        tags = self._words.take(rows)
+        likely = ((tags & _TAGS).view(np.uint8) == (_tags_of(keys) * _ONES).view(np.uint8)).nonzero()[0]
+        which = likely >> _SLOT_BITS
+        slots = rows.take(which) + (likely & _COLUMNS)
+        hits = (self._keys.take(slots) == keys.take(which)).nonzero()[0]
+        return Hits(which.take(hits), slots.take(hits)), (tags > _TAGS).nonzero()[0]
 
     def pairs(self, slots: Positions) -> Pairs:
-        return self._pairs.take(slots)
+        return self._pairs.take((slots << 1) - (slots & _COLUMNS))
 
     def replace(self, slots: Positions, pairs: Pairs) -> None:
         """Change what is stored beside keys that were found."""
-        self._pairs[slots] = pairs
+        self._pairs[(slots << 1) - (slots & _COLUMNS)] = pairs
 
     def insert(self, keys: Words, pairs: Pairs) -> None:
         """Add pairs that are not there yet; the caller sees to it that there is room."""
         self.num_pairs += len(keys)
         assert self.num_pairs <= self.num_slots
-        buckets = self._homes(keys)
+        rows = self._homes(keys)
         while len(keys):
             # Those that meet in a bucket take its free slots in turn; whoever finds none goes on to the next bucket.
-            order = buckets.argsort()
-            buckets, keys, pairs = buckets.take(order), keys.take(order), pairs.take(order)
-            turn = _turns(buckets)
-            num_free = (self._keys.take(buckets, axis=0) == _FREE).cumsum(axis=1, dtype=np.int8)
-            fits = turn < num_free[:, -1]
-            column = (num_free > turn[:, np.newaxis]).argmax(axis=1)
-            slots = ((buckets << SLOT_BITS) + column)[fits]
-            self._keys.reshape(-1)[slots] = keys[fits]
-            self._pairs[slots] = pairs[fits]
-            spills = (~fits).nonzero()[0]
+            order = rows.argsort()
+            rows, keys, pairs = rows.take(order), keys.take(order), pairs.take(order)
+            columns = self._free_columns(rows, _turns(rows))
+            fits, spills = (columns < BUCKET_SLOTS).nonzero()[0], (columns == BUCKET_SLOTS).nonzero()[0]
+            slots, placed = rows.take(fits) + columns.take(fits), keys.take(fits)
+            self._keys[slots] = placed
+            self.replace(slots, pairs.take(fits))
+            self._tags[_tag_at(slots)] |= _tags_of(placed).astype(np.uint8)
             if not len(spills):
                 return
-            keys, pairs, buckets = keys.take(spills), pairs.take(spills), buckets.take(spills)
-            np.add.at(self._spilled, buckets, 1)
-            buckets = self._next(buckets, keys)
+            keys, pairs, rows = keys.take(spills), pairs.take(spills), rows.take(spills)
+            np.add.at(self._spilled, rows, np.uint64(1))
+            self._words[rows] |= _PASSED
+            rows = self._next(rows, keys)
+
+    def _free_columns(self, rows: Positions, turns: Positions) -> Positions:
+        """Return the column of the free slot that it is each one's turn to take, `BUCKET_SLOTS` if there is none."""
+        is_free = (self._words.take(rows) & _TAGS).view(np.uint8) == 0
+        num_free = (is_free.view(np.uint64) * _ONES).view(np.uint8)  # from the first slot to each
+        turn = (np.minimum(turns, BUCKET_SLOTS).astype(np.uint64) * _ONES).view(np.uint8)
+        num_before = ((num_free <= turn).view(np.uint64) * _ONES) >> _LAST_BYTE
+        columns: Positions = num_before.view(np.intp)
+        return columns
 
     def remove(self, slots: Positions) -> None:
         """Remove the pairs in these slots, each named once."""
-        flat = self._keys.reshape(-1)
-        keys = flat[slots]
-        buckets, ends = self._homes(keys), slots >> SLOT_BITS
-        flat[slots] = _FREE
         self.num_pairs -= len(slots)
-        while len(passed := (buckets != ends).nonzero()[0]):
-            keys, buckets, ends = keys[passed], buckets[passed], ends[passed]
-            np.subtract.at(self._spilled, buckets, 1)
-            buckets = self._next(buckets, keys)
+        self._tags[_tag_at(slots)] &= ~_TAG
+        keys = self._keys.take(slots)
+        rows, ends = self._homes(keys), slots & ~_COLUMNS
+        while len(passed := (rows != ends).nonzero()[0]):
+            keys, rows, ends = keys.take(passed), rows.take(passed), ends.take(passed)
+            np.subtract.at(self._spilled, rows, np.uint64(1))
+            self._words[rows[self._spilled.take(rows) == 0]] &= _TAGS
+            rows = self._next(rows, keys)
 
     def take_out(self, first: int, end: int) -> tuple[Words, Pairs]:
         """Empty the buckets `first` to `end` and return what was in them. For a table that is inserted to no more."""
-        keys = self._keys[first:end].reshape(-1)
-        slots = np.flatnonzero(keys)
-        taken, pairs = keys[slots], self._pairs[first * BUCKET_SLOTS :][slots]
-        keys[slots] = _FREE
+        tags = self._words[first << _ROW_BITS : end << _ROW_BITS : 1 << _ROW_BITS]
+        taken = (tags & _TAGS).view(np.uint8).nonzero()[0]
+        slots = ((taken >> _SLOT_BITS) + first << _ROW_BITS) + (taken & _COLUMNS)
+        tags &= _PASSED
         self.num_pairs -= len(slots)
-        return taken, pairs
+        return self._keys.take(slots), self.pairs(slots)
 
-    def _next(self, buckets: Positions, keys: Words) -> Positions:
+    def _next(self, rows: Positions, keys: Words) -> Positions:
         """Return the bucket after each of these on the paths of these keys: odd strides come by all buckets."""
-        return (buckets + (keys | _ODD).astype(np.intp)) & self._last_bucket
+        return ((rows.view(np.uint64) + ((keys | _ONE) << _WORD_BITS)) & self._last_row).view(np.intp)
 
     def _homes(self, keys: Words) -> Positions:
-        return ((keys * self._multiplier) >> self._shift).astype(np.intp)
+        return (((keys * self._multiplier) >> self._shift) & self._last_row).view(np.intp)
 
 
-def _turns(buckets: Positions) -> Positions:
+def _tag_at(slots: Positions) -> Positions:
+    """Return where the tags of these slots are, in bytes."""
+    at: Positions = ((slots & ~_COLUMNS) << 3) + (slots & _COLUMNS)
+    return at
+
+
+def _tags_of(keys: Words) -> Words:
+    tags: Words = np.maximum(keys & np.uint64(_TAG), _ONE)
+    return tags
+
+
+def _turns(rows: Positions) -> Positions:
     """Return how many equal numbers come before each of these, which are in order."""
-    index = np.arange(len(buckets))
-    is_first = np.ones(len(buckets), np.bool_)
-    np.not_equal(buckets[1:], buckets[:-1], out=is_first[1:])
+    index = np.arange(len(rows))
+    is_first = np.ones(len(rows), np.bool_)
+    np.not_equal(rows[1:], rows[:-1], out=is_first[1:])
     turns: Positions = index - np.maximum.accumulate(index * is_first)
     return turns

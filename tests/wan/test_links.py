@@ -1,5 +1,6 @@
 """Pools of two datacenters over a WAN that the test owns."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -53,6 +54,24 @@ async def test_a_lossy_link_damages_nothing(two_sites: Wan) -> None:
         await east.ask(do="fill", name="a", num_blocks=4)
         pulled = await west.ask(do="pull", name="a", num_blocks=4, address=east.address, dc="east")
         assert pulled["bytes"] == 4 * LAYOUT.block_bytes
+
+
+async def test_background_moves_on_a_full_link_and_is_in_nobodys_way(two_sites: Wan) -> None:
+    """Two pools of the west pull from the east at once, one of them in the background."""
+    two_sites.shape(Line(delay_s=0.01, rate_bytes_per_s=8e6))
+    async with (
+        pool_node(two_sites.command("east"), "east", two_sites.address("east")) as east,
+        pool_node(two_sites.command("west"), "west", two_sites.address("west")) as urgent,
+        pool_node(two_sites.command("west"), "west", two_sites.address("west")) as patient,
+    ):
+        for name, num_blocks in (("a", 8), ("b", 8), ("c", 1)):
+            await east.ask(do="fill", name=name, num_blocks=num_blocks)
+        asked = {"do": "pull", "num_blocks": 8, "address": east.address, "dc": "east"}
+        alone = await urgent.ask(**asked, name="a")
+        waiting = asyncio.create_task(patient.ask(**asked | {"name": "c", "num_blocks": 1, "is_background": True}))
+        beside = await urgent.ask(**asked, name="b")
+        assert (await waiting)["first_s"] < beside["seconds"], "something of it came meanwhile"
+        assert beside["seconds"] < 1.25 * alone["seconds"], "a twentieth of the link is gone"
 
 
 def test_nothing_is_left_of_a_wan_whose_owner_was_killed(two_sites: Wan) -> None:

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from services.gateway.holder import MAX_PENDING_EVENTS
-from services.gateway.index import CREDIT_STEP_S, Intake, PlacementIndex
+from services.gateway.index import CREDIT_STEP_S, PlacementIndex
+from services.gateway.intake import Intake
 from services.gateway.resume import longest_resume
 from shared.bus.events import PlacementEvent, StoredBlocks, unpack_keys
 from shared.ids import Datacenter, Epoch, WorkerId
@@ -145,6 +146,25 @@ class IndexAgainstPools(RuleBasedStateMachine):
         self.pools[which].change(stored, evicted, cleared)
         while at_once and self.pools[which].on_the_way:
             self.deliver(which, 0)
+
+    @rule(
+        changes=st.lists(
+            st.tuples(st.integers(0, 1), st.lists(st.tuples(spans, GROUPS, MEMORY), max_size=2), st.none() | spans),
+            min_size=2,
+            max_size=6,
+        ),
+        are_trusted=MOSTLY,
+    )
+    def pools_change_in_turn_while_nobody_asks(
+        self, changes: list[tuple[int, list[tuple[slice, int, int]], slice | None]], are_trusted: bool
+    ) -> None:
+        """So that changes of several pools, and several of one block, wait and are made together."""
+        for which in range(len(self.pools)) if are_trusted else ():
+            self.everything_heals(which)
+        for which, stored, evicted in changes:
+            self.pools[which].change(stored, evicted, cleared=False)
+            while self.pools[which].on_the_way:
+                self.deliver(which, 0)
 
     @rule(which=WHICH)
     def pool_restarts(self, which: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.gateway.index import Held
+from services.gateway.matching import Held
 from services.gateway.registry import Member, Pool, RegistryView
 from services.gateway.router import Plan, RequestFacts, RouterSettings, route, sources_text
 from shared.errors import NoWorker
