@@ -29,7 +29,7 @@ from shared.kv.codec import FIDELITY_OF, SINK_TOKENS, Codec, EntryShape, Fidelit
 from shared.kv.codec.floats import from_floats, to_floats
 from shared.model.batch import Batch, Span
 from shared.model.catalog import BUILT_IN
-from shared.model.paged import Reservation
+from shared.model.reservation import Reservation
 
 
 @dataclass(frozen=True)
