@@ -85,7 +85,7 @@ async def _serve(layout: KvLayout) -> None:
     async with Channels() as channels:
         pool = build_pool(PoolSettings(), new_epoch(), channels, Metrics(), lambda _event: None)
         server = GrpcServer("127.0.0.1", 0, Health("grpc"), InFlight())
-        add_pool_servicer(pool.servicer, server.grpc, pool.store.memory.keep)
+        add_pool_servicer(pool.servicer, server.grpc)
         address = pool.pulls.own_address = f"127.0.0.1:{await server.start()}"
         answers = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)  # whatever else is printed is no answer

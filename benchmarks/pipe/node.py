@@ -115,7 +115,7 @@ async def _serve(host: str, settings: PoolSettings) -> None:
         channels = await stack.enter_async_context(Channels())
         pool = build_pool(settings, new_epoch(), channels, Metrics(), lambda _event: None)
         server = GrpcServer(host, 0, Health("grpc"), InFlight())
-        add_pool_servicer(pool.servicer, server.grpc, pool.store.memory.keep)
+        add_pool_servicer(pool.servicer, server.grpc)
         address = pool.pulls.own_address = f"{host}:{await server.start()}"
         stack.push_async_callback(server.stop, 0)
         stack.push_async_callback(pool.pulls.close)

@@ -69,7 +69,7 @@ async def _serve(pipe: Connection, num_blocks: int) -> None:
     async with Channels() as channels:
         pool = build_pool(PoolSettings(), Epoch(1), channels, Metrics(), publish)
         server = GrpcServer("127.0.0.1", 0, Health("grpc"), InFlight())
-        add_pool_servicer(pool.servicer, server.grpc, pool.store.memory.keep)
+        add_pool_servicer(pool.servicer, server.grpc)
         address = f"127.0.0.1:{await server.start()}"
         feed = asyncio.create_task(pool.feed.run())
         rss, started = psutil.Process().memory_info().rss, time.perf_counter()

@@ -1,5 +1,6 @@
 """Composition root of the cache pool: what is opened, in which order, and how it ends."""
 
+import gc
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -33,6 +34,9 @@ from shared.rpc.pool_calls import add_pool_servicer
 from shared.rpc.server import GrpcServer
 
 log = get_logger()
+
+COLLECT_EVERY = 50_000
+"""Objects between two looks for cycles. An entry is six objects without any; by default each message is looked at."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ async def run(lifecycle: Lifecycle) -> None:
         if pool.tier is not None:
             jobs.start(pool.tier.run(), name="object tier")
         server = GrpcServer(settings.grpc_host, settings.grpc_port, health, inflight)
-        add_pool_servicer(pool.servicer, server.grpc, pool.store.memory.keep)
+        add_pool_servicer(pool.servicer, server.grpc)
         port = await server.start()
         address = pool.pulls.own_address = f"{settings.advertise_host}:{port}"
         announcer = Announcer(producer, _membership(settings, epoch, address), lambda: _load(settings, epoch, pool))
@@ -130,6 +134,8 @@ async def run(lifecycle: Lifecycle) -> None:
             ("loop lag", watch_loop_lag(metrics)),
         ):
             jobs.start(loop, name=name)
+        gc.freeze()  # the libraries' objects stay: no collection has to look at them again
+        gc.set_threshold(COLLECT_EVERY)
         health.set("grpc", True)
         log.info("cachepool_ready", address=address, budget_bytes=settings.pool_bytes, epoch=epoch)
 

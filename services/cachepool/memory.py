@@ -64,25 +64,28 @@ class PayloadMemory:
         self._roomy: dict[int, list[_Slab]] = {}  # slot size -> slabs with a free slot
         self._spare: dict[int, list[NDArray[np.uint8]]] = {}  # size -> mappings that nothing uses
         self._gone: deque[_Held] = deque()
+        self._note_gone = self._gone.append  # called in whichever thread drops the last view
 
     def keep(self, payload: Payload) -> memoryview:
         """Copy a payload into a slot and return a read-only view of it."""
         while self._gone:
             self._reclaim(self._gone.popleft())
-        size = slot_bytes(len(payload))
+        num_bytes = len(payload)
+        size = slot_bytes(num_bytes)
         roomy = self._roomy.get(size)
         if roomy is None:
             roomy = self._roomy[size] = []
         slab = roomy[-1] if roomy else self._new_slab(size, roomy)
-        index = slab.free.pop()
-        if not slab.free:
+        free = slab.free
+        index = free.pop()
+        if not free:
             roomy.pop()
-        start, end = index * size, index * size + len(payload)
+        start = index * size
+        end = start + num_bytes
         slab.room[start:end] = payload
         part = slab.data[start:end]  # whose last view frees the slot: views of a memoryview do not keep it alive
-        held = _Held(part, self._gone.append)
+        held = slab.held[index] = _Held(part, self._note_gone)
         held.slab, held.index = slab, index
-        slab.held[index] = held
         return part.data
 
     def _new_slab(self, size: int, roomy: list[_Slab]) -> _Slab:

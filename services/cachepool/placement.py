@@ -12,6 +12,8 @@ MAX_EVENT_BLOCKS = 4096
 """Blocks of one event: 128 KiB of keys, an eighth of what a broker takes in one message."""
 
 COALESCE_S = 0.02
+PAUSE_S = 0.08
+"""After an event, when things go on changing: each costs the pool and the broker as much as storing some MiB."""
 
 
 class BlockState(NamedTuple):
@@ -109,7 +111,7 @@ def _packed(blocks: Iterable[tuple[BlockKey, BlockState]]) -> tuple[StoredBlocks
 
 
 class PlacementFeed:
-    """Publishes a log's events: changes within `COALESCE_S` share one, and a quiet pool still shows its number."""
+    """Publishes a log's events: changes that are close share one, and a quiet pool still shows its number."""
 
     def __init__(self, log: PlacementLog, publish: Callable[[PlacementEvent], None], heartbeat_s: float) -> None:
         self._log = log
@@ -119,7 +121,7 @@ class PlacementFeed:
         self._full = asyncio.Event()
 
     def note(self, key: BlockKey, groups: int, memory_groups: int) -> None:
-        """See `PlacementLog.note`; the event follows within `COALESCE_S`."""
+        """See `PlacementLog.note`; the event follows within `COALESCE_S`, soon after another within `PAUSE_S` more."""
         self._log.note(key, groups, memory_groups)
         self._changed.set()
         if self._log.num_pending >= MAX_EVENT_BLOCKS:
@@ -136,6 +138,7 @@ class PlacementFeed:
             self._full.clear()
             for event in self._log.take():
                 self._publish(event)
+            await _set_within(self._full, PAUSE_S)
 
 
 async def _set_within(event: asyncio.Event, limit_s: float) -> bool:

@@ -35,8 +35,8 @@ from shared.rpc.convert import (
     entries_to_messages,
     keys_from_bytes,
     layout_from_message,
+    lookup_to_message,
     mask_to_bytes,
-    masks_to_bytes,
     sources_from_messages,
 )
 from shared.rpc.wire import Unreadable
@@ -91,8 +91,12 @@ class PoolServicer(CachePoolServicer):
         with self._publishing():
             lease = _Lease(self._store.open_writer(), min(DEFAULT_LEASE_S, self._settings.max_lease_s))
             try:
-                async for message in _within_lease(request_iterator, lease):
-                    await self._on_publish(message, lease, context)
+                async with asyncio.timeout(lease.silence_s) as silence:
+                    async for message in request_iterator:
+                        await self._on_publish(message, lease, context)
+                        silence.reschedule(asyncio.get_running_loop().time() + lease.silence_s)
+            except TimeoutError:
+                raise LeaseExpired(f"the writer was silent for {lease.silence_s:g} s") from None
             finally:
                 self._metrics.lost.inc(self._store.abandon(lease.writer))
             await context.write(pb.PublishReply(stored=pb.PublishStored(num_entries=lease.num_stored)))
@@ -132,7 +136,7 @@ class PoolServicer(CachePoolServicer):
         present = self._store.lookup_all(keys)
         if isinstance(self._tier, ObjectTier):
             present = [layers | self._tier.readable(key) for layers, key in zip(present, keys, strict=True)]
-        return pb.LookupReply(present=masks_to_bytes(present))
+        return lookup_to_message(present)
 
     async def Pin(self, request: pb.PinRequest, context: Context) -> pb.PinReply:
         layout, blocks = self._wanted(request.layout, request.blocks)
@@ -150,7 +154,7 @@ class PoolServicer(CachePoolServicer):
 
     async def _on_publish(self, message: PublishMessage, lease: _Lease, context: Context) -> None:
         if isinstance(message, list):
-            await self._ingest(message, lease)
+            self._ingest(message, lease)
             return
         if isinstance(message, Unreadable):
             self._metrics.corrupt.labels(WRITER).inc()
@@ -181,9 +185,9 @@ class PoolServicer(CachePoolServicer):
             present=[mask_to_bytes(present) for present in presents],
         )
 
-    async def _ingest(self, frames: Sequence[Frame], lease: _Lease) -> None:
+    def _ingest(self, frames: Sequence[Frame], lease: _Lease) -> None:
         """Store a writer's frames. One corrupt frame ends the stream: whatever it carried cannot be trusted."""
-        checked = await check(frames)
+        checked = check(frames, self._store.memory.keep)
         num_stored = num_bytes = 0
         try:
             for frame in checked.intact:
@@ -260,19 +264,6 @@ class PoolServicer(CachePoolServicer):
             yield
         finally:
             self._num_publishing -= 1
-
-
-async def _within_lease(messages: Any, lease: _Lease) -> AsyncIterator[PublishMessage]:
-    """Yield a writer's messages; raise `LeaseExpired` when it is silent for longer than its lease."""
-    while True:
-        try:
-            async with asyncio.timeout(lease.silence_s):
-                message = await anext(messages, None)
-        except TimeoutError:
-            raise LeaseExpired(f"the writer was silent for {lease.silence_s:g} s") from None
-        if message is None:
-            return
-        yield message
 
 
 async def _wait(changed: asyncio.Event, deadline: float | None, patience_s: float | None) -> bool:

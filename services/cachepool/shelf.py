@@ -36,7 +36,6 @@ class Shelf:
         self.num_entries = 0
         self.num_evicted = 0  # blocks, since the start
         self.num_trimmed = 0  # entries of window groups that went before their block, since the start
-        self._clock = clock
         self._on_groups = on_groups
         self._eviction = policy(clock, by_tenant=self.tenants.has_quota)
         self._blocks: dict[BlockKey, Block] = {}
@@ -52,8 +51,7 @@ class Shelf:
 
     def present(self, keys: Iterable[BlockKey]) -> list[int]:
         """Return the layers that are present of each block, as bitmasks."""
-        get = self._blocks.get
-        return [block.present if (block := get(key)) else 0 for key in keys]
+        return [block.present if block else 0 for block in map(self._blocks.get, keys)]
 
     def chain(self, layout: KvLayout, blocks: Sequence[BlockEntries]) -> list[Block]:
         """Return the records of a request's blocks, linked in chain order; new ones for what is not there.
@@ -78,7 +76,9 @@ class Shelf:
 
     def use(self, chain: Sequence[Block], is_tail: Callable[[int], bool]) -> None:
         """Count a request that names a chain: see `Eviction.use`."""
-        self._eviction.use(chain, is_tail)
+        # What there is room for is known once something had to go; until then ghosts are to keep all they are shown.
+        num_blocks = self.num_stored if self.num_evicted else 2 * (self.num_stored + len(chain))
+        self._eviction.use(chain, is_tail, num_blocks)
 
     def touch(self, chain: Sequence[Block]) -> None:
         """Renew the use of a chain: see `Eviction.touch`."""
@@ -87,6 +87,8 @@ class Shelf:
     def room_for(self, block: Block, frame: Frame, tenant: str) -> int:
         """Evict until an entry fits, and return what it will be charged with. Raises `Overloaded`, typed by cause."""
         charge = entry_charge(frame) + (0 if block.present else BLOCK_OVERHEAD_BYTES)
+        if self.used_bytes + charge <= self.budget_bytes:
+            return charge
         if charge > self.budget_bytes:
             raise Overloaded(f"an entry of {charge} bytes exceeds the pool's budget of {self.budget_bytes}")
         payer = block.tenant if block.present else tenant
@@ -100,11 +102,14 @@ class Shelf:
             block.frames = [None] * block.layout.num_layers
             block.tenant = tenant
             self.num_stored += 1
-        block.frames[frame.layer] = frame
-        block.present |= 1 << frame.layer
+        layer = frame.layer
+        block.frames[layer] = frame
+        block.present |= 1 << layer
         self._charge(block, charge)
         self.num_entries += 1
-        self._tell_groups(block)
+        group = block.layout.group_layers[layer]
+        if block.present & group == group:
+            self._tell_groups(block)
 
     def pin(self, key: BlockKey, layers: int) -> None:
         """Keep these layers of a block from eviction, once they are here, and no others; 0: none."""
@@ -163,21 +168,17 @@ class Shelf:
         self._remove(victim.block, victim.layers)
 
     def _remove(self, block: Block, layers: int) -> None:
-        freed = 0
-        for layer, frame in enumerate(block.frames):
-            if frame is not None and layers >> layer & 1:
-                freed += entry_charge(frame)
-                block.frames[layer] = None
-        block.present &= ~layers
         self.num_entries -= layers.bit_count()
-        if block.present:
-            self.num_trimmed += layers.bit_count()
-        else:
-            freed += BLOCK_OVERHEAD_BYTES
+        if layers == block.present:
+            freed = block.charge
             block.frames = []
             self.num_stored -= 1
             self.num_evicted += 1
-            self._eviction.reuse.evicted(block.uses, self._clock())
+        else:
+            freed = sum(entry_charge(frame) for i, frame in enumerate(block.frames) if frame and layers >> i & 1)
+            block.frames = [None if layers >> i & 1 else frame for i, frame in enumerate(block.frames)]
+            self.num_trimmed += layers.bit_count()
+        block.present &= ~layers
         self._charge(block, -freed)
         self._tell_groups(block)
         self.settle(block)

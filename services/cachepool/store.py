@@ -175,13 +175,12 @@ class Store:
         Raises `BadRequest` when the writer holds no grant for it, `CorruptFrame` when it cannot be this layer's KV,
         `Overloaded` when it does not fit because readers and writers hold all there is.
         """
-        block, bit = self._shelf.get(frame.key), 1 << frame.layer
+        key, layer, codec, _, raw_bytes, payload, _ = frame
+        block, bit = self._shelf.get(key), 1 << layer
         if block is None or not writer.granted.get(block, 0) & bit:
-            raise BadRequest(f"block {frame.key.hex()[:12]} layer {frame.layer} was not granted to this writer")
-        if frame.raw_bytes != block.layout.entry_bytes(frame.layer) or (
-            frame.codec is Codec.RAW and len(frame.payload) != frame.raw_bytes
-        ):
-            raise CorruptFrame(f"{frame.raw_bytes} bytes in layer {frame.layer} are not what the KV layout says")
+            raise BadRequest(f"block {key.hex()[:12]} layer {layer} was not granted to this writer")
+        if raw_bytes != block.layout.entry_bytes(layer) or (codec is Codec.RAW and len(payload) != raw_bytes):
+            raise CorruptFrame(f"{raw_bytes} bytes in layer {layer} are not what the KV layout says")
         try:
             charge = self._shelf.room_for(block, frame, writer.tenant)
         except Overloaded:
@@ -191,9 +190,9 @@ class Store:
         self._shelf.insert(block, frame, charge, writer.tenant)
         for reader, index in block.readers.items():
             reader.on_present(index, bit)
-        if not block.filling:
+        if not block.filling:  # else it is not settled
             self._on_settled(block.key)
-        self._shelf.settle(block)
+            self._shelf.settle(block)
 
     def release(self, writer: Writer, entries: BlockEntries, since: float) -> None:
         """Take grants back from a writer that will not fill them. Its readers' patience counts from `since`."""

@@ -31,7 +31,7 @@ class PullContext:
     links: Links
     metrics: PoolMetrics
     settings: PoolSettings
-    accuse: Callable[[str], None]  # a peer has sent an entry corrupt twice
+    accuse: Callable[[str, float], None]  # leave a peer alone for so many seconds
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ async def arrivals(context: PullContext, terms: Terms, ask: Ask, deadline: Deadl
     peer, stall_s = terms.peer, context.settings.stall_s
     dc = context.links.dc if context.links.is_remote(peer.dc) else ""
     crossing = Crossing(dc, terms.is_background, ask.share, stall_s / HEARTBEATS_IN_PATIENCE)
-    client = PoolClient(context.channels, peer.address, ask.lane, keep=context.store.memory.keep)
+    client = PoolClient(context.channels, peer.address, ask.lane)
     fetch = client.fetch(terms.layout, ask.blocks, (), ask.wait_s, deadline, crossing)
     with context.links.inlet(peer.dc) as inlet:
         async with aclosing(fetch) as arriving:

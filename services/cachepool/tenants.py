@@ -32,7 +32,8 @@ class Tenants:
             self._used[tenant] = used
         else:
             self._used.pop(tenant, None)
-        (self._above.add if used > self.quota_bytes else self._above.discard)(tenant)
+        if self.has_quota:
+            (self._above.add if used > self.quota_bytes else self._above.discard)(tenant)
         return used
 
     def above(self) -> list[str]:

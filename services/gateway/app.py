@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 
 from aiohttp import web
 
+from services.gateway.admission import Admission
 from services.gateway.certainty import IndexCollector
 from services.gateway.cluster import Cluster
 from services.gateway.feed import DECODE_CONDITION, Feed
@@ -107,12 +108,12 @@ def make_http_app(
         codec=settings.codec,
         hand_off=settings.hand_off,
     )
-    pipeline = Pipeline(cluster, router)
+    pipeline, admission = Pipeline(cluster, router), Admission(settings, inflight, cluster.metrics, executor)
     app = web.Application(middlewares=[envelope(cluster.metrics)], client_max_size=settings.max_body_bytes)
     app.on_response_prepare.append(echo_request_id)
-    app.add_routes(GenerationRoutes(pipeline, settings, inflight, executor).routes())
+    app.add_routes(GenerationRoutes(pipeline, settings, admission).routes())
     prefixes = prefixes or Prefixes(cluster, Datacenter(settings.dc))
-    app.add_routes(PrefixRoutes(pipeline, prefixes, settings, inflight, executor).routes())
-    app.add_routes(InfoRoutes(cluster.model, cluster.registry, health, settings, executor).routes())
+    app.add_routes(PrefixRoutes(pipeline, prefixes, settings, admission).routes())
+    app.add_routes(InfoRoutes(cluster.model, cluster.registry, health, admission).routes())
     app.add_routes(status_routes(metrics.registry, health))
     return app

@@ -1,7 +1,7 @@
 """One plan carried out: both workers called at once, both calls over when the iterator is."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
 from functools import partial
 from typing import NamedTuple, cast
@@ -68,12 +68,13 @@ class Attempt:
             with suppress(WorkerLost), rpc_errors(worker):
                 await call.write(pb.Control(start=self._generate_request()))
             self._started.set()
+            messages = aiter(call)  # `call.read()` gives up what has arrived once a write has met the stream's end
             finish_reason: FinishReason | None = None
             is_first = True
             while finish_reason is None:
                 with rpc_errors(worker):
-                    message = await call.read()
-                if not isinstance(message, pb.Tokens):
+                    message = await anext(messages, None)
+                if message is None:
                     raise WorkerLost(f"{worker} ended a stream without a finish reason")
                 if is_first:
                     self._note_first(message)
@@ -82,7 +83,7 @@ class Attempt:
                 if finish_reason is not None:
                     await self._prefilling.wait(LAST_WORD_S)
                 yield TokenEvent(tuple(message.ids), finish_reason, logprobs_from_message(message))
-            await _close(call, worker)
+            await _close(call, messages, worker)
         finally:
             self._cluster.registry.release(worker)
             call.cancel()
@@ -124,10 +125,10 @@ class Attempt:
         )
 
 
-async def _close(call: DecodeCall, worker: str) -> None:
+async def _close(call: DecodeCall, messages: AsyncIterator[pb.Tokens], worker: str) -> None:
     """End a finished stream from both sides, so that the worker does not take the end for a cancellation."""
     with suppress(PrfaasError, TimeoutError):
         async with asyncio.timeout(LAST_WORD_S):
             with rpc_errors(worker):
                 await call.done_writing()
-                await call.read()
+                await anext(messages, None)

@@ -1,39 +1,28 @@
 """The small endpoints: models, health, version, and the tokeniser for who wants to count."""
 
-import asyncio
-from collections.abc import Callable
-from concurrent.futures import Executor
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, TypeVar
+from typing import Any
 
 from aiohttp import web
 
+from services.gateway.admission import Admission
 from services.gateway.model import ServedModel
-from services.gateway.parsing import UnknownFields, parse
 from services.gateway.prepare import check_token_ids, render_ids
 from services.gateway.registry import Registry
 from services.gateway.router import no_decode_worker
-from services.gateway.routes import read_body
-from services.gateway.schema import Body, DetokenizeBody, TokenizeBody
-from services.gateway.settings import GatewaySettings
+from services.gateway.schema import DetokenizeBody, TokenizeBody
 from shared.errors import BadRequest
 from shared.health import Health
-
-B = TypeVar("B", bound=Body)
 
 
 class InfoRoutes:
     """Everything that needs no worker. Shapes are those of vLLM's server."""
 
-    def __init__(
-        self, model: ServedModel, registry: Registry, health: Health, settings: GatewaySettings, executor: Executor
-    ) -> None:
+    def __init__(self, model: ServedModel, registry: Registry, health: Health, admission: Admission) -> None:
         self._model = model
         self._registry = registry
         self._health = health
-        self._settings = settings
-        self._executor = executor
-        self._unknown_fields = UnknownFields()
+        self._admission = admission
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -74,12 +63,13 @@ class InfoRoutes:
         return web.json_response({"version": _version()})
 
     async def tokenize(self, request: web.Request) -> web.Response:
-        return web.json_response(await self._with_body(request, TokenizeBody, self._tokenize))
+        return web.json_response(await self._admission.body(request, TokenizeBody, self._tokenize))
 
     async def detokenize(self, request: web.Request) -> web.Response:
-        return web.json_response(await self._with_body(request, DetokenizeBody, self._detokenize))
+        return web.json_response(await self._admission.body(request, DetokenizeBody, self._detokenize))
 
     def _tokenize(self, body: TokenizeBody) -> dict[str, Any]:
+        self._model.check_name(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise BadRequest("give either prompt or messages", param="prompt")
         if body.prompt is not None:
@@ -92,21 +82,9 @@ class InfoRoutes:
         return {"count": len(ids), "max_model_len": self._model.max_model_len, "tokens": ids, "token_strs": strings}
 
     def _detokenize(self, body: DetokenizeBody) -> dict[str, Any]:
+        self._model.check_name(body.model)
         check_token_ids(body.tokens, self._model.vocab_size, "tokens")
         return {"prompt": self._model.tokenizer.decode(body.tokens, skip_special_tokens=False)}
-
-    async def _with_body(
-        self, request: web.Request, schema: type[B], work: Callable[[B], dict[str, Any]]
-    ) -> dict[str, Any]:
-        data = await read_body(request, self._settings.max_body_bytes)
-
-        def run() -> dict[str, Any]:
-            body = parse(schema, data)
-            self._model.check_name(body.model)
-            self._unknown_fields.note(body)
-            return work(body)
-
-        return await asyncio.get_running_loop().run_in_executor(self._executor, run)
 
     def _model_object(self) -> dict[str, Any]:
         return {

@@ -1,37 +1,30 @@
 """`/v1/prefixes`: compute a prompt's KV ahead of its requests and keep it in the pools for a time."""
 
 import asyncio
-from concurrent.futures import Executor
 from contextlib import aclosing
 from typing import Any
 
 from aiohttp import web
 
-from services.gateway.parsing import UnknownFields, parse
+from services.gateway.admission import Admission
 from services.gateway.pipeline import Pipeline
 from services.gateway.prefixes import Prefix, Prefixes
 from services.gateway.prepare import GenerationRequest, prepare_chat, prepare_completion
-from services.gateway.routes import read_body
 from services.gateway.schema import ChatBody, CompletionBody, PrefixBody
 from services.gateway.settings import GatewaySettings
 from services.gateway.tally import Tally
 from shared.deadline import Deadline
-from shared.errors import BadRequest, Overloaded
-from shared.lifecycle import InFlight
+from shared.errors import BadRequest
 
 
 class PrefixRoutes:
     """Keys come from what any request with this beginning would make of it: same tokens, template and salt."""
 
-    def __init__(
-        self, pipeline: Pipeline, prefixes: Prefixes, settings: GatewaySettings, inflight: InFlight, executor: Executor
-    ) -> None:
+    def __init__(self, pipeline: Pipeline, prefixes: Prefixes, settings: GatewaySettings, admission: Admission) -> None:
         self._pipeline = pipeline
         self._prefixes = prefixes
         self._settings = settings
-        self._inflight = inflight
-        self._executor = executor
-        self._unknown_fields = UnknownFields()
+        self._admission = admission
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -42,14 +35,10 @@ class PrefixRoutes:
 
     async def create(self, request: web.Request) -> web.Response:
         """Pin first, so that nothing pushes out what is computed next; a failure leaves nothing pinned."""
-        if self._inflight.count >= self._settings.max_requests:
-            raise Overloaded(f"{self._settings.max_requests} requests are running already")
         deadline = Deadline.after(self._settings.request_timeout_s)
-        with self._inflight.track():
+        with self._admission.admitted():
             async with deadline.scope("the prefix was being computed"):
-                data = await read_body(request, self._settings.max_body_bytes)
-                loop = asyncio.get_running_loop()
-                body, asked = await loop.run_in_executor(self._executor, self._prepared, data)
+                body, asked = await self._admission.body(request, PrefixBody, self._prepared)
                 num_tokens, name = len(asked.token_ids), body.name or ""
                 prefix = await self._prefixes.keep(asked.keys, num_tokens, asked.salt, body.ttl_s, name)
                 tally = Tally(num_tokens)
@@ -69,10 +58,8 @@ class PrefixRoutes:
         await self._prefixes.drop(prefix_id)
         return web.json_response({"id": prefix_id, "object": "prefix", "deleted": True})
 
-    def _prepared(self, data: bytes) -> tuple[PrefixBody, GenerationRequest]:
+    def _prepared(self, body: PrefixBody) -> tuple[PrefixBody, GenerationRequest]:
         """Return the request that computes the prefix: all of it, and one token."""
-        body = parse(PrefixBody, data)
-        self._unknown_fields.note(body)
         if (body.prompt is None) == (body.messages is None):
             raise BadRequest("give either prompt or messages", param="prompt")
         model = self._pipeline.cluster.model

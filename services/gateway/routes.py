@@ -1,18 +1,14 @@
 """The HTTP API: OpenAI's endpoints over the pipeline, streaming and not."""
 
-import asyncio
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
 from typing import TypeVar
 
 from aiohttp import web
 
+from services.gateway.admission import Admission
 from services.gateway.choices import Choices
 from services.gateway.middleware import request_id_of
 from services.gateway.model import ServedModel
-from services.gateway.parsing import UnknownFields, parse
 from services.gateway.pipeline import Pipeline
 from services.gateway.prepare import Prepared, prepare_chat, prepare_completion
 from services.gateway.replies import ChatReply, Choice, CompletionReply, Reply
@@ -21,8 +17,7 @@ from services.gateway.settings import GatewaySettings
 from services.gateway.sse import EventStream
 from services.gateway.text import ShownToken
 from shared.deadline import Deadline
-from shared.errors import BodyTooLarge, Internal, Overloaded, PrfaasError
-from shared.lifecycle import InFlight
+from shared.errors import Internal, PrfaasError
 from shared.log import get_logger
 
 log = get_logger()
@@ -31,17 +26,12 @@ B = TypeVar("B", bound=Sampling)
 
 
 class GenerationRoutes:
-    """`/v1/completions` and `/v1/chat/completions`.
+    """`/v1/completions` and `/v1/chat/completions`."""
 
-    `executor` takes what would hold up the event loop: parsing bodies, templates, tokenising, hashing.
-    """
-
-    def __init__(self, pipeline: Pipeline, settings: GatewaySettings, inflight: InFlight, executor: Executor) -> None:
+    def __init__(self, pipeline: Pipeline, settings: GatewaySettings, admission: Admission) -> None:
         self._pipeline = pipeline
         self._settings = settings
-        self._inflight = inflight
-        self._executor = executor
-        self._unknown_fields = UnknownFields()
+        self._admission = admission
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -65,12 +55,13 @@ class GenerationRoutes:
         """Run one request under its deadline. A failure becomes a status, or an event once one is out."""
         deadline = Deadline.after(self._settings.request_timeout_s)
         stream = EventStream(request)
-        with self._admitted():
+        model = self._pipeline.cluster.model
+        with self._admission.admitted():
             try:
                 async with deadline.scope("the request was being served"):
-                    data = await read_body(request, self._settings.max_body_bytes)
-                    body, prepared = await self._off_loop(partial(self._prepared, schema, prepare, data))
-                    model = self._pipeline.cluster.model
+                    body, prepared = await self._admission.body(
+                        request, schema, lambda body: (body, prepare(model, body))
+                    )
                     reply = shape(
                         request_id_of(request),
                         model.name,
@@ -97,32 +88,6 @@ class GenerationRoutes:
                 log.exception("stream_crashed")
                 self._pipeline.cluster.metrics.request_failed(Internal.code)
                 return await stream.fail(Internal("the server failed to handle this request"))
-
-    def _prepared(
-        self, schema: type[B], prepare: Callable[[ServedModel, B], Prepared], data: bytes
-    ) -> tuple[B, Prepared]:
-        body = parse(schema, data)
-        self._unknown_fields.note(body)
-        return body, prepare(self._pipeline.cluster.model, body)
-
-    async def _off_loop(self, work: Callable[[], tuple[B, Prepared]]) -> tuple[B, Prepared]:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
-
-    @contextmanager
-    def _admitted(self) -> Iterator[None]:
-        """Count the body as a running request. Raises `Draining` and `Overloaded`."""
-        if self._inflight.count >= self._settings.max_requests:
-            raise Overloaded(f"{self._settings.max_requests} requests are running already")
-        running = self._pipeline.cluster.metrics.running
-        with self._inflight.track(), running.track_inprogress():
-            yield
-
-
-async def read_body(request: web.Request, limit_bytes: int) -> bytes:
-    """Raises `BodyTooLarge`, before reading where the length is announced."""
-    if (request.content_length or 0) > limit_bytes:
-        raise BodyTooLarge(f"the body has {request.content_length} bytes; this server takes {limit_bytes}")
-    return await request.read()
 
 
 async def _whole(choices: Choices, reply: Reply, num_choices: int) -> web.Response:

@@ -90,6 +90,12 @@ class KvLayout:
         return tuple(GroupSpec(window, mask) for window, mask in masks.items())
 
     @cached_property
+    def group_layers(self) -> tuple[int, ...]:
+        """For each layer all layers of its group, as a bitmask."""
+        masks = {group.window: group.layers for group in self.groups}
+        return tuple(masks[spec.window] for spec in self.layers)
+
+    @cached_property
     def window_layers(self) -> int:
         """The layers that attend to a window only, as a bitmask."""
         return sum(group.layers for group in self.groups if group.window is not None)

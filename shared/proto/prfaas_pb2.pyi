@@ -101,7 +101,7 @@ Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 @_typing.final
 class Frame(_message.Message):
-    """One block's KV in one layer. The checksum is XXH3-64 over the packed header and the payload."""
+    """One block's KV in one layer. The checksum is XXH3-64 of the payload, seeded with XXH3-64 of the packed header."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -554,21 +554,29 @@ Global___LookupRequest: _TypeAlias = LookupRequest  # noqa: Y015
 
 @_typing.final
 class LookupReply(_message.Message):
+    """In the order of the keys; each bitmask stands for a run of keys, for in a chain most are equal."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     PRESENT_FIELD_NUMBER: _builtins.int
+    NUM_KEYS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def present(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """layer bitmask for each key"""
+        """layer bitmasks"""
+
+    @_builtins.property
+    def num_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """parallel to them: how many keys each is for"""
 
     def __init__(
         self,
         *,
         present: _abc.Iterable[_builtins.bytes] | None = ...,
+        num_keys: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["present", b"present"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_keys", b"num_keys", "present", b"present"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,10 +1,11 @@
 """Wire messages to the suite's own types and back. What comes from a peer is validated here, once."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
+from itertools import groupby
 from typing import cast
 
-from shared.errors import BadRequest, CorruptFrame
+from shared.errors import BadRequest, CorruptFrame, Internal
 from shared.ids import BlockKey, Datacenter
 from shared.kv.codec import FIDELITY_OF, Codec, Fidelity
 from shared.kv.entries import BlockEntries, Source
@@ -31,17 +32,27 @@ def mask_from_bytes(data: bytes) -> int:
     return int.from_bytes(data, "little")
 
 
-def masks_to_bytes(masks: Sequence[int]) -> list[bytes]:
-    """Encode layer bitmasks, as `mask_to_bytes` does one by one: of thousands, most are equal."""
-    encoded = {mask: mask_to_bytes(mask) for mask in set(masks)}
-    return [encoded[mask] for mask in masks]
-
-
 def masks_from_bytes(data: Iterable[bytes]) -> list[int]:
     """Decode layer bitmasks, as `mask_from_bytes` does one by one. Raises `BadRequest`."""
     encoded = list(data)
     masks = {mask: mask_from_bytes(mask) for mask in set(encoded)}
     return [masks[mask] for mask in encoded]
+
+
+def lookup_to_message(masks: Iterable[int]) -> pb.LookupReply:
+    """Encode the layer bitmasks of looked up blocks as runs of equal ones."""
+    runs = [(mask, len(list(run))) for mask, run in groupby(masks)]
+    return pb.LookupReply(present=[mask_to_bytes(mask) for mask, _ in runs], num_keys=[count for _, count in runs])
+
+
+def lookup_from_message(message: pb.LookupReply, num_keys: int) -> list[int]:
+    """Return the layer bitmask of each of the `num_keys` blocks that were asked for. Raises `Internal`."""
+    if len(message.present) != len(message.num_keys) or sum(message.num_keys) != num_keys:
+        raise Internal(f"a pool answered for {sum(message.num_keys)} keys, it was asked for {num_keys}")
+    masks: list[int] = []
+    for data, count in zip(message.present, message.num_keys, strict=True):
+        masks += [mask_from_bytes(data)] * count
+    return masks
 
 
 def key_from_bytes(data: bytes) -> BlockKey:
@@ -83,7 +94,9 @@ def entries_to_messages(blocks: Iterable[BlockEntries]) -> list[pb.BlockEntries]
 
 
 def entries_from_messages(messages: Iterable[pb.BlockEntries]) -> list[BlockEntries]:
-    return [BlockEntries(key_from_bytes(m.key), mask_from_bytes(m.layers)) for m in messages]
+    blocks = [BlockEntries(BlockKey(m.key), mask_from_bytes(m.layers)) for m in messages]
+    keys_from_bytes(key for key, _ in blocks)
+    return blocks
 
 
 def sources_to_messages(sources: Iterable[Source]) -> list[pb.Source]:

@@ -18,12 +18,13 @@ from shared.rpc.convert import (
     entries_from_messages,
     entries_to_messages,
     layout_to_message,
+    lookup_from_message,
     masks_from_bytes,
     sources_to_messages,
 )
 from shared.rpc.options import SHARED_LANE, Lane
 from shared.rpc.pool_calls import fetch_call, publish_call
-from shared.rpc.wire import Keep, Unreadable
+from shared.rpc.wire import Unreadable
 
 LEASE_S = 15.0
 
@@ -116,16 +117,10 @@ class Publication:
 class PoolClient:
     """One cache pool as its clients see it. Holds no state: channels belong to `Channels`."""
 
-    def __init__(
-        self, channels: Channels, address: str, lane: Lane = SHARED_LANE, *, keep: Keep | None = None, tenant: str = ""
-    ) -> None:
-        """Fetched payloads are what `keep` makes of them; without, each is a view that keeps its message alive.
-
-        `tenant` pays for what is stored and pulled.
-        """
+    def __init__(self, channels: Channels, address: str, lane: Lane = SHARED_LANE, *, tenant: str = "") -> None:
+        """Fetched payloads are views that keep their message alive. `tenant` pays for what is stored and pulled."""
         self._tenant = tenant
         self._channels = channels
-        self._keep = keep
         self.address = address
         self._lane = lane
 
@@ -154,9 +149,7 @@ class PoolClient:
             heartbeat_ms=int(crossing.heartbeat_s * 1000),
             urgency=pb.URGENCY_BACKGROUND if crossing.is_background else pb.URGENCY_FOREGROUND,
         )
-        call = fetch_call(self._channels.get(self.address, self._lane), self._keep)(
-            request, timeout=deadline.remaining()
-        )
+        call = fetch_call(self._channels.get(self.address, self._lane))(request, timeout=deadline.remaining())
         try:
             with rpc_errors(self.address):
                 async for reply in call:
@@ -169,7 +162,7 @@ class PoolClient:
         lookup = CachePoolStub(self._channels.get(self.address)).Lookup
         with rpc_errors(self.address):
             reply = await lookup(pb.LookupRequest(keys=keys), timeout=deadline.remaining())
-        return masks_from_bytes(reply.present)
+        return lookup_from_message(reply, len(keys))
 
     @asynccontextmanager
     async def publish(self, deadline: Deadline) -> AsyncIterator[Publication]:

@@ -1,7 +1,6 @@
 """The pool's calls on which frames travel: as generated, but with the (de)serialisers of `shared.rpc.wire`."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -9,7 +8,7 @@ import grpc.aio
 
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import CachePoolServicer, add_CachePoolServicer_to_server
-from shared.rpc.wire import Keep, decode_fetch, decode_publish, encode_fetch, encode_publish
+from shared.rpc.wire import decode_fetch, decode_publish, encode_fetch, encode_publish
 
 if TYPE_CHECKING:  # generic in the stubs only
     Handlers = Mapping[str, grpc.RpcMethodHandler[Any, Any]]
@@ -17,8 +16,8 @@ if TYPE_CHECKING:  # generic in the stubs only
 SERVICE = "prfaas.v1.CachePool"
 
 
-def add_pool_servicer(servicer: CachePoolServicer, server: grpc.aio.Server, keep: Keep) -> None:
-    """Add a servicer that gets and writes batches as sequences of frames; `keep` makes room for what comes.
+def add_pool_servicer(servicer: CachePoolServicer, server: grpc.aio.Server) -> None:
+    """Add a servicer that gets and writes batches as sequences of frames.
 
     `Publish` gets what `decode_publish` returns, `Fetch` may write what `encode_fetch` takes; the other methods are as
     generated.
@@ -27,19 +26,19 @@ def add_pool_servicer(servicer: CachePoolServicer, server: grpc.aio.Server, keep
     add_CachePoolServicer_to_server(servicer, generated)
     handlers = dict(generated.handlers)
     handlers["Publish"] = grpc.stream_stream_rpc_method_handler(
-        servicer.Publish, partial(decode_publish, keep=keep), pb.PublishReply.SerializeToString
+        servicer.Publish, decode_publish, pb.PublishReply.SerializeToString
     )
     handlers["Fetch"] = grpc.unary_stream_rpc_method_handler(servicer.Fetch, pb.FetchRequest.FromString, encode_fetch)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     server.add_registered_method_handlers(SERVICE, handlers)
 
 
-def fetch_call(channel: grpc.aio.Channel, keep: Keep | None) -> Any:
+def fetch_call(channel: grpc.aio.Channel) -> Any:
     """Return the multi-callable of `Fetch`; replies come as from `decode_fetch`."""
     return channel.unary_stream(
         f"/{SERVICE}/Fetch",
         request_serializer=pb.FetchRequest.SerializeToString,
-        response_deserializer=partial(decode_fetch, keep=keep),
+        response_deserializer=decode_fetch,
     )
 
 

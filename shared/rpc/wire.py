@@ -6,10 +6,11 @@ that fast is what serialisers of protobuf write, fields in order; everything els
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -17,12 +18,9 @@ from shared.errors import CorruptFrame, PrfaasError
 from shared.ids import BlockKey
 from shared.kv.codec import Codec, Fidelity, Payload
 from shared.kv.frame import Frame
+from shared.kv.hashing import KEY_BYTES
 from shared.proto import prfaas_pb2 as pb
 from shared.rpc.convert import frame_from_message
-
-Keep = Callable[[Payload], Payload]
-"""Makes a payload independent of the message it came in: for who stores frames."""
-
 
 Batch = TypeVar("Batch", pb.PublishRequest, pb.FetchReply)
 
@@ -50,6 +48,26 @@ _UINT32_END = 1 << 32
 _IN_PUBLISH, _IN_FETCH = b"\x12", b"\x0a"
 
 
+class _Form(NamedTuple):
+    """What the headers of like frames have in common: all but key and checksum. Most messages have frames of one."""
+
+    before: bytes  # the key
+    between: bytes  # key and checksum
+    after: bytes  # the checksum
+    head: struct.Struct  # before, key, between, checksum, after
+
+
+@lru_cache(maxsize=1024)
+def _form(layer: int, codec: Codec, fidelity: Fidelity, raw_bytes: int, payload_bytes: int) -> _Form:
+    """Return the form of frames that leave no field out but, at most, the layer."""
+    number = b"\x10" + _varint(layer) if layer else b""
+    between = b"%b\x18%b\x20%b\x28%b\x31" % (number, _SMALL[codec], _SMALL[fidelity], _varint(raw_bytes))
+    after = b"\x3a" + _varint(payload_bytes)
+    num_bytes = 2 + KEY_BYTES + len(between) + 8 + len(after) + payload_bytes
+    before = b"\x0a%b\x0a\x20" % _varint(num_bytes)
+    return _Form(before, between, after, struct.Struct(f"<{len(before)}s{KEY_BYTES}s{len(between)}sQ{len(after)}s"))
+
+
 def encode_publish(message: "pb.PublishRequest | Sequence[Frame]") -> bytes:
     """Write a `PublishRequest`; a sequence of frames is one with a batch."""
     return message.SerializeToString() if isinstance(message, pb.PublishRequest) else _batch(_IN_PUBLISH, message)
@@ -60,27 +78,29 @@ def encode_fetch(message: "pb.FetchReply | Sequence[Frame]") -> bytes:
     return message.SerializeToString() if isinstance(message, pb.FetchReply) else _batch(_IN_FETCH, message)
 
 
-def decode_publish(data: bytes, keep: Keep | None = None) -> "pb.PublishRequest | list[Frame] | Unreadable":
-    """Read a `PublishRequest`; one with a batch comes as its frames, not verified.
-
-    Payloads are views of `data`, or what `keep` makes of them.
-    """
-    return _decoded(data, _IN_PUBLISH, pb.PublishRequest, keep)
+def decode_publish(data: bytes) -> "pb.PublishRequest | list[Frame] | Unreadable":
+    """Read a `PublishRequest`; one with a batch comes as its frames, not verified. Payloads are views of `data`."""
+    return _decoded(data, _IN_PUBLISH, pb.PublishRequest)
 
 
-def decode_fetch(data: bytes, keep: Keep | None = None) -> "pb.FetchReply | list[Frame] | Unreadable":
+def decode_fetch(data: bytes) -> "pb.FetchReply | list[Frame] | Unreadable":
     """Read a `FetchReply`, as `decode_publish` does a request."""
-    return _decoded(data, _IN_FETCH, pb.FetchReply, keep)
+    return _decoded(data, _IN_FETCH, pb.FetchReply)
 
 
 def _batch(tag: bytes, frames: Iterable[Frame]) -> bytes:
     parts: list[Payload] = [b""]
     size = 0
     for frame in frames:
-        header = _header(frame)
-        payload = frame.payload
+        key, layer, codec, fidelity, raw_bytes, payload, checksum = frame
+        num_bytes = len(payload)
+        if num_bytes and raw_bytes and checksum and len(key) == KEY_BYTES:
+            before, between, after, head = _form(layer, codec, fidelity, raw_bytes, num_bytes)
+            header = head.pack(before, key, between, checksum, after)
+        else:
+            header = _header(frame)
         parts += (header, payload)
-        size += len(header) + len(payload)
+        size += len(header) + num_bytes
     parts[0] = tag + _varint(size)
     return b"".join(parts)
 
@@ -102,22 +122,19 @@ def _header(frame: Frame) -> bytes:
     return b"\x0a" + _varint(len(fields) + num_bytes) + fields
 
 
-def _decoded(data: bytes, tag: bytes, kind: type[Batch], keep: Keep | None) -> "Batch | list[Frame] | Unreadable":
-    if data.startswith(tag) and (frames := _frames(data, keep)) is not None:
+def _decoded(data: bytes, tag: bytes, kind: type[Batch]) -> "Batch | list[Frame] | Unreadable":
+    if data.startswith(tag) and (frames := _frames(data)) is not None:
         return frames
     try:
         message = kind.FromString(data)
-        if not message.HasField("frames"):
-            return message
-        frames = [frame_from_message(m) for m in message.frames.frames]
-        return [replace(f, payload=keep(f.payload)) for f in frames] if keep else frames
+        return [frame_from_message(m) for m in message.frames.frames] if message.HasField("frames") else message
     except DecodeError as error:
         return Unreadable(CorruptFrame(f"a message that is no {kind.__name__}: {error}"))
     except CorruptFrame as error:
         return Unreadable(error)
 
 
-def _frames(data: bytes, keep: Keep | None) -> list[Frame] | None:
+def _frames(data: bytes) -> list[Frame] | None:
     """Return the frames of a message that is one batch and nothing else; None when a parser must look at it."""
     size, at = _read_varint(data, 1)
     end = len(data)
@@ -131,16 +148,41 @@ def _frames(data: bytes, keep: Keep | None) -> list[Frame] | None:
             return None
         length, key, layer, codec, fidelity, raw_bytes, checksum, payload_length = match.groups()
         first = match.end()
-        at = first + _value(payload_length)
+        num_bytes = _value(payload_length)
+        at = first + num_bytes
         number, raw = _value(layer) if layer else 0, _value(raw_bytes)
         if match.end(1) + _value(length) != at or at > end or number >= _UINT32_END or raw >= _UINT32_END:
             return None
         if codec not in _CODECS or fidelity not in _FIDELITIES:
             return None
-        payload: Payload = view[first:at] if keep is None else keep(view[first:at])
-        seal = int.from_bytes(checksum, "little")
-        frames.append(Frame(BlockKey(key), number, _CODECS[codec], _FIDELITIES[fidelity], raw, payload, seal))
+        like = Frame(
+            BlockKey(key),
+            number,
+            _CODECS[codec],
+            _FIDELITIES[fidelity],
+            raw,
+            view[first:at],
+            int.from_bytes(checksum, "little"),
+        )
+        frames.append(like)
+        at = _append_like(like, data, view, at, frames)
     return frames
+
+
+def _append_like(like: Frame, data: bytes, view: memoryview, at: int, frames: list[Frame]) -> int:
+    """Read frames that differ from one in key, checksum and payload only; return where they end."""
+    _, layer, codec, fidelity, raw, payload, _ = like
+    num_bytes = len(payload)
+    *form, head = _form(layer, codec, fidelity, raw, num_bytes)
+    last = len(data) - head.size - num_bytes
+    while at <= last:
+        before, key, between, checksum, after = head.unpack_from(data, at)
+        if [before, between, after] != form:
+            break
+        first = at + head.size
+        at = first + num_bytes
+        frames.append(Frame(key, layer, codec, fidelity, raw, view[first:at], checksum))
+    return at
 
 
 @lru_cache(maxsize=1024)  # frames of a message have one size

@@ -252,15 +252,6 @@ def announce(cluster: Cluster, worker: str, role: Role, dc: str, address: str, *
     cluster.registry.apply_membership(event, time.monotonic())
 
 
-async def eventually(holds: Callable[[], object], within_s: float = 1.0) -> None:
-    """Wait until `holds()` is true; TimeoutError when that takes too long."""
-    async with asyncio.timeout(within_s):
-        while True:
-            if holds():
-                return
-            await asyncio.sleep(0.005)
-
-
 async def events_of(response: aiohttp.ClientResponse) -> list[Any]:
     """Read a whole stream of server-sent events; [DONE] stays a string."""
     found: list[Any] = []

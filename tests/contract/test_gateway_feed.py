@@ -32,8 +32,9 @@ from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import CachePoolServicer, add_CachePoolServicer_to_server
 from shared.rpc.client import Channels
 from shared.rpc.server import GrpcServer
-from tests.contract.gateway_harness import FINGERPRINT, LAYOUT, eventually, served_model
+from tests.contract.gateway_harness import FINGERPRINT, LAYOUT, served_model
 from tests.support.events import load
+from tests.support.waiting import until
 
 POOL = WorkerId("cachepool-east")
 KEYS = [BlockKey(bytes([i]) * 32) for i in range(4)]
@@ -138,7 +139,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 async def test_a_pool_that_is_met_is_asked_for_its_snapshot_and_followed(world: World) -> None:
     world.pool.stored, world.pool.sequence = KEYS[:2], 5
     await world.announce(POOL, "cachepool")
-    await eventually(lambda: world.longest() == 2)
+    await until(lambda: world.longest() == 2)
     await world.placed(6, KEYS[2])
     assert world.longest() == 3
     await world.announce(POOL, "cachepool")
@@ -148,20 +149,20 @@ async def test_a_pool_that_is_met_is_asked_for_its_snapshot_and_followed(world: 
 
 async def test_small_events_wait_for_one_another_and_not_for_a_question(world: World) -> None:
     await world.announce(POOL, "cachepool")
-    await eventually(lambda: world.longest() == 0)
+    await until(lambda: world.longest() == 0)
     index = world.cluster.index
     for sequence, key in enumerate(KEYS, 1):
         await world.placed(sequence, key)
     await world.placed(5)
     assert index.certainty(0.0)[POOL].sequence == 5
     await world.placed(6, BlockKey(bytes([9]) * 32))
-    await eventually(lambda: not index.has_waiting)
+    await until(lambda: not index.has_waiting)
     assert world.longest() == 4
 
 
 async def test_the_index_is_brought_room_to_grow(world: World) -> None:
     await world.announce(POOL, "cachepool")
-    await eventually(lambda: world.longest() == 0)
+    await until(lambda: world.longest() == 0)
     index, num_blocks, sequence, before = world.cluster.index, 0, 0, 0
     while index.room_wanted is None:
         sequence += 1
@@ -169,32 +170,32 @@ async def test_the_index_is_brought_room_to_grow(world: World) -> None:
         num_blocks += len(keys)
         before = index.nbytes
         await world.placed(sequence, *keys)
-    await eventually(lambda: index.is_moving, within_s=10)
+    await until(lambda: index.is_moving)
     assert index.nbytes >= 3 * before
     assert index.num_blocks() == {POOL: num_blocks}
 
 
 async def test_a_gap_heals_by_a_snapshot(world: World) -> None:
     await world.announce(POOL, "cachepool")
-    await eventually(lambda: world.longest() == 0)
+    await until(lambda: world.longest() == 0)
     world.pool.stored, world.pool.sequence = KEYS[:3], 4
     await world.placed(4, KEYS[2])
     assert world.longest() is None
-    await eventually(lambda: world.longest() == 3)
+    await until(lambda: world.longest() == 3)
 
 
 async def test_a_restarted_pool_and_a_reset_bus_lead_to_new_snapshots(world: World) -> None:
     world.pool.stored = KEYS[:2]
     await world.announce(POOL, "cachepool")
-    await eventually(lambda: world.longest() == 2)
+    await until(lambda: world.longest() == 2)
     world.pool.epoch, world.pool.stored = 2, []
     await world.announce(POOL, "cachepool", epoch=2)
-    await eventually(lambda: world.longest() == 0)
+    await until(lambda: world.longest() == 0)
     world.pool.stored = KEYS[:1]
     world.feed.reset(TOPIC_MEMBERSHIP)
     assert world.longest() == 0
     world.feed.reset(TOPIC_PLACEMENT)
-    await eventually(lambda: world.longest() == 1)
+    await until(lambda: world.longest() == 1)
 
 
 async def test_a_failing_snapshot_is_tried_again_without_haste(world: World) -> None:
@@ -207,12 +208,12 @@ async def test_a_failing_snapshot_is_tried_again_without_haste(world: World) -> 
     assert world.longest() is None
     world.pool.fails = False
     world.pool.sequence = 99
-    await eventually(lambda: world.longest() == 0)
+    await until(lambda: world.longest() == 0)
 
 
 async def test_a_pool_that_left_is_forgotten(world: World) -> None:
     await world.announce(POOL, "cachepool")
-    await eventually(lambda: world.longest() == 0)
+    await until(lambda: world.longest() == 0)
     await world.announce(POOL, "cachepool", left=True)
     assert world.longest() is None
     assert world.cluster.registry.view().pools == {}
@@ -220,16 +221,16 @@ async def test_a_pool_that_left_is_forgotten(world: World) -> None:
 
 async def test_a_pool_that_cannot_be_reached_is_in_no_plan_whatever_the_bus_says(world: World) -> None:
     await world.announce(POOL, "cachepool")
-    await eventually(lambda: world.longest() == 0)
+    await until(lambda: world.longest() == 0)
     await world.server.stop(0)
-    await eventually(lambda: world.cluster.registry.view().pools == {}, within_s=3)
+    await until(lambda: world.cluster.registry.view().pools == {})
     await world.announce(POOL, "cachepool")
     view = world.cluster.registry.view()
     assert (view.pools, view.problems) == ({}, (f"{POOL}: cannot be reached",))
     again = GrpcServer("127.0.0.1", int(world.address.split(":")[1]), Health(), InFlight())
     add_CachePoolServicer_to_server(world.pool, again.grpc)
     await again.start()
-    await eventually(lambda: POOL in world.cluster.registry.view().pools, within_s=5)
+    await until(lambda: POOL in world.cluster.registry.view().pools)
     await again.stop(0)
 
 

@@ -1,15 +1,14 @@
 """Fifty requests with one long prefix, in two datacenters at once: each block is computed, stored and carried once."""
 
 import asyncio
-import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.checkpoints import VOCAB, served
 from tests.support.suite import Suite, running_suite
-from tests.unit.model.tiny import VOCAB, save_checkpoint
 
 pytestmark = [pytest.mark.suite, pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -24,19 +23,8 @@ NUM_BLOCKS = PREFIX_TOKENS // BLOCK
 
 @pytest.fixture
 def suite(tmp_path: Path) -> Iterator[Suite]:
-    """A tiny model with a long context. Prefill is where the computers are: in the east, for both gateways."""
-    model = tmp_path / "model"
-    save_checkpoint("llama", model)
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192}))
-    environ = {
-        "PRFAAS_MODEL": str(model),
-        "PRFAAS_CACHE_DIR": str(tmp_path / "cache"),
-        "PRFAAS_DTYPE": "float32",
-        "PRFAAS_CODEC": "raw",  # so that bytes are known to the last one
-        "PRFAAS_KV_BYTES": "512MiB",
-        "PRFAAS_THREADS": "1",
-    }
+    """Prefill is where the computers are: in the east, for both gateways."""
+    environ = served(tmp_path) | {"PRFAAS_CODEC": "raw"}  # so that bytes are known to the last one
     with running_suite(tmp_path, SERVICES, **environ) as suite:
         yield suite
 

@@ -3,8 +3,8 @@
 import asyncio
 import random
 import time
-from collections.abc import Coroutine
-from dataclasses import replace
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,9 +17,9 @@ from shared.kv.frame import Frame
 from shared.model.batch import Batch
 from shared.model.paged import PagedKv
 from shared.proto import prfaas_pb2 as pb
-from tests.support.engines import Node, two_datacenters
+from tests.support.engines import Node, TwoDatacenters, two_datacenters
 from tests.support.tiny import MODELS, greedy_reference
-from tests.support.waiting import eventually
+from tests.support.waiting import until
 
 BLOCK = 64
 EDGES = [1, 63, 64, 65, 127, 128, 129, 200, 577]
@@ -174,7 +174,7 @@ async def test_corrupt_entries_are_never_decoded_from(where: str) -> None:
         store = getattr(dcs, where).pool.store
         for block in list(store._shelf)[2:4]:
             frame = block.frames[1]
-            block.frames[1] = replace(frame, payload=bytes([frame.payload[0] ^ 1]) + frame.payload[1:])
+            block.frames[1] = frame._replace(payload=bytes([frame.payload[0] ^ 1]) + frame.payload[1:])
         result = await dcs.generate(tokens, prefill=False, wait_ms=0)
         assert result.ids == greedy_reference("llama", tokens, 8)
         assert result.cached(333) == 2 * BLOCK  # what precedes the first bad block
@@ -188,12 +188,8 @@ async def test_a_client_that_vanishes_while_queued_leaves_nothing_behind(monkeyp
         _slow_down(dcs.decode, monkeypatch, seconds=0.01)
         running = asyncio.create_task(dcs.generate(prompt(500), 20))  # 9 of 12 pages
         await asyncio.sleep(0.2)
-        await _vanish(dcs.generate(prompt(500, seed=1), 20), after_s=0.1)
-
-        async def nobody_waits() -> bool:
-            return dcs.decode.metric("num_requests_waiting") == 0
-
-        await eventually(nobody_waits, within_s=1)
+        await _vanish(dcs.generate(prompt(500, seed=1), 20), lambda: dcs.decode.metric("num_requests_waiting") == 1)
+        await until(lambda: dcs.decode.metric("num_requests_waiting") == 0)
         assert (await running).ids == greedy_reference("llama", prompt(500), 20)
         await dcs.assert_idle()
 
@@ -212,7 +208,7 @@ async def test_a_client_that_vanishes_leaves_nothing_behind(point: str, monkeypa
             _slow_down(dcs.decode, monkeypatch, seconds=0.2)
         elif point == "decode":
             _slow_down(dcs.decode, monkeypatch, seconds=0.005)
-        await _vanish(dcs.generate(tokens, 500), after_s=0.0 if point == "at once" else 0.4)
+        await _vanish(dcs.generate(tokens, 500), partial(_is_reached, dcs, point))
         if point == "prefill":
             assert 0 < dcs.pool_east.metric("entries_published_total") < 40
         if point == "transfer":
@@ -227,9 +223,20 @@ async def test_a_client_that_vanishes_leaves_nothing_behind(point: str, monkeypa
         assert (await dcs.generate(again)).ids == greedy_reference("llama", again, 8)
 
 
-async def _vanish(request: Coroutine[Any, Any, object], after_s: float) -> None:
+def _is_reached(dcs: TwoDatacenters, point: str) -> bool:
+    counts = {
+        "prefill": dcs.pool_east.metric("entries_published_total"),
+        "transfer": dcs.pool_west.metric("pulled_entries_total", peer=dcs.pool_east.address),
+        "tail": dcs.decode.metric("num_requests_running"),
+        "decode": dcs.decode.metric("generation_tokens_total"),
+    }
+    return point == "at once" or counts[point] > 0
+
+
+async def _vanish(request: Coroutine[Any, Any, object], when: Callable[[], bool]) -> None:
     task = asyncio.create_task(request)
-    await asyncio.sleep(after_s)
+    await asyncio.sleep(0)  # let it begin
+    await until(when)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -54,7 +54,7 @@ class Service:
         async with self.client.post("/v1/completions", json=body) as response:
             answer = await response.json()
             assert response.status == 200, answer
-        await self.dcs.assert_idle(within_s=5.0)
+        await self.dcs.assert_idle()
         tokens: int = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
         return tokens
 
@@ -63,7 +63,7 @@ class Service:
         async with self.client.post("/v1/prefixes", json={"prompt": prompt, "ttl_s": 600}) as response:
             answer = await response.json()
             assert response.status == 200, answer
-        await self.dcs.assert_idle(within_s=5.0)
+        await self.dcs.assert_idle()
         assert answer["kept_tokens"] == PREFIX_BLOCKS * BLOCK
         prefix_id: str = answer["id"]
         return prefix_id

@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-from dataclasses import replace
 
 import pytest
 
@@ -88,4 +87,4 @@ def corrupt(store: Store, key: BlockKey, layer: int) -> None:
     assert block is not None
     frame = block.frames[layer]
     assert frame is not None
-    block.frames[layer] = replace(frame, payload=bytes([frame.payload[0] ^ 1]) + bytes(frame.payload[1:]))
+    block.frames[layer] = frame._replace(payload=bytes([frame.payload[0] ^ 1]) + bytes(frame.payload[1:]))

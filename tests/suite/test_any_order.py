@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 from aiokafka import AIOKafkaProducer
 
+from tests.support.checkpoints import served
 from tests.support.suite import SERVICES, Suite
 from tests.support.texts import real_text
 from tests.support.waiting import eventually
@@ -17,8 +18,8 @@ HEAL_S = 20
 
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
-    # float32: in bfloat16 another split of the prompt may round to another token
-    suite = Suite(tmp_path_factory.mktemp("any-order"), {"PRFAAS_DTYPE": "float32", "PRFAAS_KV_BYTES": "1GiB"})
+    folder = tmp_path_factory.mktemp("any-order")
+    suite = Suite(folder, served(folder))
     try:
         suite.start(*reversed(SERVICES))  # the gateway first, and no broker yet
         yield suite
@@ -34,20 +35,20 @@ async def ready(suite: Suite) -> None:
 
 
 async def test_started_backwards_with_the_broker_last_it_serves(suite: Suite) -> None:
-    answer = await suite.complete(real_text(6000), 4)
+    answer = await suite.complete(real_text(2000), 4)
     assert answer["usage"]["completion_tokens"] == 4
 
 
 @pytest.mark.parametrize("name", [*SERVICES, "broker"])
 async def test_a_service_that_was_killed_comes_back(suite: Suite, name: str) -> None:
-    text = real_text(4000, skip=1000 * len(name))
+    text = real_text(1500, skip=1000 * len(name))
     before = await suite.complete(text, 4)
     suite.kill(name)
     suite.start(name)
     await suite.ready(HEAL_S)
     after = await suite.complete(text, 4)
     assert after["choices"][0]["text"] == before["choices"][0]["text"]
-    long = await suite.complete(real_text(8000, skip=200_000 + 9000 * len(name)), 4)
+    long = await suite.complete(real_text(3000, skip=200_000 + 9000 * len(name)), 4)
     assert long["usage"]["completion_tokens"] == 4
 
 
@@ -66,7 +67,7 @@ async def test_garbage_on_every_topic_is_counted_and_skipped(suite: Suite) -> No
     finally:
         await producer.stop()
     await eventually(all_skipped, within_s=5)
-    assert (await suite.complete(real_text(5000, skip=400_000), 4))["usage"]["completion_tokens"] == 4
+    assert (await suite.complete(real_text(2000, skip=400_000), 4))["usage"]["completion_tokens"] == 4
 
 
 async def test_settings_are_checked_all_at_once(suite: Suite) -> None:

@@ -68,7 +68,7 @@ async def serving(channels: Channels, client: ObjectClient | None = None, **sett
     events: list[PlacementEvent] = []
     pool = build_pool(PoolSettings(**settings), Epoch(7), channels, metrics, events.append, client)
     server = GrpcServer("127.0.0.1", 0, health, inflight)
-    add_pool_servicer(pool.servicer, server.grpc, pool.store.memory.keep)
+    add_pool_servicer(pool.servicer, server.grpc)
     address = pool.pulls.own_address = f"127.0.0.1:{await server.start()}"
     stub = CachePoolStub(channels.get(address))
     loops = [asyncio.create_task(pool.feed.run())]

@@ -35,7 +35,7 @@ from shared.kv.frame import Frame, verify
 from shared.kv.hashing import KEY_BYTES
 from shared.kv.layout import ITEM_BYTES, MAX_LAYERS, KvLayout, LayerSpec
 
-MAGIC, VERSION = b"PRFKVOBJ", 1
+MAGIC, VERSION = b"PRFKVOBJ", 2  # 1: frames with another checksum
 HEAD_BYTES = 4096
 """What is read of an object at first: the whole header of a block of up to some 170 layers."""
 

@@ -90,7 +90,7 @@ class Reader:
             frame_at(key, place, data[start : start + place.length])
             for place, start in zip(part.places, starts, strict=True)
         ]
-        checked = await check(frames)
+        checked = check(frames)
         self._metrics.read.inc(len(checked.intact))
         self._metrics.corrupt.inc(len(checked.corrupt))
         return checked.intact

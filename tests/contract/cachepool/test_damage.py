@@ -1,6 +1,5 @@
 """Corrupt frames and bad requests: refused, counted, and nothing is left of them."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,7 +30,7 @@ from tests.unit.cachepool.samples import ENTRY_BYTES, LAYOUT, frame, key, wantin
 async def test_a_corrupt_frame_ends_the_writer_and_frees_its_grants(west: Running) -> None:
     fetching = Fetching(west.client, wanting(CHAIN[:1]))
     good, *rest = frames_of(CHAIN[:1])
-    bad = replace(rest[0], payload=bytes(ENTRY_BYTES))
+    bad = rest[0]._replace(payload=bytes(ENTRY_BYTES))
     call = await raw_publish(west, opening(CHAIN[:1]), sending([good, bad]))
     with rpc_errors("west"):
         assert (await call.read()).HasField("grant")

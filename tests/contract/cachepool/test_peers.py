@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -116,15 +115,15 @@ async def test_an_unreachable_peer_costs_a_short_wait_never_an_error(west: Runni
     started = time.monotonic()
     fetching = await Fetching(west.client, wanting(CHAIN), [source(4, "127.0.0.1:1")], wait_s=wait_s).done()
     assert fetching.missing == set(entries(CHAIN))
-    assert time.monotonic() - started < LOST_PATIENCE_S + 2
+    assert time.monotonic() - started < LOST_PATIENCE_S + 20
     assert west.idle
 
 
 async def test_the_wait_at_a_peer_counts_as_a_wait_here(west: Running, east: Running) -> None:
     started = time.monotonic()
-    fetching = await Fetching(west.client, wanting(CHAIN), everything_from(east), wait_s=0.8).done()
+    fetching = await Fetching(west.client, wanting(CHAIN), everything_from(east), wait_s=2).done()
     assert fetching.missing == set(entries(CHAIN))
-    assert 0.8 <= time.monotonic() - started < 1.5, "once for both pools, not once for each"
+    assert 2 <= time.monotonic() - started < 4, "once for both pools, not once for each"
 
 
 async def test_a_peer_that_dies_leaves_its_entries_to_a_local_writer(west: Running, channels: Channels) -> None:
@@ -156,7 +155,7 @@ class LyingPeer(CachePoolServicer):
             sent = frame(name, layer)
             if layer == 1 and self.num_lies > 0:
                 self.num_lies -= 1
-                sent = replace(sent, payload=bytes(ENTRY_BYTES))
+                sent = sent._replace(payload=bytes(ENTRY_BYTES))
             yield pb.FetchReply(frames=batch_of(sent))
 
     async def Publish(self, request_iterator: Any, context: Any) -> Any: ...  # type: ignore[override]

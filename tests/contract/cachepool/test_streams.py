@@ -125,14 +125,14 @@ async def test_a_next_writer_serves_the_readers_of_a_dead_one(west: Running) -> 
 
 
 async def test_a_silent_writer_loses_its_lease(west: Running) -> None:
-    call = await raw_publish(west, opening(CHAIN, lease_ms=150))
+    call = await raw_publish(west, opening(CHAIN, lease_ms=1000))
     with rpc_errors("west"):
         assert (await call.read()).HasField("grant")
     for _ in range(5):  # alive, with nothing to send
-        await asyncio.sleep(0.06)
+        await asyncio.sleep(0.3)
         await call.write(pb.PublishRequest(renew=pb.PublishRenew()))
     assert west.count("writers_open") == 1
-    await until(lambda: west.count("writers_open") == 0, limit_s=3.0)
+    await until(lambda: west.count("writers_open") == 0)
     with pytest.raises(LeaseExpired), rpc_errors("west"):
         await call.read()
     assert west.idle
@@ -143,7 +143,7 @@ async def test_lookup_says_which_layers_are_present(west: Running) -> None:
     await publish(west, CHAIN[:1])
     await publish(west, CHAIN[1:2], layers=0b101)
     reply = await west.stub.Lookup(pb.LookupRequest(keys=CHAIN[:3]))
-    assert list(reply.present) == [b"\x07", b"\x05", b""]
+    assert list(zip(reply.present, reply.num_keys, strict=True)) == [(b"\x07", 1), (b"\x05", 1), (b"", 1)]
 
 
 async def test_lz4_frames_pass_as_they_are(west: Running) -> None:
@@ -203,7 +203,7 @@ async def test_a_reader_that_vanishes_frees_its_leases(west: Running) -> None:
     fetching = Fetching(west.client, wanting(CHAIN), wait_s=60)
     await until(lambda: west.count("leases_held") == 4)
     await fetching.cancel()
-    await until(lambda: west.idle, limit_s=1.0)
+    await until(lambda: west.idle)
 
 
 async def test_snapshot_and_events_agree(west: Running, channels: Channels) -> None:

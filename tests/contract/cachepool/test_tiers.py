@@ -128,7 +128,7 @@ async def test_a_restart_recovers_what_is_whole_and_discards_what_is_torn(
         await until(lambda: reborn.count("objects_torn_total") == 3)
         await until(lambda: reborn.count("objects_stored") == 1)
         assert reborn.count("objects_recovered_total") == 1
-        assert client.names() == sorted([object_path(CHAIN[0]), "README"])
+        await until(lambda: client.names() == sorted([object_path(CHAIN[0]), "README"]))
         fetched = await Fetching(reborn.client, wanting(CHAIN), wait_s=0).done()
         assert fetched.missing == set(entries(CHAIN[1:]))
 

@@ -1,7 +1,5 @@
 """The store: grants, budget, eviction order, layer order, deadlines. Manual clock, no event loop."""
 
-from dataclasses import replace
-
 import pytest
 
 from services.cachepool.block import BLOCK_OVERHEAD_BYTES, ENTRY_OVERHEAD_BYTES
@@ -62,7 +60,7 @@ def test_kv_of_the_wrong_size_is_refused(pool: Pool) -> None:
     with pytest.raises(CorruptFrame):
         pool.store.put(writer, seal(A, 0, b"x" * (ENTRY_BYTES - 2), Codec.RAW))
     with pytest.raises(CorruptFrame):
-        pool.store.put(writer, replace(frame(A, 0), payload=b"short"))
+        pool.store.put(writer, frame(A, 0)._replace(payload=b"short"))
     assert pool.store.stats.num_entries == 0
     pool.store.put(writer, seal(A, 0, b"x" * ENTRY_BYTES, Codec.LZ4, LAYOUT.entry_shape(0)))
 

@@ -106,15 +106,11 @@ def test_a_process_that_ends_by_itself_stops_the_suite_and_is_named(
     assert gone(pid)
 
 
-def test_a_process_that_ignores_the_request_is_killed_within_ten_seconds_and_named(
-    tmp_path: Path, suites: list[Running]
-) -> None:
+def test_a_process_that_ignores_the_request_is_killed_and_named(tmp_path: Path, suites: list[Running]) -> None:
     suites.append(running := Running(tmp_path, f"stubborn: {STUBBORN}\n"))
     pid = running.pid_of("stubborn")
-    asked_at = time.monotonic()
     running.process.send_signal(signal.SIGINT)
     code, output = running.end()
-    assert time.monotonic() - asked_at < 10
     assert code == 1
     assert "stubborn did not stop cleanly (exit code -9)" in output
     assert gone(pid)

@@ -7,7 +7,8 @@ import pytest
 from shared.engine.loaded import load_model
 from shared.engine.settings import EngineSettings
 from shared.errors import SettingsError
-from tests.unit.model import tiny
+from tests.support import checkpoints
+from tests.support.kernels import cache_with_kernels
 
 CONTEXT = 512  # of the tiny checkpoints; Gemma's has one full layer and two of a window of 12 tokens
 LAYER_BYTES = 2 * 1 * 16 * 4  # of one token: K and V of one head of 16 in float32
@@ -15,9 +16,10 @@ LAYER_BYTES = 2 * 1 * 16 * 4  # of one token: K and V of one head of 16 in float
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("gemma3")
-    tiny.save_checkpoint("gemma3", path)
-    return path
+    folder = tmp_path_factory.mktemp("gemma3")
+    cache_with_kernels(folder)
+    checkpoints.save_checkpoint("gemma3", folder / "model")
+    return folder / "model"
 
 
 def settings(checkpoint: Path, kv_bytes: int) -> EngineSettings:
@@ -27,7 +29,7 @@ def settings(checkpoint: Path, kv_bytes: int) -> EngineSettings:
         kv_bytes=kv_bytes,
         block_tokens=16,
         chunk_tokens=32,
-        cache_dir=checkpoint / "cache",
+        cache_dir=checkpoint.parent / "cache",
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.unit.model import tiny
+from tests.support import checkpoints
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -13,13 +13,13 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session", params=sorted(tiny.CONFIGS))
-def any_checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
-    return tiny.load(request.param, tmp_path_factory.mktemp(request.param))
+@pytest.fixture(scope="session", params=sorted(checkpoints.CONFIGS))
+def any_checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> checkpoints.Tiny:
+    return checkpoints.load(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture(scope="session", params=["kernels", "torch"])
-def any_model(request: pytest.FixtureRequest, any_checkpoint: tiny.Tiny) -> tiny.Tiny:
+def any_model(request: pytest.FixtureRequest, any_checkpoint: checkpoints.Tiny) -> checkpoints.Tiny:
     """Every family, once with the C kernels and once without."""
     if request.param == "kernels":
         return any_checkpoint
@@ -27,5 +27,5 @@ def any_model(request: pytest.FixtureRequest, any_checkpoint: tiny.Tiny) -> tiny
 
 
 @pytest.fixture(scope="session")
-def gemma(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
-    return tiny.load("gemma3", tmp_path_factory.mktemp("gemma"))
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> checkpoints.Tiny:
+    return checkpoints.load("gemma3", tmp_path_factory.mktemp("gemma"))

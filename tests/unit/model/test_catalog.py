@@ -16,7 +16,7 @@ from shared.model.catalog import ensure_weights, resolve
 from shared.model.safetensors_file import read_header
 from shared.model.stored import stored_tensors
 from shared.model.weights import load_weights
-from tests.unit.model.tiny import save_checkpoint
+from tests.support.checkpoints import save_checkpoint
 
 
 @pytest.fixture(scope="module")

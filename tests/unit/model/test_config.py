@@ -9,7 +9,7 @@ from shared.errors import ModelFileError
 from shared.model.config import ModelConfig
 from shared.model.rope import RopeSpec
 from shared.model.rotary import inverse_frequencies
-from tests.unit.model.tiny import CONFIGS, LLAMA3_ROPE
+from tests.support.checkpoints import CONFIGS, LLAMA3_ROPE
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",

@@ -15,7 +15,7 @@ from shared.model.gguf_tokenizer import build_tokenizer
 from shared.model.paged import PagedKv
 from shared.model.tokenizer import Tokenizer
 from shared.model.transformer import Transformer
-from tests.unit.model.tiny import Tiny, byte_tokenizer, load, random_ids, run
+from tests.support.checkpoints import Tiny, byte_tokenizer, load, random_ids, run
 
 _ARCHITECTURE = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3"}
 _NAMES = {

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers
 
 from shared.model.token_bytes import TokenBytes
-from tests.unit.model.tiny import byte_tokenizer
+from tests.support.checkpoints import byte_tokenizer
 
 EOS = 256 + 3
 

@@ -12,7 +12,7 @@ from shared.errors import BadRequest, ModelFileError
 from shared.model.catalog import resolve
 from shared.model.gguf_tokenizer import _derive_merges
 from shared.model.tokenizer import Tokenizer
-from tests.unit.model.tiny import byte_tokenizer
+from tests.support.checkpoints import byte_tokenizer
 
 MESSAGES = [
     {"role": "system", "content": "Be brief."},

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.errors import BadRequest, CorruptFrame
+from shared.errors import BadRequest, CorruptFrame, Internal
 from shared.ids import BlockKey, Datacenter
 from shared.kv.codec import Codec, EntryShape, Fidelity
 from shared.kv.entries import BlockEntries, Source
@@ -20,10 +20,11 @@ from shared.rpc.convert import (
     frame_from_message,
     layout_from_message,
     layout_to_message,
+    lookup_from_message,
+    lookup_to_message,
     mask_from_bytes,
     mask_to_bytes,
     masks_from_bytes,
-    masks_to_bytes,
     sources_from_messages,
     sources_to_messages,
 )
@@ -34,8 +35,20 @@ KEY = BlockKey(bytes(range(32)))
 @given(st.integers(0, (1 << 512) - 1))
 def test_masks_survive(mask: int) -> None:
     assert mask_from_bytes(mask_to_bytes(mask)) == mask
-    assert masks_to_bytes([mask, 1, mask]) == [mask_to_bytes(mask), b"\x01", mask_to_bytes(mask)]
-    assert masks_from_bytes(masks_to_bytes([mask, 1, mask])) == [mask, 1, mask]
+    assert masks_from_bytes([mask_to_bytes(mask), b"\x01", mask_to_bytes(mask)]) == [mask, 1, mask]
+
+
+@given(st.lists(st.sampled_from([0, 1, (1 << 30) - 1])))
+def test_an_answer_to_a_lookup_survives(masks: list[int]) -> None:
+    message = lookup_to_message(masks)
+    assert lookup_from_message(message, len(masks)) == masks
+    assert len(message.present) <= len(masks)
+
+
+@pytest.mark.parametrize("runs", [[2], [2, 1], [1 << 31, 1 << 31], [1]])
+def test_an_answer_that_is_not_for_all_keys_is_refused(runs: list[int]) -> None:
+    with pytest.raises(Internal):
+        lookup_from_message(pb.LookupReply(present=[b"\1", b""], num_keys=runs), 4)
 
 
 def test_the_rest_survives() -> None:

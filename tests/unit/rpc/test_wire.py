@@ -1,7 +1,6 @@
 """Frames on the wire: what we write the generated code reads and the other way round, whatever the bytes."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from shared.rpc.convert import add_frames, frame_from_message
 from shared.rpc.wire import Unreadable, decode_fetch, decode_publish, encode_fetch, encode_publish
 
 NUMBERS = st.one_of(st.sampled_from([0, 1, 127, 128, 300, 1 << 14, (1 << 21) - 1, (1 << 32) - 1]), st.integers(0, 600))
-FRAMES = st.lists(
+ANY = st.lists(
     st.builds(
         Frame,
         key=st.binary(min_size=32, max_size=32).map(BlockKey),
@@ -30,6 +29,16 @@ FRAMES = st.lists(
     ),
     max_size=4,
 )
+CHANGES = st.tuples(st.binary(min_size=32, max_size=32).map(BlockKey), st.integers(0, (1 << 64) - 1))
+
+
+def followed(frames: list[Frame], changes: list[tuple[BlockKey, int]]) -> list[Frame]:
+    """The first frame, some that have its form, and the others: what one message mostly carries is alike."""
+    like = [frames[0]._replace(key=key, checksum=checksum) for key, checksum in changes] if frames else []
+    return [*frames[:1], *like, *frames[1:]]
+
+
+FRAMES = st.builds(followed, ANY, st.lists(CHANGES, max_size=3))
 DECODERS: list[tuple[Callable[[bytes], Any], type[Any]]] = [
     (decode_publish, pb.PublishRequest),
     (decode_fetch, pb.FetchReply),
@@ -89,12 +98,8 @@ def test_other_messages_pass() -> None:
     assert decode_publish(b"") == pb.PublishRequest()
 
 
-def test_payloads_are_views_or_what_keep_makes_of_them() -> None:
+def test_payloads_are_views() -> None:
     assert payload_types(decode_fetch(encode_fetch(SAMPLE))) == [memoryview] * 3
-    assert payload_types(decode_fetch(encode_fetch(SAMPLE), keep=bytes)) == [bytes] * 3
-    assert payload_types(decode_publish(encode_publish(SAMPLE), keep=bytes)) == [bytes] * 3
-    odd = encode_publish(SAMPLE[:1]) + encode_publish(SAMPLE[1:])  # for the generated parser
-    assert payload_types(decode_publish(odd, keep=lambda p: memoryview(bytes(p)))) == [memoryview] * 3
 
 
 def test_frames_survive_both_ways() -> None:
@@ -109,7 +114,7 @@ def test_frames_survive_both_ways() -> None:
 
 @pytest.mark.parametrize("change", [{"layer": 1 << 31}, {"raw_bytes": 0}, {"checksum": 0}, {"key": BlockKey(b"short")}])
 def test_impossible_headers_travel_and_are_refused_by_their_checksum(change: dict[str, Any]) -> None:
-    (frame,) = frames_in(decode_publish(encode_publish([replace(SAMPLE[0], **change)])))
+    (frame,) = frames_in(decode_publish(encode_publish([SAMPLE[0]._replace(**change)])))
     with pytest.raises(CorruptFrame):
         verify(frame)
 
@@ -134,7 +139,7 @@ def test_damaged_bytes_mean_what_the_generated_parser_says(
     for place, value in flips:
         if data:
             # Most of a message is payload, in which nothing can go wrong: aim at the headers.
-            data[int(place * min(len(data), 80))] = value
+            data[int(place * min(len(data), 160))] = value
     damaged = bytes(data[: len(data) - cut]) + tail
     assert ours(decode, damaged) == by_generated_code(kind, damaged)
 

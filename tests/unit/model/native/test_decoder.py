@@ -16,8 +16,8 @@ from shared.model.page_groups import PageGroups
 from shared.model.paged import PagedKv
 from shared.model.stored import int8_tensors, stored_tensors
 from shared.model.transformer import Transformer
+from tests.support.checkpoints import tables
 from tests.support.kernels import kernels
-from tests.unit.model.tiny import tables
 
 PAGE = 16
 LENGTH = 600  # several of the kernel's chunks of 128 positions

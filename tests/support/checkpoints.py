@@ -1,5 +1,6 @@
 """Tiny random checkpoints of every family, made by transformers, and this suite's model loaded from them."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from shared.model.config import ModelConfig
 from shared.model.page_groups import PageGroups
 from shared.model.paged import PagedKv
 from shared.model.transformer import Transformer
-from tests.support.kernels import kernels
+from tests.support.kernels import cache_with_kernels, kernels
 
 VOCAB = 300
 _COMMON: dict[str, Any] = {
@@ -108,6 +109,21 @@ def save_checkpoint(name: str, path: Path) -> Any:
     oracle.save_pretrained(path)
     byte_tokenizer().save(str(path / "tokenizer.json"))
     return oracle
+
+
+def served(folder: Path) -> dict[str, str]:
+    """Write a checkpoint whose context is 8,192 tokens; return the settings of a suite that serves it, exactly."""
+    path = folder / "model"
+    save_checkpoint("llama", path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192}))
+    return {
+        "PRFAAS_MODEL": str(path),
+        "PRFAAS_CACHE_DIR": str(cache_with_kernels(folder)),
+        "PRFAAS_DTYPE": "float32",
+        "PRFAAS_KV_BYTES": "512MiB",
+        "PRFAAS_THREADS": "1",
+    }
 
 
 def load(name: str, path: Path) -> Tiny:
