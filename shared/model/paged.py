@@ -92,6 +92,19 @@ class PagedKv:
         """Return the page group that a layer belongs to: which table its pages are in."""
         return self.groups.place_of[layer][0]
 
+    @property
+    def page_bytes(self) -> int:
+        return self.groups.page_bytes(self.layout, self.page_tokens)
+
+    @property
+    def num_touched(self) -> int:
+        """How many leading pages were ever taken; those of windows, which come from the top, are not counted."""
+        return self._pool.num_touched
+
+    def populate(self, first: int, end: int) -> None:
+        """Have memory mapped behind the pages `[first, end)` now, whatever is in them stays; for any thread."""
+        self._tensors.populate(first, end)
+
     def keys_of(self, layer: int) -> Tensor:
         """Return a layer's K, `[num_pages, page_tokens, num_kv_heads, head_dim]`: its own in its group's pages only."""
         return self._tensors.of(layer)[0]
