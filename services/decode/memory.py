@@ -16,7 +16,7 @@ from shared.errors import ContextTooLong
 from shared.kv.hashing import chain_keys, num_prefix_blocks
 from shared.log import get_logger
 from shared.metrics import Metrics
-from shared.model.paged import Reservation
+from shared.model.reservation import Reservation
 
 log = get_logger()
 
