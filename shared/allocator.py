@@ -1,11 +1,13 @@
-"""Tells the C allocator to keep what is freed: buffers of 1 MiB come and go with every message."""
+"""What costs most about memory is the kernel's first page of it: keep what is freed, map what is needed next."""
 
 import ctypes
+import mmap
 import sys
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h of glibc
 _KEEP_BYTES = 1 << 30
 _GROW_BYTES = 16 << 20
+_MADV_POPULATE_WRITE = 23  # mman.h of Linux 5.14
 
 
 def keep_freed_memory() -> bool:
@@ -22,3 +24,16 @@ def keep_freed_memory() -> bool:
         return False
     limits = ((_M_MMAP_THRESHOLD, _KEEP_BYTES), (_M_TRIM_THRESHOLD, _KEEP_BYTES), (_M_TOP_PAD, _GROW_BYTES))
     return all(mallopt(name, value) == 1 for name, value in limits)
+
+
+def map_memory(address: int, num_bytes: int) -> bool:
+    """Map memory behind a part of a private mapping as if it had been written to; what is in it stays.
+
+    Other threads run meanwhile. False where the kernel cannot: memory is then taken at its first use.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    first = address // mmap.PAGESIZE * mmap.PAGESIZE
+    call = ctypes.CDLL(None).madvise
+    length = ctypes.c_size_t(address + num_bytes - first)
+    return bool(call(ctypes.c_void_p(first), length, _MADV_POPULATE_WRITE) == 0)

@@ -13,7 +13,8 @@ from benchmarks.roofline import decode, kv_bytes
 from shared.model.attention import Attention
 from shared.model.batch import Span
 from shared.model.config import ModelConfig
-from shared.model.paged import PagedKv, Reservation
+from shared.model.paged import PagedKv
+from shared.model.reservation import Reservation
 from shared.model.sampling import Row, sample
 from shared.model.sampling_params import SamplingParams
 from shared.model.transformer import Transformer

@@ -15,7 +15,8 @@ from shared.engine.stage import Mark, Stager, select_stager
 from shared.model.attention import Attention
 from shared.model.batch import Span
 from shared.model.config import ModelConfig
-from shared.model.paged import PagedKv, Reservation
+from shared.model.paged import PagedKv
+from shared.model.reservation import Reservation
 from shared.model.transformer import Transformer
 
 TARGET_HIDDEN = 0.95

@@ -13,7 +13,8 @@ from shared.engine.stage import Stager, select_stager
 from shared.model.attention import Attention
 from shared.model.batch import Span
 from shared.model.config import ModelConfig
-from shared.model.paged import PagedKv, Reservation
+from shared.model.paged import PagedKv
+from shared.model.reservation import Reservation
 from shared.model.transformer import Transformer
 
 TARGET_SHARE, TARGET_FROM_TOKENS = 0.6, 8192

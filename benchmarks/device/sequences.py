@@ -11,7 +11,8 @@ from shared.model.attention import Attention
 from shared.model.batch import Batch, Span
 from shared.model.config import ModelConfig
 from shared.model.page_groups import PageGroups
-from shared.model.paged import PagedKv, Reservation
+from shared.model.paged import PagedKv
+from shared.model.reservation import Reservation
 from shared.model.transformer import Transformer
 
 from benchmarks.device.shapes import BLOCK_TOKENS  # isort: skip

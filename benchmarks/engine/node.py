@@ -157,6 +157,7 @@ async def open_decode(pool_address: str | None = None) -> AsyncIterator[DecodeNo
             engine = DecodeEngine(settings, parts.model, parts.torch_thread, parts.fetch, parts.metrics)
             parts.jobs.start(engine.run(), name="decode engine")
             parts.jobs.start(engine.publisher.run(), name="block publisher")
+            parts.jobs.start(engine.ready_pages.run(), name="ready pages")
             yield DecodeNode(parts, engine)
 
 

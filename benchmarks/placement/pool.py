@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
+import numpy as np
 import psutil
 
 from services.cachepool.app import build_pool
@@ -53,7 +54,8 @@ def _main(pipe: Connection, num_blocks: int) -> None:
 
 
 async def _serve(pipe: Connection, num_blocks: int) -> None:
-    keys = [BlockKey(number.to_bytes(32, "little")) for number in _spread(num_blocks)]
+    rng = np.random.default_rng(0)  # keys are random bits, as hashes are: the index's table counts on it
+    keys = [BlockKey(rng.bytes(32)) for _ in range(num_blocks)]
     announced = asyncio.Event()
     waiting = num_blocks
 
@@ -89,12 +91,3 @@ def _wait_for_end(pipe: Connection) -> None:
         pipe.recv()
     except EOFError:
         return
-
-
-def _spread(num_blocks: int) -> Iterator[int]:
-    """Numbers as spread out over 32 bytes as hashes are: multiples of the golden ratio."""
-    step = 0x9E3779B97F4A7C15F39CC0605CEDC8341082276BF3A27251F86C6A11D0C18E95
-    number = 0
-    for _ in range(num_blocks):
-        number = (number + step) % (1 << 256)
-        yield number

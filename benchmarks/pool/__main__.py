@@ -112,6 +112,21 @@ def speed_checks(found: dict[str, list[float]], size: str) -> list[Check]:
     return checks
 
 
+def crowd_checks(alone: dict[str, list[float]], together: dict[str, list[float]]) -> list[Check]:
+    """What four clients keep of one's rate: at all, and beside what four bare streams keep on these processors."""
+    checks = []
+    for operation in TARGETS:
+        kept = {
+            name: statistics.median(together[f"{name} {operation}"]) / statistics.median(alone[f"{name} {operation}"])
+            for name in ("ours", "bare")
+        }
+        checks += [
+            at_least(f"{operation} of four clients against one", kept["ours"], 1.0),
+            at_least(f"{operation} kept by four clients, of what bare streams keep", kept["ours"] / kept["bare"], 1.0),
+        ]
+    return checks
+
+
 def latencies(peer: Peer) -> tuple[list[Row], list[Check]]:
     """First verified entry of a 4,096-token prompt; lookup of 2,000 keys, all of them there."""
     chain = {"entry_bytes": 64 * KIB, "num_entries": 64 * 18, "name": "prompt"}
@@ -151,9 +166,7 @@ def measure(options: argparse.Namespace) -> Report:
             if size == "1 MiB":
                 four = rates(own, size, moved, rounds, clients=4)
                 report.rows += compare(four, size, 4)
-                for operation in TARGETS:
-                    alone, together = (statistics.median(f[f"ours {operation}"]) for f in (found, four))
-                    report.checks.append(at_least(f"{operation} of four clients against one", together / alone, 1.0))
+                report.checks += crowd_checks(found, four)
         rows, checks = latencies(own["ours"])
         report.rows += rows
         report.checks += checks

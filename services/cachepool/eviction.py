@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from services.cachepool.block import Block
+from services.cachepool.guard import Guard
 from services.cachepool.reuse import History, ReuseClock
 
 _SLACK = 256
@@ -70,12 +71,14 @@ class Eviction:
 
     First, oldest first: window entries of inner blocks, which only a resume right there needs, unless resumes there
     are a habit; and ends of chains whose window entries are gone, at which nothing can resume. Then whole blocks at the
-    ends of chains and window entries where resumes are a habit, by worth (see `reuse`). O(log n) for each operation.
+    ends of chains and window entries where resumes are a habit, by worth (see `reuse`) where that is known to hit more
+    than the order of last use does (see `guard`), else in that order. O(log n) for each operation.
     """
 
     def __init__(self, clock: Callable[[], float], *, by_tenant: bool) -> None:
         self.reuse = ReuseClock()
         self.history = History()
+        self.guard = Guard()
         self._clock = clock
         self._by_tenant = by_tenant
         self._all = _Order()
@@ -83,19 +86,22 @@ class Eviction:
         self._num_uses = 0
         self._num_offers = 0
 
-    def use(self, chain: Sequence[Block], is_tail: Callable[[int], bool]) -> None:
+    def use(self, chain: Sequence[Block], is_tail: Callable[[int], bool], num_blocks: int) -> None:
         """Count a request that names a chain. `is_tail(i)`: it resumes or ends within a window behind block i.
 
-        Does not make blocks evictable: see `offer`.
+        `num_blocks`: how many the pool has room for. Does not make blocks evictable: see `offer`.
         """
         self.touch(chain)
         now = self._clock()
+        counted = []
         for index, block in enumerate(chain):
-            self.reuse.count(block.uses, now)
+            if self.reuse.count(block.uses, now):
+                counted.append(block)
             if block.layout.window_layers:
                 was_inner, block.is_inner = block.is_inner, not is_tail(index)
                 if not block.is_inner:
                     self.reuse.count(block.resumes, now, least=HABIT if was_inner else 1)
+        self.guard.use(counted, self.reuse.bonus_s, num_blocks)
 
     def touch(self, chain: Sequence[Block]) -> None:
         """Make a chain the most recently used, its head last, without counting another use."""
@@ -127,11 +133,12 @@ class Eviction:
         self._of_tenant.pop(tenant, None)
 
     def _place(self, block: Block, *, trimmed: bool) -> tuple[int, float]:
+        pays = self.guard.worth_pays
         if trimmed:
             if block.resumes.count < HABIT:
                 return DISPENSABLE, block.uses.last_at
-            return VALUED, self.reuse.resume_worth(block)
+            return VALUED, block.resumes.last_at + (self.reuse.resume_bonus_s(block) if pays else 0.0)
         windows = block.layout.window_layers
         if windows and block.present & windows != windows:
             return DISPENSABLE, block.uses.last_at
-        return VALUED, self.reuse.worth(block)
+        return VALUED, block.uses.last_at + (self.reuse.bonus_s(block) if pays else 0.0)

@@ -17,7 +17,7 @@ class Goodput:
     def __init__(self, clock: Callable[[], float], memory_s: float = MEMORY_S) -> None:
         self._clock = clock
         self._memory_s = memory_s
-        self._streams: set[Hashable] = set()
+        self._carrying: set[Hashable] = set()
         self._owed: set[Hashable] = set()
         self._seen_at = 0.0
         self._bytes = 0.0
@@ -29,18 +29,21 @@ class Goodput:
         return self._bytes / self._seconds if self._seconds else 0.0
 
     @property
-    def num_streams(self) -> int:
-        return len(self._streams)
-
-    def began(self, stream: Hashable) -> None:
-        """A stream is open until `ended`."""
-        self._streams.add(stream)
+    def num_carrying(self) -> int:
+        """The streams that share the link: their last messages had something in them, so that the next may be on its
+        way.
+        """
+        return len(self._carrying)
 
     def arrived(self, stream: Hashable, num_bytes: int, *, more: bool) -> None:
         """A message of a stream is here. The first after a pause does not count: nobody knows when it set out."""
         self._pass_time()
         if self._owed:
             self._bytes += num_bytes
+        if num_bytes:
+            self._carrying.add(stream)
+        else:
+            self._carrying.discard(stream)
         if more:
             self._owed.add(stream)
         else:
@@ -50,7 +53,7 @@ class Goodput:
         """A stream is over, whatever it was owed."""
         self._pass_time()
         self._owed.discard(stream)
-        self._streams.discard(stream)
+        self._carrying.discard(stream)
 
     def _pass_time(self) -> None:
         now = self._clock()

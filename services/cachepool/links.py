@@ -104,7 +104,7 @@ class LinkInlet(Inlet):
     def patience_s(self, stall_s: float) -> float:
         """A link that is slow, or has many streams, brings no message of any of them for long: nobody hangs there."""
         speed = self._goodput.bytes_per_s or ASSUMED_BYTES_PER_S
-        return stall_s + 2 * self._goodput.num_streams * MAX_BATCH_BYTES / speed
+        return stall_s + 2 * max(1, self._goodput.num_carrying) * MAX_BATCH_BYTES / speed
 
     def arrived(self, frames: Sequence[Frame]) -> None:
         """A message fills up only while the one before it is being sent: behind a full one more was ready. Background
@@ -157,7 +157,6 @@ class Links:
         goodput = self._goodputs.setdefault(dc, Goodput(self._clock))
         received = (self._received_entries.labels(dc), self._received.labels(dc))
         inlet = LinkInlet(goodput, received, lambda num_bytes: self._cross(dc, num_bytes))
-        goodput.began(inlet)
         try:
             yield inlet
         finally:

@@ -31,7 +31,7 @@ class PoolMetrics:
         self.pulls = metrics.counter("pulls", "Pulls from a peer pool.", ["peer", "outcome"])
         self.streams_lost = metrics.counter("pull_streams_lost", "Streams of pulls that broke off.", ["peer", "code"])
         self.corrupt = metrics.counter("corrupt_frames", "Frames that failed their checksum.", ["source"])
-        self.suspected = metrics.counter("peers_suspected", "Peers that sent an entry corrupt twice.", ["peer"])
+        self.suspected = metrics.counter("peers_suspected", "Peers that corrupt or hang.", ["peer"])
         self.lost = metrics.counter("entries_abandoned", "Entries whose writer left before it sent them.")
         for reason in ("present", "filling"):
             self.skipped.labels(reason)

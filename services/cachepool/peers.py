@@ -11,7 +11,7 @@ from services.cachepool.settings import PoolSettings
 from services.cachepool.sources import SourcedReader
 from services.cachepool.store import Store
 from services.cachepool.stream import PullContext, Terms
-from services.cachepool.suspects import SUSPECT_S, Suspects
+from services.cachepool.suspects import Suspects
 from shared.bus.events import LinkLoad
 from shared.ids import Datacenter
 from shared.kv.entries import BlockEntries
@@ -124,11 +124,11 @@ class PeerPulls:
     def _may_ask(self, address: str) -> bool:
         return address != self.own_address and not self._suspects.is_suspect(address)
 
-    def _accuse(self, address: str) -> None:
-        """A peer has sent an entry corrupt twice: nothing more is pulled from it for a while."""
-        if self._suspects.accuse(address):
+    def _accuse(self, address: str, for_s: float) -> None:
+        """Pull nothing more from a peer for a while."""
+        if self._suspects.accuse(address, for_s):
             self._metrics.suspected.labels(address).inc()
-            log.warning("peer_suspected", peer=address, for_s=SUSPECT_S)
+            log.warning("peer_suspected", peer=address, for_s=for_s)
 
 
 def _log_crash(task: "asyncio.Task[None]") -> None:

@@ -11,8 +11,9 @@ from services.cachepool.links import lanes
 from services.cachepool.shares import SHARE_ID_BYTES
 from services.cachepool.stream import Ask, PullContext, Terms, arrivals
 from services.cachepool.subscription import Subscription
+from services.cachepool.suspects import CORRUPT_S, SILENT_S
 from shared.deadline import Deadline
-from shared.errors import CorruptFrame, Overloaded, PrfaasError, WorkerLost
+from shared.errors import CorruptFrame, DeadlineExceeded, Overloaded, PrfaasError, WorkerLost
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import Frame
 from shared.log import get_logger
@@ -69,6 +70,8 @@ class Pull:
         """
         used = lanes(len(blocks), self._num_connections, is_background=self.terms.is_background)
         lost = await self._receive_over(used, blocks)
+        if len(lost) == len(used) and self._fell_silent(lost):
+            self._context.accuse(self._address, SILENT_S)
         if lost and (again := self.left()) and (spare := self._spare(used, lost)):
             lost = await self._receive_over(spare[: len(lanes(len(again), len(spare)))], again)
         return not lost or not self.writer.granted
@@ -92,10 +95,13 @@ class Pull:
                 streams.create_task(receive(Ask(blocks, max(0.0, self.terms.wait_s - waited_s), lane, share)))
         return lost
 
+    def _fell_silent(self, lost: Mapping[Lane, PrfaasError]) -> bool:
+        return all(isinstance(error, DeadlineExceeded) for error in lost.values()) and not self._deadline.expired
+
     def _spare(self, used: Sequence[Lane], lost: Mapping[Lane, PrfaasError]) -> list[Lane]:
         """Return the lanes to ask again over: those that did it well, or else one that was not tried.
 
-        Where every stream fell silent the peer hangs, and asking it anything costs only time.
+        Where every stream fell silent the peer hangs: asking it anything costs only time.
         """
         if healthy := [lane for lane in used if lane not in lost]:
             return healthy
@@ -145,9 +151,11 @@ class Pull:
             if self._num_refetched <= MAX_REFETCHES:
                 lanes_left = (Lane(n, self.terms.is_background) for n in range(len(self._lost) + 1))
                 lane = next(lane for lane in lanes_left if lane not in self._lost)
-                await self._receive(Ask([entry], 0.0, lane), lambda _entry: self._context.accuse(self._address))
+                await self._receive(
+                    Ask([entry], 0.0, lane), lambda _entry: self._context.accuse(self._address, CORRUPT_S)
+                )
             else:
-                self._context.accuse(self._address)
+                self._context.accuse(self._address, CORRUPT_S)
         except PrfaasError as error:
             log.warning("refetch_failed", peer=self._address, error=str(error))
         self._store.release(self.writer, entry, self._started)

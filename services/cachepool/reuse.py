@@ -14,14 +14,6 @@ FIRST_INTERVAL_S = 100.0
 INTERVAL_SAMPLES = 10_000
 """The typical time between two uses, before any was seen, and over how many of them it is averaged."""
 
-LIFETIME_SAMPLES = 1_000
-"""Evictions over which the age of what goes is averaged."""
-
-LRU_FROM_INTERVALS = 4.0
-"""When blocks live this many reuse intervals before they go, the order is plain LRU's; up to half of it, worth counts
-fully. Whoever comes back so late comes back for reasons that uses do not tell. Before anything was evicted it is LRU's
-too, for then nobody knows."""
-
 COST_WEIGHT = 0.25
 """How much a factor of two in recompute time per byte counts beside a factor of two in uses. At 1 the pool saves more
 time in some sizes and hits less often than LRU in others; the trace decides (docs/pool.md)."""
@@ -66,49 +58,34 @@ class ReuseClock:
 
     def __init__(self) -> None:
         self.interval_s = FIRST_INTERVAL_S
-        self.lifetime_s = math.inf  # from the last counted use of a block until it is evicted
         self._num_samples = 0
-        self._num_evicted = 0
 
-    def count(self, uses: Uses, now: float, least: int = 1) -> None:
-        """Count a use, unless it belongs to the last one; there have been `least` of them then."""
+    def count(self, uses: Uses, now: float, least: int = 1) -> bool:
+        """Count a use, of `least` or more, and return True; False when it belongs to the last one."""
         uses.last_at = now
         since_counted = now - uses.counted_at
         if uses.count and since_counted < CORRELATED_S:
-            return
+            return False
         if uses.count:
             self._num_samples = min(self._num_samples + 1, INTERVAL_SAMPLES)
             self.interval_s += (since_counted - self.interval_s) / self._num_samples
         uses.count = max(uses.count + 1, least)
         uses.counted_at = now
+        return True
 
-    def evicted(self, uses: Uses, now: float) -> None:
-        age_s = now - uses.counted_at
-        if not self._num_evicted:
-            self.lifetime_s = age_s
-        self._num_evicted = min(self._num_evicted + 1, LIFETIME_SAMPLES)
-        self.lifetime_s += (age_s - self.lifetime_s) / self._num_evicted
-
-    @property
-    def doubling_s(self) -> float:
-        """How much longer something may lie unused when it is worth twice as much."""
-        in_intervals = self.lifetime_s / self.interval_s
-        return self.interval_s * min(1.0, max(0.0, 2.0 - 2.0 * in_intervals / LRU_FROM_INTERVALS))
-
-    def worth(self, block: Block) -> float:
-        """Return when a block will have lain in vain: its last use, and `doubling_s` for each factor of two in worth.
+    def bonus_s(self, block: Block) -> float:
+        """Return how much longer than at its last use a block counts as used: an interval for each doubling of worth.
 
         Worth is uses times recompute time per byte. Exponential ageing of it is what adding logarithms to a time means:
         an order that holds while nothing is used needs no recomputing.
         """
-        density = recompute_cost(block) * whole_charge(block.layout) / max(1, block.charge)
-        return block.uses.last_at + self.doubling_s * (
-            math.log2(max(1, block.uses.count)) + COST_WEIGHT * math.log2(density)
-        )
+        whole = whole_charge(block.layout)
+        density = recompute_cost(block) * whole / (block.charge or whole)
+        return self.interval_s * (math.log2(max(1, block.uses.count)) + COST_WEIGHT * math.log2(density))
 
-    def resume_worth(self, block: Block) -> float:
+    def resume_bonus_s(self, block: Block) -> float:
         """Return the same for resumes right behind a block. One made its end and one went on: more are a habit."""
-        return block.resumes.last_at + self.doubling_s * math.log2(max(2, block.resumes.count) / 2)
+        return self.interval_s * math.log2(max(2, block.resumes.count) / 2)
 
 
 def recompute_cost(block: Block) -> float:

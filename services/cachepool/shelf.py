@@ -36,7 +36,6 @@ class Shelf:
         self.num_entries = 0
         self.num_evicted = 0  # blocks, since the start
         self.num_trimmed = 0  # entries of window groups that went before their block, since the start
-        self._clock = clock
         self._on_groups = on_groups
         self._eviction = policy(clock, by_tenant=self.tenants.has_quota)
         self._blocks: dict[BlockKey, Block] = {}
@@ -77,7 +76,9 @@ class Shelf:
 
     def use(self, chain: Sequence[Block], is_tail: Callable[[int], bool]) -> None:
         """Count a request that names a chain: see `Eviction.use`."""
-        self._eviction.use(chain, is_tail)
+        # What there is room for is known once something had to go; until then ghosts are to keep all they are shown.
+        num_blocks = self.num_stored if self.num_evicted else 2 * (self.num_stored + len(chain))
+        self._eviction.use(chain, is_tail, num_blocks)
 
     def touch(self, chain: Sequence[Block]) -> None:
         """Renew the use of a chain: see `Eviction.touch`."""
@@ -173,7 +174,6 @@ class Shelf:
             block.frames = []
             self.num_stored -= 1
             self.num_evicted += 1
-            self._eviction.reuse.evicted(block.uses, self._clock())
         else:
             freed = sum(entry_charge(frame) for i, frame in enumerate(block.frames) if frame and layers >> i & 1)
             block.frames = [None if layers >> i & 1 else frame for i, frame in enumerate(block.frames)]

@@ -31,7 +31,7 @@ class PullContext:
     links: Links
     metrics: PoolMetrics
     settings: PoolSettings
-    accuse: Callable[[str], None]  # a peer has sent an entry corrupt twice
+    accuse: Callable[[str, float], None]  # leave a peer alone for so many seconds
 
 
 @dataclass(frozen=True)

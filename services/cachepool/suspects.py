@@ -1,23 +1,25 @@
-"""Peers that corrupt what they send, in memory or on the way: found out by a second failure, left alone for a while."""
+"""Peers that corrupt what they send, or hang: found out by a second failure or by silence, left alone for a while."""
 
 from collections.abc import Callable
 
-SUSPECT_S = 60.0
-"""How long nothing is pulled from a suspect. A node that was replaced under its address is asked again after that."""
+CORRUPT_S = 60.0
+"""How long nothing is pulled from who sent an entry corrupt twice; a node that was replaced is asked again then."""
+
+SILENT_S = 10.0
+"""The same for who fell silent: each pull that tries would cost its readers `PRFAAS_POOL_STALL_S`."""
 
 
 class Suspects:
-    """Remembers who sent one entry corrupt twice. Pure, with a clock; holds an address only while it is suspect."""
+    """Remembers whom to leave alone. Pure, with a clock; holds an address only while it is suspect."""
 
-    def __init__(self, clock: Callable[[], float], suspect_s: float = SUSPECT_S) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._suspect_s = suspect_s
         self._until: dict[str, float] = {}
 
-    def accuse(self, address: str) -> bool:
-        """Make a peer suspect from now on; True when it was not yet."""
+    def accuse(self, address: str, for_s: float) -> bool:
+        """Make a peer suspect for so long at least; True when it was not yet."""
         is_new = not self.is_suspect(address)
-        self._until[address] = self._clock() + self._suspect_s
+        self._until[address] = max(self._until.get(address, 0.0), self._clock() + for_s)
         return is_new
 
     def is_suspect(self, address: str) -> bool:

@@ -24,6 +24,8 @@ def build_decode(settings: DecodeSettings, host: Host) -> Callable[[], EngineLoa
     add_DecodeServicer_to_server(DecodeServicer(host.model, engine), host.server.grpc)
     host.jobs.start(engine.run(), name="decode engine")
     host.jobs.start(engine.publisher.run(), name="block publisher")
+    if host.model.transformer.device.type == "cpu":
+        host.jobs.start(engine.ready_pages.run(), name="ready pages")
     running = host.metrics.gauge("num_requests_running", "Requests that hold pages")
     running.set_function(lambda: engine.num_running)
     waiting = host.metrics.gauge("num_requests_waiting", "Requests waiting for KV memory")

@@ -28,7 +28,8 @@ class DecodeEngine:
 
     Life:
 
-    - start: `run` serves until it is cancelled, and needs `publisher.run` beside it. Nothing is held before that.
+    - start: `run` serves until it is cancelled, and needs `publisher.run` beside it; `ready_pages.run` makes it
+      quicker. Nothing is held before that.
     - generate: `submit` raises or returns a sequence; from then on its `events` end in a finish reason or an error, not
       later than its deadline. What they have said is never said again or taken back, whatever happens to its pages:
       a sequence that is pre-empted goes on with the same tokens as if it had not been.
@@ -54,6 +55,7 @@ class DecodeEngine:
         self._meter = StepMeter(metrics)
         self._arrivals = itertools.count()
         self.publisher = self._memory.publisher
+        self.ready_pages = self._memory.ready_pages
 
     @property
     def num_running(self) -> int:

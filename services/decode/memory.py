@@ -11,11 +11,12 @@ from services.decode.publisher import BlockPublisher, Work
 from services.decode.sequence import Sequence
 from services.decode.tail import Tail
 from shared.engine.fetch import FetchContext, PageFetch
+from shared.engine.ready_pages import ReadyPages
 from shared.errors import ContextTooLong
 from shared.kv.hashing import chain_keys, num_prefix_blocks
 from shared.log import get_logger
 from shared.metrics import Metrics
-from shared.model.paged import Reservation
+from shared.model.reservation import Reservation
 
 log = get_logger()
 
@@ -44,6 +45,7 @@ class SequenceMemory:
         self._group_layers = [sum(1 << layer for layer in group.layers) for group in context.kv.groups.groups]
         self._on_change = on_change
         self._on_failure = on_failure
+        self.ready_pages = ReadyPages(context.kv)
         self.publisher = BlockPublisher(context, metrics, on_done=self._published)
         self._leaving: set[Holding] = set()
         self._preempted = metrics.counter("num_preemptions", "Times that a request gave its pages up for another")
@@ -136,6 +138,7 @@ class SequenceMemory:
         """The tail is computed: from here on the sequence goes on by a token at a time."""
         holding = sequence.held
         holding.tail = None
+        self.ready_pages.pages_taken()  # not before: it would compete with what the first token waits for
         self._kv.slide(holding.reservation, len(sequence.tokens), stride=self._kv.page_tokens)
 
     def completed(self, sequence: Sequence, num_tokens: int) -> None:

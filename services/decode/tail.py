@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from shared.model.batch import Batch, Span
-from shared.model.paged import PagedKv, Reservation
+from shared.model.paged import PagedKv
+from shared.model.reservation import Reservation
 from shared.model.transformer import Transformer
 
 

@@ -32,7 +32,7 @@ def held_by_number(
     # number of twice the size.
     masks = no_groups(layout, len(present) + 1, num_blocks, 2)
     both = np.dtype(f"u{2 * masks.itemsize}")
-    flat, cells = masks.reshape(-1).view(both), rows.take(found.holders) * num_blocks + found.blocks
+    flat, cells = masks.reshape(-1).view(both), (rows * num_blocks).take(found.holders) + found.blocks
     values = states.masks.view(both)[:, 0].take(found.states)
     flat[cells] = values
     if has_credits and states.is_assumed.take(found.states).any():

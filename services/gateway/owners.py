@@ -15,7 +15,7 @@ class Owners:
     """
 
     def __init__(self) -> None:
-        self.holder_of = np.full(_FIRST_OWNERS, NO_HOLDER, np.int32)  # by owner, like the next two
+        self.holder_of = np.full(_FIRST_OWNERS, NO_HOLDER)  # by owner, like the next two
         self.num_pairs = np.zeros(_FIRST_OWNERS, np.int64)
         self.is_live = np.zeros(_FIRST_OWNERS, np.bool_)
         self.num_garbage = 0
@@ -58,7 +58,7 @@ class Owners:
     def _add(self) -> None:
         num_owners = len(self.is_live)
         assert num_owners < MAX_OWNERS, "owners are dropped, not lost"
-        self.holder_of = np.concatenate([self.holder_of, np.full(num_owners, NO_HOLDER, np.int32)])
+        self.holder_of = np.concatenate([self.holder_of, np.full(num_owners, NO_HOLDER)])
         self.num_pairs = np.concatenate([self.num_pairs, np.zeros(num_owners, np.int64)])
         self.is_live = np.concatenate([self.is_live, np.zeros(num_owners, np.bool_)])
         self._free = list(reversed(range(num_owners, 2 * num_owners)))

@@ -36,7 +36,7 @@ class Found(NamedTuple):
 
     blocks: Positions  # index into the keys asked for
     owners: NDArray[np.uint32]
-    holders: NDArray[np.int32]
+    holders: Positions
     states: NDArray[np.uint32]
 
 

@@ -14,7 +14,8 @@ from shared.errors import Draining, Internal
 from shared.log import get_logger
 from shared.metrics import Metrics
 from shared.model.batch import Span
-from shared.model.paged import PagedKv, Reservation
+from shared.model.paged import PagedKv
+from shared.model.reservation import Reservation
 from shared.model.transformer import Transformer
 
 log = get_logger()

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from shared.engine.publish import PagePublisher
 from shared.ids import BlockKey
-from shared.model.paged import PagedKv, Reservation
+from shared.model.paged import PagedKv
+from shared.model.reservation import Reservation
 
 
 @dataclass(frozen=True)

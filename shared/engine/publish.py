@@ -11,7 +11,7 @@ from shared.engine.stage import Mark
 from shared.ids import BlockKey
 from shared.kv.codec import FIDELITY_OF, SINK_TOKENS, Codec, Fidelity, Payload
 from shared.kv.frame import Frame, seal
-from shared.model.paged import Reservation
+from shared.model.reservation import Reservation
 from shared.rpc.convert import MAX_BATCH_BYTES
 from shared.rpc.pool_nodes import Publishing
 

@@ -27,6 +27,7 @@ class PagePool:
         self._idle: OrderedDict[int, None] = OrderedDict()  # next to be evicted first
         self._free_map = bytearray(_FREE * num_pages)
         self._num_free = num_pages
+        self.num_touched = 0  # all pages that were ever taken lie before it, but those from the top
 
     @property
     def num_used(self) -> int:
@@ -57,6 +58,8 @@ class PagePool:
         else:
             start = self._free_map.rfind(run) if from_top else self._free_map.find(run)
         pages = list(range(start, start + count)) if start >= 0 else self._scattered(count)
+        if pages and not from_top:
+            self.num_touched = max(self.num_touched, max(pages) + 1)
         for page in pages:
             self._free_map[page] = 0
             self._refs[page] = 1

@@ -6,6 +6,7 @@ import mmap
 import torch
 from torch import Tensor
 
+from shared.allocator import map_memory
 from shared.kv.layout import KvLayout
 from shared.model.page_groups import PageGroups
 
@@ -25,6 +26,13 @@ class PageTensors:
     def of(self, layer: int) -> Tensor:
         """Return K and V of a layer, `[2, num_pages, page_tokens, num_kv_heads, head_dim]`."""
         return self._tensors[self._slots[layer]]
+
+    def populate(self, first: int, end: int) -> None:
+        """Map memory behind pages `[first, end)` on the CPU; their content stays."""
+        for tensor in self._tensors:
+            for half in tensor:
+                part = half[first:end]
+                map_memory(part.data_ptr(), part.nbytes)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from services.prefill.prompt_pages import PromptPages
 from shared.kv.frame import Frame, open_frame
 from shared.model.batch import Batch, Span
-from shared.model.paged import Reservation
+from shared.model.reservation import Reservation
 from shared.rpc.pool import Publication
 from tests.support.engines import Node, two_datacenters
 from tests.support.tiny import greedy_reference, tiny_model

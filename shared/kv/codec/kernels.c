@@ -4,7 +4,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#define LANES 16
+#define LANES 8
 #define ONE_BY_ONE _Pragma("GCC ivdep") /* no element of a row depends on another */
 #define NUM_CODES 256
 #define PER_OCTAVE 4
@@ -14,7 +14,7 @@
 #define FIRST_TOO_LARGE 0x4B80 /* 2^24 in bfloat16; infinities and NaN are above it */
 
 typedef float lanes __attribute__((vector_size(4 * LANES)));
-typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+typedef int32_t words __attribute__((vector_size(4 * LANES)));
 typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
 
 static inline float widened(uint16_t half) {
@@ -82,18 +82,21 @@ static void values_of(const uint16_t *restrict raw, const float *steps, int rows
                       int8_t *restrict numbers) {
     for (int r = 0; r < rows; r++) {
         const uint16_t *row = raw + (int64_t)r * dim;
-        lanes squares_of = {0};
+        lanes squares_of[2] = {{0}}; /* 16 sums, as two vectors of what most processors have */
         words most_of = {0};
-        for (int i = 0; i < dim; i += LANES) {
-            halves packed;
-            memcpy(&packed, row + i, sizeof packed);
-            lanes x = (lanes)(__builtin_convertvector(packed, words) << 16);
-            words size = (words)x & 0x7FFFFFFFu, larger = (words)(size > most_of); /* without sign, bits sort like floats */
-            squares_of += x * x;
-            most_of = (size & larger) | (most_of & ~larger);
-        }
+        for (int i = 0; i < dim; i += 2 * LANES)
+            for (int half = 0; half < 2; half++) {
+                halves packed;
+                memcpy(&packed, row + i + half * LANES, sizeof packed);
+                words bits = __builtin_convertvector(packed, words) << 16, size = bits & 0x7FFFFFFF;
+                words larger = size > most_of; /* without sign, bits sort like numbers */
+                lanes x = (lanes)bits;
+                squares_of[half] += x * x;
+                most_of = (size & larger) | (most_of & ~larger);
+            }
+        squares_of[0] += squares_of[1];
         float squares[LANES], most[LANES];
-        memcpy(squares, &squares_of, sizeof squares);
+        memcpy(squares, &squares_of[0], sizeof squares);
         memcpy(most, &most_of, sizeof most);
         for (int width = LANES / 2; width; width /= 2)
             for (int lane = 0; lane < width; lane++) {
@@ -113,10 +116,14 @@ static void values_of(const uint16_t *restrict raw, const float *steps, int rows
    too large for any step. */
 int prfaas_quantise(const uint16_t *keys, const uint16_t *values, const float *steps, int tokens, int heads, int dim,
                     float key_share, float value_share, uint8_t *codes, int16_t *offsets, int8_t *numbers, float *scratch) {
-    int channels = heads * dim, bad = 0;
+    int channels = heads * dim;
     int64_t count = (int64_t)tokens * channels;
-    for (int64_t i = 0; i < count; i++) bad |= ((keys[i] & 0x7FFF) >= FIRST_TOO_LARGE) | ((values[i] & 0x7FFF) >= FIRST_TOO_LARGE);
-    if (bad) return 1;
+    uint16_t largest = 0; /* without sign, bits sort like numbers */
+    for (int64_t i = 0; i < count; i++) {
+        uint16_t key = keys[i] & 0x7FFF, value = values[i] & 0x7FFF, size = key > value ? key : value;
+        largest = size > largest ? size : largest;
+    }
+    if (largest >= FIRST_TOO_LARGE) return 1;
     keys_of(keys, steps, tokens, channels, key_share, codes, offsets, numbers, scratch);
     values_of(values, steps, tokens * heads, dim, value_share, codes + channels, numbers + count);
     return 0;

@@ -215,4 +215,5 @@ async def test_a_peer_process_that_is_lost_in_the_middle(channels: Channels, fat
         assert sum(pulled) == len(got)
         assert all(pulled)
         assert west.count("pulls_total", peer=east.address, outcome="failed") == 1
+        assert west.count("peers_suspected_total", peer=east.address) == (fate is hang)
         await until(lambda: west.idle)

@@ -1,9 +1,11 @@
 """Small layouts, keys and frames, and a clock that only moves when told to, for tests of the pool."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from services.cachepool.block import BLOCK_OVERHEAD_BYTES, ENTRY_OVERHEAD_BYTES, Writer
+from services.cachepool.block import BLOCK_OVERHEAD_BYTES, ENTRY_OVERHEAD_BYTES, Block, Writer
+from services.cachepool.eviction import Eviction
+from services.cachepool.guard import Guard
 from services.cachepool.store import Store
 from services.cachepool.subscription import Subscription
 from shared.ids import BlockKey
@@ -54,15 +56,40 @@ def frame(block_key: BlockKey, layer: int, layout: KvLayout = LAYOUT) -> Frame:
     return seal(block_key, layer, (seed * (size // len(seed) + 1))[:size], Codec.RAW)
 
 
+class ByWorth(Eviction):
+    """The order by worth, whether it pays or not."""
+
+    def __init__(self, clock: Callable[[], float], *, by_tenant: bool) -> None:
+        super().__init__(clock, by_tenant=by_tenant)
+        self.guard = _Sure()
+
+
+class _Sure(Guard):
+    def __init__(self) -> None:
+        super().__init__()
+        self.worth_pays = True
+
+    def use(self, chain: Sequence[Block], bonus_s: Callable[[Block], float], num_blocks: int) -> None:
+        pass
+
+
 class Pool:
     """A store with a manual clock and what its callbacks said."""
 
-    def __init__(self, num_blocks: float = 100, layout: KvLayout = LAYOUT, tenant_share: float = 1.0) -> None:
+    def __init__(
+        self,
+        num_blocks: float = 100,
+        layout: KvLayout = LAYOUT,
+        tenant_share: float = 1.0,
+        policy: type[Eviction] = Eviction,
+    ) -> None:
         self.clock = ManualClock()
         self.layout = layout
         self.groups: list[tuple[BlockKey, int]] = []
         budget_bytes = int(num_blocks * BLOCK_BYTES)
-        self.store = Store(budget_bytes, self.clock, lambda k, g: self.groups.append((k, g)), tenant_share=tenant_share)
+        self.store = Store(
+            budget_bytes, self.clock, lambda k, g: self.groups.append((k, g)), tenant_share=tenant_share, policy=policy
+        )
         self.num_notified = 0
 
     def writer(self, *block_keys: BlockKey, layers: int = ALL, tenant: str = "") -> Writer:

@@ -8,7 +8,7 @@ from services.cachepool.reuse import CORRELATED_S, History, ReuseClock
 from shared.errors import Overloaded
 from shared.ids import BlockKey
 from shared.kv.entries import BlockEntries
-from tests.unit.cachepool.samples import ALL, BLOCK_BYTES, FULL, Pool, frame, key, keys, wanting
+from tests.unit.cachepool.samples import ALL, BLOCK_BYTES, FULL, ByWorth, Pool, frame, key, keys, wanting
 from tests.unit.cachepool.test_store import taken
 
 A, B, C, D = keys("chain", 4)
@@ -192,8 +192,7 @@ def test_window_entries_under_a_lease_stay() -> None:
 
 
 def test_what_was_used_more_often_outlives_what_was_used_later() -> None:
-    pool = Pool(3, FULL)
-    crowd(pool, 4, "before")  # something was evicted: how long blocks live is known
+    pool = Pool(3, FULL, policy=ByWorth)
     pool.fill(A)
     for _ in range(3):
         pool.clock.advance(CORRELATED_S)
@@ -204,8 +203,7 @@ def test_what_was_used_more_often_outlives_what_was_used_later() -> None:
 
 
 def test_uses_close_to_each_other_are_one() -> None:
-    pool = Pool(3, FULL)
-    crowd(pool, 4, "before")
+    pool = Pool(3, FULL, policy=ByWorth)
     pool.fill(A)
     for _ in range(50):
         pool.read(A)
@@ -215,8 +213,7 @@ def test_uses_close_to_each_other_are_one() -> None:
 
 
 def test_a_block_that_comes_back_is_known() -> None:
-    pool = Pool(3, FULL)
-    crowd(pool, 4, "before")
+    pool = Pool(3, FULL, policy=ByWorth)
     for number in range(3):
         pool.clock.advance(CORRELATED_S)
         pool.fill(A)
@@ -235,23 +232,32 @@ def block(depth: int = 0, uses: int = 1, at: float = 1000.0) -> Block:
 
 def test_depth_raises_worth_for_attention_costs_more_there() -> None:
     clock = ReuseClock()
-    clock.evicted(block().uses, 1010.0)
-    assert clock.worth(block(depth=5000)) > clock.worth(block(depth=50)) > clock.worth(block())
-    assert clock.worth(block(uses=2)) - clock.worth(block()) == clock.doubling_s == clock.interval_s
+    assert clock.bonus_s(block(depth=5000)) > clock.bonus_s(block(depth=50)) > clock.bonus_s(block())
+    assert clock.bonus_s(block(uses=2)) - clock.bonus_s(block()) == clock.interval_s
 
 
-def test_where_blocks_live_long_the_order_is_that_of_their_last_use() -> None:
-    clock = ReuseClock()
-    assert clock.worth(block(uses=200)) == 1000.0, "before anything was evicted nobody knows"
-    clock.evicted(block().uses, 1000.0 + 4 * clock.interval_s)
-    assert clock.worth(block(uses=200)) == 1000.0
-    assert clock.doubling_s == 0.0
+def test_a_block_without_entries_is_worth_what_it_will_be() -> None:
+    empty = block(depth=50)
+    empty.charge = 0
+    assert ReuseClock().bonus_s(empty) == ReuseClock().bonus_s(block(depth=50))
+
+
+def test_what_was_not_proven_to_pay_is_not_done() -> None:
+    pool = Pool(3, FULL)
+    pool.fill(A)
+    for _ in range(3):
+        pool.clock.advance(CORRELATED_S)
+        pool.read(A)
+    pool.fill(B)
+    crowd(pool, 2)
+    assert pool.held(A, B) == [False, True]
 
 
 def test_the_reuse_interval_is_learnt() -> None:
     clock, used = ReuseClock(), block(uses=0)
     for number in range(6):
-        clock.count(used.uses, 1000.0 + 70 * number)
+        assert clock.count(used.uses, 1000.0 + 70 * number)
+        assert not clock.count(used.uses, 1001.0 + 70 * number)
     assert (clock.interval_s, used.uses.count) == (70.0, 6)
 
 

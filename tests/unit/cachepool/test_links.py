@@ -43,8 +43,14 @@ def test_a_link_that_is_slow_or_shared_may_be_silent_for_longer() -> None:
     with links.inlet(EAST) as one:
         alone_s = one.patience_s(6.0)
         assert alone_s == 6.0 + 2 * MAX_BATCH_BYTES / ASSUMED_BYTES_PER_S
-        with links.inlet(EAST):
+        with links.inlet(EAST) as other:
+            assert one.patience_s(6.0) == alone_s
+            for inlet in (one, other):
+                inlet.arrived([frame(key("block"), 0)])
             assert one.patience_s(6.0) - 6.0 == pytest.approx(2 * (alone_s - 6.0))
+            other.arrived([])  # a heartbeat: it waits, and takes nothing of the link
+            assert one.patience_s(6.0) == alone_s
+            other.arrived([frame(key("block"), 1)])
         assert one.patience_s(6.0) == alone_s
 
 

@@ -4,7 +4,8 @@ import pytest
 
 from shared.ids import BlockKey
 from shared.kv.layout import KvLayout, LayerSpec
-from shared.model.paged import PagedKv, Reservation
+from shared.model.paged import PagedKv
+from shared.model.reservation import Reservation
 
 FULL = KvLayout((LayerSpec(None, 1, 2), LayerSpec(None, 1, 2)), "float32", block_tokens=4)
 MIXED = KvLayout((LayerSpec(None, 1, 2), LayerSpec(8, 1, 2)), "float32", block_tokens=4)

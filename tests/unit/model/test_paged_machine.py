@@ -10,7 +10,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from shared.ids import BlockKey
 from shared.kv.layout import KvLayout, LayerSpec, iter_layers
-from shared.model.paged import PagedKv, Reservation
+from shared.model.paged import PagedKv
+from shared.model.reservation import Reservation
 
 BLOCK = 4
 FULL, WINDOW = LayerSpec(None, 1, 1), LayerSpec(8, 1, 1)
