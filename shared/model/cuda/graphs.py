@@ -1,6 +1,8 @@
 """Decode steps as CUDA graphs: one launch a step where PyTorch makes four hundred."""
 
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -59,10 +61,26 @@ class DecodeGraphs:
             current.wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
             # Other threads copy KV meanwhile; only this one's calls belong to the graph.
-            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+            with (
+                _no_collection(),
+                torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"),
+            ):
                 hidden = self._step(inputs.token_ids, inputs.batch())
             self._captured[rows] = _Captured(inputs, graph, hidden)
         return self._captured[rows]
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep the garbage collector out of a capture: destroying another graph, left in a cycle, would end it."""
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @dataclass(frozen=True)
