@@ -1,11 +1,12 @@
 """Two datacenters in one process: pools, prefill and decode behind real gRPC on loopback, tiny models, no Kafka."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import grpc.aio
 import pytest
 
 from services.cachepool.app import Pool, build_pool
@@ -136,8 +137,9 @@ class TwoDatacenters:
             fidelity=int(fidelity),  # type: ignore[arg-type]
         )
         computed = 0
-        with rpc_errors("prefill"):
-            async for progress in PrefillStub(self.channels.get(self.prefill.address)).Prefill(request, timeout=30):
+        call = PrefillStub(self.channels.get(self.prefill.address)).Prefill(request, timeout=30)
+        with rpc_errors("prefill"), _cancelled_at_last(call):
+            async for progress in call:
                 computed = progress.computed_tokens
         return computed
 
@@ -203,10 +205,9 @@ class TwoDatacenters:
             prefilling = None
             if prefill and num_blocks:
                 prefilling = tasks.create_task(self.prefill_only(token_ids, codec, fidelity=fidelity))
-            with rpc_errors("decode"):
-                async for message in DecodeStub(self.channels.get(self.decode.address)).Generate(
-                    controls(), timeout=30
-                ):
+            call = DecodeStub(self.channels.get(self.decode.address)).Generate(controls(), timeout=30)
+            with rpc_errors("decode"), _cancelled_at_last(call):
+                async for message in call:
                     result.ids += message.ids
                     result.logprobs += logprobs_from_message(message)
                     result.finish_reason = message.finish_reason
@@ -225,6 +226,15 @@ class TwoDatacenters:
         for node in (self.prefill, self.decode):
             assert node.model is not None
             node.model.kv.check()
+
+
+@contextmanager
+def _cancelled_at_last(call: grpc.aio.Call) -> Iterator[None]:
+    """A reader that is cancelled just when a call begins leaves it open: gRPC cancels it at any other moment only."""
+    try:
+        yield
+    finally:
+        call.cancel()
 
 
 def _held(node: Node) -> int:
