@@ -12,7 +12,8 @@ from tests.support.suite import Suite, running_suite
 
 pytestmark = [pytest.mark.suite, pytest.mark.timeout(120)]
 
-SERVICES = ("cachepool-east", "cachepool-west", "prefill-east", "prefill-east-2", "decode-west", "gateway")
+WORKERS = ("prefill-east", "prefill-east-2")
+SERVICES = ("cachepool-east", "cachepool-west", *WORKERS, "decode-west", "gateway")
 PROMPT_TOKENS, BLOCK = 7_000, 64
 NUM_BLOCKS = PROMPT_TOKENS // BLOCK
 
@@ -28,14 +29,15 @@ def suite(tmp_path: Path) -> Iterator[Suite]:
 async def test_another_worker_finishes_what_a_killed_one_began(suite: Suite) -> None:
     await suite.ready()
     rng = random.Random(3)
-    prompt = [rng.randrange(3, VOCAB) for _ in range(PROMPT_TOKENS)]
+    before = await _both_have_computed(suite, rng)
+    prompt = _prompt(rng, PROMPT_TOKENS)
     request = asyncio.create_task(suite.complete(prompt))
-    first, second = await _whose_it_is(suite)
+    first, second = await _whose_it_is(suite, before)
+    made_before = await _made(suite, second)
     suite.kill(first)
     answer = await request
 
-    computed = await suite.metric(second, "prefill_computed_blocks_total")
-    reused = await suite.metric(second, "prefill_reused_blocks_total")
+    computed, reused = (now - then for now, then in zip(await _made(suite, second), made_before, strict=True))
     assert await suite.metric("gateway", "prefill_failures_total") == 1
     assert computed + reused == NUM_BLOCKS
     assert 0 < reused < NUM_BLOCKS
@@ -44,11 +46,31 @@ async def test_another_worker_finishes_what_a_killed_one_began(suite: Suite) -> 
     await suite.assert_idle()
 
 
-async def _whose_it_is(suite: Suite) -> tuple[str, str]:
-    """Wait until a prefill worker has computed some blocks; return it, and the other one."""
+def _prompt(rng: random.Random, num_tokens: int) -> list[int]:
+    return [rng.randrange(3, VOCAB) for _ in range(num_tokens)]
+
+
+async def _made(suite: Suite, worker: str) -> tuple[float, float]:
+    """Return how many blocks of prompts a worker has computed, and how many it has found."""
+    computed = await suite.metric(worker, "prefill_computed_blocks_total")
+    return computed, await suite.metric(worker, "prefill_reused_blocks_total")
+
+
+async def _both_have_computed(suite: Suite, rng: random.Random) -> dict[str, float]:
+    """Send pairs of prompts until the gateway knows both workers; return how many tokens each has computed."""
     async with asyncio.timeout(30):
         while True:
-            for worker, other in (("prefill-east", "prefill-east-2"), ("prefill-east-2", "prefill-east")):
-                if await suite.metric(worker, "prefill_computed_tokens_total") >= 10 * BLOCK:
+            await asyncio.gather(*(suite.complete(_prompt(rng, 1000), 1) for _ in WORKERS))
+            tokens = {worker: await suite.metric(worker, "prefill_computed_tokens_total") for worker in WORKERS}
+            if all(tokens.values()):
+                return tokens
+
+
+async def _whose_it_is(suite: Suite, before: dict[str, float]) -> tuple[str, str]:
+    """Wait until a prefill worker has computed some blocks more; return it, and the other one."""
+    async with asyncio.timeout(30):
+        while True:
+            for worker, other in (WORKERS, WORKERS[::-1]):
+                if await suite.metric(worker, "prefill_computed_tokens_total") >= before[worker] + 10 * BLOCK:
                     return worker, other
             await asyncio.sleep(0.01)

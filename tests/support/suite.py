@@ -17,6 +17,8 @@ from typing import Any
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.waiting import eventually
+
 ROOT = Path(__file__).resolve().parents[2]
 POOLS = {"cachepool-east": "east", "cachepool-west": "west"}
 ENGINES = {"prefill-east": "east", "prefill-west": "west", "decode-west": "west"}
@@ -110,8 +112,10 @@ class Suite:
         return (self.folder / f"{name}.log").read_text()
 
     async def ready(self, limit_s: float = 60) -> float:
-        """Wait until every process is ready and a request succeeds; return the seconds it took."""
+        """Wait until the broker listens, every process is ready and a request succeeds; return the seconds it took."""
         started = time.monotonic()
+        if "broker" in self.running:
+            await eventually(self._broker_listens, limit_s)
         urls = [f"{self.url_of(name)}/readyz" for name in self._others]
         urls += [f"{self.url_of(name)}/health" for name in self._gateways]
         async with aiohttp.ClientSession() as session:
@@ -198,6 +202,15 @@ class Suite:
         }
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("PRFAAS_")}
         return {**inherited, **own, **self._environ}
+
+    async def _broker_listens(self) -> bool:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", self.grpc["broker"])
+        except OSError:
+            return False
+        writer.close()
+        await writer.wait_closed()
+        return True
 
     def _fail_if_dead(self) -> None:
         dead = {name: p.returncode for name, p in self._processes.items() if p.poll() is not None}
