@@ -4,6 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import grpc.aio
@@ -130,29 +131,36 @@ class PoolServicer(CachePoolServicer):
         sourced, changed, wake_others = place
         reader = sourced.reader
         limit = FIRST_BATCH_BYTES
+        spoke_at = (
+            time.monotonic()
+        )  # what wakes this stream may go out on another of its share: silence is measured here
         while not reader.done:
             changed.clear()
             if reader.lost_writers:
                 reader.lost_writers = False
                 self._tier.start(sourced)
                 self._pulls.start(sourced)
-            is_time_for_heartbeat = False
-            if reader.has_ready:
+            silent_for_s = time.monotonic() - spoke_at
+            patience_s = math.inf if heartbeat_s is None else heartbeat_s - silent_for_s
+            if patience_s <= 0:
+                await context.write(pb.FetchReply())
+            elif reader.has_ready:
                 # Whatever is ready goes at once; a batch fills only while the last one is being sent.
-                async with outlet.turn(heartbeat_s) as is_ours:
+                async with outlet.turn(None if patience_s == math.inf else patience_s) as is_ours:
                     frames = reader.take(min(limit, outlet.max_batch_bytes)) if is_ours else []
                     if frames:  # else another stream of the share was quicker
                         await self._send(frames, context)
                 outlet.sent(frames)
                 limit = MAX_BATCH_BYTES
-                is_time_for_heartbeat = not is_ours
+                if not frames:
+                    continue
             elif missing := reader.take_missing(self._store.clock()):
                 self._metrics.fetched.labels("miss").inc(sum(block.layers.bit_count() for block in missing))
                 await context.write(pb.FetchReply(missing=pb.FetchMissing(blocks=entries_to_messages(missing))))
             else:
-                is_time_for_heartbeat = not await _wait(changed, reader.next_deadline(), heartbeat_s)
-            if is_time_for_heartbeat:
-                await context.write(pb.FetchReply())
+                await _wait(changed, reader.next_deadline(), patience_s)
+                continue
+            spoke_at = time.monotonic()
         wake_others()  # they have nothing to wait for any more
 
     async def _send(self, frames: Sequence[Frame], context: Context) -> None:
@@ -161,14 +169,10 @@ class PoolServicer(CachePoolServicer):
         self._metrics.fetched_bytes.inc(sum(len(frame.payload) for frame in frames))
 
 
-async def _wait(changed: asyncio.Event, deadline: float | None, patience_s: float | None) -> bool:
-    """Wait until the reader may have something new or gives up on something; False when neither is within patience."""
+async def _wait(changed: asyncio.Event, deadline: float | None, patience_s: float) -> None:
+    """Wait until the reader may have something new or gives up on something, or for `patience_s`."""
     left_s = math.inf if deadline is None else max(0.0, deadline - time.monotonic())
-    patience_s = math.inf if patience_s is None else patience_s
     limit_s = min(left_s, patience_s)
-    try:
+    with suppress(TimeoutError):
         async with asyncio.timeout(None if limit_s == math.inf else limit_s):
             await changed.wait()
-    except TimeoutError:
-        return left_s <= patience_s  # the deadline of some entries: the caller reports them
-    return True

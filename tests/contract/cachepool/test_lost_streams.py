@@ -178,6 +178,25 @@ async def test_a_peer_that_only_waits_is_not_silent(channels: Channels) -> None:
         await until(lambda: west.idle and east.idle)
 
 
+async def test_a_stream_that_others_leave_nothing_to_is_not_silent(channels: Channels) -> None:
+    """Entries come one by one, more often than heartbeats are due: each goes out on one stream and wakes them all."""
+    async with serving(channels, dc="west", stall_s=1.5) as west, serving(channels, dc="east") as east:
+        store = east.pool.store
+        writer = store.open_writer()
+        store.grant(writer, LAYOUT, BLOCKS)
+        reading = Reading(west, east.address)
+        for number, block in enumerate(BLOCKS):
+            for layer in iter_layers(block.layers):
+                store.put(writer, seal(block.key, layer, payload((block.key, layer)), Codec.RAW))
+                if number < 12:
+                    await asyncio.sleep(0.08)  # 48 times: longer than anybody may be silent
+        await reading.task
+        store.abandon(writer)
+        assert len(reading.got) == NUM_ENTRIES
+        assert west.count("pull_streams_lost_total", peer=east.address, code="deadline_exceeded") == 0
+        await until(lambda: west.idle and east.idle)
+
+
 def hang(node: PoolNode) -> None:
     os.kill(node._process.pid, signal.SIGSTOP)
 
