@@ -15,8 +15,8 @@ from shared.log import REQUEST_ID_KEY, bound_request, get_logger, request_id_or_
 
 log = get_logger()
 
-# Tansu does not wake a waiting fetch when data comes, so the wait is what an event's way takes at most. With 25 ms
-# the embedded broker and its readers took an eighth of a core when nothing happened.
+# Tansu does not wake a waiting fetch when data comes, so the wait is what an event's way takes at most. An idle
+# reader of three topics costs the embedded broker 4 % of a core at 100 ms, 0.5 % at 500.
 _FETCH_MAX_WAIT_MS = 100
 _POLL_MS = 200
 _POLL_RECORDS = 500

@@ -16,7 +16,6 @@ from tests.contract.gateway_harness import (
     FINGERPRINT,
     LAYOUT,
     MAX_MODEL_LEN,
-    Behaviour,
     Call,
     Suite,
     announce,
@@ -233,66 +232,6 @@ async def test_two_prompts_of_one_moment_with_one_prefix_go_to_one_prefill_worke
     suite.decode.behave = says("ok", computed=4, pause_s=0.3)
     await asyncio.gather(*(suite.complete(prompt=LONG + tail, max_tokens=1) for tail in ("a" * 40, "b" * 40)))
     assert sorted((len(suite.prefill.calls), len(other.calls))) == [0, 2]
-
-
-def once_updated(behave: Behaviour) -> Behaviour:
-    """A decode worker that waits until the gateway tells it how prefill went."""
-
-    async def waits(call: Call) -> AsyncIterator[pb.Tokens]:
-        await call.updated.wait()
-        async for message in behave(call):
-            yield message
-
-    return waits
-
-
-async def test_a_failed_prefill_is_reported_to_decode_and_counted(suite: Suite) -> None:
-    suite.prefill.behave = raises(WorkerLost("gone"))
-    suite.decode.behave = once_updated(says("late", computed=100))
-    answer = await suite.complete(prompt=LONG, max_tokens=4)
-    assert answer["choices"][0]["text"] == "late"
-    assert [update.prefill_failed for update in suite.decode.calls[0].updates] == [True]
-    assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
-    assert suite.metric("prefill_failures_total", code="worker_lost") == 1
-    assert len(suite.cluster.promises) == 0
-
-
-async def test_another_prefill_worker_of_the_datacenter_takes_over(suite: Suite) -> None:
-    async def dies(_call: Call) -> AsyncIterator[pb.Progress]:
-        yield pb.Progress(num_blocks_done=2, computed_tokens=32)
-        raise WorkerLost("gone")
-
-    spare = await suite.join("prefill-east-2", "prefill", "east", prefills(64))
-    away = await suite.join("prefill-west", "prefill", "west", prefills(96))
-    suite.prefill.behave = dies
-    suite.decode.behave = says("ok", computed=4, pause_s=0.3)
-    answer = await suite.complete(prompt=LONG, max_tokens=2)
-    assert (len(suite.prefill.calls), len(spare.calls), len(away.calls)) == (1, 1, 0)
-    assert spare.calls[0].request == suite.prefill.calls[0].request
-    assert suite.decode.calls[0].updates == []
-    assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": len(LONG) - 32 - 64 - 4}
-    assert suite.metric("prefill_failures_total", code="worker_lost") == 1
-    assert len(suite.cluster.promises) == 0
-    assert all(suite.cluster.registry.num_assigned(WorkerId(w)) == 0 for w in ("prefill-east", "prefill-east-2"))
-
-
-async def test_a_prefill_that_would_fail_anywhere_is_not_tried_again(suite: Suite) -> None:
-    spare = await suite.join("prefill-east-2", "prefill", "east", prefills(96))
-    suite.prefill.behave = raises(BadRequest("this prompt is wrong"))
-    suite.decode.behave = once_updated(says("late", computed=100))
-    await suite.complete(prompt=LONG, max_tokens=2)
-    assert spare.calls == []
-    assert suite.decode.calls[0].updates[0].prefill_failed
-
-
-async def test_a_prefill_that_ends_early_without_finishing_counts_as_failed(suite: Suite) -> None:
-    async def ends_early(_call: Call) -> AsyncIterator[pb.Progress]:
-        yield pb.Progress(num_blocks_done=1, computed_tokens=16)
-
-    suite.prefill.behave = ends_early
-    suite.decode.behave = once_updated(says("late", computed=84))
-    answer = await suite.complete(prompt=LONG, max_tokens=4)
-    assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
 
 
 async def test_without_any_prefill_worker_decode_computes_everything(suite: Suite) -> None:
