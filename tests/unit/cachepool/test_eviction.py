@@ -191,13 +191,18 @@ def test_window_entries_under_a_lease_stay() -> None:
 # Worth
 
 
-def test_what_was_used_more_often_outlives_what_was_used_later() -> None:
-    pool = Pool(3, FULL, policy=ByWorth)
+def use_often_then_another(pool: Pool) -> None:
+    """A three times, then B once."""
     pool.fill(A)
     for _ in range(3):
         pool.clock.advance(CORRELATED_S)
         pool.read(A)
     pool.fill(B)
+
+
+def test_what_was_used_more_often_outlives_what_was_used_later() -> None:
+    pool = Pool(3, FULL, policy=ByWorth)
+    use_often_then_another(pool)
     crowd(pool, 4)
     assert pool.held(A, B) == [True, False]
 
@@ -244,11 +249,7 @@ def test_a_block_without_entries_is_worth_what_it_will_be() -> None:
 
 def test_what_was_not_proven_to_pay_is_not_done() -> None:
     pool = Pool(3, FULL)
-    pool.fill(A)
-    for _ in range(3):
-        pool.clock.advance(CORRELATED_S)
-        pool.read(A)
-    pool.fill(B)
+    use_often_then_another(pool)
     crowd(pool, 2)
     assert pool.held(A, B) == [False, True]
 
