@@ -24,17 +24,26 @@ POOLS = {"cachepool-east": "east", "cachepool-west": "west"}
 ENGINES = {"prefill-east": "east", "prefill-west": "west", "decode-west": "west"}
 SERVICES = (*POOLS, *ENGINES, "gateway")
 
+NUM_PORT_RANGES, PORTS_IN_RANGE = 8, 2_000
+
 _ENDS_WITH_US = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
 """A worker of pytest that is interrupted runs no fixture's end."""
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on, below those that the kernel gives to whoever asks for any."""
+    """Return ports that nobody listens on, below those that the kernel gives to whoever asks for any.
+
+    Workers of pytest have ranges of their own: what one has been given may be free for a while, before its process
+    listens and while it is started again.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 16_000 + worker % NUM_PORT_RANGES * PORTS_IN_RANGE
     ports: list[int] = []
     while len(ports) < count:
-        port = random.randrange(20_000, 32_000)
+        port = random.randrange(first, first + PORTS_IN_RANGE)
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            ports.append(port)
+            if port not in ports:
+                ports.append(port)
     return ports
 
 
