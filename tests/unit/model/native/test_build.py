@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from shared.model.native import build
-from shared.model.native.build import KernelsUnavailable, load_library
+from shared.model.native.build import load_library
+from shared.native import KernelsUnavailable
 
 
 @pytest.fixture(autouse=True)
