@@ -39,9 +39,9 @@ def held_by_number(layout: KvLayout, states: States, pairs: OwnedPairs, keys: by
 
 
 def rows_in_c(states: States, pairs: OwnedPairs, keys: bytes, num_holders: int) -> Rows | None:
-    """None where there is no compiler, and for layouts of more groups than a byte has bits."""
+    """None where there is no compiler, for layouts of more groups than a byte has bits, and when nothing is asked."""
     match = load_match()
-    if match is None or states.masks.itemsize > 1:
+    if match is None or states.masks.itemsize > 1 or not (keys and num_holders):
         return None
     num_blocks = len(keys) // KEY_BYTES
     rows = Rows(np.zeros(num_holders, np.intp), np.empty((num_holders + 1, num_blocks, 2), np.uint8))

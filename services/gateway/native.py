@@ -1,7 +1,7 @@
 """match.c, compiled for this machine at its first use. Without a C compiler NumPy does the same, but slower."""
 
 from collections.abc import Callable
-from ctypes import POINTER, PyDLL, Structure, byref, c_char_p, c_int32, c_int64, c_uint64, c_void_p
+from ctypes import POINTER, PyDLL, Structure, addressof, byref, c_char, c_char_p, c_int32, c_int64, c_uint64, c_void_p
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,8 @@ def load_match() -> Callable[[Table, bytes, Matched], None] | None:
 
 
 def address(array: NDArray[Any]) -> int:
-    """Return where an array's numbers are. The caller keeps it alive."""
-    assert array.flags.c_contiguous, "C reads dense memory"
-    where: int = array.__array_interface__["data"][0]  # `array.ctypes` takes three times as long
-    return where
+    """Return where the numbers of an array are, which is neither empty nor read-only. The caller keeps it alive.
+
+    Raises `TypeError` for one that is not dense.
+    """
+    return addressof(c_char.from_buffer(array.data))  # `array.ctypes` takes ten times as long
