@@ -23,6 +23,7 @@ class Member:
     address: str
     pool_address: str
     load: int = 0  # requests running and waiting
+    codec_threads: int = 1  # that encode and decode its entries
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +146,9 @@ class Registry:
             else:
                 # Reports lag by half a second; what this gateway has sent meanwhile is known.
                 load = max(entry.running + entry.waiting, self._assigned[worker])
-                members[event.role].append(Member(worker, event.dc, event.address, event.pool_address, load))
+                members[event.role].append(
+                    Member(worker, event.dc, event.address, event.pool_address, load, event.codec_threads)
+                )
         return RegistryView(tuple(members["decode"]), tuple(members["prefill"]), pools, tuple(problems))
 
     def _problem(self, entry: _Entry) -> str | None:

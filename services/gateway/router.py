@@ -12,7 +12,7 @@ from services.gateway.credit import Credit, credits_by_dc
 from services.gateway.matching import Held
 from services.gateway.registry import Member, RegistryView
 from services.gateway.resume import GroupMasks, longest_resume, needed_groups, no_groups
-from services.gateway.transfer import CodecChoice, choose_codec, link_goodput
+from services.gateway.transfer import CodecChoice, choose_codec, way_between
 from shared.errors import NoWorker
 from shared.ids import BlockKey, Datacenter, WorkerId
 from shared.kv.codec import Codec, Fidelity
@@ -112,8 +112,8 @@ def route(request: RequestFacts, members: RegistryView, settings: RouterSettings
         prefill_nodes=() if prefill is None else members.nodes(prefill.dc),
         decode_sources=_sources(_decode_choices(layout, decode, prefill, num_blocks, held), nodes),
         prefill_sources=_sources(_prefill_choices(layout, request, prefill, usable, held), nodes),
-        prefill_codec=_codec(request, members, settings, decode.dc if prefill is None else prefill.dc, decode.dc),
-        decode_codec=_codec(request, members, settings, decode.dc, decode.dc),
+        prefill_codec=choose_codec(settings.codec, request.fidelity, way_between(members, prefill or decode, decode)),
+        decode_codec=choose_codec(settings.codec, request.fidelity, way_between(members, decode, decode)),
         hand_off=settings.hand_off,
         wait_ms=0 if prefill is None else settings.block_wait_ms,
     )
@@ -127,12 +127,6 @@ def prefers_exact(exact: Plan, lossy: Plan) -> bool:
     if exact.usable_blocks != lossy.usable_blocks:
         return exact.usable_blocks > lossy.usable_blocks
     return not exact.crosses
-
-
-def _codec(
-    request: RequestFacts, members: RegistryView, settings: RouterSettings, from_dc: Datacenter, to_dc: Datacenter
-) -> Codec:
-    return choose_codec(settings.codec, request.fidelity, from_dc, to_dc, link_goodput(members, from_dc, to_dc))
 
 
 def _pick_decode(request: RequestFacts, members: RegistryView, settings: RouterSettings) -> Member:

@@ -109,6 +109,7 @@ class MembershipEvent:
     capacity: int = 0  # engines: tokens of KV; pools: bytes
     pool_address: str = ""  # the pool that this worker reads and writes; a pool's own address
     left: bool = False
+    codec_threads: int = 1  # engines: threads that encode and decode entries
 
     def leaving(self) -> Self:
         return replace(self, left=True)
@@ -127,6 +128,7 @@ class MembershipEvent:
             capacity=self.capacity,
             pool_address=self.pool_address,
             left=self.left,
+            codec_threads=self.codec_threads,
         ).SerializeToString()
 
     @classmethod
@@ -147,6 +149,7 @@ class MembershipEvent:
             capacity=message.capacity,
             pool_address=message.pool_address,
             left=message.left,
+            codec_threads=max(1, message.codec_threads),
         )
 
 

@@ -127,6 +127,7 @@ def _membership(
         epoch=epoch,
         capacity=model.kv.capacity_tokens(settings.stride_tokens),
         pool_address=settings.pool,
+        codec_threads=codec_threads(),
     )
 
 

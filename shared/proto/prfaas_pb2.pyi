@@ -1176,6 +1176,7 @@ class MembershipEvent(_message.Message):
     CAPACITY_FIELD_NUMBER: _builtins.int
     POOL_ADDRESS_FIELD_NUMBER: _builtins.int
     LEFT_FIELD_NUMBER: _builtins.int
+    CODEC_THREADS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     worker: _builtins.str
     role: _builtins.str
@@ -1190,6 +1191,8 @@ class MembershipEvent(_message.Message):
     pool_address: _builtins.str
     """the pool that this worker reads and writes; a pool's own address"""
     left: _builtins.bool
+    codec_threads: _builtins.int
+    """engines: how many encode and decode entries; 0 (from before it was said) means 1"""
     def __init__(
         self,
         *,
@@ -1205,10 +1208,11 @@ class MembershipEvent(_message.Message):
         capacity: _builtins.int = ...,
         pool_address: _builtins.str = ...,
         left: _builtins.bool = ...,
+        codec_threads: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "dc", b"dc", "epoch", b"epoch", "fingerprint", b"fingerprint", "layout_hash", b"layout_hash", "left", b"left", "model_name", b"model_name", "pool_address", b"pool_address", "role", b"role", "version", b"version", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "codec_threads", b"codec_threads", "dc", b"dc", "epoch", b"epoch", "fingerprint", b"fingerprint", "layout_hash", b"layout_hash", "left", b"left", "model_name", b"model_name", "pool_address", b"pool_address", "role", b"role", "version", b"version", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

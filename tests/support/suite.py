@@ -24,18 +24,35 @@ POOLS = {"cachepool-east": "east", "cachepool-west": "west"}
 ENGINES = {"prefill-east": "east", "prefill-west": "west", "decode-west": "west"}
 SERVICES = (*POOLS, *ENGINES, "gateway")
 
+NUM_PORT_RANGES, PORTS_IN_RANGE = 8, 2_000
+
 _ENDS_WITH_US = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
 """A worker of pytest that is interrupted runs no fixture's end."""
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on, below those that the kernel gives to whoever asks for any."""
+    """Return ports that nobody listens on, below those that the kernel gives to whoever asks for any.
+
+    Workers of pytest have ranges of their own: what one has been given may be free for a while, before its process
+    listens and while it is started again.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 16_000 + worker % NUM_PORT_RANGES * PORTS_IN_RANGE
     ports: list[int] = []
     while len(ports) < count:
-        port = random.randrange(20_000, 32_000)
+        port = random.randrange(first, first + PORTS_IN_RANGE)
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            ports.append(port)
+            if port not in ports:
+                ports.append(port)
     return ports
+
+
+class RefusedError(Exception):
+    """A completion that was not answered."""
+
+    def __init__(self, status: int, error: dict[str, Any]) -> None:
+        super().__init__(f"{status}: {error}")
+        self.code = error["code"]
 
 
 class Suite:
@@ -112,19 +129,22 @@ class Suite:
         return (self.folder / f"{name}.log").read_text()
 
     async def ready(self, limit_s: float = 60) -> float:
-        """Wait until the broker listens, every process is ready and a request succeeds; return the seconds it took."""
+        """Wait until the broker listens, all processes are ready and the gateways know them; return the seconds.
+
+        Gateways come last: of a process that was killed a moment ago they still have good news.
+        """
         started = time.monotonic()
         if "broker" in self.running:
             await eventually(self._broker_listens, limit_s)
-        urls = [f"{self.url_of(name)}/readyz" for name in self._others]
-        urls += [f"{self.url_of(name)}/health" for name in self._gateways]
+        urls = [f"{self.url_of(name)}/health" for name in self._gateways]
+        urls += [f"{self.url_of(name)}/readyz" for name in self._others]
         async with aiohttp.ClientSession() as session:
             while urls:
                 self._fail_if_dead()
                 assert time.monotonic() - started < limit_s, f"not ready: {urls}\n{self._last_lines()}"
                 try:
                     async with session.get(urls[-1], timeout=aiohttp.ClientTimeout(2)) as response:
-                        if response.status == 200:
+                        if response.status == 200 and self._knows_all(await response.json()):
                             urls.pop()
                             continue
                 except (aiohttp.ClientError, TimeoutError):
@@ -148,14 +168,15 @@ class Suite:
     async def complete(
         self, prompt: str | list[int], max_tokens: int = 8, url: str | None = None, **fields: Any
     ) -> dict[str, Any]:
-        """Ask for a greedy completion, not streamed; return the JSON answer. Fails on any status but 200."""
+        """Ask for a greedy completion, not streamed; return the JSON answer. Raises `RefusedError`."""
         body = {"prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True, **fields}
         async with (
             aiohttp.ClientSession() as session,
             session.post(f"{url or self.url}/v1/completions", json=body) as response,
         ):
             answer: dict[str, Any] = await response.json()
-            assert response.status == 200, answer
+            if response.status != 200:
+                raise RefusedError(response.status, answer["error"])
             return answer
 
     async def tokenize(self, text: str) -> list[int]:
@@ -202,6 +223,13 @@ class Suite:
         }
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("PRFAAS_")}
         return {**inherited, **own, **self._environ}
+
+    def _knows_all(self, answer: dict[str, Any]) -> bool:
+        """Check that a gateway's /health names every service that runs; what the others say needs no check."""
+        if "workers" not in answer:
+            return True
+        known = {name for names in answer["workers"].values() for name in names}
+        return known.issuperset(name for name in self._others if name in self.running)
 
     async def _broker_listens(self) -> bool:
         try:

@@ -21,8 +21,8 @@ from shared.rpc.client import Channels
 from shared.rpc.pool import Crossing
 from tests.support.pools import CHAIN, Entry, Fetching, Running, entries, publish, serving, soon
 from tests.support.proxy import Proxy, proxied
+from tests.support.samples import keys, wanting
 from tests.support.waiting import until
-from tests.unit.cachepool.samples import keys, wanting
 
 LAYOUT = KvLayout((LayerSpec(None, 8, 64),) * 4, "bfloat16", block_tokens=16)
 ENTRY_BYTES = LAYOUT.entry_bytes(0)

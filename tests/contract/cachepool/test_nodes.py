@@ -17,8 +17,8 @@ from shared.rpc.client import Channels
 from shared.rpc.pool import PoolClient
 from shared.rpc.pool_nodes import Pool, SpreadPool, pool_at
 from tests.support.pools import Fetching, Running, entries, frames_of, serving, soon
+from tests.support.samples import ALL, LAYOUT, keys, wanting
 from tests.support.waiting import until
-from tests.unit.cachepool.samples import ALL, LAYOUT, keys, wanting
 
 LONG = keys("long", 30)
 NOWHERE = "127.0.0.1:1"

@@ -33,8 +33,8 @@ from tests.support.pools import (
     serving,
     soon,
 )
+from tests.support.samples import ENTRY_BYTES, LAYOUT, frame, keys, wanting
 from tests.support.waiting import until
-from tests.unit.cachepool.samples import ENTRY_BYTES, LAYOUT, frame, keys, wanting
 
 
 def source(end: int, *nodes: str) -> Source:

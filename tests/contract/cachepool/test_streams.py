@@ -28,8 +28,8 @@ from tests.support.pools import (
     serving,
     soon,
 )
+from tests.support.samples import ALL, BLOCK_BYTES, ENTRY_BYTES, LAYOUT, key, keys, wanting
 from tests.support.waiting import until
-from tests.unit.cachepool.samples import ALL, BLOCK_BYTES, ENTRY_BYTES, LAYOUT, key, keys, wanting
 
 
 async def test_what_is_published_is_fetched_lowest_layer_first(west: Running) -> None:

@@ -16,8 +16,8 @@ from shared.kv.entries import Source
 from shared.rpc.client import Channels
 from tests.support.objects import FULL, FaultyClient
 from tests.support.pools import CHAIN, Fetching, Running, entries, publish, serving, soon
+from tests.support.samples import ALL, BLOCK_BYTES, LAYOUT, key, keys, wanting
 from tests.support.waiting import until
-from tests.unit.cachepool.samples import ALL, BLOCK_BYTES, LAYOUT, key, keys, wanting
 
 OTHER = keys("other", 4)
 

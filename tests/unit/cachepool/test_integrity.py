@@ -3,7 +3,7 @@
 from services.cachepool.integrity import check
 from shared.ids import BlockKey
 from shared.kv.codec import Payload
-from tests.unit.cachepool.samples import frame, key
+from tests.support.samples import frame, key
 
 
 def test_corrupt_frames_are_sorted_out() -> None:

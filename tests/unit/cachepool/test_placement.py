@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from services.cachepool.placement import MAX_EVENT_BLOCKS, BlockState, PlacementFeed, PlacementLog
 from shared.bus.events import PlacementEvent, StoredBlocks, unpack_keys
 from shared.ids import BlockKey, Datacenter, Epoch, WorkerId
-from tests.unit.cachepool.samples import key, keys
+from tests.support.samples import key, keys
 
 A, B = keys("k", 2)
 

@@ -1,7 +1,7 @@
 """A suspect is left alone for a while, counted from its last offence, and forgotten then."""
 
 from services.cachepool.suspects import CORRUPT_S, SILENT_S, Suspects
-from tests.unit.cachepool.samples import ManualClock
+from tests.support.samples import ManualClock
 
 
 def test_a_suspect_is_left_alone_and_then_forgiven() -> None:

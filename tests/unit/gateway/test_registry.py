@@ -70,6 +70,11 @@ def test_members_by_role(registry: Registry) -> None:
     assert registry.pool_at("h:1") is None
 
 
+def test_a_member_has_the_threads_that_it_announced(registry: Registry) -> None:
+    registry.apply_membership(replace(joined("d"), codec_threads=3), 0)
+    assert registry.view().decode[0].codec_threads == 3
+
+
 def test_silence_makes_stale_only_while_others_speak(registry: Registry) -> None:
     registry.apply_membership(joined("quiet"), 0)
     registry.apply_membership(joined("loud"), 0)
