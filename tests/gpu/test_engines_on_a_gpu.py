@@ -90,7 +90,7 @@ def test_a_step_that_stores_nothing_reads_its_own_token_from_the_pages(shape: Ma
     attention = select_attention("auto", DEVICE)
     config = config_of({**shape, "num_hidden_layers": 6, "vocab_size": 8192})
     model = transformer(config, random_weights(config, torch.bfloat16, DEVICE), attention)
-    kv = PagedKv(config.kv_layout(64, "bfloat16"), 64, lcm(64, attention.page_tokens), DEVICE)
+    kv = PagedKv(config.kv_layout(64, "bfloat16"), 128, lcm(64, attention.page_tokens), DEVICE)
     ids = torch.arange(768, device=DEVICE)
     reservation = kv.reserve([], len(ids))
     assert reservation is not None
