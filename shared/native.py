@@ -9,8 +9,10 @@ import subprocess
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
+from numpy.typing import NDArray
 
 _COMPILERS = ("cc", "gcc", "clang")
 _TIMEOUT_S = 120.0
@@ -43,6 +45,11 @@ def load_native(
         return kind(str(target))
     except OSError as error:  # filelock's Timeout among them
         raise KernelsUnavailable(f"{target}: {error}") from error
+
+
+def address_of(array: NDArray[Any]) -> int:
+    """Return where a contiguous array's memory is, writable and not empty. NumPy's own ways take thrice as long."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(array.data))
 
 
 def _compile(target: Path, sources: Sequence[Path], flags: Sequence[str]) -> None:

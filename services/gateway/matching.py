@@ -5,13 +5,14 @@ from typing import NamedTuple
 import numpy as np
 
 from services.gateway.changes import words
-from services.gateway.native import Matched, address, load_match
+from services.gateway.native import Matched, load_match
 from services.gateway.pairs import OwnedPairs
 from services.gateway.resume import GroupMasks, longest_resume, no_groups
 from services.gateway.states import States
 from services.gateway.table import Positions
 from shared.kv.hashing import KEY_BYTES
 from shared.kv.layout import KvLayout
+from shared.native import address_of
 
 
 class Held(NamedTuple):
@@ -47,12 +48,12 @@ def rows_in_c(states: States, pairs: OwnedPairs, keys: bytes, num_holders: int) 
     rows = Rows(np.zeros(num_holders, np.intp), np.empty((num_holders + 1, num_blocks, 2), np.uint8))
     rows.masks[0] = 0
     matched = Matched(
-        holder_of=address(pairs.owners.holder_of),
-        values=address(states.masks),
+        holder_of=address_of(pairs.owners.holder_of),
+        values=address_of(states.masks),
         num_blocks=num_blocks,
         num_rows=1,
-        rows=address(rows.of),
-        masks=address(rows.masks),
+        rows=address_of(rows.of),
+        masks=address_of(rows.masks),
     )
     for table in pairs.tables:
         match(table.in_c, keys, matched)

@@ -1,12 +1,9 @@
 """match.c, compiled for this machine at its first use. Without a C compiler NumPy does the same, but slower."""
 
 from collections.abc import Callable
-from ctypes import POINTER, PyDLL, Structure, addressof, byref, c_char, c_char_p, c_int32, c_int64, c_uint64, c_void_p
+from ctypes import POINTER, PyDLL, Structure, byref, c_char_p, c_int32, c_int64, c_uint64, c_void_p
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
 
 from shared.native import KernelsUnavailable, default_cache_dir, load_native
 
@@ -45,11 +42,3 @@ def load_match() -> Callable[[Table, bytes, Matched], None] | None:
         return None
     function.argtypes, function.restype = (POINTER(Table), c_char_p, POINTER(Matched)), None
     return lambda table, keys, matched: function(byref(table), keys, byref(matched))
-
-
-def address(array: NDArray[Any]) -> int:
-    """Return where the numbers of an array are, which is neither empty nor read-only. The caller keeps it alive.
-
-    Raises `TypeError` for one that is not dense.
-    """
-    return addressof(c_char.from_buffer(array.data))  # `array.ctypes` takes ten times as long

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from services.gateway.native import Table, address
+from services.gateway.native import Table
+from shared.native import address_of
 
 Words = NDArray[np.uint64]
 """Block keys, cut to 64 bits (`words` in `services.gateway.changes`)."""
@@ -67,7 +68,7 @@ class PairTable:
         self._multiplier = np.uint64(secrets.randbits(64) | 1)
         self._shift = np.uint64(64 - (num_buckets.bit_length() - 1) - _ROW_BITS)
         self._last_row = np.uint64(num_buckets - 1 << _ROW_BITS)
-        self.in_c = Table(address(self._words), int(self._multiplier), int(self._last_row), int(self._shift))
+        self.in_c = Table(address_of(self._words), int(self._multiplier), int(self._last_row), int(self._shift))
 
     @property
     def nbytes(self) -> int:

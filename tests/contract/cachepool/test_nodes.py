@@ -141,7 +141,7 @@ async def never_answers(*_args: Any) -> None:
 
 
 async def test_a_node_that_does_not_answer_is_given_up(channels: Channels, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_spread, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(pool_spread, "PATIENCE_S", 1.0)
     async with spread(channels, 3) as dc:
         mute, *others = dc.nodes
         monkeypatch.setattr(mute.pool.servicer._intake, "_on_message", never_answers)

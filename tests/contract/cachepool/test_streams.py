@@ -128,8 +128,8 @@ async def test_a_silent_writer_loses_its_lease(west: Running) -> None:
     call = await raw_publish(west, opening(CHAIN, lease_ms=1000))
     with rpc_errors("west"):
         assert (await call.read()).HasField("grant")
-    for _ in range(5):  # alive, with nothing to send
-        await asyncio.sleep(0.3)
+    for _ in range(15):  # alive, with nothing to send
+        await asyncio.sleep(0.1)
         await call.write(pb.PublishRequest(renew=pb.PublishRenew()))
     assert west.count("writers_open") == 1
     await until(lambda: west.count("writers_open") == 0)

@@ -21,7 +21,7 @@ from shared.metrics import Metrics
 from shared.model.batch import Batch
 from shared.model.paged import PagedKv
 from tests.support.tiny import MODELS, tiny_model
-from tests.support.waiting import until
+from tests.support.waiting import LIMIT_S, until
 
 BLOCK = 64
 CHUNK = 256
@@ -98,7 +98,7 @@ class Gate:
 
     def pass_through(self) -> None:
         self.num_begun += 1
-        assert self._let.acquire(timeout=10)
+        assert self._let.acquire(timeout=LIMIT_S)
 
     def let(self, num_layers: int = 1) -> None:
         self._let.release(num_layers)
