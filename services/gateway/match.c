@@ -1,5 +1,5 @@
-/* The match of matching.py over a table as table.py lays it out. What it does most is wait for memory: so it asks for the
-   buckets of keys to come while it looks into those that have come. */
+/* The match of matching.py over a table as table.py lays it out. What it does most is wait for memory: so it asks for
+   the buckets of keys to come while it looks into those that have come. */
 #include <stdint.h>
 #include <string.h>
 
