@@ -300,4 +300,4 @@ class IndexAgainstPools(RuleBasedStateMachine):
 
 
 TestIndexAgainstPools = IndexAgainstPools.TestCase
-TestIndexAgainstPools.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
+TestIndexAgainstPools.settings = settings(max_examples=30, stateful_step_count=40)
