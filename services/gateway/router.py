@@ -83,7 +83,8 @@ def route(request: RequestFacts, members: RegistryView, settings: RouterSettings
     """
     layout = settings.layout
     decode = _pick_decode(request, members, settings)
-    held = credits_by_dc(request.keys, request.held, members, layout)
+    suspects = members.suspects(decode.dc)
+    held = credits_by_dc(request.keys, request.held, members, layout, suspects)
     combined = no_groups(layout, len(request.keys))
     for credit in held.values():
         combined |= credit.groups
@@ -97,7 +98,10 @@ def route(request: RequestFacts, members: RegistryView, settings: RouterSettings
     prefill = workers[0] if workers else None
     kind = _kind(enough, usable, prefill, decode)
     num_blocks = usable if kind == "decode_only" else max(usable, enough)
-    nodes = {dc: members.nodes(dc) for dc in held}
+    held_there = held  # as the prefill worker's pool sees it
+    if prefill is not None and (others := members.suspects(prefill.dc)) != suspects:
+        held_there = credits_by_dc(request.keys, request.held, members, layout, others)
+    nodes = {dc: members.nodes(dc) for dc in (*held, *held_there)}
     if prefill is not None and prefill.dc not in nodes:  # a pool that nobody has heard of, or whose content is unknown
         nodes[prefill.dc] = members.nodes(prefill.dc) or (prefill.pool_address,)
     return Plan(
@@ -111,7 +115,7 @@ def route(request: RequestFacts, members: RegistryView, settings: RouterSettings
         decode_nodes=members.nodes(decode.dc),
         prefill_nodes=() if prefill is None else members.nodes(prefill.dc),
         decode_sources=_sources(_decode_choices(layout, decode, prefill, num_blocks, held), nodes),
-        prefill_sources=_sources(_prefill_choices(layout, request, prefill, usable, held), nodes),
+        prefill_sources=_sources(_prefill_choices(layout, request, prefill, usable, held_there), nodes),
         prefill_codec=choose_codec(settings.codec, request.fidelity, way_between(members, prefill or decode, decode)),
         decode_codec=choose_codec(settings.codec, request.fidelity, way_between(members, decode, decode)),
         hand_off=settings.hand_off,
@@ -151,8 +155,16 @@ def _prefill_workers(
     held: Mapping[Datacenter, Credit],
     usable: int,
 ) -> list[Member]:
-    """Return the workers of the best datacenter for this prompt, the best first; none: nobody can prefill."""
-    able = [member for member in members.prefill if member.worker not in request.excluded]
+    """Return the workers of the best datacenter for this prompt, the best first; none: nobody can prefill.
+
+    What is made where decode's pool suspects a node would not come: a prefix is worth no more than its first hole.
+    """
+    suspects = members.suspects(decode.dc)
+    able = [
+        member
+        for member in members.prefill
+        if member.worker not in request.excluded and suspects.isdisjoint(members.nodes(member.dc))
+    ]
     uncached_tokens = request.num_tokens - usable * settings.layout.block_tokens
     prefers_home = uncached_tokens <= settings.offload_threshold_tokens
 

@@ -174,6 +174,7 @@ class LoadEvent:
     speed_tokens_per_s: float  # measured: prefill speed of a prefill worker, decode speed of a decode worker
     at_ms: int
     links: tuple[LinkLoad, ...] = ()  # of a pool, one for each datacenter that it has pulled from
+    suspects: tuple[str, ...] = ()  # of a pool: addresses of the peers that it pulls nothing from at present
 
     def encode(self) -> bytes:
         return pb.LoadEvent(
@@ -186,6 +187,7 @@ class LoadEvent:
             tokens_per_s=self.speed_tokens_per_s,
             at_ms=self.at_ms,
             links=[pb.LinkLoad(**link._asdict()) for link in self.links],
+            suspects=self.suspects,
         ).SerializeToString()
 
     @classmethod
@@ -205,6 +207,7 @@ class LoadEvent:
             speed_tokens_per_s=message.tokens_per_s,
             at_ms=message.at_ms,
             links=tuple(_link(link) for link in message.links),
+            suspects=tuple(message.suspects),
         )
 
 

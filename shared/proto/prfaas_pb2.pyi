@@ -1231,6 +1231,7 @@ class LoadEvent(_message.Message):
     TOKENS_PER_S_FIELD_NUMBER: _builtins.int
     AT_MS_FIELD_NUMBER: _builtins.int
     LINKS_FIELD_NUMBER: _builtins.int
+    SUSPECTS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     worker: _builtins.str
     epoch: _builtins.int
@@ -1245,6 +1246,10 @@ class LoadEvent(_message.Message):
     def links(self) -> _containers.RepeatedCompositeFieldContainer[Global___LinkLoad]:
         """of a pool, one for each datacenter that it pulls from"""
 
+    @_builtins.property
+    def suspects(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of a pool: addresses of the peers that it pulls nothing from at present"""
+
     def __init__(
         self,
         *,
@@ -1257,10 +1262,11 @@ class LoadEvent(_message.Message):
         tokens_per_s: _builtins.float = ...,
         at_ms: _builtins.int = ...,
         links: _abc.Iterable[Global___LinkLoad] | None = ...,
+        suspects: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "epoch", b"epoch", "kv_usage", b"kv_usage", "links", b"links", "running", b"running", "tokens_per_s", b"tokens_per_s", "version", b"version", "waiting", b"waiting", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "epoch", b"epoch", "kv_usage", b"kv_usage", "links", b"links", "running", b"running", "suspects", b"suspects", "tokens_per_s", b"tokens_per_s", "version", b"version", "waiting", b"waiting", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

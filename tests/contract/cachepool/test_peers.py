@@ -213,6 +213,7 @@ async def test_a_peer_that_lies_twice_about_an_entry_is_left_alone(west: Running
     async with lying(num_lies=99) as (peer, address):
         await Fetching(west.client, wanting(CHAIN[:2]), [source(2, address)], wait_s=0.2).done()
         assert west.count("peers_suspected_total", peer=address) == 1
+        assert west.pool.pulls.suspects() == (address,)
         num_requests = len(peer.requests)
         sources = [source(2, address), source(2, east.address)]
         fetching = await Fetching(west.client, wanting(CHAIN[2:]), sources, wait_s=0.2).done()

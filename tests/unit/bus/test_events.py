@@ -54,6 +54,7 @@ LOAD = LoadEvent(
     speed_tokens_per_s=31.5,
     at_ms=1_790_000_000_000,
     links=(LinkLoad(Datacenter("east"), 125e6, 1 << 20, 1 << 40),),
+    suspects=("127.0.0.1:7101",),
 )
 
 keys = st.lists(st.binary(min_size=32, max_size=32), max_size=5).map(b"".join)
