@@ -73,7 +73,7 @@ class Reading:
 
 @pytest.fixture
 async def west(channels: Channels) -> AsyncIterator[Running]:
-    async with serving(channels, dc="west", stall_s=2.0) as running:
+    async with serving(channels, dc="west", stall_s=3.0) as running:
         yield running
 
 
