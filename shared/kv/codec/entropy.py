@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from shared.errors import CorruptFrame
 from shared.kv.codec.names import Payload
-from shared.kv.codec.native import address_of, load_kernels
+from shared.kv.codec.native import load_kernels
+from shared.native import address_of
 
 
 class _PerThread(threading.local):

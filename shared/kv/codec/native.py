@@ -2,43 +2,23 @@
 library do the same, but slower."""
 
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
 
 from shared.kv.codec.names import Payload
+from shared.native import KernelsUnavailable, default_cache_dir, load_native
 
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "huffman.c"))
-_COMPILERS = ("cc", "gcc", "clang")
-_FLAGS = ("-std=c11", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared")
-_TIMEOUT_S = 60.0
+_FLAGS = ("-std=c11", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno")
 
 
 @lru_cache(maxsize=1)
 def load_kernels() -> ctypes.CDLL | None:
-    """Return the library, or None where it cannot be had. Kept in PRFAAS_CACHE_DIR; compiling takes a second."""
-    cache_dir = Path(os.environ.get("PRFAAS_CACHE_DIR") or "~/.cache/prfaas").expanduser()
-    target = cache_dir / "native" / f"codec-{_mark()}.so"
+    """Return the library, or None where it cannot be had. Compiling takes a second."""
     try:
-        if not target.is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _compile(target)
-        return _declared(ctypes.CDLL(str(target)))
-    except (OSError, subprocess.SubprocessError):
+        return _declared(load_native("codec", _SOURCES, _FLAGS, default_cache_dir()))
+    except KernelsUnavailable:
         return None
-
-
-def address_of(array: NDArray[Any]) -> int:
-    """Return where a contiguous array's memory is, writable and not empty. NumPy's own ways take thrice as long."""
-    return ctypes.addressof(ctypes.c_char.from_buffer(array.data))
 
 
 def readable(payload: Payload) -> bytes | int:
@@ -56,28 +36,3 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     library.prfaas_huffman_frame.argtypes = (at, ctypes.c_int64, at)
     library.prfaas_huffman_frame.restype = ctypes.c_int64
     return library
-
-
-def _compile(target: Path) -> None:
-    """Compile beside the target and rename: processes that do so at once do not see each other's halves."""
-    compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
-    if compiler is None:
-        raise FileNotFoundError("no C compiler")
-    with tempfile.TemporaryDirectory(dir=target.parent) as place:
-        part = Path(place) / target.name
-        command = [compiler, *_FLAGS, "-o", str(part), *map(str, _SOURCES), "-lm"]
-        subprocess.run(command, capture_output=True, check=True, timeout=_TIMEOUT_S)
-        os.replace(part, target)
-
-
-def _mark() -> str:
-    """Name what the result depends on: source, flags and what -march=native looks at."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = [platform.processor()]
-    processor = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
-    digest = hashlib.sha256("\0".join((*_FLAGS, platform.machine(), *processor)).encode())
-    for source in _SOURCES:
-        digest.update(source.read_bytes())
-    return digest.hexdigest()[:16]

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from shared.kv.codec.floats import Floats, from_floats, to_floats
 from shared.kv.codec.names import Payload
-from shared.kv.codec.native import address_of, load_kernels, readable
+from shared.kv.codec.native import load_kernels, readable
 from shared.kv.layout import EntryShape
+from shared.native import address_of
 
 LARGEST = np.float32(126)  # and half a step more, where an offset was rounded
 LARGEST_OFFSET = np.float32(32_000)  # of a key channel, in its steps
