@@ -48,7 +48,7 @@ class Size:
 
 FULL, QUICK = Size(8, 1024, 384, 64), Size(1, 512, 64, 8)
 STEP = 512
-SPEED_ENTRIES, SPEED_ROUNDS = 48, 5
+SPEED_ENTRIES, SPEED_ROUNDS = 48, 20
 
 MOST_LOSS = {Fidelity.LOSSLESS: 0.0, Fidelity.INT8: 0.1, Fidelity.INT4: 1.0}
 """Of perplexity, in per cent."""

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 from tqdm import tqdm
@@ -22,12 +22,20 @@ from benchmarks.suite import URL, suite
 from shared.model.catalog import resolve
 
 MODELS = ("smollm2-135m-instruct", "gemma3-270m")
-EDGES = (1, 63, 64, 65, 511, 512, 513, 575, 576, 577, 1088)
-LZ4_EDGES = (65, 577, 1088)  # the codec knows nothing of edges: a few show that it changes nothing
-LONG = 3000
-QUICK_EDGES, QUICK_LONG = (1, 64, 65, 577), 700
-NUM_TOKENS = 64
-AT_ONCE = 8
+
+
+class Battery(NamedTuple):
+    """What is compared; lengths in tokens."""
+
+    edges: tuple[int, ...]  # of prompts that are asked alone and cold
+    long: int  # of the prompt that is asked half cached, fully cached and cold
+    num_tokens: int = 64  # of every answer
+    num_at_once: int = 8
+
+
+WHOLE = Battery((1, 63, 64, 65, 511, 512, 513, 575, 576, 577, 1088), 3000)
+LZ4 = Battery((65, 577, 1088), 3000)  # the codec knows nothing of edges: a few show that it changes nothing
+QUICK = Battery((1, 64, 65, 577), 700, 16)
 
 
 class Oracle:
@@ -102,14 +110,13 @@ def prompts(ids: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
     return cut
 
 
-async def compare(
-    client: Client, oracle: Oracle, codec: str, lengths: Sequence[int], long_length: int, num_tokens: int
-) -> list[Row]:
+async def compare(client: Client, oracle: Oracle, codec: str, battery: Battery) -> list[Row]:
     """One row for each comparison."""
+    num_tokens, num_at_once = battery.num_tokens, battery.num_at_once
     ids = await client.tokenize("\n".join(topics[name] for name in sorted(topics))[:120_000])
     rows: list[Row] = []
-    *singles, long = prompts(ids, [*lengths, long_length])
-    bar = tqdm(total=len(singles) + 3 + AT_ONCE, desc=f"exactness {codec}", leave=False)
+    *singles, long = prompts(ids, [*battery.edges, battery.long])
+    bar = tqdm(total=len(singles) + 3 + num_at_once, desc=f"exactness {codec}", leave=False)
 
     def note(case: str, prompt: Sequence[int], got: tuple[list[int], int], expected: list[int]) -> None:
         same = sum(1 for a, b in zip(got[0], expected, strict=False) if a == b)
@@ -136,10 +143,10 @@ async def compare(
     note("fully cached", long, await client.generate(long, num_tokens), expected)
     cold = long[1:]
     note("cold", cold, await client.generate(cold, num_tokens), oracle.generate(cold, num_tokens))
-    together = prompts(ids[200:], [97 + 61 * i for i in range(AT_ONCE)])
+    together = prompts(ids[200:], [97 + 61 * i for i in range(num_at_once)])
     answers = await asyncio.gather(*(client.generate(prompt, num_tokens) for prompt in together))
     for prompt, answer in zip(together, answers, strict=True):
-        note(f"{AT_ONCE} at once", prompt, answer, oracle.generate(prompt, num_tokens))
+        note(f"{num_at_once} at once", prompt, answer, oracle.generate(prompt, num_tokens))
     bar.close()
     return rows
 
@@ -149,11 +156,10 @@ def measure(options: argparse.Namespace) -> Report:
     for model in MODELS[:1] if options.quick else MODELS:
         oracle = Oracle(model)
         for codec in ("raw",) if options.quick else ("raw", "lz4"):
-            lengths = QUICK_EDGES if options.quick else EDGES if codec == "raw" else LZ4_EDGES
-            sizes = (QUICK_LONG, 16) if options.quick else (LONG, NUM_TOKENS)
+            battery = QUICK if options.quick else WHOLE if codec == "raw" else LZ4
             environ = {"PRFAAS_MODEL": model, "PRFAAS_DTYPE": "float32", "PRFAAS_CODEC": codec}
             with suite(PRFAAS_KV_BYTES="2GiB", PRFAAS_OFFLOAD_THRESHOLD_TOKENS="0", **environ):
-                rows = asyncio.run(_compare(oracle, codec, lengths, *sizes))
+                rows = asyncio.run(_compare(oracle, codec, battery))
             report.rows += [{"model": model, **row} for row in rows]
     for row in report.rows:
         name = f"{row['model']}, {row['codec']}, {row['case']}, {row['prompt_tokens']} tokens: equal tokens"
@@ -162,10 +168,10 @@ def measure(options: argparse.Namespace) -> Report:
     return report
 
 
-async def _compare(oracle: Oracle, codec: str, lengths: Sequence[int], long_length: int, num_tokens: int) -> list[Row]:
+async def _compare(oracle: Oracle, codec: str, battery: Battery) -> list[Row]:
     timeout = aiohttp.ClientTimeout(total=600)
     async with aiohttp.ClientSession(timeout=timeout) as session:
-        return await compare(Client(session, URL), oracle, codec, lengths, long_length, num_tokens)
+        return await compare(Client(session, URL), oracle, codec, battery)
 
 
 if __name__ == "__main__":

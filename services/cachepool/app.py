@@ -171,4 +171,5 @@ def _load(settings: PoolSettings, epoch: Epoch, pool: Pool) -> LoadEvent:
         speed_tokens_per_s=0.0,
         at_ms=int(time() * 1000),
         links=pool.pulls.link_loads(),
+        suspects=pool.pulls.suspects(),
     )

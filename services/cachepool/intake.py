@@ -1,6 +1,5 @@
 """The writers' side of the pool: a stream is a lease, what it asks for is granted, what it sends is checked."""
 
-import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from services.cachepool.tiers.tier import NoTier, ObjectTier
 from shared.errors import BadRequest, CorruptFrame, LeaseExpired, Overloaded
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import Frame, verify
+from shared.patience import Patience
 from shared.proto import prfaas_pb2 as pb
 from shared.rpc.convert import mask_to_bytes
 from shared.rpc.wire import Unreadable
@@ -51,11 +51,11 @@ class Intake:
         with self._place():
             lease = _Lease(self._store.open_writer(), min(DEFAULT_LEASE_S, self._settings.max_lease_s))
             try:
-                async with asyncio.timeout(lease.silence_s) as silence:
+                async with Patience(lease.silence_s) as silence:
                     async for message in messages:
                         await self._on_message(message, lease, context)
                         del message  # or its memory would not be the next one's, warm as it is
-                        silence.reschedule(asyncio.get_running_loop().time() + lease.silence_s)
+                        silence.renew(lease.silence_s)
             except TimeoutError:
                 raise LeaseExpired(f"the writer was silent for {lease.silence_s:g} s") from None
             finally:

@@ -77,6 +77,10 @@ class PeerPulls:
             backlog[dc] = backlog.get(dc, 0) + pull.num_bytes_left
         return self._links.loads(lambda dc: backlog.get(dc, 0))
 
+    def suspects(self) -> tuple[str, ...]:
+        """Return the addresses of peers that nothing is pulled from at present."""
+        return self._suspects.addresses()
+
     async def close(self) -> None:
         """Cancel every pull and wait for the ends."""
         pulls = list(self._pulls)

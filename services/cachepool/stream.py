@@ -1,6 +1,5 @@
 """One Fetch stream of a pull: its messages, each within the link's patience, and counted if they crossed one."""
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from shared.deadline import Deadline
 from shared.errors import DeadlineExceeded
 from shared.kv.entries import BlockEntries
 from shared.kv.layout import KvLayout
+from shared.patience import Patience
 from shared.rpc.client import Channels
 from shared.rpc.options import Lane
 from shared.rpc.pool import Arrived, Crossing, PoolClient
@@ -69,7 +69,7 @@ async def arrivals(context: PullContext, terms: Terms, ask: Ask, deadline: Deadl
             while True:
                 patience_s = inlet.patience_s(stall_s)
                 try:
-                    async with asyncio.timeout(patience_s):
+                    async with Patience(patience_s):
                         arrived = await anext(arriving, None)
                 except TimeoutError:
                     raise DeadlineExceeded(f"{peer.address} has sent nothing for {patience_s:.1f} s") from None

@@ -22,6 +22,10 @@ class Suspects:
         self._until[address] = max(self._until.get(address, 0.0), self._clock() + for_s)
         return is_new
 
+    def addresses(self) -> tuple[str, ...]:
+        """Return who is suspect now, by name."""
+        return tuple(address for address in sorted(self._until) if self.is_suspect(address))
+
     def is_suspect(self, address: str) -> bool:
         until = self._until.get(address)
         if until is None:

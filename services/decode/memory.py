@@ -13,7 +13,7 @@ from services.decode.tail import Tail
 from shared.engine.fetch import FetchContext, PageFetch
 from shared.engine.ready_pages import ReadyPages
 from shared.errors import ContextTooLong
-from shared.kv.hashing import chain_keys, num_prefix_blocks
+from shared.kv.hashing import chain_keys
 from shared.log import get_logger
 from shared.metrics import Metrics
 from shared.model.reservation import Reservation
@@ -64,11 +64,10 @@ class SequenceMemory:
 
     def reserve(self, sequence: Sequence, num_growing: int, /) -> bool:
         num_tokens, block_tokens = len(sequence.tokens), self._layout.block_tokens
-        # A block that holds the last token is not shared with others on the device, for that token's KV is written into
-        # it again; it is fetched into a page of the sequence's own.
-        shareable = num_prefix_blocks(num_tokens, block_tokens)
+        spare_pages = num_growing * len(self._kv.groups.full)
+        # The last token is computed whatever is held: what it predicts is what is asked for.
         reservation = self._kv.reserve(
-            sequence.keys[:shareable], num_tokens + 1, self._chunk_tokens, num_growing * len(self._kv.groups.full)
+            sequence.keys, num_tokens + 1, self._chunk_tokens, spare_pages, latest=num_tokens - 1
         )
         if reservation is None:
             return False
@@ -184,10 +183,11 @@ class SequenceMemory:
             await asyncio.wait(tasks)
 
     def _start_tail(self, sequence: Sequence, holding: Holding, num_blocks: int) -> None:
-        """Resume after as many blocks, but never after the last token: what it predicts is what is asked for."""
-        end = len(sequence.tokens)
-        start = min(num_blocks * self._layout.block_tokens, end - 1)
-        holding.tail = Tail(start, end, self._chunk_tokens, num_blocks)
+        """Resume after as many blocks, but never after the last token. What is shared is not written to."""
+        end, block_tokens = len(sequence.tokens), self._layout.block_tokens
+        start = min(num_blocks * block_tokens, end - 1)
+        stores = start >= holding.reservation.cached_blocks * block_tokens
+        holding.tail = Tail(start, end, self._chunk_tokens, num_blocks, stores)
 
     def _start_fetch(self, sequence: Sequence, holding: Holding, num_blocks: int) -> None:
         generation, tail = sequence.generation, holding.tail

@@ -13,8 +13,8 @@ from shared.model.transformer import Transformer
 @dataclass(eq=False)
 class Tail:
     """Tokens `[start, end)`: normally a prompt's last 1 to 64, all of them when no pool could help. A prompt of whole
-    blocks that a pool holds leaves its last token: the last block's entries come with that token's, which is computed
-    once more into its place.
+    blocks that are held leaves its last token, whose K and V came with its block: on a page that others share they are
+    read only, in one of the sequence's own they are computed once more into their place.
 
     Runs in chunks, each through all layers before the next one starts. Layer l of a chunk may run once layer l of every
     fetched block has landed: whoever calls `advance` sees to that.
@@ -24,6 +24,7 @@ class Tail:
     end: int
     chunk_tokens: int
     num_blocks: int = 0  # leading ones that it counts on
+    stores: bool = True  # False: it is a last token whose K and V are in a shared page
     first: int = -1  # of the chunk in hand; everything before it is computed
     next_layer: int = 0
     batch: Batch | None = None
@@ -42,7 +43,7 @@ class Tail:
         """Run `num_layers` more layers, in the torch thread. Return the last hidden state `[1, H]` at the very end."""
         if self.batch is None or self.hidden is None:
             span = Span(reservation.tables, self.first, self.chunk_end - self.first)
-            self.batch = Batch.build([span], kv.page_tokens, model.device)
+            self.batch = Batch.build([span], kv.page_tokens, model.device, self.stores)
             self.hidden = model.embed(torch.tensor(tokens[self.first : self.chunk_end], device=model.device))
         end = self.next_layer + num_layers
         self.hidden = model.layers(self.next_layer, end, self.hidden, self.batch, kv)

@@ -17,6 +17,7 @@ from services.gateway.info_routes import InfoRoutes
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.middleware import echo_request_id, envelope
 from services.gateway.model import ServedModel, load_model
+from services.gateway.native import load_match
 from services.gateway.pipeline import Pipeline
 from services.gateway.prefix_routes import PrefixRoutes
 from services.gateway.prefixes import Prefixes
@@ -47,7 +48,10 @@ async def run(lifecycle: Lifecycle) -> None:
     configure(settings.service, level=settings.log_level, fmt=settings.log_format, dc=settings.dc)
     async with AsyncExitStack() as stack:
         executor = stack.enter_context(ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="text"))
+        compiling = asyncio.get_running_loop().run_in_executor(executor, load_match)
         model = await asyncio.get_running_loop().run_in_executor(executor, load_model, settings)
+        if await compiling is None:
+            log.warning("match_kernel_unavailable", consequence="matching a long prompt takes twice as long")
         health, metrics, inflight = Health(DECODE_CONDITION), Metrics(), InFlight()
         jobs = await stack.enter_async_context(background())
         channels = await stack.enter_async_context(Channels())

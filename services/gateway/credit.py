@@ -22,18 +22,22 @@ class Credit(NamedTuple):
 
 
 def credits_by_dc(
-    keys: Sequence[BlockKey], held: Mapping[WorkerId, Held], members: RegistryView, layout: KvLayout
+    keys: Sequence[BlockKey],
+    held: Mapping[WorkerId, Held],
+    members: RegistryView,
+    layout: KvLayout,
+    suspects: frozenset[str] = frozenset(),
 ) -> dict[Datacenter, Credit]:
     """Return the credit of every datacenter with a live node whose placements can be trusted.
 
     What lies on a node that rendezvous hashing over the live nodes does not name counts for nothing: a node that has
-    joined or left made it another's, and nobody will ask for it there.
+    joined or left made it another's, and nobody will ask for it there. Nor do readers ask their suspects.
     """
     combined: dict[Datacenter, GroupMasks] = {}
     owners: dict[Datacenter, NDArray[np.intp]] = {}
     for holder, held_by_node in held.items():
         pool = members.pools.get(holder)
-        if pool is None:
+        if pool is None or pool.address in suspects:
             continue
         nodes = members.nodes(pool.dc)
         if pool.dc not in combined:

@@ -168,9 +168,7 @@ class PlacementIndex:
         """Return what each holder that can be trusted has of `keys`; holders with nothing usable are included."""
         self._expire(now)
         self.settle()
-        found = self._pairs.find(words(b"".join(keys)))
-        has_credits = self._next_expiry < inf
-        held = held_by_number(self._layout, self._states, found, len(keys), self._num_numbers, has_credits=has_credits)
+        held = held_by_number(self._layout, self._states, self._pairs, b"".join(keys), self._num_numbers)
         return {holder_id: held[holder.number] for holder_id, holder in self._holders.items() if not holder.stale}
 
     def num_blocks(self) -> dict[WorkerId, int]:

@@ -57,7 +57,12 @@ class OwnedPairs:
 
     @property
     def nbytes(self) -> int:
-        return sum(table.nbytes for table in self._tables())
+        return sum(table.nbytes for table in self.tables)
+
+    @property
+    def tables(self) -> tuple[PairTable, ...]:
+        """One, or while pairs move two, of which a pair is in either."""
+        return (self._table,) if self._old is None else (self._table, self._old)
 
     @property
     def is_moving(self) -> bool:
@@ -122,7 +127,7 @@ class OwnedPairs:
     def _put(self, batch: Batch) -> None:
         pairs = batch.owners << _STATE_BITS | batch.states
         is_new = np.ones(len(pairs), np.bool_)
-        for table in self._tables():
+        for table in self.tables:
             hits = table.find(batch.keys)
             if len(hits.slots):
                 own = (table.pairs(hits.slots) >> _STATE_BITS == batch.owners.take(hits.keys)).nonzero()[0]
@@ -136,16 +141,13 @@ class OwnedPairs:
 
     def _remove(self, batch: Batch) -> None:
         holders = self.owners.holder_of.take(batch.owners)
-        for table in self._tables():
+        for table in self.tables:
             hits = table.find(batch.keys)
             owners = table.pairs(hits.slots) >> _STATE_BITS
             chosen = (self.owners.holder_of.take(owners) == holders.take(hits.keys)).nonzero()[0]
             if len(chosen):
                 table.remove(hits.slots.take(chosen))
                 np.subtract.at(self.owners.num_pairs, owners.take(chosen), 1)
-
-    def _tables(self) -> tuple[PairTable, ...]:
-        return (self._table,) if self._old is None else (self._table, self._old)
 
     def _is_due(self, num_more: int) -> bool:
         garbage, stored = self.owners.num_garbage, self._table.num_pairs

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 
 from shared.bus.events import LinkLoad, LoadEvent, MembershipEvent
 from shared.ids import Datacenter, LayoutHash, ModelFingerprint, WorkerId
@@ -23,6 +24,7 @@ class Member:
     address: str
     pool_address: str
     load: int = 0  # requests running and waiting
+    codec_threads: int = 1  # that encode and decode its entries
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class Pool:
     dc: Datacenter
     address: str
     links: tuple[LinkLoad, ...] = ()  # from the datacenters that it pulls from, as it last reported
+    suspects: tuple[str, ...] = ()  # addresses of pool nodes that it pulls nothing from, as it last reported
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,14 @@ class RegistryView:
         """Return the addresses of a datacenter's pool nodes: what its blocks are spread over."""
         return tuple(sorted({pool.address for pool in self.pools.values() if pool.dc == dc}))
 
+    def suspects(self, dc: Datacenter) -> frozenset[str]:
+        """Return the addresses of other datacenters' nodes that some node of `dc` pulls nothing from.
+
+        Suspicion is between two pools: for its own datacenter, and for third ones, a suspect is a node like any other.
+        """
+        suspected = (pool.suspects for pool in self.pools.values() if pool.dc == dc)
+        return frozenset(chain.from_iterable(suspected)).difference(self.nodes(dc))
+
 
 @dataclass(slots=True)
 class _Entry:
@@ -55,6 +66,7 @@ class _Entry:
     running: int = 0
     waiting: int = 0
     links: tuple[LinkLoad, ...] = ()
+    suspects: tuple[str, ...] = ()
     lost: bool = False  # a call to it has failed since its last sign of life
     reachable: bool = True  # from this process, as its channel says
 
@@ -94,7 +106,8 @@ class Registry:
         entry = self._entries.get(event.worker)
         if entry is None or event.epoch != entry.event.epoch:
             return
-        entry.running, entry.waiting, entry.links = event.running, event.waiting, event.links
+        entry.running, entry.waiting = event.running, event.waiting
+        entry.links, entry.suspects = event.links, event.suspects
         entry.heard_at, entry.lost = now, False
 
     def lost(self, worker: WorkerId) -> None:
@@ -141,11 +154,13 @@ class Registry:
             if (problem := self._problem(entry)) is not None:
                 problems.append(f"{worker}: {problem}")
             elif event.role == "cachepool":
-                pools[worker] = Pool(event.dc, event.address, entry.links)
+                pools[worker] = Pool(event.dc, event.address, entry.links, entry.suspects)
             else:
                 # Reports lag by half a second; what this gateway has sent meanwhile is known.
                 load = max(entry.running + entry.waiting, self._assigned[worker])
-                members[event.role].append(Member(worker, event.dc, event.address, event.pool_address, load))
+                members[event.role].append(
+                    Member(worker, event.dc, event.address, event.pool_address, load, event.codec_threads)
+                )
         return RegistryView(tuple(members["decode"]), tuple(members["prefill"]), pools, tuple(problems))
 
     def _problem(self, entry: _Entry) -> str | None:

@@ -12,7 +12,7 @@ from services.gateway.credit import Credit, credits_by_dc
 from services.gateway.matching import Held
 from services.gateway.registry import Member, RegistryView
 from services.gateway.resume import GroupMasks, longest_resume, needed_groups, no_groups
-from services.gateway.transfer import CodecChoice, choose_codec, link_goodput
+from services.gateway.transfer import CodecChoice, choose_codec, way_between
 from shared.errors import NoWorker
 from shared.ids import BlockKey, Datacenter, WorkerId
 from shared.kv.codec import Codec, Fidelity
@@ -83,7 +83,8 @@ def route(request: RequestFacts, members: RegistryView, settings: RouterSettings
     """
     layout = settings.layout
     decode = _pick_decode(request, members, settings)
-    held = credits_by_dc(request.keys, request.held, members, layout)
+    suspects = members.suspects(decode.dc)
+    held = credits_by_dc(request.keys, request.held, members, layout, suspects)
     combined = no_groups(layout, len(request.keys))
     for credit in held.values():
         combined |= credit.groups
@@ -97,7 +98,10 @@ def route(request: RequestFacts, members: RegistryView, settings: RouterSettings
     prefill = workers[0] if workers else None
     kind = _kind(enough, usable, prefill, decode)
     num_blocks = usable if kind == "decode_only" else max(usable, enough)
-    nodes = {dc: members.nodes(dc) for dc in held}
+    held_there = held  # as the prefill worker's pool sees it
+    if prefill is not None and (others := members.suspects(prefill.dc)) != suspects:
+        held_there = credits_by_dc(request.keys, request.held, members, layout, others)
+    nodes = {dc: members.nodes(dc) for dc in (*held, *held_there)}
     if prefill is not None and prefill.dc not in nodes:  # a pool that nobody has heard of, or whose content is unknown
         nodes[prefill.dc] = members.nodes(prefill.dc) or (prefill.pool_address,)
     return Plan(
@@ -111,9 +115,9 @@ def route(request: RequestFacts, members: RegistryView, settings: RouterSettings
         decode_nodes=members.nodes(decode.dc),
         prefill_nodes=() if prefill is None else members.nodes(prefill.dc),
         decode_sources=_sources(_decode_choices(layout, decode, prefill, num_blocks, held), nodes),
-        prefill_sources=_sources(_prefill_choices(layout, request, prefill, usable, held), nodes),
-        prefill_codec=_codec(request, members, settings, decode.dc if prefill is None else prefill.dc, decode.dc),
-        decode_codec=_codec(request, members, settings, decode.dc, decode.dc),
+        prefill_sources=_sources(_prefill_choices(layout, request, prefill, usable, held_there), nodes),
+        prefill_codec=choose_codec(settings.codec, request.fidelity, way_between(members, prefill or decode, decode)),
+        decode_codec=choose_codec(settings.codec, request.fidelity, way_between(members, decode, decode)),
         hand_off=settings.hand_off,
         wait_ms=0 if prefill is None else settings.block_wait_ms,
     )
@@ -127,12 +131,6 @@ def prefers_exact(exact: Plan, lossy: Plan) -> bool:
     if exact.usable_blocks != lossy.usable_blocks:
         return exact.usable_blocks > lossy.usable_blocks
     return not exact.crosses
-
-
-def _codec(
-    request: RequestFacts, members: RegistryView, settings: RouterSettings, from_dc: Datacenter, to_dc: Datacenter
-) -> Codec:
-    return choose_codec(settings.codec, request.fidelity, from_dc, to_dc, link_goodput(members, from_dc, to_dc))
 
 
 def _pick_decode(request: RequestFacts, members: RegistryView, settings: RouterSettings) -> Member:
@@ -157,8 +155,16 @@ def _prefill_workers(
     held: Mapping[Datacenter, Credit],
     usable: int,
 ) -> list[Member]:
-    """Return the workers of the best datacenter for this prompt, the best first; none: nobody can prefill."""
-    able = [member for member in members.prefill if member.worker not in request.excluded]
+    """Return the workers of the best datacenter for this prompt, the best first; none: nobody can prefill.
+
+    What is made where decode's pool suspects a node would not come: a prefix is worth no more than its first hole.
+    """
+    suspects = members.suspects(decode.dc)
+    able = [
+        member
+        for member in members.prefill
+        if member.worker not in request.excluded and suspects.isdisjoint(members.nodes(member.dc))
+    ]
     uncached_tokens = request.num_tokens - usable * settings.layout.block_tokens
     prefers_home = uncached_tokens <= settings.offload_threshold_tokens
 

@@ -6,6 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from services.gateway.native import Table
+from shared.native import address_of
+
 Words = NDArray[np.uint64]
 """Block keys, cut to 64 bits (`words` in `services.gateway.changes`)."""
 
@@ -65,6 +68,7 @@ class PairTable:
         self._multiplier = np.uint64(secrets.randbits(64) | 1)
         self._shift = np.uint64(64 - (num_buckets.bit_length() - 1) - _ROW_BITS)
         self._last_row = np.uint64(num_buckets - 1 << _ROW_BITS)
+        self.in_c = Table(address_of(self._words), int(self._multiplier), int(self._last_row), int(self._shift))
 
     @property
     def nbytes(self) -> int:
@@ -80,16 +84,18 @@ class PairTable:
 
     def find(self, keys: Words) -> Hits:
         """Return where the pairs of these keys are."""
-        rows = self._homes(keys)
+        rows = homes = self._homes(keys)
         found, further = self._find_in(rows, keys)
         if not len(further):
             return found
         parts, which = [found], further
         while len(which):
-            keys = keys.take(further)
+            keys, homes = keys.take(further), homes.take(further)
             rows = self._next(rows.take(further), keys)
             found, further = self._find_in(rows, keys)
             parts.append(Hits(which.take(found.keys), found.slots))
+            # Who comes home has seen all: where blocks came and went that many pools hold, all buckets may be passed.
+            further = further[(self._next(rows, keys) != homes).take(further)]
             which = which.take(further)
         return Hits(np.concatenate([part.keys for part in parts]), np.concatenate([part.slots for part in parts]))
 

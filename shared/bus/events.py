@@ -109,6 +109,7 @@ class MembershipEvent:
     capacity: int = 0  # engines: tokens of KV; pools: bytes
     pool_address: str = ""  # the pool that this worker reads and writes; a pool's own address
     left: bool = False
+    codec_threads: int = 1  # engines: threads that encode and decode entries
 
     def leaving(self) -> Self:
         return replace(self, left=True)
@@ -127,6 +128,7 @@ class MembershipEvent:
             capacity=self.capacity,
             pool_address=self.pool_address,
             left=self.left,
+            codec_threads=self.codec_threads,
         ).SerializeToString()
 
     @classmethod
@@ -147,6 +149,7 @@ class MembershipEvent:
             capacity=message.capacity,
             pool_address=message.pool_address,
             left=message.left,
+            codec_threads=max(1, message.codec_threads),
         )
 
 
@@ -171,6 +174,7 @@ class LoadEvent:
     speed_tokens_per_s: float  # measured: prefill speed of a prefill worker, decode speed of a decode worker
     at_ms: int
     links: tuple[LinkLoad, ...] = ()  # of a pool, one for each datacenter that it has pulled from
+    suspects: tuple[str, ...] = ()  # of a pool: addresses of the peers that it pulls nothing from at present
 
     def encode(self) -> bytes:
         return pb.LoadEvent(
@@ -183,6 +187,7 @@ class LoadEvent:
             tokens_per_s=self.speed_tokens_per_s,
             at_ms=self.at_ms,
             links=[pb.LinkLoad(**link._asdict()) for link in self.links],
+            suspects=self.suspects,
         ).SerializeToString()
 
     @classmethod
@@ -202,6 +207,7 @@ class LoadEvent:
             speed_tokens_per_s=message.tokens_per_s,
             at_ms=message.at_ms,
             links=tuple(_link(link) for link in message.links),
+            suspects=tuple(message.suspects),
         )
 
 

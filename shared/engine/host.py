@@ -76,7 +76,7 @@ async def serve_engine(
         codecs = CodecThreads(codec_threads())
         stack.callback(codecs.close)
         if await copier.run(load_kernels) is None:
-            log.warning("codec_kernels_unavailable", consequence="the int8 and int4 classes take three times as long")
+            log.warning("codec_kernels_unavailable", consequence="int8 and int4 take up to four times as long")
         channels = await stack.enter_async_context(Channels())
         model = await torch_thread.run(partial(load_model, settings))
         health.set("model", True, model.files.name)
@@ -127,6 +127,7 @@ def _membership(
         epoch=epoch,
         capacity=model.kv.capacity_tokens(settings.stride_tokens),
         pool_address=settings.pool,
+        codec_threads=codec_threads(),
     )
 
 

@@ -18,10 +18,11 @@ from shared.model.attention import select_attention
 from shared.model.batch import Batch, Span
 from shared.model.catalog import ModelFiles, ensure_weights, resolve
 from shared.model.config import ModelConfig
-from shared.model.native.build import KernelsUnavailable, load_library
+from shared.model.native.build import load_library
 from shared.model.page_groups import PageGroups
 from shared.model.paged import PagedKv
 from shared.model.transformer import Transformer
+from shared.native import KernelsUnavailable
 
 log = get_logger()
 

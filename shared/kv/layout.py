@@ -129,10 +129,7 @@ class KvLayout:
 
         The next position is `p = num_blocks * block_tokens` and attends to `(p - W, p]`.
         """
-        if window is None:
-            return 0
-        first_token = max(0, num_blocks * self.block_tokens - (window - 1))
-        return min(num_blocks, first_token // self.block_tokens)
+        return min(num_blocks, self._first_block_seen(window, num_blocks * self.block_tokens))
 
     def needed_layers(self, block: int, num_blocks: int) -> int:
         """Return the layers whose entry of `block` a resume after `num_blocks` blocks needs, as a bitmask."""
@@ -148,21 +145,26 @@ class KvLayout:
         seen = [0 if g.window is None else position - g.window + 1 for g in self.groups]
         return sum(g.layers for g, first in zip(self.groups, seen, strict=True) if max(start, first) < end)
 
-    def longest_resume(self, held: Sequence[int]) -> int:
+    def longest_resume(self, held: Sequence[int], latest: int | None = None) -> int:
         """Return the largest k such that blocks holding the layers `held[0..k-1]` allow a resume after k blocks.
 
+        Where k blocks reach beyond the token `latest`, the resume is at that token, and what it sees must be held.
         O(len(held) * groups): tracks, per group, the run of blocks that ends at k and holds the whole group.
         """
         best = 0
         runs = [0] * len(self.groups)
         for k, mask in enumerate(held, start=1):
             usable = True
+            position = k * self.block_tokens if latest is None else min(k * self.block_tokens, latest)
             for g, group in enumerate(self.groups):
                 runs[g] = runs[g] + 1 if mask & group.layers == group.layers else 0
-                usable = usable and runs[g] >= k - self.first_block_needed(group.window, k)
+                usable = usable and runs[g] >= k - self._first_block_seen(group.window, position)
             if usable:
                 best = k
         return best
+
+    def _first_block_seen(self, window: int | None, position: int) -> int:
+        return 0 if window is None else max(0, position - window + 1) // self.block_tokens
 
     def group_mask(self, layers: int) -> int:
         """Return the groups that `layers` covers wholly, bit g for group g."""

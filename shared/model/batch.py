@@ -33,12 +33,15 @@ class Batch:
     spans: tuple[Span, ...]
     page_tokens: int
     positions: Tensor  # [num_tokens] int64, in the sequence
+    stores: bool = True  # False: K and V of its own tokens are in the pages already, and those are only read
     _slots: dict[int, Tensor] = field(default_factory=dict, repr=False)
     _block_tables: dict[int, Tensor] = field(default_factory=dict, repr=False)
     _runs: dict[tuple[int, int, int, int], range | Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def build(cls, spans: Sequence[Span], page_tokens: int, device: torch.device | str = "cpu") -> "Batch":
+    def build(
+        cls, spans: Sequence[Span], page_tokens: int, device: torch.device | str = "cpu", stores: bool = True
+    ) -> "Batch":
         """Lay out a step. Every span has at least one token, and pages for its tokens in every group."""
         positions: list[int] = []
         for span in spans:
@@ -47,7 +50,7 @@ class Batch:
                 if span.num_tokens < 1 or len(table) < pages.stop or min(table[pages]) < 0:
                     raise ValueError(f"{span.num_tokens} tokens up to {span.end} do not fit the pages {table}")
             positions += range(span.start, span.end)
-        return cls(tuple(spans), page_tokens, torch.tensor(positions, device=device))
+        return cls(tuple(spans), page_tokens, torch.tensor(positions, device=device), stores)
 
     @property
     def num_tokens(self) -> int:

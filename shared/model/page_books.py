@@ -58,19 +58,25 @@ class PageBooks:
         return self.groups.capacity_tokens(self.num_pages, stride, self.page_tokens)
 
     def reserve(
-        self, keys: Sequence[BlockKey], num_tokens: int, stride: int | None = None, spare_pages: int = 0
+        self,
+        keys: Sequence[BlockKey],
+        num_tokens: int,
+        stride: int | None = None,
+        spare_pages: int = 0,
+        latest: int | None = None,
     ) -> Reservation | None:
         """Hold pages for `num_tokens` tokens, the first of them shared where the blocks `keys` are held already.
 
         Reuses the longest prefix at which every layer group can resume, in whole pages. Full groups get all their pages
         now. Window groups get those that a resume after the prefix needs, and a guarantee for the holder that computes
         at most `stride` tokens between two slides, and says what it computes by `cover`. Without a stride it never
-        slides: all pages are there at once. Returns None, and changes nothing, when there is too little room:
-        `spare_pages` have to be left for others.
+        slides: all pages are there at once. A holder that computes the token `latest` in any case resumes there when
+        the prefix reaches beyond it: it finds what that token sees. Returns None, and changes nothing, when there is
+        too little room: `spare_pages` have to be left for others.
         """
         with self._lock:
             total = num_pages(num_tokens, self.page_tokens)
-            match = self._matcher.longest(keys[: total * self.blocks_per_page])
+            match = self._matcher.longest(keys[: total * self.blocks_per_page], latest)
             length = len(match.tables[0])
             windows = {}
             for g, window in self.groups.windowed:

@@ -26,8 +26,11 @@ class PageMatcher:
     groups: PageGroups
     page_tokens: int
 
-    def longest(self, keys: Sequence[BlockKey]) -> Match:
-        """Return the longest prefix of the blocks `keys` that can be resumed at, a whole number of pages."""
+    def longest(self, keys: Sequence[BlockKey], latest: int | None = None) -> Match:
+        """Return the longest prefix of the blocks `keys` that can be resumed at, a whole number of pages.
+
+        The resume is at the prefix's end, at the token `latest` if that is before.
+        """
         size, count = self.page_tokens // self.layout.block_tokens, len(self.groups.groups)
         found: list[list[int]] = [[] for _ in range(count)]
         masks: list[int] = []
@@ -38,14 +41,16 @@ class PageMatcher:
             for table, page in zip(found, pages, strict=True):
                 table.append(-1 if page is None else page)
             masks += self._masks([table[-1] for table in found])
-        length = self.layout.longest_resume(masks)
+        length = self.layout.longest_resume(masks, latest)
         while length % size:  # a window may allow a resume inside a page and not at its start
-            length = self.layout.longest_resume(masks[: length // size * size])
+            length = self.layout.longest_resume(masks[: length // size * size], latest)
         length //= size
         for table in found:
             del table[length:]
+        end = length * self.page_tokens
+        resume = end if latest is None else min(end, latest)
         for g, window in self.groups.windowed:
-            first = min(length, first_page_needed(window, length * self.page_tokens, self.page_tokens))
+            first = min(length, first_page_needed(window, resume, self.page_tokens))
             found[g][:first] = [-1] * first
         layers = tuple(mask for pages in zip(*found, strict=True) for mask in self._masks(pages))
         return Match(found, layers)

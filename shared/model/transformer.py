@@ -112,8 +112,8 @@ class Transformer:
         """Run layers `[first, end)` over the step's tokens: `[num_tokens, hidden_size]` to the same.
 
         `hidden` is what `embed`, or `layers` up to `first`, has returned, and may be changed in place. Writes these
-        layers' K and V of the step's tokens into their pages; when it returns they are complete and may leave the
-        device. Reads the pages of earlier positions in these layers only.
+        layers' K and V of the step's tokens into their pages, unless the batch only reads them; when it returns they
+        are complete and may leave the device. Reads the pages of earlier positions in these layers only.
         """
         if self._native is not None and hidden.shape[0] <= self._native.max_rows:
             return self._native.layers(first, end, hidden, batch, kv)
@@ -176,10 +176,9 @@ class Transformer:
 
     def _layer(self, index: int, hidden: Tensor, batch: Batch, kv: PagedKv, kv_only: bool) -> Tensor:
         config, layer, ops = self.config, self._weights.layers[index], self._operations
-        target = KvTarget(kv.keys_of(index), kv.values_of(index), batch.slots_of(kv.group_of(index)))
         tables = self._rotary(batch, layer.config.rope)
         qkv = layer.qkv(ops.norm(hidden, layer.input_norm))
-        queries = ops.rotate(qkv, config.num_heads, layer.qk_norm, tables, target)
+        queries = ops.rotate(qkv, config.num_heads, layer.qk_norm, tables, _target(index, batch, kv))
         if kv_only:
             return hidden
         attended = self._attention.forward(queries, index, batch, kv, config.attention_scale, layer.config.window)
@@ -194,3 +193,12 @@ class Transformer:
         if rope not in tables:
             tables[rope] = rotary_tables(self._frequencies[rope], batch.positions)
         return tables[rope]
+
+
+def _target(index: int, batch: Batch, kv: PagedKv) -> KvTarget:
+    """Return where a layer's K and V of a step go: nowhere in particular where the pages have them."""
+    keys = kv.keys_of(index)
+    if batch.stores:
+        return KvTarget(keys, kv.values_of(index), batch.slots_of(kv.group_of(index)))
+    aside = keys.new_empty(2, 1, batch.num_tokens, *keys.shape[2:])
+    return KvTarget(aside[0], aside[1], torch.arange(batch.num_tokens, device=keys.device))

@@ -1176,6 +1176,7 @@ class MembershipEvent(_message.Message):
     CAPACITY_FIELD_NUMBER: _builtins.int
     POOL_ADDRESS_FIELD_NUMBER: _builtins.int
     LEFT_FIELD_NUMBER: _builtins.int
+    CODEC_THREADS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     worker: _builtins.str
     role: _builtins.str
@@ -1190,6 +1191,8 @@ class MembershipEvent(_message.Message):
     pool_address: _builtins.str
     """the pool that this worker reads and writes; a pool's own address"""
     left: _builtins.bool
+    codec_threads: _builtins.int
+    """engines: how many encode and decode entries; 0 (from before it was said) means 1"""
     def __init__(
         self,
         *,
@@ -1205,10 +1208,11 @@ class MembershipEvent(_message.Message):
         capacity: _builtins.int = ...,
         pool_address: _builtins.str = ...,
         left: _builtins.bool = ...,
+        codec_threads: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "dc", b"dc", "epoch", b"epoch", "fingerprint", b"fingerprint", "layout_hash", b"layout_hash", "left", b"left", "model_name", b"model_name", "pool_address", b"pool_address", "role", b"role", "version", b"version", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "codec_threads", b"codec_threads", "dc", b"dc", "epoch", b"epoch", "fingerprint", b"fingerprint", "layout_hash", b"layout_hash", "left", b"left", "model_name", b"model_name", "pool_address", b"pool_address", "role", b"role", "version", b"version", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1227,6 +1231,7 @@ class LoadEvent(_message.Message):
     TOKENS_PER_S_FIELD_NUMBER: _builtins.int
     AT_MS_FIELD_NUMBER: _builtins.int
     LINKS_FIELD_NUMBER: _builtins.int
+    SUSPECTS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     worker: _builtins.str
     epoch: _builtins.int
@@ -1241,6 +1246,10 @@ class LoadEvent(_message.Message):
     def links(self) -> _containers.RepeatedCompositeFieldContainer[Global___LinkLoad]:
         """of a pool, one for each datacenter that it pulls from"""
 
+    @_builtins.property
+    def suspects(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of a pool: addresses of the peers that it pulls nothing from at present"""
+
     def __init__(
         self,
         *,
@@ -1253,10 +1262,11 @@ class LoadEvent(_message.Message):
         tokens_per_s: _builtins.float = ...,
         at_ms: _builtins.int = ...,
         links: _abc.Iterable[Global___LinkLoad] | None = ...,
+        suspects: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "epoch", b"epoch", "kv_usage", b"kv_usage", "links", b"links", "running", b"running", "tokens_per_s", b"tokens_per_s", "version", b"version", "waiting", b"waiting", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "epoch", b"epoch", "kv_usage", b"kv_usage", "links", b"links", "running", b"running", "suspects", b"suspects", "tokens_per_s", b"tokens_per_s", "version", b"version", "waiting", b"waiting", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

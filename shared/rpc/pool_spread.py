@@ -12,6 +12,7 @@ from shared.kv.frame import Frame
 from shared.kv.layout import KvLayout
 from shared.kv.rendezvous import partition
 from shared.log import get_logger
+from shared.patience import Patience
 from shared.rpc.pool import Grant, PoolClient, Publication
 
 log = get_logger()
@@ -49,7 +50,7 @@ class _NodeWriter:
     async def open(self, layout: KvLayout, blocks: Sequence[BlockEntries]) -> Grant:
         opening = _Opening(layout, blocks, asyncio.get_running_loop().create_future())
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with Patience(PATIENCE_S):
                 await self._queue.put(opening)
                 return await opening.grant
         except TimeoutError:
@@ -58,7 +59,7 @@ class _NodeWriter:
 
     async def send(self, frames: Sequence[Frame]) -> None:
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with Patience(PATIENCE_S):
                 await self._queue.put(frames)
         except TimeoutError:
             self._give_up()
@@ -66,7 +67,7 @@ class _NodeWriter:
     async def close(self) -> None:
         """Return when the node has stored everything, or is lost."""
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with Patience(PATIENCE_S):
                 await self._queue.put(None)
                 await asyncio.shield(self._task)
         except TimeoutError:

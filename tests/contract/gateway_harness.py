@@ -71,7 +71,6 @@ class Call:
     """What a scripted worker saw of one call."""
 
     request: Any  # GenerateRequest or PrefillRequest
-    started_at: float = field(default_factory=time.monotonic)
     updates: list[pb.PlanUpdate] = field(default_factory=list)
     updated: asyncio.Event = field(default_factory=asyncio.Event)
     over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -127,10 +126,19 @@ def _watched(call: Call) -> Iterator[None]:
         call.over.set()
 
 
-def says(text: str, *, finish: Any = pb.FINISH_REASON_LENGTH, pause_s: float = 0.0, computed: int = 0) -> Behaviour:
+def says(
+    text: str,
+    *,
+    finish: Any = pb.FINISH_REASON_LENGTH,
+    pause_s: float = 0.0,
+    computed: int = 0,
+    after: Callable[[], Awaitable[object]] | None = None,
+) -> Behaviour:
     """A decode worker that answers with the bytes of `text`, one message for each, as far as max_tokens allow."""
 
     async def behave(call: Call) -> AsyncIterator[pb.Tokens]:
+        if after is not None:
+            await after()
         ids = ids_of(text)[: call.request.sampling.max_tokens]
         for number, token_id in enumerate(ids):
             if pause_s:
@@ -149,9 +157,10 @@ async def hangs(_call: Call) -> AsyncIterator[Any]:
         yield
 
 
-def prefills(computed: int, *, delay_s: float = 0.0) -> Behaviour:
+def prefills(computed: int, *, after: Callable[[], Awaitable[object]] | None = None) -> Behaviour:
     async def behave(call: Call) -> AsyncIterator[pb.Progress]:
-        await asyncio.sleep(delay_s)
+        if after is not None:
+            await after()
         yield pb.Progress(num_blocks_done=1, computed_tokens=min(BLOCK_TOKENS, computed))
         yield pb.Progress(num_blocks_done=call.request.num_blocks, computed_tokens=computed, finished=True)
 

@@ -17,6 +17,7 @@ from tests.contract.gateway_harness import (
     LAYOUT,
     MAX_MODEL_LEN,
     Call,
+    ScriptedWorker,
     Suite,
     announce,
     bytes_of,
@@ -28,6 +29,7 @@ from tests.contract.gateway_harness import (
     running_suite,
     says,
 )
+from tests.support.waiting import LIMIT_S, eventually, until
 
 LONG = "x" * 100  # 6 prefix blocks of 16, 4 in the tail: above the offload threshold of 32 tokens
 
@@ -129,7 +131,7 @@ async def test_tokens_are_flushed_as_they_come(suite: Suite) -> None:
 
     suite.decode.behave = behave
     async with suite.client.post("/v1/completions", json={"prompt": "p", "stream": True}) as response:
-        first = await asyncio.wait_for(response.content.readline(), 2)
+        first = await asyncio.wait_for(response.content.readline(), LIMIT_S)
         assert b'"text": "a"' in first
         release.set()
         assert (await events_of(response))[-1] == "[DONE]"
@@ -160,7 +162,7 @@ async def test_a_stop_string_across_tokens_ends_text_and_cancels_decode(suite: S
     answer = await suite.complete(max_tokens=200, stop=["OP t", "nothing"])
     assert answer["choices"][0] == {"index": 0, "text": "one ST", "logprobs": None, "finish_reason": "stop"}
     assert answer["usage"]["completion_tokens"] == len("one STOP t")
-    await asyncio.wait_for(suite.decode.calls[0].over.wait(), 1)
+    await asyncio.wait_for(suite.decode.calls[0].over.wait(), LIMIT_S)
     assert suite.decode.calls[0].cancelled
     answer = await suite.complete(max_tokens=200, stop="OP", include_stop_str_in_output=True)
     assert answer["choices"][0]["text"] == "one STOP"
@@ -219,19 +221,27 @@ async def test_cached_tokens_are_those_that_neither_worker_computed(suite: Suite
 
 
 async def test_prompts_of_one_moment_without_a_common_prefix_are_spread(suite: Suite) -> None:
-    other = await suite.join("prefill-east-2", "prefill", "east", prefills(96, delay_s=0.1))
-    suite.prefill.behave = prefills(96, delay_s=0.1)
-    suite.decode.behave = says("ok", computed=4, pause_s=0.2)
+    other = await suite.join("prefill-east-2", "prefill", "east", prefills(0))
+    all_hold_until_called(suite, other, 4)
     await asyncio.gather(*(suite.complete(prompt=letter * 100, max_tokens=1) for letter in "abcd"))
     assert (len(suite.prefill.calls), len(other.calls)) == (2, 2)
 
 
 async def test_two_prompts_of_one_moment_with_one_prefix_go_to_one_prefill_worker(suite: Suite) -> None:
-    other = await suite.join("prefill-east-2", "prefill", "east", prefills(96, delay_s=0.2))
-    suite.prefill.behave = prefills(96, delay_s=0.2)
-    suite.decode.behave = says("ok", computed=4, pause_s=0.3)
+    other = await suite.join("prefill-east-2", "prefill", "east", prefills(0))
+    all_hold_until_called(suite, other, 2)
     await asyncio.gather(*(suite.complete(prompt=LONG + tail, max_tokens=1) for tail in ("a" * 40, "b" * 40)))
     assert sorted((len(suite.prefill.calls), len(other.calls))) == [0, 2]
+
+
+def all_hold_until_called(suite: Suite, other: ScriptedWorker, num_calls: int) -> None:
+    """Let no call end before both prefill workers have had so many: every plan is made beside the other ones."""
+
+    async def called() -> None:
+        await until(lambda: len(suite.prefill.calls) + len(other.calls) == num_calls)
+
+    suite.prefill.behave = other.behave = prefills(96, after=called)
+    suite.decode.behave = says("ok", computed=4, after=called)
 
 
 async def test_without_any_prefill_worker_decode_computes_everything(suite: Suite) -> None:
@@ -308,20 +318,29 @@ async def test_an_overloaded_worker_is_429_with_retry_after(suite: Suite) -> Non
 async def test_the_deadline_ends_a_request_with_504(tmp_path: Path) -> None:
     async with running_suite(tmp_path, request_timeout_s=0.2) as suite:
         suite.decode.behave = hangs
-        async with suite.client.post("/v1/completions", json={"prompt": "p"}) as response:
-            assert response.status == 504
-            assert (await response.json())["error"]["code"] == "deadline_exceeded"
-        await asyncio.wait_for(suite.decode.calls[0].over.wait(), 1)
-        await suite.works()
+
+        async def is_answered() -> bool:
+            async with suite.client.post("/v1/completions", json={"prompt": "p"}) as response:
+                if response.status == 504:
+                    assert (await response.json())["error"]["code"] == "deadline_exceeded"
+                return response.status == 200
+
+        assert not await is_answered()
+        for call in suite.decode.calls:
+            await asyncio.wait_for(call.over.wait(), LIMIT_S)
+        suite.decode.behave = says("fine")
+        await eventually(is_answered)  # in time, unless this process stands still just then
 
 
 async def test_a_draining_gateway_refuses_and_too_many_requests_are_refused(tmp_path: Path) -> None:
     async with running_suite(tmp_path, max_requests=1) as suite:
-        suite.decode.behave = says("slow", pause_s=0.05)
+        refused = asyncio.Event()
+        suite.decode.behave = says("slow", after=refused.wait)
         running = asyncio.create_task(suite.complete())
         await suite.decode.called.wait()
         async with suite.client.post("/v1/completions", json={"prompt": "p"}) as response:
             assert response.status == 429
+        refused.set()
         assert (await running)["choices"][0]["text"] == "slow"
         suite.inflight.drain()
         async with suite.client.post("/v1/completions", json={"prompt": "p"}) as response:

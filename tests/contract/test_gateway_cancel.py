@@ -1,4 +1,4 @@
-"""A client may vanish at every point of a request: both workers see it within a second, and nothing is left behind."""
+"""A client may vanish at every point of a request: both workers see it at once, and nothing is left behind."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -9,10 +9,10 @@ import pytest
 
 from shared.proto import prfaas_pb2 as pb
 from tests.contract.gateway_harness import Behaviour, Call, Suite, hangs, prefills, running_suite, says
-from tests.support.waiting import until
+from tests.support.waiting import LIMIT_S, until
 
 LONG = "x" * 100
-WITHIN_S = 5.0  # half of what the answer would take
+WITHIN_S = 40.0  # less than half of what the answer would take
 
 
 @pytest.fixture
@@ -56,9 +56,9 @@ async def assert_all_is_over(suite: Suite) -> None:
     [
         pytest.param(hangs, hangs, "both called", id="queued"),
         pytest.param(progresses, hangs, "both called", id="during-prefill"),
-        pytest.param(prefills(96), hangs, "prefill over", id="during-transfer"),
-        pytest.param(prefills(96), says("y" * 1000, pause_s=0.01), "tokens", id="during-decode"),
-        pytest.param(progresses, says("y" * 1000, pause_s=0.01), "tokens", id="during-decode-and-prefill"),
+        pytest.param(prefills(96), hangs, "both called", id="during-transfer"),
+        pytest.param(prefills(96), says("y" * 1000, pause_s=0.1), "tokens", id="during-decode"),
+        pytest.param(progresses, says("y" * 1000, pause_s=0.1), "tokens", id="during-decode-and-prefill"),
     ],
 )
 async def test_a_vanished_client_cancels_both_workers(
@@ -68,10 +68,10 @@ async def test_a_vanished_client_cancels_both_workers(
 
     async def reached() -> None:
         await asyncio.gather(suite.decode.called.wait(), suite.prefill.called.wait())
-        if wait_for == "prefill over":
-            await suite.prefill.calls[0].over.wait()
         if wait_for == "tokens":
             await until(lambda: suite.metric("generation_tokens_total", engine="gateway"))
+        if prefill not in (hangs, progresses):
+            await suite.prefill.calls[0].over.wait()
 
     await vanish(suite, reached, stream=stream)
     await assert_all_is_over(suite)
@@ -115,7 +115,7 @@ async def test_a_client_that_stops_reading_holds_up_no_worker(suite: Suite) -> N
     body = b'{"prompt": "p", "max_tokens": 1900, "stream": true}'
     writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
     await suite.decode.called.wait()
-    await asyncio.wait_for(suite.decode.calls[0].over.wait(), 5)
+    await asyncio.wait_for(suite.decode.calls[0].over.wait(), LIMIT_S)
     assert not suite.decode.calls[0].cancelled
     writer.close()
     await writer.wait_closed()

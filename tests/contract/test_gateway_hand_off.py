@@ -1,5 +1,6 @@
 """When decode begins and what it learns of prefill, streaming and set to store and forward."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -39,10 +40,14 @@ async def storing(tmp_path: Path) -> AsyncIterator[Suite]:
 
 
 async def test_decode_begins_when_prefill_has_ended(storing: Suite) -> None:
-    storing.prefill.behave = prefills(80, delay_s=0.2)
+    async def decode_would_have_been_called() -> None:
+        await asyncio.sleep(0.2)
+        assert not storing.decode.calls
+
+    storing.prefill.behave = prefills(80, after=decode_would_have_been_called)
     await storing.complete(prompt=PROMPT, max_tokens=2)
-    assert storing.decode.calls[0].started_at - storing.prefill.calls[0].started_at >= 0.2
     assert storing.prefill.calls[0].over.is_set()
+    assert storing.metric("prefill_failures_total", code="internal") == 0
 
 
 async def test_decode_learns_of_a_prefill_that_failed_before_it_began(storing: Suite) -> None:

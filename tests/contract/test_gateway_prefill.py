@@ -46,10 +46,14 @@ async def test_another_prefill_worker_of_the_datacenter_takes_over(suite: Suite)
         yield pb.Progress(num_blocks_done=2, computed_tokens=32)
         raise WorkerLost("gone")
 
+    async def taken_over() -> None:
+        await spare.called.wait()
+        await spare.calls[0].over.wait()
+
     spare = await suite.join("prefill-east-2", "prefill", "east", prefills(64))
     away = await suite.join("prefill-west", "prefill", "west", prefills(96))
     suite.prefill.behave = dies
-    suite.decode.behave = says("ok", computed=4, pause_s=0.3)
+    suite.decode.behave = says("ok", computed=4, after=taken_over)
     answer = await suite.complete(prompt=LONG, max_tokens=2)
     assert (len(suite.prefill.calls), len(spare.calls), len(away.calls)) == (1, 1, 0)
     assert spare.calls[0].request == suite.prefill.calls[0].request

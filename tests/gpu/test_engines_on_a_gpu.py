@@ -2,13 +2,19 @@
 
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import lcm
+from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.device.shapes import GEMMA_270M, SMOLLM2_135M, config_of, random_weights, transformer
 from shared.engine.stage import Arrival, CudaStager
 from shared.kv.tensors import entry_to_bytes
+from shared.model.attention import select_attention
+from shared.model.batch import Batch, Span
+from shared.model.paged import PagedKv
 from shared.model.penalties import TokenHistory
 from shared.model.sampling import Row, sample
 from shared.model.sampling_params import SamplingParams
@@ -76,3 +82,28 @@ def test_what_has_landed_is_seen_by_what_is_submitted_afterwards() -> None:
     numbers = [*range(20), 39, *range(20, 39)]
     stager.land([Arrival(raw, target, i) for raw, i in zip(entries(source, numbers), numbers, strict=True)])
     assert torch.equal(target, source)
+
+
+@pytest.mark.parametrize("shape", [SMOLLM2_135M, GEMMA_270M], ids=["smollm2", "gemma3"])
+def test_a_step_that_stores_nothing_reads_its_own_token_from_the_pages(shape: Mapping[str, Any]) -> None:
+    """Pages that others read do not change; what is computed is what a step that writes the same would compute."""
+    attention = select_attention("auto", DEVICE)
+    config = config_of({**shape, "num_hidden_layers": 6, "vocab_size": 8192})
+    model = transformer(config, random_weights(config, torch.bfloat16, DEVICE), attention)
+    kv = PagedKv(config.kv_layout(64, "bfloat16"), 128, lcm(64, attention.page_tokens), DEVICE)
+    ids = torch.arange(768, device=DEVICE)
+    reservation = kv.reserve([], len(ids))
+    assert reservation is not None
+
+    def last(stores: bool) -> torch.Tensor:
+        batch = Batch.build([Span(reservation.tables, len(ids) - 1, 1)], kv.page_tokens, DEVICE, stores)
+        return model.forward(ids[-1:], batch, kv).clone()
+
+    model.forward(ids, Batch.build([Span(reservation.tables, 0, len(ids))], kv.page_tokens, DEVICE), kv)
+    written = last(stores=True)
+    content = [kv.blocks_of(layer).clone() for layer in range(model.num_layers)]
+    assert torch.equal(last(stores=False), written)
+    assert all(torch.equal(kv.blocks_of(layer), before) for layer, before in enumerate(content))
+    for layer in range(model.num_layers):
+        kv.values_of(layer)[reservation.tables[kv.group_of(layer)][-1], -1] += 1
+    assert not torch.equal(last(stores=False), written)

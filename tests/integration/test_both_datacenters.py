@@ -31,7 +31,6 @@ def suite(tmp_path: Path) -> Iterator[Suite]:
 
 async def test_a_prefix_is_computed_stored_and_carried_once(suite: Suite) -> None:
     await suite.ready()
-    await _both_gateways_know_prefill(suite)
     names = {
         "computed": ("prefill-east", "prefill_computed_blocks_total"),
         "stored east": ("cachepool-east", "entries_published_total"),
@@ -70,13 +69,3 @@ async def test_a_prefix_is_computed_stored_and_carried_once(suite: Suite) -> Non
     by_tail = {number: answer["choices"][0]["text"] for number, answer in enumerate(answers)}
     alone = await suite.complete([*prefix, 3, 7, 8], 4, url=suite.url_of("gateway-west"))
     assert by_tail[0] == alone["choices"][0]["text"], "asked alone, in the other datacenter, it says the same"
-
-
-async def _both_gateways_know_prefill(suite: Suite) -> None:
-    """Until a gateway has heard of the prefill worker, it lets decode compute everything."""
-    rng = random.Random(1)
-    for name in ("gateway-east", "gateway-west"):
-        async with asyncio.timeout(20):
-            before = await suite.metric("prefill-east", "prefill_computed_blocks_total")
-            while await suite.metric("prefill-east", "prefill_computed_blocks_total") == before:
-                await suite.complete([rng.randrange(3, VOCAB) for _ in range(700)], 1, url=suite.url_of(name))

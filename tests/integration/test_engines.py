@@ -18,8 +18,9 @@ from shared.model.batch import Batch
 from shared.model.paged import PagedKv
 from shared.proto import prfaas_pb2 as pb
 from tests.support.engines import Node, TwoDatacenters, two_datacenters
+from tests.support.gate import Gate
 from tests.support.tiny import MODELS, greedy_reference
-from tests.support.waiting import until
+from tests.support.waiting import LIMIT_S, until
 
 BLOCK = 64
 EDGES = [1, 63, 64, 65, 127, 128, 129, 200, 577]
@@ -123,7 +124,7 @@ async def test_decode_uses_blocks_on_its_device_that_nobody_told_the_gateway_of(
 async def test_a_failed_prefill_ends_the_waiting_at_once() -> None:
     async with two_datacenters("llama") as dcs:
         tokens = prompt(333)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(LIMIT_S):
             result = await dcs.generate(tokens, prefill=False, wait_ms=60_000, prefill_failed_after_s=0.1)
         assert result.decode_computed == 333
         assert result.ids == greedy_reference("llama", tokens, 8)
@@ -187,7 +188,7 @@ async def test_a_client_that_vanishes_while_queued_leaves_nothing_behind(monkeyp
     async with two_datacenters("llama", num_pages=12) as dcs:
         _slow_down(dcs.decode, monkeypatch, seconds=0.01)
         running = asyncio.create_task(dcs.generate(prompt(500), 20))  # 9 of 12 pages
-        await asyncio.sleep(0.2)
+        await until(lambda: dcs.decode.metric("num_requests_running") == 1)
         await _vanish(dcs.generate(prompt(500, seed=1), 20), lambda: dcs.decode.metric("num_requests_waiting") == 1)
         await until(lambda: dcs.decode.metric("num_requests_waiting") == 0)
         assert (await running).ids == greedy_reference("llama", prompt(500), 20)
@@ -208,29 +209,22 @@ async def test_a_client_that_vanishes_leaves_nothing_behind(point: str, monkeypa
             _slow_down(dcs.decode, monkeypatch, seconds=0.2)
         elif point == "decode":
             _slow_down(dcs.decode, monkeypatch, seconds=0.005)
-        await _vanish(dcs.generate(tokens, 500), partial(_is_reached, dcs, point))
-        if point == "prefill":
-            assert 0 < dcs.pool_east.metric("entries_published_total") < 40
-        if point == "transfer":
-            assert 0 < dcs.pool_west.metric("pulled_entries_total", peer=dcs.pool_east.address) < 40
-        if point == "tail":
-            assert dcs.decode.metric("generation_tokens_total") == 0
-        if point == "decode":
-            assert 0 < dcs.decode.metric("generation_tokens_total") < 500
+        await _vanish(dcs.generate(tokens, 500), partial(_is_in_the_middle, dcs, point))
         await dcs.assert_idle()
         monkeypatch.undo()
         again = prompt(130, seed=3)
         assert (await dcs.generate(again)).ids == greedy_reference("llama", again, 8)
 
 
-def _is_reached(dcs: TwoDatacenters, point: str) -> bool:
-    counts = {
-        "prefill": dcs.pool_east.metric("entries_published_total"),
-        "transfer": dcs.pool_west.metric("pulled_entries_total", peer=dcs.pool_east.address),
-        "tail": dcs.decode.metric("num_requests_running"),
-        "decode": dcs.decode.metric("generation_tokens_total"),
-    }
-    return point == "at once" or counts[point] > 0
+def _is_in_the_middle(dcs: TwoDatacenters, point: str) -> bool:
+    num_generated = dcs.decode.metric("generation_tokens_total")
+    return {
+        "at once": True,
+        "prefill": 0 < dcs.pool_east.metric("entries_published_total") < 40,
+        "transfer": 0 < dcs.pool_west.metric("pulled_entries_total", peer=dcs.pool_east.address) < 40,
+        "tail": dcs.decode.metric("num_requests_running") > 0 and num_generated == 0,
+        "decode": 0 < num_generated < 500,
+    }[point]
 
 
 async def _vanish(request: Coroutine[Any, Any, object], when: Callable[[], bool]) -> None:
@@ -252,16 +246,22 @@ async def test_requests_wait_for_pages_in_turn() -> None:
 
 async def test_layers_stream_while_later_layers_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     async with two_datacenters("llama", chunk_tokens=128) as dcs:
-        _slow_down(dcs.prefill, monkeypatch, seconds=0.05)
-        tokens = prompt(257)  # two chunks
+        assert dcs.prefill.model is not None
+        gate = Gate(dcs.prefill.model.transformer, monkeypatch)
+        tokens = prompt(257)  # two chunks of two blocks, in four layers
         with capture_logs() as logs:
-            result = await dcs.generate(tokens)
+            generating = asyncio.create_task(dcs.generate(tokens))
+            gate.let()  # layer 0 of the first chunk
+            await until(lambda: dcs.pool_east.metric("entries_published_total") == 2)
+            gate.let(4)
+            await until(lambda: dcs.decode.metric("fetched_entries_total") == 2 * 4 + 2)
+            assert gate.num_begun == 6, "the second chunk has three layers to come"
+            gate.open()
+            result = await generating
         assert result.ids == greedy_reference("llama", tokens, 8)
         prefilled = next(line for line in logs if line["event"] == "prompt_prefilled")
         tail = next(line for line in logs if line["event"] == "tail_computed")
-        chunk_s = 4 * 0.05
-        assert prefilled["first_entry_sent_at_s"] < prefilled["computed_at_s"] - chunk_s  # in the first chunk already
-        assert tail["gate_opened_at_s"] < prefilled["computed_at_s"]
+        assert prefilled["first_entry_sent_at_s"] < prefilled["computed_at_s"]
         assert tail["gate_opened_at_s"] < prefilled["last_entry_sent_at_s"]
 
 

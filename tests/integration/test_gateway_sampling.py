@@ -25,6 +25,7 @@ from shared.rpc.client import Channels
 from tests.contract.gateway_harness import byte_tokenizer
 from tests.integration.test_engines import prompt
 from tests.support.engines import Node, two_datacenters
+from tests.support.waiting import LIMIT_S
 
 WARM = SamplingParams(
     max_tokens=30,
@@ -81,13 +82,14 @@ async def world(directory: Path) -> AsyncIterator[World]:
 
 
 async def generate(world: World, request: GenerationRequest, lose_after: int | None = None) -> list[tuple[int, float]]:
-    """Return tokens with their log-probabilities; the worker that serves is stopped after `lose_after` tokens."""
+    """Return tokens with their log-probabilities; the worker that serves is stopped once there are `lose_after`."""
     found: list[tuple[int, float]] = []
     tally = Tally(len(request.token_ids))
-    async with aclosing(world.pipeline.generate(request, tally, Deadline.after(30))) as events:
+    async with aclosing(world.pipeline.generate(request, tally, Deadline.after(2 * LIMIT_S))) as events:
         async for event in events:
             found += [(token, told.logprob) for token, told in zip(event.ids, event.logprobs, strict=True)]
-            if len(found) == lose_after:
+            if lose_after is not None and len(found) >= lose_after:
+                lose_after = None
                 serving = [worker for worker in world.workers if worker.inflight.count]
                 await serving[0].server.stop(0)
     return found
@@ -115,7 +117,7 @@ async def test_choices_share_what_the_first_has_computed(tmp_path: Path) -> None
         )
         prepared = Prepared(requests, TextRules(), num_choices=3)
         ids: list[list[int]] = [[], [], []]
-        async with Choices(here.pipeline, prepared, Deadline.after(30)) as choices:
+        async with Choices(here.pipeline, prepared, Deadline.after(2 * LIMIT_S)) as choices:
             async for deltas in choices:
                 for delta in deltas:
                     ids[delta.index] += delta.ids

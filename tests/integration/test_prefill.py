@@ -3,6 +3,7 @@
 import asyncio
 import random
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from shared.model.batch import Batch
 from shared.model.paged import PagedKv
 from shared.rpc.pool import Publication
 from tests.support.engines import TwoDatacenters, two_datacenters
+from tests.support.gate import Gate
 from tests.support.tiny import MODELS, greedy_reference
 from tests.support.waiting import until
 
@@ -50,12 +52,16 @@ async def tokens_of(dcs: TwoDatacenters, tokens: list[int]) -> tuple[list[int], 
 @pytest.mark.parametrize("name", MODELS)
 async def test_short_prompts_are_packed_and_do_not_mix(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with two_datacenters(name, chunk_tokens=512, num_pages=1024) as dcs:
-        steps = slow_layers(dcs, monkeypatch, 0.02)
+        assert dcs.prefill.model is not None
+        gate = Gate(dcs.prefill.model.transformer, monkeypatch)
         prompts = [prompt(66 + 40 * i, seed=i) for i in range(8)]
-        await asyncio.gather(*(dcs.prefill_only(p) for p in prompts))
-        assert max(len(step) for step in steps) > 2
-        assert all(sum(step) <= 512 for step in steps)
-        assert dcs.prefill.metric("prefill_steps_total") == len(steps) < len(prompts)
+        tasks = [asyncio.create_task(dcs.prefill_only(p)) for p in prompts]
+        await until(lambda: dcs.prefill.metric("num_requests_running") == len(prompts))
+        gate.open()
+        await asyncio.gather(*tasks)
+        assert max(len(step) for step in gate.steps) > 2
+        assert all(sum(step) <= 512 for step in gate.steps)
+        assert dcs.prefill.metric("prefill_steps_total") == len(gate.steps) < len(prompts)
         for tokens in prompts:
             ids, computed = await tokens_of(dcs, tokens)
             assert ids == greedy_reference(name, tokens, 8)
@@ -65,14 +71,20 @@ async def test_short_prompts_are_packed_and_do_not_mix(name: str, monkeypatch: p
 
 async def test_one_of_a_packed_step_is_withdrawn_and_the_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     async with two_datacenters("llama", chunk_tokens=512) as dcs:
+        assert dcs.prefill.model is not None
         first, *packed = prompts = [prompt(130, seed=i) for i in range(4)]
-        steps = slow_layers(dcs, monkeypatch, 0.1)
+        gate = Gate(dcs.prefill.model.transformer, monkeypatch)
         tasks = [asyncio.create_task(dcs.prefill_only(first))]
-        await until(lambda: steps)
+        await gate.begun(1)
         tasks += [asyncio.create_task(dcs.prefill_only(p)) for p in packed]
-        await until(lambda: len(steps) == 2)
-        assert len(steps[1]) == 3
+        await until(lambda: dcs.prefill.metric("num_requests_running") == 4)
+        gate.let(NUM_LAYERS)
+        await gate.begun(NUM_LAYERS + 1)
+        assert len(gate.steps[1]) == 3
         tasks[2].cancel()
+        for _ in range(20):  # enough for the worker to hear of it: a standstill of this process is one of them
+            await asyncio.sleep(0.01)
+        gate.open()
         await asyncio.wait(tasks)
         assert tasks[2].cancelled()
         assert dcs.prefill.metric("prefill_computed_tokens_total") == 3 * 2 * BLOCK
@@ -173,7 +185,7 @@ async def test_a_slow_pool_holds_back_a_prompt_that_is_too_far_ahead_and_corrupt
             most = max(most, self.backlog_bytes)
 
         monkeypatch.setattr(publish.PagePublisher, "emit", watched)
-        _slow_sending(monkeypatch, 0.03)
+        _sending_when(monkeypatch, lambda: most > step)
         tokens = prompt(1281)
         assert await dcs.prefill_only(tokens) == 1280
         assert step < most <= 2 * step, "the limit and one step beyond it"
@@ -182,13 +194,24 @@ async def test_a_slow_pool_holds_back_a_prompt_that_is_too_far_ahead_and_corrupt
         await dcs.assert_idle()
 
 
+def _sending_when(monkeypatch: pytest.MonkeyPatch, may_go: Callable[[], bool]) -> None:
+    """Let no message go to a pool before something has come true, as over a link that is full until then."""
+    send = Publication.send
+
+    async def late(self: Publication, frames: list[Frame]) -> None:
+        await until(may_go)
+        await send(self, frames)
+
+    monkeypatch.setattr(Publication, "send", late)
+
+
 def _slow_sending(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Let each message to a pool take its time, as over a full link."""
-    write = Publication.send
+    send = Publication.send
 
     async def slowly(self: Publication, frames: list[Frame]) -> None:
         await asyncio.sleep(seconds)
-        await write(self, frames)
+        await send(self, frames)
 
     monkeypatch.setattr(Publication, "send", slowly)
 

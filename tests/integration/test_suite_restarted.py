@@ -35,16 +35,18 @@ async def test_a_prompt_survives_the_death_of_all_processes(suite: Suite) -> Non
     async def is_written() -> bool:
         return await suite.metric("cachepool-west", "objects_stored") >= NUM_BLOCKS
 
-    await eventually(is_written, 10)
+    await eventually(is_written)
     for name in (*POOLS, *ENGINES, "gateway"):
         suite.kill(name)
     suite.start(*POOLS, *ENGINES, "gateway")
     await suite.ready()
 
-    async def is_recovered() -> bool:
-        return await suite.metric("cachepool-west", "objects_recovered_total") >= NUM_BLOCKS
+    assert await suite.metric("cachepool-west", "objects_recovered_total") >= NUM_BLOCKS
 
-    await eventually(is_recovered, 10)
+    async def gateway_knows() -> bool:
+        return await suite.metric("gateway", "placement_blocks", holder="cachepool-west") >= NUM_BLOCKS
+
+    await eventually(gateway_knows)
     again = await suite.complete(prompt)
     assert again["choices"][0]["text"] == first["choices"][0]["text"]
     assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == 64 * NUM_BLOCKS

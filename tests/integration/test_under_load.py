@@ -84,7 +84,7 @@ async def _ask(dcs: TwoDatacenters, request: Request) -> None:
                 request.tokens,
                 request.num_tokens,
                 prefill=request.prefill,
-                wait_ms=5000 if request.prefill else 0,
+                wait_ms=60_000 if request.prefill else 0,
                 priority=request.priority,
                 result=request.result,
                 **request.sampling,

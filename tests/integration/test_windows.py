@@ -15,6 +15,7 @@ from shared.model.reservation import Reservation
 from shared.rpc.pool import Publication
 from tests.support.engines import Node, two_datacenters
 from tests.support.tiny import greedy_reference, tiny_model
+from tests.support.waiting import until
 
 BLOCK, CHUNK, WINDOW = 64, 128, 100  # the tiny Gemma has one full layer and three window layers, in four page groups
 LONG = 1900
@@ -90,10 +91,9 @@ async def test_a_slow_pool_holds_prefill_back_and_changes_nothing(monkeypatch: p
     tokens, others = prompt(700, seed=3), prompt(500, seed=4)
     async with two_datacenters("gemma3", num_pages=64) as dcs:
         held_back = _count_held_back(monkeypatch)
-        _slow_down_publishing(monkeypatch, seconds=0.02)
+        _hold_publishing_up_until(monkeypatch, held_back)
         results = await asyncio.gather(dcs.generate(tokens), dcs.generate(others))
         assert [r.ids for r in results] == [greedy_reference("gemma3", t, 8) for t in (tokens, others)]
-        assert held_back, "computing never had to wait"
         _check_stored(dcs.pool_east, tokens, 10)
         _check_stored(dcs.pool_east, others, 7)
         await dcs.assert_idle()
@@ -124,6 +124,17 @@ def _count_held_back(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(PromptPages, "limit", limited)
     return held_back
+
+
+def _hold_publishing_up_until(monkeypatch: pytest.MonkeyPatch, held_back: list[int]) -> None:
+    """Send nothing before computing has had to wait."""
+    send = Publication.send
+
+    async def late(publication: Publication, frames: list[Frame]) -> None:
+        await until(lambda: held_back)
+        await send(publication, frames)
+
+    monkeypatch.setattr(Publication, "send", late)
 
 
 def _slow_down_publishing(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:

@@ -40,6 +40,9 @@ from shared.rpc.pool_nodes import pool_at
 from shared.rpc.sampling import logprobs_from_message
 from shared.rpc.server import GrpcServer
 from tests.support.tiny import tiny_model
+from tests.support.waiting import LIMIT_S
+
+CALL_S = 120
 
 
 @dataclass
@@ -137,7 +140,7 @@ class TwoDatacenters:
             fidelity=int(fidelity),  # type: ignore[arg-type]
         )
         computed = 0
-        call = PrefillStub(self.channels.get(self.prefill.address)).Prefill(request, timeout=30)
+        call = PrefillStub(self.channels.get(self.prefill.address)).Prefill(request, timeout=CALL_S)
         with rpc_errors("prefill"), _cancelled_at_last(call):
             async for progress in call:
                 computed = progress.computed_tokens
@@ -151,7 +154,7 @@ class TwoDatacenters:
         wanted = [BlockEntries(key, model.layout.all_layers) for key in keys]
         sources = [Source(0, len(keys), Datacenter("east"), self.addresses("east"))]
         reader = pool_at(self.channels, self.addresses("west"))
-        async for arrived in reader.fetch(model.layout, wanted, sources, 0.0, Deadline.after(10)):
+        async for arrived in reader.fetch(model.layout, wanted, sources, 0.0, Deadline.after(LIMIT_S)):
             assert not arrived.missing
 
     async def generate(
@@ -163,7 +166,7 @@ class TwoDatacenters:
         num_blocks: int | None = None,
         codec: Codec = Codec.RAW,
         fidelity: Fidelity = Fidelity.LOSSLESS,
-        wait_ms: int = 5000,
+        wait_ms: int = 60_000,
         prefill_failed_after_s: float | None = None,
         num_generated: int = 0,
         priority: int = 0,
@@ -205,7 +208,7 @@ class TwoDatacenters:
             prefilling = None
             if prefill and num_blocks:
                 prefilling = tasks.create_task(self.prefill_only(token_ids, codec, fidelity=fidelity))
-            call = DecodeStub(self.channels.get(self.decode.address)).Generate(controls(), timeout=30)
+            call = DecodeStub(self.channels.get(self.decode.address)).Generate(controls(), timeout=CALL_S)
             with rpc_errors("decode"), _cancelled_at_last(call):
                 async for message in call:
                     result.ids += message.ids
@@ -215,7 +218,7 @@ class TwoDatacenters:
         result.prefill_computed = prefilling.result() if prefilling else 0
         return result
 
-    async def assert_idle(self, within_s: float = 10.0) -> None:
+    async def assert_idle(self, within_s: float = LIMIT_S) -> None:
         """Check that soon no page, lease or call is held anywhere, and that all books balance."""
         nodes = (*self.nodes["east"], *self.nodes["west"], self.prefill, self.decode)
         loop = asyncio.get_running_loop()

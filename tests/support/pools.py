@@ -29,8 +29,8 @@ from shared.rpc.pool import AT_HOME, Arrived, Crossing, PoolClient
 from shared.rpc.pool_calls import SERVICE, add_pool_servicer
 from shared.rpc.pool_nodes import Pool
 from shared.rpc.server import GrpcServer
-from tests.support.waiting import until
-from tests.unit.cachepool.samples import ALL, LAYOUT, frame, keys, wanting
+from tests.support.samples import ALL, LAYOUT, frame, keys, wanting
+from tests.support.waiting import LIMIT_S, until
 
 Entry = tuple[BlockKey, int]
 CHAIN = keys("chain", 4)
@@ -91,7 +91,7 @@ async def serving(channels: Channels, client: ObjectClient | None = None, **sett
 
 
 def soon() -> Deadline:
-    return Deadline.after(20)
+    return Deadline.after(2 * LIMIT_S)
 
 
 def frames_of(block_keys: Iterable[BlockKey], layers: int = ALL) -> list[Frame]:
@@ -114,7 +114,7 @@ class Fetching:
         client: Pool,
         blocks: Sequence[BlockEntries],
         sources: Iterable[Source] = (),
-        wait_s: float = 5.0,
+        wait_s: float = LIMIT_S,
         crossing: Crossing = AT_HOME,
     ) -> None:
         self.got: list[Entry] = []
@@ -160,6 +160,7 @@ def entries(block_keys: Iterable[BlockKey], layers: int = ALL) -> list[Entry]:
 async def dying_writer(running: Running, num_frames: int) -> AsyncIterator[None]:
     """A writer of CHAIN that vanishes after `num_frames` when the context ends."""
     call = await raw_publish(running, opening(CHAIN), sending(frames_of(CHAIN)[:num_frames]))
+    await until(lambda: running.count("entries_published_total") == num_frames)
     yield
     call.cancel()
 

@@ -1,6 +1,7 @@
 """The whole suite as real processes on free ports: what `make up` runs, under a test's control."""
 
 import asyncio
+import json
 import os
 import random
 import shutil
@@ -17,24 +18,36 @@ from typing import Any
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.waiting import eventually
+from tests.support.waiting import LIMIT_S, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 POOLS = {"cachepool-east": "east", "cachepool-west": "west"}
 ENGINES = {"prefill-east": "east", "prefill-west": "west", "decode-west": "west"}
 SERVICES = (*POOLS, *ENGINES, "gateway")
 
+NUM_PORT_RANGES, PORTS_IN_RANGE = 8, 2_000
+
+_HELD_BY_POOLS = ("leases_held", "writers_open")
+_HELD_BY_ENGINES = ("kv_reservations_held", "num_requests_running", "num_requests_waiting")
+
 _ENDS_WITH_US = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
 """A worker of pytest that is interrupted runs no fixture's end."""
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on, below those that the kernel gives to whoever asks for any."""
+    """Return ports that nobody listens on, below those that the kernel gives to whoever asks for any.
+
+    Workers of pytest have ranges of their own: what one has been given may be free for a while, before its process
+    listens and while it is started again.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 16_000 + worker % NUM_PORT_RANGES * PORTS_IN_RANGE
     ports: list[int] = []
     while len(ports) < count:
-        port = random.randrange(20_000, 32_000)
+        port = random.randrange(first, first + PORTS_IN_RANGE)
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            ports.append(port)
+            if port not in ports:
+                ports.append(port)
     return ports
 
 
@@ -43,7 +56,7 @@ class RefusedError(Exception):
 
     def __init__(self, status: int, error: dict[str, Any]) -> None:
         super().__init__(f"{status}: {error}")
-        self.code = error["code"]
+        self.status = status
 
 
 class Suite:
@@ -119,7 +132,7 @@ class Suite:
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text()
 
-    async def ready(self, limit_s: float = 60) -> float:
+    async def ready(self, limit_s: float = 3 * LIMIT_S) -> float:
         """Wait until the broker listens, all processes are ready and the gateways know them; return the seconds.
 
         Gateways come last: of a process that was killed a moment ago they still have good news.
@@ -178,20 +191,31 @@ class Suite:
             tokens: list[int] = (await response.json())["tokens"]
             return tokens
 
-    async def assert_idle(self, within_s: float = 10.0) -> None:
-        """Check that within `within_s` no running engine holds pages and no pool a lease."""
+    async def assert_idle(self, within_s: float = LIMIT_S) -> None:
+        """Check that within `within_s` no running engine has a request or holds pages, and no pool a lease."""
         deadline = time.monotonic() + within_s
         while True:
             workers = [name for name in self._others if name in self.running]
-            pools = [name for name in workers if name.startswith("cachepool")]
-            engines = [name for name in workers if name not in pools]
-            held = {name: await self.metric(name, "kv_reservations_held") for name in engines}
-            held |= {name: await self.metric(name, "leases_held") for name in pools}
-            held |= {f"{name} writers": await self.metric(name, "writers_open") for name in pools}
+            held: dict[str, float] = {}
+            for name in workers:
+                for metric in _HELD_BY_POOLS if name.startswith("cachepool") else _HELD_BY_ENGINES:
+                    held[f"{metric} of {name}"] = await self.metric(name, metric)
             if not any(held.values()):
                 return
             assert time.monotonic() < deadline, f"still held: {held}"
             await asyncio.sleep(0.02)
+
+    async def logged(self, name: str, event: str, request_id: str) -> dict[str, Any]:
+        """Wait until a process has logged an event of a request, which may be after the answer; return it."""
+        found: list[dict[str, Any]] = []
+
+        async def is_there() -> bool:
+            lines = [json.loads(line) for line in self.log(name).splitlines() if line.startswith("{") and event in line]
+            found[:] = [line for line in lines if (line["event"], line.get("request_id")) == (event, request_id)]
+            return bool(found)
+
+        await eventually(is_there)
+        return found[-1]
 
     def _command(self, name: str) -> list[str]:
         if name == "broker":

@@ -14,6 +14,7 @@ import pytest
 
 from shared.errors import BadRequest, Draining, SettingsError
 from shared.lifecycle import InFlight, Lifecycle, background, run_service
+from tests.support.waiting import LIMIT_S
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,7 +113,7 @@ async def child(body: str) -> AsyncIterator[asyncio.subprocess.Process]:
     )
     try:
         assert process.stdout is not None
-        assert await asyncio.wait_for(process.stdout.readline(), 20) == b"up\n"
+        assert await asyncio.wait_for(process.stdout.readline(), LIMIT_S) == b"up\n"
         yield process
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -124,7 +125,7 @@ async def child(body: str) -> AsyncIterator[asyncio.subprocess.Process]:
 async def test_one_signal_ends_in_order(number: signal.Signals) -> None:
     async with child("await lifecycle.stopping.wait(); print('drained', flush=True)") as process:
         os.kill(process.pid, number)
-        out, _ = await asyncio.wait_for(process.communicate(), 10)
+        out, _ = await asyncio.wait_for(process.communicate(), LIMIT_S)
         text = out.decode()
         assert text.index("shutdown_started") < text.index("drained") < text.index("finally")
         assert process.returncode == 0
@@ -136,10 +137,10 @@ async def test_a_second_signal_forces() -> None:
     ) as process:
         assert process.stdout is not None
         os.kill(process.pid, signal.SIGTERM)
-        while b"draining" not in await asyncio.wait_for(process.stdout.readline(), 10):
+        while b"draining" not in await asyncio.wait_for(process.stdout.readline(), LIMIT_S):
             pass
         os.kill(process.pid, signal.SIGTERM)
-        out, _ = await asyncio.wait_for(process.communicate(), 10)
+        out, _ = await asyncio.wait_for(process.communicate(), LIMIT_S)
         assert b"shutdown_forced" in out
         assert b"finally" in out
         assert process.returncode == 1
@@ -153,8 +154,8 @@ async def test_a_stuck_thread_cannot_keep_a_forced_process_alive() -> None:
     async with child(body) as process:
         assert process.stdout is not None
         os.kill(process.pid, signal.SIGTERM)
-        while b"draining" not in await asyncio.wait_for(process.stdout.readline(), 10):
+        while b"draining" not in await asyncio.wait_for(process.stdout.readline(), LIMIT_S):
             pass
         os.kill(process.pid, signal.SIGTERM)
-        await asyncio.wait_for(process.communicate(), 10)
+        await asyncio.wait_for(process.communicate(), LIMIT_S)
         assert process.returncode == 1

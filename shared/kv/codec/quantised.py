@@ -16,14 +16,14 @@ import numpy as np
 
 from shared.errors import CorruptFrame
 from shared.kv.codec import planes
-from shared.kv.codec.entropy import expand, squeeze
+from shared.kv.codec.entropy import expand, squeeze, squeeze_small
 from shared.kv.codec.names import Codec, Payload
-from shared.kv.codec.steps import quantise, restore
+from shared.kv.codec.steps import quantise, restore, side_bytes
 from shared.kv.layout import EntryShape
 
-_VERSION = 1
+_VERSION = 2
 _QUANTISED, _WHOLE = 0, 1
-_HEADER = struct.Struct("<BBHII")  # version, kind, tokens kept whole, bytes of the compressed steps, of the keys
+_HEADER = struct.Struct("<BBHII")  # version, kind, tokens kept whole, bytes of compressed steps and offsets, of keys
 
 
 class Shares(NamedTuple):
@@ -38,40 +38,44 @@ SHARES = {Codec.INT8: Shares(0.04, 0.04), Codec.INT4: Shares(0.24, 0.54)}
 
 def encode(raw: Payload, codec: Codec, shape: EntryShape, num_whole: int) -> bytes:
     """Return one entry as integers, its first `num_whole` tokens as they are."""
-    words = np.frombuffer(raw, np.uint8).reshape(2, shape.block_tokens, -1)
-    shares = SHARES[codec]
     found = None
     if num_whole < shape.block_tokens:
-        found = quantise(words[:, num_whole:], shape, shares.keys, shares.values)
+        found = quantise(raw, shape, num_whole, *SHARES[codec])
     if found is None:
         return _HEADER.pack(_VERSION, _WHOLE, 0, 0, 0) + planes.encode(raw, Codec.ZSTD, shape)
-    steps = squeeze(b"".join((found.codes.data, found.offsets.astype("<i2").data)))
-    parts = squeeze(found.numbers[0].data), squeeze(found.numbers[1].data)  # each with the Huffman codes that fit it
-    header = _HEADER.pack(_VERSION, _QUANTISED, num_whole, len(steps), len(parts[0]))
-    return b"".join((header, words[:, :num_whole].tobytes(), steps, *parts))
+    side = squeeze(found.side.data)
+    keys, values = squeeze_small(found.numbers[0]), squeeze_small(found.numbers[1])  # each has codes that fit it
+    header = _HEADER.pack(_VERSION, _QUANTISED, num_whole, len(side), len(keys))
+    return b"".join((header, *(raw[part] for part in _whole(shape, num_whole)), side, keys, values))
 
 
 def decode(payload: Payload, shape: EntryShape) -> Payload:
     """Undo `encode`. Raises `CorruptFrame`."""
     if len(payload) < _HEADER.size:
         raise CorruptFrame("a payload without a header")
-    version, kind, num_whole, step_bytes, key_bytes = _HEADER.unpack_from(payload)
+    version, kind, num_whole, side_size, key_size = _HEADER.unpack_from(payload)
     body = memoryview(payload)[_HEADER.size :]
     if version != _VERSION or kind not in (_QUANTISED, _WHOLE) or num_whole >= shape.block_tokens:
         raise CorruptFrame(f"a payload of version {version} and kind {kind} is not this entry's")
     if kind == _WHOLE:
         return planes.decode(body, Codec.ZSTD, shape)
-    words = np.empty((2, shape.block_tokens, shape.num_bytes // (2 * shape.block_tokens)), np.uint8)
-    first = words[:, :num_whole].nbytes
-    ends = first, first + step_bytes, first + step_bytes + key_bytes
+    parts = _whole(shape, num_whole)
+    first = sum(part.stop - part.start for part in parts)
+    ends = first, first + side_size, first + side_size + key_size
     if len(body) < ends[2]:
         raise CorruptFrame("a payload that ends early")
-    channels, num_tokens = shape.num_kv_heads * shape.head_dim, shape.block_tokens - num_whole
-    num_codes, num_keys = channels + num_tokens * shape.num_kv_heads, num_tokens * channels
-    side = np.frombuffer(expand(body[first : ends[1]], num_codes + 2 * channels), np.uint8)
-    keys = np.frombuffer(expand(body[ends[1] : ends[2]], num_keys), np.uint8)
-    values = np.frombuffer(expand(body[ends[2] :], num_keys), np.uint8)
-    words[:, :num_whole] = np.frombuffer(body[:first], np.uint8).reshape(2, num_whole, words.shape[2])
-    offsets = np.frombuffer(side[num_codes:].tobytes(), "<i2").astype(np.int16)
-    restore(keys, values, side[:num_codes], offsets, shape, words[:, num_whole:])
-    return words.reshape(-1).data
+    num_tokens = shape.block_tokens - num_whole
+    num_keys = num_tokens * shape.num_kv_heads * shape.head_dim
+    side = expand(body[first : ends[1]], side_bytes(shape, num_tokens))
+    keys, values = expand(body[ends[1] : ends[2]], num_keys), expand(body[ends[2] :], num_keys)
+    out = np.empty(shape.num_bytes, np.uint8)
+    out.data[parts[0]], out.data[parts[1]] = body[: first // 2], body[first // 2 : first]
+    restore(keys, values, side, shape, num_whole, out)
+    return out.data
+
+
+def _whole(shape: EntryShape, num_whole: int) -> tuple[slice, slice]:
+    """Return where an entry has the keys and the values of its first tokens."""
+    half = shape.num_bytes // 2
+    length = num_whole * half // shape.block_tokens
+    return slice(0, length), slice(half, half + length)

@@ -3,16 +3,16 @@
 Both ways make the same bytes: sums are taken in one order, token by token for a channel, in 16 lanes for a row.
 """
 
-import ctypes
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.kv.codec.floats import Floats, from_floats, to_floats
-from shared.kv.codec.native import load_kernels
+from shared.kv.codec.names import Payload
+from shared.kv.codec.native import load_kernels, readable
 from shared.kv.layout import EntryShape
+from shared.native import address_of
 
 LARGEST = np.float32(126)  # and half a step more, where an offset was rounded
 LARGEST_OFFSET = np.float32(32_000)  # of a key channel, in its steps
@@ -30,55 +30,59 @@ STEPS = np.array(
 Bytes = NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class Quantised:
-    """K and V as integers, `[2, tokens, channels]`, with the steps' codes and the key channels' offsets."""
-
-    numbers: NDArray[np.int8]
-    codes: Bytes  # of the channels, then of each token's heads
-    offsets: NDArray[np.int16]  # of the channels, in their steps
+_STEPS_AT = address_of(STEPS)
 
 
-def quantise(raw: Bytes, shape: EntryShape, key_share: float, value_share: float) -> Quantised | None:
-    """Quantise `[2, tokens, bytes of a token]`, each half contiguous. None when a number is too large or none at all.
+class Quantised(NamedTuple):
+    """K and V as integers, and what they are steps of."""
+
+    numbers: Bytes  # `[2, tokens, channels]`: 0, -1, 1, -2, 2 ... as 0, 1, 2, 3, 4
+    side: Bytes  # the key channels' offsets in their steps, in int16; then codes of the channels and of tokens' heads
+
+
+def side_bytes(shape: EntryShape, num_tokens: int) -> int:
+    """Return the size of `Quantised.side`."""
+    return 3 * shape.num_kv_heads * shape.head_dim + num_tokens * shape.num_kv_heads
+
+
+def quantise(raw: Payload, shape: EntryShape, num_whole: int, key_share: float, value_share: float) -> Quantised | None:
+    """Quantise an entry from token `num_whole` on. None when a number is too large or none at all.
 
     A channel of the keys has a step of `key_share` standard deviations or more, as its largest number needs; a head of
     a token's values has one of `value_share` times its root mean square, or more.
     """
     kernels = load_kernels() if _fits_kernels(shape) else None
     if kernels is None:
-        return quantise_in_numpy(raw, shape, key_share, value_share)
-    num_tokens, channels = raw.shape[1], shape.num_kv_heads * shape.head_dim
-    codes = np.empty(channels + num_tokens * shape.num_kv_heads, np.uint8)
-    offsets, numbers = np.empty(channels, np.int16), np.empty((2, num_tokens, channels), np.int8)
-    scratch = np.empty(4 * channels, np.float32)
+        return quantise_in_numpy(raw, shape, num_whole, key_share, value_share)
+    num_tokens, channels = shape.block_tokens - num_whole, shape.num_kv_heads * shape.head_dim
+    end = side_bytes(shape, num_tokens)
+    found = np.empty(end + 2 * num_tokens * channels, np.uint8)
+    at = address_of(found)
     failed = kernels.prfaas_quantise(
-        _at(raw[0]), _at(raw[1]), _at(STEPS), num_tokens, shape.num_kv_heads, shape.head_dim,
-        ctypes.c_float(key_share), ctypes.c_float(value_share),
-        _at(codes), _at(offsets), _at(numbers), _at(scratch),
+        readable(raw), _STEPS_AT, shape.block_tokens, num_whole, shape.num_kv_heads, shape.head_dim,
+        key_share, value_share, at, at + end,
     )  # fmt: skip
-    return None if failed else Quantised(numbers, codes, offsets)
+    return None if failed else Quantised(found[end:].reshape(2, num_tokens, channels), found[:end])
 
 
-def restore(
-    keys: Bytes, values: Bytes, codes: Bytes, offsets: NDArray[np.int16], shape: EntryShape, out: Bytes
-) -> None:
-    """Write what the integers stand for to `out`, `[2, tokens, bytes of a token]`, each half contiguous."""
+def restore(keys: bytes, values: bytes, side: bytes, shape: EntryShape, num_whole: int, out: Bytes) -> None:
+    """Write what the integers stand for to the entry `out`, from token `num_whole` on."""
     kernels = load_kernels() if _fits_kernels(shape) else None
     if kernels is None:
-        restore_in_numpy(keys, values, codes, offsets, shape, out)
+        restore_in_numpy(keys, values, side, shape, num_whole, out)
         return
-    scratch = np.empty(2 * shape.num_kv_heads * shape.head_dim, np.float32)
     kernels.prfaas_restore(
-        _at(keys), _at(values), _at(STEPS), _at(codes), _at(offsets), out.shape[1], shape.num_kv_heads, shape.head_dim,
-        _at(out[0]), _at(out[1]), _at(scratch),
+        keys, values, _STEPS_AT, side, shape.block_tokens, num_whole, shape.num_kv_heads, shape.head_dim,
+        address_of(out),
     )  # fmt: skip
 
 
-def quantise_in_numpy(raw: Bytes, shape: EntryShape, key_share: float, value_share: float) -> Quantised | None:
+def quantise_in_numpy(
+    raw: Payload, shape: EntryShape, num_whole: int, key_share: float, value_share: float
+) -> Quantised | None:
     """`quantise` for any dtype and width."""
-    num_tokens = raw.shape[1]
-    floats = to_floats(raw.tobytes(), shape.dtype).reshape(2, num_tokens, -1)
+    num_tokens = shape.block_tokens - num_whole
+    floats = to_floats(raw, shape.dtype).reshape(2, shape.block_tokens, -1)[:, num_whole:]
     if not np.abs(floats).max() < LIMIT:
         return None
     keys, values = floats[0], floats[1].reshape(-1, shape.head_dim)
@@ -93,22 +97,22 @@ def quantise_in_numpy(raw: Bytes, shape: EntryShape, key_share: float, value_sha
     keys *= 1 / STEPS[key_codes]
     keys -= offsets
     values *= 1 / STEPS[value_codes][:, None]
-    numbers = np.rint(floats, out=floats).astype(np.int8)
-    return Quantised(numbers, np.concatenate((key_codes, value_codes)), offsets.astype(np.int16))
+    numbers = np.rint(floats, out=floats).astype(np.int16)
+    folded = (numbers << 1 ^ numbers >> 15).astype(np.uint8)
+    return Quantised(folded, np.concatenate((offsets.astype("<i2").view(np.uint8), key_codes, value_codes)))
 
 
-def restore_in_numpy(
-    keys: Bytes, values: Bytes, codes: Bytes, offsets: NDArray[np.int16], shape: EntryShape, out: Bytes
-) -> None:
+def restore_in_numpy(keys: bytes, values: bytes, side: bytes, shape: EntryShape, num_whole: int, out: Bytes) -> None:
     """`restore` for any dtype and width."""
-    channels, num_tokens = shape.num_kv_heads * shape.head_dim, out.shape[1]
-    floats = np.empty((2, num_tokens, channels), np.float32)
-    for target, numbers in zip(floats, (keys, values), strict=True):
-        target[:] = numbers.view(np.int8).reshape(num_tokens, channels)
+    channels, num_tokens = shape.num_kv_heads * shape.head_dim, shape.block_tokens - num_whole
+    folded = np.frombuffer(keys + values, np.uint8).astype(np.int16)
+    floats = (folded >> 1 ^ -(folded & 1)).astype(np.float32).reshape(2, num_tokens, channels)
+    offsets, codes = np.frombuffer(side, "<i2", channels), np.frombuffer(side, np.uint8, offset=2 * channels)
     floats[0] += offsets
     floats[0] *= STEPS[codes[:channels]]
     floats[1].reshape(-1, shape.head_dim)[:] *= STEPS[codes[channels:]][:, None]
-    out[:] = np.frombuffer(from_floats(floats, shape.dtype), np.uint8).reshape(out.shape)
+    restored = np.frombuffer(from_floats(floats, shape.dtype), np.uint8).reshape(2, num_tokens, -1)
+    out.reshape(2, shape.block_tokens, -1)[:, num_whole:] = restored
 
 
 def _row_sums(rows: Floats) -> Floats:
@@ -127,7 +131,3 @@ def _codes(least: Floats) -> Bytes:
 
 def _fits_kernels(shape: EntryShape) -> bool:
     return shape.dtype == "bfloat16" and shape.head_dim % _LANES == 0
-
-
-def _at(array: NDArray[Any]) -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.__array_interface__["data"][0])  # `array.ctypes` takes three times as long

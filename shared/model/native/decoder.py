@@ -174,5 +174,6 @@ def _step(batch: Batch) -> _Struct:
         spans=address(spans),
         positions=address(positions),
         rows=batch.num_tokens,
+        stores=batch.stores,
     )
     return _Struct(step, (positions, spans, tables, sizes, pointers))

@@ -37,6 +37,7 @@ typedef struct {
     const int32_t *spans;           /* [rows], whose table a row uses */
     const int32_t *positions;       /* [rows] */
     int32_t rows;
+    int32_t stores; /* 0: keys and values of the rows are in their pages already, which may be others' too */
 } step;
 
 typedef struct {
@@ -79,6 +80,7 @@ static int num_chunks(const layer *l, int position) { return position / CHUNK - 
 /* Norm and rotate one head of one row in place; write it to its page if it is a key or a value. */
 static void finish_head(const model *m, const layer *l, const step *s, const scratch *t, int row, int head) {
     const int dim = m->head_dim, num_rotated = m->heads + m->kv_heads;
+    if (head >= m->heads && !s->stores) return;
     float *x = t->qkv + ((int64_t)row * (num_rotated + m->kv_heads) + head) * dim;
     if (head < num_rotated) {
         if (l->qk_norm) rms_norm(x, l->qk_norm + (int64_t)head * dim, dim, m->eps, x);
@@ -212,7 +214,7 @@ static float *take(char **room, int64_t floats) {
     return taken;
 }
 
-/* Run layers [first, last) over the step's rows. K and V of all of them are written before any is attended to, so several
+/* Run layers [first, last) over the step's rows. K and V of all of them are in the pages before any is attended to, so several
    rows may belong to one sequence. Returns 0, or -1 when memory is short. */
 EXPORT int prfaas_layers(const model *m, const step *s, int first, int last, int num_threads) {
     const int64_t rows = s->rows, width = (int64_t)(m->heads + 2 * m->kv_heads) * m->head_dim;

@@ -85,6 +85,7 @@ class Step(ctypes.Structure):
         ("spans", c_void_p),
         ("positions", c_void_p),
         ("rows", c_int32),
+        ("stores", c_int32),
     )
 
 

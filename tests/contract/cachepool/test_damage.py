@@ -23,8 +23,8 @@ from tests.support.pools import (
     serving,
     soon,
 )
+from tests.support.samples import ENTRY_BYTES, LAYOUT, frame, key, wanting
 from tests.support.waiting import until
-from tests.unit.cachepool.samples import ENTRY_BYTES, LAYOUT, frame, key, wanting
 
 
 async def test_a_corrupt_frame_ends_the_writer_and_frees_its_grants(west: Running) -> None:

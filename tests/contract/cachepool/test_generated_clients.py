@@ -11,7 +11,7 @@ from shared.rpc.client import Channels, rpc_errors
 from shared.rpc.convert import entries_to_messages, frame_from_message, layout_to_message
 from shared.rpc.wire import encode_publish
 from tests.support.pools import CHAIN, Running, frames_of, lying_in_bytes, opening, publish, raw_publish, sending, soon
-from tests.unit.cachepool.samples import ALL, LAYOUT, wanting
+from tests.support.samples import ALL, LAYOUT, wanting
 
 
 async def fetched(west: Running) -> list[Frame]:

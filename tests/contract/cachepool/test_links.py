@@ -11,8 +11,8 @@ from shared.kv.entries import Source
 from shared.rpc.client import Channels
 from shared.rpc.pool import Crossing
 from tests.support.pools import Fetching, Running, entries, frames_of, publish, serving, soon
+from tests.support.samples import ENTRY_BYTES, LAYOUT, keys, wanting
 from tests.support.waiting import until
-from tests.unit.cachepool.samples import ENTRY_BYTES, LAYOUT, keys, wanting
 
 LONG = keys("long", 40)
 

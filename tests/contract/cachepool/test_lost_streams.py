@@ -21,8 +21,8 @@ from shared.rpc.client import Channels
 from shared.rpc.pool import Crossing
 from tests.support.pools import CHAIN, Entry, Fetching, Running, entries, publish, serving, soon
 from tests.support.proxy import Proxy, proxied
-from tests.support.waiting import until
-from tests.unit.cachepool.samples import keys, wanting
+from tests.support.samples import keys, wanting
+from tests.support.waiting import LIMIT_S, until
 
 LAYOUT = KvLayout((LayerSpec(None, 8, 64),) * 4, "bfloat16", block_tokens=16)
 ENTRY_BYTES = LAYOUT.entry_bytes(0)
@@ -53,7 +53,7 @@ def fill(running: Running) -> None:
 class Reading:
     """A reader in the west, of what the sources have."""
 
-    def __init__(self, west: Running, *addresses: str, num_blocks: int = len(BLOCKS), wait_s: float = 10.0) -> None:
+    def __init__(self, west: Running, *addresses: str, num_blocks: int = len(BLOCKS), wait_s: float = LIMIT_S) -> None:
         self.got: set[Entry] = set()
         self.missing = 0
         sources = [Source(0, num_blocks, Datacenter("east"), (address,)) for address in addresses]
@@ -73,7 +73,7 @@ class Reading:
 
 @pytest.fixture
 async def west(channels: Channels) -> AsyncIterator[Running]:
-    async with serving(channels, dc="west", stall_s=2.0) as running:
+    async with serving(channels, dc="west", stall_s=3.0) as running:
         yield running
 
 
@@ -220,7 +220,7 @@ async def test_a_peer_process_that_is_lost_in_the_middle(channels: Channels, fat
         stack.callback(wake, east)
         for node in (east, south):
             await node.ask(do="fill", name="a", num_blocks=num_blocks)
-        west = await stack.enter_async_context(serving(channels, dc="west", stall_s=2.0))
+        west = await stack.enter_async_context(serving(channels, dc="west", stall_s=4.0))
         sources = [Source(0, num_blocks, Datacenter("east"), (node.address,)) for node in (east, south)]
         got: list[Entry] = []
         async with aclosing(west.client.fetch(PIPE, blocks, sources, 30.0, soon())) as arrivals:

@@ -28,8 +28,8 @@ from tests.support.pools import (
     serving,
     soon,
 )
+from tests.support.samples import ALL, BLOCK_BYTES, ENTRY_BYTES, LAYOUT, key, keys, wanting
 from tests.support.waiting import until
-from tests.unit.cachepool.samples import ALL, BLOCK_BYTES, ENTRY_BYTES, LAYOUT, key, keys, wanting
 
 
 async def test_what_is_published_is_fetched_lowest_layer_first(west: Running) -> None:
@@ -128,8 +128,8 @@ async def test_a_silent_writer_loses_its_lease(west: Running) -> None:
     call = await raw_publish(west, opening(CHAIN, lease_ms=1000))
     with rpc_errors("west"):
         assert (await call.read()).HasField("grant")
-    for _ in range(5):  # alive, with nothing to send
-        await asyncio.sleep(0.3)
+    for _ in range(15):  # alive, with nothing to send
+        await asyncio.sleep(0.1)
         await call.write(pb.PublishRequest(renew=pb.PublishRenew()))
     assert west.count("writers_open") == 1
     await until(lambda: west.count("writers_open") == 0)

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from services.cachepool.app import holding
+from services.cachepool.tiers import breaker
 from services.cachepool.tiers.breaker import MAX_FAILURES
 from services.cachepool.tiers.objects import object_path
 from shared.bus.events import unpack_keys
@@ -16,8 +17,8 @@ from shared.kv.entries import Source
 from shared.rpc.client import Channels
 from tests.support.objects import FULL, FaultyClient
 from tests.support.pools import CHAIN, Fetching, Running, entries, publish, serving, soon
+from tests.support.samples import ALL, BLOCK_BYTES, LAYOUT, key, keys, wanting
 from tests.support.waiting import until
-from tests.unit.cachepool.samples import ALL, BLOCK_BYTES, LAYOUT, key, keys, wanting
 
 OTHER = keys("other", 4)
 
@@ -192,8 +193,9 @@ async def test_what_is_damaged_here_comes_from_a_peer(channels: Channels, client
 
 
 async def test_a_failing_object_store_is_left_alone_and_costs_no_request(
-    channels: Channels, client: FaultyClient
+    channels: Channels, client: FaultyClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(breaker, "FIRST_REST_S", 600.0)
     async with pool(channels, client) as west:
         await pushed_out(west)
         client.error = "Generic S3 error: 503"
@@ -213,7 +215,7 @@ async def test_a_failing_object_store_is_left_alone_and_costs_no_request(
 
 
 async def test_a_slow_object_store_costs_its_time_limit_once(channels: Channels, client: FaultyClient) -> None:
-    async with serving(channels) as east, pool(channels, client, object_timeout_s=0.2) as west:
+    async with serving(channels) as east, pool(channels, client, object_timeout_s=1.5) as west:
         await publish(east, CHAIN)
         await pushed_out(west)
         client.delay_s = 30

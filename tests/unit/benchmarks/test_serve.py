@@ -100,8 +100,8 @@ async def test_measures_what_the_server_does(fake: FakeServer, load: serve.Load)
     assert row["request_goodput"] is None
     assert [outcome.text for outcome in outcomes] == ["t0 t1 t2 t3 t4 "] * 3
     assert all(len(outcome.token_times_s) == 5 for outcome in outcomes)
-    assert FIRST_TOKEN_S * 1000 <= number(row["median_ttft_ms"]) < 1000
-    assert TOKEN_S * 900 <= number(row["mean_itl_ms"]) < 500
+    assert FIRST_TOKEN_S * 1000 <= number(row["median_ttft_ms"]) < 15_000
+    assert TOKEN_S * 900 <= number(row["mean_itl_ms"]) < 15_000
     assert number(row["median_e2el_ms"]) >= number(row["median_ttft_ms"]) + 4 * TOKEN_S * 900
     expected = {f"{s}_{m}_ms" for s in ("mean", "median", "std", "p99") for m in ("ttft", "tpot", "itl", "e2el")}
     assert expected <= set(row)

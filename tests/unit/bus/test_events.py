@@ -43,6 +43,7 @@ MEMBERSHIP = MembershipEvent(
     epoch=Epoch(1),
     capacity=65536,
     pool_address="127.0.0.1:7102",
+    codec_threads=4,
 )
 LOAD = LoadEvent(
     worker=WorkerId("decode-west"),
@@ -53,6 +54,7 @@ LOAD = LoadEvent(
     speed_tokens_per_s=31.5,
     at_ms=1_790_000_000_000,
     links=(LinkLoad(Datacenter("east"), 125e6, 1 << 20, 1 << 40),),
+    suspects=("127.0.0.1:7101",),
 )
 
 keys = st.lists(st.binary(min_size=32, max_size=32), max_size=5).map(b"".join)
@@ -93,6 +95,11 @@ def test_round_trips_by_topic() -> None:
     for topic, event in ((TOPIC_PLACEMENT, PLACEMENT), (TOPIC_MEMBERSHIP, MEMBERSHIP), (TOPIC_LOAD, LOAD)):
         assert decode_event(topic, event.encode()) == event
     assert MembershipEvent.decode(MEMBERSHIP.leaving().encode()).left
+
+
+def test_an_engine_that_does_not_say_how_many_threads_encode_has_one() -> None:
+    old = pb.MembershipEvent(version=EVENT_VERSION, worker="w", role="decode", address="a:1", epoch=1)
+    assert MembershipEvent.decode(old.SerializeToString()).codec_threads == 1
 
 
 @given(st.binary(max_size=200))

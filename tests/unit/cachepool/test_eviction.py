@@ -8,7 +8,7 @@ from services.cachepool.reuse import CORRELATED_S, History, ReuseClock
 from shared.errors import Overloaded
 from shared.ids import BlockKey
 from shared.kv.entries import BlockEntries
-from tests.unit.cachepool.samples import ALL, BLOCK_BYTES, FULL, ByWorth, Pool, frame, key, keys, wanting
+from tests.support.samples import ALL, BLOCK_BYTES, FULL, ByWorth, Pool, frame, key, keys, wanting
 from tests.unit.cachepool.test_store import taken
 
 A, B, C, D = keys("chain", 4)

@@ -14,7 +14,7 @@ from services.cachepool.eviction import Eviction
 from services.cachepool.guard import SAMPLE, Guard, _Ghost
 from services.cachepool.reuse import CORRELATED_S, ReuseClock
 from shared.ids import BlockKey
-from tests.unit.cachepool.samples import FULL, ByWorth, key
+from tests.support.samples import FULL, ByWorth, key
 
 POOL_BLOCKS = 400
 

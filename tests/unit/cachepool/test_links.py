@@ -8,7 +8,7 @@ from shared.ids import Datacenter
 from shared.metrics import Metrics
 from shared.rpc.convert import MAX_BATCH_BYTES
 from shared.rpc.options import Lane
-from tests.unit.cachepool.samples import ENTRY_BYTES, ManualClock, frame, key
+from tests.support.samples import ENTRY_BYTES, ManualClock, frame, key
 
 EAST, WEST = Datacenter("east"), Datacenter("west")
 

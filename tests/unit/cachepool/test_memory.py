@@ -14,7 +14,7 @@ from services.cachepool.memory import SLAB_BYTES, PayloadMemory, slot_bytes
 from shared.kv.codec import Codec
 from shared.kv.frame import Frame, seal, with_payload
 from shared.rpc.wire import decode_publish, encode_publish
-from tests.unit.cachepool.samples import key
+from tests.support.samples import key
 
 SIZES = st.one_of(st.integers(0, 5000), st.sampled_from([49152, 65536, 300_000]))
 

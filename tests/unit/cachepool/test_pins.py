@@ -8,8 +8,8 @@ from services.cachepool.pins import Pins
 from shared.errors import BadRequest, Overloaded
 from shared.ids import BlockKey
 from shared.kv.entries import BlockEntries
+from tests.support.samples import ALL, FULL, LAYOUT, Pool, key, keys, wanting
 from tests.support.waiting import until
-from tests.unit.cachepool.samples import ALL, FULL, LAYOUT, Pool, key, keys, wanting
 
 A, B, C = keys("chain", 3)
 

@@ -1,7 +1,7 @@
 """Placement events: what a listener learns from them is what the snapshot says, at every sequence number."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from hypothesis import given, settings
@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from services.cachepool.placement import MAX_EVENT_BLOCKS, BlockState, PlacementFeed, PlacementLog
 from shared.bus.events import PlacementEvent, StoredBlocks, unpack_keys
 from shared.ids import BlockKey, Datacenter, Epoch, WorkerId
-from tests.unit.cachepool.samples import key, keys
+from tests.support.samples import key, keys
+from tests.support.waiting import until
 
 A, B = keys("k", 2)
 
@@ -127,12 +128,6 @@ async def running_feed(
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert [event.sequence for event in events] == list(range(1, len(events) + 1))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - the feed has no event to wait for
-            await asyncio.sleep(0.005)
 
 
 async def test_the_feed_starts_an_epoch_and_coalesces() -> None:

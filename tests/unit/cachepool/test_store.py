@@ -11,7 +11,7 @@ from shared.kv.codec import Codec
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import seal
 from shared.kv.layout import KvLayout, LayerSpec
-from tests.unit.cachepool.samples import ALL, BLOCK_BYTES, ENTRY_BYTES, LAYOUT, Pool, frame, keys, wanting
+from tests.support.samples import ALL, BLOCK_BYTES, ENTRY_BYTES, LAYOUT, Pool, frame, keys, wanting
 
 A, B, C, D = keys("chain", 4)
 

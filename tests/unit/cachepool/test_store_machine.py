@@ -13,7 +13,7 @@ from services.cachepool.subscription import Subscription
 from shared.errors import Overloaded
 from shared.ids import BlockKey
 from shared.kv.entries import BlockEntries
-from tests.unit.cachepool.samples import ALL, BLOCK_BYTES, ENTRY_BYTES, LAYOUT, ManualClock, frame, keys
+from tests.support.samples import ALL, BLOCK_BYTES, ENTRY_BYTES, LAYOUT, ManualClock, frame, keys
 
 CHAINS = [keys("one", 5), keys("two", 4), [*keys("one", 2), *keys("fork", 2)]]
 

@@ -1,7 +1,7 @@
 """A suspect is left alone for a while, counted from its last offence, and forgotten then."""
 
 from services.cachepool.suspects import CORRUPT_S, SILENT_S, Suspects
-from tests.unit.cachepool.samples import ManualClock
+from tests.support.samples import ManualClock
 
 
 def test_a_suspect_is_left_alone_and_then_forgiven() -> None:
@@ -28,5 +28,7 @@ def test_a_lesser_offence_shortens_nothing() -> None:
     clock.advance(CORRUPT_S - 1)
     assert suspects.is_suspect("a:1")
     suspects.accuse("b:1", SILENT_S)
+    assert suspects.addresses() == ("a:1", "b:1")
     clock.advance(SILENT_S)
     assert not suspects.is_suspect("b:1")
+    assert suspects.addresses() == ()

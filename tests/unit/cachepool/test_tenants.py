@@ -4,7 +4,7 @@ import pytest
 
 from services.cachepool.tenants import Tenants
 from shared.errors import Overloaded
-from tests.unit.cachepool.samples import BLOCK_BYTES, FULL, Pool, frame, key, keys
+from tests.support.samples import BLOCK_BYTES, FULL, Pool, frame, key, keys
 
 
 def test_a_tenant_that_gave_everything_back_is_forgotten() -> None:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -123,14 +124,15 @@ async def test_blocks_that_did_not_arrive_may_be_offered_again(scene: Scene) -> 
 
 
 async def test_a_pool_that_is_away_is_left_alone_for_a_while(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publishing, "BACK_OFF_S", 0.2)
+    now = [1000.0]
+    monkeypatch.setattr(publishing, "time", SimpleNamespace(monotonic=lambda: now[0]))
     scene.pool.away = True
     for _ in range(3):
         assert scene.publish(0, (ALL,))
     await until(lambda: len(scene.done) == 3)
     assert scene.pool.num_calls == 1
     scene.pool.away = False
-    await asyncio.sleep(0.2)
+    now[0] += publishing.BACK_OFF_S
     assert scene.publish(0, (ALL,))
     await until(lambda: len(scene.done) == 4)
     assert scene.held()[0] == {0, 1, 2, 3}

@@ -52,7 +52,7 @@ def gateway() -> Iterator[str]:
 
 
 def test_ready_means_that_a_request_succeeded(gateway: str) -> None:
-    assert wait(gateway, [gateway], limit_s=20) == "tiny"
+    assert wait(gateway, [gateway], limit_s=60) == "tiny"
     assert Stages.asked["/health"] == Stages.healthy_after + 1
     assert Stages.asked["/readyz"] == Stages.healthy_after + 1
     assert Stages.asked["POST"] == Stages.answers_after + 1

@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from shared.engine.codecs import CodecThreads
+from tests.support.waiting import LIMIT_S
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 4])
@@ -19,7 +20,7 @@ def test_results_come_in_order(num_threads: int, num_items: int) -> None:
 
 def test_threads_work_side_by_side() -> None:
     threads = CodecThreads(2)
-    both = threading.Barrier(2, timeout=10)  # passes only if two threads are in `call` at once
+    both = threading.Barrier(2, timeout=LIMIT_S)  # passes only if two threads are in `call` at once
     try:
         assert threads.map(lambda item: (both.wait(), item)[1], [3, 4]) == [3, 4]
     finally:

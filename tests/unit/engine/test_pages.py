@@ -8,6 +8,7 @@ from shared.deadline import Deadline
 from shared.engine.pages import PageQueue
 from shared.errors import ContextTooLong, DeadlineExceeded, Overloaded
 from tests.support.tiny import tiny_model
+from tests.support.waiting import LIMIT_S, until
 
 
 @pytest.fixture
@@ -15,10 +16,10 @@ def queue() -> PageQueue:
     return PageQueue(tiny_model("llama", num_pages=4).kv, max_waiting=2)
 
 
-async def hold(queue: PageQueue, num_tokens: int, log: list[str], name: str, until: asyncio.Event) -> None:
-    async with queue.reserved([], num_tokens, Deadline.after(5)):
+async def hold(queue: PageQueue, num_tokens: int, log: list[str], name: str, end: asyncio.Event) -> None:
+    async with queue.reserved([], num_tokens, Deadline.after(LIMIT_S)):
         log.append(name)
-        await until.wait()
+        await end.wait()
 
 
 async def test_the_first_to_come_is_the_first_to_get(queue: PageQueue) -> None:
@@ -34,7 +35,7 @@ async def test_the_first_to_come_is_the_first_to_get(queue: PageQueue) -> None:
     assert queue.num_waiting == 2
     done[0].set()
     await tasks[0]
-    await asyncio.sleep(0.01)
+    await until(lambda: len(log) > 1)
     assert log == ["a", "b"]  # c would have fitted first, beside a, but does not overtake b; beside b it must wait
     done[1].set()
     done[2].set()
@@ -84,7 +85,7 @@ async def test_windows_are_charged_for_the_stride() -> None:
 async def test_a_waiter_that_is_cancelled_takes_nothing(queue: PageQueue) -> None:
     async with queue.reserved([], 256, Deadline.after(1)):
         waiter = asyncio.create_task(hold(queue, 64, [], "w", asyncio.Event()))
-        await asyncio.sleep(0.01)
+        await until(lambda: queue.num_waiting == 1)
         waiter.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiter

@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from shared.engine.thread import WorkThread
+from tests.support.waiting import LIMIT_S
 
 
 async def test_results_and_errors_come_back() -> None:
@@ -25,11 +26,11 @@ async def test_a_cancelled_waiter_leaves_only_when_the_call_has_ended() -> None:
     def call() -> None:
         nonlocal ended
         running.set()
-        release.wait(5)
+        release.wait(LIMIT_S)
         ended = True
 
     waiter = asyncio.create_task(thread.run(call))
-    await asyncio.to_thread(running.wait, 5)
+    await asyncio.to_thread(running.wait, LIMIT_S)
     waiter.cancel()
     await asyncio.sleep(0.02)
     waiter.cancel()
@@ -48,12 +49,12 @@ async def test_a_call_that_can_be_told_is_told_when_its_waiter_is_cancelled() ->
 
     def call() -> bool:
         running.set()
-        return stopped.wait(5)
+        return stopped.wait(LIMIT_S)
 
     waiter = asyncio.create_task(thread.run(call, stopped.set))
-    await asyncio.to_thread(running.wait, 5)
+    await asyncio.to_thread(running.wait, LIMIT_S)
     assert not stopped.is_set()
     waiter.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(waiter, 2)
+        await asyncio.wait_for(waiter, LIMIT_S)
     thread.close()

@@ -3,13 +3,16 @@
 from dataclasses import dataclass, field
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from services.gateway import matching
 from services.gateway.holder import MAX_PENDING_EVENTS
 from services.gateway.index import CREDIT_STEP_S, PlacementIndex
 from services.gateway.intake import Intake
+from services.gateway.native import load_match
 from services.gateway.resume import longest_resume
 from shared.bus.events import PlacementEvent, StoredBlocks, unpack_keys
 from shared.ids import Datacenter, Epoch, WorkerId
@@ -299,5 +302,10 @@ class IndexAgainstPools(RuleBasedStateMachine):
         self.index.apply(event, self.now)
 
 
-TestIndexAgainstPools = IndexAgainstPools.TestCase
-TestIndexAgainstPools.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
+@pytest.mark.parametrize("way", ["in C", "in NumPy"])
+def test_index_against_pools(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_match() is not None, "no C compiler"
+    if way == "in NumPy":
+        monkeypatch.setattr(matching, "load_match", lambda: None)
+    limits = settings(max_examples=20, stateful_step_count=40, deadline=None)
+    run_state_machine_as_test(IndexAgainstPools, settings=limits)

@@ -5,14 +5,21 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from services.gateway.changes import EVICTED, Run, joined, words
+from services.gateway.changes import EVICTED, MAX_STATES, Run, joined, words
+from services.gateway.matching import rows_in_c, rows_in_numpy
 from services.gateway.owners import NO_HOLDER
 from services.gateway.pairs import MAX_LOAD, MIN_GARBAGE, PRESSING_LOAD, OwnedPairs
+from services.gateway.states import States
 from services.gateway.table import BUCKET_SLOTS, MIN_BUCKETS, PairTable, Words
+from shared.kv.layout import KvLayout, LayerSpec
 
 UNIVERSE = np.random.default_rng(7).integers(1, 2**64, 12_000, dtype=np.uint64)
 ABSENT = -1
 BYTES_PER_SLOT = 16
+LAYOUT = KvLayout(tuple(LayerSpec(window, 1, 2) for window in (None, 9, 99)), "float32", 4)
+STATES = States(LAYOUT)
+STATES.masks = np.random.default_rng(8).integers(1, 8, (MAX_STATES, 2), np.uint8)
+STATES.is_assumed = np.zeros(MAX_STATES, np.bool_)
 
 
 def packed(keys: Words) -> bytes:
@@ -97,6 +104,16 @@ class PairsAgainstArrays(RuleBasedStateMachine):
             assert (row == self.rows[owner]).all()
 
     @invariant()
+    def c_and_numpy_match_the_same(self) -> None:
+        num_holders = len(self.pairs.owners.holder_of)
+        in_c = rows_in_c(STATES, self.pairs, packed(UNIVERSE), num_holders)
+        in_numpy = rows_in_numpy(LAYOUT, STATES, self.pairs, packed(UNIVERSE), num_holders)
+        assert in_c is not None, "no C compiler"
+        assert len(in_c.masks) == len(in_numpy.masks)
+        for row, same in zip(in_c.of, in_numpy.of, strict=True):
+            assert np.array_equal(in_c.masks[row], in_numpy.masks[same])
+
+    @invariant()
     def pairs_are_counted(self) -> None:
         for owner, row in self.rows.items():
             assert self.pairs.owners.num_pairs[owner] == np.count_nonzero(row != ABSENT)
@@ -128,6 +145,22 @@ def test_a_table_may_be_full_to_the_last_slot() -> None:
     hits = table.find(keys)
     assert (np.sort(hits.keys) == np.arange(len(keys))).all()
     assert (table.pairs(hits.slots) == hits.keys).all()
+
+
+def test_a_search_ends_though_somebody_went_past_all_buckets() -> None:
+    """Of each block that many pools held the pair is left that lies furthest: the path to it stays marked."""
+    pairs = OwnedPairs()
+    owner = pairs.owners.new(0)
+    (table,) = pairs.tables
+    keys = UNIVERSE[:50]
+    for number in range(len(keys)):
+        table.insert(keys[number].repeat(300), np.full(300, owner << 12 | 1, np.uint32))
+        table.remove(table.find(keys[number : number + 1]).slots[:-1])  # in the order of the path
+    assert (table._words.reshape(MIN_BUCKETS, -1)[:, 0] >> 63).all()
+    asked = packed(UNIVERSE[:100])
+    for rows in (rows_in_c(STATES, pairs, asked, 1), rows_in_numpy(LAYOUT, STATES, pairs, asked, 1)):
+        assert rows is not None
+        assert (rows.masks[rows.of[0]] == STATES.masks[1]).all(axis=1).tolist() == [True] * 50 + [False] * 50
 
 
 def test_dropped_owners_make_room_and_their_numbers_come_back() -> None:

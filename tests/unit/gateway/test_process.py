@@ -17,7 +17,7 @@ def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         env={**os.environ, **environment},
     )
 

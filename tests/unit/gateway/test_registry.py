@@ -70,6 +70,11 @@ def test_members_by_role(registry: Registry) -> None:
     assert registry.pool_at("h:1") is None
 
 
+def test_a_member_has_the_threads_that_it_announced(registry: Registry) -> None:
+    registry.apply_membership(replace(joined("d"), codec_threads=3), 0)
+    assert registry.view().decode[0].codec_threads == 3
+
+
 def test_silence_makes_stale_only_while_others_speak(registry: Registry) -> None:
     registry.apply_membership(joined("quiet"), 0)
     registry.apply_membership(joined("loud"), 0)
@@ -156,3 +161,16 @@ def test_a_pool_is_seen_with_its_links_as_it_last_reported_them(registry: Regist
     link = LinkLoad(Datacenter("east"), 1e8, 5, 7)
     registry.apply_load(replace(load("pool"), links=(link,)), 1)
     assert registry.view().pools[WorkerId("pool")].links == (link,)
+
+
+def test_a_datacenter_suspects_whom_its_nodes_suspect_but_not_its_own(registry: Registry) -> None:
+    for worker, dc in (("w1", "west"), ("w2", "west"), ("e1", "east"), ("e2", "east")):
+        node = joined(worker, "cachepool", fingerprint="", layout="", address=f"{worker}:1")
+        registry.apply_membership(replace(node, dc=Datacenter(dc)), 0)
+    registry.apply_load(replace(load("w1"), suspects=("e1:1", "w2:1")), 1)
+    registry.apply_load(replace(load("w2"), suspects=("e2:1",)), 1)
+    view = registry.view()
+    assert view.suspects(Datacenter("west")) == {"e1:1", "e2:1"}
+    assert view.suspects(Datacenter("east")) == set()
+    registry.apply_load(load("w1"), 2)
+    assert registry.view().suspects(Datacenter("west")) == {"e2:1"}, "as long as a report says so"

@@ -279,6 +279,52 @@ def test_nodes_that_the_gateway_has_not_heard_of_are_the_workers_own() -> None:
     assert plan.decode_sources == (Source(0, 5, EAST, ("pool-east:1",)),)
 
 
+def suspected(members: RegistryView, by: str, *addresses: str) -> RegistryView:
+    worker = WorkerId(by)
+    return replace(members, pools={**members.pools, worker: replace(members.pools[worker], suspects=addresses)})
+
+
+def test_who_suspects_a_pool_does_not_pull_from_it() -> None:
+    members = suspected(EVERYBODY, "pool-west", "pool-east:1")
+    # What the suspect holds is had from elsewhere, or made; where it is made must be trusted too.
+    assert seen(route(request(21, {"east": 5, "north": 5}), members, settings()))[3] == ["0-5@north"]
+    assert seen(route(request(21, {"east": 5}), members, settings())) == ("local", "prefill-west", 5, [], [])
+    away = replace(members, prefill=(PREFILL_EAST,))
+    assert seen(route(request(21, {"west": 2}), away, settings())) == ("decode_only", None, 2, [], [])
+
+
+def test_a_suspect_of_one_datacenter_serves_its_own_and_third_ones() -> None:
+    members = suspected(EVERYBODY, "pool-west", "pool-east:1")
+    at_east = replace(members, decode=(DECODE_EAST,))
+    assert seen(route(request(21, {"east": 5}), at_east, settings())) == ("none", None, 5, [], [])
+    north = replace(members, decode=(member("decode-north", NORTH),))
+    assert seen(route(request(21, {"east": 5}), north, settings()))[3] == ["0-5@east"]
+
+
+def test_prefill_computes_what_only_a_suspect_of_its_own_pool_holds() -> None:
+    members = suspected(EVERYBODY, "pool-east", "pool-west:1")
+    plan = route(request(21, {"west": 3}), members, settings())
+    assert seen(plan) == ("remote", "prefill-east", 5, ["3-5@east"], [])
+    # Home may ask a third datacenter that prefill's pool does not, and the other way round.
+    held = {"north": 3}
+    members = suspected(EVERYBODY, "pool-east", "pool-north:1")
+    plan = route(request(29, held), members, settings())
+    assert seen(plan) == ("remote", "prefill-east", 7, ["0-3@north", "3-7@east"], [])
+    members = suspected(EVERYBODY, "pool-west", "pool-north:1")
+    plan = route(request(29, held), members, settings())
+    assert seen(plan)[3:] == (["0-7@east"], [])
+
+
+def test_one_suspected_node_of_many_takes_its_share_out_of_the_sources() -> None:
+    two = ("e1", "e2")
+    held = {WorkerId(name): share(name, two) for name in two}
+    members = RegistryView((DECODE_WEST,), (PREFILL_WEST,), nodes_of(EAST, *two) | nodes_of(WEST, "w1"))
+    plan = route(RequestFacts(21, KEYS[:5], held), suspected(members, "w1", "e2:1"), settings())
+    first_lost = next(block for block, mask in enumerate(held[WorkerId("e2")].groups) if mask)
+    assert plan.usable_blocks == first_lost
+    assert all(source.nodes == ("e1:1", "e2:1") for source in plan.decode_sources), "places follow from all nodes"
+
+
 def test_many_blocks_on_many_nodes_are_planned_in_milliseconds() -> None:
     keys = [BlockKey(hashlib.sha256(b"%d" % block).digest()) for block in range(2048)]
     east, west = [f"e{i}" for i in range(4)], [f"w{i}" for i in range(4)]

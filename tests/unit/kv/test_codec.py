@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from shared.errors import CorruptFrame
 from shared.kv.codec import CODEC_OF, FIDELITY_OF, SINK_TOKENS, Codec, EntryShape, Fidelity, decode, encode
+from shared.kv.codec.entropy import expand, squeeze, squeeze_small
 from shared.kv.codec.floats import from_floats, to_floats
 from shared.kv.codec.native import load_kernels
 from shared.kv.codec.quantised import SHARES, Shares
@@ -155,7 +156,7 @@ NATIVE = pytest.mark.skipif(load_kernels() is None, reason="no C compiler")
 @NATIVE
 @given(
     shape=st.builds(
-        EntryShape, st.integers(1, 70), st.integers(1, 3), st.sampled_from([16, 64, 112]), st.just("bfloat16")
+        EntryShape, st.integers(1, 70), st.integers(1, 3), st.sampled_from([16, 64, 112, 272]), st.just("bfloat16")
     ),
     seed=st.integers(0, 1000),
     scale=st.sampled_from([1e-30, 1e-6, 0.02, 1.0, 300.0]),
@@ -165,21 +166,18 @@ NATIVE = pytest.mark.skipif(load_kernels() is None, reason="no C compiler")
 def test_c_and_numpy_make_the_same_bytes(
     shape: EntryShape, seed: int, scale: float, shares: Shares, num_whole: int
 ) -> None:
-    numbers = like_kv(shape, seed) * np.float32(scale)
-    words = np.frombuffer(packed(numbers), np.uint8).reshape(2, shape.block_tokens, -1)[:, num_whole:]
-    if words.shape[1] == 0:
-        return
-    native = quantise(words, shape, shares.keys, shares.values)
-    plain = quantise_in_numpy(words, shape, shares.keys, shares.values)
+    raw = packed(like_kv(shape, seed) * np.float32(scale))
+    num_whole = min(num_whole, shape.block_tokens - 1)
+    native = quantise(raw, shape, num_whole, *shares)
+    plain = quantise_in_numpy(raw, shape, num_whole, *shares)
     assert native is not None
     assert plain is not None
-    assert np.array_equal(native.codes, plain.codes)
-    assert np.array_equal(native.offsets, plain.offsets)
+    assert np.array_equal(native.side, plain.side)
     assert np.array_equal(native.numbers, plain.numbers)
-    outs = [np.empty(words.shape, np.uint8) for _ in range(2)]
-    parts = native.numbers[0].view(np.uint8), native.numbers[1].view(np.uint8), native.codes, native.offsets
-    restore(*parts, shape, outs[0])
-    restore_in_numpy(*parts, shape, outs[1])
+    outs = [np.zeros(shape.num_bytes, np.uint8) for _ in range(2)]
+    parts = native.numbers[0].tobytes(), native.numbers[1].tobytes(), native.side.tobytes()
+    restore(*parts, shape, num_whole, outs[0])
+    restore_in_numpy(*parts, shape, num_whole, outs[1])
     assert np.array_equal(outs[0], outs[1])
 
 
@@ -187,9 +185,57 @@ def test_c_and_numpy_make_the_same_bytes(
 @given(st.binary(min_size=256, max_size=256))
 def test_c_and_numpy_agree_on_any_numbers(raw: bytes) -> None:
     shape = EntryShape(4, 1, 16, "bfloat16")
-    words = np.frombuffer(raw, np.uint8).reshape(2, 4, -1)
-    native, plain = (way(words, shape, 0.04, 0.04) for way in (quantise, quantise_in_numpy))
+    native, plain = (way(raw, shape, 0, 0.04, 0.04) for way in (quantise, quantise_in_numpy))
     assert (native is None) == (plain is None)
     if native is not None and plain is not None:
-        assert np.array_equal(native.codes, plain.codes)
+        assert np.array_equal(native.side, plain.side)
         assert np.array_equal(native.numbers, plain.numbers)
+
+
+@given(
+    kind=st.sampled_from(["flat", "normal", "geometric", "rare"]),
+    spread=st.integers(1, 255),
+    count=st.integers(1, 5000) | st.sampled_from([1 << 17, (1 << 17) + 1]),
+    seed=st.integers(0, 1000),
+)
+def test_zstandard_reads_what_was_coded_without_a_search(kind: str, spread: int, count: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    if kind == "flat":
+        drawn = rng.integers(0, spread, count)
+    elif kind == "normal":
+        drawn = np.abs(rng.normal(0, spread / 3, count)).astype(np.int64)
+    elif kind == "geometric":
+        drawn = rng.geometric(min(1.0, 3 / spread), count) - 1
+    else:
+        drawn = np.where(rng.random(count) < 0.01, rng.integers(0, spread, count), 1)
+    numbers = np.minimum(drawn, 255).astype(np.uint8)
+    assert expand(squeeze_small(numbers), count) == numbers.tobytes()
+
+
+@pytest.mark.parametrize("spread", [2, 5, 20, 40])
+def test_codes_are_as_short_as_the_librarys(spread: int) -> None:
+    numbers = np.abs(np.random.default_rng(0).normal(0, spread, 12_288)).astype(np.uint8)
+    assert len(squeeze_small(numbers)) <= 1.01 * len(squeeze(numbers.data))
+
+
+def test_codes_have_eleven_bits_at_most() -> None:
+    """Counts that grow like Fibonacci's numbers make the deepest tree."""
+    counts = [1, 1]
+    while len(counts) < 23:
+        counts.append(counts[-1] + counts[-2])
+    numbers = np.repeat(np.arange(len(counts), dtype=np.uint8), counts)
+    assert expand(squeeze_small(numbers), numbers.size) == numbers.tobytes()
+
+
+def test_an_entry_may_come_in_any_kind_of_memory() -> None:
+    raw = packed(like_kv(SHAPE))
+    expected = encode(raw, Codec.INT4, SHAPE, 1)
+    for memory in (memoryview(raw), memoryview(bytearray(raw))):
+        assert encode(memory, Codec.INT4, SHAPE, 1) == expected
+
+
+@pytest.mark.parametrize("codec", LOSSY)
+def test_another_version_is_corrupt(codec: Codec) -> None:
+    payload = bytes(encode(packed(like_kv(SHAPE)), codec, SHAPE))
+    with pytest.raises(CorruptFrame, match="version 1"):
+        decode(b"\x01" + payload[1:], codec, SHAPE)

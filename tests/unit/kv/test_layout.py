@@ -94,6 +94,18 @@ def test_longest_resume_agrees_with_its_definition(held: list[int], w1: int, w2:
     assert layout.longest_resume(held) == max(k for k in range(len(held) + 1) if allowed(k))
 
 
+@given(st.lists(st.integers(0, 7), min_size=1, max_size=12), st.integers(2, 400), st.integers(2, 400))
+def test_a_resume_at_the_last_token_sees_what_is_held(held: list[int], w1: int, w2: int) -> None:
+    """Of blocks to the end of a prompt, whose last token is computed in any case."""
+    layout, latest = KvLayout((FULL, windowed(w1), windowed(w2)), "float32"), len(held) * 64 - 1
+
+    def allowed(k: int) -> bool:
+        position = min(k * 64, latest)
+        return all(layout.needed_layers_at(b, position) & ~held[b] == 0 for b in range(k))
+
+    assert layout.longest_resume(held, latest) == max(k for k in range(len(held) + 1) if allowed(k))
+
+
 @given(st.lists(st.sampled_from([None, 64, 512]), min_size=1, max_size=8), st.integers(0, 255))
 def test_group_masks(windows: list[int | None], layers: int) -> None:
     layout = KvLayout(tuple(LayerSpec(w, 1, 8) for w in windows), "float32")

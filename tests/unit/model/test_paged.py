@@ -263,6 +263,22 @@ def test_a_resume_takes_the_pages_before_it_and_a_failed_one_gives_them_back() -
     kv.check()
 
 
+@pytest.mark.parametrize(("window", "inner", "found"), [(4, False, 3), (5, True, 3), (5, False, 0)])
+def test_a_last_token_is_resumed_at_where_all_that_it_sees_is_held(window: int, inner: bool, found: int) -> None:
+    """A window of five sees the end of the block before from the last token, not from the one after it."""
+    layout = KvLayout((LayerSpec(None, 1, 2), LayerSpec(window, 1, 2)), "float32", block_tokens=4)
+    kv = PagedKv(layout, 32, 4)
+    first, both = reserved(kv, [], 12), layout.all_layers
+    kv.commit(first, 3, keys(3), [FULL_LAYER, both if inner else FULL_LAYER, both])
+    after, at_last = kv.reserve(keys(3), 13), kv.reserve(keys(3), 13, latest=11)
+    assert after is not None
+    assert at_last is not None
+    assert (after.cached_blocks, at_last.cached_blocks) == (3, found)
+    assert window_pages(after)[0] == 2
+    assert not found or window_pages(at_last)[0] == (1 if window == 5 else 2)
+    kv.check()
+
+
 def test_shared_pages_outlive_their_owner() -> None:
     kv = PagedKv(MIXED, 30, 4)
     owner = reserved(kv, [], 40, stride=8)

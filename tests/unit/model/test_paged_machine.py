@@ -1,12 +1,21 @@
 """Any order of reserving, fetching, computing, sliding, committing, publishing and releasing keeps every page right."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
+from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+)
 
 from shared.ids import BlockKey
 from shared.kv.layout import KvLayout, LayerSpec, iter_layers
@@ -20,6 +29,7 @@ LAYOUTS = [
     KvLayout((WINDOW, FULL), "float32", BLOCK),
     KvLayout((WINDOW, FULL, WINDOW, LayerSpec(3, 1, 1)), "float32", BLOCK),
     KvLayout((WINDOW, WINDOW), "float32", BLOCK),
+    KvLayout((FULL, LayerSpec(BLOCK + 1, 1, 1)), "float32", BLOCK),  # a last token sees a block more than what follows
     KvLayout((FULL, LayerSpec(8, 1, 2)), "float32", BLOCK),
 ]
 
@@ -44,6 +54,9 @@ class Holder:
     resident: list[int]  # per block, the layers whose content is in the pages
     computed: int  # tokens
     covered: int  # tokens computed since the last slide
+
+
+Granted: TypeAlias = Holder | MultipleResults[Holder]  # no results: there was too little room
 
 
 class Publication(NamedTuple):
@@ -73,24 +86,37 @@ class PagedStates(RuleBasedStateMachine):
         stride=st.integers(1, 12),
         slides=st.sampled_from([True, True, False]),
     )
-    def reserve(self, chain: str, blocks: int, extra: int, stride: int, slides: bool) -> Holder | None:
+    def reserve(self, chain: str, blocks: int, extra: int, stride: int, slides: bool) -> Granted:
+        return self._reserve(chain, blocks, extra, stride, slides, None)
+
+    @rule(target=holders, holder=holders, less=st.integers(0, 3), stride=st.integers(1, 12), slides=st.booleans())
+    def ask_again(self, holder: Holder, less: int, stride: int, slides: bool) -> Granted:
+        """Reserve for a prompt of whole blocks that is computed: its last token is run, not written if it is held."""
+        self.commit(holder)
+        blocks = len(holder.resident) - less
+        return self._reserve(holder.chain, blocks, 1, stride, slides, blocks * BLOCK - 1) if blocks > 0 else multiple()
+
+    def _reserve(self, chain: str, blocks: int, extra: int, stride: int, slides: bool, latest: int | None) -> Granted:
         usage, num_tokens = self.kv.usage, blocks * BLOCK + extra
-        reservation = self.kv.reserve(keys(blocks, chain), num_tokens, stride if slides else None)
+        reservation = self.kv.reserve(keys(blocks, chain), num_tokens, stride if slides else None, latest=latest)
         if reservation is None:
             assert self.kv.usage == usage
             alone = not self.live and not self.publications
             assert not alone or not self.kv.fits(num_tokens, stride if slides else None), "what fits alone is granted"
-            return None
+            return multiple()
         resident = list(reservation.cached_layers)
-        assert self.layout.longest_resume(resident) == reservation.cached_blocks
+        assert self.layout.longest_resume(resident, latest) == reservation.cached_blocks
         holder = Holder(reservation, chain, stride, slides, resident, len(resident) * BLOCK, 0)
         self.live.append(holder)
+        if latest is not None and latest < holder.computed:
+            assert self.kv.cover(reservation, latest, latest + 1)
+            self._check_seen(holder, latest)
         return holder
 
     @rule(holder=holders, blocks=st.integers(1, 8), arrives=st.booleans())
-    def fetch(self, holder: Holder | None, blocks: int, arrives: bool) -> None:
+    def fetch(self, holder: Holder, blocks: int, arrives: bool) -> None:
         """Entries of a longer prefix land in pages, or do not and the holder goes on from where it was."""
-        if holder is None or holder not in self.live or holder.computed != holder.reservation.cached_blocks * BLOCK:
+        if holder.computed != holder.reservation.cached_blocks * BLOCK:
             return
         reservation, first = holder.reservation, len(holder.resident)
         resume = first + blocks
@@ -109,9 +135,8 @@ class PagedStates(RuleBasedStateMachine):
         holder.computed, holder.covered = resume * BLOCK, 0
 
     @rule(holder=holders, tokens=st.integers(1, 12), steps=st.integers(1, 5), commits=st.booleans())
-    def compute(self, holder: Holder | None, tokens: int, steps: int, commits: bool) -> None:
-        for _ in range(steps if holder in self.live else 0):
-            assert holder is not None
+    def compute(self, holder: Holder, tokens: int, steps: int, commits: bool) -> None:
+        for _ in range(steps):
             self._step(holder, tokens, slides_first=steps > 2)
             if commits:
                 self.commit(holder)
@@ -135,30 +160,25 @@ class PagedStates(RuleBasedStateMachine):
         holder.resident += [self.layout.all_layers] * (end // BLOCK - len(holder.resident))
 
     @rule(holder=holders)
-    def commit(self, holder: Holder | None) -> None:
-        if holder is not None and holder in self.live:
-            count = len(holder.resident)
-            self.kv.commit(holder.reservation, count, keys(count, holder.chain), holder.resident)
+    def commit(self, holder: Holder) -> None:
+        count = len(holder.resident)
+        self.kv.commit(holder.reservation, count, keys(count, holder.chain), holder.resident)
 
     @rule(holder=holders, more=st.integers(0, 12))
-    def extend(self, holder: Holder | None, more: int) -> None:
-        if holder is None or holder not in self.live:
-            return
+    def extend(self, holder: Holder, more: int) -> None:
         before, usage = [list(table) for table in holder.reservation.tables], self.kv.usage
         if not self.kv.extend(holder.reservation, holder.reservation.num_tokens + more):
             assert [list(table) for table in holder.reservation.tables] == before
             assert self.kv.usage == usage
 
     @rule(holder=holders, stride=st.integers(1, 12))
-    def shorten_stride(self, holder: Holder | None, stride: int) -> None:
-        if holder is not None and holder in self.live and holder.slides:
+    def shorten_stride(self, holder: Holder, stride: int) -> None:
+        if holder.slides:
             self.kv.slide(holder.reservation, holder.computed, stride)
             holder.stride, holder.covered = min(stride, holder.stride), 0
 
     @rule(holder=holders, blocks=st.integers(1, 3))
-    def share(self, holder: Holder | None, blocks: int) -> None:
-        if holder is None or holder not in self.live:
-            return
+    def share(self, holder: Holder, blocks: int) -> None:
         end = holder.computed // BLOCK
         first = max(0, end - blocks)
         pages = self.kv.share(holder.reservation, first, end) if first < end else None
@@ -178,11 +198,10 @@ class PagedStates(RuleBasedStateMachine):
             self.kv.release(self.publications.pop(0).pages)
 
     @rule(holder=consumes(holders))
-    def release(self, holder: Holder | None) -> None:
-        if holder is not None and holder in self.live:
-            self.kv.release(holder.reservation)
-            self.kv.release(holder.reservation)
-            self.live.remove(holder)
+    def release(self, holder: Holder) -> None:
+        self.kv.release(holder.reservation)
+        self.kv.release(holder.reservation)
+        self.live.remove(holder)
 
     @invariant()
     def books_balance(self) -> None:
@@ -203,6 +222,12 @@ class PagedStates(RuleBasedStateMachine):
         for layer, spec in enumerate(self.layout.layers):
             first = 0 if spec.window is None else max(0, holder.computed - spec.window + 1)
             self._check_tokens(holder, layer, first, holder.computed)
+
+    def _check_seen(self, holder: Holder, position: int) -> None:
+        """A query whose own K is in the pages finds it there, and all that it attends to."""
+        for layer, spec in enumerate(self.layout.layers):
+            first = 0 if spec.window is None else max(0, position - spec.window + 1)
+            self._check_tokens(holder, layer, first, position + 1)
 
     def _check_tokens(self, holder: Holder, layer: int, first: int, end: int) -> None:
         table, expected = holder.reservation.tables[self.kv.group_of(layer)], content(holder.chain, layer, first, end)

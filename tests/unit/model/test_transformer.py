@@ -62,6 +62,28 @@ def test_ragged_batch(any_model: Tiny) -> None:
     assert batch.last_rows.tolist() == [44, 84, 85]
 
 
+@pytest.mark.parametrize("end", [1, 17, 64, LENGTH])
+def test_a_step_that_stores_nothing_reads_its_own_tokens_from_the_pages(any_model: Tiny, end: int) -> None:
+    """Others may be reading them: they do not change, and what they say counts."""
+    model, kv, ids = any_model.model, any_model.cache(), random_ids(LENGTH, seed=11)
+    spans = [Span(tables(kv, range(9)), end - 1, 1)]
+
+    def last(stores: bool) -> torch.Tensor:
+        batch = Batch.build(spans, kv.page_tokens, stores=stores)
+        return model.logits(model.forward(torch.tensor(ids[end - 1 : end]), batch, kv)).clone()
+
+    run(model, kv, range(9), ids[:end], [])
+    written = last(stores=True)
+    pages = [kv.blocks_of(layer).clone() for layer in range(model.num_layers)]
+    assert torch.equal(last(stores=False), written)
+    assert all(torch.equal(kv.blocks_of(layer), before) for layer, before in enumerate(pages))
+    assert_close(written, any_model.expected(ids[:end])[-1:])
+    page, offset = divmod(end - 1, kv.page_tokens)
+    for layer in range(model.num_layers):
+        kv.values_of(layer)[tables(kv, [page])[kv.group_of(layer)], offset] += 1
+    assert not torch.allclose(last(stores=False), written)
+
+
 def test_layers_of_two_batches_interleaved(gemma: Tiny) -> None:
     """Layer gating: one batch stands between layers while another runs all of its own."""
     model, kv = gemma.model, gemma.cache(num_pages=32)

@@ -3,7 +3,6 @@
 import asyncio
 import random
 import sys
-import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -20,8 +19,8 @@ from shared.errors import Draining, Internal
 from shared.metrics import Metrics
 from shared.model.batch import Batch
 from shared.model.paged import PagedKv
+from tests.support.gate import Gate
 from tests.support.tiny import MODELS, tiny_model
-from tests.support.waiting import until
 
 BLOCK = 64
 CHUNK = 256
@@ -78,33 +77,8 @@ class Bench:
         parts = [self.model.kv.block(layer, job.reservation, b) for layer in range(NUM_LAYERS) for b in blocks]
         return torch.stack([part for pair in parts for part in pair])
 
-    def layer_by_hand(self, monkeypatch: pytest.MonkeyPatch) -> "Gate":
-        gate, compute = Gate(), self.model.transformer.layer
-
-        def layer(index: int, hidden: Tensor, batch: Batch, kv: PagedKv, kv_only: bool) -> Tensor:
-            gate.pass_through()
-            return compute(index, hidden, batch, kv, kv_only)
-
-        monkeypatch.setattr(self.model.transformer, "layer", layer)
-        return gate
-
-
-class Gate:
-    """Stops the torch thread before each layer until it is let through."""
-
-    def __init__(self) -> None:
-        self.num_begun = 0
-        self._let = threading.Semaphore(0)
-
-    def pass_through(self) -> None:
-        self.num_begun += 1
-        assert self._let.acquire(timeout=10)
-
-    def let(self, num_layers: int = 1) -> None:
-        self._let.release(num_layers)
-
-    async def begun(self, num_layers: int) -> None:
-        await until(lambda: self.num_begun == num_layers)
+    def layer_by_hand(self, monkeypatch: pytest.MonkeyPatch) -> Gate:
+        return Gate(self.model.transformer, monkeypatch)
 
 
 @asynccontextmanager

@@ -12,6 +12,7 @@ from services.prefill.urgency import Urgency
 from shared.deadline import Deadline
 from shared.errors import DeadlineExceeded, Overloaded
 from shared.ids import BlockKey
+from tests.support.waiting import LIMIT_S
 
 
 def chain(text: str) -> list[BlockKey]:
@@ -28,7 +29,7 @@ class Prompts:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._end: dict[str, asyncio.Event] = {}
 
-    async def start(self, text: str, urgency: Urgency | None = None, within_s: float = 5) -> None:
+    async def start(self, text: str, urgency: Urgency | None = None, within_s: float = LIMIT_S) -> None:
         self._end[text] = asyncio.Event()
         self._tasks[text] = asyncio.create_task(self._run(text, urgency or Urgency(0, 1), Deadline.after(within_s)))
         await settle()
@@ -126,10 +127,12 @@ async def test_waiting_is_bounded_in_time_and_number() -> None:
     promises = Promises(max_waiting=1)
     prompts = Prompts(promises)
     await prompts.start("abc")
-    await prompts.start("abd", within_s=0.01)
+    await prompts.start("abd")
     with pytest.raises(Overloaded):
         async with promises.turn(chain("abe"), Urgency(0, 1), Deadline.after(1)):
             pass
+    await prompts.cancel("abd")
+    await prompts.start("abd", within_s=0.01)
     with pytest.raises(DeadlineExceeded):
         await prompts.result("abd")
     assert promises.num_waiting == 0

@@ -1,123 +1,26 @@
-"""Real calls through a real server: request ids, errors, draining, cancellation."""
+"""Calls through a real server: request ids, answers, and errors that keep their class."""
 
 import asyncio
 import inspect
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import Any, NamedTuple
 
-import grpc
-import grpc.aio
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from structlog.testing import capture_logs
 
 from shared import errors
 from shared.deadline import Deadline
 from shared.errors import (
     BadRequest,
-    DeadlineExceeded,
-    Draining,
     Internal,
     Overloaded,
     PrfaasError,
-    SettingsError,
     WorkerLost,
 )
-from shared.health import Health
-from shared.lifecycle import InFlight
 from shared.log import bound_request, current_request_id
 from shared.rpc.client import Channels, rpc_errors
 from shared.rpc.pool import PoolClient
-from shared.rpc.server import GrpcServer, call_deadline
-
-KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream", "written_stream")
-SERVICE = "prfaas.test.Echo"
-
-Step = Callable[[bytes, grpc.aio.ServicerContext[Any, Any]], Awaitable[bytes]]
-
-
-class Peer(NamedTuple):
-    server: GrpcServer
-    health: Health
-    inflight: InFlight
-    channel: Any  # a grpc.aio.Channel: its stubs know no methods without generated code
-    channels: Channels
-    address: str
-
-    async def call(self, kind: str, *, timeout: float | None = 10, requests: int = 1) -> list[bytes]:
-        """Call the method and return its answers, as a client of the suite does."""
-        method = f"/{SERVICE}/{kind}"
-        sent = [b"ping"] * requests
-        with rpc_errors("echo"):
-            if kind == "unary_unary":
-                return [await self.channel.unary_unary(method)(sent[0], timeout=timeout)]
-            if kind == "stream_unary":
-                return [await self.channel.stream_unary(method)(iter(sent), timeout=timeout)]
-            if kind == "stream_stream":
-                streamed = self.channel.stream_stream(method)(iter(sent), timeout=timeout)
-                return [answer async for answer in streamed]
-            return [answer async for answer in self.channel.unary_stream(method)(sent[0], timeout=timeout)]
-
-
-def handlers(step: Step) -> grpc.GenericRpcHandler:
-    """Return a service with a method of each kind, each of which runs `step` for every request."""
-
-    async def unary_unary(request: bytes, context: Any) -> bytes:
-        return await step(request, context)
-
-    async def unary_stream(request: bytes, context: Any) -> AsyncIterator[bytes]:
-        for _ in range(2):
-            yield await step(request, context)
-
-    async def stream_unary(requests: AsyncIterator[bytes], context: Any) -> bytes:
-        return b"".join([await step(request, context) async for request in requests])
-
-    async def stream_stream(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
-        async for request in requests:
-            yield await step(request, context)
-
-    async def written_stream(request: bytes, context: Any) -> None:
-        await context.write(await step(request, context))
-
-    return grpc.method_handlers_generic_handler(
-        SERVICE,
-        {
-            "unary_unary": grpc.unary_unary_rpc_method_handler(unary_unary),
-            "unary_stream": grpc.unary_stream_rpc_method_handler(unary_stream),
-            "stream_unary": grpc.stream_unary_rpc_method_handler(stream_unary),
-            "stream_stream": grpc.stream_stream_rpc_method_handler(stream_stream),
-            "written_stream": grpc.unary_stream_rpc_method_handler(written_stream),
-        },
-    )
-
-
-@asynccontextmanager
-async def serving(step: Step, **options: Any) -> AsyncIterator[Peer]:
-    health, inflight = Health("model"), InFlight()
-    health.set("model", True)
-    server = GrpcServer("127.0.0.1", 0, health, inflight, **options)
-    server.grpc.add_generic_rpc_handlers([handlers(step)])
-    address = f"127.0.0.1:{await server.start()}"
-    async with Channels() as channels:
-        try:
-            yield Peer(server, health, inflight, channels.get(address), channels, address)
-        finally:
-            await server.stop(0)
-            assert inflight.count == 0
-
-
-def raising(error: BaseException) -> Step:
-    async def step(request: bytes, context: object) -> bytes:
-        raise error
-
-    return step
-
-
-async def echo(request: bytes, context: object) -> bytes:
-    return request
+from tests.support.echo import KINDS, SERVICE, echo, raising, serving
+from tests.support.waiting import LIMIT_S
 
 
 def all_errors() -> list[type[PrfaasError]]:
@@ -194,155 +97,6 @@ async def test_a_dead_peer_and_a_missing_method(kind: str) -> None:
             await peer.channel.unary_unary(f"/{SERVICE}/Nothing")(b"")
 
 
-async def test_deadlines_reach_the_handler() -> None:
-    seen: list[float] = []
-
-    async def slow(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
-        seen.append(call_deadline(context, 60).remaining())
-        await asyncio.sleep(60)
-        return b""
-
-    async with serving(slow) as peer:
-        for kind in ("unary_unary", "unary_stream"):
-            with pytest.raises(DeadlineExceeded):
-                await peer.call(kind, timeout=0.3)
-        assert seen
-        assert all(remaining < 1 for remaining in seen)
-        assert await peer.inflight.idle(1)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-async def test_a_client_that_vanishes_cancels_the_handler(kind: str) -> None:
-    """The handler's `finally` has run once the call has left the count of work in flight."""
-    entered, left = asyncio.Event(), []
-
-    async def step(request: bytes, context: object) -> bytes:
-        entered.set()
-        try:
-            await asyncio.sleep(60)
-        finally:
-            await asyncio.sleep(0.02)  # clean-up that waits
-            left.append(request)
-        return b""
-
-    async with serving(step) as peer:
-        task = asyncio.create_task(peer.call(kind))
-        await asyncio.wait_for(entered.wait(), 5)
-        assert peer.inflight.count == 1
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert await peer.inflight.idle(2)
-        assert left == [b"ping"]
-
-
-async def test_a_generator_is_closed_when_its_reader_goes_between_messages() -> None:
-    closed = asyncio.Event()
-
-    async def many(request: bytes, context: Any) -> AsyncIterator[bytes]:
-        try:
-            while True:
-                yield bytes(1 << 20)  # the flow-control window fills: the handler waits in write
-        finally:
-            closed.set()
-
-    health, inflight = Health(), InFlight()
-    server = GrpcServer("127.0.0.1", 0, health, inflight)
-    method: Any = grpc.unary_stream_rpc_method_handler(many)
-    server.grpc.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, {"Many": method})])
-    async with Channels() as channels:
-        channel: Any = channels.get(f"127.0.0.1:{await server.start()}")
-        call = channel.unary_stream(f"/{SERVICE}/Many")(b"")
-        assert len(await call.read()) == 1 << 20
-        await asyncio.sleep(0.05)
-        call.cancel()
-        assert await inflight.idle(2)
-        assert closed.is_set()
-    await server.stop(0)
-
-
-async def test_a_closed_channel_is_not_our_own_cancellation() -> None:
-    entered = asyncio.Event()
-
-    async def step(request: bytes, context: object) -> bytes:
-        entered.set()
-        await asyncio.sleep(60)
-        return b""
-
-    async with serving(step) as peer:
-        for kind in ("unary_unary", "unary_stream"):
-            entered.clear()
-            task = asyncio.create_task(peer._replace(channel=peer.channels.get(peer.address)).call(kind))
-            await asyncio.wait_for(entered.wait(), 5)
-            await peer.channels.forget(peer.address)
-            with pytest.raises(WorkerLost):
-                await task
-
-
-async def test_writing_to_a_call_that_the_server_has_ended() -> None:
-    async with serving(raising(BadRequest("no"))) as peer:
-        call = peer.channel.stream_stream(f"/{SERVICE}/stream_stream")()
-        with pytest.raises((BadRequest, WorkerLost)), rpc_errors("echo"):  # noqa: PT012
-            for _ in range(100):
-                await call.write(b"x")
-                await asyncio.sleep(0.01)
-        with pytest.raises(BadRequest), rpc_errors("echo"):  # whoever reads learns why
-            await call.read()
-
-
-async def test_draining_lets_running_calls_finish_and_refuses_new_ones() -> None:
-    release, entered = asyncio.Event(), asyncio.Event()
-
-    async def step(request: bytes, context: object) -> bytes:
-        entered.set()
-        await release.wait()
-        return request
-
-    allowed = f"/{SERVICE}/stream_unary"
-    async with serving(step, accept_while_draining=[allowed]) as peer:
-        running = asyncio.create_task(peer.call("unary_stream"))
-        await asyncio.wait_for(entered.wait(), 5)
-        health = health_pb2_grpc.HealthStub(peer.channel)
-        assert (await health.Check(health_pb2.HealthCheckRequest(service=SERVICE))).status == 1
-        stopping = asyncio.create_task(peer.server.stop(5))
-        await asyncio.sleep(0.05)
-        assert (await health.Check(health_pb2.HealthCheckRequest())).status == 2
-        with pytest.raises(Draining):
-            await peer.call("unary_unary")
-        still = asyncio.create_task(peer.call("stream_unary"))
-        await asyncio.sleep(0.05)
-        release.set()
-        assert await still == [b"ping"]
-        assert await running == [b"ping", b"ping"]
-        assert await stopping == 0
-
-
-async def test_stop_cancels_what_outlasts_the_grace_and_says_how_many() -> None:
-    entered, left = asyncio.Semaphore(0), []
-
-    async def step(request: bytes, context: object) -> bytes:
-        entered.release()
-        try:
-            await asyncio.sleep(60)
-        finally:
-            await asyncio.sleep(0.05)
-            left.append(request)
-        return b""
-
-    async with serving(step) as peer:
-        calls = [asyncio.create_task(peer.call(kind)) for kind in ("unary_unary", "unary_stream", "stream_stream")]
-        for _ in calls:
-            await asyncio.wait_for(entered.acquire(), 5)
-        with capture_logs() as logs:
-            assert await peer.server.stop(0.05) == 3
-        assert len(left) == 3  # every finally has run
-        assert logs[-1]["event"] == "grpc_server_stopped"
-        assert logs[-1]["num_calls_cancelled"] == 3
-        for call in calls:
-            with pytest.raises(WorkerLost):
-                await call
-
-
 async def test_a_publication_to_nobody_fails_as_one_of_ours() -> None:
     """Also when it is closed before its first read: then gRPC raises an error without a public name."""
     async with Channels() as channels:
@@ -353,46 +107,16 @@ async def test_a_publication_to_nobody_fails_as_one_of_ours() -> None:
                 pass
 
 
-async def test_a_peer_that_restarts_is_found_again() -> None:
-    async with serving(echo) as first:
-        assert await first.call("unary_unary") == [b"ping"]
-        await first.server.stop(0)
-        with pytest.raises(WorkerLost):
-            await first.call("unary_unary")
-        second = GrpcServer("127.0.0.1", first.server.port, Health(), InFlight())
-        second.grpc.add_generic_rpc_handlers([handlers(echo)])
-        await second.start()
-        async with asyncio.timeout(3):
-            while True:
-                try:
-                    assert await first.call("unary_unary") == [b"ping"]
-                    break
-                except WorkerLost:
-                    await asyncio.sleep(0.05)
-        await second.stop(0)
-
-
-async def test_a_taken_port_is_a_settings_error() -> None:
-    async with serving(echo) as peer:
-        second = GrpcServer("127.0.0.1", peer.server.port, Health(), InFlight())
-        with pytest.raises(SettingsError, match=f"PRFAAS_GRPC_PORT: 127.0.0.1:{peer.server.port} is already in use"):
-            await second.start()
-        await second.stop(0)
-
-
-async def test_health_follows_conditions_and_reflection_names_services() -> None:
-    async with serving(echo) as peer:
-        stub = health_pb2_grpc.HealthStub(peer.channel)
-        watch = stub.Watch(health_pb2.HealthCheckRequest(service=SERVICE))
-        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
-        peer.health.set("model", False)
-        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
-        assert peer.inflight.count == 0  # a watch is nobody's work
-
-        request = reflection_pb2.ServerReflectionRequest(list_services="")
-        call = reflection_pb2_grpc.ServerReflectionStub(peer.channel).ServerReflectionInfo(iter([request]))
-        listed = [service.name for service in (await call.read()).list_services_response.service]
-        assert {SERVICE, "grpc.health.v1.Health"} <= set(listed)
+async def test_writing_to_a_call_that_the_server_has_ended() -> None:
+    async with serving(raising(BadRequest("no"))) as peer:
+        call = peer.channel.stream_stream(f"/{SERVICE}/stream_stream")()
+        with pytest.raises((BadRequest, WorkerLost)), rpc_errors("echo"):  # noqa: PT012
+            async with asyncio.timeout(LIMIT_S):
+                while True:
+                    await call.write(b"x")
+                    await asyncio.sleep(0.01)
+        with pytest.raises(BadRequest), rpc_errors("echo"):  # whoever reads learns why
+            await call.read()
 
 
 async def test_large_messages_and_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from services.cachepool.tiers.index import ObjectIndex, Stored
 from services.cachepool.tiers.objects import pack
 from shared.ids import BlockKey
 from shared.kv.layout import iter_layers
-from tests.unit.cachepool.samples import ALL, LAYOUT, ManualClock, frame, keys
+from tests.support.samples import ALL, LAYOUT, ManualClock, frame, keys
 
 CHAIN = keys("chain", 6)
 PARENT = dict(zip(CHAIN[1:], CHAIN, strict=False)) | {CHAIN[5]: CHAIN[2]}  # 0-1-2-3-4, and 5 after 2

@@ -20,7 +20,7 @@ from shared.ids import BlockKey
 from shared.kv.codec import Codec
 from shared.kv.frame import Frame, seal, verify
 from shared.kv.layout import Dtype, KvLayout, LayerSpec, iter_layers
-from tests.unit.cachepool.samples import ALL, LAYOUT, frame, key
+from tests.support.samples import ALL, LAYOUT, frame, key
 
 A, B = key("a"), key("b")
 

@@ -1,0 +1,48 @@
+"""How long others may be silent, measured so that a standstill of this process is not taken for their silence."""
+
+import asyncio
+from types import TracebackType
+from typing import Self
+
+NUM_TICKS = 8
+
+
+class Patience:
+    """As `asyncio.timeout`: cancels its body, and raises TimeoutError, when nobody was heard of for `limit_s`.
+
+    The time is counted in ticks of the event loop. However long this process stands still, that is one tick: what
+    others have said meanwhile lies in its sockets, and is read before the next.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._timeout = asyncio.timeout(None)
+        self._num_left = NUM_TICKS
+        self._next: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._timeout.__aenter__()
+        self._wait_for_tick()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._next is not None:
+            self._next.cancel()
+        await self._timeout.__aexit__(kind, error, trace)
+
+    def renew(self, limit_s: float) -> None:
+        """Somebody was heard of: `limit_s` from now on, and a tick more at most."""
+        self._limit_s = limit_s
+        self._num_left = NUM_TICKS + 1  # the tick that runs has begun earlier
+
+    def _wait_for_tick(self) -> None:
+        self._next = asyncio.get_running_loop().call_later(self._limit_s / NUM_TICKS, self._tick)
+
+    def _tick(self) -> None:
+        self._num_left -= 1
+        if self._num_left > 0:
+            self._wait_for_tick()
+        else:
+            self._timeout.reschedule(asyncio.get_running_loop().time())

@@ -1,0 +1,59 @@
+"""Patience with others: it ends when they are silent, and not because this process stood still."""
+
+import asyncio
+import socket
+import time
+
+import pytest
+
+from shared.patience import NUM_TICKS, Patience
+
+
+async def test_silence_ends_the_body() -> None:
+    with pytest.raises(TimeoutError):
+        async with Patience(0.02):
+            await asyncio.Event().wait()
+
+
+async def test_what_was_said_while_this_process_stood_still_is_heard() -> None:
+    """A plain timeout would be over when the loop goes on, before anything is read."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        reader, writer = await asyncio.open_connection(sock=ours)
+        async with Patience(0.1):
+            reading = asyncio.create_task(reader.readline())
+            await asyncio.sleep(0)
+            theirs.sendall(b"here I am\n")
+            time.sleep(0.3)  # noqa: ASYNC251 - a standstill
+            assert await reading == b"here I am\n"
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_every_sign_of_life_renews_it() -> None:
+    async with Patience(0.1) as patience:
+        for _ in range(4):
+            for _ in range(NUM_TICKS - 1):
+                patience._tick()
+            patience.renew(0.1)
+        patience.renew(60.0)
+
+
+async def test_the_limit_may_change() -> None:
+    async def body() -> None:
+        async with Patience(60.0) as patience:
+            patience.renew(0.02)
+            patience._tick()
+            await asyncio.Event().wait()
+
+    with pytest.raises(TimeoutError):
+        await body()
+
+
+async def test_other_ends_pass_through() -> None:
+    with pytest.raises(TimeoutError, match="of the body"):
+        async with Patience(60.0):
+            raise TimeoutError("of the body")
+    async with Patience(0.02):
+        pass
+    await asyncio.sleep(0.05)  # nothing is left that could still cancel us
