@@ -111,18 +111,35 @@ class Consumer:
             for topic in self._topics
             for number in sorted(client.partitions_for_topic(topic))
         ]
-        for gone in [tp for tp in self._cursors if tp not in partitions]:
-            del self._cursors[gone]
-            self._announce_reset(gone.topic)
+        replaced = self._forget_replaced(partitions)
         client.assign(partitions)
         fresh = [tp for tp in partitions if tp not in self._cursors]
-        bounds = client.beginning_offsets if self._from_beginning else client.end_offsets
-        for tp, offset in (await bounds(fresh)).items() if fresh else ():
-            self._cursors[tp] = _Cursor(offset)
+        whole = [tp for tp in fresh if self._from_beginning or tp.topic in replaced]
+        for bounds, chosen in (
+            (client.beginning_offsets, whole),
+            (client.end_offsets, [tp for tp in fresh if tp not in whole]),
+        ):
+            for tp, offset in (await bounds(chosen)).items() if chosen else ():
+                self._cursors[tp] = _Cursor(offset)
         for tp in partitions:
             cursor = self._cursors[tp]
-            cursor.checked = cursor.position == 0 or (self._from_beginning and tp in fresh)
+            cursor.checked = cursor.position == 0 or tp in whole
             client.seek(tp, cursor.position if cursor.checked else cursor.seek_to)
+
+    def _forget_replaced(self, partitions: Sequence[TopicPartition]) -> set[str]:
+        """Find topics that have other partitions than before, announce them and begin anew; return their names.
+
+        A broker that has forgotten a topic makes it again, its own way, for whoever asks: a client of the connection
+        before, which still hopes. What is in partitions that are new would else be read before the reset.
+        """
+        known = {tp.topic for tp in self._cursors}
+        replaced = {tp.topic for tp in self._cursors.keys() ^ set(partitions)} & known
+        for tp in [tp for tp in self._cursors if tp.topic in replaced]:
+            del self._cursors[tp]
+        for topic in sorted(replaced):
+            log.warning("log_replaced", topic=topic)
+            self._announce_reset(topic)
+        return replaced
 
     async def _poll(self, client: Any, generation: int) -> None:
         try:

@@ -9,7 +9,7 @@ import pytest
 from shared.errors import BadRequest, Overloaded, WorkerLost
 from shared.ids import WorkerId
 from shared.proto import prfaas_pb2 as pb
-from tests.contract.gateway_harness import (
+from tests.support.gateway import (
     BLOCK_TOKENS,
     EAST_POOL,
     EOS,

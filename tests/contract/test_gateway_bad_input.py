@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from tests.contract.gateway_harness import MAX_MODEL_LEN, VOCAB_SIZE, Suite, running_suite
+from tests.support.gateway import MAX_MODEL_LEN, VOCAB_SIZE, Suite, running_suite
 
 USER = [{"role": "user", "content": "hi"}]
 

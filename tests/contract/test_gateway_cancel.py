@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from shared.proto import prfaas_pb2 as pb
-from tests.contract.gateway_harness import Behaviour, Call, Suite, hangs, prefills, running_suite, says
+from tests.support.gateway import Behaviour, Call, Suite, hangs, prefills, running_suite, says
 from tests.support.waiting import LIMIT_S, until
 
 LONG = "x" * 100

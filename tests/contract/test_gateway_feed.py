@@ -32,8 +32,8 @@ from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import CachePoolServicer, add_CachePoolServicer_to_server
 from shared.rpc.client import Channels
 from shared.rpc.server import GrpcServer
-from tests.contract.gateway_harness import FINGERPRINT, LAYOUT, served_model
 from tests.support.events import load
+from tests.support.gateway import FINGERPRINT, LAYOUT, served_model
 from tests.support.suite import free_ports
 from tests.support.waiting import until
 

@@ -17,7 +17,7 @@ from shared.deadline import Deadline
 from shared.errors import Internal
 from shared.ids import Datacenter
 from shared.proto import prfaas_pb2 as pb
-from tests.contract.gateway_harness import (
+from tests.support.gateway import (
     LAYOUT,
     Call,
     Suite,

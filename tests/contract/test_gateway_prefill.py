@@ -8,7 +8,7 @@ import pytest
 from shared.errors import BadRequest, WorkerLost
 from shared.ids import WorkerId
 from shared.proto import prfaas_pb2 as pb
-from tests.contract.gateway_harness import Behaviour, Call, Suite, prefills, raises, running_suite, says
+from tests.support.gateway import Behaviour, Call, Suite, prefills, raises, running_suite, says
 
 LONG = "x" * 100  # 6 prefix blocks of 16, 4 in the tail: above the offload threshold of 32 tokens
 

@@ -16,7 +16,7 @@ from shared.lifecycle import InFlight
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import CachePoolServicer, add_CachePoolServicer_to_server
 from shared.rpc.server import GrpcServer
-from tests.contract.gateway_harness import BLOCK_TOKENS, LAYOUT, Suite, announce, ids_of, raises, running_suite
+from tests.support.gateway import BLOCK_TOKENS, LAYOUT, Suite, announce, ids_of, raises, running_suite
 
 TEXT = "You are a helpful assistant who answers briefly and never lies to anybody. " * 2
 NUM_BLOCKS = (len(TEXT) - 1) // BLOCK_TOKENS

@@ -9,7 +9,7 @@ import pytest
 from shared.errors import WorkerLost
 from shared.model.sampling_params import choice_seed
 from shared.proto import prfaas_pb2 as pb
-from tests.contract.gateway_harness import (
+from tests.support.gateway import (
     EOS,
     Behaviour,
     Call,

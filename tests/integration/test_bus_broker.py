@@ -214,7 +214,7 @@ async def test_a_lost_connection_alone_loses_and_repeats_nothing(broker: Broker)
             producer.publish(TOPIC_PLACEMENT, "pool-east", placement(2))
             await until(lambda: len(reader.records) >= 2)
             await asyncio.sleep(0.3)
-            assert bus.generation == generation + 1
+            assert bus.generation > generation
             assert reader.sequences() == [1, 2]
             assert reader.resets == []
             reading.cancel()
@@ -240,6 +240,8 @@ async def test_a_worker_announces_itself_and_leaves(broker: Broker) -> None:
 
         await announcer.leave()
         await until(lambda: member().leaving().encode() in [record.value for record in reader.records])
+        producer.publish(TOPIC_LOAD, "last", load("last").encode())  # topics do not keep step with one another
+        await until(lambda: reader.records[-1].key == "last")
         num_records = len(reader.records)
         await asyncio.sleep(0.7)
         assert len(reader.records) == num_records  # it does not come back to life

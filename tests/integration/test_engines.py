@@ -1,7 +1,6 @@
 """Prefill in the east, decode in the west, pools in between: the same tokens as one process, whatever happens."""
 
 import asyncio
-import random
 import time
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -19,16 +18,11 @@ from shared.model.paged import PagedKv
 from shared.proto import prfaas_pb2 as pb
 from tests.support.engines import Node, TwoDatacenters, two_datacenters
 from tests.support.gate import Gate
-from tests.support.tiny import MODELS, greedy_reference
+from tests.support.tiny import MODELS, greedy_reference, prompt
 from tests.support.waiting import LIMIT_S, until
 
 BLOCK = 64
 EDGES = [1, 63, 64, 65, 127, 128, 129, 200, 577]
-
-
-def prompt(num_tokens: int, seed: int = 0) -> list[int]:
-    rng = random.Random(seed)
-    return [rng.randrange(1, 199) for _ in range(num_tokens)]
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -22,9 +22,9 @@ from shared.ids import Datacenter, Epoch, LayoutHash, ModelFingerprint, WorkerId
 from shared.metrics import Metrics
 from shared.model.sampling_params import SamplingParams
 from shared.rpc.client import Channels
-from tests.contract.gateway_harness import byte_tokenizer
-from tests.integration.test_engines import prompt
 from tests.support.engines import Node, two_datacenters
+from tests.support.gateway import byte_tokenizer
+from tests.support.tiny import prompt
 from tests.support.waiting import LIMIT_S
 
 WARM = SamplingParams(

@@ -26,8 +26,8 @@ from shared.lifecycle import InFlight
 from shared.metrics import Metrics
 from shared.model.tokenizer import Tokenizer
 from shared.rpc.client import Channels
-from tests.contract.gateway_harness import byte_tokenizer
 from tests.support.engines import Node, Pools, TwoDatacenters, two_datacenters
+from tests.support.gateway import byte_tokenizer
 from tests.support.placement import take_snapshot
 from tests.support.tiny import tiny_model
 from tests.support.waiting import eventually, until

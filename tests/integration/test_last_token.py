@@ -1,7 +1,6 @@
 """A prompt of whole blocks that are all held is resumed at its last token, wherever they lie and whatever fails."""
 
 import asyncio
-import random
 
 import pytest
 import torch
@@ -9,14 +8,9 @@ import torch
 from services.cachepool.store import Store
 from shared.ids import BlockKey
 from tests.support.engines import TwoDatacenters, two_datacenters
-from tests.support.tiny import MODELS, greedy_reference
+from tests.support.tiny import MODELS, greedy_reference, prompt
 
 BLOCK = 64
-
-
-def prompt(num_tokens: int, seed: int = 0) -> list[int]:
-    rng = random.Random(seed)
-    return [rng.randrange(1, 199) for _ in range(num_tokens)]
 
 
 async def hold_in_the_east(dcs: TwoDatacenters, tokens: list[int]) -> None:

@@ -1,20 +1,14 @@
 """Pools of several nodes: answers equal the reference whatever joins, leaves or dies, and only its share moves."""
 
 import asyncio
-import random
 
 import pytest
 
 from shared.kv.rendezvous import owner
 from tests.support.engines import Node, TwoDatacenters, two_datacenters
-from tests.support.tiny import MODELS, greedy_reference
+from tests.support.tiny import MODELS, greedy_reference, prompt
 
 NUM_LAYERS = 4
-
-
-def prompt(num_tokens: int, seed: int = 0) -> list[int]:
-    rng = random.Random(seed)
-    return [rng.randrange(1, 199) for _ in range(num_tokens)]
 
 
 def published(dcs: TwoDatacenters, node: Node) -> float:

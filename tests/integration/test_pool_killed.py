@@ -22,7 +22,7 @@ from shared.lifecycle import background
 from shared.metrics import Metrics
 from shared.rpc.client import Channels
 from shared.rpc.pool import PoolClient
-from tests.contract.gateway_harness import served_model
+from tests.support.gateway import served_model
 from tests.support.samples import frame, keys, wanting
 from tests.support.suite import Suite
 from tests.support.waiting import LIMIT_S, eventually, until

@@ -12,9 +12,8 @@ from shared.engine.publish import PagePublisher
 from shared.errors import ContextTooLong
 from shared.kv.codec import Payload
 from shared.kv.frame import Frame
-from tests.integration.test_engines import prompt
 from tests.support.engines import Result, TwoDatacenters, two_datacenters
-from tests.support.tiny import MODELS, greedy_reference
+from tests.support.tiny import MODELS, greedy_reference, prompt
 from tests.support.waiting import LIMIT_S, until
 
 BLOCK = 64

@@ -1,30 +1,23 @@
 """One prefill worker under many prompts: packed, shared, withdrawn and held back, with the tokens of one process."""
 
 import asyncio
-import random
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from torch import Tensor
 
 import shared.engine.publish as publish
-from shared.kv.frame import Frame
 from shared.model.batch import Batch
 from shared.model.paged import PagedKv
-from shared.rpc.pool import Publication
 from tests.support.engines import TwoDatacenters, two_datacenters
 from tests.support.gate import Gate
-from tests.support.tiny import MODELS, greedy_reference
+from tests.support.sending import send_slowly, send_when
+from tests.support.tiny import MODELS, greedy_reference, prompt
 from tests.support.waiting import until
 
 BLOCK = 64
 NUM_LAYERS = 4
-
-
-def prompt(num_tokens: int, seed: int = 0) -> list[int]:
-    return random.Random(seed).choices(range(1, 199), k=num_tokens)
 
 
 def slow_layers(dcs: TwoDatacenters, monkeypatch: pytest.MonkeyPatch, seconds: float) -> list[list[int]]:
@@ -99,19 +92,26 @@ async def test_a_prefix_that_waiting_prompts_share_is_computed_once_and_not_fetc
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with two_datacenters(name, chunk_tokens=256, num_pages=512) as dcs:
-        steps = slow_layers(dcs, monkeypatch, 0.02)
+        assert dcs.prefill.model is not None
+        gate = Gate(dcs.prefill.model.transformer, monkeypatch)
         shared = prompt(640)
         long = shared + prompt(1281, seed=9)
         prompts = [shared + prompt(65 + 64 * i, seed=i + 1) for i in range(3)]
-        first = asyncio.create_task(dcs.prefill_only(long))
-        await until(lambda: steps)
-        await asyncio.gather(*(dcs.prefill_only(p, priority=-1) for p in prompts))
-        assert not first.done(), "the others waited for what they do not share"
-        await first
+        tasks = [asyncio.create_task(dcs.prefill_only(long))]
+        await gate.begun(1)
+        tasks += [asyncio.create_task(dcs.prefill_only(p, priority=-1)) for p in prompts]
+        await until(lambda: dcs.prefill.metric("num_requests_waiting") == 3)
+        gate.let(3 * NUM_LAYERS)  # the shared blocks are computed in three steps
+        await until(lambda: dcs.prefill.metric("num_requests_running") == 4)
+        gate.open()
+        await asyncio.gather(*tasks)
+        assert gate.steps[-1] == [256], "the others waited for what they do not share"
         own = sum((len(p) - 1) // BLOCK - 10 for p in [long, *prompts])
         assert dcs.prefill.metric("prefill_computed_tokens_total") == (10 + own) * BLOCK
-        assert dcs.prefill.metric("prefill_reused_blocks_total", tier="device") == 3 * 10
-        assert dcs.prefill.metric("fetched_entries_total") == 0
+        device, pool = (dcs.prefill.metric("prefill_reused_blocks_total", tier=tier) for tier in ("device", "pool"))
+        assert device + pool == 3 * 10
+        if name == "llama":  # of Gemma's layers with windows the device may have let go what the pool has by then
+            assert (pool, dcs.prefill.metric("fetched_entries_total")) == (0, 0)
         monkeypatch.undo()
         for tokens in [long, *prompts]:
             assert await tokens_of(dcs, tokens) == (greedy_reference(name, tokens, 8), (len(tokens) - 1) % BLOCK + 1)
@@ -185,35 +185,13 @@ async def test_a_slow_pool_holds_back_a_prompt_that_is_too_far_ahead_and_corrupt
             most = max(most, self.backlog_bytes)
 
         monkeypatch.setattr(publish.PagePublisher, "emit", watched)
-        _sending_when(monkeypatch, lambda: most > step)
+        send_when(monkeypatch, lambda: most > step)
         tokens = prompt(1281)
         assert await dcs.prefill_only(tokens) == 1280
         assert step < most <= 2 * step, "the limit and one step beyond it"
         monkeypatch.undo()
         assert await tokens_of(dcs, tokens) == (greedy_reference(name, tokens, 8), 1)
         await dcs.assert_idle()
-
-
-def _sending_when(monkeypatch: pytest.MonkeyPatch, may_go: Callable[[], bool]) -> None:
-    """Let no message go to a pool before something has come true, as over a link that is full until then."""
-    send = Publication.send
-
-    async def late(self: Publication, frames: list[Frame]) -> None:
-        await until(may_go)
-        await send(self, frames)
-
-    monkeypatch.setattr(Publication, "send", late)
-
-
-def _slow_sending(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Let each message to a pool take its time, as over a full link."""
-    send = Publication.send
-
-    async def slowly(self: Publication, frames: list[Frame]) -> None:
-        await asyncio.sleep(seconds)
-        await send(self, frames)
-
-    monkeypatch.setattr(Publication, "send", slowly)
 
 
 async def test_a_prompt_of_higher_priority_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +229,7 @@ async def test_time_computing_and_time_sending_that_was_not_hidden_are_exported(
 async def test_window_layers_take_pages_for_the_window_and_not_for_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
     """Thirty blocks in four page groups, in little more than half of the pages that makes; sending is slow, too."""
     async with two_datacenters("gemma3", chunk_tokens=128, num_pages=64) as dcs:
-        _slow_sending(monkeypatch, 0.005)
+        send_slowly(monkeypatch, 0.005)
         tokens = prompt(1921)
         assert await dcs.prefill_only(tokens) == 1920
         await dcs.assert_idle()

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from shared.errors import BadRequest
-from tests.integration.test_engines import prompt
 from tests.support.engines import TwoDatacenters, two_datacenters
+from tests.support.tiny import prompt
 
 WARM: dict[str, Any] = {
     "temperature": 1.5,

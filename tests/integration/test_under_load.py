@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.test_engines import prompt
 from tests.support.engines import Result, TwoDatacenters, two_datacenters
-from tests.support.tiny import MODELS, greedy_reference
+from tests.support.tiny import MODELS, greedy_reference, prompt
 
 NUM_REQUESTS = 32
 NUM_PAGES = {"llama": 17, "gemma3": 42}  # a little more than the largest request needs

@@ -1,7 +1,6 @@
 """Window layers hold their window, not the context: in prefill, in decode, and while the pool is slow."""
 
 import asyncio
-import random
 from typing import Any
 
 import numpy as np
@@ -9,22 +8,16 @@ import pytest
 import torch
 
 from services.prefill.prompt_pages import PromptPages
-from shared.kv.frame import Frame, open_frame
+from shared.kv.frame import open_frame
 from shared.model.batch import Batch, Span
 from shared.model.reservation import Reservation
-from shared.rpc.pool import Publication
 from tests.support.engines import Node, two_datacenters
-from tests.support.tiny import greedy_reference, tiny_model
-from tests.support.waiting import until
+from tests.support.sending import send_slowly, send_when
+from tests.support.tiny import greedy_reference, prompt, tiny_model
 
 BLOCK, CHUNK, WINDOW = 64, 128, 100  # the tiny Gemma has one full layer and three window layers, in four page groups
 LONG = 1900
 FULL_PAGES = LONG // BLOCK + 1
-
-
-def prompt(num_tokens: int, seed: int = 0) -> list[int]:
-    rng = random.Random(seed)
-    return [rng.randrange(1, 199) for _ in range(num_tokens)]
 
 
 class Watched:
@@ -91,7 +84,7 @@ async def test_a_slow_pool_holds_prefill_back_and_changes_nothing(monkeypatch: p
     tokens, others = prompt(700, seed=3), prompt(500, seed=4)
     async with two_datacenters("gemma3", num_pages=64) as dcs:
         held_back = _count_held_back(monkeypatch)
-        _hold_publishing_up_until(monkeypatch, held_back)
+        send_when(monkeypatch, lambda: held_back)
         results = await asyncio.gather(dcs.generate(tokens), dcs.generate(others))
         assert [r.ids for r in results] == [greedy_reference("gemma3", t, 8) for t in (tokens, others)]
         _check_stored(dcs.pool_east, tokens, 10)
@@ -102,7 +95,7 @@ async def test_a_slow_pool_holds_prefill_back_and_changes_nothing(monkeypatch: p
 async def test_what_decode_publishes_is_what_it_computed_however_late(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = prompt(100, seed=5)
     async with two_datacenters("gemma3", num_pages=64) as dcs:
-        _slow_down_publishing(monkeypatch, seconds=0.05)
+        send_slowly(monkeypatch, 0.05)
         result = await dcs.generate(tokens, 500)
         assert result.ids == greedy_reference("gemma3", tokens, 500)
         await dcs.assert_idle()
@@ -124,27 +117,6 @@ def _count_held_back(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(PromptPages, "limit", limited)
     return held_back
-
-
-def _hold_publishing_up_until(monkeypatch: pytest.MonkeyPatch, held_back: list[int]) -> None:
-    """Send nothing before computing has had to wait."""
-    send = Publication.send
-
-    async def late(publication: Publication, frames: list[Frame]) -> None:
-        await until(lambda: held_back)
-        await send(publication, frames)
-
-    monkeypatch.setattr(Publication, "send", late)
-
-
-def _slow_down_publishing(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    send = Publication.send
-
-    async def slowly(publication: Publication, frames: list[Frame]) -> None:
-        await asyncio.sleep(seconds)
-        await send(publication, frames)
-
-    monkeypatch.setattr(Publication, "send", slowly)
 
 
 def _check_stored(pool: Node, tokens: list[int], num_blocks: int) -> None:

@@ -1,5 +1,6 @@
 """Tiny random models in memory: the suite's own classes, no files."""
 
+import random
 from functools import lru_cache
 from pathlib import Path
 
@@ -74,6 +75,12 @@ def tiny_model(name: str, num_pages: int = 128, block_tokens: int = 64) -> Loade
     kv = PagedKv(layout, num_pages, block_tokens)
     transformer = Transformer(config, ModelWeights.build(config, weights), kernels=kernels())
     return LoadedModel(files, config, layout, transformer, kv, config.max_context)
+
+
+def prompt(num_tokens: int, seed: int = 0) -> list[int]:
+    """Return random tokens without the one that ends a text."""
+    rng = random.Random(seed)
+    return [rng.randrange(1, 199) for _ in range(num_tokens)]
 
 
 @lru_cache

@@ -102,7 +102,7 @@ class KeptPayloads(RuleBasedStateMachine):
 
 
 TestKeptPayloads = KeptPayloads.TestCase
-TestKeptPayloads.settings = settings(max_examples=15, stateful_step_count=15, deadline=None)
+TestKeptPayloads.settings = settings(max_examples=15, stateful_step_count=15)
 
 
 def test_without_huge_pages_it_works_too(monkeypatch: pytest.MonkeyPatch) -> None:

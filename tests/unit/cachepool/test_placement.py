@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.cachepool.placement import MAX_EVENT_BLOCKS, BlockState, PlacementFeed, PlacementLog
@@ -100,7 +100,6 @@ def test_a_snapshot_comes_in_parts() -> None:
     ]
 
 
-@settings(deadline=None)
 @given(st.lists(st.one_of(st.none(), st.tuples(st.integers(0, 5), st.integers(0, 3), st.integers(0, 3)))))
 def test_events_add_up_to_the_snapshot(steps: list[tuple[int, int, int] | None]) -> None:
     log = new_log()

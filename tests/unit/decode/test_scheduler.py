@@ -227,7 +227,7 @@ ARRIVALS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     arrivals=ARRIVALS,
     spare_pages=st.integers(0, 12),
@@ -333,7 +333,7 @@ def test_what_one_tail_leaves_is_the_next_ones() -> None:
     assert BUDGET.share(offers, num_running=8) == [(jobs[0], 2), (jobs[1], 9)]  # 64 are left: the third is next time
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     tails=st.lists(st.tuples(st.integers(1, 512), st.integers(1, LAYERS)), max_size=20), num_running=st.integers(1, 20)
 )

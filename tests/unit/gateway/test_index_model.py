@@ -307,5 +307,5 @@ def test_index_against_pools(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_match() is not None, "no C compiler"
     if way == "in NumPy":
         monkeypatch.setattr(matching, "load_match", lambda: None)
-    limits = settings(max_examples=20, stateful_step_count=40, deadline=None)
+    limits = settings(max_examples=20, stateful_step_count=40)
     run_state_machine_as_test(IndexAgainstPools, settings=limits)

@@ -120,7 +120,7 @@ class PairsAgainstArrays(RuleBasedStateMachine):
 
 
 TestPairsAgainstArrays = PairsAgainstArrays.TestCase
-TestPairsAgainstArrays.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+TestPairsAgainstArrays.settings = settings(max_examples=25, stateful_step_count=30)
 
 
 def test_a_block_that_everybody_holds_displaces_others_and_leaves_no_trace() -> None:

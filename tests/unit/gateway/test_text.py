@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from services.gateway.text import ChoiceText, ShownToken, StopMatcher, TextRules
 from shared.model.logprobs import TokenLogprobs
 from shared.model.tokenizer import Tokenizer
-from tests.contract.gateway_harness import EOS, byte_tokenizer
-from tests.contract.gateway_harness import ids_of as ids
+from tests.support.gateway import EOS, byte_tokenizer
+from tests.support.gateway import ids_of as ids
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,7 @@ def behind_the_window(spans: list[Span], page_tokens: int, window: int) -> list[
     return slid
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), window=st.integers(1, 70))
 def test_slid_tables_give_what_dense_attention_gives(data: st.DataObject, window: int) -> None:
     """Any spans on any pages of 8 tokens, against a softmax over the whole context under a mask."""

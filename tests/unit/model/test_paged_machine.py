@@ -238,4 +238,4 @@ class PagedStates(RuleBasedStateMachine):
 
 
 TestPagedStates = PagedStates.TestCase
-TestPagedStates.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestPagedStates.settings = settings(max_examples=100, stateful_step_count=40)

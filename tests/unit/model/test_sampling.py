@@ -98,7 +98,7 @@ any_row = st.tuples(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(any_row, min_size=1, max_size=4))
 def test_a_batch_is_what_a_plain_reference_makes_of_each_row(
     batch: list[tuple[list[float], SamplingParams, list[int], list[int]]],

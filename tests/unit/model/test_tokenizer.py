@@ -58,7 +58,7 @@ def test_chat_template_equals_transformers(
     assert smollm.encode(smollm.chat.render(messages, add_generation_prompt=prompt), add_special_tokens=False) == ids
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(text=st.text(max_size=60))
 def test_text_survives_and_streams(smollm: Tokenizer, text: str) -> None:
     ids = smollm.encode(text, add_special_tokens=False)
@@ -72,7 +72,7 @@ def test_text_survives_and_streams(smollm: Tokenizer, text: str) -> None:
         assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ids=st.lists(st.integers(3, 258), max_size=30))
 def test_any_bytes_stream_to_the_decoded_whole(ids: list[int], tmp_path_factory: pytest.TempPathFactory) -> None:
     tokenizer = _BYTES or _load_bytes(tmp_path_factory.mktemp("bytes"))

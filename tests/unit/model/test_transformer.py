@@ -125,7 +125,7 @@ def test_window_layers_never_read_behind_the_window(gemma: Tiny) -> None:
     assert_close(logits, gemma.expected(ids)[64:])
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(splits=st.sets(st.integers(1, LENGTH - 1), max_size=6), pages=st.permutations(range(16)))
 def test_any_split_on_any_pages(gemma: Tiny, splits: set[int], pages: list[int]) -> None:
     ids = random_ids(LENGTH, seed=9)
@@ -147,7 +147,7 @@ def test_greedy_text_equals_generate(any_model: Tiny) -> None:
     assert ids == generated[0].tolist()
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(splits=st.sets(st.integers(1, LENGTH - 1), max_size=8), page_tokens=st.sampled_from([4, 8]))
 def test_sliding_as_it_goes_changes_nothing(gemma: Tiny, splits: set[int], page_tokens: int) -> None:
     """Two sequences take turns in a pool that holds them only because they slide; what nobody holds is not a number."""

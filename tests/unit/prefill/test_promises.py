@@ -138,7 +138,7 @@ async def test_waiting_is_bounded_in_time_and_number() -> None:
     assert promises.num_waiting == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     texts=st.lists(st.text("ab", min_size=1, max_size=6), min_size=1, max_size=10),
     fate=st.randoms(use_true_random=False),

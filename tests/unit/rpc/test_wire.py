@@ -76,14 +76,12 @@ def ours(decode: Callable[[bytes], Any], data: bytes) -> Any:
     return type(decoded.error) if isinstance(decoded, Unreadable) else decoded
 
 
-@settings(deadline=None)
 @given(FRAMES)
 def test_what_we_write_is_what_the_generated_code_writes(frames: list[Frame]) -> None:
     assert encode_publish(frames) == generated(pb.PublishRequest, frames)
     assert encode_fetch(frames) == generated(pb.FetchReply, frames)
 
 
-@settings(deadline=None)
 @given(FRAMES)
 def test_what_the_generated_code_writes_comes_as_frames(frames: list[Frame]) -> None:
     assert decode_publish(generated(pb.PublishRequest, frames)) == frames
@@ -119,7 +117,7 @@ def test_impossible_headers_travel_and_are_refused_by_their_checksum(change: dic
         verify(frame)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     st.sampled_from(DECODERS),
     FRAMES,
@@ -144,7 +142,6 @@ def test_damaged_bytes_mean_what_the_generated_parser_says(
     assert ours(decode, damaged) == by_generated_code(kind, damaged)
 
 
-@settings(deadline=None)
 @given(st.sampled_from(DECODERS), st.binary(max_size=40))
 def test_garbage_means_what_the_generated_parser_says(
     pair: tuple[Callable[[bytes], Any], type[Any]], data: bytes
@@ -153,7 +150,6 @@ def test_garbage_means_what_the_generated_parser_says(
     assert ours(decode, data) == by_generated_code(kind, data)
 
 
-@settings(deadline=None)
 @given(FRAMES, st.integers(1, 4))
 def test_padded_varints_and_split_batches_are_protobuf_too(frames: list[Frame], padding: int) -> None:
     """Legal forms that no serialiser writes: an overlong length, and a batch in two pieces."""
