@@ -8,11 +8,12 @@ from typing import NamedTuple
 from benchmarks.trace.source import BLOCK_TOKENS, Request
 from services.cachepool.block import Block, Writer, whole_charge
 from services.cachepool.eviction import Eviction
+from services.cachepool.memory import PayloadMemory
 from services.cachepool.reuse import ATTENTION_EQUALS_LINEAR_TOKENS
 from services.cachepool.store import Store
 from shared.errors import Overloaded
 from shared.ids import BlockKey
-from shared.kv.codec import Codec, Fidelity
+from shared.kv.codec import Codec, Fidelity, Payload
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import Frame
 from shared.kv.layout import KvLayout, LayerSpec, iter_layers
@@ -35,6 +36,16 @@ class Lru(Eviction):
 
     def _place(self, block: Block, *, trimmed: bool) -> tuple[int, float]:
         return 0, block.uses.last_at
+
+
+class NotCopied(PayloadMemory):
+    """Keeps what it is given: a replay's payloads are the same bytes again and again, and its pools of any size."""
+
+    def keep(self, payload: Payload) -> memoryview:
+        return memoryview(payload)
+
+    def free(self, view: Payload) -> None:
+        pass
 
 
 @dataclass
@@ -75,7 +86,7 @@ class Datacenter:
     payloads: list[bytes] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.store = Store(self.budget_bytes, lambda: self.now, policy=self.policy)
+        self.store = Store(self.budget_bytes, lambda: self.now, policy=self.policy, memory=NotCopied())
         self.payloads = [bytes(self.layout.entry_bytes(layer)) for layer in range(self.layout.num_layers)]
 
     def serve(self, keys: Sequence[BlockKey], peer: "Datacenter | None") -> tuple[int, int]:

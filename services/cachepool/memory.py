@@ -5,10 +5,8 @@ piece, and each time it meets a neighbour it moves, into fresh pages. That costs
 """
 
 import mmap
-import weakref
-from collections import deque
 from functools import lru_cache
-from typing import Any
+from sys import getrefcount
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,72 +26,91 @@ def slot_bytes(num_bytes: int) -> int:
 
 
 class _Slab:
-    """One mapping, cut into slots. A slot is free again when the last view of it is gone."""
+    """One mapping, cut into slots: arrays over its parts. Nobody but its views refers to a slot in use."""
 
-    __slots__ = ("data", "free", "held", "num_slots", "room", "slot_bytes")
+    __slots__ = ("data", "free", "num_slots", "slot_bytes")
 
     def __init__(self, data: NDArray[np.uint8], size: int) -> None:
-        self.room = data.data
-        self.data = data.view()  # what slots are read through
-        self.data.flags.writeable = False
+        self.data = data
         self.slot_bytes = size
         self.num_slots = len(data) // size
-        self.free = list(range(self.num_slots - 1, -1, -1))
-        self.held: list[_Held | None] = [None] * self.num_slots
+        self.free = [data[index * size : (index + 1) * size] for index in reversed(range(self.num_slots))]
+
+    @property
+    def is_unused(self) -> bool:
+        return len(self.free) == self.num_slots and not any(getrefcount(slot) > _IN_A_LIST for slot in self.free)
 
 
-class _Held(weakref.ref[Any]):
-    """A slot in use; tells where it is when its view has gone."""
-
-    __slots__ = ("index", "slab")
-
-    slab: _Slab
-    index: int
+# What `getrefcount` says of a slot without views: its own argument, the variable, and the list that it is in.
+_ALONE, _IN_A_LIST = 2, 3
 
 
 class PayloadMemory:
-    """Owns the slabs. `keep` belongs to one thread; views may be dropped in any.
+    """Owns the slabs; belongs to one thread, but views may be dropped in any.
 
-    Always: bytes under a view do not change while any view of that slot, or of a part of it, is alive. Memory that was
-    touched once is used again, for slots of any size: what is mapped is at most what was needed at some time.
+    Always: bytes under a view do not change while any view of that slot, or of a part of it, is alive, whether it was
+    freed or not. Memory that was touched once is used again, for slots of any size: what is mapped is at most what was
+    needed at some time.
     """
 
     def __init__(self) -> None:
         self.mapped_bytes = 0
-        self._slabs: set[_Slab] = set()
+        self._slabs: dict[int, _Slab] = {}  # by the id of its `data`, which is the base of its slots
         self._roomy: dict[int, list[_Slab]] = {}  # slot size -> slabs with a free slot
-        self._spare: dict[int, list[NDArray[np.uint8]]] = {}  # size -> mappings that nothing uses
-        self._gone: deque[_Held] = deque()
-        self._note_gone = self._gone.append  # called in whichever thread drops the last view
+        self._viewed: list[NDArray[np.uint8]] = []  # freed while somebody read them
+
+    @property
+    def num_kept(self) -> int:
+        """Payloads that were kept and not freed."""
+        return sum(slab.num_slots - len(slab.free) for slab in self._slabs.values()) - len(self._viewed)
 
     def keep(self, payload: Payload) -> memoryview:
-        """Copy a payload into a slot and return a read-only view of it."""
-        while self._gone:
-            self._reclaim(self._gone.popleft())
+        """Copy a payload into a slot and return a read-only view of it, which goes to `free` in the end."""
         num_bytes = len(payload)
         size = slot_bytes(num_bytes)
         roomy = self._roomy.get(size)
-        if roomy is None:
-            roomy = self._roomy[size] = []
-        slab = roomy[-1] if roomy else self._new_slab(size, roomy)
-        free = slab.free
-        index = free.pop()
-        if not free:
-            roomy.pop()
-        start = index * size
-        end = start + num_bytes
-        slab.room[start:end] = payload
-        part = slab.data[start:end]  # whose last view frees the slot: views of a memoryview do not keep it alive
-        held = slab.held[index] = _Held(part, self._note_gone)
-        held.slab, held.index = slab, index
-        return part.data
+        while True:
+            slab = roomy[-1] if roomy else self._new_slab(size)
+            slot = slab.free.pop()
+            if not slab.free:
+                self._roomy[size].pop()
+            if getrefcount(slot) == _ALONE:
+                break
+            self._viewed.append(slot)
+        view = slot.data if num_bytes == size else slot.data[:num_bytes]
+        view[:] = payload
+        return view.toreadonly()
 
-    def _new_slab(self, size: int, roomy: list[_Slab]) -> _Slab:
-        num_bytes = max(SLAB_BYTES, size)
-        spare = self._spare.get(num_bytes)
-        slab = _Slab(spare.pop() if spare else self._map(num_bytes), size)
-        self._slabs.add(slab)
-        roomy.append(slab)
+    def free(self, view: Payload) -> None:
+        """Take a slot back: it is used again when its last view has gone."""
+        assert isinstance(view, memoryview), "not a payload that was kept"
+        self._give_back(view.obj)  # type: ignore[arg-type]
+
+    def _give_back(self, slot: NDArray[np.uint8]) -> None:
+        slab = self._slabs[id(slot.base)]
+        slab.free.append(slot)
+        if len(slab.free) == 1:
+            self._roomy[slab.slot_bytes].insert(0, slab)  # the slab in use stays last, so that others become empty
+
+    def _new_slab(self, size: int) -> _Slab:
+        """Return a slab with a free slot of this size: of slots that were viewed, of a slab that is empty, or new."""
+        viewed, self._viewed = self._viewed, []
+        for slot in viewed:
+            if getrefcount(slot) > _IN_A_LIST:
+                self._viewed.append(slot)
+            else:
+                self._give_back(slot)
+        roomy = self._roomy.setdefault(size, [])
+        if not roomy:
+            roomy.append(self._cut(max(SLAB_BYTES, size), size))
+        return roomy[-1]
+
+    def _cut(self, num_bytes: int, size: int) -> _Slab:
+        unused = (slab for slab in self._slabs.values() if len(slab.data) == num_bytes and slab.is_unused)
+        if (old := next(unused, None)) is not None:
+            self._roomy[old.slot_bytes].remove(old)
+        slab = _Slab(old.data if old else self._map(num_bytes), size)
+        self._slabs[id(slab.data)] = slab
         return slab
 
     def _map(self, num_bytes: int) -> NDArray[np.uint8]:
@@ -102,15 +119,3 @@ class PayloadMemory:
             mapping.madvise(mmap.MADV_HUGEPAGE)  # one fault for 2 MiB, not for each 4 KiB
         self.mapped_bytes += num_bytes
         return np.frombuffer(mapping, dtype=np.uint8)
-
-    def _reclaim(self, held: _Held) -> None:
-        slab = held.slab
-        slab.held[held.index] = None
-        slab.free.append(held.index)
-        roomy = self._roomy[slab.slot_bytes]
-        if len(slab.free) == 1:
-            roomy.insert(0, slab)  # the slab in use stays last, so that others can become empty
-        if len(slab.free) == slab.num_slots:
-            roomy.remove(slab)
-            self._slabs.remove(slab)
-            self._spare.setdefault(len(slab.data), []).append(np.asarray(slab.room))

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 
 from services.cachepool.block import Writer
-from services.cachepool.integrity import check
 from services.cachepool.links import lanes
 from services.cachepool.shares import SHARE_ID_BYTES
 from services.cachepool.stream import Ask, PullContext, Terms, arrivals
@@ -15,7 +14,7 @@ from services.cachepool.suspects import CORRUPT_S, SILENT_S
 from shared.deadline import Deadline
 from shared.errors import CorruptFrame, DeadlineExceeded, Overloaded, PrfaasError, WorkerLost
 from shared.kv.entries import BlockEntries
-from shared.kv.frame import Frame
+from shared.kv.frame import Frame, verify
 from shared.log import get_logger
 from shared.rpc.options import Lane
 
@@ -28,7 +27,7 @@ MAX_REFETCHES = 16
 class Pull:
     """Fills the grants of one writer from one peer. Its owner opens the writer before, and closes it afterwards.
 
-    plan streams ─► receive ─► check ─► put                              all streams have ended
+    plan streams ─► receive ─► verify ─► put                             all streams have ended
                       │          └► corrupt: ask again, alone                │
                       └► the stream is lost: the others go on                ▼
                                            what is neither here nor denied: ask again, over lanes that were not lost
@@ -123,17 +122,18 @@ class Pull:
             async for arrived in arriving:
                 for denied in arrived.missing:
                     self._store.release(self.writer, denied, self._started)
-                checked = check(arrived.frames, self._store.memory.keep)
-                misfits = [frame for frame in checked.intact if not self._put(frame)]
-                for frame in (*checked.corrupt, *misfits):
+                for frame in arrived.frames:
+                    if self._put(frame):
+                        continue
                     self._context.metrics.corrupt.labels(self._address).inc()
                     if 0 <= frame.layer < self.terms.layout.num_layers:  # else nobody can tell which entry this was
                         on_corrupt(BlockEntries(frame.key, 1 << frame.layer))
 
     def _put(self, frame: Frame) -> bool:
-        """Store a frame whose checksum is right; False when it is not KV of this layout all the same."""
+        """Store a frame; False when it is not what its source sealed, or is no KV of this layout all the same."""
         metrics = self._context.metrics
         try:
+            verify(frame)
             self._store.put(self.writer, frame)
         except Overloaded:
             metrics.refused.inc()

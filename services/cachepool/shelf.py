@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from weakref import WeakValueDictionary
 
-from services.cachepool.block import BLOCK_OVERHEAD_BYTES, Block, entry_charge
+from services.cachepool.block import BLOCK_OVERHEAD_BYTES, ENTRY_OVERHEAD_BYTES, Block, entry_charge
 from services.cachepool.eviction import Eviction
+from services.cachepool.memory import PayloadMemory
 from services.cachepool.tenants import Tenants
 from shared.errors import BadRequest, Overloaded
 from shared.ids import BlockKey, LayoutHash
 from shared.kv.entries import BlockEntries
-from shared.kv.frame import Frame
+from shared.kv.frame import Frame, with_payload
 from shared.kv.layout import KvLayout
 
 
@@ -27,8 +28,10 @@ class Shelf:
         clock: Callable[[], float],
         on_groups: Callable[[BlockKey, int], None],
         tenant_share: float,
-        policy: type[Eviction] = Eviction,
+        policy: type[Eviction],
+        memory: PayloadMemory,
     ) -> None:
+        self._memory = memory
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
         self.tenants = Tenants(budget_bytes, tenant_share)
@@ -84,31 +87,25 @@ class Shelf:
         """Renew the use of a chain: see `Eviction.touch`."""
         self._eviction.touch(chain)
 
-    def room_for(self, block: Block, frame: Frame, tenant: str) -> int:
-        """Evict until an entry fits, and return what it will be charged with. Raises `Overloaded`, typed by cause."""
-        charge = entry_charge(frame) + (0 if block.present else BLOCK_OVERHEAD_BYTES)
-        if self.used_bytes + charge <= self.budget_bytes:
-            return charge
-        if charge > self.budget_bytes:
-            raise Overloaded(f"an entry of {charge} bytes exceeds the pool's budget of {self.budget_bytes}")
-        payer = block.tenant if block.present else tenant
-        while self.used_bytes + charge > self.budget_bytes:
-            self._evict_for(payer, charge)
-        return charge
+    def insert(self, block: Block, frame: Frame, tenant: str) -> None:
+        """Store an entry, its payload as a copy. Whoever stores the first entry of a block pays for all of it.
 
-    def insert(self, block: Block, frame: Frame, charge: int, tenant: str) -> None:
-        """Store an entry that room was made for. Whoever stores the first entry of a block pays for all of it."""
-        if not block.present:
+        Evicts what has to go. Raises `Overloaded`, typed by cause; nothing is stored then.
+        """
+        layer, payload, present = frame.layer, frame.payload, block.present
+        charge = len(payload) + (ENTRY_OVERHEAD_BYTES if present else ENTRY_OVERHEAD_BYTES + BLOCK_OVERHEAD_BYTES)
+        if self.used_bytes + charge > self.budget_bytes:
+            self._make_room(block.tenant if present else tenant, charge)
+        if not present:
             block.frames = [None] * block.layout.num_layers
             block.tenant = tenant
             self.num_stored += 1
-        layer = frame.layer
-        block.frames[layer] = frame
-        block.present |= 1 << layer
+        block.frames[layer] = with_payload(frame, self._memory.keep(payload))
+        block.present = present = present | 1 << layer
         self._charge(block, charge)
         self.num_entries += 1
         group = block.layout.group_layers[layer]
-        if block.present & group == group:
+        if present & group == group:
             self._tell_groups(block)
 
     def pin(self, key: BlockKey, layers: int) -> None:
@@ -153,6 +150,12 @@ class Shelf:
             if block is not None and block.layout is not layout:
                 raise BadRequest(f"block {key.hex()[:12]} is known here with another KV layout")
 
+    def _make_room(self, payer: str, num_bytes: int) -> None:
+        if num_bytes > self.budget_bytes:
+            raise Overloaded(f"an entry of {num_bytes} bytes exceeds the pool's budget of {self.budget_bytes}")
+        while self.used_bytes + num_bytes > self.budget_bytes:
+            self._evict_for(payer, num_bytes)
+
     def _evict_for(self, payer: str, num_bytes: int) -> None:
         """Evict something: of the payer when that is above its quota, else of others that are, else of anybody."""
         tenants = self.tenants
@@ -168,16 +171,19 @@ class Shelf:
         self._remove(victim.block, victim.layers)
 
     def _remove(self, block: Block, layers: int) -> None:
-        self.num_entries -= layers.bit_count()
+        gone = [frame for layer, frame in enumerate(block.frames) if frame and layers >> layer & 1]
+        for frame in gone:
+            self._memory.free(frame.payload)
+        self.num_entries -= len(gone)
         if layers == block.present:
             freed = block.charge
             block.frames = []
             self.num_stored -= 1
             self.num_evicted += 1
         else:
-            freed = sum(entry_charge(frame) for i, frame in enumerate(block.frames) if frame and layers >> i & 1)
-            block.frames = [None if layers >> i & 1 else frame for i, frame in enumerate(block.frames)]
-            self.num_trimmed += layers.bit_count()
+            freed = sum(map(entry_charge, gone))
+            block.frames = [None if layers >> layer & 1 else frame for layer, frame in enumerate(block.frames)]
+            self.num_trimmed += len(gone)
         block.present &= ~layers
         self._charge(block, -freed)
         self._tell_groups(block)
@@ -208,6 +214,7 @@ class Shelf:
         assert all(self.tenants.used_bytes(tenant) == used for tenant, used in by_tenant.items())
         assert self.num_entries == sum(block.present.bit_count() for block in stored)
         assert self.num_stored == len(stored)
+        assert self._memory.num_kept == self.num_entries, "a slot was not freed, or freed twice"
         for block in self:
             assert not block.present & block.filling
             assert block.present or block.referenced or block.num_children, "an empty record was not dropped"

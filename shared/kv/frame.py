@@ -16,7 +16,8 @@ _HEADER = struct.Struct("<32sHBBI")  # key, layer, codec, fidelity, raw_bytes
 
 
 class Frame(NamedTuple):
-    """A sealed (key, layer) entry. A tuple because streams make tens of thousands of them in a second.
+    """A sealed (key, layer) entry. A tuple because streams make tens of thousands of them in a second: where they
+    do, by `tuple.__new__`, which takes half the time of the class's own.
 
     The checksum covers the header and the payload as it travels, so that every hop can check without decoding,
     and a frame that arrives under another key or layer does not pass either.
@@ -45,6 +46,12 @@ def seal(
     )
 
 
+def with_payload(frame: Frame, payload: Payload) -> Frame:
+    """Return the same frame with another copy of its payload: `_replace`, at a quarter of its time."""
+    key, layer, codec, fidelity, raw_bytes, _, checksum = frame
+    return tuple.__new__(Frame, (key, layer, codec, fidelity, raw_bytes, payload, checksum))
+
+
 def verify(frame: Frame) -> None:
     """Raise `CorruptFrame` unless header and payload are what the source sealed."""
     key, layer, codec, fidelity, raw_bytes, payload, checksum = frame
@@ -52,6 +59,15 @@ def verify(frame: Frame) -> None:
         raise CorruptFrame(f"impossible frame header: layer {layer}, {raw_bytes} bytes")
     if _digest(key, layer, codec, fidelity, raw_bytes, payload) != checksum:
         raise CorruptFrame(f"checksum of block {key.hex()[:12]} layer {layer} does not match")
+
+
+def is_intact(frame: Frame) -> bool:
+    """Return whether `verify` lets a frame pass: for who goes on with the others."""
+    try:
+        verify(frame)
+    except CorruptFrame:
+        return False
+    return True
 
 
 def open_frame(frame: Frame, shape: EntryShape | None = None, at_least: Fidelity = Fidelity.LOSSLESS) -> Payload:

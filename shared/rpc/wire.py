@@ -174,6 +174,7 @@ def _append_like(like: Frame, data: bytes, view: memoryview, at: int, frames: li
     _, layer, codec, fidelity, raw, payload, _ = like
     num_bytes = len(payload)
     *form, head = _form(layer, codec, fidelity, raw, num_bytes)
+    new = tuple.__new__
     last = len(data) - head.size - num_bytes
     while at <= last:
         before, key, between, checksum, after = head.unpack_from(data, at)
@@ -181,7 +182,7 @@ def _append_like(like: Frame, data: bytes, view: memoryview, at: int, frames: li
             break
         first = at + head.size
         at = first + num_bytes
-        frames.append(Frame(key, layer, codec, fidelity, raw, view[first:at], checksum))
+        frames.append(new(Frame, (key, layer, codec, fidelity, raw, view[first:at], checksum)))
     return at
 
 

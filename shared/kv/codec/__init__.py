@@ -12,13 +12,16 @@ SINK_TOKENS = 2
 strongly (attention sinks, StreamingLLM, arXiv 2309.17453), so that their error is everybody's."""
 
 
+_RAW = Codec.RAW  # to look a member up in its Enum takes longer than all that is done with it
+
+
 def encode(raw: Payload, codec: Codec, shape: EntryShape | None = None, num_whole: int = 0) -> Payload:
     """Return `raw`, one entry of `shape`, in the codec's form. Takes a millisecond per MiB: not for the event loop.
 
     `RAW` needs no shape. A lossy codec keeps the first `num_whole` tokens as they are, and an entry
     that it cannot represent (infinities, absurd ranges) wholly.
     """
-    if codec is Codec.RAW:
+    if codec is _RAW:
         return raw
     assert shape is not None, f"{codec.name} needs the entry's shape"
     assert len(raw) == shape.num_bytes, "an entry is as long as its shape says"
@@ -29,7 +32,7 @@ def encode(raw: Payload, codec: Codec, shape: EntryShape | None = None, num_whol
 
 def decode(payload: Payload, codec: Codec, shape: EntryShape | None = None) -> Payload:
     """Undo `encode`. Raises `CorruptFrame` unless the payload decodes to exactly one entry of `shape`."""
-    if codec is Codec.RAW:
+    if codec is _RAW:
         raw = payload
     elif shape is None:
         raise CorruptFrame(f"a payload in {codec.name} cannot be read without its shape")

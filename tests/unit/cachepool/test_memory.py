@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from services.cachepool.block import ENTRY_OVERHEAD_BYTES
-from services.cachepool.integrity import check
 from services.cachepool.memory import SLAB_BYTES, PayloadMemory, slot_bytes
 from shared.kv.codec import Codec
-from shared.kv.frame import Frame, seal
+from shared.kv.frame import Frame, seal, with_payload
 from shared.rpc.wire import decode_publish, encode_publish
 from tests.support.samples import key
 
@@ -41,46 +40,64 @@ def test_a_view_is_a_copy_that_cannot_be_written() -> None:
 
 
 def test_memory_of_one_size_serves_another() -> None:
-    slots = PayloadMemory()
+    memory = PayloadMemory()
     for size in (48 << 10, 64 << 10, 1 << 20):
-        views = [slots.keep(bytes(size)) for _ in range(2 * SLAB_BYTES // size)]
-        assert len(views) == 2 * SLAB_BYTES // size
-        views.clear()
-    assert slots.mapped_bytes <= 4 * SLAB_BYTES
+        views = [memory.keep(bytes(size)) for _ in range(2 * SLAB_BYTES // size)]
+        while views:
+            memory.free(views.pop())
+    assert memory.mapped_bytes <= 4 * SLAB_BYTES
+
+
+def test_a_slot_that_is_freed_while_it_is_read_is_used_again_once_nobody_reads_it() -> None:
+    memory = PayloadMemory()
+    size = SLAB_BYTES // 2
+    reader = memory.keep(bytes(size))[10:20]
+    memory.free(reader)
+    others = [memory.keep(b"x" * size) for _ in range(3)]
+    assert reader == bytes(10)
+    assert memory.mapped_bytes == 2 * SLAB_BYTES
+    del reader
+    memory.keep(b"y" * size)
+    assert memory.mapped_bytes == 2 * SLAB_BYTES
+    assert all(view == b"x" * size for view in others)
 
 
 class KeptPayloads(RuleBasedStateMachine):
-    """Any order of keeping and dropping, views of views included."""
+    """Any order of keeping, freeing and reading on, in parts too."""
 
     def __init__(self) -> None:
         super().__init__()
         self.memory = PayloadMemory()
         self.kept: list[tuple[memoryview, bytes]] = []
-        self.most = 0
+        self.read_on: list[tuple[memoryview, bytes]] = []
 
     @rule(size=SIZES, count=st.integers(1, 20))
     def keep(self, size: int, count: int) -> None:
         for _ in range(count):
-            payload = os.urandom(min(size, 64)) * (size // 64 + 1)
-            self.kept.append((self.memory.keep(payload[:size]), payload[:size]))
+            payload = (os.urandom(min(size, 64)) * (size // 64 + 1))[:size]
+            self.kept.append((self.memory.keep(payload), payload))
 
     @rule(data=st.data())
-    def drop(self, data: st.DataObject) -> None:
-        if self.kept:
-            first = data.draw(st.integers(0, len(self.kept) - 1))
-            del self.kept[first : first + data.draw(st.integers(1, 30))]
+    def free(self, data: st.DataObject) -> None:
+        first = data.draw(st.integers(0, len(self.kept)))
+        last = first + data.draw(st.integers(0, 30))
+        freed, self.kept = self.kept[first:last], self.kept[:first] + self.kept[last:]
+        for number, (view, payload) in enumerate(freed):
+            self.memory.free(view)
+            if number % 3 == 0:  # a part of a view holds its slot as the whole does
+                self.read_on.append((view[len(view) // 3 :], payload[len(view) // 3 :]))
 
     @rule()
-    def narrow(self) -> None:
-        """A part of a view holds its slot as the whole does."""
-        self.kept = [(view[len(view) // 3 :], payload[len(view) // 3 :]) for view, payload in self.kept]
+    def stop_reading(self) -> None:
+        self.read_on = self.read_on[1::2]
 
     @invariant()
     def nothing_has_changed(self) -> None:
-        assert all(view == payload for view, payload in self.kept)
+        assert all(view == payload for view, payload in self.kept + self.read_on)
 
     @invariant()
-    def all_of_it_is_mapped_once(self) -> None:
+    def all_of_it_is_counted_and_mapped_once(self) -> None:
+        assert self.memory.num_kept == len(self.kept)
         assert self.memory.mapped_bytes >= sum(len(payload) for _, payload in self.kept)
 
 
@@ -113,7 +130,7 @@ def test_an_entry_costs_what_it_is_charged() -> None:
         for message in messages:
             frames = decode_publish(message)
             assert isinstance(frames, list)
-            kept += check(frames, memory.keep).intact
+            kept += [with_payload(frame, memory.keep(frame.payload)) for frame in frames]
             del frames
         num_bytes = tracemalloc.get_traced_memory()[0]
     finally:

@@ -101,10 +101,12 @@ def test_the_budget_counts_every_byte(pool: Pool) -> None:
     pool.store.check_integrity()
 
 
-def test_frames_are_kept_by_reference(pool: Pool) -> None:
+def test_what_is_stored_is_a_copy(pool: Pool) -> None:
     sealed = frame(A, 0)
-    pool.store.put(pool.writer(A), sealed)
-    assert pool.reader(A, layers=1).take(1)[0] is sealed
+    message = bytearray(sealed.payload)
+    pool.store.put(pool.writer(A), sealed._replace(payload=memoryview(message)))
+    message[:] = bytes(len(message))
+    assert pool.reader(A, layers=1).take(1) == [sealed]
 
 
 # Delivery

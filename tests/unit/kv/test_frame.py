@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from shared.errors import CorruptFrame
 from shared.ids import BlockKey
 from shared.kv.codec import FIDELITY_OF, Codec, EntryShape, Fidelity
-from shared.kv.frame import Frame, _digest, open_frame, seal, verify
+from shared.kv.frame import Frame, _digest, is_intact, open_frame, seal, verify
 
 KEY = BlockKey(bytes(range(32)))
 
@@ -62,8 +62,11 @@ def test_an_entry_of_another_shape_is_refused() -> None:
 )
 def test_any_changed_field_is_found(codec: Codec, change: dict[str, object]) -> None:
     frame = seal(KEY, 3, bytes(64), codec, SHAPE)
+    assert is_intact(frame)
+    changed = frame._replace(**change)  # type: ignore[arg-type]
+    assert not is_intact(changed)
     with pytest.raises(CorruptFrame):
-        verify(frame._replace(**change))  # type: ignore[arg-type]
+        verify(changed)
 
 
 def test_a_flipped_bit_is_found() -> None:
