@@ -11,7 +11,7 @@ from tests.support.checkpoints import VOCAB, served
 from tests.support.suite import Suite, running_suite
 from tests.support.waiting import LIMIT_S
 
-pytestmark = [pytest.mark.suite, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.suite, pytest.mark.timeout(240)]
 
 WORKERS = ("prefill-east", "prefill-east-2")
 SERVICES = ("cachepool-east", "cachepool-west", *WORKERS, "decode-west", "gateway")
