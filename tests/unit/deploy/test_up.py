@@ -120,7 +120,7 @@ def test_a_process_that_ignores_the_request_is_killed_and_named(tmp_path: Path, 
 def test_only_warnings_and_the_ready_line_reach_the_console(tmp_path: Path, suites: list[Running]) -> None:
     lines = ['{"level": "info", "event": "hello"}', '{"level": "warning", "event": "careful", "error": "E"}', "plain"]
     chatter = f"printf '%s\\n' {' '.join(repr(line) for line in lines)}; {SLEEPER}"
-    suites.append(running := Running(tmp_path, f"noisy: {chatter}\nready: echo all set; {SLEEPER}\n"))
+    suites.append(running := Running(tmp_path, f"noisy: {chatter}\nready: echo all set; exec sleep 60\n"))
     assert running.process.stdout is not None
     seen = [running.process.stdout.readline().rstrip() for _ in range(3)]
     assert seen[0].startswith("starting noisy; logs are in ")
