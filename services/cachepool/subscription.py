@@ -73,20 +73,23 @@ class Subscription:
         """Remove and return ready frames, at least one if any is ready, at most about `max_bytes` of payload."""
         frames: list[Frame] = []
         size = 0
-        while self._ready_layers:
+        while self._ready_layers and size < max_bytes:
             layer = _lowest_bit(self._ready_layers)
-            index = _lowest_bit(self._ready[layer])
-            frame = self.blocks[index].frames[layer]
-            assert frame is not None, "an entry vanished under a reader's lease"
-            size += len(frame.payload)
-            if frames and size > max_bytes:
-                break
-            self._ready[layer] &= self._ready[layer] - 1
-            if not self._ready[layer]:
-                self._ready_layers &= ~(1 << layer)
-            self._wanted[index] &= ~(1 << layer)
-            self.num_left -= 1
-            frames.append(frame)
+            bit, ready = 1 << layer, self._ready[layer]
+            while ready:
+                index = _lowest_bit(ready)
+                frame = self.blocks[index].frames[layer]
+                assert frame is not None, "an entry vanished under a reader's lease"
+                size += len(frame.payload)
+                if frames and size > max_bytes:
+                    break
+                frames.append(frame)
+                self._wanted[index] &= ~bit
+                ready &= ready - 1
+            self._ready[layer] = ready
+            if not ready:
+                self._ready_layers &= ~bit
+        self.num_left -= len(frames)
         return frames
 
     def take_missing(self, now: float) -> list[BlockEntries]:
