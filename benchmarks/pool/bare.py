@@ -3,9 +3,11 @@
 import asyncio
 import json
 import os
+import statistics
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import grpc
@@ -17,6 +19,8 @@ from shared.allocator import keep_freed_memory
 from shared.rpc.options import client_options, server_options
 
 SERVICE = "benchmarks.Bare"
+LOOKUP_BYTES = 2000 * 34
+"""2,000 keys of 32 bytes, as protobuf writes them."""
 
 
 async def run_server() -> None:
@@ -62,10 +66,25 @@ class Client:
         load = Load.of(command)
         num_bytes = load.entry_bytes * load.entries_per_message
         count = -(-load.num_entries // load.entries_per_message)
+        latency = {
+            "first_frame": partial(self._get, load.entry_bytes, 1),
+            "lookup": partial(self._put, LOOKUP_BYTES, 1),
+        }
+        if (call := latency.get(command["do"])) is not None:
+            return self._runner.run(self._seconds(call))
         work = {"put": self._put, "get": self._get}[command["do"]]
         started = time.monotonic()
         self._runner.run(work(num_bytes, count))
         return {"started": started, "ended": time.monotonic(), "bytes": num_bytes * count}
+
+    async def _seconds(self, call: Callable[[], Coroutine[Any, Any, None]]) -> dict[str, Any]:
+        """A call that carries one message of the size that the pool's carries, and does nothing else."""
+        started, seconds = time.monotonic(), []
+        for _ in range(30):
+            began = time.perf_counter()
+            await call()
+            seconds.append(time.perf_counter() - began)
+        return {"started": started, "ended": time.monotonic(), "bytes": 0, "median_s": statistics.median(seconds)}
 
     async def _put(self, num_bytes: int, count: int) -> None:
         messages = self._payloads.of(num_bytes)
