@@ -170,7 +170,7 @@ def _grown(entry_bytes: int, num_bytes: int) -> float:
 
 def measure(options: argparse.Namespace) -> Report:
     report = Report(settings={"pool_mib": POOL_BYTES // MIB})
-    moved, rounds = (64 * MIB, 3) if options.quick else (128 * MIB, 9)
+    moved, rounds = (64 * MIB, 3) if options.quick else (128 * MIB, 21)
     with ExitStack() as stack:
         own = {name: stack.enter_context(contestant(name)) for name in ("bare", "ours")}
         others = {"mooncake": options.mooncake, "lmcache": options.lmcache}

@@ -38,11 +38,16 @@ class _Slab:
 
     @property
     def is_unused(self) -> bool:
-        return len(self.free) == self.num_slots and not any(getrefcount(slot) > _IN_A_LIST for slot in self.free)
+        return len(self.free) == self.num_slots and not any(_is_viewed(self.free, at) for at in range(self.num_slots))
 
 
-# What `getrefcount` says of a slot without views: its own argument, the variable, and the list that it is in.
-_ALONE, _IN_A_LIST = 2, 3
+_probe = [object()]
+_IN_A_LIST_ONLY = getrefcount(_probe[0])
+
+
+def _is_viewed(slots: list[NDArray[np.uint8]], at: int) -> bool:
+    """Return whether anything but the list refers to a slot: each view does."""
+    return getrefcount(slots[at]) > _IN_A_LIST_ONLY
 
 
 class PayloadMemory:
@@ -69,14 +74,15 @@ class PayloadMemory:
         num_bytes = len(payload)
         size = slot_bytes(num_bytes)
         roomy = self._roomy.get(size)
-        while True:
+        is_viewed = True
+        while is_viewed:
             slab = roomy[-1] if roomy else self._new_slab(size)
+            is_viewed = _is_viewed(slab.free, -1)
             slot = slab.free.pop()
             if not slab.free:
                 self._roomy[size].pop()
-            if getrefcount(slot) == _ALONE:
-                break
-            self._viewed.append(slot)
+            if is_viewed:
+                self._viewed.append(slot)
         view = slot.data if num_bytes == size else slot.data[:num_bytes]
         view[:] = payload
         return view.toreadonly()
@@ -94,12 +100,10 @@ class PayloadMemory:
 
     def _new_slab(self, size: int) -> _Slab:
         """Return a slab with a free slot of this size: of slots that were viewed, of a slab that is empty, or new."""
-        viewed, self._viewed = self._viewed, []
-        for slot in viewed:
-            if getrefcount(slot) > _IN_A_LIST:
-                self._viewed.append(slot)
-            else:
-                self._give_back(slot)
+        freed, self._viewed = self._viewed, []
+        while freed:
+            is_viewed, slot = _is_viewed(freed, -1), freed.pop()
+            (self._viewed.append if is_viewed else self._give_back)(slot)
         roomy = self._roomy.setdefault(size, [])
         if not roomy:
             roomy.append(self._cut(max(SLAB_BYTES, size), size))
