@@ -74,15 +74,15 @@ class PayloadMemory:
         num_bytes = len(payload)
         size = slot_bytes(num_bytes)
         roomy = self._roomy.get(size)
-        is_viewed = True
-        while is_viewed:
+        while True:
             slab = roomy[-1] if roomy else self._new_slab(size)
             is_viewed = _is_viewed(slab.free, -1)
             slot = slab.free.pop()
             if not slab.free:
                 self._roomy[size].pop()
-            if is_viewed:
-                self._viewed.append(slot)
+            if not is_viewed:
+                break
+            self._viewed.append(slot)
         view = slot.data if num_bytes == size else slot.data[:num_bytes]
         view[:] = payload
         return view.toreadonly()
