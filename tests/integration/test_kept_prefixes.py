@@ -16,6 +16,7 @@ import pytest
 
 from services.cachepool.block import whole_charge
 from services.gateway.app import make_cluster, make_http_app
+from services.gateway.cluster import Cluster
 from services.gateway.model import ServedModel
 from services.gateway.settings import GatewaySettings
 from shared.bus.events import MembershipEvent, PlacementEvent
@@ -30,7 +31,7 @@ from tests.support.engines import Node, Pools, TwoDatacenters, two_datacenters
 from tests.support.gateway import byte_tokenizer
 from tests.support.placement import take_snapshot
 from tests.support.tiny import tiny_model
-from tests.support.waiting import eventually, until
+from tests.support.waiting import until
 
 BLOCK, POOL_BLOCKS = 64, 24
 PREFIX_BLOCKS, FILLER_BLOCKS = 5, 10
@@ -41,6 +42,7 @@ NUM_PAGES = FILLER_BLOCKS + 4  # of an engine, one for each block: it too forget
 class Service:
     client: aiohttp.ClientSession
     dcs: TwoDatacenters
+    cluster: Cluster
 
     async def cached_blocks(self, prompt: str, **fields: Any) -> int:
         """Return `cached_tokens` in blocks; the prompt is none of whole blocks."""
@@ -128,7 +130,7 @@ async def service(directory: Path, **pool_settings: Any) -> AsyncIterator[Servic
         app = make_http_app(cluster, settings, Health(), inflight, executor, metrics)
         server = await stack.enter_async_context(HttpServer(app, "127.0.0.1", 0))
         client = await stack.enter_async_context(aiohttp.ClientSession(f"http://127.0.0.1:{server.port}"))
-        yield Service(client, dcs)
+        yield Service(client, dcs, cluster)
 
 
 async def test_pinned_prefixes_outlive_a_flood_until_they_are_deleted(tmp_path: Path) -> None:
@@ -152,10 +154,8 @@ async def test_of_a_prompt_of_whole_blocks_the_second_request_computes_one_token
         assert await suite.cached_tokens(whole) == 0  # prefill computes three blocks, decode the fourth
         assert suite.dcs.prefill.metric("prefill_computed_blocks_total") == 3
 
-        async def the_gateway_knows_of_the_fourth() -> bool:
-            return await suite.cached_tokens(whole) == 4 * BLOCK - 1
-
-        await eventually(the_gateway_knows_of_the_fourth)
+        await until(lambda: suite.cluster.index.num_blocks()[WorkerId("cachepool-west")] == 4)
+        assert await suite.cached_tokens(whole) == 4 * BLOCK - 1
         assert await suite.cached_tokens(whole + "more") == 4 * BLOCK
         assert suite.dcs.prefill.metric("prefill_computed_blocks_total") == 3
 
