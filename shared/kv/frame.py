@@ -47,7 +47,7 @@ def seal(
 
 
 def with_payload(frame: Frame, payload: Payload) -> Frame:
-    """Return the same frame with another copy of its payload: `_replace`, at a quarter of its time."""
+    """Return the same frame with another copy of its payload: `_replace`, in a third of its time."""
     key, layer, codec, fidelity, raw_bytes, _, checksum = frame
     return tuple.__new__(Frame, (key, layer, codec, fidelity, raw_bytes, payload, checksum))
 
