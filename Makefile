@@ -27,7 +27,7 @@ $(VENV)/.complete: pyproject.toml constraints.txt
 	@touch $@
 
 up: setup ## start the whole suite on this machine; Ctrl-C stops it
-	@$(BIN)/python -m shared.model.catalog --weights
+	@$(BIN)/python -m shared.model.files.catalog --weights
 	@exec $(BIN)/python -m deploy.up
 
 test: lint ## all static checks, then the tests

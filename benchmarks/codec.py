@@ -27,9 +27,9 @@ from shared.engine.loaded import LoadedModel, load_model
 from shared.engine.settings import EngineSettings
 from shared.kv.codec import FIDELITY_OF, SINK_TOKENS, Codec, EntryShape, Fidelity, decode, encode
 from shared.kv.codec.floats import from_floats, to_floats
-from shared.model.batch import Batch, Span
-from shared.model.catalog import BUILT_IN
-from shared.model.reservation import Reservation
+from shared.model.files.catalog import BUILT_IN
+from shared.model.layers.batch import Batch, Span
+from shared.model.pages.reservation import Reservation
 
 
 @dataclass(frozen=True)

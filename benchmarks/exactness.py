@@ -19,7 +19,7 @@ from tqdm import tqdm
 from benchmarks import harness
 from benchmarks.harness import Check, Report, Row
 from benchmarks.suite import URL, suite
-from shared.model.catalog import resolve
+from shared.model.files.catalog import resolve
 
 MODELS = ("smollm2-135m-instruct", "gemma3-270m")
 

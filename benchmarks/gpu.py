@@ -14,7 +14,7 @@ from benchmarks import harness
 from benchmarks.device import correctness, decode, emission, limits, prefill, serving
 from benchmarks.device.shapes import FULL, SMALL, config_of, random_weights, transformer
 from benchmarks.harness import Report
-from shared.model.attention import select_attention
+from shared.model.attention.select import select_attention
 
 SECTIONS = ("correctness", "prefill", "decode", "emission", "suite")
 NEED_MODEL = {"prefill": prefill.measure, "decode": decode.measure, "emission": emission.measure}

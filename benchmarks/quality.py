@@ -21,9 +21,9 @@ from benchmarks.harness import Check, Report, at_most
 from shared.config import load
 from shared.engine.loaded import LoadedModel, load_model
 from shared.engine.settings import EngineSettings
-from shared.model.batch import Batch, Span
-from shared.model.catalog import BUILT_IN, resolve
-from shared.model.tokenizer import Tokenizer
+from shared.model.files.catalog import BUILT_IN, resolve
+from shared.model.layers.batch import Batch, Span
+from shared.model.text.tokenizer import Tokenizer
 
 NUM_WINDOWS, WINDOW = 8, 1024
 QUICK_NUM_WINDOWS, QUICK_WINDOW = 1, 256

@@ -8,7 +8,7 @@ Patterson: Roofline, 2009.)
 
 from dataclasses import dataclass
 
-from shared.model.config import ModelConfig
+from shared.model.files.config import ModelConfig
 
 LLAMA_8B = {
     "model_type": "llama",

@@ -36,7 +36,7 @@ def suite(procfile: Path = ROOT / "Procfile", /, **environ: str) -> Iterator[Sta
     with tempfile.TemporaryDirectory() as objects:
         env = {**os.environ, "PRFAAS_POOL_OBJECT_URL": Path(objects).as_uri(), **environ}
         started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "shared.model.catalog", "--weights"], cwd=ROOT, env=env, check=True)
+        subprocess.run([sys.executable, "-m", "shared.model.files.catalog", "--weights"], cwd=ROOT, env=env, check=True)
         process = subprocess.Popen(
             [sys.executable, "-m", "deploy.up", "--procfile", str(procfile)],
             cwd=ROOT,

@@ -21,8 +21,8 @@ from pathlib import Path
 from benchmarks import harness
 from benchmarks.harness import Report, Row, Spread, at_most
 from services.cachepool.settings import PoolSettings
-from services.cachepool.sources import SourcedReader
-from services.cachepool.store import Store
+from services.cachepool.store.sources import SourcedReader
+from services.cachepool.store.store import Store
 from services.cachepool.tiers.bucket import open_client
 from services.cachepool.tiers.opening import open_tier
 from services.cachepool.tiers.tier import ObjectTier

@@ -14,8 +14,9 @@ from torch import Tensor
 from benchmarks.device.sequences import Sequences, pages_for, reserve
 from benchmarks.device.shapes import Plan, config_of, random_weights, transformer
 from benchmarks.harness import Check, Report, Row, at_most
-from shared.model.attention import Attention, SdpaAttention
-from shared.model.config import ModelConfig
+from shared.model.attention.base import Attention
+from shared.model.attention.sdpa import SdpaAttention
+from shared.model.files.config import ModelConfig
 from shared.model.transformer import Transformer
 
 NUM_ROWS = 8

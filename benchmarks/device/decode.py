@@ -10,14 +10,14 @@ from benchmarks.device.sequences import pages_for, reserve
 from benchmarks.device.shapes import Plan
 from benchmarks.harness import Report, Spread, at_least
 from benchmarks.roofline import decode, kv_bytes
-from shared.model.attention import Attention
-from shared.model.batch import Span
-from shared.model.config import ModelConfig
-from shared.model.paged import PagedKv
-from shared.model.reservation import Reservation
-from shared.model.sampling import Row, sample
-from shared.model.sampling_params import SamplingParams
+from shared.model.attention.base import Attention
+from shared.model.files.config import ModelConfig
+from shared.model.layers.batch import Span
+from shared.model.pages.kv import PagedKv
+from shared.model.pages.reservation import Reservation
+from shared.model.sampler.sampling import Row, sample
 from shared.model.transformer import Transformer
+from shared.sampling.params import SamplingParams
 
 TARGET_SHARE = 0.7
 KEPT_FREE_BYTES = 5e9

@@ -12,11 +12,11 @@ from benchmarks.device.shapes import BLOCK_TOKENS, Plan
 from benchmarks.harness import Report, Spread, at_least
 from services.prefill.step import Part, Step
 from shared.engine.stage import Mark, Stager, select_stager
-from shared.model.attention import Attention
-from shared.model.batch import Span
-from shared.model.config import ModelConfig
-from shared.model.paged import PagedKv
-from shared.model.reservation import Reservation
+from shared.model.attention.base import Attention
+from shared.model.files.config import ModelConfig
+from shared.model.layers.batch import Span
+from shared.model.pages.kv import PagedKv
+from shared.model.pages.reservation import Reservation
 from shared.model.transformer import Transformer
 
 TARGET_HIDDEN = 0.95

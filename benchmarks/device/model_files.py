@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from benchmarks.device.shapes import config_of, random_weights
-from shared.model import safetensors_file
-from shared.model.catalog import resolve
-from shared.model.convert import file_tensors
-from shared.model.safetensors_file import Tensor
+from shared.model.files import safetensors_file
+from shared.model.files.catalog import resolve
+from shared.model.files.convert import file_tensors
+from shared.model.files.safetensors_file import Tensor
 
 
 def write_model(directory: Path, cache_dir: Path, shape: Mapping[str, Any], device: torch.device) -> None:

@@ -10,11 +10,11 @@ from benchmarks.harness import Report, Spread, at_least
 from benchmarks.roofline import layer_parameters, prefill
 from services.prefill.step import Part, Step
 from shared.engine.stage import Stager, select_stager
-from shared.model.attention import Attention
-from shared.model.batch import Span
-from shared.model.config import ModelConfig
-from shared.model.paged import PagedKv
-from shared.model.reservation import Reservation
+from shared.model.attention.base import Attention
+from shared.model.files.config import ModelConfig
+from shared.model.layers.batch import Span
+from shared.model.pages.kv import PagedKv
+from shared.model.pages.reservation import Reservation
 from shared.model.transformer import Transformer
 
 TARGET_SHARE, TARGET_FROM_TOKENS = 0.6, 8192

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from shared.kv.layout import Dtype
-from shared.model.attention import Attention
-from shared.model.batch import Batch, Span
-from shared.model.config import ModelConfig
-from shared.model.page_groups import PageGroups
-from shared.model.paged import PagedKv
-from shared.model.reservation import Reservation
+from shared.model.attention.base import Attention
+from shared.model.files.config import ModelConfig
+from shared.model.layers.batch import Batch, Span
+from shared.model.pages.groups import PageGroups
+from shared.model.pages.kv import PagedKv
+from shared.model.pages.reservation import Reservation
 from shared.model.transformer import Transformer
 
 from benchmarks.device.shapes import BLOCK_TOKENS  # isort: skip

@@ -23,15 +23,15 @@ from benchmarks.harness import Report, Row, Spread
 from benchmarks.prompts import Prompt
 from benchmarks.serve import new_session
 from benchmarks.suite import suite
-from shared.model.attention import AttentionName
-from shared.model.catalog import ModelFiles, resolve
+from shared.model.attention.select import AttentionName
+from shared.model.files.catalog import ModelFiles, resolve
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import PrefillStub
 from shared.rpc.client import Channels, rpc_errors
 
 TIMEOUT_S = 120.0
 _PROCFILE = """\
-broker: exec python -m shared.bus.devbroker --port {broker}
+broker: exec python -m deploy.devbroker --port {broker}
 cachepool-east: exec env PRFAAS_DC=east PRFAAS_GRPC_PORT={pool_east} PRFAAS_HTTP_PORT={status0} {pool} {cachepool}
 cachepool-west: exec env PRFAAS_DC=west PRFAAS_GRPC_PORT={pool_west} PRFAAS_HTTP_PORT={status1} {pool} {cachepool}
 prefill-east: exec env PRFAAS_DC=east PRFAAS_GRPC_PORT={prefill} PRFAAS_HTTP_PORT={status2} \

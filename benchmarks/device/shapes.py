@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.roofline import LLAMA_8B
-from shared.model.attention import Attention
-from shared.model.config import ModelConfig
-from shared.model.layer_weights import ModelWeights
-from shared.model.stored import stored_tensors
+from shared.model.attention.base import Attention
+from shared.model.files.config import ModelConfig
+from shared.model.files.stored import stored_tensors
+from shared.model.layers.layer_weights import ModelWeights
 from shared.model.transformer import Transformer
 
 BLOCK_TOKENS = 64

@@ -17,7 +17,7 @@ from benchmarks.harness import Report
 from benchmarks.peers.found import contestants, ours_environ, pythons
 from benchmarks.roofline import Limits
 from shared.engine.settings import available_cores
-from shared.model.catalog import BUILT_IN, resolve
+from shared.model.files.catalog import BUILT_IN, resolve
 
 SECTIONS = ("speed", *child.SECTIONS)
 LONG_CONTEXT = 32_000

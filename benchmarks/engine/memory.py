@@ -10,7 +10,7 @@ from benchmarks.peers.protocol import Prompts
 from benchmarks.roofline import kv_bytes
 from shared.config import load
 from shared.engine.settings import EngineSettings
-from shared.model.catalog import ensure_weights
+from shared.model.files.catalog import ensure_weights
 
 NUM_TOKENS, QUICK_NUM_TOKENS = 32_000, 2_048
 LIMIT_MB = 400.0

@@ -23,18 +23,18 @@ from shared.engine.host import Host
 from shared.engine.loaded import LoadedModel, load_model
 from shared.engine.settings import EngineSettings
 from shared.engine.thread import WorkThread
-from shared.health import Health
 from shared.kv.codec import Codec
 from shared.kv.entries import BlockEntries, Source
 from shared.kv.frame import Frame
 from shared.kv.layout import KvLayout
-from shared.lifecycle import InFlight, background
 from shared.log import configure
 from shared.metrics import Metrics
-from shared.model.sampling_params import SamplingParams
+from shared.pool.client import AT_HOME, Arrived, Crossing, Grant, PoolClient, Publication
 from shared.rpc.client import Channels
-from shared.rpc.pool import AT_HOME, Arrived, Crossing, Grant, PoolClient, Publication
 from shared.rpc.server import GrpcServer
+from shared.sampling.params import SamplingParams
+from shared.service.health import Health
+from shared.service.lifecycle import InFlight, background
 
 TIMEOUT_S = 600.0
 

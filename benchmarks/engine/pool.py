@@ -15,21 +15,21 @@ from benchmarks.harness import ROOT
 from services.cachepool.app import build_pool
 from services.cachepool.settings import PoolSettings
 from shared.deadline import Deadline
-from shared.health import Health
 from shared.ids import BlockKey, new_epoch
 from shared.kv.codec import Codec
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import seal
 from shared.kv.layout import KvLayout
-from shared.lifecycle import InFlight
 from shared.log import configure
 from shared.metrics import Metrics
-from shared.model.catalog import resolve
+from shared.model.files.catalog import resolve
+from shared.pool.calls import add_pool_servicer
+from shared.pool.client import PoolClient
 from shared.rpc.client import Channels
 from shared.rpc.convert import MAX_BATCH_BYTES
-from shared.rpc.pool import PoolClient
-from shared.rpc.pool_calls import add_pool_servicer
 from shared.rpc.server import GrpcServer
+from shared.service.health import Health
+from shared.service.lifecycle import InFlight
 
 TIMEOUT_S = 120.0
 CACHE_DIR = Path("~/.cache/prfaas").expanduser()

@@ -11,7 +11,7 @@ from benchmarks.harness import Check, Report, Row, Spread, alternate, at_least
 from benchmarks.peers.found import LLAMA, OURS, TRANSFORMERS, VLLM, Contestant
 from benchmarks.peers.process import Peer, PeerFailed
 from benchmarks.roofline import Limits, Sizes, Work, decode, prefill
-from shared.model.config import ModelConfig
+from shared.model.files.config import ModelConfig
 
 CHUNK_TOKENS = 512
 """Our default, for the bound of a prefill."""

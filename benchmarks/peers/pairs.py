@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.harness import ROOT
 from benchmarks.peers.found import exported, ours_environ
 from benchmarks.peers.servers import Servers, free_ports
-from shared.model.catalog import ModelFiles
+from shared.model.files.catalog import ModelFiles
 
 SETTLE_S = 3.0
 """What A has computed is on its way to the shared cache for a moment after its answer; both makes get as long."""
@@ -35,7 +35,7 @@ class Pair:
 def our_pair(files: ModelFiles, threads: int, folder: Path) -> Iterator[Pair]:
     """A broker, a pool, two decode workers and a gateway: no prefill worker, so that A computes what it is asked."""
     environ = {**ours_environ(files.name, threads), "PRFAAS_DC": "west", "PRFAAS_LOG_LEVEL": "warning"}
-    subprocess.run([sys.executable, "-m", "shared.model.catalog", "--weights"], cwd=ROOT, check=True, timeout=300)
+    subprocess.run([sys.executable, "-m", "shared.model.files.catalog", "--weights"], cwd=ROOT, check=True, timeout=300)
     broker, pool, pool_http, a_http, b_http, http = free_ports(6)
     environ |= {"PRFAAS_KAFKA": f"127.0.0.1:{broker}", "PRFAAS_POOL": f"127.0.0.1:{pool}", "PRFAAS_POOL_BYTES": "2GiB"}
     with Servers(folder) as servers:
@@ -44,7 +44,7 @@ def our_pair(files: ModelFiles, threads: int, folder: Path) -> Iterator[Pair]:
             named = {"PRFAAS_WORKER_ID": name, "PRFAAS_HTTP_PORT": str(http_port), **settings}
             servers.start(name, (sys.executable, "-m", f"services.{service}"), {**environ, **named})
 
-        servers.start("broker", (sys.executable, "-m", "shared.bus.devbroker", "--port", str(broker)), environ)
+        servers.start("broker", (sys.executable, "-m", "deploy.devbroker", "--port", str(broker)), environ)
         start("cachepool", "cachepool", pool_http, PRFAAS_GRPC_PORT=str(pool))
         start("decode-a", "decode", a_http)
         start("decode-b", "decode", b_http)

@@ -14,20 +14,20 @@ from typing import Any
 from benchmarks.harness import ROOT
 from services.cachepool.app import Pool, build_pool
 from services.cachepool.settings import PoolSettings
-from services.cachepool.sources import SourcedReader
-from shared.health import Health
+from services.cachepool.store.sources import SourcedReader
 from shared.ids import BlockKey, Datacenter, ModelFingerprint, new_epoch
 from shared.kv.codec import Codec
 from shared.kv.entries import BlockEntries, Source
 from shared.kv.frame import seal
 from shared.kv.hashing import chain_keys, root_key
 from shared.kv.layout import KvLayout, LayerSpec
-from shared.lifecycle import InFlight
 from shared.log import configure
 from shared.metrics import Metrics
+from shared.pool.calls import add_pool_servicer
 from shared.rpc.client import Channels
-from shared.rpc.pool_calls import add_pool_servicer
 from shared.rpc.server import GrpcServer
+from shared.service.health import Health
+from shared.service.lifecycle import InFlight
 
 LAYOUT = KvLayout(tuple(LayerSpec(None, 8, 128) for _ in range(16)), "bfloat16", 64)
 """256 KiB an entry, 4 MiB a block: an 8-billion-parameter model's layers, half of them."""

@@ -5,16 +5,16 @@ from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import cast
 
-from services.gateway.cluster import Cluster
-from services.gateway.feed import DECODE_CONDITION, Feed
-from services.gateway.index import PlacementIndex
-from services.gateway.registry import Registry
+from services.gateway.cluster.feed import DECODE_CONDITION, Feed
+from services.gateway.cluster.registry import Registry
+from services.gateway.cluster.view import Cluster
+from services.gateway.placement.index import PlacementIndex
 from shared.bus.events import TOPIC_MEMBERSHIP, TOPIC_PLACEMENT, MembershipEvent, PlacementEvent, StoredBlocks
 from shared.bus.kafka import Record
-from shared.health import Health
 from shared.ids import Datacenter, Epoch, LayoutHash, ModelFingerprint, WorkerId
 from shared.kv.layout import KvLayout, LayerSpec
 from shared.rpc.client import Channels
+from shared.service.health import Health
 
 LAYOUT = KvLayout(tuple(LayerSpec(None if i % 6 == 5 else 512, 1, 256) for i in range(18)), "bfloat16")
 """Gemma 3 270M's: 3 full layers and 15 with a window."""

@@ -14,13 +14,13 @@ import psutil
 from services.cachepool.app import build_pool
 from services.cachepool.settings import PoolSettings
 from shared.bus.events import PlacementEvent
-from shared.health import Health
 from shared.ids import BlockKey, Epoch
-from shared.lifecycle import InFlight
 from shared.metrics import Metrics
+from shared.pool.calls import add_pool_servicer
 from shared.rpc.client import Channels
-from shared.rpc.pool_calls import add_pool_servicer
 from shared.rpc.server import GrpcServer
+from shared.service.health import Health
+from shared.service.lifecycle import InFlight
 
 GROUPS = 0b11
 

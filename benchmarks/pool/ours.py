@@ -28,8 +28,8 @@ from shared.kv.codec import Codec
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import Frame, open_frame, seal
 from shared.kv.layout import KvLayout, LayerSpec
+from shared.pool.client import PoolClient
 from shared.rpc.client import Channels
-from shared.rpc.pool import PoolClient
 
 LIMIT_S = 120.0
 # Layouts whose entries have these sizes, in bfloat16 and blocks of 64 tokens: (layers, KV heads, head size).
@@ -61,7 +61,7 @@ def run_server() -> None:
     answers = open_answers()
     with ExitStack() as stack:
         kafka = f"127.0.0.1:{_free_port()}"
-        command = [sys.executable, "-m", "shared.bus.devbroker", "--port", kafka.split(":")[1]]
+        command = [sys.executable, "-m", "deploy.devbroker", "--port", kafka.split(":")[1]]
         stack.enter_context(_process(command))
         environ = {"PRFAAS_KAFKA": kafka, "PRFAAS_GRPC_PORT": "0", "PRFAAS_HTTP_PORT": "0", "PYTHONUNBUFFERED": "1"}
         pool = stack.enter_context(_process([sys.executable, "-m", "services.cachepool"], **environ))

@@ -18,7 +18,7 @@ from benchmarks.harness import Check, Report, Row, at_least
 from benchmarks.trace.plot import save_plot
 from benchmarks.trace.replay import DENSE, HYBRID, UNLIMITED, Lru, Outcome, Setup, replay
 from benchmarks.trace.source import Request, load, synthetic
-from services.cachepool.eviction import Eviction
+from services.cachepool.store.eviction import Eviction
 
 CAPACITIES = (1000, 2000, 4000, 8000, 16000, 32000, 48000, 64000)
 POOLED_CAPACITIES = (8000,)

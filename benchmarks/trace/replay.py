@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from benchmarks.trace.source import BLOCK_TOKENS, Request
-from services.cachepool.block import Block, Writer, whole_charge
-from services.cachepool.eviction import Eviction
-from services.cachepool.memory import PayloadMemory
-from services.cachepool.reuse import ATTENTION_EQUALS_LINEAR_TOKENS
-from services.cachepool.store import Store
+from services.cachepool.store.block import Block, Writer, whole_charge
+from services.cachepool.store.eviction import Eviction
+from services.cachepool.store.memory import PayloadMemory
+from services.cachepool.store.reuse import ATTENTION_EQUALS_LINEAR_TOKENS
+from services.cachepool.store.store import Store
 from shared.errors import Overloaded
 from shared.ids import BlockKey
 from shared.kv.codec import Codec, Fidelity, Payload

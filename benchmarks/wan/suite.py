@@ -53,7 +53,7 @@ class WanSuite:
             command = [sys.executable, "-m", f"services.{name.partition('-')[0]}"]
             if name.startswith("broker"):
                 host = self._network.address(site)
-                command = [sys.executable, "-m", "shared.bus.devbroker", "--host", host, "--port", str(BROKER_PORT)]
+                command = [sys.executable, "-m", "deploy.devbroker", "--host", host, "--port", str(BROKER_PORT)]
             with (self._folder / f"{name}.log").open("wb") as log:
                 self._processes[name] = subprocess.Popen(
                     [*self._network.command(site), *command], cwd=ROOT, env=self._env(name), stdout=log, stderr=log

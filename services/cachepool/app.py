@@ -6,14 +6,14 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from time import monotonic, time
 
-from services.cachepool.links import LinkCollector, Links
+from services.cachepool.links.links import LinkCollector, Links
 from services.cachepool.metrics import PoolMetrics, StoreCollector
-from services.cachepool.peers import PeerPulls
-from services.cachepool.pins import Pins
+from services.cachepool.peers.peers import PeerPulls
 from services.cachepool.placement import PlacementFeed, PlacementLog
-from services.cachepool.servicer import PoolServicer
+from services.cachepool.serving.servicer import PoolServicer
 from services.cachepool.settings import PoolSettings
-from services.cachepool.store import Store
+from services.cachepool.store.pins import Pins
+from services.cachepool.store.store import Store
 from services.cachepool.tiers.bucket import ObjectClient
 from services.cachepool.tiers.opening import open_tier
 from services.cachepool.tiers.tier import NoTier, ObjectTier
@@ -23,15 +23,15 @@ from shared.bus.events import TOPIC_PLACEMENT, LoadEvent, MembershipEvent, Place
 from shared.bus.kafka import Bus
 from shared.config import load
 from shared.deadline import Deadline
-from shared.health import Health
-from shared.http import StatusServer
 from shared.ids import BlockKey, Datacenter, Epoch, WorkerId, new_epoch
-from shared.lifecycle import InFlight, Lifecycle, background
 from shared.log import configure, get_logger
 from shared.metrics import Metrics, watch_loop_lag
+from shared.pool.calls import add_pool_servicer
 from shared.rpc.client import Channels
-from shared.rpc.pool_calls import add_pool_servicer
 from shared.rpc.server import GrpcServer
+from shared.service.health import Health
+from shared.service.http import StatusServer
+from shared.service.lifecycle import InFlight, Lifecycle, background
 
 log = get_logger()
 

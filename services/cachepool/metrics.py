@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from services.cachepool.pins import Pins
 from services.cachepool.placement import PlacementLog
-from services.cachepool.store import Store
+from services.cachepool.store.pins import Pins
+from services.cachepool.store.store import Store
 from shared.metrics import PREFIX, Metrics
 
 WRITER = "writer"

@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from services.cachepool.shares import MAX_STREAMS
 from shared.config import ServiceSettings, fraction, non_negative, parse_bytes, positive, setting
+
+MAX_STREAMS = 64
+"""Streams that share one pull at a time."""
 
 
 def _connections(value: float) -> str | None:

@@ -8,8 +8,8 @@ from services.decode.servicer import DecodeServicer
 from services.decode.settings import DecodeSettings
 from shared.config import load
 from shared.engine.host import EngineLoad, Host, serve_engine
-from shared.lifecycle import Lifecycle
 from shared.proto.prfaas_pb2_grpc import add_DecodeServicer_to_server
+from shared.service.lifecycle import Lifecycle
 
 
 async def run(lifecycle: Lifecycle) -> None:

@@ -18,7 +18,7 @@ from shared.engine.thread import WorkThread
 from shared.errors import ContextTooLong, Draining, Internal, Overloaded, PrfaasError
 from shared.log import get_logger
 from shared.metrics import Metrics
-from shared.model.sampling import Sampled
+from shared.model.sampler.sampling import Sampled
 
 log = get_logger()
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from services.decode.tail import Tail
 from shared.engine.fetch import PageFetch
-from shared.model.reservation import Reservation
+from shared.model.pages.reservation import Reservation
 
 
 @dataclass(eq=False)

@@ -16,7 +16,7 @@ from shared.errors import ContextTooLong
 from shared.kv.hashing import chain_keys
 from shared.log import get_logger
 from shared.metrics import Metrics
-from shared.model.reservation import Reservation
+from shared.model.pages.reservation import Reservation
 
 log = get_logger()
 

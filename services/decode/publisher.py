@@ -15,7 +15,7 @@ from shared.errors import DeadlineExceeded, PrfaasError, Unavailable
 from shared.kv.entries import BlockEntries
 from shared.log import get_logger
 from shared.metrics import Metrics
-from shared.model.reservation import Reservation
+from shared.model.pages.reservation import Reservation
 
 log = get_logger()
 

@@ -10,10 +10,10 @@ import torch
 from services.decode.holding import Holding
 from services.decode.scheduler import Slice
 from services.decode.sequence import Sequence
-from shared.model.batch import Span
-from shared.model.paged import PagedKv
-from shared.model.penalties import TokenHistory
-from shared.model.sampling import Row, Sampled, sample
+from shared.model.layers.batch import Span
+from shared.model.pages.kv import PagedKv
+from shared.model.sampler.penalties import TokenHistory
+from shared.model.sampler.sampling import Row, Sampled, sample
 from shared.model.transformer import Transformer
 
 

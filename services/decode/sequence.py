@@ -14,9 +14,9 @@ from shared.errors import PrfaasError
 from shared.ids import BlockKey, RequestId
 from shared.kv.codec import Codec, Fidelity
 from shared.kv.entries import Source
-from shared.model.logprobs import TokenLogprobs
-from shared.model.penalties import TokenHistory
-from shared.model.sampling_params import SamplingParams
+from shared.model.sampler.penalties import TokenHistory
+from shared.sampling.logprobs import TokenLogprobs
+from shared.sampling.params import SamplingParams
 
 
 class FinishReason(Enum):

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
-from shared.model.batch import Batch, Span
-from shared.model.paged import PagedKv
-from shared.model.reservation import Reservation
+from shared.model.layers.batch import Batch, Span
+from shared.model.pages.kv import PagedKv
+from shared.model.pages.reservation import Reservation
 from shared.model.transformer import Transformer
 
 

@@ -8,34 +8,34 @@ from contextlib import AsyncExitStack
 
 from aiohttp import web
 
-from services.gateway.admission import Admission
-from services.gateway.certainty import IndexCollector
-from services.gateway.cluster import Cluster
-from services.gateway.feed import DECODE_CONDITION, Feed
-from services.gateway.index import PlacementIndex
-from services.gateway.info_routes import InfoRoutes
+from services.gateway.api.admission import Admission
+from services.gateway.api.generation import GenerationRoutes
+from services.gateway.api.info import InfoRoutes
+from services.gateway.api.middleware import echo_request_id, envelope
+from services.gateway.api.prefixes import PrefixRoutes
+from services.gateway.cluster.feed import DECODE_CONDITION, Feed
+from services.gateway.cluster.pins import Prefixes
+from services.gateway.cluster.promises import Promises
+from services.gateway.cluster.registry import Registry
+from services.gateway.cluster.view import Cluster
 from services.gateway.metrics import GatewayMetrics
-from services.gateway.middleware import echo_request_id, envelope
 from services.gateway.model import ServedModel, load_model
-from services.gateway.native import load_match
-from services.gateway.pipeline import Pipeline
-from services.gateway.prefix_routes import PrefixRoutes
-from services.gateway.prefixes import Prefixes
-from services.gateway.promises import Promises
-from services.gateway.registry import Registry
-from services.gateway.router import RouterSettings
-from services.gateway.routes import GenerationRoutes
+from services.gateway.placement.index import PlacementIndex
+from services.gateway.placement.metrics import IndexCollector
+from services.gateway.placement.table.native import load_match
+from services.gateway.request.pipeline import Pipeline
+from services.gateway.routing.plan import RouterSettings
 from services.gateway.settings import GatewaySettings
 from shared.bus.events import TOPIC_LOAD, TOPIC_MEMBERSHIP, TOPIC_PLACEMENT
 from shared.bus.kafka import Bus
 from shared.config import load
-from shared.health import Health
-from shared.http import HttpServer, status_routes
 from shared.ids import Datacenter
-from shared.lifecycle import InFlight, Lifecycle, background
 from shared.log import configure, get_logger
 from shared.metrics import Metrics, watch_loop_lag
 from shared.rpc.client import Channels
+from shared.service.health import Health
+from shared.service.http import HttpServer, status_routes
+from shared.service.lifecycle import InFlight, Lifecycle, background
 
 log = get_logger()
 

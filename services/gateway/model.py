@@ -11,8 +11,8 @@ from shared.ids import BlockKey, ModelFingerprint
 from shared.kv.codec import Fidelity
 from shared.kv.hashing import chain_keys, root_key
 from shared.kv.layout import KvLayout
-from shared.model.catalog import resolve
-from shared.model.tokenizer import Tokenizer
+from shared.model.files.catalog import resolve
+from shared.model.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from services.gateway.transfer import CodecChoice
 from shared.config import ServiceSettings, non_negative, parse_bytes, port, positive, setting
-from shared.model.catalog import DEFAULT_MODEL
+from shared.model.files.catalog import DEFAULT_MODEL
+
+CodecChoice = Literal["auto", "raw", "lz4", "zstd"]
+HandOff = Literal["streamed", "stored"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +28,7 @@ class GatewaySettings(ServiceSettings):
         "PRFAAS_OFFLOAD_THRESHOLD_TOKENS", 512, help="uncached prompts above it go remote", check=non_negative
     )
     codec: CodecChoice = setting("PRFAAS_CODEC", "auto", help="of KV frames: auto (by the link), raw, lz4 or zstd")
-    hand_off: Literal["streamed", "stored"] = setting(
+    hand_off: HandOff = setting(
         "PRFAAS_HAND_OFF",
         "streamed",
         help="stored: decode begins when prefill has ended; slower, there to be compared with",

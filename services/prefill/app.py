@@ -11,8 +11,8 @@ from services.prefill.worker import PrefillWorker
 from shared.config import load
 from shared.engine.host import EngineLoad, Host, serve_engine
 from shared.engine.pages import PageQueue
-from shared.lifecycle import Lifecycle
 from shared.proto.prfaas_pb2_grpc import add_PrefillServicer_to_server
+from shared.service.lifecycle import Lifecycle
 
 
 async def run(lifecycle: Lifecycle) -> None:

@@ -6,7 +6,7 @@ from shared.engine.publish import PagePublisher
 from shared.ids import BlockKey
 from shared.kv.entries import BlockEntries
 from shared.kv.layout import KvLayout
-from shared.rpc.pool_nodes import Publishing
+from shared.pool.nodes import Publishing
 
 
 class Claims:

@@ -13,9 +13,9 @@ from shared.engine.thread import WorkThread, outlast
 from shared.errors import Draining, Internal
 from shared.log import get_logger
 from shared.metrics import Metrics
-from shared.model.batch import Span
-from shared.model.paged import PagedKv
-from shared.model.reservation import Reservation
+from shared.model.layers.batch import Span
+from shared.model.pages.kv import PagedKv
+from shared.model.pages.reservation import Reservation
 from shared.model.transformer import Transformer
 
 log = get_logger()

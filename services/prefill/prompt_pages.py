@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from shared.engine.publish import PagePublisher
 from shared.ids import BlockKey
-from shared.model.paged import PagedKv
-from shared.model.reservation import Reservation
+from shared.model.pages.kv import PagedKv
+from shared.model.pages.reservation import Reservation
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 
 from shared.engine.stage import Mark, Stager
-from shared.model.batch import Batch, Span
-from shared.model.paged import PagedKv
+from shared.model.layers.batch import Batch, Span
+from shared.model.pages.kv import PagedKv
 from shared.model.transformer import Transformer
 
 

@@ -10,9 +10,9 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from shared.bus.events import TOPIC_LOAD, TOPIC_MEMBERSHIP, TOPIC_PLACEMENT
-from shared.health import Health
 from shared.log import get_logger
 from shared.metrics import Metrics
+from shared.service.health import Health
 
 log = get_logger()
 

@@ -18,10 +18,10 @@ from shared.kv.frame import Frame, open_frame
 from shared.kv.layout import KvLayout, iter_layers
 from shared.log import get_logger
 from shared.metrics import Metrics
-from shared.model.paged import PagedKv
-from shared.model.reservation import Reservation
+from shared.model.pages.kv import PagedKv
+from shared.model.pages.reservation import Reservation
+from shared.pool.nodes import Pool, pool_at
 from shared.rpc.client import Channels
-from shared.rpc.pool_nodes import Pool, pool_at
 
 log = get_logger()
 

@@ -18,16 +18,16 @@ from shared.engine.loaded import LoadedModel, load_model
 from shared.engine.settings import EngineSettings
 from shared.engine.stage import select_stager
 from shared.engine.thread import WorkThread
-from shared.health import Health
-from shared.http import StatusServer
 from shared.ids import Datacenter, Epoch, WorkerId, new_epoch
 from shared.kv.codec.native import load_kernels
-from shared.lifecycle import Background, InFlight, Lifecycle, background
 from shared.log import configure, get_logger
 from shared.metrics import Metrics, watch_loop_lag
+from shared.pool.client import PoolClient
 from shared.rpc.client import Channels
-from shared.rpc.pool import PoolClient
 from shared.rpc.server import GrpcServer
+from shared.service.health import Health
+from shared.service.http import StatusServer
+from shared.service.lifecycle import Background, InFlight, Lifecycle, background
 
 log = get_logger()
 

@@ -14,13 +14,13 @@ from shared.kv.codec import Fidelity
 from shared.kv.hashing import chain_keys, root_key
 from shared.kv.layout import KvLayout
 from shared.log import get_logger
-from shared.model.attention import select_attention
-from shared.model.batch import Batch, Span
-from shared.model.catalog import ModelFiles, ensure_weights, resolve
-from shared.model.config import ModelConfig
+from shared.model.attention.select import select_attention
+from shared.model.files.catalog import ModelFiles, ensure_weights, resolve
+from shared.model.files.config import ModelConfig
+from shared.model.layers.batch import Batch, Span
 from shared.model.native.build import load_library
-from shared.model.page_groups import PageGroups
-from shared.model.paged import PagedKv
+from shared.model.pages.groups import PageGroups
+from shared.model.pages.kv import PagedKv
 from shared.model.transformer import Transformer
 from shared.native import KernelsUnavailable
 

@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 from shared.deadline import Deadline
 from shared.errors import ContextTooLong, Overloaded
 from shared.ids import BlockKey
-from shared.model.paged import PagedKv
-from shared.model.reservation import Reservation
+from shared.model.pages.kv import PagedKv
+from shared.model.pages.reservation import Reservation
 
 
 class PageQueue:

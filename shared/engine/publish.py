@@ -11,9 +11,9 @@ from shared.engine.stage import Mark
 from shared.ids import BlockKey
 from shared.kv.codec import FIDELITY_OF, SINK_TOKENS, Codec, Fidelity, Payload
 from shared.kv.frame import Frame, seal
-from shared.model.reservation import Reservation
+from shared.model.pages.reservation import Reservation
+from shared.pool.nodes import Publishing
 from shared.rpc.convert import MAX_BATCH_BYTES
-from shared.rpc.pool_nodes import Publishing
 
 MAX_BACKLOG_BYTES = 64 * 1024 * 1024
 """What may be ready and not sent before a publisher says that it is `full`."""

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from shared.model.paged import PagedKv
+from shared.model.pages.kv import PagedKv
 
 AHEAD_BYTES = 256 << 20
 SLICE_BYTES = 8 << 20

@@ -11,17 +11,18 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from shared.kv.layout import Dtype
-from shared.model.attention import Attention, SdpaAttention
-from shared.model.batch import Batch, Span
-from shared.model.config import ModelConfig
-from shared.model.layer_weights import ModelWeights
+from shared.model.attention.base import Attention
+from shared.model.attention.sdpa import SdpaAttention
+from shared.model.files.config import ModelConfig
+from shared.model.files.rope import RopeSpec
+from shared.model.layers.batch import Batch, Span
+from shared.model.layers.layer_weights import ModelWeights
+from shared.model.layers.operations import KvTarget, Operations, TorchOperations
+from shared.model.layers.rotary import RotaryTables, inverse_frequencies, rotary_tables
+from shared.model.layers.weights import load_int8, load_weights
 from shared.model.native.decoder import NativeDecoder, supports
 from shared.model.native.elementwise import NativeOperations
-from shared.model.operations import KvTarget, Operations, TorchOperations
-from shared.model.paged import PagedKv
-from shared.model.rope import RopeSpec
-from shared.model.rotary import RotaryTables, inverse_frequencies, rotary_tables
-from shared.model.weights import load_int8, load_weights
+from shared.model.pages.kv import PagedKv
 
 if TYPE_CHECKING:
     from shared.model.cuda.graphs import DecodeGraphs

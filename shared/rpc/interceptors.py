@@ -19,8 +19,8 @@ from shared.errors import (
     WorkerLost,
     from_code,
 )
-from shared.lifecycle import InFlight
 from shared.log import REQUEST_ID_KEY, bound_request, current_request_id, get_logger, request_id_or_new
+from shared.service.lifecycle import InFlight
 
 log = get_logger()
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 
 from shared.errors import Internal
-from shared.model.logprobs import TokenLogprobs
-from shared.model.sampling_params import SamplingParams
 from shared.proto import prfaas_pb2 as pb
+from shared.sampling.logprobs import TokenLogprobs
+from shared.sampling.params import SamplingParams
 
 
 def sampling_to_message(params: SamplingParams) -> pb.Sampling:

@@ -12,11 +12,11 @@ from grpc_reflection.v1alpha import reflection
 
 from shared.deadline import Deadline
 from shared.errors import SettingsError
-from shared.health import Health
-from shared.lifecycle import InFlight
 from shared.log import get_logger
 from shared.rpc.interceptors import CallBoundary
 from shared.rpc.options import DEFAULT_MAX_MESSAGE_BYTES, server_options
+from shared.service.health import Health
+from shared.service.lifecycle import InFlight
 
 log = get_logger()
 

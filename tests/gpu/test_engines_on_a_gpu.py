@@ -12,12 +12,12 @@ import torch
 from benchmarks.device.shapes import GEMMA_270M, SMOLLM2_135M, config_of, random_weights, transformer
 from shared.engine.stage import Arrival, CudaStager
 from shared.kv.tensors import entry_to_bytes
-from shared.model.attention import select_attention
-from shared.model.batch import Batch, Span
-from shared.model.paged import PagedKv
-from shared.model.penalties import TokenHistory
-from shared.model.sampling import Row, sample
-from shared.model.sampling_params import SamplingParams
+from shared.model.attention.select import select_attention
+from shared.model.layers.batch import Batch, Span
+from shared.model.pages.kv import PagedKv
+from shared.model.sampler.penalties import TokenHistory
+from shared.model.sampler.sampling import Row, sample
+from shared.sampling.params import SamplingParams
 
 pytestmark = [
     pytest.mark.gpu,

@@ -19,11 +19,11 @@ from shared.bus.events import (
     decode_event,
 )
 from shared.bus.kafka import TOPICS, Bus, Record
-from shared.health import Health
 from shared.ids import Datacenter, Epoch, WorkerId
-from shared.lifecycle import background
 from shared.log import bound_request, current_request_id
 from shared.metrics import Metrics
+from shared.service.health import Health
+from shared.service.lifecycle import background
 from tests.support.events import load, member
 from tests.support.suite import free_ports
 from tests.support.waiting import LIMIT_S, until
@@ -42,7 +42,7 @@ class Broker:
         self.process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        arguments = ("-m", "shared.bus.devbroker", "--port", str(self.port))
+        arguments = ("-m", "deploy.devbroker", "--port", str(self.port))
         quiet = asyncio.subprocess.DEVNULL
         self.process = await asyncio.create_subprocess_exec(
             sys.executable, *arguments, cwd=ROOT, stdout=quiet, stderr=quiet
@@ -264,7 +264,7 @@ async def test_an_oversized_event_is_dropped_and_the_next_one_goes_out(broker: B
 
 async def test_a_taken_port_is_a_clear_error(broker: Broker) -> None:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "shared.bus.devbroker", "--port", str(broker.port)),
+        *(sys.executable, "-m", "deploy.devbroker", "--port", str(broker.port)),
         cwd=ROOT,
         stderr=asyncio.subprocess.PIPE,
     )

@@ -13,8 +13,8 @@ from torch import Tensor
 from shared.errors import BadRequest
 from shared.kv.codec import FIDELITY_OF, Codec, Fidelity
 from shared.kv.frame import Frame
-from shared.model.batch import Batch
-from shared.model.paged import PagedKv
+from shared.model.layers.batch import Batch
+from shared.model.pages.kv import PagedKv
 from shared.proto import prfaas_pb2 as pb
 from tests.support.engines import Node, TwoDatacenters, two_datacenters
 from tests.support.gate import Gate

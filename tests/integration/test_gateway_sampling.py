@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 
 from services.gateway.app import make_cluster
-from services.gateway.choices import Choices
 from services.gateway.model import ServedModel
-from services.gateway.pipeline import Pipeline
-from services.gateway.prepare import GenerationRequest, Prepared
-from services.gateway.router import RouterSettings
-from services.gateway.tally import Tally
-from services.gateway.text import TextRules
+from services.gateway.request.choices import Choices
+from services.gateway.request.generation import GenerationRequest, Prepared
+from services.gateway.request.pipeline import Pipeline
+from services.gateway.request.text import TextRules
+from services.gateway.request.usage import Tally
+from services.gateway.routing.plan import RouterSettings
 from shared.bus.events import MembershipEvent
 from shared.deadline import Deadline
 from shared.ids import Datacenter, Epoch, LayoutHash, ModelFingerprint, WorkerId
 from shared.metrics import Metrics
-from shared.model.sampling_params import SamplingParams
 from shared.rpc.client import Channels
+from shared.sampling.params import SamplingParams
 from tests.support.engines import Node, two_datacenters
 from tests.support.gateway import byte_tokenizer
 from tests.support.tiny import prompt

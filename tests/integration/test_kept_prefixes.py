@@ -14,19 +14,19 @@ from typing import Any
 import aiohttp
 import pytest
 
-from services.cachepool.block import whole_charge
+from services.cachepool.store.block import whole_charge
 from services.gateway.app import make_cluster, make_http_app
-from services.gateway.cluster import Cluster
+from services.gateway.cluster.view import Cluster
 from services.gateway.model import ServedModel
 from services.gateway.settings import GatewaySettings
 from shared.bus.events import MembershipEvent, PlacementEvent
-from shared.health import Health
-from shared.http import HttpServer
 from shared.ids import Datacenter, Epoch, LayoutHash, ModelFingerprint, WorkerId
-from shared.lifecycle import InFlight
 from shared.metrics import Metrics
-from shared.model.tokenizer import Tokenizer
+from shared.model.text.tokenizer import Tokenizer
 from shared.rpc.client import Channels
+from shared.service.health import Health
+from shared.service.http import HttpServer
+from shared.service.lifecycle import InFlight
 from tests.support.engines import Node, Pools, TwoDatacenters, two_datacenters
 from tests.support.gateway import byte_tokenizer
 from tests.support.placement import take_snapshot

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import torch
 
-from services.cachepool.store import Store
+from services.cachepool.store.store import Store
 from shared.ids import BlockKey
 from tests.support.engines import TwoDatacenters, two_datacenters
 from tests.support.tiny import MODELS, greedy_reference, prompt

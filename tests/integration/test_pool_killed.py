@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 
 from services.gateway.app import make_cluster
-from services.gateway.cluster import Cluster
-from services.gateway.feed import DECODE_CONDITION, Feed
+from services.gateway.cluster.feed import DECODE_CONDITION, Feed
+from services.gateway.cluster.view import Cluster
 from shared.bus.kafka import TOPICS, Bus
 from shared.deadline import Deadline
 from shared.errors import DeadlineExceeded, PrfaasError, WorkerLost
-from shared.health import Health
 from shared.ids import BlockKey, WorkerId
 from shared.kv.frame import open_frame
 from shared.kv.layout import KvLayout, LayerSpec
-from shared.lifecycle import background
 from shared.metrics import Metrics
+from shared.pool.client import PoolClient
 from shared.rpc.client import Channels
-from shared.rpc.pool import PoolClient
+from shared.service.health import Health
+from shared.service.lifecycle import background
 from tests.support.gateway import served_model
 from tests.support.samples import frame, keys, wanting
 from tests.support.suite import Suite

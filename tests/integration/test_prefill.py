@@ -8,8 +8,8 @@ import pytest
 from torch import Tensor
 
 import shared.engine.publish as publish
-from shared.model.batch import Batch
-from shared.model.paged import PagedKv
+from shared.model.layers.batch import Batch
+from shared.model.pages.kv import PagedKv
 from tests.support.engines import TwoDatacenters, two_datacenters
 from tests.support.gate import Gate
 from tests.support.sending import send_slowly, send_when

@@ -9,8 +9,8 @@ import torch
 
 from services.prefill.prompt_pages import PromptPages
 from shared.kv.frame import open_frame
-from shared.model.batch import Batch, Span
-from shared.model.reservation import Reservation
+from shared.model.layers.batch import Batch, Span
+from shared.model.pages.reservation import Reservation
 from tests.support.engines import Node, two_datacenters
 from tests.support.sending import send_slowly, send_when
 from tests.support.tiny import greedy_reference, prompt, tiny_model

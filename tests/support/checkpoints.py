@@ -11,12 +11,12 @@ import transformers
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
-from shared.model.attention import Attention
-from shared.model.batch import Batch, Span
-from shared.model.catalog import ensure_weights, resolve
-from shared.model.config import ModelConfig
-from shared.model.page_groups import PageGroups
-from shared.model.paged import PagedKv
+from shared.model.attention.base import Attention
+from shared.model.files.catalog import ensure_weights, resolve
+from shared.model.files.config import ModelConfig
+from shared.model.layers.batch import Batch, Span
+from shared.model.pages.groups import PageGroups
+from shared.model.pages.kv import PagedKv
 from shared.model.transformer import Transformer
 from tests.support.kernels import cache_with_kernels, kernels
 

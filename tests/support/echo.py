@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import grpc
 import grpc.aio
 
-from shared.health import Health
-from shared.lifecycle import InFlight
 from shared.rpc.client import Channels, rpc_errors
 from shared.rpc.server import GrpcServer
+from shared.service.health import Health
+from shared.service.lifecycle import InFlight
 
 KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream", "written_stream")
 SERVICE = "prfaas.test.Echo"

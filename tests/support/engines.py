@@ -22,23 +22,23 @@ from shared.engine.host import Host
 from shared.engine.loaded import LoadedModel
 from shared.engine.settings import EngineSettings
 from shared.engine.thread import WorkThread
-from shared.health import Health
 from shared.ids import Datacenter, new_epoch
 from shared.kv.codec import Codec, Fidelity
 from shared.kv.entries import BlockEntries, Source
 from shared.kv.hashing import num_prefix_blocks
-from shared.lifecycle import InFlight, background
 from shared.metrics import Metrics
-from shared.model.logprobs import TokenLogprobs
+from shared.pool.calls import add_pool_servicer
+from shared.pool.client import PoolClient
+from shared.pool.nodes import pool_at
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import DecodeStub, PrefillStub
 from shared.rpc.client import Channels, rpc_errors
 from shared.rpc.convert import sources_to_messages
-from shared.rpc.pool import PoolClient
-from shared.rpc.pool_calls import add_pool_servicer
-from shared.rpc.pool_nodes import pool_at
 from shared.rpc.sampling import logprobs_from_message
 from shared.rpc.server import GrpcServer
+from shared.sampling.logprobs import TokenLogprobs
+from shared.service.health import Health
+from shared.service.lifecycle import InFlight, background
 from tests.support.tiny import tiny_model
 from tests.support.waiting import LIMIT_S
 

@@ -5,8 +5,8 @@ import threading
 import pytest
 from torch import Tensor
 
-from shared.model.batch import Batch
-from shared.model.paged import PagedKv
+from shared.model.layers.batch import Batch
+from shared.model.pages.kv import PagedKv
 from shared.model.transformer import Transformer
 from tests.support.waiting import LIMIT_S, until
 

@@ -15,17 +15,14 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
 from services.gateway.app import make_cluster, make_http_app
-from services.gateway.cluster import Cluster
+from services.gateway.cluster.view import Cluster
 from services.gateway.model import ServedModel
 from services.gateway.settings import GatewaySettings
 from shared.bus.events import MembershipEvent, Role
-from shared.health import Health
-from shared.http import HttpServer
 from shared.ids import Datacenter, Epoch, LayoutHash, ModelFingerprint, WorkerId
 from shared.kv.layout import KvLayout, LayerSpec
-from shared.lifecycle import InFlight
 from shared.metrics import Metrics
-from shared.model.tokenizer import Tokenizer
+from shared.model.text.tokenizer import Tokenizer
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import (
     DecodeServicer,
@@ -35,6 +32,9 @@ from shared.proto.prfaas_pb2_grpc import (
 )
 from shared.rpc.client import Channels
 from shared.rpc.server import GrpcServer
+from shared.service.health import Health
+from shared.service.http import HttpServer
+from shared.service.lifecycle import InFlight
 from tests.support.placement import take_snapshot
 
 BLOCK_TOKENS = 16

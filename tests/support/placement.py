@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 
-from services.gateway.index import PlacementIndex
+from services.gateway.placement.index import PlacementIndex
 from shared.bus.events import StoredBlocks
 from shared.ids import BlockKey, WorkerId
 

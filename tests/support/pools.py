@@ -14,21 +14,21 @@ from services.cachepool.settings import PoolSettings
 from services.cachepool.tiers.bucket import ObjectClient
 from shared.bus.events import PlacementEvent
 from shared.deadline import Deadline
-from shared.health import Health
 from shared.ids import BlockKey, Epoch
 from shared.kv.entries import BlockEntries, Source
 from shared.kv.frame import Frame, open_frame
 from shared.kv.layout import KvLayout, iter_layers
-from shared.lifecycle import InFlight
 from shared.metrics import Metrics
+from shared.pool.calls import SERVICE, add_pool_servicer
+from shared.pool.client import AT_HOME, Arrived, Crossing, PoolClient
+from shared.pool.nodes import Pool
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import CachePoolStub
 from shared.rpc.client import Channels
 from shared.rpc.convert import add_frames, entries_to_messages, layout_to_message
-from shared.rpc.pool import AT_HOME, Arrived, Crossing, PoolClient
-from shared.rpc.pool_calls import SERVICE, add_pool_servicer
-from shared.rpc.pool_nodes import Pool
 from shared.rpc.server import GrpcServer
+from shared.service.health import Health
+from shared.service.lifecycle import InFlight
 from tests.support.samples import ALL, LAYOUT, frame, keys, wanting
 from tests.support.waiting import LIMIT_S, until
 

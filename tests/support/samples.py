@@ -3,11 +3,11 @@
 import hashlib
 from collections.abc import Callable, Sequence
 
-from services.cachepool.block import BLOCK_OVERHEAD_BYTES, ENTRY_OVERHEAD_BYTES, Block, Writer
-from services.cachepool.eviction import Eviction
-from services.cachepool.guard import Guard
-from services.cachepool.store import Store
-from services.cachepool.subscription import Subscription
+from services.cachepool.store.block import BLOCK_OVERHEAD_BYTES, ENTRY_OVERHEAD_BYTES, Block, Writer
+from services.cachepool.store.eviction import Eviction
+from services.cachepool.store.guard import Guard
+from services.cachepool.store.store import Store
+from services.cachepool.store.subscription import Subscription
 from shared.ids import BlockKey
 from shared.kv.codec import Codec
 from shared.kv.entries import BlockEntries

@@ -219,7 +219,7 @@ class Suite:
 
     def _command(self, name: str) -> list[str]:
         if name == "broker":
-            return [sys.executable, "-m", "shared.bus.devbroker", "--port", str(self.grpc["broker"])]
+            return [sys.executable, "-m", "deploy.devbroker", "--port", str(self.grpc["broker"])]
         return [sys.executable, "-m", f"services.{name.split('-')[0]}"]
 
     def _env(self, name: str) -> dict[str, str]:

@@ -8,12 +8,12 @@ import torch
 
 from shared.engine.loaded import LoadedModel
 from shared.ids import ModelFingerprint
-from shared.model.batch import Batch, Span
-from shared.model.catalog import ModelFiles
-from shared.model.config import ModelConfig
-from shared.model.layer_weights import ModelWeights
-from shared.model.paged import PagedKv
-from shared.model.stored import stored_tensors
+from shared.model.files.catalog import ModelFiles
+from shared.model.files.config import ModelConfig
+from shared.model.files.stored import stored_tensors
+from shared.model.layers.batch import Batch, Span
+from shared.model.layers.layer_weights import ModelWeights
+from shared.model.pages.kv import PagedKv
 from shared.model.transformer import Transformer
 from tests.support.kernels import kernels
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from services.cachepool.store import Store
+from services.cachepool.store.store import Store
 from services.cachepool.tiers.breaker import Breaker
 from services.cachepool.tiers.bucket import Bucket
 from services.cachepool.tiers.index import ObjectIndex

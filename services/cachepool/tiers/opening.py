@@ -5,7 +5,7 @@ from time import monotonic, time
 from urllib.parse import quote
 
 from services.cachepool.settings import PoolSettings
-from services.cachepool.store import Store
+from services.cachepool.store.store import Store
 from services.cachepool.tiers.breaker import Breaker
 from services.cachepool.tiers.bucket import Bucket, ObjectClient, local_folder, open_client
 from services.cachepool.tiers.context import TierContext

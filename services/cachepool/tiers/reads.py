@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
-from services.cachepool.block import Writer
-from services.cachepool.sources import SourcedReader
-from services.cachepool.subscription import Subscription
+from services.cachepool.store.block import Writer
+from services.cachepool.store.sources import SourcedReader
+from services.cachepool.store.subscription import Subscription
 from services.cachepool.tiers.context import TierContext
 from services.cachepool.tiers.ranges import Range, ranges
 from services.cachepool.tiers.reader import REST_S, Reader

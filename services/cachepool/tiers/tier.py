@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.cachepool.sources import SourcedReader
+from services.cachepool.store.sources import SourcedReader
 from services.cachepool.tiers.context import TierContext
 from services.cachepool.tiers.reader import Reader
 from services.cachepool.tiers.reads import ReadThrough

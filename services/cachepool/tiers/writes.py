@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.cachepool.store import Held
+from services.cachepool.store.store import Held
 from services.cachepool.tiers.context import TierContext
 from services.cachepool.tiers.index import Stored
 from services.cachepool.tiers.objects import ObjectHeader, object_path, pack

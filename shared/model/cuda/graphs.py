@@ -9,9 +9,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from shared.model.batch import Batch, Span
-from shared.model.page_groups import num_pages
-from shared.model.paged import PagedKv
+from shared.model.layers.batch import Batch, Span
+from shared.model.pages.groups import num_pages
+from shared.model.pages.kv import PagedKv
 
 StepFunction = Callable[[Tensor, Batch], Tensor]
 """Token ids `[rows]` and their batch to hidden states `[rows, hidden_size]`, by device work alone."""

@@ -4,10 +4,10 @@ import torch
 import triton
 from torch import Tensor
 
-from shared.model.config import Activation
 from shared.model.cuda import kernels
-from shared.model.operations import KvTarget, Operations
-from shared.model.rotary import RotaryTables
+from shared.model.files.config import Activation
+from shared.model.layers.operations import KvTarget, Operations
+from shared.model.layers.rotary import RotaryTables
 
 _GATE_BLOCK = 1024
 _HEADS_PER_PROGRAM = 16

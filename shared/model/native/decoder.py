@@ -8,13 +8,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from shared.model.batch import Batch
-from shared.model.config import ModelConfig
-from shared.model.layer_weights import LayerWeights, Matrix, ModelWeights, multiplies_bfloat16
+from shared.model.files.config import ModelConfig
+from shared.model.files.rope import RopeSpec
+from shared.model.layers.batch import Batch
+from shared.model.layers.layer_weights import LayerWeights, Matrix, ModelWeights, multiplies_bfloat16
 from shared.model.native import structures as c
 from shared.model.native.structures import address
-from shared.model.paged import PagedKv
-from shared.model.rope import RopeSpec
+from shared.model.pages.kv import PagedKv
 
 MAX_ROWS = 16
 """A step of more rows is bound by computing, which PyTorch's matrix kernels do better."""

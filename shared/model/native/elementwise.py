@@ -5,10 +5,10 @@ import ctypes
 import torch
 from torch import Tensor
 
-from shared.model.config import Activation
+from shared.model.files.config import Activation
+from shared.model.layers.operations import KvTarget, Operations
+from shared.model.layers.rotary import RotaryTables
 from shared.model.native.structures import KINDS, Pages, address
-from shared.model.operations import KvTarget, Operations
-from shared.model.rotary import RotaryTables
 
 
 class NativeOperations(Operations):

@@ -6,10 +6,10 @@ import pytest
 
 from shared.errors import CorruptFrame
 from shared.kv.frame import Frame
+from shared.pool.wire import encode_publish
 from shared.proto import prfaas_pb2 as pb
 from shared.rpc.client import Channels, rpc_errors
 from shared.rpc.convert import entries_to_messages, frame_from_message, layout_to_message
-from shared.rpc.wire import encode_publish
 from tests.support.pools import CHAIN, Running, frames_of, lying_in_bytes, opening, publish, raw_publish, sending, soon
 from tests.support.samples import ALL, LAYOUT, wanting
 

@@ -8,8 +8,8 @@ import pytest
 
 from shared.ids import Datacenter
 from shared.kv.entries import Source
+from shared.pool.client import Crossing
 from shared.rpc.client import Channels
-from shared.rpc.pool import Crossing
 from tests.support.pools import Fetching, Running, entries, frames_of, publish, serving, soon
 from tests.support.samples import ENTRY_BYTES, LAYOUT, keys, wanting
 from tests.support.waiting import until

@@ -11,14 +11,14 @@ import pytest
 from benchmarks.pipe.node import LAYOUT as PIPE
 from benchmarks.pipe.node import PoolNode, pool_node
 from benchmarks.pipe.node import chain as pipe_chain
-from services.cachepool import links
+from services.cachepool.links import links
 from shared.ids import Datacenter
 from shared.kv.codec import Codec
 from shared.kv.entries import BlockEntries, Source
 from shared.kv.frame import open_frame, seal
 from shared.kv.layout import KvLayout, LayerSpec, iter_layers
+from shared.pool.client import Crossing
 from shared.rpc.client import Channels
-from shared.rpc.pool import Crossing
 from tests.support.pools import CHAIN, Entry, Fetching, Running, entries, publish, serving, soon
 from tests.support.proxy import Proxy, proxied
 from tests.support.samples import keys, wanting

@@ -12,10 +12,10 @@ from shared.errors import WorkerLost
 from shared.ids import BlockKey
 from shared.kv.entries import BlockEntries
 from shared.kv.rendezvous import owner
-from shared.rpc import pool_spread
+from shared.pool import spread as spreading
+from shared.pool.client import PoolClient
+from shared.pool.nodes import Pool, SpreadPool, pool_at
 from shared.rpc.client import Channels
-from shared.rpc.pool import PoolClient
-from shared.rpc.pool_nodes import Pool, SpreadPool, pool_at
 from tests.support.pools import Fetching, Running, entries, frames_of, serving, soon
 from tests.support.samples import ALL, LAYOUT, keys, wanting
 from tests.support.waiting import until
@@ -141,7 +141,7 @@ async def never_answers(*_args: Any) -> None:
 
 
 async def test_a_node_that_does_not_answer_is_given_up(channels: Channels, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_spread, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(spreading, "PATIENCE_S", 1.0)
     async with spread(channels, 3) as dc:
         mute, *others = dc.nodes
         monkeypatch.setattr(mute.pool.servicer._intake, "_on_message", never_answers)

@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from services.cachepool.peers import LOST_PATIENCE_S
-from shared.health import Health
+from services.cachepool.peers.peers import LOST_PATIENCE_S
 from shared.ids import BlockKey, Datacenter
 from shared.kv.entries import Source
 from shared.kv.layout import iter_layers
 from shared.kv.rendezvous import partition
-from shared.lifecycle import InFlight
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import CachePoolServicer, add_CachePoolServicer_to_server
 from shared.rpc.client import Channels
 from shared.rpc.server import GrpcServer
+from shared.service.health import Health
+from shared.service.lifecycle import InFlight
 from tests.support.pools import (
     CHAIN,
     Entry,

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.engine.speed import FULL, QUICK, Plan, Task, checks, measure
 from benchmarks.peers.found import LLAMA, TRANSFORMERS, VLLM, Contestant
 from benchmarks.roofline import Limits, Sizes
-from shared.model.config import ModelConfig
+from shared.model.files.config import ModelConfig
 from tests.support.tiny import LLAMA as CONFIG
 from tests.unit.benchmarks.test_peers import CHILD
 

@@ -14,7 +14,7 @@ from benchmarks.peers.found import LLAMA, TRANSFORMERS, VLLM, contestants, pytho
 from benchmarks.peers.process import Peer, PeerFailed
 from benchmarks.peers.protocol import END_ID, FIRST_ID, Prompts
 from shared.ids import ModelFingerprint
-from shared.model.catalog import ModelFiles
+from shared.model.files.catalog import ModelFiles
 
 CHILD = """
 import sys

@@ -14,7 +14,7 @@ from benchmarks.roofline import (
     layer_parameters,
     prefill,
 )
-from shared.model.config import ModelConfig
+from shared.model.files.config import ModelConfig
 from tests.support.tiny import GEMMA3, LLAMA
 
 TINY = ModelConfig.from_dict(LLAMA)

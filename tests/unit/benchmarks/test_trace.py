@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks.trace.replay import DENSE, HYBRID, UNLIMITED, Lru, Setup, replay
 from benchmarks.trace.source import Request, load, synthetic
-from services.cachepool.eviction import Eviction
+from services.cachepool.store.eviction import Eviction
 
 
 def written(directory: Path, *chains: list[int]) -> list[Request]:

@@ -19,11 +19,11 @@ from shared.engine.thread import WorkThread
 from shared.errors import ContextTooLong, DeadlineExceeded, Draining, Internal, Overloaded
 from shared.kv.codec import Codec
 from shared.metrics import Metrics
-from shared.model.batch import Batch
-from shared.model.paged import PagedKv
-from shared.model.sampling_params import SamplingParams
+from shared.model.layers.batch import Batch
+from shared.model.pages.kv import PagedKv
+from shared.pool.client import PoolClient
 from shared.rpc.client import Channels
-from shared.rpc.pool import PoolClient
+from shared.sampling.params import SamplingParams
 from tests.support.tiny import greedy_reference, tiny_model
 from tests.support.waiting import until
 

@@ -24,8 +24,8 @@ from shared.kv.entries import BlockEntries
 from shared.kv.frame import Frame
 from shared.kv.layout import KvLayout
 from shared.metrics import Metrics
-from shared.model.sampling_params import SamplingParams
-from shared.rpc.pool import Grant
+from shared.pool.client import Grant
+from shared.sampling.params import SamplingParams
 from tests.support.tiny import tiny_model
 from tests.support.waiting import until
 

@@ -14,7 +14,7 @@ from shared.kv.codec import Codec
 from shared.kv.frame import Frame, open_frame
 from shared.kv.tensors import entry_to_bytes
 from shared.metrics import Metrics
-from shared.rpc.pool import PoolClient, Publication
+from shared.pool.client import PoolClient, Publication
 from tests.support.tiny import tiny_model
 from tests.support.waiting import until
 

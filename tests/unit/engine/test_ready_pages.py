@@ -7,7 +7,7 @@ import torch
 
 from shared.engine.ready_pages import ReadyPages
 from shared.kv.layout import KvLayout, LayerSpec
-from shared.model.paged import PagedKv
+from shared.model.pages.kv import PagedKv
 from tests.support.waiting import LIMIT_S, until
 
 LAYOUT = KvLayout((LayerSpec(None, 2, 64),) * 3, "float32")  # a page is 192 KiB

@@ -5,10 +5,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared.model.batch import Batch, Span
-from shared.model.page_groups import PageGroups
-from shared.model.paged import PagedKv
-from shared.model.reservation import Reservation
+from shared.model.layers.batch import Batch, Span
+from shared.model.pages.groups import PageGroups
+from shared.model.pages.kv import PagedKv
+from shared.model.pages.reservation import Reservation
 from tests.support.checkpoints import Tiny, random_ids, run, tables
 
 LENGTH = 70  # more than five windows of the windowed checkpoints, and not a multiple of a page

@@ -17,8 +17,8 @@ from shared.engine.stage import HostStager
 from shared.engine.thread import WorkThread
 from shared.errors import Draining, Internal
 from shared.metrics import Metrics
-from shared.model.batch import Batch
-from shared.model.paged import PagedKv
+from shared.model.layers.batch import Batch
+from shared.model.pages.kv import PagedKv
 from tests.support.gate import Gate
 from tests.support.tiny import MODELS, tiny_model
 

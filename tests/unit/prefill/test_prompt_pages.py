@@ -7,7 +7,7 @@ import pytest
 from services.prefill.prompt_pages import PromptPages
 from shared.engine.publish import PagePublisher
 from shared.ids import BlockKey
-from shared.model.paged import PagedKv
+from shared.model.pages.kv import PagedKv
 from tests.support.tiny import tiny_model
 
 BLOCK, CHUNK = 64, 128

@@ -17,8 +17,8 @@ from shared.errors import (
     WorkerLost,
 )
 from shared.log import bound_request, current_request_id
+from shared.pool.client import PoolClient
 from shared.rpc.client import Channels, rpc_errors
-from shared.rpc.pool import PoolClient
 from tests.support.echo import KINDS, SERVICE, echo, raising, serving
 from tests.support.waiting import LIMIT_S
 

@@ -12,10 +12,10 @@ from shared.errors import (
     DeadlineExceeded,
     WorkerLost,
 )
-from shared.health import Health
-from shared.lifecycle import InFlight
 from shared.rpc.client import Channels
 from shared.rpc.server import GrpcServer, call_deadline
+from shared.service.health import Health
+from shared.service.lifecycle import InFlight
 from tests.support.echo import KINDS, SERVICE, serving
 from tests.support.waiting import LIMIT_S
 

@@ -5,8 +5,6 @@ from dataclasses import fields
 import pytest
 
 from shared.errors import BadRequest, Internal
-from shared.model.logprobs import TokenLogprobs
-from shared.model.sampling_params import SamplingParams
 from shared.proto import prfaas_pb2 as pb
 from shared.rpc.sampling import (
     logprobs_from_message,
@@ -14,6 +12,8 @@ from shared.rpc.sampling import (
     sampling_from_message,
     sampling_to_message,
 )
+from shared.sampling.logprobs import TokenLogprobs
+from shared.sampling.params import SamplingParams
 
 FULL = SamplingParams(
     max_tokens=9,

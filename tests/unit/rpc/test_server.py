@@ -8,9 +8,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from structlog.testing import capture_logs
 
 from shared.errors import Draining, SettingsError, WorkerLost
-from shared.health import Health
-from shared.lifecycle import InFlight
 from shared.rpc.server import GrpcServer
+from shared.service.health import Health
+from shared.service.lifecycle import InFlight
 from tests.support.echo import SERVICE, echo, handlers, serving
 from tests.support.suite import free_ports
 from tests.support.waiting import LIMIT_S, until

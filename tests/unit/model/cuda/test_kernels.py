@@ -9,10 +9,10 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported
 pytest.importorskip("triton")
 
-from shared.model.config import Activation
 from shared.model.cuda.operations import CudaOperations
-from shared.model.operations import KvTarget, TorchOperations
-from shared.model.rotary import rotary_tables
+from shared.model.files.config import Activation
+from shared.model.layers.operations import KvTarget, TorchOperations
+from shared.model.layers.rotary import rotary_tables
 
 ROWS, EPS = 5, 1e-5
 FUSED, PLAIN = CudaOperations(EPS, torch.float32), TorchOperations(EPS, torch.float32)

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from shared.kv.layout import Dtype
-from shared.model.batch import Batch, Span
-from shared.model.config import ModelConfig
-from shared.model.convert import quantise_rows
-from shared.model.layer_weights import ModelWeights
+from shared.model.files.config import ModelConfig
+from shared.model.files.convert import quantise_rows
+from shared.model.files.stored import int8_tensors, stored_tensors
+from shared.model.layers.batch import Batch, Span
+from shared.model.layers.layer_weights import ModelWeights
 from shared.model.native.decoder import MAX_ROWS_IN_FLOAT32
-from shared.model.page_groups import PageGroups
-from shared.model.paged import PagedKv
-from shared.model.stored import int8_tensors, stored_tensors
+from shared.model.pages.groups import PageGroups
+from shared.model.pages.kv import PagedKv
 from shared.model.transformer import Transformer
 from tests.support.checkpoints import tables
 from tests.support.kernels import kernels

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from shared.model.config import Activation
+from shared.model.files.config import Activation
+from shared.model.layers.operations import KvTarget, TorchOperations
+from shared.model.layers.rotary import rotary_tables
 from shared.model.native.elementwise import NativeOperations
-from shared.model.operations import KvTarget, TorchOperations
-from shared.model.rotary import rotary_tables
 from tests.support.kernels import kernels
 
 EPS = 1e-6

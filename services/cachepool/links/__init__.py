@@ -1,0 +1,1 @@
+"""Links between datacenters: who sends next, and what the link carries."""

@@ -1,0 +1,191 @@
+"""Links between datacenters: several connections for one pull, who goes first, what crossed and how fast."""
+
+import math
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+
+from prometheus_client import Counter
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from services.cachepool.links.goodput import Goodput
+from services.cachepool.links.rate_limiter import BACKGROUND_BATCH_BYTES, Turns
+from shared.bus.events import LinkLoad
+from shared.errors import BadRequest
+from shared.ids import Datacenter
+from shared.kv.frame import Frame
+from shared.metrics import PREFIX, Metrics
+from shared.rpc.convert import MAX_BATCH_BYTES
+from shared.rpc.options import Lane
+
+MIN_STREAM_BLOCKS = 4
+"""Blocks that are worth a stream of their own."""
+
+ASSUMED_BYTES_PER_S = 2e6
+"""Of a link that was never busy yet."""
+
+MAX_DATACENTERS = 64
+"""Names come from requests: a bound on what is remembered of them."""
+
+
+def lanes(num_blocks: int, num_connections: int, *, is_background: bool = False) -> list[Lane]:
+    """Return the connections that a pull uses: few for few blocks.
+
+    One TCP window does not fill a long fat pipe, and one lost packet halves only one of several windows.
+    """
+    num = max(1, min(num_connections, math.ceil(num_blocks / MIN_STREAM_BLOCKS)))
+    return [Lane(number, is_background) for number in range(num)]
+
+
+class Outlet:
+    """Where one stream's messages leave: their size, their turns, and the count of what crosses."""
+
+    is_background = False
+    max_batch_bytes = MAX_BATCH_BYTES
+
+    @asynccontextmanager
+    async def turn(self, patience_s: float | None = None) -> AsyncIterator[bool]:
+        """Enter with something ready, send one message of it, leave. At home nobody has to wait.
+
+        Yields whether the turn has come within `patience_s`.
+        """
+        yield True
+
+    def sent(self, frames: Sequence[Frame]) -> None:
+        """A message has left. Only what leaves the datacenter is counted here."""
+
+
+class LinkOutlet(Outlet):
+    """The outlet of a stream to a pool of another datacenter."""
+
+    def __init__(self, turns: Turns, sent: tuple[Counter, Counter], *, is_background: bool) -> None:
+        """`sent` counts entries and payload bytes."""
+        self._turns = turns
+        self._sent_entries, self._sent_bytes = sent
+        self.is_background = is_background
+        self.max_batch_bytes = BACKGROUND_BATCH_BYTES if is_background else MAX_BATCH_BYTES
+
+    @asynccontextmanager
+    async def turn(self, patience_s: float | None = None) -> AsyncIterator[bool]:
+        if self.is_background:
+            async with self._turns.background(patience_s) as is_ours:
+                yield is_ours
+        else:
+            async with self._turns.foreground():
+                yield True
+
+    def sent(self, frames: Sequence[Frame]) -> None:
+        num_bytes = sum(len(frame.payload) for frame in frames)
+        self._turns.sent(num_bytes, is_background=self.is_background)
+        self._sent_entries.inc(len(frames))
+        self._sent_bytes.inc(num_bytes)
+
+
+class Inlet:
+    """Where one stream's messages arrive: how long the next one may take, and the count of what crosses."""
+
+    def patience_s(self, stall_s: float) -> float:
+        """Return how long to wait for a message of a peer that is well."""
+        return stall_s
+
+    def arrived(self, frames: Sequence[Frame]) -> None:
+        """A message is here. Only what comes from another datacenter is counted."""
+
+
+class LinkInlet(Inlet):
+    """The inlet of a stream from a pool of another datacenter."""
+
+    def __init__(self, goodput: Goodput, received: tuple[Counter, Counter], crossed: Callable[[int], None]) -> None:
+        """`received` counts entries and payload bytes, `crossed` is told the bytes too."""
+        self._goodput = goodput
+        self._received_entries, self._received_bytes = received
+        self._crossed = crossed
+
+    def patience_s(self, stall_s: float) -> float:
+        """A link that is slow, or has many streams, brings no message of any of them for long: nobody hangs there."""
+        speed = self._goodput.bytes_per_s or ASSUMED_BYTES_PER_S
+        return stall_s + 2 * max(1, self._goodput.num_carrying) * MAX_BATCH_BYTES / speed
+
+    def arrived(self, frames: Sequence[Frame]) -> None:
+        """A message fills up only while the one before it is being sent: behind a full one more was ready. Background
+        messages never get that full: what their small windows let through says little of the link.
+        """
+        sizes = [len(frame.payload) for frame in frames]
+        num_bytes = sum(sizes)
+        is_full = bool(sizes) and num_bytes + max(sizes) > MAX_BATCH_BYTES
+        self._goodput.arrived(self, num_bytes, more=is_full)
+        self._crossed(num_bytes)
+        self._received_entries.inc(len(frames))
+        self._received_bytes.inc(num_bytes)
+
+
+class Links:
+    """All links of one pool, by the datacenter at the other end. Both ends count the payload that crossed."""
+
+    def __init__(self, dc: Datacenter, metrics: Metrics, clock: Callable[[], float]) -> None:
+        self.dc = dc
+        self._clock = clock
+        self._turns: dict[Datacenter, Turns] = {}
+        self._goodputs: dict[Datacenter, Goodput] = {}
+        self._crossed: dict[Datacenter, int] = {}
+        sent, received = ["dc", "urgency"], ["dc"]
+        self._sent = metrics.counter("link_sent_bytes", "Payload bytes sent to pools of another datacenter.", sent)
+        self._sent_entries = metrics.counter("link_sent_entries", "Entries sent there.", sent)
+        self._received = metrics.counter("link_received_bytes", "Payload bytes from pools of another one.", received)
+        self._received_entries = metrics.counter("link_received_entries", "Entries from there.", received)
+
+    def is_remote(self, dc: str) -> bool:
+        return bool(dc) and dc != self.dc
+
+    def outlet(self, dc: str, *, is_background: bool) -> Outlet:
+        """Return where a stream to a reader in `dc` leaves. Raises `BadRequest` when there are too many of them."""
+        if not self.is_remote(dc):
+            return Outlet()
+        if dc not in self._turns and len(self._turns) >= MAX_DATACENTERS:
+            raise BadRequest(f"readers of {MAX_DATACENTERS} datacenters have asked already, {dc!r} would be one more")
+        labels = (dc, "background" if is_background else "foreground")
+        turns = self._turns.setdefault(Datacenter(dc), Turns())
+        sent = (self._sent_entries.labels(*labels), self._sent.labels(*labels))
+        return LinkOutlet(turns, sent, is_background=is_background)
+
+    @contextmanager
+    def inlet(self, dc: Datacenter) -> Iterator[Inlet]:
+        """Open the inlet of one stream from a pool in `dc`."""
+        if not self.is_remote(dc):
+            yield Inlet()
+            return
+        goodput = self._goodputs.setdefault(dc, Goodput(self._clock))
+        received = (self._received_entries.labels(dc), self._received.labels(dc))
+        inlet = LinkInlet(goodput, received, lambda num_bytes: self._cross(dc, num_bytes))
+        try:
+            yield inlet
+        finally:
+            goodput.ended(inlet)
+
+    def loads(self, backlog_bytes: Callable[[Datacenter], int]) -> tuple[LinkLoad, ...]:
+        """Return how the links that were pulled over do, for `prfaas.load`."""
+        return tuple(
+            LinkLoad(dc, goodput.bytes_per_s, backlog_bytes(dc), self._crossed.get(dc, 0))
+            for dc, goodput in sorted(self._goodputs.items())
+        )
+
+    def _cross(self, dc: Datacenter, num_bytes: int) -> None:
+        self._crossed[dc] = self._crossed.get(dc, 0) + num_bytes
+
+
+class LinkCollector(Collector):
+    """The links' estimates, read when scraped."""
+
+    def __init__(self, loads: Callable[[], tuple[LinkLoad, ...]]) -> None:
+        self._loads = loads
+
+    def collect(self) -> Iterator[Metric]:
+        goodput = GaugeMetricFamily(
+            PREFIX + "link_goodput_bytes_per_s", "Smoothed, over the time in which there was something.", labels=["dc"]
+        )
+        backlog = GaugeMetricFamily(PREFIX + "link_backlog_bytes", "Asked for and not here yet.", labels=["dc"])
+        for load in self._loads():
+            goodput.add_metric([load.peer_dc], load.goodput_bytes_per_s)
+            backlog.add_metric([load.peer_dc], load.backlog_bytes)
+        yield goodput
+        yield backlog

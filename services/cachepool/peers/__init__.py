@@ -1,0 +1,1 @@
+"""Pulling blocks from other pools."""

@@ -1,0 +1,161 @@
+"""One pull's life: streams from a peer fill the grants of one writer; what a lost stream owed is asked for again."""
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
+
+from services.cachepool.links.links import lanes
+from services.cachepool.peers.stream import Ask, PullContext, Terms, arrivals
+from services.cachepool.peers.suspects import CORRUPT_S, SILENT_S
+from services.cachepool.store.block import Writer
+from services.cachepool.store.subscription import Subscription
+from shared.deadline import Deadline
+from shared.errors import CorruptFrame, DeadlineExceeded, Overloaded, PrfaasError, WorkerLost
+from shared.kv.entries import BlockEntries
+from shared.kv.frame import Frame, verify
+from shared.log import get_logger
+from shared.pool.client import SHARE_ID_BYTES
+from shared.rpc.options import Lane
+
+log = get_logger()
+
+MAX_REFETCHES = 16
+"""A peer with more corrupt entries than this in one pull is not worth asking again."""
+
+
+class Pull:
+    """Fills the grants of one writer from one peer. Its owner opens the writer before, and closes it afterwards.
+
+    plan streams ─► receive ─► verify ─► put                             all streams have ended
+                      │          └► corrupt: ask again, alone                │
+                      └► the stream is lost: the others go on                ▼
+                                           what is neither here nor denied: ask again, over lanes that were not lost
+    """
+
+    def __init__(self, context: PullContext, terms: Terms, writer: Writer) -> None:
+        self.terms = terms
+        self.writer = writer
+        self.task: asyncio.Task[None] | None = None
+        self._context = context
+        self._store = context.store
+        self._address = terms.peer.address
+        self._started = context.store.clock()
+        self._deadline = Deadline.after(context.settings.pull_timeout_s)
+        self._lost: dict[Lane, PrfaasError] = {}
+        self._num_refetched = 0
+
+    def left(self) -> list[BlockEntries]:
+        """Return what has still to come, in chain order."""
+        blocks = sorted(self.writer.granted.items(), key=lambda item: item[0].serial)
+        return [BlockEntries(block.key, layers) for block, layers in blocks]
+
+    @property
+    def num_bytes_left(self) -> int:
+        """What has still to come, before any codec."""
+        return sum(self.terms.layout.mask_bytes(layers) for layers in self.writer.granted.values())
+
+    def wanted_by(self, reader: Subscription) -> list[BlockEntries]:
+        """Return what of it a reader waits for, in the reader's order."""
+        granted = self.writer.granted
+        wanted = ((block, granted.get(block, 0) & reader.wants(index)) for index, block in enumerate(reader.blocks))
+        return [BlockEntries(block.key, layers) for block, layers in wanted if layers]
+
+    async def run(self, blocks: Sequence[BlockEntries]) -> bool:
+        """Receive these entries. Return whether the peer has answered for all of them, be it with a denial.
+
+        A stream that is lost has taken entries from the share that nobody else will send. Which ones is known when
+        the others have brought theirs: then they are asked for once more.
+        """
+        used = lanes(len(blocks), self._num_connections, is_background=self.terms.is_background)
+        lost = await self._receive_over(used, blocks)
+        if len(lost) == len(used) and self._fell_silent(lost):
+            self._context.accuse(self._address, SILENT_S)
+        if lost and (again := self.left()) and (spare := self._spare(used, lost)):
+            lost = await self._receive_over(spare[: len(lanes(len(again), len(spare)))], again)
+        return not lost or not self.writer.granted
+
+    async def _receive_over(self, used: Sequence[Lane], blocks: Sequence[BlockEntries]) -> Mapping[Lane, PrfaasError]:
+        """Ask for entries over several lanes, which share them; return which of the lanes were lost."""
+        share = os.urandom(SHARE_ID_BYTES) if len(used) > 1 else b""
+        waited_s = self._store.clock() - self._started
+        lost: dict[Lane, PrfaasError] = {}
+        async with asyncio.TaskGroup() as streams:
+
+            async def receive(ask: Ask) -> None:
+                try:
+                    await self._receive(ask, lambda entry: streams.create_task(self._refetch(entry)))
+                except PrfaasError as error:
+                    lost[ask.lane] = self._lost[ask.lane] = error
+                    self._context.metrics.streams_lost.labels(self._address, error.code).inc()
+                    log.warning("pull_stream_lost", peer=self._address, lane=ask.lane.number, error=str(error))
+
+            for lane in used:
+                streams.create_task(receive(Ask(blocks, max(0.0, self.terms.wait_s - waited_s), lane, share)))
+        return lost
+
+    def _fell_silent(self, lost: Mapping[Lane, PrfaasError]) -> bool:
+        return all(isinstance(error, DeadlineExceeded) for error in lost.values()) and not self._deadline.expired
+
+    def _spare(self, used: Sequence[Lane], lost: Mapping[Lane, PrfaasError]) -> list[Lane]:
+        """Return the lanes to ask again over: those that did it well, or else one that was not tried.
+
+        Where every stream fell silent the peer hangs: asking it anything costs only time.
+        """
+        if healthy := [lane for lane in used if lane not in lost]:
+            return healthy
+        if not all(isinstance(error, WorkerLost) for error in lost.values()):
+            return []
+        return [Lane(len(used), self.terms.is_background)] if len(used) < max(2, self._num_connections) else []
+
+    @property
+    def _num_connections(self) -> int:
+        context = self._context
+        return context.settings.link_connections if context.links.is_remote(self.terms.peer.dc) else 1
+
+    async def _receive(self, ask: Ask, on_corrupt: Callable[[BlockEntries], object]) -> None:
+        """Store what the peer sends and release what it denies.
+
+        A peer denies after it has waited for a writer as long as our reader would: patience counts from the start.
+        """
+        async with aclosing(arrivals(self._context, self.terms, ask, self._deadline)) as arriving:
+            async for arrived in arriving:
+                for denied in arrived.missing:
+                    self._store.release(self.writer, denied, self._started)
+                for frame in arrived.frames:
+                    if self._put(frame):
+                        continue
+                    self._context.metrics.corrupt.labels(self._address).inc()
+                    if 0 <= frame.layer < self.terms.layout.num_layers:  # else nobody can tell which entry this was
+                        on_corrupt(BlockEntries(frame.key, 1 << frame.layer))
+
+    def _put(self, frame: Frame) -> bool:
+        """Store a frame; False when it is not what its source sealed, or is no KV of this layout all the same."""
+        metrics = self._context.metrics
+        try:
+            verify(frame)
+            self._store.put(self.writer, frame)
+        except Overloaded:
+            metrics.refused.inc()
+        except CorruptFrame:
+            return False
+        # It has crossed the link, stored or not.
+        metrics.pulled.labels(self._address).inc()
+        metrics.pulled_bytes.labels(self._address).inc(len(frame.payload))
+        return True
+
+    async def _refetch(self, entry: BlockEntries) -> None:
+        """Ask once more for an entry that came corrupt, alone; the pull gives it up when that fails too."""
+        self._num_refetched += 1
+        try:
+            if self._num_refetched <= MAX_REFETCHES:
+                lanes_left = (Lane(n, self.terms.is_background) for n in range(len(self._lost) + 1))
+                lane = next(lane for lane in lanes_left if lane not in self._lost)
+                await self._receive(
+                    Ask([entry], 0.0, lane), lambda _entry: self._context.accuse(self._address, CORRUPT_S)
+                )
+            else:
+                self._context.accuse(self._address, CORRUPT_S)
+        except PrfaasError as error:
+            log.warning("refetch_failed", peer=self._address, error=str(error))
+        self._store.release(self.writer, entry, self._started)

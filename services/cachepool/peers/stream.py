@@ -1,0 +1,79 @@
+"""One Fetch stream of a pull: its messages, each within the link's patience, and counted if they crossed one."""
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from services.cachepool.links.links import Links
+from services.cachepool.metrics import PoolMetrics
+from services.cachepool.settings import PoolSettings
+from services.cachepool.store.sources import Peer
+from services.cachepool.store.store import Store
+from shared.deadline import Deadline
+from shared.errors import DeadlineExceeded
+from shared.kv.entries import BlockEntries
+from shared.kv.layout import KvLayout
+from shared.patience import Patience
+from shared.pool.client import Arrived, Crossing, PoolClient
+from shared.rpc.client import Channels
+from shared.rpc.options import Lane
+
+HEARTBEATS_IN_PATIENCE = 3
+
+
+@dataclass(frozen=True)
+class PullContext:
+    """What all pulls of one pool share."""
+
+    store: Store
+    channels: Channels
+    links: Links
+    metrics: PoolMetrics
+    settings: PoolSettings
+    accuse: Callable[[str, float], None]  # leave a peer alone for so many seconds
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How a pull asks."""
+
+    peer: Peer
+    layout: KvLayout
+    wait_s: float
+    is_background: bool
+    tenant: str  # of the reader whose want began it
+
+
+class Ask(NamedTuple):
+    """What one stream asks for. Those of one share name the same blocks, and each brings a part of them."""
+
+    blocks: Sequence[BlockEntries]
+    wait_s: float
+    lane: Lane
+    share: bytes = b""
+
+
+async def arrivals(context: PullContext, terms: Terms, ask: Ask, deadline: Deadline) -> AsyncGenerator[Arrived, None]:
+    """Yield what one stream brings. Raises what `PoolClient.fetch` raises, and `DeadlineExceeded` when it falls silent.
+
+    A peer that has nothing to send yet, for prefill still computes it, says so in heartbeats. Silence is another thing.
+    """
+    peer, stall_s = terms.peer, context.settings.stall_s
+    dc = context.links.dc if context.links.is_remote(peer.dc) else ""
+    crossing = Crossing(dc, terms.is_background, ask.share, stall_s / HEARTBEATS_IN_PATIENCE)
+    client = PoolClient(context.channels, peer.address, ask.lane)
+    fetch = client.fetch(terms.layout, ask.blocks, (), ask.wait_s, deadline, crossing)
+    with context.links.inlet(peer.dc) as inlet:
+        async with aclosing(fetch) as arriving:
+            while True:
+                patience_s = inlet.patience_s(stall_s)
+                try:
+                    async with Patience(patience_s):
+                        arrived = await anext(arriving, None)
+                except TimeoutError:
+                    raise DeadlineExceeded(f"{peer.address} has sent nothing for {patience_s:.1f} s") from None
+                if arrived is None:
+                    return
+                inlet.arrived(arrived.frames)
+                yield arrived

@@ -1,0 +1,1 @@
+"""The pool's gRPC service: publish, fetch, lookup, pins."""

@@ -1,0 +1,132 @@
+"""The writers' side of the pool: a stream is a lease, what it asks for is granted, what it sends is checked."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc.aio
+
+from services.cachepool.metrics import WRITER, PoolMetrics
+from services.cachepool.serving.asked import wanted
+from services.cachepool.settings import PoolSettings
+from services.cachepool.store.block import Writer
+from services.cachepool.store.store import Store
+from services.cachepool.tiers.tier import NoTier, ObjectTier
+from shared.errors import BadRequest, CorruptFrame, LeaseExpired, Overloaded
+from shared.kv.entries import BlockEntries
+from shared.kv.frame import Frame, verify
+from shared.patience import Patience
+from shared.pool.wire import Unreadable
+from shared.proto import prfaas_pb2 as pb
+from shared.rpc.convert import mask_to_bytes
+
+Context = grpc.aio.ServicerContext[Any, Any]
+PublishMessage = pb.PublishRequest | list[Frame] | Unreadable
+
+DEFAULT_LEASE_S = 10.0
+
+
+@dataclass(slots=True)
+class _Lease:
+    """How long a writer may be silent, and what it has stored so far."""
+
+    writer: Writer
+    silence_s: float
+    num_stored: int = 0
+
+
+class Intake:
+    """Serves writers, each for as long as its stream lives and is not silent for longer than its lease."""
+
+    def __init__(self, settings: PoolSettings, store: Store, tier: ObjectTier | NoTier, metrics: PoolMetrics) -> None:
+        self._settings = settings
+        self._store = store
+        self._tier = tier
+        self._metrics = metrics
+        self._num_writers = 0
+
+    async def serve(self, messages: Any, context: Context) -> None:
+        """Serve one Publish stream. Raises `LeaseExpired`, `CorruptFrame`, `BadRequest`, `Overloaded`."""
+        with self._place():
+            lease = _Lease(self._store.open_writer(), min(DEFAULT_LEASE_S, self._settings.max_lease_s))
+            try:
+                async with Patience(lease.silence_s) as silence:
+                    async for message in messages:
+                        await self._on_message(message, lease, context)
+                        del message  # or its memory would not be the next one's, warm as it is
+                        silence.renew(lease.silence_s)
+            except TimeoutError:
+                raise LeaseExpired(f"the writer was silent for {lease.silence_s:g} s") from None
+            finally:
+                self._metrics.lost.inc(self._store.abandon(lease.writer))
+            await context.write(pb.PublishReply(stored=pb.PublishStored(num_entries=lease.num_stored)))
+
+    async def _on_message(self, message: PublishMessage, lease: _Lease, context: Context) -> None:
+        if isinstance(message, list):
+            self._ingest(message, lease)
+            return
+        if isinstance(message, Unreadable):
+            self._metrics.corrupt.labels(WRITER).inc()
+            raise message.error
+        match message.WhichOneof("message"):
+            case "open":
+                await context.write(pb.PublishReply(grant=self._grant(message.open, lease)))
+            case "renew":
+                pass  # it has come: that is all it says
+            case _:
+                raise BadRequest("an empty publish message")
+
+    def _grant(self, message: pb.PublishOpen, lease: _Lease) -> pb.PublishGrant:
+        layout, blocks = wanted(message.layout, message.blocks, self._settings.max_blocks)
+        lease.writer.tenant = message.tenant
+        if message.lease_ms:
+            lease.silence_s = min(message.lease_ms / 1000, self._settings.max_lease_s)
+        objects = [self._tier.readable(key, layout) & layers for key, layers in blocks]
+        lacking = [BlockEntries(key, layers & ~held) for (key, layers), held in zip(blocks, objects, strict=True)]
+        grants = self._store.grant(lease.writer, layout, lacking)
+        presents = [grant.present | held for grant, held in zip(grants, objects, strict=True)]
+        num_present = sum(present.bit_count() for present in presents)
+        answered = sum(layers.bit_count() for _, layers in blocks) - sum(g.granted.bit_count() for g in grants)
+        self._metrics.skipped.labels("present").inc(num_present)
+        self._metrics.skipped.labels("filling").inc(answered - num_present)
+        return pb.PublishGrant(
+            granted=[mask_to_bytes(grant.granted) for grant in grants],
+            present=[mask_to_bytes(present) for present in presents],
+        )
+
+    def _ingest(self, frames: Sequence[Frame], lease: _Lease) -> None:
+        """Store a writer's frames. A corrupt one ends the stream: whatever follows cannot be trusted.
+
+        Each is copied right after it was hashed, while it is in the processor's cache. Not in a thread: XXH3 takes less
+        than the copy, at all sizes, and handing it over took twice as long as hashing 4 MiB.
+        """
+        num_stored = num_bytes = 0
+        try:
+            for frame in frames:
+                verify(frame)
+                try:
+                    self._store.put(lease.writer, frame)
+                except Overloaded:
+                    # A full pool is no fault of the writer's: it goes on, its readers wait for another or compute.
+                    self._metrics.refused.inc()
+                else:
+                    num_stored += 1
+                    num_bytes += len(frame.payload)
+        except CorruptFrame:
+            self._metrics.corrupt.labels(WRITER).inc()
+            raise
+        finally:
+            lease.num_stored += num_stored
+            self._metrics.published.inc(num_stored)
+            self._metrics.published_bytes.inc(num_bytes)
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        if self._num_writers >= self._settings.max_streams:
+            raise Overloaded(f"the pool serves {self._settings.max_streams} writers already")
+        self._num_writers += 1
+        try:
+            yield
+        finally:
+            self._num_writers -= 1

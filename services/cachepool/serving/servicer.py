@@ -1,0 +1,179 @@
+"""The pool's gRPC face: streams are leases, masks and keys are checked here, frames pass through by reference."""
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import grpc.aio
+
+from services.cachepool.links.links import Links, Outlet
+from services.cachepool.metrics import PoolMetrics
+from services.cachepool.peers.peers import PeerPulls
+from services.cachepool.placement import PlacementLog
+from services.cachepool.serving.asked import check_size, wanted
+from services.cachepool.serving.publish import Intake
+from services.cachepool.serving.shares import Place, Shares
+from services.cachepool.settings import PoolSettings
+from services.cachepool.store.pins import Pins
+from services.cachepool.store.sources import SourcedReader
+from services.cachepool.store.store import Store
+from services.cachepool.tiers.tier import NoTier, ObjectTier
+from shared.bus.events import stored_to_messages
+from shared.errors import BadRequest, Overloaded
+from shared.kv.frame import Frame
+from shared.pool.client import SHARE_ID_BYTES
+from shared.proto import prfaas_pb2 as pb
+from shared.proto.prfaas_pb2_grpc import CachePoolServicer
+from shared.rpc.convert import (
+    MAX_BATCH_BYTES,
+    entries_to_messages,
+    keys_from_bytes,
+    lookup_to_message,
+    mask_to_bytes,
+    sources_from_messages,
+)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+FIRST_BATCH_BYTES = 64 * 1024
+"""The first message of a stream is small: it is there within a millisecond, and its reader can begin."""
+MIN_HEARTBEAT_S = 0.05
+"""Heartbeats that a reader may ask for: one of a stream takes some 50 µs here."""
+SNAPSHOT_BLOCKS = 8192
+"""Blocks in one snapshot message: 256 KiB of keys."""
+
+
+class PoolServicer(CachePoolServicer):
+    """Serves one store. Every lease ends with its stream, however that ends."""
+
+    def __init__(
+        self,
+        settings: PoolSettings,
+        store: Store,
+        pins: Pins,
+        placement: PlacementLog,
+        tier: ObjectTier | NoTier,
+        pulls: PeerPulls,
+        links: Links,
+        metrics: PoolMetrics,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._pins = pins
+        self._placement = placement
+        self._tier = tier
+        self._pulls = pulls
+        self._links = links
+        self._shares: Shares[SourcedReader] = Shares()
+        self._metrics = metrics
+        self._intake = Intake(settings, store, tier, metrics)
+
+    async def Publish(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
+        await self._intake.serve(request_iterator, context)
+
+    async def Fetch(self, request: pb.FetchRequest, context: Context) -> None:  # type: ignore[override]
+        layout, blocks = wanted(request.layout, request.blocks, self._settings.max_blocks)
+        sources = sources_from_messages(request.sources)
+        if any(source.end > len(blocks) for source in sources):
+            raise BadRequest("a source names blocks beyond those of the request")
+        wait_s = min(request.wait_ms / 1000, self._settings.max_wait_s)
+        is_background = request.urgency == pb.URGENCY_BACKGROUND
+        outlet = self._links.outlet(request.dc, is_background=is_background)
+        if len(request.share) not in (0, SHARE_ID_BYTES):
+            raise BadRequest(f"the id of a share has {SHARE_ID_BYTES} bytes")
+
+        def opening(notify: Callable[[], None]) -> SourcedReader:
+            if self._store.stats.num_readers >= self._settings.max_streams:
+                raise Overloaded(f"the pool serves {self._settings.max_streams} readers already")
+            reader = self._store.subscribe(layout, blocks, wait_s, notify, request.tenant)
+            sourced = SourcedReader(reader, layout, sources, wait_s, is_background=is_background)
+            self._pulls.hasten(sourced)
+            return sourced
+
+        with self._shares.join(request.share, opening, self._closing) as place:
+            if place is not None:
+                heartbeat_s = max(request.heartbeat_ms / 1000, MIN_HEARTBEAT_S) if request.heartbeat_ms else None
+                await self._deliver(place, outlet, context, heartbeat_s)
+
+    def _closing(self, sourced: SourcedReader) -> None:
+        self._store.close(sourced.reader)
+        self._tier.cancel_unwanted()
+        self._pulls.cancel_unwanted()
+
+    async def Lookup(self, request: pb.LookupRequest, context: Context) -> pb.LookupReply:
+        check_size(len(request.keys), self._settings.max_blocks)
+        keys = keys_from_bytes(request.keys)
+        present = self._store.lookup_all(keys)
+        if isinstance(self._tier, ObjectTier):
+            present = [layers | self._tier.readable(key) for layers, key in zip(present, keys, strict=True)]
+        return lookup_to_message(present)
+
+    async def Pin(self, request: pb.PinRequest, context: Context) -> pb.PinReply:
+        layout, blocks = wanted(request.layout, request.blocks, self._settings.max_blocks)
+        present = self._pins.pin(request.pin, layout, blocks, request.ttl_s, request.tenant)
+        return pb.PinReply(present=[mask_to_bytes(layers) for layers in present])
+
+    async def Unpin(self, request: pb.UnpinRequest, context: Context) -> pb.UnpinReply:
+        return pb.UnpinReply(found=self._pins.unpin(request.pin))
+
+    async def Snapshot(self, request: pb.SnapshotRequest, context: Context) -> AsyncIterator[pb.SnapshotReply]:
+        snapshot = self._placement.snapshot()
+        for part in snapshot.parts(SNAPSHOT_BLOCKS):
+            stored = stored_to_messages(part)
+            yield pb.SnapshotReply(epoch=snapshot.epoch, sequence=snapshot.sequence, stored=stored)
+
+    async def _deliver(
+        self, place: Place[SourcedReader], outlet: Outlet, context: Context, heartbeat_s: float | None
+    ) -> None:
+        """Send what is ready, lowest layer first, until every wanted entry was sent or reported missing."""
+        sourced, changed, wake_others = place
+        reader = sourced.reader
+        limit = FIRST_BATCH_BYTES
+        spoke_at = (
+            time.monotonic()
+        )  # what wakes this stream may go out on another of its share: silence is measured here
+        while not reader.done:
+            changed.clear()
+            if reader.lost_writers:
+                reader.lost_writers = False
+                self._tier.start(sourced)
+                self._pulls.start(sourced)
+            silent_for_s = time.monotonic() - spoke_at
+            patience_s = math.inf if heartbeat_s is None else heartbeat_s - silent_for_s
+            if patience_s <= 0:
+                await context.write(pb.FetchReply())
+            elif reader.has_ready:
+                # Whatever is ready goes at once; a batch fills only while the last one is being sent.
+                async with outlet.turn(None if patience_s == math.inf else patience_s) as is_ours:
+                    frames = reader.take(min(limit, outlet.max_batch_bytes)) if is_ours else []
+                    if frames:  # else another stream of the share was quicker
+                        await self._send(frames, context)
+                outlet.sent(frames)
+                limit = MAX_BATCH_BYTES
+                if not frames:
+                    continue
+            elif missing := reader.take_missing(self._store.clock()):
+                self._metrics.fetched.labels("miss").inc(sum(block.layers.bit_count() for block in missing))
+                await context.write(pb.FetchReply(missing=pb.FetchMissing(blocks=entries_to_messages(missing))))
+            else:
+                await _wait(changed, reader.next_deadline(), patience_s)
+                continue
+            spoke_at = time.monotonic()
+        wake_others()  # they have nothing to wait for any more
+
+    async def _send(self, frames: Sequence[Frame], context: Context) -> None:
+        await context.write(frames)
+        self._metrics.fetched.labels("hit").inc(len(frames))
+        self._metrics.fetched_bytes.inc(sum(len(frame.payload) for frame in frames))
+
+
+async def _wait(changed: asyncio.Event, deadline: float | None, patience_s: float) -> None:
+    """Wait until the reader may have something new or gives up on something, or for `patience_s`."""
+    left_s = math.inf if deadline is None else max(0.0, deadline - time.monotonic())
+    limit_s = min(left_s, patience_s)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(None if limit_s == math.inf else limit_s):
+            await changed.wait()

@@ -1,0 +1,1 @@
+"""The pool's memory: blocks, readers, writers, eviction, pins. No I/O."""

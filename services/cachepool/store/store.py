@@ -1,0 +1,292 @@
+"""The pool's state: entries by (block, layer), who writes them, who waits for them. No I/O."""
+
+from collections.abc import Callable, Sequence
+from itertools import takewhile
+from typing import NamedTuple
+
+from services.cachepool.store.block import Block, Writer
+from services.cachepool.store.eviction import Eviction
+from services.cachepool.store.memory import PayloadMemory
+from services.cachepool.store.shelf import Shelf
+from services.cachepool.store.subscription import Subscription
+from shared.errors import BadRequest, CorruptFrame, Overloaded
+from shared.ids import BlockKey
+from shared.kv.codec import Codec
+from shared.kv.entries import BlockEntries
+from shared.kv.frame import Frame
+from shared.kv.layout import KvLayout
+
+_RAW = Codec.RAW  # looking a member up in its Enum is a tenth of what an entry takes
+
+
+class Grant(NamedTuple):
+    """What a writer was told about one block. What is in neither mask is being written by somebody else."""
+
+    granted: int  # layer bitmask: the writer's to fill
+    present: int  # layer bitmask: stored already
+
+
+class StoreStats(NamedTuple):
+    num_blocks: int  # with at least one entry
+    num_entries: int
+    used_bytes: int  # payload and overhead, as the budget counts them
+    num_leases: int  # blocks held by readers, counted once for each reader
+    num_readers: int
+    num_writers: int
+    num_evicted: int  # blocks, since the start
+    num_trimmed: int  # entries of window groups that went before their block, since the start
+    num_tenants: int  # with at least one entry
+    largest_tenant_bytes: int
+
+
+class Held(NamedTuple):
+    """What a held block had when it was taken hold of."""
+
+    layout: KvLayout
+    parent: BlockKey | None  # the block before it, as far as requests have told
+    layers: int  # bitmask
+    charge: int  # bytes that it takes from the budget
+    frames: list[Frame]
+
+
+class Store:
+    """Owns every block and every decision about it; belongs to one event loop and never waits.
+
+    Always: `used_bytes <= budget_bytes`; an entry has at most one writer, and the first one wins; a block that a reader
+    or a writer holds is not evicted, nor is the predecessor of a block that is still here: of that, only entries of
+    window groups may go.
+
+    Requests list blocks in chain order, which is how the store learns what precedes what. A block with no layers
+    only tells its place in the chain.
+    """
+
+    def __init__(
+        self,
+        budget_bytes: int,
+        clock: Callable[[], float],
+        on_groups: Callable[[BlockKey, int], None] = lambda _key, _groups: None,
+        on_settled: Callable[[BlockKey], None] = lambda _key: None,
+        tenant_share: float = 1.0,
+        policy: type[Eviction] = Eviction,
+        memory: PayloadMemory | None = None,
+    ) -> None:
+        """`on_groups(key, mask)` is told each change of the layer groups that a block wholly holds; 0 when evicted.
+
+        `on_settled(key)` is told when a block has entries and, after a change, no writer. Neither may call back what
+        changes the store. `tenant_share`: each tenant's quota as a part of the budget; 1: no quota. `policy`: what goes
+        first; benchmarks compare others, and have a `memory` that keeps nothing.
+        """
+        self.clock = clock
+        self._shelf = Shelf(budget_bytes, clock, on_groups, tenant_share, policy, memory or PayloadMemory())
+        self._on_settled = on_settled
+        self._num_leases = 0
+        self._num_readers = 0
+        self._num_writers = 0
+
+    @property
+    def budget_bytes(self) -> int:
+        return self._shelf.budget_bytes
+
+    @property
+    def used_bytes(self) -> int:
+        return self._shelf.used_bytes
+
+    @property
+    def stats(self) -> StoreStats:
+        shelf = self._shelf
+        return StoreStats(
+            shelf.num_stored,
+            shelf.num_entries,
+            shelf.used_bytes,
+            self._num_leases,
+            self._num_readers,
+            self._num_writers,
+            shelf.num_evicted,
+            shelf.num_trimmed,
+            len(shelf.tenants),
+            shelf.tenants.largest_bytes,
+        )
+
+    def lookup(self, key: BlockKey) -> int:
+        """Return the layers of a block that are present, as a bitmask. Not a use: the LRU order stays."""
+        block = self._shelf.get(key)
+        return block.present if block else 0
+
+    def lookup_all(self, keys: Sequence[BlockKey]) -> list[int]:
+        """Return what `lookup` returns for each key, in one pass: clients ask for thousands."""
+        return self._shelf.present(keys)
+
+    def pin(self, key: BlockKey, layers: int) -> None:
+        """Keep exactly these layers of a block from eviction, as soon as they are here; 0: none. See `Pins`."""
+        self._shelf.pin(key, layers)
+
+    def groups(self, key: BlockKey) -> int:
+        """Return the layer groups that a block holds wholly, as a bitmask."""
+        block = self._shelf.get(key)
+        return block.groups if block else 0
+
+    def hold(self, key: BlockKey) -> Held | None:
+        """Keep a block from eviction until `let_go`, and return what it has; None when it has nothing. Not a use."""
+        block = self._shelf.get(key)
+        if block is None or not block.present:
+            return None
+        block.is_held = True
+        frames = [frame for frame in block.frames if frame is not None]
+        parent = block.parent.key if block.parent else None
+        return Held(block.layout, parent, block.present, block.charge, frames)
+
+    def let_go(self, key: BlockKey) -> None:
+        """End `hold`."""
+        block = self._shelf.get(key)
+        assert block is not None, "a held block was dropped"
+        block.is_held = False
+        self._shelf.settle(block)
+
+    # Writers
+
+    def open_writer(self, tenant: str = "") -> Writer:
+        """`tenant` pays for the blocks whose first entry this writer stores."""
+        self._num_writers += 1
+        return Writer(tenant)
+
+    def grant(self, writer: Writer, layout: KvLayout, blocks: Sequence[BlockEntries]) -> list[Grant]:
+        """Give the writer those of the entries that nobody holds or writes. Raises `BadRequest` and grants nothing."""
+        assert writer.is_open, "a closed writer asks for grants"
+        grants = []
+        chain = self._shelf.chain(layout, blocks)
+        full = layout.all_layers & ~layout.window_layers
+        known = sum(1 for _ in takewhile(lambda block: block.present & full == full, chain))
+        for block, asked in zip(chain, blocks, strict=True):
+            layers = asked.layers & ~block.present & ~block.filling
+            if layers:
+                block.filling |= layers
+                writer.granted[block] = writer.granted.get(block, 0) | layers
+                for reader, index in block.readers.items():
+                    reader.on_granted(index, layers)
+            grants.append(Grant(layers, asked.layers & block.present))
+        # A writer names all layers of what it computes; what a resume behind its last block needs is the tail. So is
+        # what it would have resumed from, were all window entries here: else nobody learns that some are missed.
+        needed = [layout.needed_layers(index, len(chain)) for index in range(len(chain))]
+        needed[:known] = [a | layout.needed_layers(index, known) for index, a in enumerate(needed[:known])]
+        self._use(chain, needed)
+        return grants
+
+    def put(self, writer: Writer, frame: Frame) -> None:
+        """Store a copy of a verified frame and hand it to its readers. The grant ends, whether it is stored or not.
+
+        Raises `BadRequest` when the writer holds no grant for it, `CorruptFrame` when it cannot be this layer's KV,
+        `Overloaded` when it does not fit because readers and writers hold all there is.
+        """
+        key, layer, codec, _, raw_bytes, payload, _ = frame
+        block, bit = self._shelf.get(key), 1 << layer
+        if block is None or not writer.granted.get(block, 0) & bit:
+            raise BadRequest(f"block {key.hex()[:12]} layer {layer} was not granted to this writer")
+        if raw_bytes != block.layout.entry_bytes(layer) or (codec is _RAW and len(payload) != raw_bytes):
+            raise CorruptFrame(f"{raw_bytes} bytes in layer {layer} are not what the KV layout says")
+        try:
+            self._shelf.insert(block, frame, writer.tenant)
+        except Overloaded:
+            self._release(writer, block, bit, self.clock())
+            raise
+        self._end_grant(writer, block, bit)
+        for reader, index in block.readers.items():
+            reader.on_present(index, bit)
+        if not block.filling:  # else it is not settled
+            self._on_settled(block.key)
+            self._shelf.settle(block)
+
+    def release(self, writer: Writer, entries: BlockEntries, since: float) -> None:
+        """Take grants back from a writer that will not fill them. Its readers' patience counts from `since`."""
+        block = self._shelf.get(entries.key)
+        layers = writer.granted.get(block, 0) & entries.layers if block else 0
+        if block and layers:
+            self._release(writer, block, layers, since)
+
+    def abandon(self, writer: Writer, since: float | None = None) -> int:
+        """Close a writer and return how many of its grants were still unfilled; idempotent.
+
+        Those entries are absent again. Their readers wait on for a next writer, counted from `since`, or from now.
+        """
+        if not writer.is_open:
+            return 0
+        writer.is_open = False
+        self._num_writers -= 1
+        since = self.clock() if since is None else since
+        num_unfilled = sum(layers.bit_count() for layers in writer.granted.values())
+        for block, layers in list(writer.granted.items()):
+            self._release(writer, block, layers, since)
+        return num_unfilled
+
+    def is_awaited(self, writer: Writer) -> bool:
+        """Return whether any reader wants any entry that this writer has still to fill."""
+        return any(
+            reader.wants(index) & layers
+            for block, layers in writer.granted.items()
+            for reader, index in block.readers.items()
+        )
+
+    # Readers
+
+    def subscribe(
+        self,
+        layout: KvLayout,
+        blocks: Sequence[BlockEntries],
+        wait_s: float,
+        notify: Callable[[], None],
+        tenant: str = "",
+    ) -> Subscription:
+        """Take a lease on the blocks for a reader, until `close`. Raises `BadRequest` and takes nothing.
+
+        `tenant` pays for what others fill on this reader's behalf.
+        """
+        chain = self._shelf.chain(layout, blocks)
+        reader = Subscription(chain, [asked.layers for asked in blocks], wait_s, notify, tenant)
+        now = self.clock()
+        for index, block in enumerate(chain):
+            block.readers[reader] = index
+            wanted = blocks[index].layers
+            reader.on_orphaned(index, wanted & ~block.present & ~block.filling, now)
+        self._num_readers += 1
+        self._num_leases += len(chain)
+        self._use(chain, [asked.layers for asked in blocks])
+        return reader
+
+    def close(self, reader: Subscription) -> None:
+        """End a reader's lease; idempotent."""
+        if not reader.is_open:
+            return
+        reader.is_open = False
+        self._num_readers -= 1
+        self._num_leases -= len(reader.blocks)
+        for block in reader.blocks:
+            del block.readers[reader]
+        self._shelf.touch(reader.blocks)
+        for block in reversed(reader.blocks):
+            self._shelf.settle(block)
+
+    def _use(self, chain: Sequence[Block], needed: Sequence[int]) -> None:
+        """Count a request that needs these layers of a chain's blocks, and settle them, from the chain's end."""
+        self._shelf.use(chain, lambda index: bool(needed[index] & chain[index].layout.window_layers))
+        for block in reversed(chain):
+            self._shelf.settle(block)
+
+    def _end_grant(self, writer: Writer, block: Block, layers: int) -> None:
+        block.filling &= ~layers
+        left = writer.granted[block] & ~layers
+        if left:
+            writer.granted[block] = left
+        else:
+            del writer.granted[block]
+
+    def _release(self, writer: Writer, block: Block, layers: int, since: float) -> None:
+        self._end_grant(writer, block, layers)
+        for reader, index in block.readers.items():
+            reader.on_orphaned(index, layers, since)
+        if block.present and not block.filling:
+            self._on_settled(block.key)
+        self._shelf.settle(block)
+
+    def check_integrity(self) -> None:
+        """Recount everything and assert the class's invariants: for tests, and for a pool that has gone idle."""
+        self._shelf.check_integrity()
+        assert self._num_leases == sum(len(block.readers) for block in self._shelf)

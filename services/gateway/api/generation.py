@@ -1,0 +1,125 @@
+"""The HTTP API: OpenAI's endpoints over the pipeline, streaming and not."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from aiohttp import web
+
+from services.gateway.api.admission import Admission
+from services.gateway.api.middleware import request_id_of
+from services.gateway.api.prepare import prepare_chat, prepare_completion
+from services.gateway.api.replies import ChatReply, Choice, CompletionReply, Reply
+from services.gateway.api.schema import ChatBody, CompletionBody, Sampling
+from services.gateway.api.sse import EventStream
+from services.gateway.model import ServedModel
+from services.gateway.request.choices import Choices
+from services.gateway.request.generation import Prepared
+from services.gateway.request.pipeline import Pipeline
+from services.gateway.request.text import ShownToken
+from services.gateway.settings import GatewaySettings
+from shared.deadline import Deadline
+from shared.errors import Internal, PrfaasError
+from shared.log import get_logger
+
+log = get_logger()
+
+B = TypeVar("B", bound=Sampling)
+
+
+class GenerationRoutes:
+    """`/v1/completions` and `/v1/chat/completions`."""
+
+    def __init__(self, pipeline: Pipeline, settings: GatewaySettings, admission: Admission) -> None:
+        self._pipeline = pipeline
+        self._settings = settings
+        self._admission = admission
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.post("/v1/completions", self.completions),
+            web.post("/v1/chat/completions", self.chat_completions),
+        ]
+
+    async def completions(self, request: web.Request) -> web.StreamResponse:
+        return await self._serve(request, CompletionBody, prepare_completion, CompletionReply)
+
+    async def chat_completions(self, request: web.Request) -> web.StreamResponse:
+        return await self._serve(request, ChatBody, prepare_chat, ChatReply)
+
+    async def _serve(
+        self,
+        request: web.Request,
+        schema: type[B],
+        prepare: Callable[[ServedModel, B], Prepared],
+        shape: type[Reply],
+    ) -> web.StreamResponse:
+        """Run one request under its deadline. A failure becomes a status, or an event once one is out."""
+        deadline = Deadline.after(self._settings.request_timeout_s)
+        stream = EventStream(request)
+        model = self._pipeline.cluster.model
+        with self._admission.admitted():
+            try:
+                async with deadline.scope("the request was being served"):
+                    body, prepared = await self._admission.body(
+                        request, schema, lambda body: (body, prepare(model, body))
+                    )
+                    reply = shape(
+                        request_id_of(request),
+                        model.name,
+                        include_usage=body.include_usage,
+                        with_token_ids=bool(body.return_token_ids),
+                        tokenizer=None if body.num_logprobs is None else model.tokenizer,
+                    )
+                    async with Choices(self._pipeline, prepared, deadline) as choices:
+                        if body.stream:
+                            every = bool(body.return_token_ids)  # also what adds no text
+                            return await _stream(stream, choices, reply, len(prepared.requests), every)
+                        return await _whole(choices, reply, len(prepared.requests))
+            except PrfaasError as error:
+                if not stream.is_open:
+                    raise
+                log.warning("stream_failed", code=error.code, error=str(error))
+                self._pipeline.cluster.metrics.request_failed(error.code)
+                return await stream.fail(error)
+            except ConnectionError:
+                raise
+            except Exception:
+                if not stream.is_open:
+                    raise
+                log.exception("stream_crashed")
+                self._pipeline.cluster.metrics.request_failed(Internal.code)
+                return await stream.fail(Internal("the server failed to handle this request"))
+
+
+async def _whole(choices: Choices, reply: Reply, num_choices: int) -> web.Response:
+    texts: list[list[str]] = [[] for _ in range(num_choices)]
+    ids: list[list[int]] = [[] for _ in range(num_choices)]
+    tokens: list[list[ShownToken]] = [[] for _ in range(num_choices)]
+    finished: dict[int, Choice] = {}
+    async for deltas in choices:
+        for delta in deltas:
+            texts[delta.index].append(delta.text)
+            ids[delta.index] += delta.ids
+            tokens[delta.index] += delta.tokens
+            if delta.finish_reason is not None:
+                text = "".join(texts[delta.index])
+                shown = tuple(tokens[delta.index])
+                finished[delta.index] = Choice(text, tuple(ids[delta.index]), delta.finish_reason, shown)
+    return web.json_response(reply.whole([finished[index] for index in range(num_choices)], choices.usage))
+
+
+async def _stream(
+    stream: EventStream, choices: Choices, reply: Reply, num_choices: int, every: bool
+) -> web.StreamResponse:
+    """Send deltas as they come, those without text only if `every`.
+
+    Headers go out with the first, so that what fails earlier gets its own status.
+    """
+    async for deltas in choices:
+        chunks = [reply.chunk(delta) for delta in deltas if every or delta.text or delta.finish_reason]
+        if not stream.is_open:
+            await stream.open()
+            chunks = [*reply.opening(num_choices), *chunks]
+        await stream.send(*chunks)
+    await stream.send(*reply.closing(choices.usage))
+    return await stream.finish()

@@ -1,0 +1,99 @@
+"""`/v1/prefixes`: compute a prompt's KV ahead of its requests and keep it in the pools for a time."""
+
+import asyncio
+from contextlib import aclosing
+from typing import Any
+
+from aiohttp import web
+
+from services.gateway.api.admission import Admission
+from services.gateway.api.prepare import prepare_chat, prepare_completion
+from services.gateway.api.schema import ChatBody, CompletionBody, PrefixBody
+from services.gateway.cluster.pins import Prefix, Prefixes
+from services.gateway.request.generation import GenerationRequest
+from services.gateway.request.pipeline import Pipeline
+from services.gateway.request.usage import Tally
+from services.gateway.settings import GatewaySettings
+from shared.deadline import Deadline
+from shared.errors import BadRequest
+
+
+class PrefixRoutes:
+    """Keys come from what any request with this beginning would make of it: same tokens, template and salt."""
+
+    def __init__(self, pipeline: Pipeline, prefixes: Prefixes, settings: GatewaySettings, admission: Admission) -> None:
+        self._pipeline = pipeline
+        self._prefixes = prefixes
+        self._settings = settings
+        self._admission = admission
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.post("/v1/prefixes", self.create),
+            web.get("/v1/prefixes", self.all),
+            web.delete("/v1/prefixes/{id}", self.delete),
+        ]
+
+    async def create(self, request: web.Request) -> web.Response:
+        """Pin first, so that nothing pushes out what is computed next; a failure leaves nothing pinned."""
+        deadline = Deadline.after(self._settings.request_timeout_s)
+        with self._admission.admitted():
+            async with deadline.scope("the prefix was being computed"):
+                body, asked = await self._admission.body(request, PrefixBody, self._prepared)
+                num_tokens, name = len(asked.token_ids), body.name or ""
+                prefix = await self._prefixes.keep(asked.keys, num_tokens, asked.salt, body.ttl_s, name)
+                tally = Tally(num_tokens)
+                try:
+                    await self._compute(asked, tally, deadline)
+                except BaseException:
+                    await asyncio.shield(self._prefixes.drop(prefix.id))
+                    raise
+        return web.json_response({**self._object(prefix), "cached_tokens": tally.cached_tokens})
+
+    async def all(self, _request: web.Request) -> web.Response:
+        data = [self._object(prefix) for prefix in self._prefixes.current()]
+        return web.json_response({"object": "list", "data": data})
+
+    async def delete(self, request: web.Request) -> web.Response:
+        prefix_id = request.match_info["id"]
+        await self._prefixes.drop(prefix_id)
+        return web.json_response({"id": prefix_id, "object": "prefix", "deleted": True})
+
+    def _prepared(self, body: PrefixBody) -> tuple[PrefixBody, GenerationRequest]:
+        """Return the request that computes the prefix: all of it, and one token."""
+        if (body.prompt is None) == (body.messages is None):
+            raise BadRequest("give either prompt or messages", param="prompt")
+        model = self._pipeline.cluster.model
+        shared: dict[str, Any] = body.model_dump(include={"model", "cache_salt", "add_special_tokens"})
+        shared |= {"max_tokens": 1, "temperature": 0.0}
+        if body.messages is not None:
+            chat = ChatBody(messages=body.messages, add_generation_prompt=bool(body.add_generation_prompt), **shared)
+            prepared = prepare_chat(model, chat)
+        else:
+            prepared = prepare_completion(model, CompletionBody(prompt=body.prompt or "", **shared))
+        request = prepared.requests[0]
+        if not request.keys:
+            least = model.layout.block_tokens
+            raise BadRequest(
+                f"a prefix needs at least {least} tokens, this has {len(request.token_ids)}: only full blocks are kept",
+                param="prompt" if body.messages is None else "messages",
+            )
+        return body, request
+
+    async def _compute(self, request: GenerationRequest, tally: Tally, deadline: Deadline) -> None:
+        """An ordinary request leaves the blocks in the home pools, whoever computes them."""
+        async with aclosing(self._pipeline.generate(request, tally, deadline)) as events:
+            async for _event in events:
+                pass
+
+    def _object(self, prefix: Prefix) -> dict[str, Any]:
+        block_tokens = self._pipeline.cluster.model.layout.block_tokens
+        return {
+            "id": prefix.id,
+            "object": "prefix",
+            "name": prefix.name or None,
+            "created": int(prefix.created_at),
+            "expires_at": int(prefix.ends_at),
+            "num_tokens": prefix.num_tokens,
+            "kept_tokens": len(prefix.keys) * block_tokens,
+        }

@@ -1,0 +1,128 @@
+"""From a request body to what the engines are asked: token ids, block keys, limits. CPU-bound: not for the loop."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from services.gateway.api.schema import ChatBody, CompletionBody, Conversation, Message, Sampling
+from services.gateway.model import ServedModel
+from services.gateway.request.generation import GenerationRequest, Prepared, with_keys
+from services.gateway.request.text import TextRules
+from shared.errors import BadRequest, ContextTooLong
+from shared.kv.codec import Fidelity
+
+DEFAULT_COMPLETION_TOKENS = 16
+MAX_CHOICES = 128
+
+
+def prepare_completion(model: ServedModel, body: CompletionBody) -> Prepared:
+    """Raises `BadRequest`, `ContextTooLong`, `ModelNotFound`."""
+    model.check_name(body.model)
+    body.check_supported()
+    prompts = _completion_prompts(model, body)
+    max_tokens = body.max_tokens or DEFAULT_COMPLETION_TOKENS
+    prepared = _prepare(model, body, prompts, lambda _num_tokens: max_tokens, "prompt")
+    return replace(prepared, echoes=_echoes(model, body)) if body.echo else prepared
+
+
+def prepare_chat(model: ServedModel, body: ChatBody) -> Prepared:
+    """Raises `BadRequest`, `ContextTooLong`, `ModelNotFound`."""
+    model.check_name(body.model)
+    body.check_supported()
+    prompt = conversation_ids(model, body, body.add_special_tokens)
+    wanted = body.max_completion_tokens or body.max_tokens
+
+    def limit(num_tokens: int) -> int:
+        return wanted or max(1, model.max_model_len - num_tokens)
+
+    return _prepare(model, body, [prompt], limit, "messages")
+
+
+def conversation_ids(model: ServedModel, body: Conversation, add_special_tokens: bool | None = None) -> list[int]:
+    """Return the ids of a conversation. The template writes special tokens itself, unless the caller wants more."""
+    return render_ids(model, body.messages, body.add_generation_prompt, add_special_tokens)
+
+
+def render_ids(
+    model: ServedModel,
+    messages: Sequence[Message],
+    add_generation_prompt: bool | None = None,
+    add_special_tokens: bool | None = None,
+) -> list[int]:
+    """Raises `BadRequest` when the template rejects the messages."""
+    wants_reply = add_generation_prompt is not False
+    rendered = model.tokenizer.chat.render(
+        [message.for_template() for message in messages], add_generation_prompt=wants_reply
+    )
+    return model.tokenizer.encode(rendered, add_special_tokens=bool(add_special_tokens))
+
+
+def check_token_ids(token_ids: Sequence[int], vocab_size: int, param: str) -> None:
+    """Raise `BadRequest` naming the first id that the model does not have."""
+    if token_ids and max(token_ids) >= vocab_size:
+        wrong = next(token_id for token_id in token_ids if token_id >= vocab_size)
+        raise BadRequest(f"{param}: token id {wrong} is not in the vocabulary of {vocab_size}", param=param)
+
+
+def _completion_prompts(model: ServedModel, body: CompletionBody) -> list[list[int]]:
+    add_special = body.add_special_tokens is not False
+    prompts: list[list[int]] = []
+    for item in _items(body.prompt):
+        if not item:
+            raise BadRequest("prompt must not be empty", param="prompt")
+        if isinstance(item, str):
+            prompts.append(model.tokenizer.encode(item, add_special_tokens=add_special))
+        else:
+            check_token_ids(item, model.vocab_size, "prompt")
+            prompts.append(item)
+    if not prompts or not all(prompts):
+        raise BadRequest("prompt must hold at least one token", param="prompt")
+    return prompts
+
+
+def _echoes(model: ServedModel, body: CompletionBody) -> tuple[str, ...]:
+    skip = body.skip_special_tokens is not False
+    items = _items(body.prompt)
+    return tuple(item if isinstance(item, str) else model.tokenizer.decode(item, skip) for item in items)
+
+
+def _items(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
+    """Return the prompts of any of the four forms as a list."""
+    if isinstance(prompt, str):
+        return [prompt]
+    texts_or_lists: list[str | list[int]] = [item for item in prompt if not isinstance(item, int)]
+    return texts_or_lists or [[item for item in prompt if isinstance(item, int)]]
+
+
+def _prepare(
+    model: ServedModel, body: Sampling, prompts: list[list[int]], max_tokens: Callable[[int], int], part: str
+) -> Prepared:
+    salt = body.cache_salt or ""
+    num_choices = body.n or 1
+    if len(prompts) * num_choices > MAX_CHOICES:
+        raise BadRequest(f"n: {len(prompts)} prompts with {num_choices} choices each are too many", param="n")
+    fidelity = Fidelity[(body.kv_fidelity or "lossless").upper()]
+    requests: list[GenerationRequest] = []
+    for token_ids in prompts:
+        limit = max_tokens(len(token_ids))
+        _check_context(model.max_model_len, len(token_ids), limit, part)
+        sampling = body.sampling_params(limit, model.vocab_size, model.tokenizer.eos_ids)
+        request = with_keys(model, GenerationRequest(token_ids, (), sampling, salt, body.priority or 0), fidelity)
+        requests += [replace(request, sampling=sampling.for_choice(i)) for i in range(num_choices)]
+    rules = TextRules(
+        stop=body.stop_strings,
+        include_stop=bool(body.include_stop_str_in_output),
+        min_tokens=body.min_tokens or 0,
+        skip_special_tokens=body.skip_special_tokens is not False,
+        hidden_ids=model.hidden_ids | frozenset(body.stop_token_ids or ()),
+    )
+    return Prepared(tuple(requests), rules, num_choices)
+
+
+def _check_context(max_model_len: int, num_tokens: int, max_tokens: int, part: str) -> None:
+    if num_tokens + max_tokens > max_model_len:
+        raise ContextTooLong(
+            f"This model's maximum context length is {max_model_len} tokens. However, you requested "
+            f"{num_tokens + max_tokens} tokens ({num_tokens} in the {part}, {max_tokens} in the completion). "
+            f"Please reduce the length of the {part} or completion.",
+            param=part,
+        )

@@ -1,0 +1,134 @@
+"""The JSON that clients get: OpenAI's completion and chat objects, whole and in chunks."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+from services.gateway.api.logprobs import chat_logprobs, completion_logprobs
+from services.gateway.request.choices import ChoiceDelta, Usage
+from services.gateway.request.text import FinishReason, ShownToken
+from shared.ids import RequestId
+from shared.model.text.tokenizer import Tokenizer
+
+Json = dict[str, Any]
+
+
+class Choice(NamedTuple):
+    """A finished choice."""
+
+    text: str
+    ids: tuple[int, ...]
+    finish_reason: FinishReason
+    tokens: tuple[ShownToken, ...] = ()  # of the text, if log-probabilities were asked for
+
+
+class Reply(ABC):
+    """Shapes the answer to one request. `include_usage` concerns streams only.
+
+    `with_token_ids` adds `token_ids` to each choice: the ids behind its text, as vLLM's `return_token_ids` does.
+    `tokenizer` spells the tokens of log-probabilities; without it there are none.
+    """
+
+    id_prefix: ClassVar[str]
+    whole_object: ClassVar[str]
+    chunk_object: ClassVar[str]
+
+    def __init__(
+        self,
+        request_id: RequestId,
+        model_name: str,
+        *,
+        include_usage: bool,
+        with_token_ids: bool = False,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
+        self._head = {"id": f"{self.id_prefix}-{request_id}", "created": int(time.time()), "model": model_name}
+        self._include_usage = include_usage
+        self._with_token_ids = with_token_ids
+        self._tokenizer = tokenizer
+
+    def whole(self, choices: Sequence[Choice], usage: Usage) -> Json:
+        """Return the answer to a request that does not stream."""
+        items = [
+            self._with_ids({**self._choice(index, choice), "logprobs": self._told(choice.tokens)}, choice.ids)
+            for index, choice in enumerate(choices)
+        ]
+        return {**self._head, "object": self.whole_object, "choices": items, "usage": usage_object(usage)}
+
+    def opening(self, num_choices: int) -> list[Json]:
+        """Return the chunks that go before any text."""
+        return []
+
+    def chunk(self, delta: ChoiceDelta) -> Json:
+        logprobs = self._told(delta.tokens) if delta.tokens else None
+        return self._chunk([self._with_ids({**self._delta_choice(delta), "logprobs": logprobs}, delta.ids)])
+
+    def closing(self, usage: Usage) -> list[Json]:
+        """Return the chunks that go after all text."""
+        if not self._include_usage:
+            return []
+        return [{**self._chunk([]), "usage": usage_object(usage)}]
+
+    def _chunk(self, choices: list[Json]) -> Json:
+        chunk = {**self._head, "object": self.chunk_object, "choices": choices}
+        return {**chunk, "usage": None} if self._include_usage else chunk
+
+    def _with_ids(self, choice: Json, ids: Sequence[int]) -> Json:
+        return {**choice, "token_ids": list(ids)} if self._with_token_ids else choice
+
+    def _told(self, tokens: Sequence[ShownToken]) -> Json | None:
+        return None if self._tokenizer is None else self._logprobs(tokens, self._tokenizer)
+
+    @abstractmethod
+    def _logprobs(self, tokens: Sequence[ShownToken], tokenizer: Tokenizer) -> Json: ...
+
+    @abstractmethod
+    def _choice(self, index: int, choice: Choice) -> Json: ...
+
+    @abstractmethod
+    def _delta_choice(self, delta: ChoiceDelta) -> Json: ...
+
+
+class CompletionReply(Reply):
+    id_prefix = "cmpl"
+    whole_object = chunk_object = "text_completion"
+
+    def _choice(self, index: int, choice: Choice) -> Json:
+        return {"index": index, "text": choice.text, "logprobs": None, "finish_reason": choice.finish_reason}
+
+    def _logprobs(self, tokens: Sequence[ShownToken], tokenizer: Tokenizer) -> Json:
+        return completion_logprobs(tokens, tokenizer)
+
+    def _delta_choice(self, delta: ChoiceDelta) -> Json:
+        return {"index": delta.index, "text": delta.text, "logprobs": None, "finish_reason": delta.finish_reason}
+
+
+class ChatReply(Reply):
+    id_prefix = "chatcmpl"
+    whole_object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+
+    def _choice(self, index: int, choice: Choice) -> Json:
+        message = {"role": "assistant", "content": choice.text}
+        return {"index": index, "message": message, "logprobs": None, "finish_reason": choice.finish_reason}
+
+    def _logprobs(self, tokens: Sequence[ShownToken], tokenizer: Tokenizer) -> Json:
+        return chat_logprobs(tokens, tokenizer)
+
+    def opening(self, num_choices: int) -> list[Json]:
+        first = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+        return [self._chunk([{"index": index, **first}]) for index in range(num_choices)]
+
+    def _delta_choice(self, delta: ChoiceDelta) -> Json:
+        content = {"content": delta.text} if delta.text else {}
+        return {"index": delta.index, "delta": content, "logprobs": None, "finish_reason": delta.finish_reason}
+
+
+def usage_object(usage: Usage) -> Json:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }

@@ -1,0 +1,1 @@
+"""What the gateway knows of workers and pools, and how it comes to know it."""

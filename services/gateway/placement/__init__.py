@@ -1,0 +1,1 @@
+"""Which pool holds which blocks: the index that prefix matching asks."""

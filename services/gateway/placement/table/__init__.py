@@ -1,0 +1,1 @@
+"""The hash table under the index: keys of blocks to who holds them."""

@@ -1,0 +1,151 @@
+"""The choices of one request, run at once: their text merged into one stream of deltas."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from services.gateway.metrics import RequestTimer
+from services.gateway.request.attempt import LAST_WORD_S
+from services.gateway.request.generation import Prepared
+from services.gateway.request.pipeline import Pipeline
+from services.gateway.request.text import ChoiceText, FinishReason, ShownToken
+from services.gateway.request.usage import Tally
+from shared.deadline import Deadline
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceDelta:
+    """What was added to one choice."""
+
+    index: int
+    text: str
+    ids: tuple[int, ...]  # generated, shown as text or not
+    finish_reason: FinishReason | None  # on the choice's last delta
+    tokens: tuple[ShownToken, ...] = ()  # that `text` begins to show, if log-probabilities were asked for
+
+    def joined(self, later: "ChoiceDelta") -> "ChoiceDelta":
+        text, ids, tokens = self.text + later.text, self.ids + later.ids, self.tokens + later.tokens
+        return ChoiceDelta(self.index, text, ids, later.finish_reason, tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens over all choices of a request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+class Choices:
+    """Runs while the context is open and yields deltas; leaving the context cancels what has not finished.
+
+    Choices of one prompt start once its first has a token: by then the prompt's KV is where they find it.
+
+    What the reader has not taken yet waits in a queue that `max_tokens` bounds: a slow client holds up no worker.
+    """
+
+    def __init__(self, pipeline: Pipeline, prepared: Prepared, deadline: Deadline) -> None:
+        self._pipeline = pipeline
+        self._metrics = pipeline.cluster.metrics
+        self._prepared = prepared
+        self._deadline = deadline
+        self._tallies = [Tally(len(request.token_ids)) for request in prepared.prompts]
+        self._first_seen = [asyncio.Event() for _ in prepared.prompts]
+        self._timers = [RequestTimer(self._metrics) for _ in prepared.requests]
+        self._queue: asyncio.Queue[ChoiceDelta | BaseException] = asyncio.Queue()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._finished: dict[int, FinishReason] = {}
+        self._completion_tokens = 0
+
+    @property
+    def usage(self) -> Usage:
+        """Final once the iteration has ended. A prompt counts once, however many choices it has."""
+        cached = sum(tally.cached_tokens for tally in self._tallies)
+        return Usage(self._prepared.num_prompt_tokens, self._completion_tokens, cached)
+
+    async def __aenter__(self) -> Self:
+        self._metrics.prompt_tokens.inc(self._prepared.num_prompt_tokens)
+        self._metrics.prefix_queries.inc(self._prepared.num_prompt_tokens)
+        for index in range(len(self._prepared.requests)):
+            task = asyncio.create_task(self._run(index), name=f"choice {index}")
+            task.add_done_callback(self._note_end)
+            self._tasks.append(task)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # A choice that is done may still be closing its call; one that is not is cancelled at once.
+        for index, task in enumerate(self._tasks):
+            if index not in self._finished:
+                task.cancel()
+        try:
+            await asyncio.wait(self._tasks, timeout=LAST_WORD_S)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks)
+            self._count_ends(error)
+
+    async def __aiter__(self) -> AsyncIterator[list[ChoiceDelta]]:
+        """Yield deltas as they come, those that are ready together in one list. Raises what a choice failed with."""
+        while len(self._finished) < len(self._tasks):
+            items = [await self._queue.get()]
+            while not self._queue.empty():
+                items.append(self._queue.get_nowait())
+            merged: dict[int, ChoiceDelta] = {}
+            failure: BaseException | None = None
+            for item in items:
+                if isinstance(item, BaseException):
+                    failure = failure or item
+                else:
+                    merged[item.index] = merged[item.index].joined(item) if item.index in merged else item
+            for delta in merged.values():
+                self._note_taken(delta)
+            yield list(merged.values())
+            if failure is not None:
+                raise failure
+
+    async def _run(self, index: int) -> None:
+        request = self._prepared.requests[index]
+        prompt, number = divmod(index, self._prepared.num_choices)
+        first_seen = self._first_seen[prompt]
+        if number > 0 and request.keys:  # a prompt shorter than a block has nothing to share
+            await first_seen.wait()
+        text = ChoiceText(self._pipeline.cluster.model.tokenizer, self._prepared.rules)
+        timer = self._timers[index]
+        echo = self._prepared.echoes[prompt] if self._prepared.echoes else ""
+        async with aclosing(self._pipeline.generate(request, self._tallies[prompt], self._deadline)) as events:
+            async for event in events:
+                first_seen.set()
+                delta = text.push(event.ids, event.finish_reason, event.logprobs)
+                timer.tokens(delta.num_tokens)
+                ids = tuple(event.ids[: delta.num_tokens])
+                self._queue.put_nowait(ChoiceDelta(index, echo + delta.text, ids, delta.finish_reason, delta.tokens))
+                echo = ""
+                if delta.finish_reason is not None and event.finish_reason is None:
+                    return  # a stop string: the workers know nothing of it and are cancelled
+
+    def _note_taken(self, delta: ChoiceDelta) -> None:
+        self._completion_tokens += len(delta.ids)
+        if delta.finish_reason is not None:
+            self._finished[delta.index] = delta.finish_reason
+            self._timers[delta.index].finished()
+
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._queue.put_nowait(error)
+
+    def _count_ends(self, error: BaseException | None) -> None:
+        unfinished = "error" if isinstance(error, Exception) else "abort"
+        for index in range(len(self._tasks)):
+            self._metrics.request_finished(self._finished.get(index, unfinished))
+        for prompt, tally in enumerate(self._tallies):
+            first = prompt * self._prepared.num_choices
+            if all(index in self._finished for index in range(first, first + self._prepared.num_choices)):
+                cached = tally.cached_tokens
+                self._metrics.prompt_done(cached=cached, prefill=tally.prefill_tokens, decode=tally.decode_tokens)

@@ -1,0 +1,50 @@
+"""What the pipeline is asked for: one request for each choice, with the keys of its blocks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from services.gateway.model import ServedModel
+from services.gateway.request.text import TextRules
+from shared.ids import BlockKey
+from shared.kv.codec import Fidelity
+from shared.sampling.params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One prompt for the pipeline."""
+
+    token_ids: Sequence[int]
+    keys: Sequence[BlockKey]  # of the prefix blocks
+    sampling: SamplingParams
+    salt: str
+    priority: int = 0  # lower goes first
+    num_generated: int = 0  # the last so many of `token_ids` are the answer's: a worker was lost after them
+    fidelity: Fidelity = Fidelity.LOSSLESS  # the chain that `keys` are of
+    lossless_keys: Sequence[BlockKey] = ()  # of the same blocks; only where loss is allowed
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A validated body: one request for each choice, those of one prompt together."""
+
+    requests: tuple[GenerationRequest, ...]
+    rules: TextRules
+    num_choices: int  # of each prompt
+    echoes: tuple[str, ...] = ()  # the prompts' texts, if they are to begin the answer
+
+    @property
+    def prompts(self) -> tuple[GenerationRequest, ...]:
+        """The first choice of each prompt."""
+        return self.requests[:: self.num_choices]
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return sum(len(request.token_ids) for request in self.prompts)
+
+
+def with_keys(model: ServedModel, request: GenerationRequest, fidelity: Fidelity) -> GenerationRequest:
+    """Return the request with the keys of its tokens in the chain of `fidelity`, and in the lossless one."""
+    keys = model.prefix_keys(request.token_ids, request.salt, fidelity)
+    exact = () if fidelity is Fidelity.LOSSLESS else model.prefix_keys(request.token_ids, request.salt)
+    return replace(request, keys=keys, fidelity=fidelity, lossless_keys=exact)

@@ -1,0 +1,124 @@
+"""From token ids to the text that a client may see: incremental detokenising and stop strings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from shared.model.text.tokenizer import Tokenizer
+from shared.sampling.logprobs import TokenLogprobs
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class TextRules:
+    """How one request wants its text."""
+
+    stop: tuple[str, ...] = ()
+    include_stop: bool = False  # whether a stop string that was met is part of the text
+    min_tokens: int = 0  # stop strings count only after as many tokens
+    skip_special_tokens: bool = True
+    hidden_ids: frozenset[int] = frozenset()  # stop tokens: counted, never shown
+
+
+class ShownToken(NamedTuple):
+    """A token some of whose text is shown."""
+
+    id: int
+    logprobs: TokenLogprobs
+    offset: int  # where its text, or the character that it is a part of, begins in the choice's text
+
+
+class TextDelta(NamedTuple):
+    """What some tokens added to a choice."""
+
+    text: str
+    num_tokens: int  # tokens used, the one that completed a stop string included
+    finish_reason: FinishReason | None
+    tokens: tuple[ShownToken, ...] = ()  # those that `text` begins to show, where log-probabilities came with them
+
+
+class StopMatcher:
+    """Finds stop strings in text that comes in pieces, and holds back what may turn out to begin one."""
+
+    def __init__(self, stop: Sequence[str], include: bool = False) -> None:
+        self._stop = tuple(stop)
+        self._include = include
+        self._held = ""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """Return the text that may be shown now, and whether a stop string ended it."""
+        self._held += text
+        found = [(start, len(stop)) for stop in self._stop if (start := self._held.find(stop)) >= 0]
+        if found:
+            start, length = min(found)
+            shown = self._held[: start + (length if self._include else 0)]
+            self._held = ""
+            return shown, True
+        shown_length = len(self._held) - self._num_undecided()
+        shown, self._held = self._held[:shown_length], self._held[shown_length:]
+        return shown, False
+
+    def flush(self) -> str:
+        """Return what was held back: no more text comes."""
+        held, self._held = self._held, ""
+        return held
+
+    def _num_undecided(self) -> int:
+        """Return the length of the longest end of the text that a stop string begins with."""
+        longest = max((len(stop) for stop in self._stop), default=1) - 1
+        for length in range(min(longest, len(self._held)), 0, -1):
+            end = self._held[-length:]
+            if any(stop.startswith(end) for stop in self._stop):
+                return length
+        return 0
+
+
+class ChoiceText:
+    """The text of one choice. After a delta with a finish reason nothing more may be pushed."""
+
+    def __init__(self, tokenizer: Tokenizer, rules: TextRules) -> None:
+        self._rules = rules
+        self._detokenizer = tokenizer.detokenizer(rules.skip_special_tokens)
+        self._skipped_ids = tokenizer.special_ids if rules.skip_special_tokens else frozenset()
+        self._matcher = StopMatcher(rules.stop, rules.include_stop)
+        self._num_tokens = 0
+        self._num_decoded = 0  # characters, shown or held back
+        self._num_shown = 0
+        self._unshown: list[ShownToken] = []
+
+    def push(
+        self, ids: Sequence[int], finish_reason: FinishReason | None, logprobs: Sequence[TokenLogprobs] = ()
+    ) -> TextDelta:
+        """Take the next ids, in steps of one so that tokens after a stop string are not counted. `logprobs` is
+        parallel to them, or empty."""
+        shown: list[str] = []
+        for used, token_id in enumerate(ids, start=1):
+            self._num_tokens += 1
+            if finish_reason == "stop" and used == len(ids) and token_id in self._rules.hidden_ids:
+                continue
+            if logprobs and token_id not in self._skipped_ids:
+                self._unshown.append(ShownToken(token_id, logprobs[used - 1], self._num_decoded))
+            text, stopped = self._take(self._detokenizer.push(token_id))
+            shown.append(text)
+            if stopped:
+                return self._delta(shown, used, "stop")
+        if finish_reason is not None:
+            text, stopped = self._take(self._detokenizer.finish())
+            shown += [text, "" if stopped else self._matcher.flush()]
+            finish_reason = "stop" if stopped else finish_reason
+        return self._delta(shown, len(ids), finish_reason)
+
+    def _take(self, text: str) -> tuple[str, bool]:
+        self._num_decoded += len(text)
+        if self._num_tokens <= self._rules.min_tokens:
+            return text, False
+        return self._matcher.push(text)
+
+    def _delta(self, shown: Sequence[str], num_tokens: int, finish_reason: FinishReason | None) -> TextDelta:
+        """Tokens go out with the first character of their text: those behind a stop string never do."""
+        text = "".join(shown)
+        self._num_shown += len(text)
+        num_begun = sum(token.offset < self._num_shown for token in self._unshown)
+        tokens, self._unshown = self._unshown[:num_begun], self._unshown[num_begun:]
+        return TextDelta(text, num_tokens, finish_reason, tuple(tokens))

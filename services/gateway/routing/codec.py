@@ -1,0 +1,71 @@
+"""Which codec the blocks of a plan travel in: a pure function of the way they go and of what the request allows."""
+
+from typing import NamedTuple
+
+from services.gateway.cluster.registry import Member, RegistryView
+from services.gateway.settings import CodecChoice
+from shared.ids import Datacenter
+from shared.kv.codec import CODEC_OF, FIDELITY_OF, Codec, Fidelity
+
+
+class CodecCost(NamedTuple):
+    """What a codec gains and costs, measured by `python -m benchmarks.codec` on one core; low, to be sure of a gain."""
+
+    ratio: float  # bytes of KV to bytes on the link
+    encode_bytes_per_s: float  # of KV
+    decode_bytes_per_s: float
+
+
+COSTS = {
+    Codec.RAW: CodecCost(1.0, 5e9, 5e9),
+    Codec.ZSTD: CodecCost(1.4, 400e6, 600e6),
+    Codec.INT8: CodecCost(2.2, 300e6, 600e6),
+    Codec.INT4: CodecCost(4.3, 400e6, 600e6),
+}
+"""LZ4 is missing: it gains less than `ZSTD` at the same speed, and is used by setting only."""
+
+
+class Way(NamedTuple):
+    """What blocks go through from the engine that computes them to the one that uses them."""
+
+    from_dc: Datacenter
+    to_dc: Datacenter
+    goodput_bytes_per_s: float = 0.0  # of the link between them; 0: not known
+    encode_threads: int = 1
+    decode_threads: int = 1
+
+
+def way_between(members: RegistryView, maker: Member, user: Member) -> Way:
+    """Return what is known of the way between two engines."""
+    goodput = link_goodput(members, maker.dc, user.dc)
+    return Way(maker.dc, user.dc, goodput, maker.codec_threads, user.codec_threads)
+
+
+def choose_codec(choice: CodecChoice, fidelity: Fidelity, way: Way) -> Codec:
+    """Return the codec for blocks that go this way, within a datacenter or between two.
+
+    Encoding, the link and decoding work at the same time on a stream of blocks, so that the slowest of them sets the
+    pace. Within a datacenter nothing beats raw. A link of unknown goodput is taken to be slower than any codec.
+    Lossy codecs are considered only if `fidelity` allows them. A fixed choice holds for everything lossless.
+    """
+    if choice != "auto" and fidelity is Fidelity.LOSSLESS:
+        return Codec[choice.upper()]
+    if way.from_dc == way.to_dc:
+        return Codec.RAW
+    allowed = [Codec.RAW, Codec.ZSTD] if fidelity is Fidelity.LOSSLESS else [Codec.RAW, Codec.ZSTD, CODEC_OF[fidelity]]
+    return max(allowed, key=lambda codec: (_pace(COSTS[codec], way), -FIDELITY_OF[codec]))
+
+
+def _pace(cost: CodecCost, way: Way) -> float:
+    """Return bytes of KV per second; for an unknown link what one byte of it carries."""
+    if not way.goodput_bytes_per_s:
+        return cost.ratio
+    encoding = cost.encode_bytes_per_s * way.encode_threads
+    decoding = cost.decode_bytes_per_s * way.decode_threads
+    return min(encoding, decoding, way.goodput_bytes_per_s * cost.ratio)
+
+
+def link_goodput(members: RegistryView, from_dc: Datacenter, to_dc: Datacenter) -> float:
+    """Return what the pool nodes of `to_dc` together have pulled from `from_dc`, in bytes/s; 0: not known."""
+    links = (link for pool in members.pools.values() if pool.dc == to_dc for link in pool.links)
+    return sum(link.goodput_bytes_per_s for link in links if link.peer_dc == from_dc)

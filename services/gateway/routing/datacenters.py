@@ -1,0 +1,48 @@
+"""What each datacenter's pool can be counted on for: a block counts where readers will look for it. Pure."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.gateway.cluster.registry import RegistryView
+from services.gateway.placement.matching import Held
+from services.gateway.placement.resume import GroupMasks, longest_resume, no_groups
+from shared.ids import BlockKey, Datacenter, WorkerId
+from shared.kv.layout import KvLayout
+from shared.kv.rendezvous import owner_indices
+
+
+class Credit(NamedTuple):
+    """What the nodes of one datacenter hold of a request's prefix, each of the blocks that are its own."""
+
+    groups: GroupMasks
+    longest: int  # blocks after which a request could resume from this datacenter alone
+
+
+def credits_by_dc(
+    keys: Sequence[BlockKey],
+    held: Mapping[WorkerId, Held],
+    members: RegistryView,
+    layout: KvLayout,
+    suspects: frozenset[str] = frozenset(),
+) -> dict[Datacenter, Credit]:
+    """Return the credit of every datacenter with a live node whose placements can be trusted.
+
+    What lies on a node that rendezvous hashing over the live nodes does not name counts for nothing: a node that has
+    joined or left made it another's, and nobody will ask for it there. Nor do readers ask their suspects.
+    """
+    combined: dict[Datacenter, GroupMasks] = {}
+    owners: dict[Datacenter, NDArray[np.intp]] = {}
+    for holder, held_by_node in held.items():
+        pool = members.pools.get(holder)
+        if pool is None or pool.address in suspects:
+            continue
+        nodes = members.nodes(pool.dc)
+        if pool.dc not in combined:
+            combined[pool.dc] = no_groups(layout, len(keys))
+            owners[pool.dc] = owner_indices(keys, nodes)
+        is_own = owners[pool.dc] == nodes.index(pool.address)
+        combined[pool.dc] |= np.where(is_own, held_by_node.groups, held_by_node.groups.dtype.type(0))
+    return {dc: Credit(groups, int(longest_resume(layout, groups))) for dc, groups in combined.items()}

@@ -1,0 +1,66 @@
+"""What routing is asked and what it answers. Data only."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from services.gateway.cluster.registry import Member
+from services.gateway.placement.matching import Held
+from services.gateway.settings import CodecChoice, HandOff
+from shared.ids import BlockKey, Datacenter, WorkerId
+from shared.kv.codec import Codec, Fidelity
+from shared.kv.entries import Source
+from shared.kv.layout import KvLayout
+
+PlanKind = Literal["none", "local", "remote", "decode_only"]
+
+
+@dataclass(frozen=True, slots=True)
+class RouterSettings:
+    dc: Datacenter  # where requests shall be decoded: the gateway's own
+    layout: KvLayout
+    offload_threshold_tokens: int
+    block_wait_ms: int
+    codec: CodecChoice = "auto"
+    hand_off: HandOff = "streamed"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFacts:
+    """What the router knows of a request and of its prefix."""
+
+    num_tokens: int
+    keys: Sequence[BlockKey]  # of all full blocks
+    held: Mapping[WorkerId, Held] = field(default_factory=dict)  # by pool node
+    promised: Mapping[WorkerId, int] = field(default_factory=dict)  # leading blocks a prefill worker computes right now
+    excluded: frozenset[WorkerId] = frozenset()  # workers that have failed this request
+    fidelity: Fidelity = Fidelity.LOSSLESS  # the chain that `keys` are of
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The router's decision. `sources` name the pools that the worker's own pool pulls absent blocks from.
+
+    Everybody who carries the plan out hashes blocks over the same lists of nodes, while membership may change.
+    """
+
+    kind: PlanKind
+    home_dc: Datacenter
+    decode: Member
+    prefill: Member | None
+    prefill_spares: tuple[Member, ...]  # of its datacenter, best first: the plan holds for them too
+    num_blocks: int  # that decode can count on, from caches or from prefill
+    usable_blocks: int  # leading blocks that some pool holds already
+    decode_nodes: tuple[str, ...]  # pool nodes of the worker's datacenter; none known: the worker's own setting
+    prefill_nodes: tuple[str, ...]
+    decode_sources: tuple[Source, ...]
+    prefill_sources: tuple[Source, ...]
+    prefill_codec: Codec
+    decode_codec: Codec  # of the blocks that decode computes, for its own datacenter
+    wait_ms: int
+    hand_off: HandOff = "streamed"
+
+    @property
+    def crosses(self) -> bool:
+        """Whether decode's blocks come from another datacenter."""
+        return any(source.dc != self.home_dc for source in self.decode_sources)

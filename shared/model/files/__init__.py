@@ -1,0 +1,1 @@
+"""Model files: catalog, configuration, conversion, readers of each format. No torch."""

@@ -1,0 +1,161 @@
+"""GGUF model files in Hugging Face's terms: config, special tokens, chat template, and weights by their HF names."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from shared.errors import ModelFileError
+from shared.model.files.gguf_file import GgufFile
+from shared.model.files.safetensors_file import Rows
+from shared.model.files.stored import Shape
+
+_FAMILY = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
+_GLOBAL_NAMES = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+_LAYER_NAMES = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_SANDWICH_NAMES = {  # with norms on both sides of the MLP, llama.cpp's `ffn_norm` is the one before it
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+_GEMMA3_27B_LAYERS = 62  # the one Gemma 3 that scales its queries by hidden_size / heads
+
+
+def hf_config(file: GgufFile) -> dict[str, Any]:
+    """Return the `config.json` that the checkpoint behind this file has. Raises `ModelFileError`."""
+    meta = file.metadata
+    architecture = meta.get("general.architecture")
+    if architecture not in _FAMILY:
+        known = ", ".join(_FAMILY)
+        raise ModelFileError(f"{file.path}: architecture {architecture!r} is not supported (supported: {known})")
+
+    def field(name: str, default: Any = None) -> Any:
+        value = meta.get(f"{architecture}.{name}", default)
+        if value is None:
+            raise ModelFileError(f"{file.path}: field '{architecture}.{name}' is missing")
+        return value
+
+    for feature in ("attn_logit_softcapping", "final_logit_softcapping", "expert_count"):
+        if meta.get(f"{architecture}.{feature}"):
+            raise ModelFileError(f"{file.path}: field '{architecture}.{feature}' asks for an unsupported feature")
+    heads, hidden = field("attention.head_count"), field("embedding_length")
+    head_dim = field("attention.key_length", hidden // heads)
+    if field("rope.dimension_count", head_dim) != head_dim:
+        raise ModelFileError(f"{file.path}: field '{architecture}.rope.dimension_count' differs from the head size")
+    config = {
+        "model_type": _FAMILY[architecture],
+        "architectures": [_ARCHITECTURES[architecture]],
+        "vocab_size": len(meta.get("tokenizer.ggml.tokens", ())) or field("vocab_size"),
+        "hidden_size": hidden,
+        "intermediate_size": field("feed_forward_length"),
+        "num_hidden_layers": field("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": field("attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "max_position_embeddings": field("context_length"),
+        "rms_norm_eps": field("attention.layer_norm_rms_epsilon"),
+        "rope_parameters": _rope(file, architecture),
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+        "attention_bias": architecture != "qwen2" and "blk.0.attn_q.bias" in file.tensors,
+        "bos_token_id": meta.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": eos_token_ids(file),
+    }
+    return config | (_gemma(config, field) if architecture == "gemma3" else {"hidden_act": "silu"})
+
+
+_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma3": "Gemma3ForCausalLM",
+}
+
+
+def _gemma(config: dict[str, Any], field: Any) -> dict[str, Any]:
+    layers = config["num_hidden_layers"]
+    scalar = config["hidden_size"] // config["num_attention_heads"]
+    return {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "sliding_window": field("attention.sliding_window"),
+        "layer_types": ["sliding_attention" if (i + 1) % 6 else "full_attention" for i in range(layers)],
+        "query_pre_attn_scalar": scalar if layers == _GEMMA3_27B_LAYERS else config["head_dim"],
+    }
+
+
+def _rope(file: GgufFile, architecture: str) -> dict[str, Any]:
+    meta = file.metadata
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": meta.get(f"{architecture}.rope.freq_base", 10_000.0)}
+    scaling = meta.get(f"{architecture}.rope.scaling.type", "none")
+    if scaling == "linear":
+        rope |= {"rope_type": "linear", "factor": meta[f"{architecture}.rope.scaling.factor"]}
+    elif scaling not in ("none", ""):
+        rope["rope_type"] = scaling  # refused, by name, when the config is read
+    if "rope_freqs.weight" in file.tensors:
+        factors = np.concatenate(list(file.rows("rope_freqs.weight")))
+        rope |= {"rope_type": "factors", "factors": [float(f) for f in factors]}
+    if architecture != "gemma3":
+        return rope
+    local = {"rope_type": "default", "rope_theta": meta.get("gemma3.rope.local.freq_base", 10_000.0)}
+    return {"full_attention": rope, "sliding_attention": local}
+
+
+def eos_token_ids(file: GgufFile) -> list[int]:
+    """Return the tokens that end a generation: end of text and, for chat models, end of turn."""
+    keys = ("eos_token_id", "eot_token_id", "eom_token_id")
+    found = [file.metadata.get(f"tokenizer.ggml.{key}") for key in keys]
+    return list(dict.fromkeys(int(i) for i in found if i is not None))
+
+
+class GgufWeights:
+    """A GGUF file's tensors by Hugging Face name, with llama.cpp's rearrangements undone."""
+
+    def __init__(self, file: GgufFile, config: dict[str, Any]) -> None:
+        self._file = file
+        self._config = config
+        self.source = str(file.path)
+
+    def shape(self, name: str) -> Shape | None:
+        tensor = self._file.tensors.get(self._gguf_name(name))
+        return None if tensor is None else tensor.shape
+
+    def rows(self, name: str) -> Iterator[Rows]:
+        """Yield one tensor as float32 slices of its first axis."""
+        slices = self._file.rows(self._gguf_name(name))
+        family = self._config["model_type"]
+        if family == "gemma3_text" and name.endswith("norm.weight"):
+            return (part - np.float32(1) for part in slices)  # stored as 1 + w
+        if family == "llama" and ".self_attn.q_proj." in name:
+            return iter([_unpermute(np.concatenate(list(slices)), self._config["num_attention_heads"])])
+        if family == "llama" and ".self_attn.k_proj." in name:
+            return iter([_unpermute(np.concatenate(list(slices)), self._config["num_key_value_heads"])])
+        return slices
+
+    def _gguf_name(self, name: str) -> str:
+        if name in _GLOBAL_NAMES:
+            return _GLOBAL_NAMES[name]
+        _, _, layer, rest = name.split(".", 3)
+        module, kind = rest.rsplit(".", 1)
+        names = _LAYER_NAMES | (_SANDWICH_NAMES if self._config["model_type"] == "gemma3_text" else {})
+        return f"blk.{layer}.{names[module]}.{kind}"
+
+
+def _unpermute(weights: Rows, num_heads: int) -> Rows:
+    """Undo llama.cpp's reordering of q and k rows, made for a rope that rotates neighbours instead of halves."""
+    pairs = weights.reshape(num_heads, weights.shape[0] // num_heads // 2, 2, *weights.shape[1:])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(weights.shape)

@@ -1,0 +1,1 @@
+"""Tokeniser and chat template. No torch."""

@@ -1,0 +1,1 @@
+"""The client of cache pools, of one node or of several."""

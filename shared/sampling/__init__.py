@@ -1,0 +1,1 @@
+"""The wire contract of sampling: parameters and log-probabilities, without torch."""

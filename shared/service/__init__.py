@@ -1,0 +1,1 @@
+"""How a process is hosted: signals, health, HTTP status."""

@@ -1,0 +1,176 @@
+"""Who is alive and usable, with a clock of our own."""
+
+from dataclasses import replace
+
+import pytest
+from structlog.testing import capture_logs
+
+from services.gateway.cluster.registry import STALE_AFTER_S, Registry
+from shared.bus.events import LinkLoad, LoadEvent, MembershipEvent, Role
+from shared.ids import Datacenter, Epoch, LayoutHash, ModelFingerprint, WorkerId
+
+FINGERPRINT, LAYOUT = ModelFingerprint("f" * 64), LayoutHash("l" * 64)
+
+
+@pytest.fixture
+def registry() -> Registry:
+    return Registry(FINGERPRINT, LAYOUT)
+
+
+def joined(
+    worker: str,
+    role: Role = "decode",
+    *,
+    epoch: int = 1,
+    left: bool = False,
+    fingerprint: str = FINGERPRINT,
+    layout: str = LAYOUT,
+    address: str = "h:1",
+) -> MembershipEvent:
+    return MembershipEvent(
+        worker=WorkerId(worker),
+        role=role,
+        dc=Datacenter("west"),
+        address=address,
+        fingerprint=ModelFingerprint(fingerprint),
+        layout_hash=LayoutHash(layout),
+        model_name="m",
+        epoch=Epoch(epoch),
+        pool_address="p:1",
+        left=left,
+    )
+
+
+def load(worker: str, *, epoch: int = 1, running: int = 0, waiting: int = 0) -> LoadEvent:
+    return LoadEvent(
+        worker=WorkerId(worker),
+        epoch=Epoch(epoch),
+        running=running,
+        waiting=waiting,
+        kv_usage=0,
+        speed_tokens_per_s=0,
+        at_ms=0,
+    )
+
+
+def decoders(registry: Registry) -> list[str]:
+    return [member.worker for member in registry.view().decode]
+
+
+def test_members_by_role(registry: Registry) -> None:
+    registry.apply_membership(joined("d"), 0)
+    registry.apply_membership(joined("p", "prefill"), 0)
+    registry.apply_membership(joined("c", "cachepool", fingerprint="", layout="", address="c:1"), 0)
+    view = registry.view()
+    assert [m.worker for m in view.decode] == ["d"]
+    assert [m.worker for m in view.prefill] == ["p"]
+    assert {holder: pool.address for holder, pool in view.pools.items()} == {"c": "c:1"}
+    assert view.problems == ()
+    assert registry.pool_at("c:1") == "c"
+    assert registry.pool_at("h:1") is None
+
+
+def test_a_member_has_the_threads_that_it_announced(registry: Registry) -> None:
+    registry.apply_membership(replace(joined("d"), codec_threads=3), 0)
+    assert registry.view().decode[0].codec_threads == 3
+
+
+def test_silence_makes_stale_only_while_others_speak(registry: Registry) -> None:
+    registry.apply_membership(joined("quiet"), 0)
+    registry.apply_membership(joined("loud"), 0)
+    # Nobody is heard for a day: the broker is away, which says nothing about the workers.
+    assert decoders(registry) == ["loud", "quiet"]
+    registry.apply_load(load("loud"), STALE_AFTER_S)
+    assert decoders(registry) == ["loud", "quiet"]
+    registry.apply_load(load("loud"), STALE_AFTER_S + 0.1)
+    assert decoders(registry) == ["loud"]
+    assert registry.view().problems == ("quiet: silent for 6 s",)
+    registry.apply_load(load("quiet"), STALE_AFTER_S + 0.2)
+    assert decoders(registry) == ["loud", "quiet"]
+
+
+def test_a_worker_that_left_stays_away_until_a_newer_epoch(registry: Registry) -> None:
+    registry.apply_membership(joined("d"), 0)
+    registry.apply_membership(joined("d", left=True), 1)
+    assert decoders(registry) == []
+    assert not registry.apply_membership(joined("d"), 2)  # an event that was overtaken by the farewell
+    registry.apply_load(load("d"), 2)
+    assert decoders(registry) == []
+    assert registry.apply_membership(joined("d", epoch=2), 3)
+    assert decoders(registry) == ["d"]
+
+
+def test_the_newest_epoch_wins(registry: Registry) -> None:
+    assert registry.apply_membership(joined("d", epoch=5, address="new:1"), 0)
+    assert not registry.apply_membership(joined("d", epoch=5, address="new:1"), 1)
+    assert not registry.apply_membership(joined("d", epoch=4, address="old:1"), 2)
+    registry.apply_membership(joined("d", epoch=4, left=True), 3)  # the old process says good-bye late
+    registry.apply_load(load("d", epoch=4, running=9), 3)
+    (member,) = registry.view().decode
+    assert (member.address, member.load) == ("new:1", 0)
+    registry.apply_load(load("d", epoch=5, running=2, waiting=1), 3)
+    registry.apply_membership(joined("d", epoch=6), 4)
+    assert registry.view().decode[0].load == 0  # a new process starts without work
+
+
+@pytest.mark.parametrize(
+    ("change", "word"), [({"fingerprint": "e" * 64}, "another model"), ({"layout": "e" * 64}, "KV layout")]
+)
+def test_another_model_or_layout_is_unusable_and_logged_once(
+    registry: Registry, change: dict[str, str], word: str
+) -> None:
+    with capture_logs() as logs:
+        for now in range(3):
+            registry.apply_membership(joined("d", **change), now)  # type: ignore[arg-type]
+    assert [entry["event"] for entry in logs] == ["worker_unusable"]
+    assert decoders(registry) == []
+    (problem,) = registry.view().problems
+    assert problem.startswith("d: ")
+    assert word in problem
+
+
+def test_a_lost_worker_is_unused_until_a_sign_of_life(registry: Registry) -> None:
+    registry.apply_membership(joined("d"), 0)
+    registry.lost(WorkerId("d"))
+    registry.lost(WorkerId("nobody"))
+    assert decoders(registry) == []
+    assert registry.view().problems == ("d: a call to it has failed",)
+    registry.apply_load(load("d"), 1)
+    assert decoders(registry) == ["d"]
+
+
+def test_load_is_the_report_or_what_we_have_sent_meanwhile(registry: Registry) -> None:
+    registry.apply_membership(joined("d"), 0)
+    registry.apply_load(load("d", running=2, waiting=1), 0)
+    assert registry.view().decode[0].load == 3
+    worker = WorkerId("d")
+    for _ in range(4):
+        registry.assign(worker)
+    assert registry.view().decode[0].load == 4
+    for _ in range(4):
+        registry.release(worker)
+    assert registry.view().decode[0].load == 3
+    assert registry.num_assigned(worker) == 0
+    registry.apply_load(load("stranger", running=1), 0)
+    assert decoders(registry) == ["d"]
+
+
+def test_a_pool_is_seen_with_its_links_as_it_last_reported_them(registry: Registry) -> None:
+    registry.apply_membership(joined("pool", "cachepool"), 0)
+    assert registry.view().pools[WorkerId("pool")].links == ()
+    link = LinkLoad(Datacenter("east"), 1e8, 5, 7)
+    registry.apply_load(replace(load("pool"), links=(link,)), 1)
+    assert registry.view().pools[WorkerId("pool")].links == (link,)
+
+
+def test_a_datacenter_suspects_whom_its_nodes_suspect_but_not_its_own(registry: Registry) -> None:
+    for worker, dc in (("w1", "west"), ("w2", "west"), ("e1", "east"), ("e2", "east")):
+        node = joined(worker, "cachepool", fingerprint="", layout="", address=f"{worker}:1")
+        registry.apply_membership(replace(node, dc=Datacenter(dc)), 0)
+    registry.apply_load(replace(load("w1"), suspects=("e1:1", "w2:1")), 1)
+    registry.apply_load(replace(load("w2"), suspects=("e2:1",)), 1)
+    view = registry.view()
+    assert view.suspects(Datacenter("west")) == {"e1:1", "e2:1"}
+    assert view.suspects(Datacenter("east")) == set()
+    registry.apply_load(load("w1"), 2)
+    assert registry.view().suspects(Datacenter("west")) == {"e2:1"}, "as long as a report says so"
