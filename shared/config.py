@@ -119,6 +119,7 @@ class ServiceSettings:
     http_host: str = setting("PRFAAS_HTTP_HOST", "127.0.0.1", help="address of /metrics, /livez, /readyz")
     http_port: int = setting("PRFAAS_HTTP_PORT", 0, help="port of /metrics, /livez, /readyz (0: any)", check=port)
     kafka: str = setting("PRFAAS_KAFKA", "127.0.0.1:19092", help="Kafka bootstrap servers, host:port[,host:port]")
+    security: Literal["none"] = setting("PRFAAS_SECURITY", "none", help="identity and encryption of all connections")
     log_level: Literal["debug", "info", "warning", "error"] = setting("PRFAAS_LOG_LEVEL", "info", help="least level")
     log_format: Literal["json", "console"] = setting("PRFAAS_LOG_FORMAT", "json", help="json or console")
     drain_s: float = setting("PRFAAS_DRAIN_S", 5.0, help="seconds that running work may finish in", check=non_negative)

@@ -12,6 +12,7 @@ from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 from shared.bus.events import TOPIC_LOAD, TOPIC_MEMBERSHIP, TOPIC_PLACEMENT
 from shared.log import get_logger
 from shared.metrics import Metrics
+from shared.security import KafkaSecurity
 from shared.service.health import Health
 
 log = get_logger()
@@ -53,6 +54,7 @@ class Connection:
         self,
         bootstrap: str,
         client_id: str,
+        security: KafkaSecurity | None = None,
         *,
         health: Health | None = None,
         metrics: Metrics | None = None,
@@ -60,6 +62,7 @@ class Connection:
     ) -> None:
         self.bootstrap = bootstrap
         self.client_id = client_id
+        self.security = security or KafkaSecurity()
         self.generation = 0  # grows with each successful (re)connection
         self.instruments = Instruments(metrics or Metrics())
         self._topics = topics
@@ -151,7 +154,9 @@ class Connection:
             host, _, port = server.strip().rpartition(":")
             try:
                 async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                    reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+                    reader, writer = await asyncio.open_connection(
+                        host.strip("[]"), int(port), ssl=self.security.ssl_context
+                    )
             except (OSError, TimeoutError, ValueError) as error:
                 errors.append(f"{server.strip()}: {error!r}")
                 continue
@@ -178,6 +183,7 @@ class Connection:
             bootstrap_servers=self.bootstrap,
             client_id=self.client_id,
             request_timeout_ms=int(REQUEST_TIMEOUT_S * 1000),
+            **vars(self.security),
         )
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):

@@ -92,6 +92,7 @@ class Consumer:
             auto_offset_reset="none",
             fetch_max_wait_ms=_FETCH_MAX_WAIT_MS,
             request_timeout_ms=_REQUEST_TIMEOUT_MS,
+            **vars(self._bus.security),
         )
         try:
             await client.start()

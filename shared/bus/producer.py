@@ -98,6 +98,7 @@ class Producer:
             acks="all",
             linger_ms=1,
             request_timeout_ms=_REQUEST_TIMEOUT_MS,
+            **vars(self.bus.security),
         )
         try:
             await client.start()

@@ -11,13 +11,20 @@ import grpc.aio
 
 from shared.errors import WorkerLost
 from shared.rpc.interceptors import error_from_call, request_metadata
-from shared.rpc.options import DEFAULT_MAX_MESSAGE_BYTES, SHARED_LANE, Lane, client_options, lane_options
+from shared.rpc.options import DEFAULT_MAX_MESSAGE_BYTES, SHARED_LANE, Lane, Options, client_options, lane_options
 
 
 class Channels:
     """Owns one channel for each address and lane; stubs made on them may be kept until `close`."""
 
-    def __init__(self, *, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> None:
+    def __init__(
+        self,
+        credentials: grpc.ChannelCredentials | None = None,
+        *,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    ) -> None:
+        """Without `credentials` calls are in plain text."""
+        self._credentials = credentials
         self._options = client_options(max_message_bytes)
         self._by_lane: dict[tuple[str, Lane], grpc.aio.Channel] = {}
         self._closed = False
@@ -31,9 +38,14 @@ class Channels:
         channel = self._by_lane.get((address, lane))
         if channel is None:
             options = [*self._options, *lane_options(lane)]
-            channel = _TaggingChannel(grpc.aio.insecure_channel(address, options=options))
+            channel = _TaggingChannel(self._open(address, options))
             self._by_lane[address, lane] = channel
         return channel
+
+    def _open(self, address: str, options: Options) -> grpc.aio.Channel:
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(address, options=options)
+        return grpc.aio.secure_channel(address, self._credentials, options=options)
 
     async def forget(self, address: str) -> None:
         """Close the channels of a worker that has left for good; its calls in flight end as WorkerLost."""

@@ -34,16 +34,21 @@ class GrpcServer:
         port: int,
         health: Health,
         inflight: InFlight,
+        credentials: grpc.ServerCredentials | None = None,
         *,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
         accept_while_draining: Collection[str] = (),
     ) -> None:
-        """`accept_while_draining` names methods that running work still needs, such as `/prfaas.v1.CachePool/Fetch`."""
+        """Without `credentials` anybody may call, in plain text.
+
+        `accept_while_draining` names methods that running work still needs, such as `/prfaas.v1.CachePool/Fetch`.
+        """
         self.host = host
         self.port = port
         boundary = CallBoundary(inflight, accept_while_draining)
         self._server = grpc.aio.server(interceptors=[boundary], options=server_options(max_message_bytes))
         self._services = _ServiceCollector(self._server)
+        self._credentials = credentials
         self._health = health
         self._health_servicer = grpc_health.aio.HealthServicer()
         self._health_mirror: asyncio.Task[None] | None = None
@@ -60,7 +65,7 @@ class GrpcServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health_servicer, self._server)
         reflection.enable_server_reflection((*names, grpc_health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         try:
-            self.port = self._server.add_insecure_port(f"{self.host}:{self.port}")
+            self.port = self._bind(f"{self.host}:{self.port}")
         except RuntimeError as error:
             raise SettingsError(
                 f"PRFAAS_GRPC_HOST, PRFAAS_GRPC_PORT: {self.host}:{self.port} is already in use or cannot be bound"
@@ -70,6 +75,11 @@ class GrpcServer:
         self._health_mirror = asyncio.create_task(self._mirror_health(), name="grpc-health")
         log.info("grpc_server_started", host=self.host, port=self.port, services=names)
         return self.port
+
+    def _bind(self, address: str) -> int:
+        if self._credentials is None:
+            return self._server.add_insecure_port(address)
+        return self._server.add_secure_port(address, self._credentials)
 
     async def stop(self, grace_s: float) -> int:
         """Drain and close; return how many calls had to be cancelled. Safe to call twice, or before `start`."""

@@ -1,6 +1,7 @@
 """HTTP servers and the routes that all of them have: /metrics, /livez and /readyz."""
 
 import errno
+import ssl
 from typing import Self
 
 from aiohttp import web
@@ -19,9 +20,11 @@ class HttpServer:
     A handler is cancelled the moment its client goes away, also while it has nothing to write.
     """
 
-    def __init__(self, app: web.Application, host: str, port: int) -> None:
+    def __init__(self, app: web.Application, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
+        """Without `tls` everything is in plain text."""
         self.host = host
         self.port = port
+        self._tls = tls
         self._runner = web.AppRunner(
             app, access_log=None, handler_cancellation=True, shutdown_timeout=_CANCEL_LIMIT_S, keepalive_timeout=75.0
         )
@@ -29,7 +32,7 @@ class HttpServer:
     async def __aenter__(self) -> Self:
         await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, self.host, self.port, backlog=1024).start()
+            await web.TCPSite(self._runner, self.host, self.port, backlog=1024, ssl_context=self._tls).start()
         except OSError as error:
             await self._runner.cleanup()
             reason = "is already in use" if error.errno == errno.EADDRINUSE else f"cannot be bound: {error.strerror}"
@@ -44,10 +47,17 @@ class HttpServer:
 class StatusServer(HttpServer):
     """The status routes on a port of their own, for a service that speaks gRPC otherwise."""
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry, health: Health) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        registry: CollectorRegistry,
+        health: Health,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         app = web.Application()
         app.add_routes(status_routes(registry, health))
-        super().__init__(app, host, port)
+        super().__init__(app, host, port, tls)
 
 
 def status_routes(registry: CollectorRegistry, health: Health) -> list[web.RouteDef]:
