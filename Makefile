@@ -11,7 +11,7 @@ PARALLEL := --numprocesses=logical --maxprocesses=4 --dist=loadscope --no-loadsc
 BENCHMARKS := startup serve exactness engine quality index tiers codec pool
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test fmt lint proto lock bench bench-quick wan-test compose-test clean
+.PHONY: help setup up test fmt lint proto reference lock bench bench-quick wan-test compose-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,9 +43,13 @@ lint: setup ## ruff, mypy, import contracts, freshness of generated code
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m deploy.proto --check
+	$(BIN)/python -m deploy.reference --check
 
 proto: setup ## regenerate the committed code of shared/proto
 	$(BIN)/python -m deploy.proto
+
+reference: setup ## regenerate docs/settings.md and docs/metrics.md
+	$(BIN)/python -m deploy.reference
 
 lock: setup ## rewrite constraints.txt from .venv
 	$(BIN)/python -m deploy.lock
