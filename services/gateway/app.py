@@ -23,8 +23,10 @@ from services.gateway.model import ServedModel, load_model
 from services.gateway.placement.index import PlacementIndex
 from services.gateway.placement.metrics import IndexCollector
 from services.gateway.placement.table.native import load_match
+from services.gateway.request.attempt import HandOffTerms
 from services.gateway.request.pipeline import Pipeline
-from services.gateway.routing.plan import RouterSettings
+from services.gateway.routing.policies import policy_of
+from services.gateway.routing.router import Router
 from services.gateway.settings import GatewaySettings
 from shared.bus.events import TOPIC_LOAD, TOPIC_MEMBERSHIP, TOPIC_PLACEMENT
 from shared.bus.kafka import Bus
@@ -104,15 +106,9 @@ def make_http_app(
     prefixes: Prefixes | None = None,
 ) -> web.Application:
     """`prefixes`: the ones that somebody renews; by default nobody does."""
-    router = RouterSettings(
-        dc=Datacenter(settings.dc),
-        layout=cluster.model.layout,
-        offload_threshold_tokens=settings.offload_threshold_tokens,
-        block_wait_ms=int(settings.block_wait_s * 1000),
-        codec=settings.codec,
-        hand_off=settings.hand_off,
-    )
-    pipeline, admission = Pipeline(cluster, router), Admission(settings, inflight, cluster.metrics, executor)
+    router = Router(Datacenter(settings.dc), cluster.model.layout, policy_of(settings), settings.codec)
+    hand_off = HandOffTerms(settings.hand_off, int(settings.block_wait_s * 1000))
+    pipeline, admission = Pipeline(cluster, router, hand_off), Admission(settings, inflight, cluster.metrics, executor)
     app = web.Application(middlewares=[envelope(cluster.metrics)], client_max_size=settings.max_body_bytes)
     app.on_response_prepare.append(echo_request_id)
     app.add_routes(GenerationRoutes(pipeline, settings, admission).routes())

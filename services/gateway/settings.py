@@ -25,7 +25,13 @@ class GatewaySettings(ServiceSettings):
     max_model_len: int = setting("PRFAAS_MAX_MODEL_LEN", 0, help="longest context; 0: the model's", check=non_negative)
     chat_template: str = setting("PRFAAS_CHAT_TEMPLATE", "", help="file or text that replaces the model's template")
     offload_threshold_tokens: int = setting(
-        "PRFAAS_OFFLOAD_THRESHOLD_TOKENS", 512, help="uncached prompts above it go remote", check=non_negative
+        "PRFAAS_OFFLOAD_THRESHOLD_TOKENS",
+        512,
+        help="policy threshold: above it prefill is remote",
+        check=non_negative,
+    )
+    routing_policy: str = setting(
+        "PRFAAS_ROUTING_POLICY", "threshold", help="where prompts are prefilled: threshold, stay_home or least_load"
     )
     codec: CodecChoice = setting("PRFAAS_CODEC", "auto", help="of KV frames: auto (by the link), raw, lz4 or zstd")
     hand_off: HandOff = setting(

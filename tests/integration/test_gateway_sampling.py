@@ -10,12 +10,14 @@ import pytest
 
 from services.gateway.app import make_cluster
 from services.gateway.model import ServedModel
+from services.gateway.request.attempt import HandOffTerms
 from services.gateway.request.choices import Choices
 from services.gateway.request.generation import GenerationRequest, Prepared
 from services.gateway.request.pipeline import Pipeline
 from services.gateway.request.text import TextRules
 from services.gateway.request.usage import Tally
-from services.gateway.routing.plan import RouterSettings
+from services.gateway.routing.policies.threshold import Threshold
+from services.gateway.routing.router import Router
 from shared.bus.events import MembershipEvent
 from shared.deadline import Deadline
 from shared.ids import Datacenter, Epoch, LayoutHash, ModelFingerprint, WorkerId
@@ -77,8 +79,8 @@ async def world(directory: Path) -> AsyncIterator[World]:
                 pool_address=dcs.pool_west.address,
             )
             cluster.registry.apply_membership(event, time.monotonic())
-        routing = RouterSettings(Datacenter("west"), model.layout, 1024, 1000, "raw")
-        yield World(Pipeline(cluster, routing), [one.decode, two.decode])
+        routing = Router(Datacenter("west"), model.layout, Threshold(1024), "raw")
+        yield World(Pipeline(cluster, routing, HandOffTerms(block_wait_ms=1000)), [one.decode, two.decode])
 
 
 async def generate(world: World, request: GenerationRequest, lose_after: int | None = None) -> list[tuple[int, float]]:

@@ -12,7 +12,7 @@ MAX_PENDING_BLOCKS = 1 << 18
 another snapshot: the gap is noticed."""
 
 
-class Credit(NamedTuple):
+class AssumedBlocks(NamedTuple):
     """Blocks that requests saw arrive, ahead of the pool's own event."""
 
     owner: int
@@ -31,7 +31,7 @@ class Holder:
     sequence: int = 0
     stale: bool = True
     owner: int | None = None
-    credits: list[Credit] = field(default_factory=list)
+    credits: list[AssumedBlocks] = field(default_factory=list)
     heard_at: float | None = None  # arrival of its last event
     _pending: deque[PlacementEvent] = field(default_factory=deque)
     _num_pending_blocks: int = 0

@@ -6,14 +6,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from services.gateway.placement.holder import Credit, Holder
-from services.gateway.placement.matching import Held, held_by_number
+from services.gateway.placement.held import HeldPrefix
+from services.gateway.placement.holder import AssumedBlocks, Holder
+from services.gateway.placement.matching import held_by_number
 from services.gateway.placement.resume import GroupMasks
-from services.gateway.placement.snapshot import Intake, stored_runs
+from services.gateway.placement.snapshot import IncomingSnapshot, stored_runs
 from services.gateway.placement.states import States
-from services.gateway.placement.table.changes import EVICTED, Batch, Changes, Run, joined, nothing, words
+from services.gateway.placement.table.changes import EVICTED, Changes, OwnedBlocks, Run, joined, nothing
 from services.gateway.placement.table.pairs import OwnedPairs
 from services.gateway.placement.table.table import PairTable
+from services.gateway.placement.table.words import words
 from shared.bus.events import PlacementEvent
 from shared.ids import BlockKey, WorkerId
 from shared.kv.layout import KvLayout
@@ -91,11 +93,11 @@ class PlacementIndex:
         """Use this empty table of the wanted size from now on."""
         self._pairs.take_room(table)
 
-    def open_snapshot(self, holder_id: WorkerId) -> Intake:
+    def open_snapshot(self, holder_id: WorkerId) -> IncomingSnapshot:
         """Begin to take in what a pool says it holds; the intake is to be closed, whatever happens."""
-        return Intake(self._pairs, self._states, holder_id)
+        return IncomingSnapshot(self._pairs, self._states, holder_id)
 
-    def finish_snapshot(self, intake: Intake, epoch: int, sequence: int) -> None:
+    def finish_snapshot(self, intake: IncomingSnapshot, epoch: int, sequence: int) -> None:
         """Take what a pool said it held at `sequence`, then the events that arrived meanwhile.
 
         Ignored when the pool is not known (any more), when it is not stale, and when the snapshot is older than what
@@ -161,10 +163,12 @@ class PlacementIndex:
             state = self._states.number(mask, mask, is_assumed=True)
             chosen = wanted[lacking == mask]
             owner = self._creditor(holder, until)
-            credited = Batch(chosen, np.full(len(chosen), owner, np.uint32), np.full(len(chosen), state, np.uint32))
+            credited = OwnedBlocks(
+                chosen, np.full(len(chosen), owner, np.uint32), np.full(len(chosen), state, np.uint32)
+            )
             self._pairs.change(Changes(nothing(), credited))
 
-    def held(self, keys: Sequence[BlockKey], now: float) -> dict[WorkerId, Held]:
+    def held(self, keys: Sequence[BlockKey], now: float) -> dict[WorkerId, HeldPrefix]:
         """Return what each holder that can be trusted has of `keys`; holders with nothing usable are included."""
         self._expire(now)
         self.settle()
@@ -241,7 +245,7 @@ class PlacementIndex:
         for credit in holder.credits:
             if credit.until <= until < credit.until + CREDIT_STEP_S:
                 return credit.owner
-        credit = Credit(self._pairs.owners.new(holder.number), until)
+        credit = AssumedBlocks(self._pairs.owners.new(holder.number), until)
         holder.credits.append(credit)
         self._next_expiry = min(self._next_expiry, until)
         return credit.owner

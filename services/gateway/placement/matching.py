@@ -4,23 +4,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from services.gateway.placement.resume import GroupMasks, longest_resume, no_groups
+from services.gateway.placement.held import HeldPrefix
+from services.gateway.placement.resume import GroupMasks, no_groups
 from services.gateway.placement.states import States
-from services.gateway.placement.table.changes import words
 from services.gateway.placement.table.native import Matched, load_match
 from services.gateway.placement.table.pairs import OwnedPairs
 from services.gateway.placement.table.table import Positions
+from services.gateway.placement.table.words import words
 from shared.kv.hashing import KEY_BYTES
 from shared.kv.layout import KvLayout
 from shared.native import address_of
-
-
-class Held(NamedTuple):
-    """What one pool holds of a request's prefix. Arrays are shared and read-only."""
-
-    groups: GroupMasks  # for each block, the layer groups that it holds wholly, in any tier
-    memory_groups: GroupMasks  # of these, the ones in memory
-    longest: int  # blocks after which a request could resume from this pool alone
 
 
 class Rows(NamedTuple):
@@ -30,12 +23,14 @@ class Rows(NamedTuple):
     masks: GroupMasks  # [rows, blocks, 2]: groups in any tier, in memory
 
 
-def held_by_number(layout: KvLayout, states: States, pairs: OwnedPairs, keys: bytes, num_holders: int) -> list[Held]:
+def held_by_number(
+    layout: KvLayout, states: States, pairs: OwnedPairs, keys: bytes, num_holders: int
+) -> list[HeldPrefix]:
     """Return what each holder has of these blocks, by its number. Keys are packed."""
     rows = rows_in_c(states, pairs, keys, num_holders) or rows_in_numpy(layout, states, pairs, keys, num_holders)
     rows.masks.setflags(write=False)
     groups, memory_groups = rows.masks[..., 0], rows.masks[..., 1]
-    held = list(map(Held, groups, memory_groups, longest_resume(layout, groups).tolist()))
+    held = list(map(HeldPrefix, groups, memory_groups))
     return [held[row] for row in rows.of.tolist()]
 
 

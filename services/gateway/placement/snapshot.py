@@ -9,7 +9,7 @@ from shared.bus.events import StoredBlocks
 from shared.ids import WorkerId
 
 
-class Intake:
+class IncomingSnapshot:
     """Its blocks are found once the index has finished it."""
 
     def __init__(self, pairs: OwnedPairs, states: States, holder_id: WorkerId) -> None:

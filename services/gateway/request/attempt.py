@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, cast
 
@@ -14,6 +15,7 @@ from services.gateway.request.prefilling import Prefilling
 from services.gateway.request.text import FinishReason
 from services.gateway.request.usage import Tally
 from services.gateway.routing.plan import Plan
+from services.gateway.settings import HandOff
 from shared.deadline import Deadline
 from shared.errors import PrfaasError, WorkerLost
 from shared.kv.hashing import tenant_of
@@ -32,6 +34,14 @@ _FINISH: dict[int, FinishReason] = {pb.FINISH_REASON_STOP: "stop", pb.FINISH_REA
 DecodeCall = grpc.aio.StreamStreamCall[pb.Control, pb.Tokens]
 
 
+@dataclass(frozen=True, slots=True)
+class HandOffTerms:
+    """How blocks pass from prefill to decode, as configured; the same for every request."""
+
+    mode: HandOff = "streamed"
+    block_wait_ms: int = 120_000  # wait of decode for a block that nobody writes
+
+
 class TokenEvent(NamedTuple):
     """Tokens that one message brought."""
 
@@ -44,13 +54,20 @@ class Attempt:
     """Runs one plan. Whatever happens, both calls are cancelled and over before `tokens` is."""
 
     def __init__(
-        self, cluster: Cluster, plan: Plan, request: GenerationRequest, tally: Tally, deadline: Deadline
+        self,
+        cluster: Cluster,
+        plan: Plan,
+        request: GenerationRequest,
+        tally: Tally,
+        deadline: Deadline,
+        hand_off: HandOffTerms,
     ) -> None:
         self._cluster = cluster
         self._plan = plan
         self._request = request
         self._tally = tally
         self._deadline = deadline
+        self._hand_off = hand_off
         self._prefilling = Prefilling(cluster, plan, request, tally, deadline)
         self._started = asyncio.Event()  # decode has its first message: updates may follow
 
@@ -62,7 +79,7 @@ class Attempt:
         self._cluster.registry.assign(worker)
         self._prefilling.start(partial(self._tell_prefill_failed, call))
         try:
-            if self._plan.hand_off == "stored":
+            if self._hand_off.mode == "stored":
                 await self._prefilling.over.wait()
             # A call that has failed already says why when it is read.
             with suppress(WorkerLost), rpc_errors(worker):
@@ -115,7 +132,7 @@ class Attempt:
             salt=self._request.salt,
             num_blocks=self._plan.num_blocks,
             sources=sources_to_messages(self._plan.decode_sources),
-            wait_ms=self._plan.wait_ms,
+            wait_ms=0 if self._plan.prefill is None else self._hand_off.block_wait_ms,
             codec=cast(pb.Codec.ValueType, int(self._plan.decode_codec)),
             num_generated=self._request.num_generated,
             priority=self._request.priority,

@@ -6,11 +6,11 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from services.gateway.cluster.view import Cluster
-from services.gateway.request.attempt import Attempt, TokenEvent
+from services.gateway.request.attempt import Attempt, HandOffTerms, TokenEvent
 from services.gateway.request.generation import GenerationRequest, with_keys
 from services.gateway.request.usage import Tally
-from services.gateway.routing.plan import Plan, RequestFacts, RouterSettings
-from services.gateway.routing.router import prefers_exact, route, sources_text
+from services.gateway.routing.plan import Plan, RequestFacts, sources_text
+from services.gateway.routing.router import Router, prefers_exact
 from shared.deadline import Deadline
 from shared.errors import NoWorker, Overloaded, PrfaasError, Unavailable
 from shared.ids import WorkerId
@@ -26,9 +26,10 @@ MAX_ATTEMPTS = 3
 class Pipeline:
     """Runs requests and keeps nothing of them: every call is over before its iterator is."""
 
-    def __init__(self, cluster: Cluster, router: RouterSettings) -> None:
+    def __init__(self, cluster: Cluster, router: Router, hand_off: HandOffTerms) -> None:
         self.cluster = cluster
         self._router = router
+        self._hand_off = hand_off
 
     async def generate(
         self, request: GenerationRequest, tally: Tally, deadline: Deadline
@@ -48,7 +49,7 @@ class Pipeline:
                 rest, plan = self._plan(rest, frozenset(excluded))
             except NoWorker as nobody:
                 raise failure or nobody from None
-            attempt = Attempt(self.cluster, plan, rest, tally, deadline)
+            attempt = Attempt(self.cluster, plan, rest, tally, deadline, self._hand_off)
             try:
                 async with aclosing(attempt.tokens()) as events:
                     async for event in events:
@@ -111,7 +112,7 @@ class Pipeline:
             excluded=excluded,
             fidelity=request.fidelity,
         )
-        return route(facts, self.cluster.registry.view(), self._router)
+        return self._router.plan(facts, self.cluster.registry.view())
 
     def _note_failure(self, plan: Plan, error: PrfaasError, num_tokens: int) -> None:
         if isinstance(error, Unavailable):

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.gateway.cluster.registry import RegistryView
-from services.gateway.placement.matching import Held
+from services.gateway.placement.held import HeldPrefix
 from services.gateway.placement.resume import GroupMasks, longest_resume, no_groups
 from shared.ids import BlockKey, Datacenter, WorkerId
 from shared.kv.layout import KvLayout
@@ -23,7 +23,7 @@ class Credit(NamedTuple):
 
 def credits_by_dc(
     keys: Sequence[BlockKey],
-    held: Mapping[WorkerId, Held],
+    held: Mapping[WorkerId, HeldPrefix],
     members: RegistryView,
     layout: KvLayout,
     suspects: frozenset[str] = frozenset(),

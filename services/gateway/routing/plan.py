@@ -5,24 +5,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from services.gateway.cluster.registry import Member
-from services.gateway.placement.matching import Held
-from services.gateway.settings import CodecChoice, HandOff
+from services.gateway.placement.held import HeldPrefix
 from shared.ids import BlockKey, Datacenter, WorkerId
 from shared.kv.codec import Codec, Fidelity
 from shared.kv.entries import Source
-from shared.kv.layout import KvLayout
 
 PlanKind = Literal["none", "local", "remote", "decode_only"]
-
-
-@dataclass(frozen=True, slots=True)
-class RouterSettings:
-    dc: Datacenter  # where requests shall be decoded: the gateway's own
-    layout: KvLayout
-    offload_threshold_tokens: int
-    block_wait_ms: int
-    codec: CodecChoice = "auto"
-    hand_off: HandOff = "streamed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +19,7 @@ class RequestFacts:
 
     num_tokens: int
     keys: Sequence[BlockKey]  # of all full blocks
-    held: Mapping[WorkerId, Held] = field(default_factory=dict)  # by pool node
+    held: Mapping[WorkerId, HeldPrefix] = field(default_factory=dict)  # by pool node
     promised: Mapping[WorkerId, int] = field(default_factory=dict)  # leading blocks a prefill worker computes right now
     excluded: frozenset[WorkerId] = frozenset()  # workers that have failed this request
     fidelity: Fidelity = Fidelity.LOSSLESS  # the chain that `keys` are of
@@ -57,10 +45,13 @@ class Plan:
     prefill_sources: tuple[Source, ...]
     prefill_codec: Codec
     decode_codec: Codec  # of the blocks that decode computes, for its own datacenter
-    wait_ms: int
-    hand_off: HandOff = "streamed"
 
     @property
     def crosses(self) -> bool:
         """Whether decode's blocks come from another datacenter."""
         return any(source.dc != self.home_dc for source in self.decode_sources)
+
+
+def sources_text(sources: Sequence[Source]) -> list[str]:
+    """Return sources as a log line shows them."""
+    return [f"{s.first}-{s.end}@{s.dc}" for s in sources]

@@ -13,6 +13,7 @@ import pytest
 from services.gateway.app import make_cluster
 from services.gateway.cluster.feed import DECODE_CONDITION, Feed
 from services.gateway.cluster.view import Cluster
+from services.gateway.placement.resume import longest_resume
 from shared.bus.events import (
     TOPIC_LOAD,
     TOPIC_MEMBERSHIP,
@@ -112,7 +113,7 @@ class World:
 
     def longest(self) -> int | None:
         held = self.cluster.index.held(KEYS, time.monotonic())
-        return held[POOL].longest if POOL in held else None
+        return int(longest_resume(LAYOUT, held[POOL].groups)) if POOL in held else None
 
 
 @asynccontextmanager

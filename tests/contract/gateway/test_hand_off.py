@@ -10,9 +10,11 @@ import pytest
 
 from services.gateway.api.prepare import prepare_completion
 from services.gateway.api.schema import CompletionBody
+from services.gateway.request.attempt import HandOffTerms
 from services.gateway.request.pipeline import Pipeline
 from services.gateway.request.usage import Tally
-from services.gateway.routing.plan import RouterSettings
+from services.gateway.routing.policies.threshold import Threshold
+from services.gateway.routing.router import Router
 from shared.deadline import Deadline
 from shared.errors import Internal
 from shared.ids import Datacenter
@@ -75,7 +77,9 @@ async def test_a_prefill_that_fails_when_decode_has_said_everything_costs_no_tok
         suite.decode.behave = says("all of it")
         suite.prefill.behave = fails_late
         (request,) = prepare_completion(suite.cluster.model, CompletionBody(prompt=PROMPT, max_tokens=9)).requests
-        pipeline = Pipeline(suite.cluster, RouterSettings(Datacenter("west"), LAYOUT, 32, 1000))
+        pipeline = Pipeline(
+            suite.cluster, Router(Datacenter("west"), LAYOUT, Threshold(32)), HandOffTerms("streamed", 1000)
+        )
         ids: list[int] = []
         async with aclosing(pipeline.generate(request, Tally(84), Deadline.after(10))) as events:
             async for event in events:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from services.gateway.placement.table.table import Words
+from services.gateway.placement.table.words import Words, words
 from shared.kv.hashing import KEY_BYTES
 
 MAX_STATES = 1 << 12
@@ -24,35 +24,26 @@ class Run(NamedTuple):
     state: int
 
 
-class Batch(NamedTuple):
+class OwnedBlocks(NamedTuple):
     """Blocks of owners; no block is named twice for one owner."""
 
     keys: Words
     owners: NDArray[np.uint32]
     states: NDArray[np.uint32]
 
-    def take(self, chosen: "NDArray[np.intp] | slice") -> "Batch":
-        return Batch(self.keys[chosen], self.owners[chosen], self.states[chosen])
+    def take(self, chosen: "NDArray[np.intp] | slice") -> "OwnedBlocks":
+        return OwnedBlocks(self.keys[chosen], self.owners[chosen], self.states[chosen])
 
 
 class Changes(NamedTuple):
     """What runs come to: first these are evicted, then those are stored."""
 
-    evicted: Batch
-    stored: Batch
+    evicted: OwnedBlocks
+    stored: OwnedBlocks
 
 
-def nothing() -> Batch:
-    return Batch(np.zeros(0, np.uint64), np.zeros(0, np.uint32), np.zeros(0, np.uint32))
-
-
-def words(packed: bytes) -> Words:
-    """Cut packed block keys to 64 bits each.
-
-    They are sha256 values, so of n blocks that are asked for, about n * m / 2^64 are taken for one of m stored ones:
-    one in 10^9 requests of 2,000 blocks against ten million. It costs that request a wrong plan, never a wrong answer.
-    """
-    return np.frombuffer(packed, "<u8")[:: KEY_BYTES // 8].copy()
+def nothing() -> OwnedBlocks:
+    return OwnedBlocks(np.zeros(0, np.uint64), np.zeros(0, np.uint32), np.zeros(0, np.uint32))
 
 
 def joined(runs: Sequence[Run]) -> Changes:
@@ -64,7 +55,7 @@ def joined(runs: Sequence[Run]) -> Changes:
     num_blocks = [len(run.keys) // KEY_BYTES for run in runs]
     owners = np.array([run.owner for run in runs], np.uint32).repeat(num_blocks)
     states = np.array([run.state for run in runs], np.uint32).repeat(num_blocks)
-    every = Batch(words(b"".join([run.keys for run in runs])), owners, states)
+    every = OwnedBlocks(words(b"".join([run.keys for run in runs])), owners, states)
     is_evicted = every.states == EVICTED
     evicted, stored = is_evicted.nonzero()[0], (~is_evicted).nonzero()[0]
     pairs = every.keys ^ (every.owners * _SPREAD)

@@ -5,9 +5,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from services.gateway.placement.table.changes import MAX_STATES, Batch, Changes
+from services.gateway.placement.table.changes import MAX_STATES, Changes, OwnedBlocks
 from services.gateway.placement.table.owners import MAX_OWNERS, NO_HOLDER, Owners
-from services.gateway.placement.table.table import BUCKET_SLOTS, MIN_BUCKETS, PairTable, Positions, Words
+from services.gateway.placement.table.table import BUCKET_SLOTS, MIN_BUCKETS, PairTable, Positions
+from services.gateway.placement.table.words import Words
 
 _STATE_BITS, _STATE = np.uint32(12), np.uint32(MAX_STATES - 1)  # a pair is owner and state in 32 bits
 
@@ -125,7 +126,7 @@ class OwnedPairs:
             self._old = None
             self.owners.end_move()
 
-    def _put(self, batch: Batch) -> None:
+    def _put(self, batch: OwnedBlocks) -> None:
         pairs = batch.owners << _STATE_BITS | batch.states
         is_new = np.ones(len(pairs), np.bool_)
         for table in self.tables:
@@ -140,7 +141,7 @@ class OwnedPairs:
             np.add.at(self.owners.num_pairs, batch.owners.take(new), 1)
             self._table.insert(batch.keys.take(new), pairs.take(new))
 
-    def _remove(self, batch: Batch) -> None:
+    def _remove(self, batch: OwnedBlocks) -> None:
         holders = self.owners.holder_of.take(batch.owners)
         for table in self.tables:
             hits = table.find(batch.keys)

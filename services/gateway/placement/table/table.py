@@ -7,10 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.gateway.placement.table.native import Table
+from services.gateway.placement.table.words import Words
 from shared.native import address_of
-
-Words = NDArray[np.uint64]
-"""Block keys, cut to 64 bits (`words` in `services.gateway.placement.table.changes`)."""
 
 Pairs = NDArray[np.uint32]
 """What is stored beside a key: the owner's number and a state, as the caller packs them."""

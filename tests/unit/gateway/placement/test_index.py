@@ -7,7 +7,7 @@ import numpy as np
 
 from services.gateway.placement.holder import MAX_PENDING_BLOCKS, MAX_PENDING_EVENTS
 from services.gateway.placement.index import CREDIT_STEP_S, Certainty, PlacementIndex
-from services.gateway.placement.resume import GroupMasks
+from services.gateway.placement.resume import GroupMasks, longest_resume
 from shared.bus.events import PlacementEvent
 from shared.ids import Datacenter, Epoch, WorkerId
 from shared.kv.layout import KvLayout, LayerSpec
@@ -149,15 +149,19 @@ def test_doubt_all_and_forget() -> None:
     assert index.stale() == [EAST]
 
 
+def longest(index: PlacementIndex, num_blocks: int) -> int:
+    return int(longest_resume(LAYOUT, index.held(KEYS[:num_blocks], 0)[EAST].groups))
+
+
 def test_the_longest_prefix_needs_every_group() -> None:
     # Window 9 over blocks of 4: a resume after 4 blocks needs window layers of blocks 2 and 3 only.
     index = fresh(0, [(0, FULL), (1, FULL), (2, ALL), (3, ALL)])
-    assert index.held(KEYS[:4], 0)[EAST].longest == 4
-    assert index.held(KEYS[:3], 0)[EAST].longest == 0
+    assert longest(index, 4) == 4
+    assert longest(index, 3) == 0
     index.apply(event(1, stored=[(1, WINDOW)]), 0.0)
-    assert index.held(KEYS[:4], 0)[EAST].longest == 0
+    assert longest(index, 4) == 0
     index.apply(event(2, stored=[(1, ALL)], evicted=[3]), 0.0)
-    assert index.held(KEYS[:4], 0)[EAST].longest == 3
+    assert longest(index, 4) == 3
 
 
 def test_assumptions_count_until_they_expire_or_are_refuted() -> None:
@@ -242,7 +246,7 @@ def test_a_pool_that_left_while_its_snapshot_came_is_not_met_again() -> None:
 
 def test_an_empty_prefix_is_held_by_everybody() -> None:
     held = fresh().held([], 0.0)[EAST]
-    assert (held.groups.tolist(), held.memory_groups.tolist(), held.longest) == ([], [], 0)
+    assert (held.groups.tolist(), held.memory_groups.tolist()) == ([], [])
 
 
 def test_how_sure_the_index_is() -> None:

@@ -11,8 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from services.gateway.placement import matching
 from services.gateway.placement.holder import MAX_PENDING_EVENTS
 from services.gateway.placement.index import CREDIT_STEP_S, PlacementIndex
-from services.gateway.placement.resume import longest_resume
-from services.gateway.placement.snapshot import Intake
+from services.gateway.placement.snapshot import IncomingSnapshot
 from services.gateway.placement.table.native import load_match
 from shared.bus.events import PlacementEvent, StoredBlocks, unpack_keys
 from shared.ids import Datacenter, Epoch, WorkerId
@@ -64,7 +63,7 @@ class Pool:
     history: dict[tuple[int, int], Content] = field(default_factory=lambda: {(1, 0): nothing()})
     events: dict[tuple[int, int], PlacementEvent] = field(default_factory=dict)
     on_the_way: list[PlacementEvent] = field(default_factory=list)
-    arriving: tuple[Intake, int, int] | None = None
+    arriving: tuple[IncomingSnapshot, int, int] | None = None
     known: tuple[int, int] = (0, 0)  # what the index said last
     credits: list[Credit] = field(default_factory=list)
 
@@ -296,7 +295,6 @@ class IndexAgainstPools(RuleBasedStateMachine):
             assert (seen.memory_groups == content[1] | credited).all()
             assert state.num_assumed == sum(np.count_nonzero(credit.masks) for credit in pool.credits)
             assert state.num_blocks == np.count_nonzero(content[0])
-            assert seen.longest == longest_resume(LAYOUT, seen.groups)
 
     def apply(self, event: PlacementEvent) -> None:
         self.index.apply(event, self.now)

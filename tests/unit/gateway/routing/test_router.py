@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from services.gateway.cluster.registry import Member, Pool, RegistryView
-from services.gateway.placement.matching import Held
-from services.gateway.routing.plan import Plan, RequestFacts, RouterSettings
-from services.gateway.routing.router import route, sources_text
+from services.gateway.placement.held import HeldPrefix
+from services.gateway.routing.plan import Plan, RequestFacts, sources_text
+from services.gateway.routing.policies.threshold import Threshold
+from services.gateway.routing.policy import RoutingPolicy
+from services.gateway.routing.router import Router
 from shared.errors import NoWorker
 from shared.ids import BlockKey, Datacenter, WorkerId
 from shared.kv.codec import Codec
@@ -25,8 +27,8 @@ DENSE = KvLayout((LayerSpec(None, 1, 2),), "float32", 4)
 WINDOWED = KvLayout((LayerSpec(None, 1, 2), LayerSpec(5, 1, 2)), "float32", 4)  # window 5: one block back
 
 
-def settings(layout: KvLayout = DENSE) -> RouterSettings:
-    return RouterSettings(WEST, layout, offload_threshold_tokens=8, block_wait_ms=1000, codec="lz4")
+def router(layout: KvLayout = DENSE, policy: RoutingPolicy | None = None) -> Router:
+    return Router(WEST, layout, policy or Threshold(8), "lz4")
 
 
 def member(worker: str, dc: Datacenter, load: int = 0) -> Member:
@@ -53,9 +55,9 @@ def request(
     return RequestFacts(num_tokens, KEYS[:num_blocks], by_pool, **facts)
 
 
-def held_by_one(masks: list[int]) -> Held:
+def held_by_one(masks: list[int]) -> HeldPrefix:
     groups = np.array(masks, np.uint8)
-    return Held(groups, groups, 0)
+    return HeldPrefix(groups, groups)
 
 
 def seen(plan: Plan) -> tuple[str, str | None, int, list[str], list[str]]:
@@ -114,26 +116,25 @@ def seen(plan: Plan) -> tuple[str, str | None, int, list[str], list[str]]:
     ],
 )
 def test_the_rule(num_tokens: int, held: dict[str, int | list[int]], expected: tuple[Any, ...]) -> None:
-    plan = route(request(num_tokens, held), EVERYBODY, settings())
+    plan = router().plan(request(num_tokens, held), EVERYBODY)
     assert seen(plan) == expected
     assert plan.decode == DECODE_WEST
     assert plan.home_dc == WEST
     assert plan.prefill_codec is plan.decode_codec is Codec.LZ4
-    assert plan.wait_ms == (0 if plan.prefill is None else 1000)
 
 
 def test_who_takes_over_when_the_prefill_worker_is_lost() -> None:
     """Only workers of its datacenter: decode's sources and the nodes that blocks are spread over stay as planned."""
     busy, idle = member("prefill-east-busy", EAST, 3), member("prefill-east-idle", EAST, 1)
     members = RegistryView((DECODE_WEST,), (busy, PREFILL_WEST, idle, PREFILL_EAST), POOLS)
-    plan = route(request(21), members, settings())
+    plan = router().plan(request(21), members)
     assert (plan.prefill, plan.prefill_spares) == (PREFILL_EAST, (idle, busy))
-    assert route(request(21, {"west": 5}), members, settings()).prefill_spares == ()
+    assert router().plan(request(21, {"west": 5}), members).prefill_spares == ()
 
 
 def test_placements_of_pools_that_nobody_announces_count_for_nothing() -> None:
     members = RegistryView((DECODE_WEST,), (PREFILL_EAST,), {})
-    assert seen(route(request(21, {"east": 5}), members, settings()))[:2] == ("remote", "prefill-east")
+    assert seen(router().plan(request(21, {"east": 5}), members))[:2] == ("remote", "prefill-east")
 
 
 @pytest.mark.parametrize(
@@ -148,67 +149,67 @@ def test_the_other_side_serves_when_one_has_no_prefill_worker(
     prefill: tuple[Member, ...], num_tokens: int, expected: tuple[str, str | None]
 ) -> None:
     members = RegistryView((DECODE_WEST,), prefill, POOLS)
-    plan = route(request(num_tokens, {"west": 1}), members, settings())
+    plan = router().plan(request(num_tokens, {"west": 1}), members)
     assert seen(plan)[:2] == expected
 
 
 def test_without_prefill_decode_counts_on_cached_blocks_alone() -> None:
-    plan = route(request(21, {"east": 3}), RegistryView((DECODE_WEST,), (), POOLS), settings())
+    plan = router().plan(request(21, {"east": 3}), RegistryView((DECODE_WEST,), (), POOLS))
     assert seen(plan) == ("decode_only", None, 3, ["0-3@east"], [])
 
 
 def test_decode_is_the_least_loaded_at_home_or_else_anywhere() -> None:
     busy, idle = member("decode-a", WEST, load=2), member("decode-b", WEST, load=1)
-    assert route(request(4), RegistryView((busy, idle, DECODE_EAST)), settings()).decode == idle
-    assert route(request(4), RegistryView((DECODE_EAST,)), settings()).decode == DECODE_EAST
+    assert router().plan(request(4), RegistryView((busy, idle, DECODE_EAST))).decode == idle
+    assert router().plan(request(4), RegistryView((DECODE_EAST,))).decode == DECODE_EAST
     facts = request(4, excluded=frozenset({idle.worker}))
-    assert route(facts, RegistryView((busy, idle)), settings()).decode == busy
+    assert router().plan(facts, RegistryView((busy, idle))).decode == busy
 
 
 def test_home_moves_with_decode() -> None:
     members = RegistryView((DECODE_EAST,), (PREFILL_EAST, PREFILL_WEST), POOLS)
-    plan = route(request(21), members, settings())
+    plan = router().plan(request(21), members)
     assert (plan.home_dc, plan.kind, plan.prefill) == (EAST, "remote", PREFILL_WEST)
 
 
 def test_nobody_can_decode() -> None:
     members = RegistryView((), (PREFILL_EAST,), POOLS, ("decode-west: has left",))
     with pytest.raises(NoWorker, match="decode-west: has left"):
-        route(request(4), members, settings())
+        router().plan(request(4), members)
     facts = request(4, excluded=frozenset({DECODE_WEST.worker}))
     with pytest.raises(NoWorker):
-        route(facts, RegistryView((DECODE_WEST,)), settings())
+        router().plan(facts, RegistryView((DECODE_WEST,)))
 
 
 def test_remote_prefers_the_longest_prefix_then_the_least_load() -> None:
     north, east = member("prefill-north", NORTH, load=5), member("prefill-east", EAST, load=0)
     members = RegistryView((DECODE_WEST,), (east, north), POOLS)
-    assert route(request(41, {"north": 1}), members, settings()).prefill == north
-    assert route(request(41), members, settings()).prefill == east
+    assert router().plan(request(41, {"north": 1}), members).prefill == north
+    assert router().plan(request(41), members).prefill == east
     excluded = frozenset({east.worker})
-    assert route(request(41, excluded=excluded), members, settings()).prefill == north
+    assert router().plan(request(41, excluded=excluded), members).prefill == north
 
 
 def test_a_prompt_follows_who_computes_its_prefix_whatever_the_threshold() -> None:
     other = member("prefill-east-2", EAST)
     members = RegistryView((DECODE_WEST,), (other, PREFILL_EAST, PREFILL_WEST), POOLS)
     promised = {PREFILL_EAST.worker: 4}
-    plan = route(request(21, promised=promised), members, settings())
+    plan = router().plan(request(21, promised=promised), members)
     assert plan.prefill == PREFILL_EAST
     assert sources_text(plan.decode_sources) == ["0-5@east"]
     # Short as it is, it goes where its one block is being computed.
-    assert route(request(8, promised={PREFILL_EAST.worker: 1}), members, settings()).prefill == PREFILL_EAST
+    assert router().plan(request(8, promised={PREFILL_EAST.worker: 1}), members).prefill == PREFILL_EAST
     # A wholly promised prompt still asks for prefill: should the first request be cancelled, the second goes on.
-    assert route(request(17, promised=promised), members, settings()).prefill == PREFILL_EAST
+    assert router().plan(request(17, promised=promised), members).prefill == PREFILL_EAST
     # What is held already is not worth following.
-    assert route(request(21, {"west": 4}, promised=promised), members, settings()).prefill == PREFILL_WEST
+    assert router().plan(request(21, {"west": 4}, promised=promised), members).prefill == PREFILL_WEST
     gone = frozenset({PREFILL_EAST.worker})
-    assert route(request(21, promised=promised, excluded=gone), members, settings()).prefill == other
+    assert router().plan(request(21, promised=promised, excluded=gone), members).prefill == other
 
 
 def test_promised_blocks_need_no_source_for_prefill() -> None:
     facts = request(41, {"west": 3}, promised={PREFILL_EAST.worker: 5})
-    plan = route(facts, EVERYBODY, settings())
+    plan = router().plan(facts, EVERYBODY)
     assert seen(plan) == ("remote", "prefill-east", 10, ["3-10@east"], [])
 
 
@@ -216,17 +217,17 @@ def test_window_layers_are_fetched_only_where_a_resume_needs_them() -> None:
     full, both = 0b01, 0b11
     # Home holds the full layers of all blocks, but the window layers of none: only the last block is fetched.
     held = {"west": [full] * 4, "east": [both] * 4}
-    plan = route(request(17, held, WINDOWED), EVERYBODY, settings(WINDOWED))
+    plan = router(WINDOWED).plan(request(17, held, WINDOWED), EVERYBODY)
     assert seen(plan) == ("none", None, 4, ["3-4@east"], [])
     # Without them nowhere, the prompt cannot be resumed at all: prefill pulls nothing, decode takes the new layers.
-    plan = route(request(17, {"west": [full] * 4}, WINDOWED), EVERYBODY, settings(WINDOWED))
+    plan = router(WINDOWED).plan(request(17, {"west": [full] * 4}, WINDOWED), EVERYBODY)
     assert seen(plan) == ("remote", "prefill-east", 4, ["3-4@east"], [])
 
 
 def test_prefill_pulls_what_a_resume_at_the_usable_prefix_needs() -> None:
     # Usable are 2 blocks: their full layers and the window layers of block 1.
     held = {"west": [0b01, 0b11], "east": [0b01, 0b01]}
-    plan = route(request(21, held, WINDOWED), EVERYBODY, settings(WINDOWED))
+    plan = router(WINDOWED).plan(request(21, held, WINDOWED), EVERYBODY)
     assert plan.usable_blocks == 2
     assert seen(plan)[3:] == (["2-5@east"], ["1-2@west"])
 
@@ -235,7 +236,7 @@ def nodes_of(dc: Datacenter, *names: str) -> dict[WorkerId, Pool]:
     return {WorkerId(name): Pool(dc, f"{name}:1") for name in names}
 
 
-def share(node: str, nodes: Sequence[str], num_blocks: int = 5) -> Held:
+def share(node: str, nodes: Sequence[str], num_blocks: int = 5) -> HeldPrefix:
     """All blocks that rendezvous hashing gives to one of the nodes."""
     addresses = [f"{name}:1" for name in nodes]
     masks = [int(owner(key, addresses) == f"{node}:1") for key in KEYS[:num_blocks]]
@@ -246,14 +247,14 @@ def test_a_block_counts_where_readers_will_look_for_it() -> None:
     two, three = ("e1", "e2"), ("e1", "e2", "e3")
     held = {WorkerId(name): share(name, two) for name in two}
     members = RegistryView((DECODE_WEST,), (PREFILL_EAST,), nodes_of(EAST, *two) | nodes_of(WEST, "w1"))
-    plan = route(RequestFacts(21, KEYS[:5], held), members, settings())
+    plan = router().plan(RequestFacts(21, KEYS[:5], held), members)
     assert (plan.kind, plan.usable_blocks) == ("none", 5)
     assert plan.decode_sources == (Source(0, 5, EAST, ("e1:1", "e2:1")),)
     assert (plan.decode_nodes, plan.prefill_nodes) == (("w1:1",), ())
 
     # A third node has joined, empty: what is now its share counts no more, wherever it still lies.
     more = replace(members, pools=nodes_of(EAST, *three) | nodes_of(WEST, "w1"))
-    plan = route(RequestFacts(21, KEYS[:5], held | {WorkerId("e3"): held_by_one([0] * 5)}), more, settings())
+    plan = router().plan(RequestFacts(21, KEYS[:5], held | {WorkerId("e3"): held_by_one([0] * 5)}), more)
     addresses = [f"{name}:1" for name in three]
     first_moved = next(block for block, key in enumerate(KEYS) if owner(key, addresses) == "e3:1")
     assert 0 < first_moved < 5
@@ -266,16 +267,16 @@ def test_a_node_that_is_gone_takes_only_its_share_with_it() -> None:
     three = ("w1", "w2", "w3")
     held = {WorkerId(name): share(name, three) for name in three}
     members = RegistryView((DECODE_WEST,), (PREFILL_WEST,), nodes_of(WEST, *three))
-    assert route(RequestFacts(21, KEYS[:5], held), members, settings()).usable_blocks == 5
+    assert router().plan(RequestFacts(21, KEYS[:5], held), members).usable_blocks == 5
     gone = replace(members, pools=nodes_of(WEST, "w1", "w2"))
-    plan = route(RequestFacts(21, KEYS[:5], held), gone, settings())
+    plan = router().plan(RequestFacts(21, KEYS[:5], held), gone)
     lost = [block for block, mask in enumerate(held[WorkerId("w3")].groups) if mask]
     assert plan.usable_blocks == lost[0]
     assert plan.prefill_nodes == plan.decode_nodes == ("w1:1", "w2:1")
 
 
 def test_nodes_that_the_gateway_has_not_heard_of_are_the_workers_own() -> None:
-    plan = route(request(21), RegistryView((DECODE_WEST,), (PREFILL_EAST,), {}), settings())
+    plan = router().plan(request(21), RegistryView((DECODE_WEST,), (PREFILL_EAST,), {}))
     assert plan.decode_nodes == plan.prefill_nodes == ()
     assert plan.decode_sources == (Source(0, 5, EAST, ("pool-east:1",)),)
 
@@ -288,31 +289,31 @@ def suspected(members: RegistryView, by: str, *addresses: str) -> RegistryView:
 def test_who_suspects_a_pool_does_not_pull_from_it() -> None:
     members = suspected(EVERYBODY, "pool-west", "pool-east:1")
     # What the suspect holds is had from elsewhere, or made; where it is made must be trusted too.
-    assert seen(route(request(21, {"east": 5, "north": 5}), members, settings()))[3] == ["0-5@north"]
-    assert seen(route(request(21, {"east": 5}), members, settings())) == ("local", "prefill-west", 5, [], [])
+    assert seen(router().plan(request(21, {"east": 5, "north": 5}), members))[3] == ["0-5@north"]
+    assert seen(router().plan(request(21, {"east": 5}), members)) == ("local", "prefill-west", 5, [], [])
     away = replace(members, prefill=(PREFILL_EAST,))
-    assert seen(route(request(21, {"west": 2}), away, settings())) == ("decode_only", None, 2, [], [])
+    assert seen(router().plan(request(21, {"west": 2}), away)) == ("decode_only", None, 2, [], [])
 
 
 def test_a_suspect_of_one_datacenter_serves_its_own_and_third_ones() -> None:
     members = suspected(EVERYBODY, "pool-west", "pool-east:1")
     at_east = replace(members, decode=(DECODE_EAST,))
-    assert seen(route(request(21, {"east": 5}), at_east, settings())) == ("none", None, 5, [], [])
+    assert seen(router().plan(request(21, {"east": 5}), at_east)) == ("none", None, 5, [], [])
     north = replace(members, decode=(member("decode-north", NORTH),))
-    assert seen(route(request(21, {"east": 5}), north, settings()))[3] == ["0-5@east"]
+    assert seen(router().plan(request(21, {"east": 5}), north))[3] == ["0-5@east"]
 
 
 def test_prefill_computes_what_only_a_suspect_of_its_own_pool_holds() -> None:
     members = suspected(EVERYBODY, "pool-east", "pool-west:1")
-    plan = route(request(21, {"west": 3}), members, settings())
+    plan = router().plan(request(21, {"west": 3}), members)
     assert seen(plan) == ("remote", "prefill-east", 5, ["3-5@east"], [])
     # Home may ask a third datacenter that prefill's pool does not, and the other way round.
     held = {"north": 3}
     members = suspected(EVERYBODY, "pool-east", "pool-north:1")
-    plan = route(request(29, held), members, settings())
+    plan = router().plan(request(29, held), members)
     assert seen(plan) == ("remote", "prefill-east", 7, ["0-3@north", "3-7@east"], [])
     members = suspected(EVERYBODY, "pool-west", "pool-north:1")
-    plan = route(request(29, held), members, settings())
+    plan = router().plan(request(29, held), members)
     assert seen(plan)[3:] == (["0-7@east"], [])
 
 
@@ -320,7 +321,7 @@ def test_one_suspected_node_of_many_takes_its_share_out_of_the_sources() -> None
     two = ("e1", "e2")
     held = {WorkerId(name): share(name, two) for name in two}
     members = RegistryView((DECODE_WEST,), (PREFILL_WEST,), nodes_of(EAST, *two) | nodes_of(WEST, "w1"))
-    plan = route(RequestFacts(21, KEYS[:5], held), suspected(members, "w1", "e2:1"), settings())
+    plan = router().plan(RequestFacts(21, KEYS[:5], held), suspected(members, "w1", "e2:1"))
     first_lost = next(block for block, mask in enumerate(held[WorkerId("e2")].groups) if mask)
     assert plan.usable_blocks == first_lost
     assert all(source.nodes == ("e1:1", "e2:1") for source in plan.decode_sources), "places follow from all nodes"
@@ -333,7 +334,7 @@ def test_many_blocks_on_many_nodes_are_planned_in_milliseconds() -> None:
     held = {WorkerId(name): held_by_one([1] * 2000 + [0] * 48) for name in (*east, *west)}
     facts = RequestFacts(2048 * 4 + 1, keys, held)
     members = RegistryView((DECODE_WEST,), (PREFILL_EAST, PREFILL_WEST), pools)
-    plan = route(facts, members, settings())
+    plan = router().plan(facts, members)
     assert (plan.usable_blocks, sources_text(plan.decode_sources)) == (2000, ["2000-2048@east"])
-    fastest = min(timeit.repeat(lambda: route(facts, members, settings()), number=1, repeat=10))
+    fastest = min(timeit.repeat(lambda: router().plan(facts, members), number=1, repeat=10))
     assert fastest < 0.01

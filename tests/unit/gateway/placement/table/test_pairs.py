@@ -7,10 +7,11 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from services.gateway.placement.matching import rows_in_c, rows_in_numpy
 from services.gateway.placement.states import States
-from services.gateway.placement.table.changes import EVICTED, MAX_STATES, Run, joined, words
+from services.gateway.placement.table.changes import EVICTED, MAX_STATES, Run, joined
 from services.gateway.placement.table.owners import NO_HOLDER
 from services.gateway.placement.table.pairs import MAX_LOAD, MIN_GARBAGE, PRESSING_LOAD, OwnedPairs
-from services.gateway.placement.table.table import BUCKET_SLOTS, MIN_BUCKETS, PairTable, Words
+from services.gateway.placement.table.table import BUCKET_SLOTS, MIN_BUCKETS, PairTable
+from services.gateway.placement.table.words import Words, words
 from shared.kv.layout import KvLayout, LayerSpec
 
 UNIVERSE = np.random.default_rng(7).integers(1, 2**64, 12_000, dtype=np.uint64)

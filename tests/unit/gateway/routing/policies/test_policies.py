@@ -1,0 +1,111 @@
+"""Which workers each policy takes, from the same facts, and how a setting names one."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from services.gateway.cluster.registry import Member
+from services.gateway.placement.resume import no_groups
+from services.gateway.routing.datacenters import Credit
+from services.gateway.routing.facts import Facts
+from services.gateway.routing.plan import RequestFacts
+from services.gateway.routing.policies import POLICIES, policy_of
+from services.gateway.routing.policies.least_load import LeastLoad
+from services.gateway.routing.policies.stay_home import StayHome
+from services.gateway.routing.policies.threshold import Threshold
+from services.gateway.routing.policy import RoutingPolicy, least_loaded_at_home
+from services.gateway.settings import GatewaySettings
+from shared.config import load
+from shared.errors import SettingsError
+from shared.ids import Datacenter, WorkerId
+from shared.kv.layout import KvLayout, LayerSpec
+
+EAST, WEST = Datacenter("east"), Datacenter("west")
+LAYOUT = KvLayout((LayerSpec(None, 1, 2),), "float32", 4)
+
+
+def member(worker: str, dc: Datacenter, load: int = 0) -> Member:
+    return Member(WorkerId(worker), dc, f"{worker}:1", f"pool-{dc}:1", load)
+
+
+HOME, HOME_BUSY, AWAY, AWAY_BUSY = (
+    member("home", WEST, 1),
+    member("home-busy", WEST, 5),
+    member("away", EAST, 2),
+    member("away-busy", EAST, 9),
+)
+
+
+def facts(num_tokens: int, longest: dict[Datacenter, int] | None = None, **more: Any) -> Facts:
+    """A request that decode in the west serves; `longest`: leading blocks that a datacenter holds."""
+    credits = {dc: Credit(no_groups(LAYOUT, 10), blocks) for dc, blocks in (longest or {}).items()}
+    request = RequestFacts(num_tokens, (), promised=more.pop("promised", {}))
+    return Facts(
+        request=request,
+        decode=member("decode", WEST),
+        block_tokens=4,
+        suspects=frozenset(),
+        credits=credits,
+        num_usable=max((longest or {}).values(), default=0),
+        num_enough=num_tokens // 4,
+        prefill=(AWAY_BUSY, HOME_BUSY, AWAY, HOME),
+    )
+
+
+def ranked(policy: RoutingPolicy, given: Facts) -> list[str]:
+    return [str(worker.worker) for worker in policy.rank_prefill(given)]
+
+
+def test_threshold_sends_long_prompts_away_and_keeps_short_ones() -> None:
+    assert ranked(Threshold(16), facts(17)) == ["away", "away-busy", "home", "home-busy"]
+    assert ranked(Threshold(16), facts(16)) == ["home", "home-busy", "away", "away-busy"]
+    # What a cache has does not count.
+    assert ranked(Threshold(16), facts(24, {EAST: 2}))[0] == "home"
+
+
+def test_stay_home_goes_away_only_when_nobody_is_at_home() -> None:
+    assert ranked(StayHome(), facts(1000)) == ["home", "home-busy", "away", "away-busy"]
+    assert ranked(StayHome(), replace(facts(1000), prefill=(AWAY_BUSY, AWAY))) == ["away", "away-busy"]
+
+
+def test_least_load_knows_no_datacenters() -> None:
+    assert ranked(LeastLoad(), facts(1000)) == ["home", "away", "home-busy", "away-busy"]
+    equal = replace(facts(1000, {EAST: 3}), prefill=(replace(HOME, load=2), AWAY))
+    assert ranked(LeastLoad(), equal) == ["away", "home"]
+
+
+@pytest.mark.parametrize("policy", [Threshold(16), LeastLoad()])
+def test_a_prompt_follows_who_computes_its_prefix(policy: RoutingPolicy) -> None:
+    given = facts(1000, {WEST: 3}, promised={HOME_BUSY.worker: 4})
+    assert ranked(policy, given)[0] == "home-busy"
+    # Not for what caches have already.
+    assert ranked(policy, facts(1000, {WEST: 4}, promised={HOME_BUSY.worker: 4}))[0] != "home-busy"
+
+
+def test_stay_home_follows_at_home_only() -> None:
+    assert ranked(StayHome(), facts(1000, promised={AWAY.worker: 9}))[0] == "home"
+    assert ranked(StayHome(), facts(1000, promised={HOME_BUSY.worker: 9}))[0] == "home-busy"
+
+
+def test_decode_is_the_least_loaded_at_home() -> None:
+    assert least_loaded_at_home([AWAY, HOME_BUSY, HOME], WEST) == HOME
+    assert least_loaded_at_home([AWAY_BUSY, AWAY], WEST) == AWAY
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_policy_can_be_named_and_plans(name: str) -> None:
+    policy = policy_of(load(GatewaySettings, {"PRFAAS_ROUTING_POLICY": name}))
+    assert sorted(ranked(policy, facts(1000))) == ["away", "away-busy", "home", "home-busy"]
+    assert policy.pick_decode([HOME_BUSY, HOME], WEST) == HOME
+
+
+def test_the_default_is_the_threshold_with_its_setting() -> None:
+    settings = load(GatewaySettings, {"PRFAAS_OFFLOAD_THRESHOLD_TOKENS": "77"})
+    assert policy_of(settings) == Threshold(77)
+
+
+def test_an_unknown_policy_is_named_with_those_there_are() -> None:
+    settings = load(GatewaySettings, {"PRFAAS_ROUTING_POLICY": "psychic"})
+    with pytest.raises(SettingsError, match=r"PRFAAS_ROUTING_POLICY: must be one of threshold, .* \(got 'psychic'\)"):
+        policy_of(settings)
