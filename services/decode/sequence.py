@@ -17,6 +17,7 @@ from shared.kv.entries import Source
 from shared.model.sampler.penalties import TokenHistory
 from shared.sampling.logprobs import TokenLogprobs
 from shared.sampling.params import SamplingParams
+from shared.tenant import NO_TENANT, Tenant
 
 
 class FinishReason(Enum):
@@ -54,7 +55,7 @@ class Generation:
     num_generated_before: int = 0  # the last so many of `token_ids` are the answer's, not the prompt's
     priority: int = 0  # lower goes first
     pool_nodes: Seq[str] = ()  # of this datacenter, over which everybody spreads the blocks; none: as configured
-    tenant: str = ""  # pays for what the pool stores
+    tenant: Tenant = NO_TENANT  # pays for what the pool stores
     fidelity: Fidelity = Fidelity.LOSSLESS  # of blocks that may be used; it is in their keys
 
 

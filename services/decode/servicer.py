@@ -17,6 +17,7 @@ from shared.proto.prfaas_pb2_grpc import DecodeServicer as Base
 from shared.rpc.convert import codec_from_message, fidelity_from_message, sources_from_messages
 from shared.rpc.sampling import logprobs_to_messages, sampling_from_message
 from shared.rpc.server import call_deadline
+from shared.tenant import Tenant
 
 DEFAULT_TIMEOUT_S = 600.0
 _FINISH_REASONS = {
@@ -80,7 +81,7 @@ class DecodeServicer(Base):
             num_generated_before=start.num_generated,
             priority=start.priority,
             pool_nodes=tuple(start.pool_nodes),
-            tenant=start.tenant,
+            tenant=Tenant(start.tenant),
             fidelity=fidelity,
         )
 

@@ -14,6 +14,7 @@ from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import PrefillServicer as Base
 from shared.rpc.convert import codec_from_message, fidelity_from_message, sources_from_messages
 from shared.rpc.server import call_deadline
+from shared.tenant import Tenant
 
 DEFAULT_TIMEOUT_S = 600.0
 
@@ -47,4 +48,4 @@ class PrefillServicer(Base):
         keys = self._model.keys(token_ids, request.salt, fidelity)[: request.num_blocks]
         sources = sources_from_messages(request.sources)
         nodes = tuple(request.pool_nodes)
-        return Prompt(token_ids, keys, sources, codec, request.priority, nodes, request.tenant, fidelity)
+        return Prompt(token_ids, keys, sources, codec, request.priority, nodes, Tenant(request.tenant), fidelity)

@@ -20,6 +20,7 @@ from shared.kv.codec import Codec, Fidelity
 from shared.kv.entries import Source
 from shared.log import get_logger
 from shared.metrics import Metrics
+from shared.tenant import NO_TENANT, Tenant
 
 log = get_logger()
 
@@ -39,7 +40,7 @@ class Prompt:
     codec: Codec
     priority: int = 0  # lower goes first
     pool_nodes: Sequence[str] = ()  # of this datacenter, over which everybody spreads the blocks; none: as configured
-    tenant: str = ""  # pays for what the pool stores
+    tenant: Tenant = NO_TENANT  # pays for what the pool stores
     fidelity: Fidelity = Fidelity.LOSSLESS  # of blocks that may be used; it is in their keys
 
 

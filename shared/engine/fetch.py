@@ -22,6 +22,7 @@ from shared.model.pages.kv import PagedKv
 from shared.model.pages.reservation import Reservation
 from shared.pool.nodes import Pool, pool_at
 from shared.rpc.client import Channels
+from shared.tenant import NO_TENANT, Tenant
 
 log = get_logger()
 
@@ -48,12 +49,12 @@ class FetchContext:
     channels: Channels | None = None  # to the nodes that plans name; None: `pool` serves every request
     codecs: CodecThreads = field(default_factory=CodecThreads)
 
-    def at(self, nodes: Sequence[str], tenant: str = "") -> "FetchContext":
+    def at(self, nodes: Sequence[str], tenant: Tenant = NO_TENANT) -> "FetchContext":
         """Return the context of one request, whose plan names these pool nodes; none: the worker's own pool."""
         if self.channels is None:
             return self
         own = self.pool.address.split(",")
-        if list(nodes or own) == own and not tenant:
+        if list(nodes or own) == own and tenant == NO_TENANT:
             return self
         return replace(self, pool=pool_at(self.channels, nodes or own, tenant))
 

@@ -9,7 +9,6 @@ from shared.ids import BlockKey, LayoutHash, ModelFingerprint
 from shared.kv.codec.names import Fidelity
 
 KEY_BYTES = 32
-TENANT_CHARS = 32
 _DOMAIN = b"prfaas.kv.v1"
 
 
@@ -28,11 +27,6 @@ def root_key(
         encoded = part.encode()
         digest.update(len(encoded).to_bytes(4, "little") + encoded)  # lengths keep ("ab", "c") and ("a", "bc") apart
     return BlockKey(digest.digest())
-
-
-def tenant_of(salt: str) -> str:
-    """Return whose quota a request with this salt counts against. Salts are secrets: pools learn a hash only."""
-    return hashlib.sha256(b"prfaas.tenant.v1" + salt.encode()).hexdigest()[:TENANT_CHARS] if salt else ""
 
 
 def chain_keys(root: BlockKey, token_ids: Sequence[int], block_tokens: int) -> list[BlockKey]:

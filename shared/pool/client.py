@@ -25,6 +25,7 @@ from shared.rpc.convert import (
     sources_to_messages,
 )
 from shared.rpc.options import SHARED_LANE, Lane
+from shared.tenant import NO_TENANT, Tenant
 
 LEASE_S = 15.0
 SHARE_ID_BYTES = 16
@@ -59,7 +60,7 @@ class Grant(NamedTuple):
 class Publication:
     """An open Publish stream: the lease on every entry granted on it. `PoolClient.publish` opens and closes it."""
 
-    def __init__(self, call: Any, peer: str, tenant: str = "") -> None:
+    def __init__(self, call: Any, peer: str, tenant: Tenant = NO_TENANT) -> None:
         """`call` is an open `Publish` made by `publish_call`; `peer` names the pool in errors."""
         self._tenant = tenant
         self._call = call
@@ -118,7 +119,9 @@ class Publication:
 class PoolClient:
     """One cache pool as its clients see it. Holds no state: channels belong to `Channels`."""
 
-    def __init__(self, channels: Channels, address: str, lane: Lane = SHARED_LANE, *, tenant: str = "") -> None:
+    def __init__(
+        self, channels: Channels, address: str, lane: Lane = SHARED_LANE, *, tenant: Tenant = NO_TENANT
+    ) -> None:
         """Fetched payloads are views that keep their message alive. `tenant` pays for what is stored and pulled."""
         self._tenant = tenant
         self._channels = channels

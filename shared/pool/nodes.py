@@ -15,6 +15,7 @@ from shared.pool.client import Arrived, Grant, PoolClient
 from shared.pool.merge import merged
 from shared.pool.spread import SpreadPublication
 from shared.rpc.client import Channels
+from shared.tenant import NO_TENANT, Tenant
 
 log = get_logger()
 
@@ -45,7 +46,7 @@ class Pool(Protocol):
     def publish(self, deadline: Deadline) -> AbstractAsyncContextManager[Publishing]: ...
 
 
-def pool_at(channels: Channels, nodes: Sequence[str], tenant: str = "") -> Pool:
+def pool_at(channels: Channels, nodes: Sequence[str], tenant: Tenant = NO_TENANT) -> Pool:
     """Return the pool whose blocks are spread over `nodes`, at least one, as `tenant` uses it."""
     return PoolClient(channels, nodes[0], tenant=tenant) if len(nodes) == 1 else SpreadPool(channels, nodes, tenant)
 
@@ -57,7 +58,7 @@ class SpreadPool:
     granted and dropped. Holds no state: channels belong to `Channels`.
     """
 
-    def __init__(self, channels: Channels, nodes: Sequence[str], tenant: str = "") -> None:
+    def __init__(self, channels: Channels, nodes: Sequence[str], tenant: Tenant = NO_TENANT) -> None:
         self._channels = channels
         self._tenant = tenant
         self._nodes = tuple(nodes)

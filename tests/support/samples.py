@@ -13,6 +13,7 @@ from shared.kv.codec import Codec
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import Frame, seal
 from shared.kv.layout import KvLayout, LayerSpec
+from shared.tenant import NO_TENANT, Tenant
 
 LAYOUT = KvLayout((LayerSpec(None, 1, 4), LayerSpec(8, 1, 4), LayerSpec(None, 1, 4)), "bfloat16", block_tokens=4)
 """Three layers of 64 bytes each: 0 and 2 are group 0 (full), 1 is group 1 (window)."""
@@ -92,12 +93,12 @@ class Pool:
         )
         self.num_notified = 0
 
-    def writer(self, *block_keys: BlockKey, layers: int = ALL, tenant: str = "") -> Writer:
+    def writer(self, *block_keys: BlockKey, layers: int = ALL, tenant: Tenant = NO_TENANT) -> Writer:
         writer = self.store.open_writer(tenant)
         self.store.grant(writer, self.layout, wanting(block_keys, layers))
         return writer
 
-    def fill(self, *block_keys: BlockKey, tenant: str = "") -> None:
+    def fill(self, *block_keys: BlockKey, tenant: Tenant = NO_TENANT) -> None:
         """A second later, publish whole blocks as one chain; what is there already is left as it is."""
         self.clock.advance(1.0)
         writer = self.store.open_writer(tenant)

@@ -18,6 +18,7 @@ from shared.patience import Patience
 from shared.pool.client import Arrived, Crossing, PoolClient
 from shared.rpc.client import Channels
 from shared.rpc.options import Lane
+from shared.tenant import Tenant
 
 HEARTBEATS_IN_PATIENCE = 3
 
@@ -42,7 +43,7 @@ class Terms:
     layout: KvLayout
     wait_s: float
     is_background: bool
-    tenant: str  # of the reader whose want began it
+    tenant: Tenant  # of the reader whose want began it
 
 
 class Ask(NamedTuple):

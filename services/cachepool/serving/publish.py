@@ -20,6 +20,7 @@ from shared.patience import Patience
 from shared.pool.wire import Unreadable
 from shared.proto import prfaas_pb2 as pb
 from shared.rpc.convert import mask_to_bytes
+from shared.tenant import Tenant
 
 Context = grpc.aio.ServicerContext[Any, Any]
 PublishMessage = pb.PublishRequest | list[Frame] | Unreadable
@@ -79,7 +80,7 @@ class Intake:
 
     def _grant(self, message: pb.PublishOpen, lease: _Lease) -> pb.PublishGrant:
         layout, blocks = wanted(message.layout, message.blocks, self._settings.max_blocks)
-        lease.writer.tenant = message.tenant
+        lease.writer.tenant = Tenant(message.tenant)
         if message.lease_ms:
             lease.silence_s = min(message.lease_ms / 1000, self._settings.max_lease_s)
         objects = [self._tier.readable(key, layout) & layers for key, layers in blocks]

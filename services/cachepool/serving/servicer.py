@@ -35,6 +35,7 @@ from shared.rpc.convert import (
     mask_to_bytes,
     sources_from_messages,
 )
+from shared.tenant import Tenant
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -88,7 +89,7 @@ class PoolServicer(CachePoolServicer):
         def opening(notify: Callable[[], None]) -> SourcedReader:
             if self._store.stats.num_readers >= self._settings.max_streams:
                 raise Overloaded(f"the pool serves {self._settings.max_streams} readers already")
-            reader = self._store.subscribe(layout, blocks, wait_s, notify, request.tenant)
+            reader = self._store.subscribe(layout, blocks, wait_s, notify, Tenant(request.tenant))
             sourced = SourcedReader(reader, layout, sources, wait_s, is_background=is_background)
             self._pulls.hasten(sourced)
             return sourced
@@ -113,7 +114,7 @@ class PoolServicer(CachePoolServicer):
 
     async def Pin(self, request: pb.PinRequest, context: Context) -> pb.PinReply:
         layout, blocks = wanted(request.layout, request.blocks, self._settings.max_blocks)
-        present = self._pins.pin(request.pin, layout, blocks, request.ttl_s, request.tenant)
+        present = self._pins.pin(request.pin, layout, blocks, request.ttl_s, Tenant(request.tenant))
         return pb.PinReply(present=[mask_to_bytes(layers) for layers in present])
 
     async def Unpin(self, request: pb.UnpinRequest, context: Context) -> pb.UnpinReply:

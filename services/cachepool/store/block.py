@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from shared.ids import BlockKey
 from shared.kv.frame import Frame
 from shared.kv.layout import KvLayout
+from shared.tenant import NO_TENANT, Tenant
 
 if TYPE_CHECKING:
     from services.cachepool.store.subscription import Subscription
@@ -86,7 +87,7 @@ class Block:
         self.groups = 0  # mask of the layer groups that are wholly present
         self.is_held = False  # by the write-behind of the object tier
         self.charge = 0  # bytes taken from the budget
-        self.tenant = ""  # who pays for them: whoever stored the block's first entry
+        self.tenant = NO_TENANT  # who pays for them: whoever stored the block's first entry
         self.frames: list[Frame | None] = []
         self.readers: dict[Subscription, int] = {}  # subscription -> index of this block in it
 
@@ -112,6 +113,6 @@ class Block:
 class Writer:
     """One Publish stream or one pull from a peer: the grants it holds and has not yet filled."""
 
-    tenant: str = ""
+    tenant: Tenant = NO_TENANT
     granted: dict[Block, int] = field(default_factory=dict)  # block -> layer bitmask, never 0
     is_open: bool = True

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from services.cachepool.store.block import Block
 from services.cachepool.store.guard import Guard
 from services.cachepool.store.reuse import History, ReuseClock
+from shared.tenant import Tenant
 
 _SLACK = 256
 
@@ -82,7 +83,7 @@ class Eviction:
         self._clock = clock
         self._by_tenant = by_tenant
         self._all = _Order()
-        self._of_tenant: dict[str, _Order] = {}
+        self._of_tenant: dict[Tenant, _Order] = {}
         self._num_uses = 0
         self._num_offers = 0
 
@@ -123,12 +124,12 @@ class Eviction:
         if self._by_tenant:
             self._of_tenant.setdefault(block.tenant, _Order()).push(offer)
 
-    def pop(self, tenant: str | None = None) -> Victim | None:
+    def pop(self, tenant: Tenant | None = None) -> Victim | None:
         """Remove and return what is to be evicted next, of one tenant's or of all; None when everything is held."""
         order = self._all if tenant is None else self._of_tenant.get(tenant)
         return order.pop() if order else None
 
-    def forget_tenant(self, tenant: str) -> None:
+    def forget_tenant(self, tenant: Tenant) -> None:
         """A tenant stores nothing any more."""
         self._of_tenant.pop(tenant, None)
 

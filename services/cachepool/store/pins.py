@@ -11,6 +11,7 @@ from shared.errors import BadRequest, Overloaded
 from shared.ids import BlockKey
 from shared.kv.entries import BlockEntries
 from shared.kv.layout import KvLayout, iter_layers
+from shared.tenant import Tenant
 
 MAX_NAME_CHARS = 256
 
@@ -20,7 +21,7 @@ class Pin:
     """What one name keeps."""
 
     blocks: tuple[BlockEntries, ...]
-    tenant: str
+    tenant: Tenant
     num_bytes: int  # what its entries take when all are here, uncompressed
     ends_at: float
 
@@ -46,7 +47,9 @@ class Pins:
     def __len__(self) -> int:
         return len(self._pins)
 
-    def pin(self, name: str, layout: KvLayout, blocks: Sequence[BlockEntries], ttl_s: float, tenant: str) -> list[int]:
+    def pin(
+        self, name: str, layout: KvLayout, blocks: Sequence[BlockEntries], ttl_s: float, tenant: Tenant
+    ) -> list[int]:
         """Keep blocks under a name for `ttl_s`, at most the configured time; the same name again replaces what it kept.
 
         Returns the layers of each block that are here. Raises `BadRequest` and `Overloaded`, and changes nothing then.
@@ -94,7 +97,7 @@ class Pins:
             except TimeoutError:
                 pass  # the first one's time has come
 
-    def _check_room(self, num_bytes: int, tenant: str, old: Pin | None) -> None:
+    def _check_room(self, num_bytes: int, tenant: Tenant, old: Pin | None) -> None:
         freed = old.num_bytes if old else 0
         freed_of_tenant = freed if old and old.tenant == tenant else 0
         if self.num_bytes - freed + num_bytes > self._limit_bytes:

@@ -12,6 +12,7 @@ from shared.ids import BlockKey, LayoutHash
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import Frame, with_payload
 from shared.kv.layout import KvLayout
+from shared.tenant import Tenant
 
 
 class Shelf:
@@ -87,7 +88,7 @@ class Shelf:
         """Renew the use of a chain: see `Eviction.touch`."""
         self._eviction.touch(chain)
 
-    def insert(self, block: Block, frame: Frame, tenant: str) -> None:
+    def insert(self, block: Block, frame: Frame, tenant: Tenant) -> None:
         """Store an entry, its payload as a copy. Whoever stores the first entry of a block pays for all of it.
 
         Evicts what has to go. Raises `Overloaded`, typed by cause; nothing is stored then.
@@ -150,13 +151,13 @@ class Shelf:
             if block is not None and block.layout is not layout:
                 raise BadRequest(f"block {key.hex()[:12]} is known here with another KV layout")
 
-    def _make_room(self, payer: str, num_bytes: int) -> None:
+    def _make_room(self, payer: Tenant, num_bytes: int) -> None:
         if num_bytes > self.budget_bytes:
             raise Overloaded(f"an entry of {num_bytes} bytes exceeds the pool's budget of {self.budget_bytes}")
         while self.used_bytes + num_bytes > self.budget_bytes:
             self._evict_for(payer, num_bytes)
 
-    def _evict_for(self, payer: str, num_bytes: int) -> None:
+    def _evict_for(self, payer: Tenant, num_bytes: int) -> None:
         """Evict something: of the payer when that is above its quota, else of others that are, else of anybody."""
         tenants = self.tenants
         if tenants.has_quota and tenants.used_bytes(payer) + num_bytes > tenants.quota_bytes:
@@ -204,7 +205,7 @@ class Shelf:
     def check_integrity(self) -> None:
         """Recount everything and assert the class's invariants: for tests, and for a pool that has gone idle."""
         stored = [block for block in self if block.present]
-        by_tenant: dict[str, int] = {}
+        by_tenant: dict[Tenant, int] = {}
         for block in stored:
             charge = sum(entry_charge(frame) for frame in block.frames if frame) + BLOCK_OVERHEAD_BYTES
             assert charge == block.charge

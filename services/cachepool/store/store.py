@@ -15,6 +15,7 @@ from shared.kv.codec import Codec
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import Frame
 from shared.kv.layout import KvLayout
+from shared.tenant import NO_TENANT, Tenant
 
 _RAW = Codec.RAW  # looking a member up in its Enum is a tenth of what an entry takes
 
@@ -144,7 +145,7 @@ class Store:
 
     # Writers
 
-    def open_writer(self, tenant: str = "") -> Writer:
+    def open_writer(self, tenant: Tenant = NO_TENANT) -> Writer:
         """`tenant` pays for the blocks whose first entry this writer stores."""
         self._num_writers += 1
         return Writer(tenant)
@@ -233,7 +234,7 @@ class Store:
         blocks: Sequence[BlockEntries],
         wait_s: float,
         notify: Callable[[], None],
-        tenant: str = "",
+        tenant: Tenant = NO_TENANT,
     ) -> Subscription:
         """Take a lease on the blocks for a reader, until `close`. Raises `BadRequest` and takes nothing.
 

@@ -8,6 +8,7 @@ from services.cachepool.store.block import Block
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import Frame
 from shared.kv.layout import iter_layers
+from shared.tenant import NO_TENANT, Tenant
 
 
 @dataclass(order=True, slots=True)
@@ -33,7 +34,7 @@ class Subscription:
         wanted: Sequence[int],
         wait_s: float,
         notify: Callable[[], None],
-        tenant: str = "",
+        tenant: Tenant = NO_TENANT,
     ) -> None:
         """What is present in `blocks` is ready from the start."""
         self.blocks = tuple(blocks)

@@ -11,13 +11,13 @@ from services.gateway.cluster.view import Cluster
 from shared.errors import NotFound, NoWorker, Overloaded, PrfaasError
 from shared.ids import BlockKey, Datacenter
 from shared.kv.entries import BlockEntries
-from shared.kv.hashing import tenant_of
 from shared.kv.rendezvous import partition
 from shared.log import get_logger
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import CachePoolStub
 from shared.rpc.client import rpc_errors
 from shared.rpc.convert import entries_to_messages, layout_to_message
+from shared.tenant import tenant_of
 
 if TYPE_CHECKING:
     from shared.proto.prfaas_pb2_grpc import CachePoolAsyncStub  # exists in the stubs only

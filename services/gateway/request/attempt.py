@@ -18,13 +18,13 @@ from services.gateway.routing.plan import Plan
 from services.gateway.settings import HandOff
 from shared.deadline import Deadline
 from shared.errors import PrfaasError, WorkerLost
-from shared.kv.hashing import tenant_of
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import DecodeStub
 from shared.rpc.client import rpc_errors
 from shared.rpc.convert import sources_to_messages
 from shared.rpc.sampling import logprobs_from_message, sampling_to_message
 from shared.sampling.logprobs import TokenLogprobs
+from shared.tenant import tenant_of
 
 LAST_WORD_S = 1.0
 """How long the end of a request waits for its workers' last words: prefill's count, decode's clean close."""

@@ -12,12 +12,12 @@ from services.gateway.request.usage import Tally
 from services.gateway.routing.plan import Plan
 from shared.deadline import Deadline
 from shared.errors import Overloaded, PrfaasError, Unavailable, WorkerLost
-from shared.kv.hashing import tenant_of
 from shared.log import get_logger
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import PrefillStub
 from shared.rpc.client import rpc_errors
 from shared.rpc.convert import sources_to_messages
+from shared.tenant import tenant_of
 
 log = get_logger()
 

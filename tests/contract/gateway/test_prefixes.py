@@ -10,13 +10,13 @@ import pytest
 from services.gateway.cluster.pins import Prefixes
 from shared.errors import Overloaded, WorkerLost
 from shared.ids import Datacenter
-from shared.kv.hashing import tenant_of
 from shared.kv.rendezvous import partition
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import CachePoolServicer, add_CachePoolServicer_to_server
 from shared.rpc.server import GrpcServer
 from shared.service.health import Health
 from shared.service.lifecycle import InFlight
+from shared.tenant import tenant_of
 from tests.support.gateway import BLOCK_TOKENS, LAYOUT, Suite, announce, ids_of, raises, running_suite
 
 TEXT = "You are a helpful assistant who answers briefly and never lies to anybody. " * 2

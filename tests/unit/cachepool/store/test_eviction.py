@@ -8,6 +8,7 @@ from services.cachepool.store.reuse import CORRELATED_S, History, ReuseClock
 from shared.errors import Overloaded
 from shared.ids import BlockKey
 from shared.kv.entries import BlockEntries
+from shared.tenant import Tenant
 from tests.support.samples import ALL, BLOCK_BYTES, FULL, ByWorth, Pool, frame, key, keys, wanting
 from tests.unit.cachepool.store.test_store import taken
 
@@ -276,4 +277,4 @@ def test_history_is_bounded_by_what_is_stored() -> None:
 def test_an_order_of_nothing_is_empty() -> None:
     order = Eviction(lambda: 0.0, by_tenant=True)
     assert order.pop() is None
-    assert order.pop("nobody") is None
+    assert order.pop(Tenant("nobody")) is None

@@ -13,6 +13,7 @@ from services.cachepool.store.subscription import Subscription
 from shared.errors import Overloaded
 from shared.ids import BlockKey
 from shared.kv.entries import BlockEntries
+from shared.tenant import NO_TENANT, Tenant
 from tests.support.samples import ALL, BLOCK_BYTES, ENTRY_BYTES, LAYOUT, ManualClock, frame, keys
 
 CHAINS = [keys("one", 5), keys("two", 4), [*keys("one", 2), *keys("fork", 2)]]
@@ -57,8 +58,8 @@ class PoolMachine(RuleBasedStateMachine):
         )
 
     @precondition(lambda self: len(self.writers) < 4)
-    @rule(tenant=st.sampled_from(["", "a", "b"]))
-    def open_writer(self, tenant: str) -> None:
+    @rule(tenant=st.sampled_from([NO_TENANT, Tenant("a"), Tenant("b")]))
+    def open_writer(self, tenant: Tenant) -> None:
         writer = self.store.open_writer(tenant)
         self.writers.append(writer)
         self.granted[id(writer)] = set()
@@ -159,7 +160,7 @@ class PoolMachine(RuleBasedStateMachine):
     def pin(self, name: str, chain: list[BlockKey], count: int, ttl_s: float) -> None:
         blocks = [BlockEntries(key, LAYOUT.needed_layers(index, count)) for index, key in enumerate(chain[:count])]
         try:
-            present = self.pins.pin(name, LAYOUT, blocks, ttl_s, "")
+            present = self.pins.pin(name, LAYOUT, blocks, ttl_s, NO_TENANT)
         except Overloaded:
             return
         assert present == [self.store.lookup(key) for key, _ in blocks]
