@@ -42,6 +42,7 @@ lint: setup ## ruff, mypy, import contracts, freshness of generated code
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m deploy.structure
 	$(BIN)/python -m deploy.proto --check
 	$(BIN)/python -m deploy.reference --check
 

@@ -2,12 +2,9 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from types import SimpleNamespace
-from typing import cast
 
 from services.gateway.cluster.feed import DECODE_CONDITION, Feed
 from services.gateway.cluster.registry import Registry
-from services.gateway.cluster.view import Cluster
 from services.gateway.placement.index import PlacementIndex
 from shared.bus.events import TOPIC_MEMBERSHIP, TOPIC_PLACEMENT, MembershipEvent, PlacementEvent, StoredBlocks
 from shared.bus.kafka import Record
@@ -30,8 +27,7 @@ class Gateway:
     def __init__(self, channels: Channels) -> None:
         self.index = PlacementIndex(LAYOUT)
         registry = Registry(ModelFingerprint("bench"), LayoutHash("bench"))
-        cluster = SimpleNamespace(index=self.index, registry=registry, channels=channels)
-        self.feed = Feed(cast(Cluster, cluster), Health(DECODE_CONDITION))
+        self.feed = Feed(self.index, registry, channels, Health(DECODE_CONDITION))
         self._sequences: Counter[WorkerId] = Counter()
         self._offset = 0
 

@@ -3,13 +3,16 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import grpc
 
 from services.decode.engine import DecodeEngine
 from services.decode.sequence import FinishReason, Generation, NewTokens, Sequence
+from shared.deadline import Deadline
 from shared.engine.loaded import LoadedModel
+from shared.engine.thread import beside_loop
 from shared.errors import BadRequest
 from shared.log import current_request_id
 from shared.proto import prfaas_pb2 as pb
@@ -40,7 +43,9 @@ class DecodeServicer(Base):
         first = await anext(request_iterator, None)
         if first is None or not first.HasField("start"):
             raise BadRequest("the first message of Generate must be `start`")
-        sequence = self._engine.submit(self._validated(first.start, context))
+        start, deadline = first.start, call_deadline(context, DEFAULT_TIMEOUT_S)
+        generation = await beside_loop(len(start.token_ids), partial(self._validated, start, deadline))
+        sequence = self._engine.submit(generation)
         updates = asyncio.create_task(self._follow(request_iterator, sequence), name="plan updates")
         try:
             async with aclosing(sequence.events()) as events:
@@ -56,7 +61,7 @@ class DecodeServicer(Base):
             if control.update.prefill_failed:
                 self._engine.prefill_failed(sequence)
 
-    def _validated(self, start: pb.GenerateRequest, context: "grpc.aio.ServicerContext[Any, Any]") -> Generation:
+    def _validated(self, start: pb.GenerateRequest, deadline: Deadline) -> Generation:
         token_ids, model = list(start.token_ids), self._model
         model.check(start.fingerprint, start.layout_hash, token_ids)
         most = len(token_ids) // model.layout.block_tokens
@@ -77,7 +82,7 @@ class DecodeServicer(Base):
             sources=sources_from_messages(start.sources),
             wait_s=start.wait_ms / 1000,
             codec=codec_from_message(start.codec, fidelity),
-            deadline=call_deadline(context, DEFAULT_TIMEOUT_S),
+            deadline=deadline,
             num_generated_before=start.num_generated,
             priority=start.priority,
             pool_nodes=tuple(start.pool_nodes),

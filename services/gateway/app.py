@@ -3,8 +3,10 @@
 import asyncio
 import gc
 import time
+from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 
 from aiohttp import web
 
@@ -13,18 +15,20 @@ from services.gateway.api.generation import GenerationRoutes
 from services.gateway.api.info import InfoRoutes
 from services.gateway.api.middleware import echo_request_id, envelope
 from services.gateway.api.prefixes import PrefixRoutes
+from services.gateway.cluster.arrivals import Arrivals
 from services.gateway.cluster.feed import DECODE_CONDITION, Feed
 from services.gateway.cluster.pins import Prefixes
-from services.gateway.cluster.promises import Promises
+from services.gateway.cluster.promises import PrefillPromises
 from services.gateway.cluster.registry import Registry
-from services.gateway.cluster.view import Cluster
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.model import ServedModel, load_model
 from services.gateway.placement.index import PlacementIndex
 from services.gateway.placement.metrics import IndexCollector
 from services.gateway.placement.table.native import load_match
-from services.gateway.request.attempt import HandOffTerms
+from services.gateway.request.attempt import DecodeCalls, HandOffTerms
 from services.gateway.request.pipeline import Pipeline
+from services.gateway.request.planning import Planner
+from services.gateway.request.prefilling import PrefillCalls
 from services.gateway.routing.policies import policy_of
 from services.gateway.routing.router import Router
 from services.gateway.settings import GatewaySettings
@@ -34,10 +38,13 @@ from shared.config import load
 from shared.ids import Datacenter
 from shared.log import configure, get_logger
 from shared.metrics import Metrics, watch_loop_lag
+from shared.pool.admin import PoolAdmin
 from shared.rpc.client import Channels
 from shared.service.health import Health
 from shared.service.http import HttpServer, status_routes
 from shared.service.lifecycle import InFlight, Lifecycle, background
+from shared.workers.decode import DecodeClient
+from shared.workers.prefill import PrefillClient
 
 log = get_logger()
 
@@ -57,8 +64,8 @@ async def run(lifecycle: Lifecycle) -> None:
         health, metrics, inflight = Health(DECODE_CONDITION), Metrics(), InFlight()
         jobs = await stack.enter_async_context(background())
         channels = await stack.enter_async_context(Channels())
-        cluster = make_cluster(model, channels, metrics)
-        feed = Feed(cluster, health)
+        parts = make_parts(model, channels, metrics)
+        feed = Feed(parts.index, parts.registry, channels, health)
 
         bus = Bus(settings.kafka, settings.worker_id, health=health, metrics=metrics)
         jobs.start(bus.run(), name="bus")
@@ -69,9 +76,9 @@ async def run(lifecycle: Lifecycle) -> None:
         jobs.start(feed.run(), name="feed")
         jobs.start(watch_loop_lag(metrics), name="loop lag")
 
-        prefixes = Prefixes(cluster, Datacenter(settings.dc))
+        prefixes = make_prefixes(parts, Datacenter(settings.dc))
         jobs.start(prefixes.run(), name="prefixes")
-        app = make_http_app(cluster, settings, health, inflight, executor, metrics, prefixes)
+        app = make_http_app(parts, settings, health, inflight, executor, metrics, prefixes)
         server = await stack.enter_async_context(HttpServer(app, settings.http_host, settings.http_port))
         gc.freeze()  # the model's and the libraries' objects stay: no collection has to look at them again
         log.info("gateway_started", port=server.port, model=model.name, layout=model.layout.hash[:12])
@@ -83,21 +90,43 @@ async def run(lifecycle: Lifecycle) -> None:
             log.warning("requests_cut_off", num_requests=inflight.count)
 
 
-def make_cluster(model: ServedModel, channels: Channels, metrics: Metrics) -> Cluster:
+@dataclass(frozen=True)
+class GatewayParts:
+    """What a gateway knows of its cluster, and how it calls it; nothing runs yet."""
+
+    model: ServedModel
+    index: PlacementIndex
+    promises: PrefillPromises
+    registry: Registry
+    channels: Channels
+    metrics: GatewayMetrics
+
+
+def make_parts(model: ServedModel, channels: Channels, metrics: Metrics) -> GatewayParts:
+    """Make the parts that requests share."""
     index = PlacementIndex(model.layout)
     metrics.registry.register(IndexCollector(index, time.monotonic))
-    return Cluster(
-        model=model,
-        index=index,
-        promises=Promises(),
-        registry=Registry(model.fingerprint, model.layout.hash),
-        channels=channels,
-        metrics=GatewayMetrics(metrics, model.name),
-    )
+    registry = Registry(model.fingerprint, model.layout.hash)
+    return GatewayParts(model, index, PrefillPromises(), registry, channels, GatewayMetrics(metrics, model.name))
+
+
+def make_pipeline(parts: GatewayParts, router: Router, hand_off: HandOffTerms) -> Pipeline:
+    """Wire the way of a request."""
+    model, registry, metrics = parts.model, parts.registry, parts.metrics
+    arrivals = Arrivals(parts.index, registry, model.layout)
+    prefill = PrefillCalls(PrefillClient(parts.channels), registry, parts.promises, arrivals.note, metrics)
+    decode = DecodeCalls(DecodeClient(parts.channels), registry, arrivals.note, prefill, model, hand_off)
+    planner = Planner(router, parts.index, parts.promises, registry, metrics)
+    return Pipeline(planner.plan, decode, registry, metrics)
+
+
+def make_prefixes(parts: GatewayParts, dc: Datacenter, clock: Callable[[], float] = time.time) -> Prefixes:
+    """Make the prefixes that this gateway keeps."""
+    return Prefixes(parts.model.layout, parts.registry, PoolAdmin(parts.channels), dc, clock)
 
 
 def make_http_app(
-    cluster: Cluster,
+    parts: GatewayParts,
     settings: GatewaySettings,
     health: Health,
     inflight: InFlight,
@@ -105,15 +134,17 @@ def make_http_app(
     metrics: Metrics,
     prefixes: Prefixes | None = None,
 ) -> web.Application:
-    """`prefixes`: the ones that somebody renews; by default nobody does."""
-    router = Router(Datacenter(settings.dc), cluster.model.layout, policy_of(settings), settings.codec)
+    """`prefixes`: the ones that somebody renews; by default nobody does. Raises `SettingsError`."""
+    dc, model = Datacenter(settings.dc), parts.model
+    router = Router(dc, model.layout, policy_of(settings), settings.codec)
     hand_off = HandOffTerms(settings.hand_off, int(settings.block_wait_s * 1000))
-    pipeline, admission = Pipeline(cluster, router, hand_off), Admission(settings, inflight, cluster.metrics, executor)
-    app = web.Application(middlewares=[envelope(cluster.metrics)], client_max_size=settings.max_body_bytes)
+    pipeline = make_pipeline(parts, router, hand_off)
+    admission = Admission(settings, inflight, parts.metrics, executor)
+    app = web.Application(middlewares=[envelope(parts.metrics)], client_max_size=settings.max_body_bytes)
     app.on_response_prepare.append(echo_request_id)
-    app.add_routes(GenerationRoutes(pipeline, settings, admission).routes())
-    prefixes = prefixes or Prefixes(cluster, Datacenter(settings.dc))
-    app.add_routes(PrefixRoutes(pipeline, prefixes, settings, admission).routes())
-    app.add_routes(InfoRoutes(cluster.model, cluster.registry, health, admission).routes())
+    app.add_routes(GenerationRoutes(pipeline, model, parts.metrics, settings, admission).routes())
+    prefixes = prefixes or make_prefixes(parts, dc)
+    app.add_routes(PrefixRoutes(pipeline, model, prefixes, settings, admission).routes())
+    app.add_routes(InfoRoutes(model, parts.registry, health, admission).routes())
     app.add_routes(status_routes(metrics.registry, health))
     return app

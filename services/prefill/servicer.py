@@ -2,12 +2,14 @@
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import grpc
 
 from services.prefill.worker import PrefillWorker, Prompt
 from shared.engine.loaded import LoadedModel
+from shared.engine.thread import beside_loop
 from shared.errors import BadRequest
 from shared.kv.hashing import num_prefix_blocks
 from shared.proto import prfaas_pb2 as pb
@@ -29,8 +31,8 @@ class PrefillServicer(Base):
     async def Prefill(
         self, request: pb.PrefillRequest, context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> AsyncIterator[pb.Progress]:
-        prompt = self._validated(request)
         deadline = call_deadline(context, DEFAULT_TIMEOUT_S)
+        prompt = await beside_loop(len(request.token_ids), partial(self._validated, request))
         async with aclosing(self._worker.prefill(prompt, deadline)) as steps:
             async for step in steps:
                 yield pb.Progress(

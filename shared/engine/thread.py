@@ -7,6 +7,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+LONG_PROMPT_TOKENS = 8192
+"""Hashing this many takes about twice as long as a thread takes to wake up."""
+
 
 class WorkThread:
     """Runs calls one after the other in one thread of its own.
@@ -42,3 +45,11 @@ async def outlast(future: "asyncio.Future[T]") -> None:
             await asyncio.wait({future})
         except asyncio.CancelledError:
             continue  # the caller re-raises the first cancellation
+
+
+async def beside_loop(num_tokens: int, work: Callable[[], T]) -> T:
+    """Run what takes time in proportion to a prompt's tokens, such as hashing them, where it holds nobody up.
+
+    A long prompt's work goes to a thread; a short one's is done sooner than a thread is awake.
+    """
+    return await asyncio.to_thread(work) if num_tokens >= LONG_PROMPT_TOKENS else work()

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from services.gateway.app import make_cluster
+from services.gateway.app import GatewayParts, make_parts, make_pipeline
 from services.gateway.model import ServedModel
 from services.gateway.request.attempt import HandOffTerms
 from services.gateway.request.choices import Choices
 from services.gateway.request.generation import GenerationRequest, Prepared
 from services.gateway.request.pipeline import Pipeline
 from services.gateway.request.text import TextRules
-from services.gateway.request.usage import Tally
+from services.gateway.request.usage import PromptUsage
 from services.gateway.routing.policies.threshold import Threshold
 from services.gateway.routing.router import Router
 from shared.bus.events import MembershipEvent
@@ -46,11 +46,12 @@ WARM = SamplingParams(
 
 @dataclass
 class World:
+    parts: GatewayParts
     pipeline: Pipeline
     workers: list[Node]
 
     def request(self, token_ids: list[int], sampling: SamplingParams) -> GenerationRequest:
-        keys = self.pipeline.cluster.model.prefix_keys(token_ids, "")
+        keys = self.parts.model.prefix_keys(token_ids, "")
         return GenerationRequest(token_ids, keys, sampling, "")
 
     def computed(self) -> float:
@@ -65,7 +66,7 @@ async def world(directory: Path) -> AsyncIterator[World]:
         assert model is not None
         fingerprint = ModelFingerprint(model.files.fingerprint)
         served = ServedModel("tiny", byte_tokenizer(directory), model.layout, fingerprint, 199, 2048)
-        cluster = make_cluster(served, channels, Metrics())
+        parts = make_parts(served, channels, Metrics())
         for number, dcs in enumerate((one, two)):
             event = MembershipEvent(
                 worker=WorkerId(f"decode-{number}"),
@@ -78,15 +79,15 @@ async def world(directory: Path) -> AsyncIterator[World]:
                 epoch=Epoch(1),
                 pool_address=dcs.pool_west.address,
             )
-            cluster.registry.apply_membership(event, time.monotonic())
+            parts.registry.apply_membership(event, time.monotonic())
         routing = Router(Datacenter("west"), model.layout, Threshold(1024), "raw")
-        yield World(Pipeline(cluster, routing, HandOffTerms(block_wait_ms=1000)), [one.decode, two.decode])
+        yield World(parts, make_pipeline(parts, routing, HandOffTerms(block_wait_ms=1000)), [one.decode, two.decode])
 
 
 async def generate(world: World, request: GenerationRequest, lose_after: int | None = None) -> list[tuple[int, float]]:
     """Return tokens with their log-probabilities; the worker that serves is stopped once there are `lose_after`."""
     found: list[tuple[int, float]] = []
-    tally = Tally(len(request.token_ids))
+    tally = PromptUsage(len(request.token_ids))
     async with aclosing(world.pipeline.generate(request, tally, Deadline.after(2 * LIMIT_S))) as events:
         async for event in events:
             found += [(token, told.logprob) for token, told in zip(event.ids, event.logprobs, strict=True)]
@@ -112,14 +113,16 @@ async def test_a_lost_worker_changes_no_token(tmp_path: Path, lose_after: int) -
 
 async def test_choices_share_what_the_first_has_computed(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
-        here.pipeline.cluster.registry.lost(WorkerId("decode-1"))
+        here.parts.registry.lost(WorkerId("decode-1"))
         request = here.request(prompt(300), WARM)
         requests = tuple(
             GenerationRequest(request.token_ids, request.keys, WARM.for_choice(number), "") for number in range(3)
         )
         prepared = Prepared(requests, TextRules(), num_choices=3)
         ids: list[list[int]] = [[], [], []]
-        async with Choices(here.pipeline, prepared, Deadline.after(2 * LIMIT_S)) as choices:
+        async with Choices(
+            here.pipeline, here.parts.model.tokenizer, here.parts.metrics, prepared, Deadline.after(2 * LIMIT_S)
+        ) as choices:
             async for deltas in choices:
                 for delta in deltas:
                     ids[delta.index] += delta.ids

@@ -15,8 +15,7 @@ import aiohttp
 import pytest
 
 from services.cachepool.store.block import whole_charge
-from services.gateway.app import make_cluster, make_http_app
-from services.gateway.cluster.view import Cluster
+from services.gateway.app import GatewayParts, make_http_app, make_parts
 from services.gateway.model import ServedModel
 from services.gateway.settings import GatewaySettings
 from shared.bus.events import MembershipEvent, PlacementEvent
@@ -42,7 +41,7 @@ NUM_PAGES = FILLER_BLOCKS + 4  # of an engine, one for each block: it too forget
 class Service:
     client: aiohttp.ClientSession
     dcs: TwoDatacenters
-    cluster: Cluster
+    parts: GatewayParts
 
     async def cached_blocks(self, prompt: str, **fields: Any) -> int:
         """Return `cached_tokens` in blocks; the prompt is none of whole blocks."""
@@ -97,12 +96,12 @@ async def service(directory: Path, **pool_settings: Any) -> AsyncIterator[Servic
     served = ServedModel("tiny", Tokenizer.load(directory), layout, ModelFingerprint("llama"), 199, 2048)
     async with AsyncExitStack() as stack:
         metrics, inflight = Metrics(), InFlight()
-        cluster = make_cluster(served, await stack.enter_async_context(Channels()), metrics)
+        parts = make_parts(served, await stack.enter_async_context(Channels()), metrics)
 
         def hear(event: PlacementEvent) -> None:
-            cluster.index.apply(event, time.monotonic())
+            parts.index.apply(event, time.monotonic())
             if event.cleared:  # a pool that has just begun: its snapshot is empty
-                take_snapshot(cluster.index, event.holder, event.epoch, event.sequence, [])
+                take_snapshot(parts.index, event.holder, event.epoch, event.sequence, [])
 
         pools = Pools({"pool_bytes": POOL_BLOCKS * whole_charge(layout), **pool_settings}, hear)
         dcs = await stack.enter_async_context(two_datacenters("llama", num_pages=NUM_PAGES, pools=pools))
@@ -123,14 +122,14 @@ async def service(directory: Path, **pool_settings: Any) -> AsyncIterator[Servic
                 epoch=Epoch(1),
                 pool_address=dcs.addresses(dc)[0],
             )
-            cluster.registry.apply_membership(event, time.monotonic())
-        await until(lambda: len(cluster.index.num_blocks()) == 2 and not cluster.index.has_stale)
+            parts.registry.apply_membership(event, time.monotonic())
+        await until(lambda: len(parts.index.num_blocks()) == 2 and not parts.index.has_stale)
         settings = GatewaySettings(dc="west", http_port=0, offload_threshold_tokens=32)
         executor = stack.enter_context(ThreadPoolExecutor(1))
-        app = make_http_app(cluster, settings, Health(), inflight, executor, metrics)
+        app = make_http_app(parts, settings, Health(), inflight, executor, metrics)
         server = await stack.enter_async_context(HttpServer(app, "127.0.0.1", 0))
         client = await stack.enter_async_context(aiohttp.ClientSession(f"http://127.0.0.1:{server.port}"))
-        yield Service(client, dcs, cluster)
+        yield Service(client, dcs, parts)
 
 
 async def test_pinned_prefixes_outlive_a_flood_until_they_are_deleted(tmp_path: Path) -> None:
@@ -154,7 +153,7 @@ async def test_of_a_prompt_of_whole_blocks_the_second_request_computes_one_token
         assert await suite.cached_tokens(whole) == 0  # prefill computes three blocks, decode the fourth
         assert suite.dcs.prefill.metric("prefill_computed_blocks_total") == 3
 
-        await until(lambda: suite.cluster.index.num_blocks()[WorkerId("cachepool-west")] == 4)
+        await until(lambda: suite.parts.index.num_blocks()[WorkerId("cachepool-west")] == 4)
         assert await suite.cached_tokens(whole) == 4 * BLOCK - 1
         assert await suite.cached_tokens(whole + "more") == 4 * BLOCK
         assert suite.dcs.prefill.metric("prefill_computed_blocks_total") == 3

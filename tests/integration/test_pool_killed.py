@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from services.gateway.app import make_cluster
+from services.gateway.app import GatewayParts, make_parts
 from services.gateway.cluster.feed import DECODE_CONDITION, Feed
-from services.gateway.cluster.view import Cluster
 from shared.bus.kafka import TOPICS, Bus
 from shared.deadline import Deadline
 from shared.errors import DeadlineExceeded, PrfaasError, WorkerLost
@@ -49,17 +48,17 @@ def suite(tmp_path: Path) -> Iterator[Suite]:
 
 
 @asynccontextmanager
-async def following(suite: Suite, folder: Path, channels: Channels) -> AsyncIterator[Cluster]:
+async def following(suite: Suite, folder: Path, channels: Channels) -> AsyncIterator[GatewayParts]:
     """What a gateway knows that listens to the bus."""
     health = Health(DECODE_CONDITION, "bus")
-    cluster = make_cluster(served_model(folder), channels, Metrics())
-    feed = Feed(cluster, health)
+    parts = make_parts(served_model(folder), channels, Metrics())
+    feed = Feed(parts.index, parts.registry, parts.channels, health)
     bus = Bus(f"127.0.0.1:{suite.grpc['broker']}", "gateway", health=health, metrics=Metrics())
     consumer = bus.consumer([topic.name for topic in TOPICS], feed.take, from_beginning=False, on_reset=feed.reset)
     async with background() as jobs:
         for name, loop in (("bus", bus.run()), ("consumer", consumer.run()), ("feed", feed.run())):
             jobs.start(loop, name=name)
-        yield cluster
+        yield parts
 
 
 @asynccontextmanager
@@ -102,16 +101,16 @@ async def fetched(suite: Suite, block_keys: list[BlockKey]) -> set[BlockKey]:
     return {key for key, mask in layers.items() if mask == LAYOUT.all_layers}
 
 
-def announced(cluster: Cluster, block_keys: list[BlockKey]) -> set[BlockKey] | None:
-    held = cluster.index.held(block_keys, time.monotonic()).get(POOL)
+def announced(parts: GatewayParts, block_keys: list[BlockKey]) -> set[BlockKey] | None:
+    held = parts.index.held(block_keys, time.monotonic()).get(POOL)
     return None if held is None else {key for key, groups in zip(block_keys, held.groups, strict=True) if groups}
 
 
 async def test_killed_while_publishing(suite: Suite, tmp_path: Path) -> None:
     published: list[BlockKey] = []
-    async with Channels() as channels, following(suite, tmp_path, channels) as cluster:
+    async with Channels() as channels, following(suite, tmp_path, channels) as parts:
         for number in range(1, ROUNDS + 1):
-            await known(cluster)
+            await known(parts)
             new = keys(f"round {number}", NUM_BLOCKS)
             published += new
             await publish_and_kill(suite, new, tmp_path / "pool" / POOL)
@@ -119,7 +118,7 @@ async def test_killed_while_publishing(suite: Suite, tmp_path: Path) -> None:
             await recovered(suite)
             whole = await fetched(suite, published)
             assert len(whole) >= 15 * number
-            await agrees(cluster, published, whole)
+            await agrees(parts, published, whole)
 
 
 async def publish_and_kill(suite: Suite, new: list[BlockKey], folder: Path) -> None:
@@ -132,12 +131,12 @@ async def publish_and_kill(suite: Suite, new: list[BlockKey], folder: Path) -> N
         await asyncio.gather(*writers)
 
 
-async def known(cluster: Cluster) -> None:
-    await until(lambda: announced(cluster, []) is not None)
+async def known(parts: GatewayParts) -> None:
+    await until(lambda: announced(parts, []) is not None)
 
 
-async def agrees(cluster: Cluster, published: list[BlockKey], whole: set[BlockKey]) -> None:
-    await until(lambda: announced(cluster, published) == whole)
+async def agrees(parts: GatewayParts, published: list[BlockKey], whole: set[BlockKey]) -> None:
+    await until(lambda: announced(parts, published) == whole)
 
 
 def num_files(folder: Path) -> int:

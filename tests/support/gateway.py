@@ -14,8 +14,7 @@ import aiohttp
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
-from services.gateway.app import make_cluster, make_http_app
-from services.gateway.cluster.view import Cluster
+from services.gateway.app import GatewayParts, make_http_app, make_parts
 from services.gateway.model import ServedModel
 from services.gateway.settings import GatewaySettings
 from shared.bus.events import MembershipEvent, Role
@@ -187,7 +186,7 @@ def bytes_of(ids: list[int]) -> bytes:
 class Suite:
     """A running gateway, its workers and a client."""
 
-    cluster: Cluster
+    parts: GatewayParts
     inflight: InFlight
     decode: ScriptedWorker
     prefill: ScriptedWorker
@@ -207,6 +206,11 @@ class Suite:
         answer = await self.complete()
         assert answer["choices"][0]["text"] == "fine"
 
+    def load(self, worker: str) -> int:
+        """Return what the gateway takes to be a worker's load: here, the calls that it has open."""
+        view = self.parts.registry.view()
+        return next(member.load for member in (*view.decode, *view.prefill) if member.worker == worker)
+
     def metric(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(f"prfaas:{name}", {"model_name": "tiny", **labels}) or 0.0
 
@@ -217,10 +221,10 @@ async def running_suite(directory: Path, **settings: Any) -> AsyncIterator[Suite
     async with AsyncExitStack() as stack:
         metrics, health, inflight = Metrics(), Health(), InFlight()
         channels = await stack.enter_async_context(Channels())
-        cluster = make_cluster(served_model(directory), channels, metrics)
+        parts = make_parts(served_model(directory), channels, metrics)
         executor = stack.enter_context(ThreadPoolExecutor(1))
         chosen = GatewaySettings(**{"dc": "west", "http_port": 0, "offload_threshold_tokens": 32, **settings})
-        app = make_http_app(cluster, chosen, health, inflight, executor, metrics)
+        app = make_http_app(parts, chosen, health, inflight, executor, metrics)
         server = await stack.enter_async_context(HttpServer(app, "127.0.0.1", 0))
 
         async def join(worker: str, role: Role, dc: str, behave: Behaviour) -> ScriptedWorker:
@@ -230,22 +234,22 @@ async def running_suite(directory: Path, **settings: Any) -> AsyncIterator[Suite
             add_PrefillServicer_to_server(servicer, grpc_server.grpc)
             servicer.address = f"127.0.0.1:{await grpc_server.start()}"
             stack.push_async_callback(grpc_server.stop, 0)
-            announce(cluster, worker, role, dc, servicer.address)
+            announce(parts, worker, role, dc, servicer.address)
             return servicer
 
-        announce(cluster, "cachepool-east", "cachepool", "east", EAST_POOL)
-        announce(cluster, "cachepool-west", "cachepool", "west", WEST_POOL)
+        announce(parts, "cachepool-east", "cachepool", "east", EAST_POOL)
+        announce(parts, "cachepool-west", "cachepool", "west", WEST_POOL)
         for pool in ("cachepool-east", "cachepool-west"):
-            cluster.index.doubt(WorkerId(pool))
-            take_snapshot(cluster.index, WorkerId(pool), 1, 0, [])
+            parts.index.doubt(WorkerId(pool))
+            take_snapshot(parts.index, WorkerId(pool), 1, 0, [])
         decode = await join("decode-west", "decode", "west", says("hello there"))
         prefill = await join("prefill-east", "prefill", "east", prefills(0))
         url = f"http://127.0.0.1:{server.port}"
         client = await stack.enter_async_context(aiohttp.ClientSession(url))
-        yield Suite(cluster, inflight, decode, prefill, client, metrics, join)
+        yield Suite(parts, inflight, decode, prefill, client, metrics, join)
 
 
-def announce(cluster: Cluster, worker: str, role: Role, dc: str, address: str, **changes: Any) -> None:
+def announce(parts: GatewayParts, worker: str, role: Role, dc: str, address: str, **changes: Any) -> None:
     event = MembershipEvent(
         worker=WorkerId(worker),
         role=role,
@@ -258,7 +262,7 @@ def announce(cluster: Cluster, worker: str, role: Role, dc: str, address: str, *
         pool_address={"east": EAST_POOL, "west": WEST_POOL}[dc],
         left=changes.get("left", False),
     )
-    cluster.registry.apply_membership(event, time.monotonic())
+    parts.registry.apply_membership(event, time.monotonic())
 
 
 async def events_of(response: aiohttp.ClientResponse) -> list[Any]:

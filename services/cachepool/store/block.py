@@ -1,15 +1,12 @@
 """The records of the store: a block with the state of each layer's entry, and the writer who fills some of them."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from shared.ids import BlockKey
 from shared.kv.frame import Frame
 from shared.kv.layout import KvLayout
 from shared.tenant import NO_TENANT, Tenant
-
-if TYPE_CHECKING:
-    from services.cachepool.store.subscription import Subscription
 
 BLOCK_OVERHEAD_BYTES = 2304
 """What one stored block costs beside its entries: record, key, slots per layer, its place in the order of eviction,
@@ -39,6 +36,22 @@ def entry_charge(frame: Frame) -> int:
 def whole_charge(layout: KvLayout) -> int:
     """Return what a block with all its entries, uncompressed, takes from the budget."""
     return layout.block_bytes + layout.num_layers * ENTRY_OVERHEAD_BYTES + BLOCK_OVERHEAD_BYTES
+
+
+class Reader(Protocol):
+    """What the store tells whoever waits for entries; `index` is the block's among those that the reader wants."""
+
+    def wants(self, index: int) -> int:
+        """Return the layers of a block that were neither delivered nor reported missing."""
+
+    def on_present(self, index: int, layers: int) -> None:
+        """Entries can be delivered."""
+
+    def on_granted(self, index: int, layers: int) -> None:
+        """Entries found a writer."""
+
+    def on_orphaned(self, index: int, layers: int, since: float) -> None:
+        """Entries have had no writer since then."""
 
 
 class Block:
@@ -89,7 +102,7 @@ class Block:
         self.charge = 0  # bytes taken from the budget
         self.tenant = NO_TENANT  # who pays for them: whoever stored the block's first entry
         self.frames: list[Frame | None] = []
-        self.readers: dict[Subscription, int] = {}  # subscription -> index of this block in it
+        self.readers: dict[Reader, int] = {}  # reader -> index of this block among those it wants
 
     @property
     def referenced(self) -> bool:

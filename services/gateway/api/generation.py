@@ -11,6 +11,7 @@ from services.gateway.api.prepare import prepare_chat, prepare_completion
 from services.gateway.api.replies import ChatReply, Choice, CompletionReply, Reply
 from services.gateway.api.schema import ChatBody, CompletionBody, Sampling
 from services.gateway.api.sse import EventStream
+from services.gateway.metrics import GatewayMetrics
 from services.gateway.model import ServedModel
 from services.gateway.request.choices import Choices
 from services.gateway.request.generation import Prepared
@@ -29,8 +30,17 @@ B = TypeVar("B", bound=Sampling)
 class GenerationRoutes:
     """`/v1/completions` and `/v1/chat/completions`."""
 
-    def __init__(self, pipeline: Pipeline, settings: GatewaySettings, admission: Admission) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        model: ServedModel,
+        metrics: GatewayMetrics,
+        settings: GatewaySettings,
+        admission: Admission,
+    ) -> None:
         self._pipeline = pipeline
+        self._model = model
+        self._metrics = metrics
         self._settings = settings
         self._admission = admission
 
@@ -56,7 +66,7 @@ class GenerationRoutes:
         """Run one request under its deadline. A failure becomes a status, or an event once one is out."""
         deadline = Deadline.after(self._settings.request_timeout_s)
         stream = EventStream(request)
-        model = self._pipeline.cluster.model
+        model = self._model
         with self._admission.admitted():
             try:
                 async with deadline.scope("the request was being served"):
@@ -70,7 +80,7 @@ class GenerationRoutes:
                         with_token_ids=bool(body.return_token_ids),
                         tokenizer=None if body.num_logprobs is None else model.tokenizer,
                     )
-                    async with Choices(self._pipeline, prepared, deadline) as choices:
+                    async with Choices(self._pipeline, model.tokenizer, self._metrics, prepared, deadline) as choices:
                         if body.stream:
                             every = bool(body.return_token_ids)  # also what adds no text
                             return await _stream(stream, choices, reply, len(prepared.requests), every)
@@ -79,7 +89,7 @@ class GenerationRoutes:
                 if not stream.is_open:
                     raise
                 log.warning("stream_failed", code=error.code, error=str(error))
-                self._pipeline.cluster.metrics.request_failed(error.code)
+                self._metrics.request_failed(error.code)
                 return await stream.fail(error)
             except ConnectionError:
                 raise
@@ -87,7 +97,7 @@ class GenerationRoutes:
                 if not stream.is_open:
                     raise
                 log.exception("stream_crashed")
-                self._pipeline.cluster.metrics.request_failed(Internal.code)
+                self._metrics.request_failed(Internal.code)
                 return await stream.fail(Internal("the server failed to handle this request"))
 
 

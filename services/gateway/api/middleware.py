@@ -16,6 +16,9 @@ from shared.log import bound_request, get_logger, request_id_or_new
 log = get_logger()
 
 REQUEST_ID_HEADER = "X-Request-Id"
+CLIENT_GONE = 499
+"""The client left while it was being written to; nginx's number, since HTTP has none."""
+
 _REQUEST_ID = web.RequestKey("request_id", RequestId)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -61,8 +64,8 @@ async def _answered(request: web.Request, handler: Handler, metrics: GatewayMetr
         error: PrfaasError = from_http(exception, request)
     except PrfaasError as failure:
         error = failure
-    except ConnectionError as gone:
-        raise asyncio.CancelledError from gone  # the client left while it was being written to
+    except ConnectionError:
+        return web.Response(status=CLIENT_GONE)  # for the log: there is nobody left to send it to
     except Exception:
         log.exception("request_crashed", path=request.path)
         error = Internal("the server failed to handle this request")

@@ -10,9 +10,10 @@ from services.gateway.api.admission import Admission
 from services.gateway.api.prepare import prepare_chat, prepare_completion
 from services.gateway.api.schema import ChatBody, CompletionBody, PrefixBody
 from services.gateway.cluster.pins import Prefix, Prefixes
+from services.gateway.model import ServedModel
 from services.gateway.request.generation import GenerationRequest
 from services.gateway.request.pipeline import Pipeline
-from services.gateway.request.usage import Tally
+from services.gateway.request.usage import PromptUsage
 from services.gateway.settings import GatewaySettings
 from shared.deadline import Deadline
 from shared.errors import BadRequest
@@ -21,8 +22,16 @@ from shared.errors import BadRequest
 class PrefixRoutes:
     """Keys come from what any request with this beginning would make of it: same tokens, template and salt."""
 
-    def __init__(self, pipeline: Pipeline, prefixes: Prefixes, settings: GatewaySettings, admission: Admission) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        model: ServedModel,
+        prefixes: Prefixes,
+        settings: GatewaySettings,
+        admission: Admission,
+    ) -> None:
         self._pipeline = pipeline
+        self._model = model
         self._prefixes = prefixes
         self._settings = settings
         self._admission = admission
@@ -42,13 +51,13 @@ class PrefixRoutes:
                 body, asked = await self._admission.body(request, PrefixBody, self._prepared)
                 num_tokens, name = len(asked.token_ids), body.name or ""
                 prefix = await self._prefixes.keep(asked.keys, num_tokens, asked.salt, body.ttl_s, name)
-                tally = Tally(num_tokens)
+                usage = PromptUsage(num_tokens)
                 try:
-                    await self._compute(asked, tally, deadline)
+                    await self._compute(asked, usage, deadline)
                 except BaseException:
                     await asyncio.shield(self._prefixes.drop(prefix.id))
                     raise
-        return web.json_response({**self._object(prefix), "cached_tokens": tally.cached_tokens})
+        return web.json_response({**self._object(prefix), "cached_tokens": usage.cached_tokens})
 
     async def all(self, _request: web.Request) -> web.Response:
         data = [self._object(prefix) for prefix in self._prefixes.current()]
@@ -63,7 +72,7 @@ class PrefixRoutes:
         """Return the request that computes the prefix: all of it, and one token."""
         if (body.prompt is None) == (body.messages is None):
             raise BadRequest("give either prompt or messages", param="prompt")
-        model = self._pipeline.cluster.model
+        model = self._model
         shared: dict[str, Any] = body.model_dump(include={"model", "cache_salt", "add_special_tokens"})
         shared |= {"max_tokens": 1, "temperature": 0.0}
         if body.messages is not None:
@@ -80,14 +89,14 @@ class PrefixRoutes:
             )
         return body, request
 
-    async def _compute(self, request: GenerationRequest, tally: Tally, deadline: Deadline) -> None:
+    async def _compute(self, request: GenerationRequest, usage: PromptUsage, deadline: Deadline) -> None:
         """An ordinary request leaves the blocks in the home pools, whoever computes them."""
-        async with aclosing(self._pipeline.generate(request, tally, deadline)) as events:
+        async with aclosing(self._pipeline.generate(request, usage, deadline)) as events:
             async for _event in events:
                 pass
 
     def _object(self, prefix: Prefix) -> dict[str, Any]:
-        block_tokens = self._pipeline.cluster.model.layout.block_tokens
+        block_tokens = self._model.layout.block_tokens
         return {
             "id": prefix.id,
             "object": "prefix",

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from services.gateway.api.logprobs import chat_logprobs, completion_logprobs
-from services.gateway.request.choices import ChoiceDelta, Usage
-from services.gateway.request.text import FinishReason, ShownToken
+from services.gateway.request.text import ChoiceDelta, ShownToken
+from services.gateway.request.usage import Usage
 from shared.ids import RequestId
 from shared.model.text.tokenizer import Tokenizer
+from shared.workers.decode import FinishReason
 
 Json = dict[str, Any]
 

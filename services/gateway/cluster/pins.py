@@ -5,29 +5,22 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from services.gateway.cluster.view import Cluster
+from services.gateway.cluster.registry import Registry
 from shared.errors import NotFound, NoWorker, Overloaded, PrfaasError
 from shared.ids import BlockKey, Datacenter
 from shared.kv.entries import BlockEntries
+from shared.kv.layout import KvLayout
 from shared.kv.rendezvous import partition
 from shared.log import get_logger
-from shared.proto import prfaas_pb2 as pb
-from shared.proto.prfaas_pb2_grpc import CachePoolStub
-from shared.rpc.client import rpc_errors
-from shared.rpc.convert import entries_to_messages, layout_to_message
+from shared.pool.admin import PoolAdmin
 from shared.tenant import tenant_of
-
-if TYPE_CHECKING:
-    from shared.proto.prfaas_pb2_grpc import CachePoolAsyncStub  # exists in the stubs only
 
 log = get_logger()
 
 RENEW_EVERY_S = 10.0
 """How long a pool that has restarted, or a node that has joined, may be without the pins."""
 
-PIN_TIMEOUT_S = 5.0
 MAX_PREFIXES = 1000
 
 
@@ -50,8 +43,17 @@ class Prefixes:
     Pools keep a pin for its whole time on their own; what is renewed here are pins of pools that restarted or joined.
     """
 
-    def __init__(self, cluster: Cluster, dc: Datacenter, clock: Callable[[], float] = time.time) -> None:
-        self._cluster = cluster
+    def __init__(
+        self,
+        layout: KvLayout,
+        registry: Registry,
+        pools: PoolAdmin,
+        dc: Datacenter,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._layout = layout
+        self._registry = registry
+        self._pools = pools
         self._dc = dc
         self._clock = clock
         self._prefixes: dict[str, Prefix] = {}
@@ -106,31 +108,20 @@ class Prefixes:
 
     async def _pin(self, prefix: Prefix) -> None:
         """Pin at each node what it owns and a resume behind the prefix needs."""
-        layout, num_blocks = self._cluster.model.layout, len(prefix.keys)
-        nodes = self._cluster.registry.view().nodes(self._dc)
+        num_blocks = len(prefix.keys)
+        nodes = self._registry.view().nodes(self._dc)
         if not nodes:
             raise NoWorker(f"no cache pool is known in {self._dc}")
         ttl_s = max(1, math.ceil(prefix.ends_at - self._clock()))
         for node, positions in partition(prefix.keys, nodes).items():
-            blocks = [BlockEntries(prefix.keys[i], layout.needed_layers(i, num_blocks)) for i in positions]
-            request = pb.PinRequest(
-                pin=prefix.id,
-                layout=layout_to_message(layout),
-                blocks=entries_to_messages(block for block in blocks if block.layers),
-                ttl_s=ttl_s,
-                tenant=tenant_of(prefix.salt),
-            )
-            if request.blocks:
-                with rpc_errors(node):
-                    await self._stub(node).Pin(request, timeout=PIN_TIMEOUT_S)
+            needed = [BlockEntries(prefix.keys[i], self._layout.needed_layers(i, num_blocks)) for i in positions]
+            blocks = [block for block in needed if block.layers]
+            if blocks:
+                await self._pools.pin(node, prefix.id, self._layout, blocks, ttl_s, tenant_of(prefix.salt))
 
     async def _unpin(self, prefix_id: str) -> None:
-        for node in self._cluster.registry.view().nodes(self._dc):
+        for node in self._registry.view().nodes(self._dc):
             try:
-                with rpc_errors(node):
-                    await self._stub(node).Unpin(pb.UnpinRequest(pin=prefix_id), timeout=PIN_TIMEOUT_S)
+                await self._pools.unpin(node, prefix_id)
             except PrfaasError as error:
                 log.warning("prefix_not_unpinned", prefix=prefix_id, node=node, code=error.code, error=str(error))
-
-    def _stub(self, node: str) -> "CachePoolAsyncStub":
-        return CachePoolStub(self._cluster.channels.get(node))

@@ -7,26 +7,26 @@ from shared.ids import BlockKey, WorkerId
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Promise:
+class PrefillPromise:
     """One running prefill call: `worker` will have made the blocks of `keys` available in its pool."""
 
     worker: WorkerId
     keys: Sequence[BlockKey]  # a chain: equal keys at one position mean equal keys before it
 
 
-class Promises:
+class PrefillPromises:
     """The prefill calls of this gateway that have not ended."""
 
     def __init__(self) -> None:
-        self._open: set[Promise] = set()
+        self._open: set[PrefillPromise] = set()
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def add(self, promise: Promise) -> None:
+    def add(self, promise: PrefillPromise) -> None:
         self._open.add(promise)
 
-    def drop(self, promise: Promise) -> None:
+    def drop(self, promise: PrefillPromise) -> None:
         """Forget a promise that was kept or broken; idempotent."""
         self._open.discard(promise)
 

@@ -28,7 +28,7 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
-class Pool:
+class PoolMember:
     dc: Datacenter
     address: str
     links: tuple[LinkLoad, ...] = ()  # from the datacenters that it pulls from, as it last reported
@@ -41,7 +41,7 @@ class RegistryView:
 
     decode: tuple[Member, ...] = ()
     prefill: tuple[Member, ...] = ()
-    pools: Mapping[WorkerId, Pool] = field(default_factory=dict)
+    pools: Mapping[WorkerId, PoolMember] = field(default_factory=dict)
     problems: tuple[str, ...] = ()  # why known workers are not among them, for the message of `NoWorker`
 
     def nodes(self, dc: Datacenter) -> tuple[str, ...]:
@@ -128,9 +128,6 @@ class Registry:
     def release(self, worker: WorkerId) -> None:
         self._assigned[worker] -= 1
 
-    def num_assigned(self, worker: WorkerId) -> int:
-        return self._assigned[worker]
-
     def pool_addresses(self) -> dict[WorkerId, str]:
         """Return where the pool nodes are that have not left, usable or not."""
         return {
@@ -153,14 +150,14 @@ class Registry:
 
     def view(self) -> RegistryView:
         members: dict[str, list[Member]] = {"decode": [], "prefill": []}
-        pools: dict[WorkerId, Pool] = {}
+        pools: dict[WorkerId, PoolMember] = {}
         problems: list[str] = []
         for worker, entry in sorted(self._entries.items()):
             event = entry.event
             if (problem := self._problem(entry)) is not None:
                 problems.append(f"{worker}: {problem}")
             elif event.role == "cachepool":
-                pools[worker] = Pool(event.dc, event.address, entry.links, entry.suspects)
+                pools[worker] = PoolMember(event.dc, event.address, entry.links, entry.suspects)
             else:
                 # Reports lag by half a second; what this gateway has sent meanwhile is known.
                 load = max(entry.running + entry.waiting, self._assigned[worker])

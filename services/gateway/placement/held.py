@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from services.gateway.placement.resume import GroupMasks
+from shared.kv.resume import GroupMasks
 
 
 class HeldPrefix(NamedTuple):

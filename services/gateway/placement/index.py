@@ -9,7 +9,6 @@ import numpy as np
 from services.gateway.placement.held import HeldPrefix
 from services.gateway.placement.holder import AssumedBlocks, Holder
 from services.gateway.placement.matching import held_by_number
-from services.gateway.placement.resume import GroupMasks
 from services.gateway.placement.snapshot import IncomingSnapshot, stored_runs
 from services.gateway.placement.states import States
 from services.gateway.placement.table.changes import EVICTED, Changes, OwnedBlocks, Run, joined, nothing
@@ -19,6 +18,7 @@ from services.gateway.placement.table.words import words
 from shared.bus.events import PlacementEvent
 from shared.ids import BlockKey, WorkerId
 from shared.kv.layout import KvLayout
+from shared.kv.resume import GroupMasks
 
 CREDIT_STEP_S = 0.5
 """Credits that end within this time of one another end together, with the first of them."""

@@ -5,7 +5,6 @@ from typing import NamedTuple
 import numpy as np
 
 from services.gateway.placement.held import HeldPrefix
-from services.gateway.placement.resume import GroupMasks, no_groups
 from services.gateway.placement.states import States
 from services.gateway.placement.table.native import Matched, load_match
 from services.gateway.placement.table.pairs import OwnedPairs
@@ -13,6 +12,7 @@ from services.gateway.placement.table.table import Positions
 from services.gateway.placement.table.words import words
 from shared.kv.hashing import KEY_BYTES
 from shared.kv.layout import KvLayout
+from shared.kv.resume import GroupMasks, no_groups
 from shared.native import address_of
 
 

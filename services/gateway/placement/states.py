@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from services.gateway.placement.resume import GroupMasks, no_groups
 from services.gateway.placement.table.changes import MAX_STATES
 from shared.kv.layout import KvLayout
+from shared.kv.resume import GroupMasks, no_groups
 
 NOTHING = 0
 

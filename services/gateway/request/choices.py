@@ -3,41 +3,18 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from services.gateway.metrics import RequestTimer
+from services.gateway.metrics import GatewayMetrics, RequestTimer
 from services.gateway.request.attempt import LAST_WORD_S
 from services.gateway.request.generation import Prepared
 from services.gateway.request.pipeline import Pipeline
-from services.gateway.request.text import ChoiceText, FinishReason, ShownToken
-from services.gateway.request.usage import Tally
+from services.gateway.request.text import ChoiceDelta, ChoiceText
+from services.gateway.request.usage import PromptUsage, Usage
 from shared.deadline import Deadline
-
-
-@dataclass(frozen=True, slots=True)
-class ChoiceDelta:
-    """What was added to one choice."""
-
-    index: int
-    text: str
-    ids: tuple[int, ...]  # generated, shown as text or not
-    finish_reason: FinishReason | None  # on the choice's last delta
-    tokens: tuple[ShownToken, ...] = ()  # that `text` begins to show, if log-probabilities were asked for
-
-    def joined(self, later: "ChoiceDelta") -> "ChoiceDelta":
-        text, ids, tokens = self.text + later.text, self.ids + later.ids, self.tokens + later.tokens
-        return ChoiceDelta(self.index, text, ids, later.finish_reason, tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens over all choices of a request."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int
+from shared.model.text.tokenizer import Tokenizer
+from shared.workers.decode import FinishReason
 
 
 class Choices:
@@ -48,12 +25,20 @@ class Choices:
     What the reader has not taken yet waits in a queue that `max_tokens` bounds: a slow client holds up no worker.
     """
 
-    def __init__(self, pipeline: Pipeline, prepared: Prepared, deadline: Deadline) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        tokenizer: Tokenizer,
+        metrics: GatewayMetrics,
+        prepared: Prepared,
+        deadline: Deadline,
+    ) -> None:
         self._pipeline = pipeline
-        self._metrics = pipeline.cluster.metrics
+        self._tokenizer = tokenizer
+        self._metrics = metrics
         self._prepared = prepared
         self._deadline = deadline
-        self._tallies = [Tally(len(request.token_ids)) for request in prepared.prompts]
+        self._usages = [PromptUsage(len(request.token_ids)) for request in prepared.prompts]
         self._first_seen = [asyncio.Event() for _ in prepared.prompts]
         self._timers = [RequestTimer(self._metrics) for _ in prepared.requests]
         self._queue: asyncio.Queue[ChoiceDelta | BaseException] = asyncio.Queue()
@@ -64,7 +49,7 @@ class Choices:
     @property
     def usage(self) -> Usage:
         """Final once the iteration has ended. A prompt counts once, however many choices it has."""
-        cached = sum(tally.cached_tokens for tally in self._tallies)
+        cached = sum(usage.cached_tokens for usage in self._usages)
         return Usage(self._prepared.num_prompt_tokens, self._completion_tokens, cached)
 
     async def __aenter__(self) -> Self:
@@ -116,10 +101,10 @@ class Choices:
         first_seen = self._first_seen[prompt]
         if number > 0 and request.keys:  # a prompt shorter than a block has nothing to share
             await first_seen.wait()
-        text = ChoiceText(self._pipeline.cluster.model.tokenizer, self._prepared.rules)
+        text = ChoiceText(self._tokenizer, self._prepared.rules)
         timer = self._timers[index]
         echo = self._prepared.echoes[prompt] if self._prepared.echoes else ""
-        async with aclosing(self._pipeline.generate(request, self._tallies[prompt], self._deadline)) as events:
+        async with aclosing(self._pipeline.generate(request, self._usages[prompt], self._deadline)) as events:
             async for event in events:
                 first_seen.set()
                 delta = text.push(event.ids, event.finish_reason, event.logprobs)
@@ -144,8 +129,8 @@ class Choices:
         unfinished = "error" if isinstance(error, Exception) else "abort"
         for index in range(len(self._tasks)):
             self._metrics.request_finished(self._finished.get(index, unfinished))
-        for prompt, tally in enumerate(self._tallies):
+        for prompt, usage in enumerate(self._usages):
             first = prompt * self._prepared.num_choices
             if all(index in self._finished for index in range(first, first + self._prepared.num_choices)):
-                cached = tally.cached_tokens
-                self._metrics.prompt_done(cached=cached, prefill=tally.prefill_tokens, decode=tally.decode_tokens)
+                cached = usage.cached_tokens
+                self._metrics.prompt_done(cached=cached, prefill=usage.prefill_tokens, decode=usage.decode_tokens)

@@ -1,44 +1,64 @@
 """The prefill half of an attempt: a worker's call, and when that worker is lost, the next one's."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import cast
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
 
-from services.gateway.cluster.promises import Promise
-from services.gateway.cluster.registry import Member
-from services.gateway.cluster.view import Cluster
-from services.gateway.request.generation import GenerationRequest
-from services.gateway.request.usage import Tally
+from services.gateway.cluster.promises import PrefillPromise, PrefillPromises
+from services.gateway.cluster.registry import Member, Registry
+from services.gateway.metrics import GatewayMetrics
+from services.gateway.request.usage import PromptUsage
 from services.gateway.routing.plan import Plan
 from shared.deadline import Deadline
-from shared.errors import Overloaded, PrfaasError, Unavailable, WorkerLost
+from shared.errors import PrfaasError, Unavailable
+from shared.ids import BlockKey
 from shared.log import get_logger
-from shared.proto import prfaas_pb2 as pb
-from shared.proto.prfaas_pb2_grpc import PrefillStub
-from shared.rpc.client import rpc_errors
-from shared.rpc.convert import sources_to_messages
-from shared.tenant import tenant_of
+from shared.workers.prefill import PrefillClient
+from shared.workers.request import PromptOrder
 
 log = get_logger()
 
 MAX_WORKERS = 3
 """Prefill workers that one plan may be tried on."""
 
+NoteArrival = Callable[[Sequence[BlockKey], Sequence[str]], None]
+"""Told the keys of a prefix and the pool nodes that have it now: see `cluster.arrivals.Arrivals.note`."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillCalls:
+    """What all requests share for calling prefill workers."""
+
+    client: PrefillClient
+    registry: Registry
+    promises: PrefillPromises
+    note_arrival: NoteArrival
+    metrics: GatewayMetrics
+
 
 class Prefilling:
     """Has the blocks of a plan made. A worker that takes over finds in the pool what the lost one has published."""
 
     def __init__(
-        self, cluster: Cluster, plan: Plan, request: GenerationRequest, tally: Tally, deadline: Deadline
+        self,
+        calls: PrefillCalls,
+        plan: Plan,
+        order: PromptOrder,
+        keys: Sequence[BlockKey],
+        usage: PromptUsage,
+        deadline: Deadline,
     ) -> None:
+        """`keys` are those of the plan's blocks."""
         self.over = asyncio.Event()  # no more blocks will come, whichever way it ended
-        self._cluster = cluster
-        self._plan = plan
-        self._request = request
-        self._tally = tally
+        self._calls = calls
+        self._nodes = plan.prefill_nodes
+        self._order = order
+        self._keys = keys
+        self._usage = usage
         self._deadline = deadline
         self._workers = () if plan.prefill is None else (plan.prefill, *plan.prefill_spares)[:MAX_WORKERS]
-        self._promise: Promise | None = None
+        self._promise: PrefillPromise | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self, tell_failure: Callable[[], Awaitable[None]]) -> None:
@@ -66,80 +86,55 @@ class Prefilling:
 
     async def _run(self, tell_failure: Callable[[], Awaitable[None]]) -> None:
         try:
-            is_made = await self._make()
+            maker = await self._make()
         finally:
             self.over.set()
-        if is_made:
-            worker = self._workers[0]
-            keys = self._request.keys[: self._plan.num_blocks]
-            self._cluster.assume(keys, self._plan.prefill_nodes or (worker.pool_address,))
+        if maker is not None:
+            self._calls.note_arrival(self._keys, self._nodes or (maker.pool_address,))
         else:
             await tell_failure()
 
-    async def _make(self) -> bool:
-        """Try one worker after another; return whether one has finished."""
+    async def _make(self) -> Member | None:
+        """Try one worker after another; return the one that has finished."""
         for member in self._workers:
             self._take(member)
             try:
-                await self._call(member)
-                return True
+                await self._follow(member)
+                return member
             except PrfaasError as error:
-                self._cluster.metrics.prefill_failed(error.code)
+                self._calls.metrics.prefill_failed(error.code)
                 log.warning("prefill_failed", worker=member.worker, code=error.code, error=str(error))
                 if isinstance(error, Unavailable):
-                    self._cluster.registry.lost(member.worker)
-                elif not isinstance(error, Overloaded):
-                    return False  # it would fail anywhere
-        return False
+                    self._calls.registry.lost(member.worker)
+                elif not error.retriable:
+                    return None  # it would fail anywhere
+        return None
 
-    async def _call(self, member: Member) -> None:
+    async def _follow(self, member: Member) -> None:
         """Follow one call to its end. Raises what it fails with."""
-        stub = PrefillStub(self._cluster.channels.get(member.address))
-        call = stub.Prefill(self._request_message(), timeout=self._deadline.remaining())
+        call = self._calls.client.prefill(member.worker, member.address, self._order, self._deadline.remaining())
         counted = 0
-        is_finished = False
-        try:
-            with rpc_errors(member.worker):
-                async for progress in call:
-                    self._tally.prefill_tokens += progress.computed_tokens - counted
-                    counted = progress.computed_tokens
-                    is_finished = progress.finished
-        finally:
-            call.cancel()
-        if not is_finished:
-            raise WorkerLost(f"{member.worker} ended a prefill before it was finished")
+        async with aclosing(call) as progress:
+            async for num_computed in progress:
+                self._usage.prefill_tokens += num_computed - counted
+                counted = num_computed
 
     def _take(self, member: Member) -> None:
         """Have the blocks promised by this worker, and by no other."""
         if self._promise is not None and self._promise.worker == member.worker:
             return
         self._let_go()
-        self._promise = Promise(member.worker, self._request.keys[: self._plan.num_blocks])
-        self._cluster.promises.add(self._promise)
-        self._cluster.registry.assign(member.worker)
+        self._promise = PrefillPromise(member.worker, self._keys)
+        self._calls.promises.add(self._promise)
+        self._calls.registry.assign(member.worker)
 
     def _let_go(self) -> None:
         if self._promise is not None:
-            self._cluster.promises.drop(self._promise)
-            self._cluster.registry.release(self._promise.worker)
+            self._calls.promises.drop(self._promise)
+            self._calls.registry.release(self._promise.worker)
             self._promise = None
 
     def _end(self, task: asyncio.Task[None]) -> None:
         self._let_go()
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("prefill_crashed", exc_info=error)  # decode computes what it then waits for in vain
-
-    def _request_message(self) -> pb.PrefillRequest:
-        return pb.PrefillRequest(
-            token_ids=self._request.token_ids,
-            num_blocks=self._plan.num_blocks,
-            fingerprint=self._cluster.model.fingerprint,
-            layout_hash=self._cluster.model.layout.hash,
-            salt=self._request.salt,
-            sources=sources_to_messages(self._plan.prefill_sources),
-            codec=cast(pb.Codec.ValueType, int(self._plan.prefill_codec)),
-            priority=self._request.priority,
-            fidelity=cast(pb.Fidelity.ValueType, int(self._request.fidelity)),
-            pool_nodes=self._plan.prefill_nodes,
-            tenant=tenant_of(self._request.salt),
-        )

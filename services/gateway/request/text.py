@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from shared.model.text.tokenizer import Tokenizer
 from shared.sampling.logprobs import TokenLogprobs
-
-FinishReason = Literal["stop", "length"]
+from shared.workers.decode import FinishReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +35,21 @@ class TextDelta(NamedTuple):
     num_tokens: int  # tokens used, the one that completed a stop string included
     finish_reason: FinishReason | None
     tokens: tuple[ShownToken, ...] = ()  # those that `text` begins to show, where log-probabilities came with them
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceDelta:
+    """What was added to one choice."""
+
+    index: int
+    text: str
+    ids: tuple[int, ...]  # generated, shown as text or not
+    finish_reason: FinishReason | None  # on the choice's last delta
+    tokens: tuple[ShownToken, ...] = ()  # that `text` begins to show, if log-probabilities were asked for
+
+    def joined(self, later: "ChoiceDelta") -> "ChoiceDelta":
+        text, ids, tokens = self.text + later.text, self.ids + later.ids, self.tokens + later.tokens
+        return ChoiceDelta(self.index, text, ids, later.finish_reason, tokens)
 
 
 class StopMatcher:

@@ -3,8 +3,17 @@
 from dataclasses import dataclass
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens over all choices of a request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
 @dataclass(slots=True)
-class Tally:
+class PromptUsage:
     """What a prompt has cost so far, over all its choices; complete once they have ended."""
 
     num_prompt_tokens: int

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from services.gateway.cluster.registry import RegistryView
 from services.gateway.placement.held import HeldPrefix
-from services.gateway.placement.resume import GroupMasks, longest_resume, no_groups
 from shared.ids import BlockKey, Datacenter, WorkerId
 from shared.kv.layout import KvLayout
 from shared.kv.rendezvous import owner_indices
+from shared.kv.resume import GroupMasks, longest_resume, no_groups
 
 
 class Credit(NamedTuple):

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from services.gateway.cluster.registry import Member, RegistryView
-from services.gateway.placement.resume import longest_resume, no_groups
 from services.gateway.routing.datacenters import Credit, credits_by_dc
 from services.gateway.routing.plan import RequestFacts
 from shared.ids import Datacenter
 from shared.kv.hashing import num_prefix_blocks
 from shared.kv.layout import KvLayout
+from shared.kv.resume import longest_resume, no_groups
 
 
 @dataclass(frozen=True, slots=True)

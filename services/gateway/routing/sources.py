@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from services.gateway.placement.resume import GroupMasks, needed_groups, no_groups
 from services.gateway.routing.datacenters import Credit
 from shared.ids import Datacenter
 from shared.kv.entries import Source
 from shared.kv.layout import KvLayout
+from shared.kv.resume import GroupMasks, needed_groups, no_groups
 
 
 def decode_sources(

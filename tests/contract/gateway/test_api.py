@@ -192,7 +192,7 @@ async def test_a_long_prompt_is_prefilled_remotely_at_the_same_time(suite: Suite
     assert decode.wait_ms > 1000
     assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
     assert suite.metric("plans_total", kind="remote") == 1
-    assert len(suite.cluster.promises) == 0
+    assert len(suite.parts.promises) == 0
 
 
 async def test_the_same_prompt_again_needs_no_prefill_even_before_the_pools_have_said_so(suite: Suite) -> None:
@@ -245,7 +245,7 @@ def all_hold_until_called(suite: Suite, other: ScriptedWorker, num_calls: int) -
 
 
 async def test_without_any_prefill_worker_decode_computes_everything(suite: Suite) -> None:
-    suite.cluster.registry.lost(WorkerId("prefill-east"))
+    suite.parts.registry.lost(WorkerId("prefill-east"))
     suite.decode.behave = says("ok", computed=100)
     await suite.complete(prompt=LONG, max_tokens=2)
     start = suite.decode.calls[0].request
@@ -278,7 +278,7 @@ async def test_another_decode_worker_takes_over_before_and_after_the_first_token
     suite.decode.behave = raises(WorkerLost("power cut"))
     spare = await suite.join("decode-west-2", "decode", "west", says("whole"))
     assert (await suite.complete(max_tokens=5))["choices"][0]["text"] == "whole"
-    suite.cluster.registry.lost(WorkerId("decode-west"))
+    suite.parts.registry.lost(WorkerId("decode-west"))
 
     first = await suite.join("decode-west-1", "decode", "west", dies)
     answer = await suite.complete(prompt="start", max_tokens=7, seed=5, min_tokens=3)
@@ -300,7 +300,7 @@ async def test_a_lost_decode_worker_without_a_spare_is_503_and_used_again_after_
     async with suite.client.get("/health") as response:
         assert response.status == 503
         assert "a call to it has failed" in (await response.json())["reasons"][0]
-    announce(suite.cluster, "decode-west", "decode", "west", suite.decode.address)
+    announce(suite.parts, "decode-west", "decode", "west", suite.decode.address)
     async with suite.client.get("/health") as response:
         assert response.status == 200
     await suite.works()

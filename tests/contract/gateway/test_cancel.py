@@ -44,9 +44,9 @@ async def assert_all_is_over(suite: Suite) -> None:
     async with asyncio.timeout(WITHIN_S):
         await asyncio.gather(*(call.over.wait() for call in calls))
         await until(lambda: suite.inflight.count == 0)
-    assert len(suite.cluster.promises) == 0
+    assert len(suite.parts.promises) == 0
     for worker in ("decode-west", "prefill-east"):
-        assert suite.cluster.registry.num_assigned(worker) == 0  # type: ignore[arg-type]
+        assert suite.load(worker) == 0
     assert suite.metric("num_requests_running", engine="gateway") == 0
 
 

@@ -10,10 +10,8 @@ from typing import Any
 
 import pytest
 
-from services.gateway.app import make_cluster
+from services.gateway.app import GatewayParts, make_parts
 from services.gateway.cluster.feed import DECODE_CONDITION, Feed
-from services.gateway.cluster.view import Cluster
-from services.gateway.placement.resume import longest_resume
 from shared.bus.events import (
     TOPIC_LOAD,
     TOPIC_MEMBERSHIP,
@@ -26,6 +24,7 @@ from shared.bus.events import (
 from shared.bus.kafka import Record
 from shared.errors import BadEvent, WorkerLost
 from shared.ids import BlockKey, Datacenter, Epoch, WorkerId
+from shared.kv.resume import longest_resume
 from shared.metrics import Metrics
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import CachePoolServicer, add_CachePoolServicer_to_server
@@ -78,9 +77,9 @@ class FakePool(CachePoolServicer):
 
 class World:
     def __init__(
-        self, cluster: Cluster, feed: Feed, health: Health, pool: FakePool, address: str, server: GrpcServer
+        self, parts: GatewayParts, feed: Feed, health: Health, pool: FakePool, address: str, server: GrpcServer
     ) -> None:
-        self.cluster = cluster
+        self.parts = parts
         self.feed = feed
         self.health = health
         self.pool = pool
@@ -112,7 +111,7 @@ class World:
         await self.send(TOPIC_PLACEMENT, event.encode())
 
     def longest(self) -> int | None:
-        held = self.cluster.index.held(KEYS, time.monotonic())
+        held = self.parts.index.held(KEYS, time.monotonic())
         return int(longest_resume(LAYOUT, held[POOL].groups)) if POOL in held else None
 
 
@@ -123,10 +122,10 @@ async def make_world(directory: Path) -> AsyncIterator[World]:
     add_CachePoolServicer_to_server(pool, server.grpc)
     port = await server.start()
     async with Channels() as channels:
-        cluster, health = make_cluster(served_model(directory), channels, Metrics()), Health(DECODE_CONDITION)
-        feed = Feed(cluster, health)
+        parts, health = make_parts(served_model(directory), channels, Metrics()), Health(DECODE_CONDITION)
+        feed = Feed(parts.index, parts.registry, parts.channels, health)
         loop = asyncio.create_task(feed.run())
-        yield World(cluster, feed, health, pool, f"127.0.0.1:{port}", server)
+        yield World(parts, feed, health, pool, f"127.0.0.1:{port}", server)
         loop.cancel()
         await asyncio.wait({loop})
     await server.stop(0)
@@ -152,7 +151,7 @@ async def test_a_pool_that_is_met_is_asked_for_its_snapshot_and_followed(world: 
 async def test_small_events_wait_for_one_another_and_not_for_a_question(world: World) -> None:
     await world.announce(POOL, "cachepool")
     await until(lambda: world.longest() == 0)
-    index = world.cluster.index
+    index = world.parts.index
     for sequence, key in enumerate(KEYS, 1):
         await world.placed(sequence, key)
     await world.placed(5)
@@ -165,7 +164,7 @@ async def test_small_events_wait_for_one_another_and_not_for_a_question(world: W
 async def test_the_index_is_brought_room_to_grow(world: World) -> None:
     await world.announce(POOL, "cachepool")
     await until(lambda: world.longest() == 0)
-    index, num_blocks, sequence, before = world.cluster.index, 0, 0, 0
+    index, num_blocks, sequence, before = world.parts.index, 0, 0, 0
     while index.room_wanted is None:
         sequence += 1
         keys = [BlockKey(hashlib.sha256(b"%d" % number).digest()) for number in range(num_blocks, num_blocks + 1000)]
@@ -219,21 +218,21 @@ async def test_a_pool_that_left_is_forgotten(world: World) -> None:
     await until(lambda: world.longest() == 0)
     await world.announce(POOL, "cachepool", left=True)
     assert world.longest() is None
-    assert world.cluster.registry.view().pools == {}
+    assert world.parts.registry.view().pools == {}
 
 
 async def test_a_pool_that_cannot_be_reached_is_in_no_plan_whatever_the_bus_says(world: World) -> None:
     await world.announce(POOL, "cachepool")
     await until(lambda: world.longest() == 0)
     await world.server.stop(0)
-    await until(lambda: world.cluster.registry.view().pools == {})
+    await until(lambda: world.parts.registry.view().pools == {})
     await world.announce(POOL, "cachepool")
-    view = world.cluster.registry.view()
+    view = world.parts.registry.view()
     assert (view.pools, view.problems) == ({}, (f"{POOL}: cannot be reached",))
     again = GrpcServer("127.0.0.1", int(world.address.split(":")[1]), Health(), InFlight())
     add_CachePoolServicer_to_server(world.pool, again.grpc)
     await again.start()
-    await until(lambda: POOL in world.cluster.registry.view().pools)
+    await until(lambda: POOL in world.parts.registry.view().pools)
     await again.stop(0)
 
 
@@ -248,7 +247,7 @@ async def test_ready_as_long_as_a_decode_worker_is_known(world: World) -> None:
     assert world.health.conditions[DECODE_CONDITION].detail == "decode-east"
     event = load("decode-east", epoch=1, running=3, waiting=1)
     await world.send(TOPIC_LOAD, event.encode())
-    assert world.cluster.registry.view().decode[0].load == 4
+    assert world.parts.registry.view().decode[0].load == 4
     await world.announce("decode-east", "decode", left=True)
     assert not is_ready(world)
 

@@ -10,9 +10,9 @@ import pytest
 
 from services.gateway.api.prepare import prepare_completion
 from services.gateway.api.schema import CompletionBody
+from services.gateway.app import make_pipeline
 from services.gateway.request.attempt import HandOffTerms
-from services.gateway.request.pipeline import Pipeline
-from services.gateway.request.usage import Tally
+from services.gateway.request.usage import PromptUsage
 from services.gateway.routing.policies.threshold import Threshold
 from services.gateway.routing.router import Router
 from shared.deadline import Deadline
@@ -76,14 +76,13 @@ async def test_a_prefill_that_fails_when_decode_has_said_everything_costs_no_tok
 
         suite.decode.behave = says("all of it")
         suite.prefill.behave = fails_late
-        (request,) = prepare_completion(suite.cluster.model, CompletionBody(prompt=PROMPT, max_tokens=9)).requests
-        pipeline = Pipeline(
-            suite.cluster, Router(Datacenter("west"), LAYOUT, Threshold(32)), HandOffTerms("streamed", 1000)
-        )
+        (request,) = prepare_completion(suite.parts.model, CompletionBody(prompt=PROMPT, max_tokens=9)).requests
+        router = Router(Datacenter("west"), LAYOUT, Threshold(32))
+        pipeline = make_pipeline(suite.parts, router, HandOffTerms(block_wait_ms=1000))
         ids: list[int] = []
-        async with aclosing(pipeline.generate(request, Tally(84), Deadline.after(10))) as events:
+        async with aclosing(pipeline.generate(request, PromptUsage(84), Deadline.after(10))) as events:
             async for event in events:
                 ids += event.ids
                 # Until then the other tokens wait unread: telling decode meets a stream that has ended.
-                await until(lambda: len(suite.cluster.promises) == 0)
+                await until(lambda: len(suite.parts.promises) == 0)
         assert bytes_of(ids) == b"all of it"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from services.gateway.cluster.pins import Prefixes
+from services.gateway.app import make_prefixes
 from shared.errors import Overloaded, WorkerLost
 from shared.ids import Datacenter
 from shared.kv.rendezvous import partition
@@ -63,7 +63,7 @@ async def pools() -> AsyncIterator[list[tuple[PinningPool, str]]]:
 @pytest.fixture
 async def suite(tmp_path: Path, pools: list[tuple[PinningPool, str]]) -> AsyncIterator[Suite]:
     async with running_suite(tmp_path) as suite:
-        announce(suite.cluster, "cachepool-west", "cachepool", "west", pools[0][1], epoch=2)
+        announce(suite.parts, "cachepool-west", "cachepool", "west", pools[0][1], epoch=2)
         yield suite
 
 
@@ -85,7 +85,7 @@ async def test_a_prefix_is_computed_once_and_pinned_at_home(suite: Suite, pool: 
     assert made["kept_tokens"] == NUM_BLOCKS * BLOCK_TOKENS
     assert made["expires_at"] - made["created"] == 60
     pinned = pool.pins[made["id"]]
-    keys = suite.cluster.model.prefix_keys(ids_of(TEXT), "secret")
+    keys = suite.parts.model.prefix_keys(ids_of(TEXT), "secret")
     assert [block.key for block in pinned.blocks] == list(keys)
     needed = [LAYOUT.needed_layers(index, NUM_BLOCKS) for index in range(NUM_BLOCKS)]
     assert [block.layers[0] for block in pinned.blocks] == needed, "windows only where a resume needs them"
@@ -119,9 +119,9 @@ async def test_a_deleted_prefix_is_unpinned(suite: Suite, pool: PinningPool) -> 
 
 
 async def test_each_node_pins_what_it_owns(suite: Suite, pools: list[tuple[PinningPool, str]]) -> None:
-    announce(suite.cluster, "cachepool-west-2", "cachepool", "west", pools[1][1])
+    announce(suite.parts, "cachepool-west-2", "cachepool", "west", pools[1][1])
     made = await call(suite, "POST", "/v1/prefixes", prompt=TEXT)
-    keys = suite.cluster.model.prefix_keys(ids_of(TEXT), "")
+    keys = suite.parts.model.prefix_keys(ids_of(TEXT), "")
     owned = partition(keys, [address for _, address in pools])  # one may own nothing: it depends on the ports
     for pool, address in pools:
         pinned = [block.key for block in pool.pins[made["id"]].blocks] if made["id"] in pool.pins else []
@@ -165,8 +165,8 @@ async def test_bad_bodies_name_the_field(suite: Suite, pool: PinningPool, body: 
 
 async def test_pins_are_renewed_until_their_time_is_over(suite: Suite, pool: PinningPool) -> None:
     now = 1000.0
-    prefixes = Prefixes(suite.cluster, Datacenter("west"), lambda: now)
-    keys = suite.cluster.model.prefix_keys(ids_of(TEXT), "")
+    prefixes = make_prefixes(suite.parts, Datacenter("west"), lambda: now)
+    keys = suite.parts.model.prefix_keys(ids_of(TEXT), "")
     prefix = await prefixes.keep(keys, len(TEXT), "", 60.0, "")
     pool.pins.clear()  # the pool was restarted
     now += 45

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from shared.engine.thread import WorkThread
+from shared.engine.thread import LONG_PROMPT_TOKENS, WorkThread, beside_loop
 from tests.support.waiting import LIMIT_S
 
 
@@ -58,3 +58,11 @@ async def test_a_call_that_can_be_told_is_told_when_its_waiter_is_cancelled() ->
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(waiter, LIMIT_S)
     thread.close()
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "on_loop"), [(1, True), (LONG_PROMPT_TOKENS - 1, True), (LONG_PROMPT_TOKENS, False)]
+)
+async def test_a_long_prompt_is_worked_on_beside_the_loop(num_tokens: int, on_loop: bool) -> None:
+    ran_in = await beside_loop(num_tokens, threading.current_thread)
+    assert (ran_in is threading.current_thread()) == on_loop

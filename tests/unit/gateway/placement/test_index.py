@@ -7,10 +7,10 @@ import numpy as np
 
 from services.gateway.placement.holder import MAX_PENDING_BLOCKS, MAX_PENDING_EVENTS
 from services.gateway.placement.index import CREDIT_STEP_S, Certainty, PlacementIndex
-from services.gateway.placement.resume import GroupMasks, longest_resume
 from shared.bus.events import PlacementEvent
 from shared.ids import Datacenter, Epoch, WorkerId
 from shared.kv.layout import KvLayout, LayerSpec
+from shared.kv.resume import GroupMasks, longest_resume
 from tests.support.placement import key, packed, take_snapshot
 
 EAST, WEST = WorkerId("pool-east"), WorkerId("pool-west")

@@ -2,9 +2,9 @@
 
 from services.gateway.placement.index import PlacementIndex
 from services.gateway.placement.metrics import IndexCollector
-from services.gateway.placement.resume import needed_groups
 from shared.ids import WorkerId
 from shared.kv.layout import KvLayout, LayerSpec
+from shared.kv.resume import needed_groups
 from shared.metrics import Metrics
 from tests.support.placement import key, packed, take_snapshot
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.gateway.cluster.registry import Member, Pool, RegistryView
+from services.gateway.cluster.registry import Member, PoolMember, RegistryView
 from services.gateway.routing.codec import COSTS, Way, choose_codec, link_goodput, way_between
 from services.gateway.settings import CodecChoice
 from shared.bus.events import LinkLoad
@@ -63,9 +63,9 @@ def test_every_codec_but_raw_gains_something() -> None:
 def test_goodput_is_that_of_all_nodes_that_pull() -> None:
     links = (LinkLoad(EAST, 100.0, 0, 0), LinkLoad(Datacenter("north"), 7.0, 0, 0))
     pools = {
-        WorkerId("a"): Pool(WEST, "a:1", links),
-        WorkerId("b"): Pool(WEST, "b:1", links),
-        WorkerId("c"): Pool(EAST, "c:1", (LinkLoad(WEST, 1.0, 0, 0),)),
+        WorkerId("a"): PoolMember(WEST, "a:1", links),
+        WorkerId("b"): PoolMember(WEST, "b:1", links),
+        WorkerId("c"): PoolMember(EAST, "c:1", (LinkLoad(WEST, 1.0, 0, 0),)),
     }
     view = RegistryView(pools=pools)
     assert link_goodput(view, EAST, WEST) == 200
@@ -75,5 +75,5 @@ def test_goodput_is_that_of_all_nodes_that_pull() -> None:
 def test_a_way_has_the_threads_of_the_engine_at_either_end() -> None:
     maker = Member(WorkerId("prefill"), EAST, "p:1", "a:1", codec_threads=4)
     user = Member(WorkerId("decode"), WEST, "d:1", "b:1", codec_threads=2)
-    view = RegistryView(pools={WorkerId("b"): Pool(WEST, "b:1", (LinkLoad(EAST, 5.0, 0, 0),))})
+    view = RegistryView(pools={WorkerId("b"): PoolMember(WEST, "b:1", (LinkLoad(EAST, 5.0, 0, 0),))})
     assert way_between(view, maker, user) == Way(EAST, WEST, 5.0, encode_threads=4, decode_threads=2)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.gateway.cluster.registry import Member, Pool, RegistryView
+from services.gateway.cluster.registry import Member, PoolMember, RegistryView
 from services.gateway.placement.held import HeldPrefix
 from services.gateway.routing.plan import Plan, RequestFacts, sources_text
 from services.gateway.routing.policies.threshold import Threshold
@@ -37,7 +37,7 @@ def member(worker: str, dc: Datacenter, load: int = 0) -> Member:
 
 DECODE_WEST, DECODE_EAST = member("decode-west", WEST), member("decode-east", EAST)
 PREFILL_WEST, PREFILL_EAST = member("prefill-west", WEST), member("prefill-east", EAST)
-POOLS = {WorkerId(f"pool-{dc}"): Pool(dc, f"pool-{dc}:1") for dc in (EAST, WEST, NORTH)}
+POOLS = {WorkerId(f"pool-{dc}"): PoolMember(dc, f"pool-{dc}:1") for dc in (EAST, WEST, NORTH)}
 KEYS = [BlockKey(hashlib.sha256(b"%d" % block).digest()) for block in range(10)]
 EVERYBODY = RegistryView((DECODE_WEST, DECODE_EAST), (PREFILL_EAST, PREFILL_WEST), POOLS)
 
@@ -232,8 +232,8 @@ def test_prefill_pulls_what_a_resume_at_the_usable_prefix_needs() -> None:
     assert seen(plan)[3:] == (["2-5@east"], ["1-2@west"])
 
 
-def nodes_of(dc: Datacenter, *names: str) -> dict[WorkerId, Pool]:
-    return {WorkerId(name): Pool(dc, f"{name}:1") for name in names}
+def nodes_of(dc: Datacenter, *names: str) -> dict[WorkerId, PoolMember]:
+    return {WorkerId(name): PoolMember(dc, f"{name}:1") for name in names}
 
 
 def share(node: str, nodes: Sequence[str], num_blocks: int = 5) -> HeldPrefix:

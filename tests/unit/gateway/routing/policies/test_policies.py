@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from services.gateway.cluster.registry import Member
-from services.gateway.placement.resume import no_groups
 from services.gateway.routing.datacenters import Credit
 from services.gateway.routing.facts import Facts
 from services.gateway.routing.plan import RequestFacts
@@ -20,6 +19,7 @@ from shared.config import load
 from shared.errors import SettingsError
 from shared.ids import Datacenter, WorkerId
 from shared.kv.layout import KvLayout, LayerSpec
+from shared.kv.resume import no_groups
 
 EAST, WEST = Datacenter("east"), Datacenter("west")
 LAYOUT = KvLayout((LayerSpec(None, 1, 2),), "float32", 4)

@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.placement.resume import longest_resume, needed_groups, no_groups
 from shared.kv.layout import KvLayout, LayerSpec
+from shared.kv.resume import longest_resume, needed_groups, no_groups
 
 windows = st.one_of(st.none(), st.integers(1, 30))
 layouts = st.builds(

@@ -1,0 +1,80 @@
+"""A request meets the state of the cluster: its plan, in the chain of keys that it is for."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from services.gateway.cluster.promises import PrefillPromises
+from services.gateway.cluster.registry import Registry
+from services.gateway.metrics import GatewayMetrics
+from services.gateway.placement.held import HeldPrefix
+from services.gateway.request.generation import GenerationRequest
+from services.gateway.routing.plan import Plan, RequestFacts, sources_text
+from services.gateway.routing.router import Router, prefers_exact
+from shared.ids import BlockKey, WorkerId
+from shared.kv.codec import Fidelity
+from shared.log import get_logger
+
+log = get_logger()
+
+
+class Placements(Protocol):
+    """What planning asks of the placement index."""
+
+    def held(self, keys: Sequence[BlockKey], now: float) -> Mapping[WorkerId, HeldPrefix]: ...
+
+
+class Planner:
+    """Gathers what routing needs to know; decides nothing itself."""
+
+    def __init__(
+        self,
+        router: Router,
+        placements: Placements,
+        promises: PrefillPromises,
+        registry: Registry,
+        metrics: GatewayMetrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._router = router
+        self._placements = placements
+        self._promises = promises
+        self._registry = registry
+        self._metrics = metrics
+        self._clock = clock
+
+    def plan(self, request: GenerationRequest, excluded: frozenset[WorkerId]) -> tuple[GenerationRequest, Plan]:
+        """Return the plan, and the request with the keys of the chain that the plan is for. Raises `NoWorker`."""
+        plan = self._plan_for(request, excluded)
+        if request.fidelity is not Fidelity.LOSSLESS:
+            exact = replace(request, keys=request.lossless_keys, fidelity=Fidelity.LOSSLESS)
+            exact_plan = self._plan_for(exact, excluded)
+            if prefers_exact(exact_plan, plan):
+                request, plan = exact, exact_plan
+        self._metrics.planned(plan.kind)
+        log.info(
+            "request_planned",
+            kind=plan.kind,
+            num_tokens=len(request.token_ids),
+            num_blocks=plan.num_blocks,
+            usable_blocks=plan.usable_blocks,
+            decode=plan.decode.worker,
+            prefill=plan.prefill.worker if plan.prefill else None,
+            decode_sources=sources_text(plan.decode_sources),
+            prefill_sources=sources_text(plan.prefill_sources),
+            fidelity=request.fidelity.name.lower(),
+            codec=plan.prefill_codec.name.lower(),
+        )
+        return request, plan
+
+    def _plan_for(self, request: GenerationRequest, excluded: frozenset[WorkerId]) -> Plan:
+        facts = RequestFacts(
+            num_tokens=len(request.token_ids),
+            keys=request.keys,
+            held=self._placements.held(request.keys, self._clock()),
+            promised=self._promises.longest(request.keys),
+            excluded=excluded,
+            fidelity=request.fidelity,
+        )
+        return self._router.plan(facts, self._registry.view())
