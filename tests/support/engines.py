@@ -18,7 +18,7 @@ from services.prefill.settings import PrefillSettings
 from shared.bus.events import PlacementEvent
 from shared.deadline import Deadline
 from shared.engine.fetch import FetchContext, FetchMetrics
-from shared.engine.host import Host
+from shared.engine.host import EngineHost
 from shared.engine.loaded import LoadedModel
 from shared.engine.settings import EngineSettings
 from shared.engine.thread import WorkThread
@@ -300,7 +300,7 @@ async def _engine(name: str, num_pages: int, settings: EngineSettings) -> AsyncI
         pool, fetch_metrics = PoolClient(channels, settings.pool), FetchMetrics(metrics)
         fetch = FetchContext(pool, model.kv, model.layout, copier, fetch_metrics, channels=channels)
         server = GrpcServer("127.0.0.1", 0, Health("grpc"), inflight)
-        host = Host(model, torch_thread, fetch, metrics, server, jobs)
+        host = EngineHost(model, torch_thread, fetch, metrics, server, jobs)
         if isinstance(settings, PrefillSettings):
             build_prefill(settings, host)
         elif isinstance(settings, DecodeSettings):
