@@ -8,21 +8,21 @@ from typing import Any
 
 import aiohttp
 
-from benchmarks.prompts import Prompt
+from benchmarks.prompts import BenchPrompt
 
 
 @dataclass(frozen=True)
 class CompletionRequest:
     url: str
     model: str
-    prompt: Prompt
+    prompt: BenchPrompt
     output_len: int
     ignore_eos: bool = True
     num_logprobs: int | None = None  # of each position's likeliest tokens
 
 
 @dataclass
-class Outcome:
+class RequestOutcome:
     """Times are seconds since the request was sent; `token_times_s` has one entry per streamed piece."""
 
     error: str | None = None
@@ -49,9 +49,9 @@ class Outcome:
         return [b - a for a, b in zip(self.token_times_s, self.token_times_s[1:], strict=False)]
 
 
-async def complete(session: aiohttp.ClientSession, request: CompletionRequest) -> Outcome:
+async def complete(session: aiohttp.ClientSession, request: CompletionRequest) -> RequestOutcome:
     """Never raises for a request that fails: the outcome says why."""
-    outcome = Outcome()
+    outcome = RequestOutcome()
     started = time.perf_counter()
     try:
         async with session.post(f"{request.url}/v1/completions", json=_body(request)) as response:
@@ -96,7 +96,7 @@ async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, A
     raise ValueError("the stream ended without [DONE]")
 
 
-def _take(outcome: Outcome, event: dict[str, Any], at_s: float) -> None:
+def _take(outcome: RequestOutcome, event: dict[str, Any], at_s: float) -> None:
     if error := event.get("error"):
         outcome.error = str(error.get("message", error)) if isinstance(error, dict) else str(error)
     for choice in event.get("choices") or ():

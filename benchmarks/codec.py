@@ -33,7 +33,7 @@ from shared.model.pages.reservation import Reservation
 
 
 @dataclass(frozen=True)
-class Size:
+class CodecSize:
     """How much is measured."""
 
     num_windows: int
@@ -46,7 +46,7 @@ class Size:
         return self.context + self.scored + self.generated + 1
 
 
-FULL, QUICK = Size(8, 1024, 384, 64), Size(1, 512, 64, 8)
+FULL, QUICK = CodecSize(8, 1024, 384, 64), CodecSize(1, 512, 64, 8)
 STEP = 512
 SPEED_ENTRIES, SPEED_ROUNDS = 48, 20
 
@@ -67,7 +67,7 @@ Entries = list[list[bytes]]
 class Text:
     """One window: a context in pages, and what follows."""
 
-    def __init__(self, model: LoadedModel, ids: Sequence[int], size: Size) -> None:
+    def __init__(self, model: LoadedModel, ids: Sequence[int], size: CodecSize) -> None:
         self.model, self.ids, self.size = model, ids, size
         reservation = model.kv.reserve([], size.context + size.scored + size.generated)
         if reservation is None:
@@ -128,7 +128,7 @@ class Text:
 
 
 @dataclass
-class Found:
+class CodecFound:
     """What one codec did to all windows of a model."""
 
     raw_bytes: int = 0
@@ -142,7 +142,7 @@ class Found:
         return self.raw_bytes / self.payload_bytes
 
 
-def run_codec(text: Text, codec: Codec, found: Found) -> bool:
+def run_codec(text: Text, codec: Codec, found: CodecFound) -> bool:
     """Put the context through `codec` and back into the pages. Return whether it is what it was."""
     decoded: Entries = []
     for layer, blocks in enumerate(text.entries):
@@ -179,20 +179,20 @@ def agreement(tokens: Sequence[int], exact: Sequence[int]) -> int:
     return next((i for i, (a, b) in enumerate(zip(tokens, exact, strict=True)) if a != b), len(exact))
 
 
-def measure_speed(model: LoadedModel, name: str, size: Size, report: Report) -> None:
+def measure_speed(model: LoadedModel, name: str, size: CodecSize, report: Report) -> None:
     """Add rows of size and speed: what a busy machine disturbs, in seconds."""
     text = Text(model, windows(name, 1, size.num_tokens)[0], size)
     for codec in Codec:
         if codec is not Codec.RAW:
-            found = Found()
+            found = CodecFound()
             run_codec(text, codec, found)
             add_speed(name, codec, found.ratio, speeds(text, codec), report)
     text.close()
 
 
-def measure_fidelity(model: LoadedModel, name: str, size: Size, report: Report) -> None:
+def measure_fidelity(model: LoadedModel, name: str, size: CodecSize, report: Report) -> None:
     """Add rows of size and of what is lost, in minutes."""
-    found = {codec: Found(differences=[]) for codec in Codec if codec is not Codec.RAW}
+    found = {codec: CodecFound(differences=[]) for codec in Codec if codec is not Codec.RAW}
     for ids in tqdm(windows(name, size.num_windows, size.num_tokens), desc=name, leave=False):
         text = Text(model, ids, size)
         text.put(text.entries)
@@ -230,7 +230,7 @@ def add_speed(name: str, codec: Codec, ratio: float, speed: tuple[float, float],
         report.checks.append(at_least(label, min(link), LEAST_LINK_MBIT, "Mbit/s"))
 
 
-def add_fidelity(name: str, codec: Codec, result: Found, report: Report) -> None:
+def add_fidelity(name: str, codec: Codec, result: CodecFound, report: Report) -> None:
     """Add a row, and the checks of its class."""
     assert result.differences is not None
     differences = np.concatenate(result.differences)

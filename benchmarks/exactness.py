@@ -68,7 +68,7 @@ class Oracle:
         return generated
 
 
-class Client:
+class ExactnessClient:
     """Asks the suite for greedy token ids."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
@@ -110,7 +110,7 @@ def prompts(ids: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
     return cut
 
 
-async def compare(client: Client, oracle: Oracle, codec: str, battery: Battery) -> list[Row]:
+async def compare(client: ExactnessClient, oracle: Oracle, codec: str, battery: Battery) -> list[Row]:
     """One row for each comparison."""
     num_tokens, num_at_once = battery.num_tokens, battery.num_at_once
     ids = await client.tokenize("\n".join(topics[name] for name in sorted(topics))[:120_000])
@@ -171,7 +171,7 @@ def measure(options: argparse.Namespace) -> Report:
 async def _compare(oracle: Oracle, codec: str, battery: Battery) -> list[Row]:
     timeout = aiohttp.ClientTimeout(total=600)
     async with aiohttp.ClientSession(timeout=timeout) as session:
-        return await compare(Client(session, URL), oracle, codec, battery)
+        return await compare(ExactnessClient(session, URL), oracle, codec, battery)
 
 
 if __name__ == "__main__":

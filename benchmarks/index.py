@@ -19,7 +19,7 @@ import psutil
 
 from benchmarks import harness
 from benchmarks.harness import Report, Row, at_least, at_most
-from benchmarks.placement.filling import HOLDERS, NUM_HOLDERS, PROMPT_BLOCKS, Index, Prompt, Took, fill
+from benchmarks.placement.filling import HOLDERS, NUM_HOLDERS, PROMPT_BLOCKS, FilledPrompt, Index, Took, fill
 from benchmarks.placement.gateway import Gateway, runs
 from benchmarks.placement.pool import pool_with
 from shared.rpc.client import Channels
@@ -30,7 +30,7 @@ TARGET_EVENT_BLOCKS = 64
 
 
 @dataclass(frozen=True)
-class Size:
+class IndexSize:
     num_pairs: int
     num_matches: int
     num_prompts: int
@@ -38,8 +38,8 @@ class Size:
     num_snapshot_blocks: int
 
 
-FULL = Size(10_000_000, 2000, 256, 400_000, 1_000_000)
-QUICK = Size(500_000, 200, 16, 50_000, 100_000)
+FULL = IndexSize(10_000_000, 2000, 256, 400_000, 1_000_000)
+QUICK = IndexSize(500_000, 200, 16, 50_000, 100_000)
 
 
 async def ingest(index: Index, event_blocks: int, num_blocks: int) -> Row:
@@ -77,11 +77,11 @@ def match_row(copies: int, kind: str, took: list[Took]) -> Row:
     }
 
 
-async def spread(copies: int, size: Size) -> list[Row]:
+async def spread(copies: int, size: IndexSize) -> list[Row]:
     rng = np.random.default_rng(copies)
     kinds = ("one pool", "all pools")
     prompts = [
-        Prompt(rng.bytes(32 * PROMPT_BLOCKS), kinds[number % 2], number % NUM_HOLDERS)
+        FilledPrompt(rng.bytes(32 * PROMPT_BLOCKS), kinds[number % 2], number % NUM_HOLDERS)
         for number in range(size.num_prompts)
     ]
     async with Channels() as channels:
@@ -127,7 +127,7 @@ async def spread(copies: int, size: Size) -> list[Row]:
         return rows
 
 
-def run_spread(copies: int, size: Size) -> list[Row]:
+def run_spread(copies: int, size: IndexSize) -> list[Row]:
     return asyncio.run(spread(copies, size))
 
 

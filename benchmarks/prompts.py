@@ -12,7 +12,7 @@ WORDS_PER_BATCH = 512
 
 
 @dataclass(frozen=True)
-class Prompt:
+class BenchPrompt:
     """`content` is what goes on the wire: token ids when the server told us its tokens, else text of as many words."""
 
     content: str | list[int]
@@ -33,16 +33,16 @@ def words(dataset: Dataset, seed: int, count: int) -> str:
 
 async def make_prompt(
     session: aiohttp.ClientSession, url: str, model: str, dataset: Dataset, seed: int, input_len: int
-) -> Prompt:
+) -> BenchPrompt:
     """Exactly `input_len` tokens where the server has /tokenize (ours, vLLM), otherwise `input_len` words."""
     count = input_len
     while True:
         text = words(dataset, seed, count)
         ids = await _tokenize(session, url, model, text)
         if ids is None:
-            return Prompt(words(dataset, seed, input_len), None)
+            return BenchPrompt(words(dataset, seed, input_len), None)
         if len(ids) >= input_len:
-            return Prompt(ids[:input_len], input_len)
+            return BenchPrompt(ids[:input_len], input_len)
         count += WORDS_PER_BATCH  # a tokeniser that knows longer pieces than our words
 
 

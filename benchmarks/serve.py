@@ -17,8 +17,8 @@ import aiohttp
 from tqdm import tqdm
 
 from benchmarks import harness
-from benchmarks.client import CompletionRequest, Outcome, complete
-from benchmarks.prompts import Dataset, Prompt, make_prompt
+from benchmarks.client import CompletionRequest, RequestOutcome, complete
+from benchmarks.prompts import BenchPrompt, Dataset, make_prompt
 from benchmarks.suite import URL, suite
 
 # aiohttp's default of five minutes in total would end a long queue's requests.
@@ -48,7 +48,7 @@ class Slo:
     ttft_s: float | None = None
     tpot_s: float | None = None
 
-    def met_by(self, outcome: Outcome) -> bool:
+    def met_by(self, outcome: RequestOutcome) -> bool:
         tpot_s = outcome.tpot_s
         return (self.ttft_s is None or outcome.ttft_s <= self.ttft_s) and (
             self.tpot_s is None or tpot_s is None or tpot_s <= self.tpot_s
@@ -65,7 +65,7 @@ async def first_model(session: aiohttp.ClientSession, url: str) -> str:
         return str((await response.json())["data"][0]["id"])
 
 
-async def make_prompts(session: aiohttp.ClientSession, load: Load, model: str) -> list[Prompt]:
+async def make_prompts(session: aiohttp.ClientSession, load: Load, model: str) -> list[BenchPrompt]:
     return [
         await make_prompt(session, load.url, model, load.dataset, load.seed * 1_000_003 + i, load.input_len)
         for i in range(load.num_prompts)
@@ -84,14 +84,14 @@ async def arrivals(count: int, rate: float, seed: int) -> AsyncIterator[int]:
 
 
 async def run_load(
-    session: aiohttp.ClientSession, load: Load, prompts: Sequence[Prompt], model: str, progress: bool = False
-) -> tuple[list[Outcome], float]:
+    session: aiohttp.ClientSession, load: Load, prompts: Sequence[BenchPrompt], model: str, progress: bool = False
+) -> tuple[list[RequestOutcome], float]:
     """The outcomes in the order of sending, and the seconds from the first request to the last answer."""
     slots = asyncio.Semaphore(load.max_concurrency or len(prompts) or 1)
 
     with tqdm(total=len(prompts), unit="request", disable=not progress) as bar:
 
-        async def one(prompt: Prompt) -> Outcome:
+        async def one(prompt: BenchPrompt) -> RequestOutcome:
             async with slots:
                 request = CompletionRequest(load.url, model, prompt, load.output_len, load.ignore_eos)
                 outcome = await complete(session, request)
@@ -107,7 +107,7 @@ async def run_load(
     return [task.result() for task in tasks], duration_s
 
 
-def summarise(outcomes: Sequence[Outcome], duration_s: float, slo: Slo | None = None) -> harness.Row:
+def summarise(outcomes: Sequence[RequestOutcome], duration_s: float, slo: Slo | None = None) -> harness.Row:
     """Latencies are of the requests that completed; `request_goodput` is None when no objective was given."""
     good = [outcome for outcome in outcomes if outcome.error is None]
     total_input = sum(outcome.prompt_tokens for outcome in good)
@@ -155,7 +155,7 @@ def _statistics(name: str, values_ms: Sequence[float]) -> harness.Row:
     }
 
 
-async def serve(load: Load, slo: Slo | None = None, progress: bool = False) -> tuple[harness.Row, list[Outcome]]:
+async def serve(load: Load, slo: Slo | None = None, progress: bool = False) -> tuple[harness.Row, list[RequestOutcome]]:
     async with new_session() as session:
         model = load.model or await first_model(session, load.url)
         prompts = await make_prompts(session, load, model)

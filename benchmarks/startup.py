@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks import harness, serve
-from benchmarks.client import Outcome
+from benchmarks.client import RequestOutcome
 from benchmarks.harness import Check, Report, Row, Spread, at_most
 from benchmarks.suite import URL, suite
 
@@ -62,7 +62,7 @@ def memory_checks(rows: list[Row]) -> list[Check]:
 
 async def latency(input_len: int, repetitions: int) -> list[Row]:
     """Each repetition asks a prompt nobody has seen, then the same one again."""
-    outcomes: dict[str, list[Outcome]] = {"cold": [], "cached": []}
+    outcomes: dict[str, list[RequestOutcome]] = {"cold": [], "cached": []}
     async with serve.new_session() as session:
         model = await serve.first_model(session, URL)
         for repetition in range(repetitions):
@@ -79,7 +79,7 @@ async def latency(input_len: int, repetitions: int) -> list[Row]:
     return [_latency_row(input_len, state, found) for state, found in outcomes.items()]
 
 
-def _latency_row(input_len: int, state: str, outcomes: list[Outcome]) -> Row:
+def _latency_row(input_len: int, state: str, outcomes: list[RequestOutcome]) -> Row:
     return {
         "input_tokens": input_len,
         "state": state,

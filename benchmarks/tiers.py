@@ -56,8 +56,9 @@ class Figures:
 async def running(folder: Path) -> AsyncIterator[tuple[Store, ObjectTier]]:
     """A store with an object tier, and its loops."""
     settings = PoolSettings(object_url=folder.as_uri(), pool_bytes=1 << 30)
-    store = Store(settings.pool_bytes, time.monotonic, on_settled=lambda key: tier.writes.note(key))  # noqa: PLW0108
-    tier = open_tier(settings, store, Metrics(), lambda _key: None)
+    store = Store(settings.pool_bytes, time.monotonic)
+    tier = open_tier(settings, store, Metrics())
+    store.listen(on_settled=tier.writes.note)
     loops = asyncio.create_task(tier.run())
     try:
         yield store, tier

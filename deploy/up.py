@@ -93,7 +93,7 @@ def warning_of(line: str) -> str | None:
     return f"{entry['level']}: {entry.get('event', '')} {details}".rstrip()
 
 
-class Suite(honcho.manager.Manager):  # type: ignore[misc]
+class ProcessManager(honcho.manager.Manager):  # type: ignore[misc]
     """honcho's Manager, with threads in place of forked relays and signals that only leave a note for its loop.
 
     honcho's own handlers write and kill from inside the signal, and fail while a process is still being started.
@@ -151,7 +151,7 @@ def environment(environ: dict[str, str]) -> dict[str, str]:
 
 def run(procfile: Path, logs: Path, console: TextIO) -> int:
     printer = LogPrinter(logs, console)
-    suite = Suite(printer)
+    suite = ProcessManager(printer)
     env = environment(dict(os.environ))
     processes: dict[str, Any] = parse_procfile(procfile.read_text()).processes
     for name, command in processes.items():

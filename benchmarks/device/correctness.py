@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.device.sequences import Sequences, pages_for, reserve
-from benchmarks.device.shapes import Plan, config_of, random_weights, transformer
+from benchmarks.device.shapes import DevicePlan, config_of, random_weights, transformer
 from benchmarks.harness import Check, Report, Row, at_most
 from shared.model.attention.base import Attention
 from shared.model.attention.sdpa import SdpaAttention
@@ -27,7 +27,7 @@ Run = Callable[[Transformer, Sequences], list[Tensor]]
 """Computes sequences and returns the hidden states of the last `NUM_ROWS` tokens of each."""
 
 
-def measure(plan: Plan, device: torch.device, attention: Attention) -> Report:
+def measure(plan: DevicePlan, device: torch.device, attention: Attention) -> Report:
     report = Report()
     for name, shape in plan.checked.items():
         rows, checks = _measure(name, shape, plan, device, attention)
@@ -37,7 +37,7 @@ def measure(plan: Plan, device: torch.device, attention: Attention) -> Report:
 
 
 def _measure(
-    name: str, shape: Mapping[str, Any], plan: Plan, device: torch.device, attention: Attention
+    name: str, shape: Mapping[str, Any], plan: DevicePlan, device: torch.device, attention: Attention
 ) -> tuple[list[Row], list[Check]]:
     config = config_of(shape)
     rng = random.Random(0)

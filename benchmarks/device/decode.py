@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.device.limits import Measured, free
 from benchmarks.device.sequences import pages_for, reserve
-from benchmarks.device.shapes import Plan
+from benchmarks.device.shapes import DevicePlan
 from benchmarks.harness import Report, Spread, at_least
 from benchmarks.roofline import decode, kv_bytes
 from shared.model.attention.base import Attention
@@ -25,7 +25,9 @@ KEPT_FREE_BYTES = 5e9
 NUM_WARM_UP = 3
 
 
-def measure(plan: Plan, config: ModelConfig, model: Transformer, attention: Attention, limits: Measured) -> Report:
+def measure(
+    plan: DevicePlan, config: ModelConfig, model: Transformer, attention: Attention, limits: Measured
+) -> Report:
     report = Report()
     for batch, wanted in plan.decode:
         context = min(wanted, _affordable(config, model.device, batch, plan.decode_steps))
@@ -79,7 +81,7 @@ def _fill(kv: PagedKv, config: ModelConfig) -> None:
 
 @torch.inference_mode()
 def _steps(
-    plan: Plan,
+    plan: DevicePlan,
     config: ModelConfig,
     model: Transformer,
     kv: PagedKv,

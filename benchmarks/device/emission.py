@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from benchmarks.device.limits import Measured
 from benchmarks.device.sequences import pages_for, reserve
-from benchmarks.device.shapes import BLOCK_TOKENS, Plan
+from benchmarks.device.shapes import BLOCK_TOKENS, DevicePlan
 from benchmarks.harness import Report, Spread, at_least
-from services.prefill.step import Part, Step
+from services.prefill.step import PrefillStep, PromptPart
 from shared.engine.stage import Mark, Stager, select_stager
 from shared.model.attention.base import Attention
 from shared.model.files.config import ModelConfig
@@ -65,7 +65,9 @@ class _Emission:
             self.busy_s += time.perf_counter() - started
 
 
-def measure(plan: Plan, config: ModelConfig, model: Transformer, attention: Attention, limits: Measured) -> Report:
+def measure(
+    plan: DevicePlan, config: ModelConfig, model: Transformer, attention: Attention, limits: Measured
+) -> Report:
     """`hidden` is the part of the copying's own time by which sending does not lengthen a prompt's computation.
 
     Beside the model, copying is as slow as it may be: what gathers waits for a free multiprocessor.
@@ -141,6 +143,6 @@ def _compute(
                 emission.announce(chunk, layer, mark)
 
         span = Span(chunk.reservation.tables, chunk.first, chunk.end - chunk.first)
-        part = Part(span, prompt[chunk.first : chunk.end], lambda: False)
-        Step(model, kv, stager, [part]).run(on_layer, lambda _part: None)
+        part = PromptPart(span, prompt[chunk.first : chunk.end], lambda: False)
+        PrefillStep(model, kv, stager, [part]).run(on_layer, lambda _part: None)
     return time.perf_counter() - started

@@ -5,10 +5,10 @@ import time
 
 from benchmarks.device.limits import Measured
 from benchmarks.device.sequences import pages_for, reserve
-from benchmarks.device.shapes import Plan
+from benchmarks.device.shapes import DevicePlan
 from benchmarks.harness import Report, Spread, at_least
 from benchmarks.roofline import layer_parameters, prefill
-from services.prefill.step import Part, Step
+from services.prefill.step import PrefillStep, PromptPart
 from shared.engine.stage import Stager, select_stager
 from shared.model.attention.base import Attention
 from shared.model.files.config import ModelConfig
@@ -20,7 +20,9 @@ from shared.model.transformer import Transformer
 TARGET_SHARE, TARGET_FROM_TOKENS = 0.6, 8192
 
 
-def measure(plan: Plan, config: ModelConfig, model: Transformer, attention: Attention, limits: Measured) -> Report:
+def measure(
+    plan: DevicePlan, config: ModelConfig, model: Transformer, attention: Attention, limits: Measured
+) -> Report:
     report = Report()
     for length in plan.prefill_lengths:
         seconds = _seconds(plan, config, model, attention, length)
@@ -52,7 +54,9 @@ def computed_operations(config: ModelConfig, num_tokens: int) -> float:
     return whole - 2.0 * unused * num_tokens - 4.0 * queries * attended
 
 
-def _seconds(plan: Plan, config: ModelConfig, model: Transformer, attention: Attention, length: int) -> list[float]:
+def _seconds(
+    plan: DevicePlan, config: ModelConfig, model: Transformer, attention: Attention, length: int
+) -> list[float]:
     stride = 2 * plan.chunk_tokens
     kv = pages_for(config, attention, model, [length], stride)
     stager = select_stager(model.device)
@@ -83,5 +87,5 @@ def compute(
 ) -> None:
     """Run one chunk through all layers, as the prefill engine does."""
     assert kv.cover(reservation, first, end), "pages were reserved for it"
-    part = Part(Span(reservation.tables, first, end - first), prompt[first:end], lambda: False)
-    Step(model, kv, stager, [part]).run(lambda _layer, _mark, _parts: None, lambda _part: None)
+    part = PromptPart(Span(reservation.tables, first, end - first), prompt[first:end], lambda: False)
+    PrefillStep(model, kv, stager, [part]).run(lambda _layer, _mark, _parts: None, lambda _part: None)

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.client import CompletionRequest, Outcome, complete
+from benchmarks.client import CompletionRequest, RequestOutcome, complete
 from benchmarks.device.model_files import write_model
-from benchmarks.device.shapes import BLOCK_TOKENS, Plan, Served
+from benchmarks.device.shapes import BLOCK_TOKENS, DevicePlan, ServedShape
 from benchmarks.harness import Report, Row, Spread
-from benchmarks.prompts import Prompt
+from benchmarks.prompts import BenchPrompt
 from benchmarks.serve import new_session
 from benchmarks.suite import suite
 from shared.model.attention.select import AttentionName
@@ -55,7 +55,7 @@ _PORTS = (
 )
 
 
-def measure(plan: Plan, device: torch.device, attention: AttentionName) -> Report:
+def measure(plan: DevicePlan, device: torch.device, attention: AttentionName) -> Report:
     report = Report()
     for served in plan.served:
         with tempfile.TemporaryDirectory() as scratch:
@@ -63,7 +63,9 @@ def measure(plan: Plan, device: torch.device, attention: AttentionName) -> Repor
     return report
 
 
-def _measure(served: Served, plan: Plan, scratch: Path, device: torch.device, attention: AttentionName) -> list[Row]:
+def _measure(
+    served: ServedShape, plan: DevicePlan, scratch: Path, device: torch.device, attention: AttentionName
+) -> list[Row]:
     model, cache = scratch / served.name.replace(" ", "-"), scratch / "cache"
     write_model(model, cache, served.config, device)
     if device.type == "cuda":
@@ -98,7 +100,7 @@ def _free_ports(count: int) -> list[int]:
 class _Asker:
     """Asks a running suite; no prompt twice unless that is the point."""
 
-    def __init__(self, files: ModelFiles, served: Served, ports: dict[str, int], plan: Plan) -> None:
+    def __init__(self, files: ModelFiles, served: ServedShape, ports: dict[str, int], plan: DevicePlan) -> None:
         self.files = files
         self.served = served
         self.ports = ports
@@ -124,12 +126,12 @@ class _Asker:
             self._row("cached", length, [again for _, again in streamed]),
         ]
 
-    async def _streamed(self, length: int) -> tuple[Outcome, Outcome]:
+    async def _streamed(self, length: int) -> tuple[RequestOutcome, RequestOutcome]:
         prompt = self._prompt(length)
         first = await self._complete(prompt)
         return first, await self._complete(prompt)
 
-    async def _stored(self, length: int) -> Outcome:
+    async def _stored(self, length: int) -> RequestOutcome:
         prompt = self._prompt(length)
         started = time.perf_counter()
         await self._prefill(prompt)
@@ -156,13 +158,15 @@ class _Asker:
         prompts = [self._prompt(length) for _ in range(self.served.batch)]
         for prompt in prompts:
             await self._complete(prompt)
-        ask: Callable[[Sequence[int]], Awaitable[Outcome]] = self._complete
+        ask: Callable[[Sequence[int]], Awaitable[RequestOutcome]] = self._complete
         outcomes = await asyncio.gather(*(ask(prompt) for prompt in prompts))
         return self._row(f"cached, {len(prompts)} at once", length, outcomes)
 
-    async def _complete(self, prompt: Sequence[int]) -> Outcome:
+    async def _complete(self, prompt: Sequence[int]) -> RequestOutcome:
         url = f"http://127.0.0.1:{self.ports['gateway']}"
-        request = CompletionRequest(url, self.files.name, Prompt(list(prompt), len(prompt)), self.served.output_tokens)
+        request = CompletionRequest(
+            url, self.files.name, BenchPrompt(list(prompt), len(prompt)), self.served.output_tokens
+        )
         outcome = await complete(self._session, request)
         if outcome.error is not None:
             raise RuntimeError(f"the suite did not answer: {outcome.error}")
@@ -173,7 +177,7 @@ class _Asker:
         rng = random.Random(self._num_asked)
         return [rng.randrange(self.files.config().vocab_size) for _ in range(length)]
 
-    def _row(self, way: str, length: int, outcomes: Sequence[Outcome]) -> Row:
+    def _row(self, way: str, length: int, outcomes: Sequence[RequestOutcome]) -> Row:
         ttft = Spread.of([outcome.ttft_s * 1000 for outcome in outcomes])
         itls = [itl * 1000 for outcome in outcomes for itl in outcome.itls_s]
         return {

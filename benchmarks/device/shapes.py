@@ -58,7 +58,7 @@ TINY = {
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedShape:
     """A model that the whole suite serves. Lengths are those of prompts."""
 
     name: str
@@ -73,13 +73,13 @@ class Served:
 
 
 @dataclass(frozen=True)
-class Plan:
+class DevicePlan:
     """What is measured. Lengths and contexts are tokens."""
 
     model: str  # of the figures
     config: Mapping[str, Any]
     checked: Mapping[str, Mapping[str, Any]]  # models of the correctness section
-    served: tuple[Served, ...]  # models of the suite section
+    served: tuple[ServedShape, ...]  # models of the suite section
     checked_lengths: tuple[int, ...] = (1100, 700, 333)
     prefill_lengths: tuple[int, ...] = (2048, 8192, 32768, 131072)
     chunk_tokens: int = 8192
@@ -89,7 +89,7 @@ class Plan:
     repetitions: int = 3
 
 
-FULL = Plan(
+FULL = DevicePlan(
     model="8B GQA",
     config=LLAMA_8B,
     checked={
@@ -99,16 +99,18 @@ FULL = Plan(
         "SmolLM2 135M": SMOLLM2_135M,
     },
     served=(
-        Served("8B GQA", LLAMA_8B, (2048, 8192), 2048, 16384, kv_bytes=14 << 30, pool_bytes=16 << 30),
-        Served("Gemma 3 270M", GEMMA_270M, (8192, 32000), 2048, 32768, kv_bytes=4 << 30, pool_bytes=4 << 30),
+        ServedShape("8B GQA", LLAMA_8B, (2048, 8192), 2048, 16384, kv_bytes=14 << 30, pool_bytes=16 << 30),
+        ServedShape("Gemma 3 270M", GEMMA_270M, (8192, 32000), 2048, 32768, kv_bytes=4 << 30, pool_bytes=4 << 30),
     ),
 )
-SMALL = Plan(
+SMALL = DevicePlan(
     model="tiny",
     config={**LLAMA_8B, **TINY},
     checked={"tiny GQA": {**LLAMA_8B, **TINY}, "tiny windows": {**GEMMA_270M, **TINY, "sliding_window": 40}},
     served=(
-        Served("tiny GQA", {**LLAMA_8B, **TINY}, (200, 500), 128, 1024, 64 << 20, 64 << 20, output_tokens=8, batch=2),
+        ServedShape(
+            "tiny GQA", {**LLAMA_8B, **TINY}, (200, 500), 128, 1024, 64 << 20, 64 << 20, output_tokens=8, batch=2
+        ),
     ),
     checked_lengths=(150, 90, 33),
     prefill_lengths=(128, 256),

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 
 from services.decode.engine import DecodeEngine
-from services.decode.sequence import Generation
+from services.decode.request import Generation
 from services.decode.settings import DecodeSettings
 from services.prefill.app import build_prefill
 from services.prefill.settings import PrefillSettings
@@ -19,7 +19,7 @@ from shared.allocator import keep_freed_memory
 from shared.config import load
 from shared.deadline import Deadline
 from shared.engine.fetch import FetchContext, FetchMetrics
-from shared.engine.host import Host
+from shared.engine.host import EngineHost
 from shared.engine.loaded import LoadedModel, load_model
 from shared.engine.settings import EngineSettings
 from shared.engine.thread import WorkThread
@@ -75,7 +75,7 @@ class NoPool(PoolClient):
 
 
 @asynccontextmanager
-async def host(settings: EngineSettings, pool: PoolClient) -> AsyncIterator[Host]:
+async def host(settings: EngineSettings, pool: PoolClient) -> AsyncIterator[EngineHost]:
     """What `serve_engine` opens around a model, without status page, bus and announcements."""
     configure(settings.service, level="ERROR")
     keep_freed_memory()
@@ -86,7 +86,7 @@ async def host(settings: EngineSettings, pool: PoolClient) -> AsyncIterator[Host
             model, metrics = await torch_thread.run(partial(load_model, settings)), Metrics()
             fetch = FetchContext(pool, model.kv, model.layout, copier, FetchMetrics(metrics))
             server = GrpcServer("127.0.0.1", 0, Health("grpc"), InFlight())
-            yield Host(model, torch_thread, fetch, metrics, server, jobs)
+            yield EngineHost(model, torch_thread, fetch, metrics, server, jobs)
     finally:
         torch_thread.close()
         copier.close()
@@ -109,7 +109,7 @@ class Answer:
 class DecodeNode:
     """A decode engine that is running. `open_decode` makes and ends it."""
 
-    def __init__(self, host: Host, engine: DecodeEngine) -> None:
+    def __init__(self, host: EngineHost, engine: DecodeEngine) -> None:
         self.host = host
         self._engine = engine
 
@@ -165,7 +165,7 @@ async def open_decode(pool_address: str | None = None) -> AsyncIterator[DecodeNo
 class PrefillNode:
     """A prefill worker that serves on `address`."""
 
-    host: Host
+    host: EngineHost
     address: str
     channels: Channels
 

@@ -83,10 +83,11 @@ async def pool_process(model: str, dtype: str) -> AsyncIterator[PoolProcess]:
 
 async def _serve(layout: KvLayout) -> None:
     async with Channels() as channels:
-        pool = build_pool(PoolSettings(), new_epoch(), channels, Metrics(), lambda _event: None)
         server = GrpcServer("127.0.0.1", 0, Health("grpc"), InFlight())
+        address = f"127.0.0.1:{server.bind()}"
+        pool = build_pool(PoolSettings(), new_epoch(), channels, Metrics(), lambda _event: None, own_address=address)
         add_pool_servicer(pool.servicer, server.grpc)
-        address = pool.pulls.own_address = f"127.0.0.1:{await server.start()}"
+        await server.start()
         answers = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)  # whatever else is printed is no answer
         print(address, file=answers)

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from benchmarks.harness import Check, Report, Row, Spread, alternate, at_least
 from benchmarks.peers.found import LLAMA, OURS, TRANSFORMERS, VLLM, Contestant
-from benchmarks.peers.process import Peer, PeerFailed
+from benchmarks.peers.process import PeerFailed, PeerProcess
 from benchmarks.roofline import Limits, Sizes, Work, decode, prefill
 from shared.model.files.config import ModelConfig
 
@@ -20,7 +20,7 @@ WARM_UP = ({"do": "prefill", "tokens": 512}, {"do": "decode", "batch": 8, "conte
 
 
 @dataclass(frozen=True)
-class Task:
+class SpeedTask:
     """A prompt of `context` tokens (`steps` 0), or `steps` decode steps of `batch` sequences behind such a prompt."""
 
     context: int
@@ -31,7 +31,7 @@ class Task:
     def name(self) -> str:
         return f"decode {self.batch} x {self.context}" if self.steps else f"prefill {self.context}"
 
-    def tokens_per_s(self, peer: Peer) -> float:
+    def tokens_per_s(self, peer: PeerProcess) -> float:
         """Let `peer` do it once. Raises `PeerFailed`."""
         if self.steps:
             return self.batch / peer.ask(do="decode", batch=self.batch, context=self.context, steps=self.steps)
@@ -48,38 +48,42 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SpeedPlan:
     """What is measured, how often, and by whom."""
 
-    tasks: tuple[Task, ...]
-    ours_only: tuple[Task, ...]  # long contexts that targets compare with ourselves
+    tasks: tuple[SpeedTask, ...]
+    ours_only: tuple[SpeedTask, ...]  # long contexts that targets compare with ourselves
     repetitions: int
 
-    def within(self, max_context: int, repetitions: int | None = None) -> "Plan":
+    def within(self, max_context: int, repetitions: int | None = None) -> "SpeedPlan":
         """Return the part of the plan that a model of this context can do, with another number of rounds if given."""
         fits = [
             tuple(task for task in tasks if task.context + task.steps <= max_context)
             for tasks in (self.tasks, self.ours_only)
         ]
-        return Plan(fits[0], fits[1], repetitions or self.repetitions)
+        return SpeedPlan(fits[0], fits[1], repetitions or self.repetitions)
 
 
-FULL = Plan(
+FULL = SpeedPlan(
     (
-        *(Task(context) for context in (512, 2048, 8000)),
-        Task(512, batch=1, steps=48),
-        Task(512, batch=8, steps=32),
+        *(SpeedTask(context) for context in (512, 2048, 8000)),
+        SpeedTask(512, batch=1, steps=48),
+        SpeedTask(512, batch=8, steps=32),
     ),
-    (Task(16384, batch=1, steps=32),),
+    (SpeedTask(16384, batch=1, steps=32),),
     repetitions=5,
 )
-QUICK = Plan((Task(512), Task(512, batch=1, steps=8), Task(512, batch=8, steps=8)), (), repetitions=2)
+QUICK = SpeedPlan(
+    (SpeedTask(512), SpeedTask(512, batch=1, steps=8), SpeedTask(512, batch=8, steps=8)), (), repetitions=2
+)
 
 Figures = Mapping[tuple[str, str], float]
 """Median tokens/s by contestant and task name."""
 
 
-def measure(model: str, config: ModelConfig, contestants: Sequence[Contestant], plan: Plan, limits: Limits) -> Report:
+def measure(
+    model: str, config: ModelConfig, contestants: Sequence[Contestant], plan: SpeedPlan, limits: Limits
+) -> Report:
     """Run a plan. A contestant that is absent or fails gets a row that says so, and no figures."""
     report = Report()
     with ExitStack() as stack:
@@ -106,7 +110,7 @@ def measure(model: str, config: ModelConfig, contestants: Sequence[Contestant], 
     return report
 
 
-def _attempt(task: Task, peer: Peer) -> float | str:
+def _attempt(task: SpeedTask, peer: PeerProcess) -> float | str:
     """Return tokens/s, or what went wrong: one peer that fails at one task must not end the run."""
     try:
         return task.tokens_per_s(peer)
@@ -114,10 +118,10 @@ def _attempt(task: Task, peer: Peer) -> float | str:
         return str(error)
 
 
-def _started(contestant: Contestant) -> Peer:
+def _started(contestant: Contestant) -> PeerProcess:
     if contestant.absent is not None:
         raise PeerFailed(contestant.absent)
-    peer = Peer(contestant.name, contestant.command, contestant.environ)
+    peer = PeerProcess(contestant.name, contestant.command, contestant.environ)
     try:
         for command in WARM_UP:
             peer.ask(**command)
@@ -127,7 +131,7 @@ def _started(contestant: Contestant) -> Peer:
     return peer
 
 
-def _row(model: str, config: ModelConfig, task: Task, name: str, spread: Spread, limits: Limits) -> Row:
+def _row(model: str, config: ModelConfig, task: SpeedTask, name: str, spread: Spread, limits: Limits) -> Row:
     of_bound = None
     if name in OURS:
         sizes = Sizes(weight=1 if OURS[name] == "int8" else 2)
@@ -142,7 +146,7 @@ def _row(model: str, config: ModelConfig, task: Task, name: str, spread: Spread,
     }
 
 
-def checks(model: str, figures: Figures, plan: Plan) -> list[Check]:
+def checks(model: str, figures: Figures, plan: SpeedPlan) -> list[Check]:
     """Compare with the targets, as far as both sides of each were measured."""
     found = []
     for ours in OURS:
@@ -159,7 +163,7 @@ def checks(model: str, figures: Figures, plan: Plan) -> list[Check]:
     return found
 
 
-def _targets(task: Task) -> list[tuple[tuple[str, ...], float]]:
+def _targets(task: SpeedTask) -> list[tuple[tuple[str, ...], float]]:
     if not task.steps:
         return [((TRANSFORMERS, LLAMA), 1.3), ((VLLM,), 1.0)]
     if task.batch == 1:
@@ -167,7 +171,7 @@ def _targets(task: Task) -> list[tuple[tuple[str, ...], float]]:
     return [((LLAMA,), 1.3)]
 
 
-def _own_checks(model: str, ours: str, figures: Figures, plan: Plan) -> list[Check]:
+def _own_checks(model: str, ours: str, figures: Figures, plan: SpeedPlan) -> list[Check]:
     """Batch 8 against batch 1, and a long context against a short one, by our own figures."""
     found = []
     for task in (*plan.tasks, *plan.ours_only):

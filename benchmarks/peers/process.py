@@ -23,7 +23,7 @@ class PeerFailed(Exception):
     """A child that did not start, did not answer in time, or answered with an error."""
 
 
-class Peer:
+class PeerProcess:
     """One child process in a session of its own. Stopped (SIGSTOP) whenever it has no command: nothing of it spins."""
 
     def __init__(self, name: str, command: Sequence[str], environ: Mapping[str, str]) -> None:
@@ -47,7 +47,7 @@ class Peer:
             raise
         self._pause()
 
-    def __enter__(self) -> "Peer":
+    def __enter__(self) -> "PeerProcess":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -8,11 +8,11 @@ from statistics import median
 
 import aiohttp
 
-from benchmarks.client import CompletionRequest, Outcome, complete
+from benchmarks.client import CompletionRequest, RequestOutcome, complete
 from benchmarks.harness import Check, Row, Spread, at_most
 from benchmarks.peers.pairs import SETTLE_S, Pair
 from benchmarks.peers.process import PeerFailed
-from benchmarks.prompts import Prompt, make_prompt
+from benchmarks.prompts import BenchPrompt, make_prompt
 
 OUTPUT_LEN = 16
 TOP_LOGPROBS = 5
@@ -28,8 +28,8 @@ TIMEOUT_S = 300.0
 class Asked:
     """One prompt's answers."""
 
-    cold: Outcome  # A's, which has computed the prompt
-    shared: Outcome  # B's
+    cold: RequestOutcome  # A's, which has computed the prompt
+    shared: RequestOutcome  # B's
 
 
 def share(pair: Pair, model: str, lengths: Sequence[int], repetitions: int) -> dict[int, list[Asked]]:
@@ -57,14 +57,14 @@ async def _share(pair: Pair, model: str, lengths: Sequence[int], repetitions: in
     return {length: [Asked(*both) for both in zip(cold[length], shared[length], strict=True)] for length in lengths}
 
 
-async def _ask(session: aiohttp.ClientSession, url: str, model: str, prompt: Prompt) -> Outcome:
+async def _ask(session: aiohttp.ClientSession, url: str, model: str, prompt: BenchPrompt) -> RequestOutcome:
     outcome = await complete(session, CompletionRequest(url, model, prompt, OUTPUT_LEN, num_logprobs=TOP_LOGPROBS))
     if outcome.error is not None:
         raise PeerFailed(f"{url}: {outcome.error}")
     return outcome
 
 
-def is_wrong(cold: Outcome, shared: Outcome) -> bool:
+def is_wrong(cold: RequestOutcome, shared: RequestOutcome) -> bool:
     """Whether B says something that A found clearly less likely than what it said itself.
 
     The first difference decides: what follows continues another text.

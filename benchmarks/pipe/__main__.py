@@ -27,7 +27,7 @@ MIB = 1 << 20
 WARM_UP_MIB = 64
 
 
-class Case(NamedTuple):
+class PipeCase(NamedTuple):
     connections: int
     loss: float
     num_mib: int
@@ -53,7 +53,7 @@ async def pull(network: Wan, east: PoolNode, west: PoolNode, name: str, num_mib:
     return Pulled(done["first_s"], done["seconds"], done["bytes"] / done["seconds"] / 1e6, wire, dropped)
 
 
-async def run_case(case: Case, congestion: str, repetitions: int) -> list[Pulled]:
+async def run_case(case: PipeCase, congestion: str, repetitions: int) -> list[Pulled]:
     with wan(["east", "west"], Line(DELAY_S, RATE, case.loss), congestion) as network:
         async with (
             pool_node(network.command("east"), "east", network.address("east")) as east,
@@ -64,7 +64,7 @@ async def run_case(case: Case, congestion: str, repetitions: int) -> list[Pulled
             return [await pull(network, east, west, f"pull {n}", case.num_mib) for n in range(repetitions)]
 
 
-def row(case: Case, congestion: str, found: list[Pulled]) -> Row:
+def row(case: PipeCase, congestion: str, found: list[Pulled]) -> Row:
     return {
         "connections": case.connections,
         "loss_%": 100 * case.loss,
@@ -82,10 +82,10 @@ def measure(options: argparse.Namespace) -> Report:
     controls = congestion_controls()
     loss_based = next((name for name in LOSS_BASED if name in controls), controls[-1])
     cases = [
-        (Case(options.connections, 0.0, big), controls[-1]),
-        (Case(1, 0.0, big), controls[-1]),
-        (Case(options.connections, LOSS, small), loss_based),
-        (Case(1, LOSS, small), loss_based),
+        (PipeCase(options.connections, 0.0, big), controls[-1]),
+        (PipeCase(1, 0.0, big), controls[-1]),
+        (PipeCase(options.connections, LOSS, small), loss_based),
+        (PipeCase(1, LOSS, small), loss_based),
     ]
     results = [asyncio.run(run_case(case, congestion, repetitions)) for case, congestion in cases]
     speeds = [Spread.of([pulled.mbytes_per_s for pulled in found]).median for found in results]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.harness import ROOT
-from services.cachepool.app import Pool, build_pool
+from services.cachepool.app import PoolParts, build_pool
 from services.cachepool.settings import PoolSettings
 from services.cachepool.store.sources import SourcedReader
 from shared.ids import BlockKey, Datacenter, ModelFingerprint, new_epoch
@@ -89,7 +89,7 @@ async def pool_node(command: Sequence[str], dc: str, host: str, num_connections:
                 process.kill()
 
 
-async def _pull(pool: Pool, name: str, num_blocks: int, source: Source, *, is_background: bool) -> dict[str, Any]:
+async def _pull(pool: PoolParts, name: str, num_blocks: int, source: Source, *, is_background: bool) -> dict[str, Any]:
     """Be a reader that the pool pulls for; what arrives is taken and dropped, and the pool empty again afterwards."""
     blocks, changed = chain(name, num_blocks), asyncio.Event()
     started, first_s, num_bytes = time.perf_counter(), 0.0, 0
@@ -113,10 +113,11 @@ async def _pull(pool: Pool, name: str, num_blocks: int, source: Source, *, is_ba
 async def _serve(host: str, settings: PoolSettings) -> None:
     async with AsyncExitStack() as stack:
         channels = await stack.enter_async_context(Channels())
-        pool = build_pool(settings, new_epoch(), channels, Metrics(), lambda _event: None)
         server = GrpcServer(host, 0, Health("grpc"), InFlight())
+        address = f"{host}:{server.bind()}"
+        pool = build_pool(settings, new_epoch(), channels, Metrics(), lambda _event: None, own_address=address)
         add_pool_servicer(pool.servicer, server.grpc)
-        address = pool.pulls.own_address = f"{host}:{await server.start()}"
+        await server.start()
         stack.push_async_callback(server.stop, 0)
         stack.push_async_callback(pool.pulls.close)
         answers = os.fdopen(os.dup(1), "w", buffering=1)
@@ -126,7 +127,7 @@ async def _serve(host: str, settings: PoolSettings) -> None:
             print(json.dumps(await _carry_out(pool, json.loads(line))), file=answers)
 
 
-async def _carry_out(pool: Pool, command: dict[str, Any]) -> dict[str, Any]:
+async def _carry_out(pool: PoolParts, command: dict[str, Any]) -> dict[str, Any]:
     if command["do"] == "fill":
         return _fill(pool, command["name"], command["num_blocks"])
     source = Source(0, command["num_blocks"], Datacenter(command["dc"]), (command["address"],))
@@ -134,7 +135,7 @@ async def _carry_out(pool: Pool, command: dict[str, Any]) -> dict[str, Any]:
     return await _pull(pool, command["name"], command["num_blocks"], source, is_background=is_background)
 
 
-def _fill(pool: Pool, name: str, num_blocks: int) -> dict[str, Any]:
+def _fill(pool: PoolParts, name: str, num_blocks: int) -> dict[str, Any]:
     """Write a chain straight into the store: what is measured begins when it is there."""
     blocks, writer = chain(name, num_blocks), pool.store.open_writer()
     pool.store.grant(writer, LAYOUT, blocks)

@@ -34,7 +34,7 @@ def now() -> Took:
 
 
 @dataclass
-class Prompt:
+class FilledPrompt:
     """Keys back to back, and where its blocks lie: all on one holder (and its copies), or dealt out."""
 
     keys: bytes
@@ -90,7 +90,7 @@ class Index:
         return Took.since(started)
 
 
-async def fill(index: Index, prompts: list[Prompt], num_pairs: int) -> list[Took]:
+async def fill(index: Index, prompts: list[FilledPrompt], num_pairs: int) -> list[Took]:
     """Fill the index, prompts in between. Returns the times of matches meanwhile: a table is often half moved then."""
     waiting = list(prompts)
     num_steps = num_pairs // index.copies // PROMPT_BLOCKS - len(prompts)  # a prompt has the blocks of a step

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 
 from benchmarks import harness
 from benchmarks.harness import Check, Report, Row, Spread, at_least, at_most
-from benchmarks.peers.process import Peer, PeerFailed
+from benchmarks.peers.process import PeerFailed, PeerProcess
 
 KIB, MIB = 1 << 10, 1 << 20
 POOL_BYTES = 320 * MIB
@@ -25,17 +25,19 @@ LATENCY_ROUNDS = 5  # of 30 calls
 OVERHEAD_LIMIT = 0.05
 
 
-def contestant(name: str, python: str = sys.executable, pool_bytes: int = POOL_BYTES) -> Peer:
+def contestant(name: str, python: str = sys.executable, pool_bytes: int = POOL_BYTES) -> PeerProcess:
     command = [sys.executable, "-m", "benchmarks.pool.driver", f"benchmarks.pool.{name}", python]
-    return Peer(name, command, {"PRFAAS_POOL_BYTES": str(pool_bytes)})
+    return PeerProcess(name, command, {"PRFAAS_POOL_BYTES": str(pool_bytes)})
 
 
-def rates(peers: dict[str, Peer], size: str, moved: int, rounds: int, clients: int = 1) -> dict[str, list[float]]:
+def rates(
+    peers: dict[str, PeerProcess], size: str, moved: int, rounds: int, clients: int = 1
+) -> dict[str, list[float]]:
     """Return GB/s by "contestant operation", round by round, contestants in turn; their pools are filled before."""
     found: dict[str, list[float]] = {f"{name} {operation}": [] for name in peers for operation in TARGETS}
     entry_bytes = ENTRIES[size]
 
-    def move(peer: Peer, operation: str, name: str, num_bytes: int) -> float:
+    def move(peer: PeerProcess, operation: str, name: str, num_bytes: int) -> float:
         num_entries = num_bytes // clients // entry_bytes
         answer = peer.request(
             do=operation, entry_bytes=entry_bytes, num_entries=num_entries, name=name, clients=clients
@@ -53,9 +55,9 @@ def rates(peers: dict[str, Peer], size: str, moved: int, rounds: int, clients: i
     return found
 
 
-def started(stack: ExitStack, pythons: dict[str, str], report: Report) -> dict[str, Peer]:
+def started(stack: ExitStack, pythons: dict[str, str], report: Report) -> dict[str, PeerProcess]:
     """Start the peers; what does not start is named in the report with the reason, and the others are measured."""
-    peers: dict[str, Peer] = {}
+    peers: dict[str, PeerProcess] = {}
     for name, python in pythons.items():
         try:
             peers[name] = stack.enter_context(contestant(name, python))
@@ -65,7 +67,7 @@ def started(stack: ExitStack, pythons: dict[str, str], report: Report) -> dict[s
 
 
 def with_peers(
-    own: dict[str, Peer], peers: dict[str, Peer], size: str, moved: int, rounds: int, report: Report
+    own: dict[str, PeerProcess], peers: dict[str, PeerProcess], size: str, moved: int, rounds: int, report: Report
 ) -> dict[str, list[float]]:
     """Return `rates` of all of them, or of those left when a peer fails: the report says why it is absent.
 
@@ -125,7 +127,7 @@ def crowd_checks(alone: dict[str, list[float]], together: dict[str, list[float]]
     ]
 
 
-def latencies(ours: Peer, bare: Peer) -> tuple[list[Row], list[Check]]:
+def latencies(ours: PeerProcess, bare: PeerProcess) -> tuple[list[Row], list[Check]]:
     """First verified entry of a 4,096-token prompt; lookup of 2,000 keys, all of them there.
 
     Beside them calls of the bare stream that carry one message of that size: what gRPC takes of it.

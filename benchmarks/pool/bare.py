@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 
 from benchmarks.pool.lines import open_answers, serve
-from benchmarks.pool.load import Load, Payloads
+from benchmarks.pool.load import Payloads, PoolLoad
 from shared.allocator import keep_freed_memory
 from shared.rpc.options import client_options, server_options
 
@@ -51,7 +51,7 @@ async def run_server() -> None:
     await server.stop(0)
 
 
-class Client:
+class BareClient:
     def __init__(self, address: str) -> None:
         self._runner = asyncio.Runner()
         self._payloads = Payloads()
@@ -63,7 +63,7 @@ class Client:
         self._up: Any = channel.stream_unary(f"/{SERVICE}/Up")
 
     def do(self, command: dict[str, Any]) -> dict[str, Any]:
-        load = Load.of(command)
+        load = PoolLoad.of(command)
         num_bytes = load.entry_bytes * load.entries_per_message
         count = -(-load.num_entries // load.entries_per_message)
         latency = {
@@ -106,4 +106,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "server":
         asyncio.run(run_server())
     else:
-        serve({}, Client(sys.argv[3]).do)
+        serve({}, BareClient(sys.argv[3]).do)

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from benchmarks.pool.lines import open_answers, serve
-from benchmarks.pool.load import Load, Payloads
+from benchmarks.pool.load import Payloads, PoolLoad
 
 
 def run_server() -> None:
@@ -39,7 +39,7 @@ def _connect(port: int, limit_s: float) -> socket.socket:
             time.sleep(0.1)
 
 
-class Client:
+class LmcacheClient:
     def __init__(self, address: str) -> None:
         import torch
         from lmcache.utils import CacheEngineKey
@@ -53,7 +53,7 @@ class Client:
         self._payloads = Payloads()
 
     def do(self, command: dict[str, Any]) -> dict[str, Any]:
-        load = Load.of(command)
+        load = PoolLoad.of(command)
         payloads = self._payloads.of(load.entry_bytes)
         target = memoryview(bytearray(load.entry_bytes))
         keys = [
@@ -96,4 +96,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "server":
         run_server()
     else:
-        serve({}, Client(sys.argv[3]).do)
+        serve({}, LmcacheClient(sys.argv[3]).do)

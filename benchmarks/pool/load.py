@@ -11,7 +11,7 @@ MESSAGE_BYTES = 1024 * 1024
 _DISTINCT = 64 * 1024 * 1024  # beyond any cache, so that nobody sends the same cached page again and again
 
 
-class Load(NamedTuple):
+class PoolLoad(NamedTuple):
     """One command to a client."""
 
     entry_bytes: int
@@ -19,7 +19,7 @@ class Load(NamedTuple):
     name: str  # of the keys: puts of one name are got under it
 
     @classmethod
-    def of(cls, command: dict[str, Any]) -> "Load":
+    def of(cls, command: dict[str, Any]) -> "PoolLoad":
         return cls(command["entry_bytes"], command["num_entries"], command["name"])
 
     @property

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.pool.lines import open_answers, serve
-from benchmarks.pool.load import Load, Payloads
+from benchmarks.pool.load import Payloads, PoolLoad
 
 SEGMENT_BYTES = 1 << 30
 BUFFER_BYTES = 256 << 20
@@ -68,14 +68,14 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class Client:
+class MooncakeClient:
     def __init__(self, address: str) -> None:
         self._store = connect(address, 0)
         self._payloads = Payloads()
         self._keys: list[str] = []  # of what earlier puts have left
 
     def do(self, command: dict[str, Any]) -> dict[str, Any]:
-        load = Load.of(command)
+        load = PoolLoad.of(command)
         payloads = self._payloads.of(load.entry_bytes)
         work = {"put": self._put, "get": self._get}[command["do"]]
         if command["do"] == "put":
@@ -106,4 +106,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "server":
         run_server()
     else:
-        serve({}, Client(sys.argv[3]).do)
+        serve({}, MooncakeClient(sys.argv[3]).do)

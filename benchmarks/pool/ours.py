@@ -20,7 +20,7 @@ from itertools import cycle
 from typing import Any
 
 from benchmarks.pool.lines import ROOT, open_answers, serve
-from benchmarks.pool.load import Load, Payloads
+from benchmarks.pool.load import Payloads, PoolLoad
 from shared.allocator import keep_freed_memory
 from shared.deadline import Deadline
 from shared.ids import BlockKey
@@ -49,7 +49,7 @@ def layout_of(entry_bytes: int) -> KvLayout:
     return layout
 
 
-def blocks_of(load: Load, layout: KvLayout) -> list[BlockEntries]:
+def blocks_of(load: PoolLoad, layout: KvLayout) -> list[BlockEntries]:
     """Return a chain with at least the load's entries in whole blocks."""
     count = -(-load.num_entries // layout.num_layers)
     keys = (hashlib.sha256(f"{load.name} {load.entry_bytes} {number}".encode()).digest() for number in range(count))
@@ -100,7 +100,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class Client:
+class OurClient:
     def __init__(self, address: str) -> None:
         self._runner = asyncio.Runner()
         self._channels = Channels()
@@ -108,13 +108,13 @@ class Client:
         self._payloads = Payloads()
 
     def do(self, command: dict[str, Any]) -> dict[str, Any]:
-        load = Load.of(command)
+        load = PoolLoad.of(command)
         work = {"put": self._put, "get": self._get, "first_frame": self._first_frame, "lookup": self._lookup}
         started = time.monotonic()
         result = self._runner.run(_within(work[command["do"]](load)))
         return {"started": started, "ended": time.monotonic(), **result}
 
-    async def _put(self, load: Load) -> dict[str, Any]:
+    async def _put(self, load: PoolLoad) -> dict[str, Any]:
         layout = layout_of(load.entry_bytes)
         blocks = blocks_of(load, layout)
         payloads = cycle(self._payloads.of(load.entry_bytes))
@@ -125,7 +125,7 @@ class Client:
                 await publication.send([seal(key, layer, next(payloads), Codec.RAW) for key in keys])
         return {"bytes": len(blocks) * layout.block_bytes}
 
-    async def _get(self, load: Load) -> dict[str, Any]:
+    async def _get(self, load: PoolLoad) -> dict[str, Any]:
         layout = layout_of(load.entry_bytes)
         blocks = blocks_of(load, layout)
         size = 0
@@ -135,7 +135,7 @@ class Client:
         assert size == len(blocks) * layout.block_bytes, "not all of it came"
         return {"bytes": size}
 
-    async def _first_frame(self, load: Load) -> dict[str, Any]:
+    async def _first_frame(self, load: PoolLoad) -> dict[str, Any]:
         """Seconds from asking for all of a chain to its first verified entries.
 
         The rest is taken too: a fetch that is broken off leaves the pool a message to write, which the next waits for.
@@ -153,7 +153,7 @@ class Client:
                     pass
         return {"bytes": 0, "median_s": statistics.median(seconds)}
 
-    async def _lookup(self, load: Load) -> dict[str, Any]:
+    async def _lookup(self, load: PoolLoad) -> dict[str, Any]:
         """Seconds of one lookup of the chain's keys, all of which are there."""
         layout = layout_of(load.entry_bytes)
         keys = [key for key, _ in blocks_of(load, layout)]
@@ -183,4 +183,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "server":
         run_server()
     else:
-        serve({}, Client(sys.argv[3]).do)
+        serve({}, OurClient(sys.argv[3]).do)

@@ -22,7 +22,7 @@ import aiohttp
 from benchmarks import harness, serve
 from benchmarks.client import CompletionRequest, complete
 from benchmarks.harness import Check, Report, Row, Spread, at_most
-from benchmarks.prompts import Prompt, make_prompt
+from benchmarks.prompts import BenchPrompt, make_prompt
 from benchmarks.streaming.plot import Point, draw
 from benchmarks.wan.line import Line
 from benchmarks.wan.network import Wan, WanUnavailable, wan
@@ -62,7 +62,7 @@ class Bench:
         before = self.network.carried(EAST, WEST).num_bytes
         url = self.suite.stored_url if stored else self.suite.url
         outcome = await complete(
-            self.session, CompletionRequest(url, self.model, Prompt(tokens, len(tokens)), output_len=2)
+            self.session, CompletionRequest(url, self.model, BenchPrompt(tokens, len(tokens)), output_len=2)
         )
         if outcome.error is not None:
             raise RuntimeError(outcome.error)
@@ -86,7 +86,7 @@ class Bench:
                 raise RuntimeError("no request is sent to the east: see the gateway's log")
 
 
-class Found(NamedTuple):
+class StreamingFound(NamedTuple):
     """Samples of one ratio, and what a transfer takes at its rate."""
 
     ratio: float
@@ -94,11 +94,11 @@ class Found(NamedTuple):
     samples: list[Sample]
 
 
-async def sweep(bench: Bench, ratios: Sequence[float], repetitions: int) -> tuple[list[Found], list[Sample]]:
+async def sweep(bench: Bench, ratios: Sequence[float], repetitions: int) -> tuple[list[StreamingFound], list[Sample]]:
     """Return the streamed samples by ratio, and the stored ones of ratio 1; all are asked in turn."""
     trials = [await bench.ask(stored=True) for _ in range(1 if repetitions == 1 else 3)]
     prefill_s = Spread.of([trial.prefill_s for trial in trials]).median
-    found = [Found(ratio, trials[0].wire_bytes / (ratio * prefill_s), []) for ratio in ratios]
+    found = [StreamingFound(ratio, trials[0].wire_bytes / (ratio * prefill_s), []) for ratio in ratios]
     stored: list[Sample] = []
     for repetition in range(repetitions):
         for ratio, rate, samples in found if repetition % 2 == 0 else reversed(found):
@@ -109,7 +109,7 @@ async def sweep(bench: Bench, ratios: Sequence[float], repetitions: int) -> tupl
     return found, stored
 
 
-async def run(network: Wan, suite: WanSuite, options: argparse.Namespace) -> tuple[list[Found], list[Sample]]:
+async def run(network: Wan, suite: WanSuite, options: argparse.Namespace) -> tuple[list[StreamingFound], list[Sample]]:
     await suite.ready()
     async with serve.new_session() as session:
         model = await serve.first_model(session, suite.url)
@@ -120,7 +120,7 @@ async def run(network: Wan, suite: WanSuite, options: argparse.Namespace) -> tup
         return await sweep(bench, (1.0,) if options.quick else RATIOS, 1 if options.quick else options.repetitions)
 
 
-def report(found: Sequence[Found], stored: Sequence[Sample], settings: Row) -> tuple[Report, list[Point]]:
+def report(found: Sequence[StreamingFound], stored: Sequence[Sample], settings: Row) -> tuple[Report, list[Point]]:
     """A row for each ratio; the bound is max(prefill, transfer) and one round trip."""
     prefill_s = Spread.of([sample.prefill_s for sample in stored]).median
     stored_ttft_s = Spread.of([sample.ttft_s for sample in stored])

@@ -16,8 +16,8 @@ from typing import NamedTuple
 from benchmarks import harness
 from benchmarks.harness import Check, Report, Row, at_least
 from benchmarks.trace.plot import save_plot
-from benchmarks.trace.replay import DENSE, HYBRID, UNLIMITED, Lru, Outcome, Setup, replay
-from benchmarks.trace.source import Request, load, synthetic
+from benchmarks.trace.replay import DENSE, HYBRID, UNLIMITED, Lru, ReplayOutcome, Setup, replay
+from benchmarks.trace.source import TraceRequest, load, synthetic
 from services.cachepool.store.eviction import Eviction
 
 CAPACITIES = (1000, 2000, 4000, 8000, 16000, 32000, 48000, 64000)
@@ -31,7 +31,7 @@ SYNTHETIC_LOSS_POINTS = 0.3
 """What ours may lose against LRU on a synthetic trace: what frequency is worth there has to be found out first."""
 
 
-class Case(NamedTuple):
+class TraceCase(NamedTuple):
     """One replay."""
 
     layout: str  # dense or hybrid
@@ -40,25 +40,25 @@ class Case(NamedTuple):
     setup: Setup
 
 
-def cases(capacities: Sequence[int], pooled_capacities: Sequence[int]) -> Iterator[Case]:
+def cases(capacities: Sequence[int], pooled_capacities: Sequence[int]) -> Iterator[TraceCase]:
     one = Setup()
-    yield Case("dense", "ours", UNLIMITED, one)
+    yield TraceCase("dense", "ours", UNLIMITED, one)
     for capacity in capacities:
-        yield from (Case("dense", policy, capacity, one) for policy in ("lru", "ours"))
+        yield from (TraceCase("dense", policy, capacity, one) for policy in ("lru", "ours"))
     for capacity in pooled_capacities:
-        yield from (Case("hybrid", policy, capacity, one) for policy in ("lru", "ours"))
+        yield from (TraceCase("hybrid", policy, capacity, one) for policy in ("lru", "ours"))
         for split in ("conversation", "random"):
-            yield from (Case("dense", "ours", capacity, Setup(2, split, pooled)) for pooled in (False, True))
+            yield from (TraceCase("dense", "ours", capacity, Setup(2, split, pooled)) for pooled in (False, True))
 
 
-def run(requests: Sequence[Request], case: Case) -> Outcome:
+def run(requests: Sequence[TraceRequest], case: TraceCase) -> ReplayOutcome:
     layout = DENSE if case.layout == "dense" else HYBRID
     if case.layout == "hybrid":  # one resumes where a chain was cut: engines store full blocks only, and so do we here
         requests = [request._replace(keys=request.keys[:-1]) for request in requests if len(request.keys) > 1]
     return replay(requests, layout, case.capacity_blocks, Lru if case.policy == "lru" else Eviction, case.setup)
 
 
-def row(case: Case, outcome: Outcome) -> Row:
+def row(case: TraceCase, outcome: ReplayOutcome) -> Row:
     return {
         "kv": case.layout,
         "datacenters": str(case.setup),
@@ -70,7 +70,7 @@ def row(case: Case, outcome: Outcome) -> Row:
     }
 
 
-def checks(found: dict[Case, Outcome], *, is_real: bool) -> list[Check]:
+def checks(found: dict[TraceCase, ReplayOutcome], *, is_real: bool) -> list[Check]:
     made: list[Check] = []
     for layout in ("dense", "hybrid"):
         gains = [

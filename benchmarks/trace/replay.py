@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from benchmarks.trace.source import BLOCK_TOKENS, Request
+from benchmarks.trace.source import BLOCK_TOKENS, TraceRequest
 from services.cachepool.store.block import Block, Writer, whole_charge
 from services.cachepool.store.eviction import Eviction
 from services.cachepool.store.memory import PayloadMemory
@@ -49,7 +49,7 @@ class NotCopied(PayloadMemory):
 
 
 @dataclass
-class Outcome:
+class ReplayOutcome:
     """What a replay has counted."""
 
     blocks: int = 0  # in all prompts
@@ -135,18 +135,18 @@ class Setup(NamedTuple):
     def __str__(self) -> str:
         return f"two, by {self.split}, {'pooled' if self.pooled else 'separate'}" if self.num_dcs > 1 else "one"
 
-    def dc_of(self, request: Request, number: int) -> int:
+    def dc_of(self, request: TraceRequest, number: int) -> int:
         name = request.conversation if self.split == "conversation" else number
         return random.Random(name).randrange(self.num_dcs)
 
 
 def replay(
-    requests: Sequence[Request], layout: KvLayout, capacity_blocks: int, policy: type[Eviction], setup: Setup
-) -> Outcome:
+    requests: Sequence[TraceRequest], layout: KvLayout, capacity_blocks: int, policy: type[Eviction], setup: Setup
+) -> ReplayOutcome:
     """Serve all requests; the datacenters share the capacity (in whole blocks) evenly."""
     budget_bytes = capacity_blocks * whole_charge(layout) // setup.num_dcs
     dcs = [Datacenter(layout, budget_bytes, policy) for _ in range(setup.num_dcs)]
-    outcome = Outcome()
+    outcome = ReplayOutcome()
     for number, request in enumerate(requests):
         home = setup.dc_of(request, number)
         for dc in dcs:

@@ -18,20 +18,16 @@ from services.cachepool.tiers.bucket import ObjectClient
 from services.cachepool.tiers.opening import open_tier
 from services.cachepool.tiers.tier import NoTier, ObjectTier
 from shared.allocator import keep_freed_memory
-from shared.bus.announce import Announcer
 from shared.bus.events import TOPIC_PLACEMENT, LoadEvent, MembershipEvent, PlacementEvent
-from shared.bus.kafka import Bus
 from shared.config import load
 from shared.deadline import Deadline
-from shared.ids import BlockKey, Datacenter, Epoch, WorkerId, new_epoch
-from shared.log import configure, get_logger
-from shared.metrics import Metrics, watch_loop_lag
+from shared.host import SERVES_GRPC, WorkerServer, open_host, status_server
+from shared.ids import BlockKey, Datacenter, Epoch, WorkerId
+from shared.log import get_logger
+from shared.metrics import Metrics
 from shared.pool.calls import add_pool_servicer
 from shared.rpc.client import Channels
-from shared.rpc.server import GrpcServer
-from shared.service.health import Health
-from shared.service.http import StatusServer
-from shared.service.lifecycle import InFlight, Lifecycle, background
+from shared.service.lifecycle import Lifecycle
 
 log = get_logger()
 
@@ -40,8 +36,8 @@ COLLECT_EVERY = 50_000
 
 
 @dataclass(frozen=True)
-class Pool:
-    """The parts of one pool, wired; nothing runs yet."""
+class PoolParts:
+    """The parts of one pool node, wired; nothing runs yet."""
 
     store: Store
     pins: Pins
@@ -59,35 +55,32 @@ def build_pool(
     metrics: Metrics,
     publish: Callable[[PlacementEvent], None],
     client: ObjectClient | None = None,
-) -> Pool:
-    """Wire a pool whose placement events go to `publish`, which must not block.
+    own_address: str = "",
+) -> PoolParts:
+    """Wire a pool node whose placement events go to `publish`, which must not block.
 
     `client` takes the place of the object store that the settings name. Raises `SettingsError` when they name none.
     """
     counters = PoolMetrics(metrics)
     placement = PlacementLog(WorkerId(settings.worker_id), Datacenter(settings.dc), epoch)
     feed = PlacementFeed(placement, publish, settings.heartbeat_s)
-    tier: ObjectTier | None = None
+    store = Store(settings.pool_bytes, monotonic, settings.tenant_quota)
+    pins = Pins(store, settings.pin_share, settings.tenant_quota, settings.max_pin_s)
+    metrics.registry.register(StoreCollector(store, pins, placement))
+    tier = open_tier(settings, store, metrics, client) if settings.object_url else None
 
-    def note_holding(key: BlockKey) -> None:
+    def note(key: BlockKey) -> None:
         feed.note(key, *holding(store, tier, key))
 
-    def note_settled(key: BlockKey) -> None:
-        if tier is not None:
-            tier.writes.note(key)
-
-    store = Store(
-        settings.pool_bytes, monotonic, lambda key, _groups: note_holding(key), note_settled, settings.tenant_quota
-    )
-    pins = Pins(store, settings.pin_share, settings.tenant_quota, settings.max_pin_s)
-    if settings.object_url:
-        tier = open_tier(settings, store, metrics, note_holding, client)
-    metrics.registry.register(StoreCollector(store, pins, placement))
+    store.listen(on_groups=lambda key, _groups: note(key))
+    if tier is not None:
+        tier.index.on_change = note
+        store.listen(on_settled=tier.writes.note)
     links = Links(Datacenter(settings.dc), metrics, monotonic)
-    pulls = PeerPulls(store, channels, links, counters, settings)
+    pulls = PeerPulls(store, channels, links, counters, settings, own_address)
     metrics.registry.register(LinkCollector(pulls.link_loads))
     servicer = PoolServicer(settings, store, pins, placement, tier or NoTier(), pulls, links, counters)
-    return Pool(store, pins, feed, tier, pulls, links, servicer)
+    return PoolParts(store, pins, feed, tier, pulls, links, servicer)
 
 
 def holding(store: Store, tier: ObjectTier | None, key: BlockKey) -> tuple[int, int]:
@@ -100,49 +93,34 @@ def holding(store: Store, tier: ObjectTier | None, key: BlockKey) -> tuple[int, 
 
 
 async def run(lifecycle: Lifecycle) -> None:
-    """Serve until told to stop. Raises SettingsError; everything opened is closed in reverse order."""
+    """Serve until told to stop. Raises `SettingsError`; everything opened is closed in reverse order."""
     settings = load(PoolSettings)
     keep_freed_memory()
-    configure(settings.service, level=settings.log_level, fmt=settings.log_format, dc=settings.dc)
-    epoch = new_epoch()
-    health, metrics, inflight = Health("grpc"), Metrics(), InFlight()
     async with AsyncExitStack() as stack:
-        jobs = await stack.enter_async_context(background())
-        await stack.enter_async_context(StatusServer(settings.http_host, settings.http_port, metrics.registry, health))
-        bus = Bus(settings.kafka, settings.worker_id, health=health, metrics=metrics)
-        producer = bus.producer()
-        channels = await stack.enter_async_context(Channels())
+        host = await stack.enter_async_context(open_host(settings, SERVES_GRPC))
+        await stack.enter_async_context(status_server(host))
+        server = WorkerServer(host)
 
         def publish(event: PlacementEvent) -> None:
-            producer.publish(TOPIC_PLACEMENT, settings.worker_id, event.encode())
+            server.producer.publish(TOPIC_PLACEMENT, settings.worker_id, event.encode())
 
-        pool = build_pool(settings, epoch, channels, metrics, publish)
+        pool = build_pool(settings, server.epoch, host.channels, host.metrics, publish, own_address=server.address)
         stack.push_async_callback(pool.pulls.close)
         if pool.tier is not None:
-            jobs.start(pool.tier.run(), name="object tier")
-        server = GrpcServer(settings.grpc_host, settings.grpc_port, health, inflight)
-        add_pool_servicer(pool.servicer, server.grpc)
-        port = await server.start()
-        address = pool.pulls.own_address = f"{settings.advertise_host}:{port}"
-        announcer = Announcer(producer, _membership(settings, epoch, address), lambda: _load(settings, epoch, pool))
-        for name, loop in (
-            ("bus", bus.run()),
-            ("producer", producer.run()),
-            ("placement", pool.feed.run()),
-            ("pins", pool.pins.run()),
-            ("announcer", announcer.run()),
-            ("loop lag", watch_loop_lag(metrics)),
-        ):
-            jobs.start(loop, name=name)
+            host.jobs.start(pool.tier.run(), name="object tier")
+        host.jobs.start(pool.feed.run(), name="placement")
+        host.jobs.start(pool.pins.run(), name="pins")
+        add_pool_servicer(pool.servicer, server.grpc.grpc)
+        membership = _membership(settings, server.epoch, server.address)
+        await server.start(membership, lambda: _load(settings, server.epoch, pool))
         gc.freeze()  # the libraries' objects stay: no collection has to look at them again
         gc.set_threshold(COLLECT_EVERY)
-        health.set("grpc", True)
-        log.info("cachepool_ready", address=address, budget_bytes=settings.pool_bytes, epoch=epoch)
+        log.info("cachepool_ready", address=server.address, budget_bytes=settings.pool_bytes, epoch=server.epoch)
 
         await lifecycle.stopping.wait()
-        await announcer.leave()
+        await server.leave()
         end = Deadline.after(settings.drain_s)
-        num_cancelled = await server.stop(settings.drain_s)
+        num_cancelled = await server.stop()
         if pool.tier is not None and (num_unwritten := await pool.tier.close(end.remaining())):
             log.warning("blocks_not_written", num_blocks=num_unwritten)
         log.info("cachepool_drained", num_streams_cancelled=num_cancelled, **pool.store.stats._asdict())
@@ -160,7 +138,7 @@ def _membership(settings: PoolSettings, epoch: Epoch, address: str) -> Membershi
     )
 
 
-def _load(settings: PoolSettings, epoch: Epoch, pool: Pool) -> LoadEvent:
+def _load(settings: PoolSettings, epoch: Epoch, pool: PoolParts) -> LoadEvent:
     stats = pool.store.stats
     return LoadEvent(
         worker=WorkerId(settings.worker_id),

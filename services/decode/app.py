@@ -7,7 +7,7 @@ from services.decode.engine import DecodeEngine
 from services.decode.servicer import DecodeServicer
 from services.decode.settings import DecodeSettings
 from shared.config import load
-from shared.engine.host import EngineLoad, Host, serve_engine
+from shared.engine.host import EngineHost, EngineLoad, serve_engine
 from shared.proto.prfaas_pb2_grpc import add_DecodeServicer_to_server
 from shared.service.lifecycle import Lifecycle
 
@@ -18,7 +18,7 @@ async def run(lifecycle: Lifecycle) -> None:
     await serve_engine(lifecycle, settings, "decode", partial(build_decode, settings))
 
 
-def build_decode(settings: DecodeSettings, host: Host) -> Callable[[], EngineLoad]:
+def build_decode(settings: DecodeSettings, host: EngineHost) -> Callable[[], EngineLoad]:
     """Put a decode worker on `host`; return what states its load."""
     engine = DecodeEngine(settings, host.model, host.torch_thread, host.fetch, host.metrics)
     add_DecodeServicer_to_server(DecodeServicer(host.model, engine), host.server.grpc)

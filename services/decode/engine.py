@@ -5,11 +5,11 @@ import itertools
 import time
 from functools import partial
 
-from services.decode.memory import SequenceMemory
+from services.decode.memory import RequestMemory
 from services.decode.meter import StepMeter
-from services.decode.runner import Runner, Step
-from services.decode.scheduler import Offer, Rank, Scheduler, TailBudget
-from services.decode.sequence import FinishReason, Generation, NewTokens, Sequence
+from services.decode.request import FinishReason, Generation, NewTokens, Request
+from services.decode.runner import DecodeStep, Runner
+from services.decode.scheduler import DecodeScheduler, Offer, Rank, TailBudget
 from services.decode.settings import DecodeSettings
 from services.decode.tail import Tail
 from shared.engine.fetch import FetchContext
@@ -48,8 +48,8 @@ class DecodeEngine:
         self._model = model
         self._thread = thread
         self._wake = asyncio.Event()
-        self._memory = SequenceMemory(context, metrics, settings.chunk_tokens, self._wake.set, self._fail)
-        self._scheduler: Scheduler[Sequence] = Scheduler(self._memory, settings.max_batch)
+        self._memory = RequestMemory(context, metrics, settings.chunk_tokens, self._wake.set, self._fail)
+        self._scheduler: DecodeScheduler[Request] = DecodeScheduler(self._memory, settings.max_batch)
         self._tail_budget = TailBudget(settings.tail_tokens_per_step, model.layout.num_layers)
         self._runner = Runner(model.transformer, model.kv)
         self._meter = StepMeter(metrics)
@@ -69,7 +69,7 @@ class DecodeEngine:
     def tokens_per_s(self) -> float:
         return self._meter.tokens_per_s
 
-    def submit(self, generation: Generation) -> Sequence:
+    def submit(self, generation: Generation) -> Request:
         """Queue a request. Raises `ContextTooLong` when it could never fit, `Overloaded` when too many wait."""
         num_tokens = len(generation.token_ids) + generation.sampling.max_tokens
         if num_tokens > self._model.max_model_len:
@@ -79,18 +79,18 @@ class DecodeEngine:
         self._memory.check(num_tokens)
         if self.num_waiting >= self._settings.max_waiting:
             raise Overloaded(f"{self.num_waiting} requests are waiting already")
-        sequence = Sequence(generation, Rank(generation.priority, next(self._arrivals)))
-        self._scheduler.add(sequence)
+        request = Request(generation, Rank(generation.priority, next(self._arrivals)))
+        self._scheduler.add(request)
         self._wake.set()
-        return sequence
+        return request
 
-    def abort(self, sequence: Sequence) -> None:
+    def abort(self, request: Request) -> None:
         """End a request, whatever its state; nothing happens when it has ended already."""
-        self._retire(sequence)
+        self._retire(request)
 
-    def prefill_failed(self, sequence: Sequence) -> None:
+    def prefill_failed(self, request: Request) -> None:
         """Blocks that are not there yet will not come: compute what is missing."""
-        self._memory.stop_waiting(sequence)
+        self._memory.stop_waiting(request)
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -112,122 +112,122 @@ class DecodeEngine:
         model = self._model
         model.transformer.capture_decode(model.kv, model.max_model_len, self._settings.max_batch)
 
-    def _plan(self) -> Step:
+    def _plan(self) -> DecodeStep:
         batch = self._scheduler.schedule()
-        offers = [offer for sequence in self._scheduler.turns() if (offer := self._offer(sequence)) is not None]
+        offers = [offer for request in self._scheduler.turns() if (offer := self._offer(request)) is not None]
         slices = self._tail_budget.share(offers, len(batch))
-        for sequence, _ in slices:
-            self._scheduler.took_turn(sequence)
-            self._memory.begin_chunk(sequence)
-        return Step.of(slices, batch)
+        for request, _ in slices:
+            self._scheduler.took_turn(request)
+            self._memory.begin_chunk(request)
+        return DecodeStep.of(slices, batch)
 
-    def _offer(self, sequence: Sequence) -> Offer[Sequence] | None:
-        open_layers = self._memory.num_open_layers(sequence)
-        tail = _tail(sequence)
+    def _offer(self, request: Request) -> Offer[Request] | None:
+        open_layers = self._memory.num_open_layers(request)
+        tail = _tail(request)
         if open_layers <= tail.next_layer:
             return None
-        if sequence.gate_opened_at_s is None:
-            sequence.gate_opened_at_s = time.time()
-        return Offer(sequence, tail.chunk_end - tail.first, open_layers - tail.next_layer)
+        if request.gate_opened_at_s is None:
+            request.gate_opened_at_s = time.time()
+        return Offer(request, tail.chunk_end - tail.first, open_layers - tail.next_layer)
 
-    async def _take(self, step: Step, started: float) -> None:
+    async def _take(self, step: DecodeStep, started: float) -> None:
         """Run a step in the torch thread, then hand its tokens out; they travel while the next step computes."""
-        firsts = [_tail(part.sequence).first for part in step.tails]
+        firsts = [_tail(part.request).first for part in step.tails]
         in_hand = step.holdings
         self._memory.take_in_hand(in_hand)
         try:
             outcome = await self._thread.run(partial(self._runner.run, step))
             for part, first, sampled in zip(step.tails, firsts, outcome.tails, strict=True):
-                self._tail_advanced(part.sequence, first, sampled)
+                self._tail_advanced(part.request, first, sampled)
             if isinstance(outcome.batch, RuntimeError):
                 for part in step.batch:
-                    self._fail(part.sequence, outcome.batch)
+                    self._fail(part.request, outcome.batch)
             else:
                 for part, sampled in zip(step.batch, outcome.batch, strict=True):
-                    self._generated(part.sequence, sampled)
+                    self._generated(part.request, sampled)
         finally:
             self._memory.put_down(in_hand)
         self._meter.stepped(step, outcome, time.perf_counter() - started)
 
-    def _tail_advanced(self, sequence: Sequence, first: int, sampled: Sampled | RuntimeError | None) -> None:
-        if sequence.retired:
+    def _tail_advanced(self, request: Request, first: int, sampled: Sampled | RuntimeError | None) -> None:
+        if request.retired:
             return
         if isinstance(sampled, RuntimeError):
-            self._fail(sequence, sampled)
+            self._fail(request, sampled)
             return
-        tail = _tail(sequence)
+        tail = _tail(request)
         if tail.first > first:  # a chunk is through all layers
-            self._count_computed(sequence, tail.first - first)
-            self._memory.completed(sequence, tail.first)
+            self._count_computed(request, tail.first - first)
+            self._memory.completed(request, tail.first)
         if sampled is not None:
-            self._join_batch(sequence, tail, sampled)
+            self._join_batch(request, tail, sampled)
 
-    def _count_computed(self, sequence: Sequence, num_tokens: int) -> None:
-        new = min(num_tokens, sequence.num_prompt_tokens - sequence.num_computed) if not sequence.num_generated else 0
-        sequence.num_computed += new
+    def _count_computed(self, request: Request, num_tokens: int) -> None:
+        new = min(num_tokens, request.num_prompt_tokens - request.num_computed) if not request.num_generated else 0
+        request.num_computed += new
         self._meter.computed_prompt.inc(new)
         self._meter.recomputed.inc(num_tokens - new)
 
-    def _join_batch(self, sequence: Sequence, tail: Tail, sampled: Sampled) -> None:
-        self._memory.end_tail(sequence)
-        self._scheduler.join(sequence)
+    def _join_batch(self, request: Request, tail: Tail, sampled: Sampled) -> None:
+        self._memory.end_tail(request)
+        self._scheduler.join(request)
         log.info(
             "tail_computed",
-            request_id=sequence.generation.request_id,  # this loop serves many requests and is bound to none
-            num_prompt_tokens=sequence.num_prompt_tokens,
-            num_generated=sequence.num_generated,  # not 0: it was pre-empted
+            request_id=request.generation.request_id,  # this loop serves many requests and is bound to none
+            num_prompt_tokens=request.num_prompt_tokens,
+            num_generated=request.num_generated,  # not 0: it was pre-empted
             computed_tokens=tail.end - tail.start,
-            gate_opened_at_s=sequence.gate_opened_at_s,
+            gate_opened_at_s=request.gate_opened_at_s,
             computed_at_s=time.time(),
         )
-        self._append(sequence, sampled)
+        self._append(request, sampled)
 
-    def _generated(self, sequence: Sequence, sampled: Sampled) -> None:
-        if sequence.retired:
+    def _generated(self, request: Request, sampled: Sampled) -> None:
+        if request.retired:
             return
-        if len(sequence.tokens) % self._model.layout.block_tokens == 0:
-            self._memory.completed(sequence, len(sequence.tokens))
-        self._append(sequence, sampled)
+        if len(request.tokens) % self._model.layout.block_tokens == 0:
+            self._memory.completed(request, len(request.tokens))
+        self._append(request, sampled)
 
-    def _append(self, sequence: Sequence, sampled: Sampled) -> None:
-        computed = 0 if sequence.num_generated else sequence.num_computed
-        sequence.tokens.append(sampled.token)
+    def _append(self, request: Request, sampled: Sampled) -> None:
+        computed = 0 if request.num_generated else request.num_computed
+        request.tokens.append(sampled.token)
         self._meter.generated.inc()
-        reason = _finish_reason(sequence, sampled.token)
+        reason = _finish_reason(request, sampled.token)
         logprobs = () if sampled.logprobs is None else (sampled.logprobs,)
-        sequence.deliver(NewTokens((sampled.token,), reason, computed, logprobs))
+        request.deliver(NewTokens((sampled.token,), reason, computed, logprobs))
         if reason is not None:
-            self._retire(sequence)
+            self._retire(request)
 
-    def _fail(self, sequence: Sequence, error: BaseException) -> None:
-        if sequence.retired:
+    def _fail(self, request: Request, error: BaseException) -> None:
+        if request.retired:
             return
         if not isinstance(error, PrfaasError):
-            log.error("generation_failed", request_id=sequence.generation.request_id, exc_info=error)
+            log.error("generation_failed", request_id=request.generation.request_id, exc_info=error)
             error = Internal(f"decode failed: {type(error).__name__}")
-        sequence.deliver(error)
-        self._retire(sequence)
+        request.deliver(error)
+        self._retire(request)
 
-    def _retire(self, sequence: Sequence) -> None:
-        sequence.retired = True
-        self._scheduler.remove(sequence)
-        self._memory.abandon(sequence)
+    def _retire(self, request: Request) -> None:
+        request.retired = True
+        self._scheduler.remove(request)
+        self._memory.abandon(request)
         self._wake.set()
 
     async def _clean_up(self) -> None:
-        for sequence in [*self._scheduler.waiting, *self._scheduler.tails, *self._scheduler.running]:
-            self._fail(sequence, Draining("this worker is stopping"))
+        for request in [*self._scheduler.waiting, *self._scheduler.tails, *self._scheduler.running]:
+            self._fail(request, Draining("this worker is stopping"))
         await self._memory.all_returned()
 
 
-def _tail(sequence: Sequence) -> Tail:
-    tail = sequence.held.tail
+def _tail(request: Request) -> Tail:
+    tail = request.held.tail
     assert tail is not None, "a sequence in tails has a tail"
     return tail
 
 
-def _finish_reason(sequence: Sequence, token: int) -> FinishReason | None:
-    sampling = sequence.generation.sampling
+def _finish_reason(request: Request, token: int) -> FinishReason | None:
+    sampling = request.generation.sampling
     if token in sampling.stop_token_ids:
         return FinishReason.STOP
-    return FinishReason.LENGTH if sequence.num_generated >= sampling.max_tokens else None
+    return FinishReason.LENGTH if request.num_generated >= sampling.max_tokens else None

@@ -10,7 +10,7 @@ from shared.model.pages.reservation import Reservation
 
 @dataclass(eq=False)
 class Holding:
-    """Made, used and let go by `SequenceMemory` only.
+    """Made, used and let go by `RequestMemory` only.
 
     Users are the fetch that fills pages, the torch thread while it has the sequence in hand, and every piece of work of
     the publisher. An abandoned holding is released when the last of them is done.

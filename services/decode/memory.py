@@ -2,13 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
-from collections.abc import Sequence as Seq
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from services.decode.holding import Holding
-from services.decode.publisher import BlockPublisher, Work
-from services.decode.sequence import Sequence
+from services.decode.publisher import BlockPublisher, PublishWork
+from services.decode.request import Request
 from services.decode.tail import Tail
 from shared.engine.fetch import FetchContext, PageFetch
 from shared.engine.ready_pages import ReadyPages
@@ -21,8 +20,8 @@ from shared.model.pages.reservation import Reservation
 log = get_logger()
 
 
-class SequenceMemory:
-    """The scheduler's `Pages`, and what the engine needs beside. Owns all holdings, so all of decode's reservations.
+class RequestMemory:
+    """The scheduler's `PageMemory`, and what the engine needs beside. Owns all holdings: all of decode's reservations.
 
     The pool is the swap. Full blocks are published as they complete, so that a sequence that gives its pages up finds
     them again on the device, as long as nobody needed the pages, else in the pool; what is in neither is computed. Only
@@ -35,7 +34,7 @@ class SequenceMemory:
         metrics: Metrics,
         chunk_tokens: int,
         on_change: Callable[[], None],
-        on_failure: Callable[[Sequence, BaseException], None],
+        on_failure: Callable[[Request, BaseException], None],
     ) -> None:
         """`on_change` is called when a gate may have opened or pages are back, `on_failure` when a fetch has failed."""
         self._context = context
@@ -62,28 +61,28 @@ class SequenceMemory:
     def returning(self) -> bool:
         return bool(self._leaving)
 
-    def reserve(self, sequence: Sequence, num_growing: int, /) -> bool:
-        num_tokens, block_tokens = len(sequence.tokens), self._layout.block_tokens
+    def reserve(self, request: Request, num_growing: int, /) -> bool:
+        num_tokens, block_tokens = len(request.tokens), self._layout.block_tokens
         spare_pages = num_growing * len(self._kv.groups.full)
         # The last token is computed whatever is held: what it predicts is what is asked for.
         reservation = self._kv.reserve(
-            sequence.keys, num_tokens + 1, self._chunk_tokens, spare_pages, latest=num_tokens - 1
+            request.keys, num_tokens + 1, self._chunk_tokens, spare_pages, latest=num_tokens - 1
         )
         if reservation is None:
             return False
         resident = list(reservation.cached_layers)
         # The device may hold more than any pool is known to.
-        num_blocks = max(min(sequence.num_pooled, num_tokens // block_tokens), len(resident))
-        holding = sequence.holding = Holding(reservation, None, resident)
-        self._start_tail(sequence, holding, num_blocks)
+        num_blocks = max(min(request.num_pooled, num_tokens // block_tokens), len(resident))
+        holding = request.holding = Holding(reservation, None, resident)
+        self._start_tail(request, holding, num_blocks)
         if len(resident) < num_blocks:
-            self._start_fetch(sequence, holding, num_blocks)
+            self._start_fetch(request, holding, num_blocks)
         else:
-            sequence.wait_until_s = 0.0  # what was promised is here
+            request.wait_until_s = 0.0  # what was promised is here
         return True
 
-    def extend(self, sequence: Sequence, /) -> bool:
-        reservation, position, page_tokens = sequence.held.reservation, len(sequence.tokens) - 1, self._kv.page_tokens
+    def extend(self, request: Request, /) -> bool:
+        reservation, position, page_tokens = request.held.reservation, len(request.tokens) - 1, self._kv.page_tokens
         if position >= reservation.num_tokens:
             next_page = (position // page_tokens + 1) * page_tokens
             if not self._kv.extend(reservation, next_page):
@@ -93,16 +92,16 @@ class SequenceMemory:
             self._cover(reservation, position, min(position + page_tokens, reservation.num_tokens))
         return True
 
-    def give_up(self, sequence: Sequence, /) -> None:
-        holding = sequence.held
-        log.info("preempted", request_id=sequence.generation.request_id, num_tokens=len(sequence.tokens))
+    def give_up(self, request: Request, /) -> None:
+        holding = request.held
+        log.info("preempted", request_id=request.generation.request_id, num_tokens=len(request.tokens))
         self._preempted.inc()
         # From its own pages: it slides no more.
-        self._publish(sequence, holding, holding.reservation, len(holding.resident))
-        self.abandon(sequence)
+        self._publish(request, holding, holding.reservation, len(holding.resident))
+        self.abandon(request)
 
-    def would_fit(self, sequence: Sequence, others: Seq[Sequence], /) -> bool:
-        return self._num_pages(sequence) + sum(map(self._num_pages, others)) <= self._kv.num_pages
+    def would_fit(self, request: Request, others: Sequence[Request], /) -> bool:
+        return self._num_pages(request) + sum(map(self._num_pages, others)) <= self._kv.num_pages
 
     def take_in_hand(self, holdings: Iterable[Holding]) -> None:
         """The torch thread is going to work on these: their pages stay until `put_down`."""
@@ -113,19 +112,19 @@ class SequenceMemory:
         for holding in holdings:
             self._done(holding)
 
-    def num_open_layers(self, sequence: Sequence) -> int:
+    def num_open_layers(self, request: Request) -> int:
         """Return how many leading layers of what is fetched have landed. May start the tail anew, further back."""
-        holding = sequence.held
+        holding = request.held
         if holding.fetch is None:
             return self._layout.num_layers
         if holding.fetch_task is not None and holding.fetch_task.done():
-            self._settle(sequence, holding)
+            self._settle(request, holding)
             return self._layout.num_layers
         return holding.fetch.num_open_layers()
 
-    def begin_chunk(self, sequence: Sequence) -> None:
+    def begin_chunk(self, request: Request) -> None:
         """See to the window pages of a tail's next chunk. The first slides past nothing: its fetch may still fail."""
-        holding = sequence.held
+        holding = request.held
         tail = holding.tail
         if tail is None or tail.next_layer > 0:
             return
@@ -133,39 +132,39 @@ class SequenceMemory:
             self._kv.slide(holding.reservation, tail.first)
         self._cover(holding.reservation, tail.first, tail.chunk_end)
 
-    def end_tail(self, sequence: Sequence) -> None:
+    def end_tail(self, request: Request) -> None:
         """The tail is computed: from here on the sequence goes on by a token at a time."""
-        holding = sequence.held
+        holding = request.held
         holding.tail = None
         self.ready_pages.pages_taken()  # not before: it would compete with what the first token waits for
-        self._kv.slide(holding.reservation, len(sequence.tokens), stride=self._kv.page_tokens)
+        self._kv.slide(holding.reservation, len(request.tokens), stride=self._kv.page_tokens)
 
-    def completed(self, sequence: Sequence, num_tokens: int) -> None:
+    def completed(self, request: Request, num_tokens: int) -> None:
         """The KV of the first `num_tokens` tokens is in the pages: full blocks become shareable and are published."""
-        holding, block_tokens, keys = sequence.held, self._layout.block_tokens, sequence.keys
-        self._settle(sequence, holding)
+        holding, block_tokens, keys = request.held, self._layout.block_tokens, request.keys
+        self._settle(request, holding)
         num_blocks = num_tokens // block_tokens
         while len(keys) < num_blocks:
             start = len(keys) * block_tokens
-            previous = keys[-1] if keys else sequence.generation.root
-            keys.extend(chain_keys(previous, sequence.tokens[start : start + block_tokens], block_tokens))
+            previous = keys[-1] if keys else request.generation.root
+            keys.extend(chain_keys(previous, request.tokens[start : start + block_tokens], block_tokens))
         holding.resident += [self._layout.all_layers] * (num_blocks - len(holding.resident))
         self._kv.commit(holding.reservation, num_blocks, keys, holding.resident)
-        if sequence.num_offered < num_blocks:
+        if request.num_offered < num_blocks:
             # The publisher's own hold: the sequence goes on and slides its window. Without room it is offered later.
-            shared = self._kv.share(holding.reservation, sequence.num_offered, num_blocks)
-            if shared is not None and not self._publish(sequence, holding, shared, num_blocks):
+            shared = self._kv.share(holding.reservation, request.num_offered, num_blocks)
+            if shared is not None and not self._publish(request, holding, shared, num_blocks):
                 self._kv.release(shared)
 
-    def stop_waiting(self, sequence: Sequence) -> None:
+    def stop_waiting(self, request: Request) -> None:
         """Nobody will write what is not there yet: take what is present, compute the rest."""
-        sequence.wait_until_s = 0.0
-        if sequence.holding is not None and sequence.holding.fetch is not None:
-            sequence.holding.fetch.stop_waiting()
+        request.wait_until_s = 0.0
+        if request.holding is not None and request.holding.fetch is not None:
+            request.holding.fetch.stop_waiting()
 
-    def abandon(self, sequence: Sequence) -> None:
+    def abandon(self, request: Request) -> None:
         """Let go of a sequence's pages, at once or when the last user is done with them. Idempotent."""
-        holding, sequence.holding = sequence.holding, None
+        holding, request.holding = request.holding, None
         if holding is None:
             return
         holding.abandoned = True
@@ -182,48 +181,48 @@ class SequenceMemory:
         if tasks:
             await asyncio.wait(tasks)
 
-    def _start_tail(self, sequence: Sequence, holding: Holding, num_blocks: int) -> None:
+    def _start_tail(self, request: Request, holding: Holding, num_blocks: int) -> None:
         """Resume after as many blocks, but never after the last token. What is shared is not written to."""
-        end, block_tokens = len(sequence.tokens), self._layout.block_tokens
+        end, block_tokens = len(request.tokens), self._layout.block_tokens
         start = min(num_blocks * block_tokens, end - 1)
         stores = start >= holding.reservation.cached_blocks * block_tokens
         holding.tail = Tail(start, end, self._chunk_tokens, num_blocks, stores)
 
-    def _start_fetch(self, sequence: Sequence, holding: Holding, num_blocks: int) -> None:
-        generation, tail = sequence.generation, holding.tail
+    def _start_fetch(self, request: Request, holding: Holding, num_blocks: int) -> None:
+        generation, tail = request.generation, holding.tail
         assert tail is not None, "fetching what no tail resumes from"
         self._cover(holding.reservation, tail.start, num_blocks * self._layout.block_tokens)
         blocks = range(holding.reservation.cached_blocks, num_blocks)
         needed = {block: self._layout.needed_layers_at(block, tail.start) for block in blocks}
         wanted = {block: layers for block, layers in needed.items() if layers}
         now = time.monotonic()
-        if sequence.wait_until_s is None:
-            sequence.wait_until_s = now + generation.wait_s
+        if request.wait_until_s is None:
+            request.wait_until_s = now + generation.wait_s
         context = self._context.at(generation.pool_nodes, generation.tenant)
         holding.fetch = PageFetch(
-            context, holding.reservation, sequence.keys, wanted, self._on_change, generation.fidelity
+            context, holding.reservation, request.keys, wanted, self._on_change, generation.fidelity
         )
         holding.fetch_task = asyncio.create_task(
-            holding.fetch.run(generation.sources, max(0.0, sequence.wait_until_s - now), generation.deadline),
+            holding.fetch.run(generation.sources, max(0.0, request.wait_until_s - now), generation.deadline),
             name="decode fetch",
         )
         holding.num_users += 1
-        holding.fetch_task.add_done_callback(partial(self._fetch_ended, sequence, holding))
+        holding.fetch_task.add_done_callback(partial(self._fetch_ended, request, holding))
 
-    def _fetch_ended(self, sequence: Sequence, holding: Holding, task: "asyncio.Task[None]") -> None:
+    def _fetch_ended(self, request: Request, holding: Holding, task: "asyncio.Task[None]") -> None:
         """Called by the task. The tail is changed later, by the loop, when the torch thread has let go of it."""
         error = None if task.cancelled() else task.exception()
         if error is not None and not holding.abandoned:
-            self._on_failure(sequence, error)
+            self._on_failure(request, error)
         self._done(holding)
         self._on_change()
 
-    def _settle(self, sequence: Sequence, holding: Holding) -> None:
+    def _settle(self, request: Request, holding: Holding) -> None:
         """Take stock of a fetch: what has landed is resident; if something is missing, the tail starts before it."""
         fetch, holding.fetch = holding.fetch, None
         if fetch is None or holding.tail is None:
             return
-        sequence.wait_until_s = 0.0
+        request.wait_until_s = 0.0
         start, num_blocks = holding.tail.start, holding.tail.num_blocks
         for block in range(len(holding.resident), num_blocks):
             needed = self._layout.needed_layers_at(block, start)
@@ -232,26 +231,26 @@ class SequenceMemory:
             resume = self._layout.longest_resume(holding.resident[: start // self._layout.block_tokens])
             del holding.resident[resume:]
             self._kv.rewind(holding.reservation, resume * self._layout.block_tokens)
-            sequence.num_pooled = sequence.num_offered = resume
+            request.num_pooled = request.num_offered = resume
             log.warning(
                 "tail_extended",
-                request_id=sequence.generation.request_id,
+                request_id=request.generation.request_id,
                 num_blocks=num_blocks,
                 resume_block=resume,
             )
-            self._start_tail(sequence, holding, resume)
+            self._start_tail(request, holding, resume)
 
-    def _publish(self, sequence: Sequence, holding: Holding, pages: Reservation, num_blocks: int) -> bool:
+    def _publish(self, request: Request, holding: Holding, pages: Reservation, num_blocks: int) -> bool:
         """Offer what was not offered yet, as far as it is in `pages`."""
-        first = sequence.num_offered
+        first = request.num_offered
         layers = tuple(holding.resident[block] & self._layers_held(pages, block) for block in range(first, num_blocks))
-        if not layers or not self.publisher.publish(Work(sequence, holding, pages, first, layers)):
+        if not layers or not self.publisher.publish(PublishWork(request, holding, pages, first, layers)):
             return False
         holding.num_users += 1
-        sequence.num_offered = num_blocks
+        request.num_offered = num_blocks
         return True
 
-    def _published(self, work: Work) -> None:
+    def _published(self, work: PublishWork) -> None:
         if work.pages is not work.holding.reservation:
             self._kv.release(work.pages)
         self._done(work.holding)
@@ -262,8 +261,8 @@ class SequenceMemory:
         index = block // self._kv.blocks_per_page
         return sum(mask for mask, table in zip(self._group_layers, pages.tables, strict=True) if table[index] >= 0)
 
-    def _num_pages(self, sequence: Sequence) -> int:
-        return self._kv.groups.pages_needed(len(sequence.tokens) + 1, self._chunk_tokens, self._kv.page_tokens)
+    def _num_pages(self, request: Request) -> int:
+        return self._kv.groups.pages_needed(len(request.tokens) + 1, self._chunk_tokens, self._kv.page_tokens)
 
     def _cover(self, reservation: Reservation, first: int, end: int) -> None:
         covered = self._kv.cover(reservation, first, end)

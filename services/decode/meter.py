@@ -1,6 +1,6 @@
 """What a decode engine measures about itself."""
 
-from services.decode.runner import Outcome, Step
+from services.decode.runner import DecodeStep, StepOutcome
 from shared.metrics import INTER_TOKEN_BUCKETS_S, Metrics
 
 SPEED_SMOOTHING = 0.1
@@ -25,7 +25,7 @@ class StepMeter:
         )
         self._tails = metrics.counter("decode_step_tail_seconds", "Of these steps, what was spent on tails")
 
-    def stepped(self, step: Step, outcome: Outcome, seconds: float) -> None:
+    def stepped(self, step: DecodeStep, outcome: StepOutcome, seconds: float) -> None:
         """Note one turn of the loop; those without a batch concern nobody's tokens."""
         if not step.batch:
             return

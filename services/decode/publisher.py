@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from services.decode.holding import Holding
-from services.decode.sequence import Sequence
+from services.decode.request import Request
 from shared.deadline import Deadline
 from shared.engine.fetch import FetchContext
 from shared.engine.publish import PagePublisher, Ready
@@ -25,8 +25,8 @@ BACK_OFF_S = 5.0
 """How long nothing is sent to a pool that could not be reached: pages wait for the sending, others for the pages."""
 
 
-class Work(NamedTuple):
-    sequence: Sequence
+class PublishWork(NamedTuple):
+    request: Request
     holding: Holding
     pages: Reservation  # what the blocks are read from
     first: int
@@ -44,10 +44,10 @@ class BlockPublisher:
     its sequence's `num_pooled`; what is not may be offered again, together with the sequence's next block.
     """
 
-    def __init__(self, context: FetchContext, metrics: Metrics, on_done: Callable[[Work], None]) -> None:
+    def __init__(self, context: FetchContext, metrics: Metrics, on_done: Callable[[PublishWork], None]) -> None:
         self._context = context
         self._on_done = on_done
-        self._queue: asyncio.Queue[Work] = asyncio.Queue()
+        self._queue: asyncio.Queue[PublishWork] = asyncio.Queue()
         self._num_queued = 0
         self._away_until_s = 0.0
         self._published = metrics.counter(
@@ -55,7 +55,7 @@ class BlockPublisher:
         )
         self._dropped = metrics.counter("decode_unpublished_blocks", "Blocks that did not reach the pool")
 
-    def publish(self, work: Work) -> bool:
+    def publish(self, work: PublishWork) -> bool:
         """Queue blocks. False, and nothing is done, when too many wait."""
         if self._num_queued + len(work.layers) > MAX_QUEUED_BLOCKS:
             self._dropped.inc(len(work.layers))
@@ -73,7 +73,7 @@ class BlockPublisher:
             while not self._queue.empty():
                 self._drop(self._queue.get_nowait())
 
-    async def _publish(self, work: Work) -> None:
+    async def _publish(self, work: PublishWork) -> None:
         if time.monotonic() < self._away_until_s:
             self._drop(work)
             return
@@ -89,30 +89,30 @@ class BlockPublisher:
             raise
         else:
             self._published.inc(len(work.layers))
-            if work.first <= work.sequence.num_pooled:
-                work.sequence.num_pooled = max(work.sequence.num_pooled, work.end)
+            if work.first <= work.request.num_pooled:
+                work.request.num_pooled = max(work.request.num_pooled, work.end)
             self._finish(work)
 
-    def _drop(self, work: Work) -> None:
+    def _drop(self, work: PublishWork) -> None:
         self._dropped.inc(len(work.layers))
-        work.sequence.num_offered = min(work.sequence.num_offered, work.first)
+        work.request.num_offered = min(work.request.num_offered, work.first)
         self._finish(work)
 
-    def _finish(self, work: Work) -> None:
+    def _finish(self, work: PublishWork) -> None:
         self._num_queued -= len(work.layers)
         self._on_done(work)
 
-    async def _send(self, work: Work) -> None:
-        sequence, generation = work.sequence, work.sequence.generation
+    async def _send(self, work: PublishWork) -> None:
+        request, generation = work.request, work.request.generation
         context = self._context.at(generation.pool_nodes, generation.tenant)
         async with context.pool.publish(Deadline.after(PUBLISH_TIMEOUT_S)) as publication:
-            publisher = PagePublisher(publication, context, work.pages, sequence.keys, generation.codec)
+            publisher = PagePublisher(publication, context, work.pages, request.keys, generation.codec)
             blocks = [
                 BlockEntries(key, layers)
-                for key, layers in zip(sequence.keys[work.first : work.end], work.layers, strict=True)
+                for key, layers in zip(request.keys[work.first : work.end], work.layers, strict=True)
             ]
             if work.first > 0:
-                blocks.insert(0, BlockEntries(sequence.keys[work.first - 1], 0))  # tells the pool what these follow
+                blocks.insert(0, BlockEntries(request.keys[work.first - 1], 0))  # tells the pool what these follow
             grant = await publication.open(context.layout, blocks)
             publisher.to_send[work.first : work.end] = grant.granted[-len(work.layers) :]
             for layer in range(context.layout.num_layers):

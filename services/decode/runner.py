@@ -1,15 +1,15 @@
 """What the decode engine asks of the model; every method runs in the torch thread."""
 
 import time
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 
 from services.decode.holding import Holding
+from services.decode.request import Request
 from services.decode.scheduler import Slice
-from services.decode.sequence import Sequence
 from shared.model.layers.batch import Span
 from shared.model.pages.kv import PagedKv
 from shared.model.sampler.penalties import TokenHistory
@@ -17,27 +17,27 @@ from shared.model.sampler.sampling import Row, Sampled, sample
 from shared.model.transformer import Transformer
 
 
-class Part(NamedTuple):
+class RequestPart(NamedTuple):
     """A sequence in the torch thread's hand. The loop may take its holding from it meanwhile: this one stays."""
 
-    sequence: Sequence
+    request: Request
     holding: Holding
     num_layers: int = 0  # of its tail, that are to run
 
 
 @dataclass(frozen=True)
-class Step:
+class DecodeStep:
     """What the torch thread does in one go: some layers of some tails, and a token for each sequence of the batch."""
 
-    tails: Seq[Part]
-    batch: Seq[Part]
+    tails: Sequence[RequestPart]
+    batch: Sequence[RequestPart]
 
     @classmethod
-    def of(cls, slices: Seq[Slice[Sequence]], batch: Seq[Sequence]) -> "Step":
+    def of(cls, slices: Sequence[Slice[Request]], batch: Sequence[Request]) -> "DecodeStep":
         """All of them hold pages."""
         return cls(
-            [Part(sequence, sequence.held, num_layers) for sequence, num_layers in slices],
-            [Part(sequence, sequence.held) for sequence in batch],
+            [RequestPart(request, request.held, num_layers) for request, num_layers in slices],
+            [RequestPart(request, request.held) for request in batch],
         )
 
     def __bool__(self) -> bool:
@@ -49,7 +49,7 @@ class Step:
 
 
 @dataclass
-class Outcome:
+class StepOutcome:
     """What came of a step. Torch's errors, out of memory included, are results: they concern a part of it only."""
 
     tails: list[Sampled | RuntimeError | None] = field(default_factory=list)  # as the step's; None: not at its end yet
@@ -65,8 +65,8 @@ class Runner:
         self._transformer = transformer
         self._kv = kv
 
-    def run(self, step: Step) -> Outcome:
-        outcome = Outcome()
+    def run(self, step: DecodeStep) -> StepOutcome:
+        outcome = StepOutcome()
         started = time.perf_counter()
         for part in step.tails:
             try:
@@ -83,31 +83,31 @@ class Runner:
                 outcome.batch = error
         return outcome
 
-    def _advance_tail(self, part: Part) -> Sampled | None:
+    def _advance_tail(self, part: RequestPart) -> Sampled | None:
         """Run a tail's next layers. Return the token that follows it once the whole tail is computed."""
-        sequence, holding, num_layers = part
+        request, holding, num_layers = part
         assert holding.tail is not None, "no tail to advance"
-        last = holding.tail.advance(num_layers, self._transformer, self._kv, holding.reservation, sequence.tokens)
+        last = holding.tail.advance(num_layers, self._transformer, self._kv, holding.reservation, request.tokens)
         return None if last is None else self._sample(last, [part])[0]
 
-    def _generate(self, batch: Seq[Part]) -> tuple[list[Sampled], float]:
+    def _generate(self, batch: Sequence[RequestPart]) -> tuple[list[Sampled], float]:
         """Run the last token of each sequence through the model. Return what follows each, and the model's seconds."""
-        spans = [Span(part.holding.reservation.tables, len(part.sequence.tokens) - 1, 1) for part in batch]
+        spans = [Span(part.holding.reservation.tables, len(part.request.tokens) - 1, 1) for part in batch]
         started = time.perf_counter()
-        ids = [part.sequence.tokens[-1] for part in batch]
+        ids = [part.request.tokens[-1] for part in batch]
         results = self._sample(self._transformer.decode(ids, spans, self._kv), batch)
         return results, time.perf_counter() - started
 
-    def _sample(self, hidden: torch.Tensor, batch: Seq[Part]) -> list[Sampled]:
+    def _sample(self, hidden: torch.Tensor, batch: Sequence[RequestPart]) -> list[Sampled]:
         """`hidden` is `[len(batch), hidden size]`: the state that predicts each sequence's next token."""
-        return sample(self._transformer.logits(hidden), [_row(part.sequence) for part in batch])
+        return sample(self._transformer.logits(hidden), [_row(part.request) for part in batch])
 
 
-def _row(sequence: Sequence) -> Row:
-    generation = sequence.generation
+def _row(request: Request) -> Row:
+    generation = request.generation
     params = generation.sampling
-    if sequence.history is None and params.has_penalties:
+    if request.history is None and params.has_penalties:
         num_prompt_tokens = len(generation.token_ids) - generation.num_generated_before
-        sequence.history = TokenHistory(sequence.tokens, num_prompt_tokens)
-    may_end = sequence.num_generated >= params.min_tokens
-    return Row(params, len(sequence.tokens), may_end, sequence.history)
+        request.history = TokenHistory(request.tokens, num_prompt_tokens)
+    may_end = request.num_generated >= params.min_tokens
+    return Row(params, len(request.tokens), may_end, request.history)

@@ -13,16 +13,16 @@ class Rank(NamedTuple):
     arrival: int  # numbers requests as they come
 
 
-class Request(Protocol):
+class Schedulable(Protocol):
     @property
     def rank(self) -> Rank: ...
 
 
-R = TypeVar("R", bound=Request)
-R_contra = TypeVar("R_contra", bound=Request, contravariant=True)
+R = TypeVar("R", bound=Schedulable)
+R_contra = TypeVar("R_contra", bound=Schedulable, contravariant=True)
 
 
-class Pages(Protocol[R_contra]):
+class PageMemory(Protocol[R_contra]):
     """Memory as the policy sees it. A call that returns False has changed nothing."""
 
     def reserve(self, request: R_contra, num_growing: int, /) -> bool:
@@ -42,7 +42,7 @@ class Pages(Protocol[R_contra]):
         """Whether pages that were given up are on their way back."""
 
 
-class Scheduler(Generic[R]):
+class DecodeScheduler(Generic[R]):
     """Keeps every live request in one of three lists: waiting (holds no pages), tails (its prompt's end is still to be
     computed) and running (gets one token a step).
 
@@ -60,7 +60,7 @@ class Scheduler(Generic[R]):
     higher ones keep coming.
     """
 
-    def __init__(self, pages: Pages[R], max_batch: int) -> None:
+    def __init__(self, pages: PageMemory[R], max_batch: int) -> None:
         self._pages = pages
         self._max_batch = max_batch
         self.waiting: list[R] = []  # in rank order
@@ -187,5 +187,5 @@ class TailBudget:
         return slices
 
 
-def _rank(request: Request) -> Rank:
+def _rank(request: Schedulable) -> Rank:
     return request.rank

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 
 from services.decode.engine import DecodeEngine
-from services.decode.sequence import FinishReason, Generation, NewTokens, Sequence
+from services.decode.request import FinishReason, Generation, NewTokens, Request
 from shared.deadline import Deadline
 from shared.engine.loaded import LoadedModel
 from shared.engine.thread import beside_loop
@@ -45,21 +45,21 @@ class DecodeServicer(Base):
             raise BadRequest("the first message of Generate must be `start`")
         start, deadline = first.start, call_deadline(context, DEFAULT_TIMEOUT_S)
         generation = await beside_loop(len(start.token_ids), partial(self._validated, start, deadline))
-        sequence = self._engine.submit(generation)
-        updates = asyncio.create_task(self._follow(request_iterator, sequence), name="plan updates")
+        request = self._engine.submit(generation)
+        updates = asyncio.create_task(self._follow(request_iterator, request), name="plan updates")
         try:
-            async with aclosing(sequence.events()) as events:
+            async with aclosing(request.events()) as events:
                 async for event in events:
                     yield _message(event)
         finally:
-            self._engine.abort(sequence)
+            self._engine.abort(request)
             updates.cancel()
             await asyncio.wait({updates})
 
-    async def _follow(self, controls: AsyncIterator[pb.Control], sequence: Sequence) -> None:
+    async def _follow(self, controls: AsyncIterator[pb.Control], request: Request) -> None:
         async for control in controls:
             if control.update.prefill_failed:
-                self._engine.prefill_failed(sequence)
+                self._engine.prefill_failed(request)
 
     def _validated(self, start: pb.GenerateRequest, deadline: Deadline) -> Generation:
         token_ids, model = list(start.token_ids), self._model

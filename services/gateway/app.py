@@ -33,16 +33,16 @@ from services.gateway.routing.policies import policy_of
 from services.gateway.routing.router import Router
 from services.gateway.settings import GatewaySettings
 from shared.bus.events import TOPIC_LOAD, TOPIC_MEMBERSHIP, TOPIC_PLACEMENT
-from shared.bus.kafka import Bus
 from shared.config import load
+from shared.host import open_host
 from shared.ids import Datacenter
-from shared.log import configure, get_logger
-from shared.metrics import Metrics, watch_loop_lag
+from shared.log import get_logger
+from shared.metrics import Metrics
 from shared.pool.admin import PoolAdmin
 from shared.rpc.client import Channels
 from shared.service.health import Health
 from shared.service.http import HttpServer, status_routes
-from shared.service.lifecycle import InFlight, Lifecycle, background
+from shared.service.lifecycle import InFlight, Lifecycle
 from shared.workers.decode import DecodeClient
 from shared.workers.prefill import PrefillClient
 
@@ -54,40 +54,35 @@ TEXT_THREADS = 2
 async def run(lifecycle: Lifecycle) -> None:
     """Serve until the lifecycle says stop. Raises `SettingsError`, `ModelFileError`."""
     settings = load(GatewaySettings)
-    configure(settings.service, level=settings.log_level, fmt=settings.log_format, dc=settings.dc)
     async with AsyncExitStack() as stack:
         executor = stack.enter_context(ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="text"))
+        host = await stack.enter_async_context(open_host(settings, DECODE_CONDITION))
         compiling = asyncio.get_running_loop().run_in_executor(executor, load_match)
         model = await asyncio.get_running_loop().run_in_executor(executor, load_model, settings)
         if await compiling is None:
             log.warning("match_kernel_unavailable", consequence="matching a long prompt takes twice as long")
-        health, metrics, inflight = Health(DECODE_CONDITION), Metrics(), InFlight()
-        jobs = await stack.enter_async_context(background())
-        channels = await stack.enter_async_context(Channels())
-        parts = make_parts(model, channels, metrics)
-        feed = Feed(parts.index, parts.registry, channels, health)
-
-        bus = Bus(settings.kafka, settings.worker_id, health=health, metrics=metrics)
-        jobs.start(bus.run(), name="bus")
+        parts = make_parts(model, host.channels, host.metrics)
+        feed = Feed(parts.index, parts.registry, host.channels, host.health)
         # From the end: every process repeats itself within two seconds, and old beats of dead ones are worth nothing.
         topics = (TOPIC_PLACEMENT, TOPIC_MEMBERSHIP, TOPIC_LOAD)
-        consumer = bus.consumer(topics, feed.take, from_beginning=False, on_reset=feed.reset)
-        jobs.start(consumer.run(), name="consumer")
-        jobs.start(feed.run(), name="feed")
-        jobs.start(watch_loop_lag(metrics), name="loop lag")
-
+        consumer = host.bus.consumer(topics, feed.take, from_beginning=False, on_reset=feed.reset)
         prefixes = make_prefixes(parts, Datacenter(settings.dc))
-        jobs.start(prefixes.run(), name="prefixes")
-        app = make_http_app(parts, settings, health, inflight, executor, metrics, prefixes)
-        server = await stack.enter_async_context(HttpServer(app, settings.http_host, settings.http_port))
+        host.connect()
+        host.jobs.start(consumer.run(), name="consumer")
+        host.jobs.start(feed.run(), name="feed")
+        host.jobs.start(prefixes.run(), name="prefixes")
+        app = make_http_app(parts, settings, host.health, host.inflight, executor, host.metrics, prefixes)
+        server = await stack.enter_async_context(
+            HttpServer(app, settings.http_host, settings.http_port, host.security.http_server)
+        )
         gc.freeze()  # the model's and the libraries' objects stay: no collection has to look at them again
         log.info("gateway_started", port=server.port, model=model.name, layout=model.layout.hash[:12])
 
         await lifecycle.stopping.wait()
-        health.drain()
-        inflight.drain()
-        if not await inflight.idle(settings.drain_s):
-            log.warning("requests_cut_off", num_requests=inflight.count)
+        host.health.drain()
+        host.inflight.drain()
+        if not await host.inflight.idle(settings.drain_s):
+            log.warning("requests_cut_off", num_requests=host.inflight.count)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from services.prefill.servicer import PrefillServicer
 from services.prefill.settings import PrefillSettings
 from services.prefill.worker import PrefillWorker
 from shared.config import load
-from shared.engine.host import EngineLoad, Host, serve_engine
+from shared.engine.host import EngineHost, EngineLoad, serve_engine
 from shared.engine.pages import PageQueue
 from shared.proto.prfaas_pb2_grpc import add_PrefillServicer_to_server
 from shared.service.lifecycle import Lifecycle
@@ -21,7 +21,7 @@ async def run(lifecycle: Lifecycle) -> None:
     await serve_engine(lifecycle, settings, "prefill", partial(build_prefill, settings))
 
 
-def build_prefill(settings: PrefillSettings, host: Host) -> Callable[[], EngineLoad]:
+def build_prefill(settings: PrefillSettings, host: EngineHost) -> Callable[[], EngineLoad]:
     """Put a prefill worker on `host`; return what states its load."""
     model, metrics = host.model, host.metrics
     engine = PrefillEngine(

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from services.prefill.scheduler import Chunk, Job, Scheduler
-from services.prefill.step import Part, Step
+from services.prefill.scheduler import Chunk, Job, PrefillScheduler
+from services.prefill.step import PrefillStep, PromptPart
 from shared.engine.publish import Ready
 from shared.engine.stage import Mark, Stager
 from shared.engine.thread import WorkThread, outlast
@@ -44,7 +44,7 @@ class PrefillEngine:
     - *start*: `run` serves until it is cancelled. `compute` may be called before it; the job waits for it.
     - *compute*: may be called at any time and any number of times at once. When it returns, the KV of all the job's
       tokens is in its pages, and `on_layer` has been called for each layer of each chunk, in order. Callbacks are made
-      on the event loop and must return at once. Jobs are packed and ordered by `Scheduler`; a job that has
+      on the event loop and must return at once. Jobs are packed and ordered by `PrefillScheduler`; a job that has
       reached its `limit` is passed over; call `wake` when limits have risen.
     - *abort*: cancel the caller of `compute`. The job leaves the step in hand before its next layer; the others of that
       step go on. When `compute` has left, however it does, its pages are not touched any more, and what it said to be
@@ -68,7 +68,7 @@ class PrefillEngine:
         self._thread = thread
         self._stager = stager
         self._block_tokens = kv.layout.block_tokens
-        self._scheduler = Scheduler[ComputeJob](chunk_tokens)
+        self._scheduler = PrefillScheduler[ComputeJob](chunk_tokens)
         self._wake = asyncio.Event()
         self._in_hand: set[ComputeJob] = set()
         self._stopped = False
@@ -124,7 +124,7 @@ class PrefillEngine:
             for job in list(self._scheduler.jobs):
                 self._end(job, Draining("the prefill engine has ended"))
 
-    async def _compute_step(self, chunks: Sequence[Chunk[ComputeJob]]) -> Step:
+    async def _compute_step(self, chunks: Sequence[Chunk[ComputeJob]]) -> PrefillStep:
         jobs = [chunk.job for chunk in chunks]
         loop = asyncio.get_running_loop()
 
@@ -136,7 +136,7 @@ class PrefillEngine:
 
         for job, chunk in zip(jobs, chunks, strict=True):
             job.on_begin(chunk.first, chunk.end)
-        step = Step(self._model, self._kv, self._stager, [_part(chunk) for chunk in chunks])
+        step = PrefillStep(self._model, self._kv, self._stager, [_part(chunk) for chunk in chunks])
         self._in_hand.update(jobs)
         try:
             await self._thread.run(partial(step.run, on_layer, on_left), step.stop)
@@ -189,7 +189,7 @@ class PrefillEngine:
             self.tokens_per_s += (speed - self.tokens_per_s) * (SPEED_SMOOTHING if self.tokens_per_s else 1.0)
 
 
-def _part(chunk: Chunk[ComputeJob]) -> Part:
+def _part(chunk: Chunk[ComputeJob]) -> PromptPart:
     job = chunk.job
     span = Span(job.reservation.tables, chunk.first, chunk.num_tokens)
-    return Part(span, job.token_ids[chunk.first : chunk.end], lambda: job.withdrawn)
+    return PromptPart(span, job.token_ids[chunk.first : chunk.end], lambda: job.withdrawn)

@@ -33,7 +33,7 @@ class Chunk(NamedTuple, Generic[J]):
         return self.end - self.first
 
 
-class Scheduler(Generic[J]):
+class PrefillScheduler(Generic[J]):
     """Fills steps of at most `chunk_tokens` tokens: the most urgent prompts first, at most one chunk of each.
 
     A long prompt takes whole steps; what a short one or the end of a long one leaves of a step is filled with the next

@@ -12,7 +12,7 @@ from shared.model.pages.kv import PagedKv
 from shared.model.transformer import Transformer
 
 
-class Part(NamedTuple):
+class PromptPart(NamedTuple):
     """One prompt's tokens of a step."""
 
     span: Span
@@ -20,14 +20,14 @@ class Part(NamedTuple):
     withdrawn: Callable[[], bool]  # asked between layers; once true, the prompt's pages are left alone
 
 
-class Step:
+class PrefillStep:
     """Runs a packed batch layer by layer. What happens to one part changes nothing for the others.
 
     The torch thread runs it from beginning to end, since a hop between threads costs a quarter of a millisecond on an
     idle event loop and several on a busy one; `stop` may be called by any thread and ends it after the layer in hand.
     """
 
-    def __init__(self, model: Transformer, kv: PagedKv, stager: Stager, parts: Sequence[Part]) -> None:
+    def __init__(self, model: Transformer, kv: PagedKv, stager: Stager, parts: Sequence[PromptPart]) -> None:
         self._model = model
         self._kv = kv
         self._stager = stager

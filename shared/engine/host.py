@@ -9,31 +9,30 @@ from functools import partial
 import torch
 
 from shared.allocator import keep_freed_memory
-from shared.bus.announce import Announcer
 from shared.bus.events import LoadEvent, MembershipEvent, Role
-from shared.bus.kafka import Bus
 from shared.engine.codecs import CodecThreads, codec_threads
 from shared.engine.fetch import FetchContext, FetchMetrics
 from shared.engine.loaded import LoadedModel, load_model
 from shared.engine.settings import EngineSettings
 from shared.engine.stage import select_stager
 from shared.engine.thread import WorkThread
-from shared.ids import Datacenter, Epoch, WorkerId, new_epoch
+from shared.host import SERVES_GRPC, Host, WorkerServer, open_host, status_server
+from shared.ids import Datacenter, Epoch, WorkerId
 from shared.kv.codec.native import load_kernels
-from shared.log import configure, get_logger
-from shared.metrics import Metrics, watch_loop_lag
+from shared.log import get_logger
+from shared.metrics import Metrics
 from shared.pool.client import PoolClient
-from shared.rpc.client import Channels
 from shared.rpc.server import GrpcServer
-from shared.service.health import Health
-from shared.service.http import StatusServer
-from shared.service.lifecycle import Background, InFlight, Lifecycle, background
+from shared.service.lifecycle import Background, Lifecycle
 
 log = get_logger()
 
+MODEL = "model"
+"""The health condition that is true once the model is loaded."""
+
 
 @dataclass(frozen=True)
-class Host:
+class EngineHost:
     """What an engine's own parts are built from. Everything in it is open and owned by `serve_engine`."""
 
     model: LoadedModel
@@ -57,60 +56,53 @@ async def serve_engine(
     lifecycle: Lifecycle,
     settings: EngineSettings,
     role: Role,
-    build: Callable[[Host], Callable[[], EngineLoad]],
+    build: Callable[[EngineHost], Callable[[], EngineLoad]],
 ) -> None:
     """Load the model, let `build` add its servicer and its loops, announce, serve until asked to stop, drain.
 
     `build` returns the function that states the engine's load.
     """
-    configure(settings.service, level=settings.log_level, fmt=settings.log_format, dc=settings.dc)
     keep_freed_memory()
     async with AsyncExitStack() as stack:
-        health, metrics, inflight = Health("model", "grpc"), Metrics(), InFlight()
-        jobs = await stack.enter_async_context(background())
-        await stack.enter_async_context(StatusServer(settings.http_host, settings.http_port, metrics.registry, health))
         torch_thread = WorkThread("torch", partial(torch.set_num_threads, settings.num_threads))
         stack.callback(torch_thread.close)
         copier = WorkThread("copier")
         stack.callback(copier.close)
         codecs = CodecThreads(codec_threads())
         stack.callback(codecs.close)
+        host = await stack.enter_async_context(open_host(settings, MODEL, SERVES_GRPC))
+        await stack.enter_async_context(status_server(host))
         if await copier.run(load_kernels) is None:
             log.warning("codec_kernels_unavailable", consequence="int8 and int4 take up to four times as long")
-        channels = await stack.enter_async_context(Channels())
         model = await torch_thread.run(partial(load_model, settings))
-        health.set("model", True, model.files.name)
-        pool = PoolClient(channels, settings.pool)
-        stager = select_stager(torch.device(settings.device))
-        fetch = FetchContext(pool, model.kv, model.layout, copier, FetchMetrics(metrics), stager, channels, codecs)
-        server = GrpcServer(settings.grpc_host, settings.grpc_port, health, inflight)
-        load = build(Host(model, torch_thread, fetch, metrics, server, jobs))
-        _export_pages(metrics, model)
-        jobs.start(watch_loop_lag(metrics), name="loop lag")
-        port = await server.start()
-        health.set("grpc", True)
-
-        epoch = new_epoch()
-        bus = Bus(settings.kafka, settings.worker_id, health=health, metrics=metrics)
-        jobs.start(bus.run(), name="bus")
-        producer = bus.producer()
-        jobs.start(producer.run(), name="producer")
-        membership = _membership(settings, role, model, f"{settings.advertise_host}:{port}", epoch)
-        announcer = Announcer(producer, membership, partial(_load_event, settings, epoch, model, load))
-        jobs.start(announcer.run(), name="announcer")
+        host.health.set(MODEL, True, model.files.name)
+        server = WorkerServer(host)
+        fetch = _fetch_context(settings, host, model, copier, codecs)
+        load = build(EngineHost(model, torch_thread, fetch, host.metrics, server.grpc, host.jobs))
+        _export_pages(host.metrics, model)
+        membership = _membership(settings, role, model, server.address, server.epoch)
+        await server.start(membership, partial(_load_event, settings, server.epoch, model, load))
         log.info(
             "engine_started",
             model=model.files.name,
-            address=membership.address,
+            address=server.address,
             layout=model.layout.hash[:12],
             device=settings.device,
             attention=model.transformer.attention,
         )
 
         await lifecycle.stopping.wait()
-        await announcer.leave()
-        await server.stop(settings.drain_s)
+        await server.leave()
+        await server.stop()
         log.info("engine_stopped", reservations_held=model.kv.held)
+
+
+def _fetch_context(
+    settings: EngineSettings, host: Host, model: LoadedModel, copier: WorkThread, codecs: CodecThreads
+) -> FetchContext:
+    pool, stager = PoolClient(host.channels, settings.pool), select_stager(torch.device(settings.device))
+    fetched = FetchMetrics(host.metrics)
+    return FetchContext(pool, model.kv, model.layout, copier, fetched, stager, host.channels, codecs)
 
 
 def _membership(

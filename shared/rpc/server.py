@@ -26,7 +26,10 @@ _CANCEL_LIMIT_S = 2.0
 
 
 class GrpcServer:
-    """Owns a `grpc.aio` server. Add servicers to `.grpc`, then `start`; `stop` returns when every handler is done."""
+    """Owns a `grpc.aio` server. Add servicers to `.grpc`, then `start`; `stop` returns when every handler is done.
+
+    `bind` comes before `start` where somebody has to know the port earlier.
+    """
 
     def __init__(
         self,
@@ -45,6 +48,7 @@ class GrpcServer:
         """
         self.host = host
         self.port = port
+        self._is_bound = False
         boundary = CallBoundary(inflight, accept_while_draining)
         self._server = grpc.aio.server(interceptors=[boundary], options=server_options(max_message_bytes))
         self._services = _ServiceCollector(self._server)
@@ -59,24 +63,31 @@ class GrpcServer:
         """What the generated `add_…Servicer_to_server` functions take."""
         return self._services
 
+    def bind(self) -> int:
+        """Return the bound port; idempotent. Calls that come wait for `start`. Raises SettingsError if it is taken."""
+        if not self._is_bound:
+            try:
+                self.port = self._open_port(f"{self.host}:{self.port}")
+            except RuntimeError as error:
+                raise SettingsError(
+                    f"PRFAAS_GRPC_HOST, PRFAAS_GRPC_PORT: {self.host}:{self.port} is already in use or cannot be bound"
+                ) from error
+            self._is_bound = True
+        return self.port
+
     async def start(self) -> int:
         """Bind, serve, and return the bound port. Raises SettingsError when the port is taken."""
         names = tuple(self._services.names)
         health_pb2_grpc.add_HealthServicer_to_server(self._health_servicer, self._server)
         reflection.enable_server_reflection((*names, grpc_health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
-        try:
-            self.port = self._bind(f"{self.host}:{self.port}")
-        except RuntimeError as error:
-            raise SettingsError(
-                f"PRFAAS_GRPC_HOST, PRFAAS_GRPC_PORT: {self.host}:{self.port} is already in use or cannot be bound"
-            ) from error
+        self.bind()
         await self._publish_health()
         await self._server.start()
         self._health_mirror = asyncio.create_task(self._mirror_health(), name="grpc-health")
         log.info("grpc_server_started", host=self.host, port=self.port, services=names)
         return self.port
 
-    def _bind(self, address: str) -> int:
+    def _open_port(self, address: str) -> int:
         if self._credentials is None:
             return self._server.add_insecure_port(address)
         return self._server.add_secure_port(address, self._credentials)

@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from benchmarks.exactness import Battery, Client, Oracle, compare
+from benchmarks.exactness import Battery, ExactnessClient, Oracle, compare
 from tests.support.suite import Suite, running_suite
 from tests.support.texts import real_text
 from tests.support.waiting import eventually
@@ -74,7 +74,7 @@ async def test_greedy_tokens_equal_transformers(suite: Suite) -> None:
     """
     oracle = Oracle("smollm2-135m-instruct")
     async with aiohttp.ClientSession() as session:
-        rows = await compare(Client(session, suite.url), oracle, "raw", Battery((1, 64, 65), 577, 8, 4))
+        rows = await compare(ExactnessClient(session, suite.url), oracle, "raw", Battery((1, 64, 65), 577, 8, 4))
     assert len(rows) == 3 + 3 + 4
     assert [row for row in rows if row["equal"] != row["tokens"]] == []
     assert {row["case"]: row["cached_tokens"] for row in rows if "cached" in str(row["case"])} == {

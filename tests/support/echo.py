@@ -18,7 +18,7 @@ SERVICE = "prfaas.test.Echo"
 Step = Callable[[bytes, grpc.aio.ServicerContext[Any, Any]], Awaitable[bytes]]
 
 
-class Peer(NamedTuple):
+class EchoPeer(NamedTuple):
     server: GrpcServer
     health: Health
     inflight: InFlight
@@ -74,7 +74,7 @@ def handlers(step: Step) -> grpc.GenericRpcHandler:
 
 
 @asynccontextmanager
-async def serving(step: Step, port: int = 0, **options: Any) -> AsyncIterator[Peer]:
+async def serving(step: Step, port: int = 0, **options: Any) -> AsyncIterator[EchoPeer]:
     health, inflight = Health("model"), InFlight()
     health.set("model", True)
     server = GrpcServer("127.0.0.1", port, health, inflight, **options)
@@ -82,7 +82,7 @@ async def serving(step: Step, port: int = 0, **options: Any) -> AsyncIterator[Pe
     address = f"127.0.0.1:{await server.start()}"
     async with Channels() as channels:
         try:
-            yield Peer(server, health, inflight, channels.get(address), channels, address)
+            yield EchoPeer(server, health, inflight, channels.get(address), channels, address)
         finally:
             await server.stop(0)
             assert inflight.count == 0

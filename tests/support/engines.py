@@ -9,7 +9,7 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from services.cachepool.app import Pool, build_pool
+from services.cachepool.app import PoolParts, build_pool
 from services.cachepool.settings import PoolSettings
 from services.decode.app import build_decode
 from services.decode.settings import DecodeSettings
@@ -18,7 +18,7 @@ from services.prefill.settings import PrefillSettings
 from shared.bus.events import PlacementEvent
 from shared.deadline import Deadline
 from shared.engine.fetch import FetchContext, FetchMetrics
-from shared.engine.host import Host
+from shared.engine.host import EngineHost
 from shared.engine.loaded import LoadedModel
 from shared.engine.settings import EngineSettings
 from shared.engine.thread import WorkThread
@@ -65,7 +65,7 @@ class Node:
     metrics: Metrics
     inflight: InFlight
     server: GrpcServer
-    pool: Pool | None = None
+    pool: PoolParts | None = None
     model: LoadedModel | None = None
 
     def metric(self, name: str, **labels: str) -> float:
@@ -279,10 +279,13 @@ async def _pool(dc: str, pools: Pools) -> AsyncIterator[Node]:
     async with Channels() as channels, background() as jobs:
         metrics, inflight = Metrics(), InFlight()
         settings = PoolSettings(dc=dc, **pools.settings)
-        pool = build_pool(settings, new_epoch(), channels, metrics, pools.publish or (lambda _event: None))
         server = GrpcServer("127.0.0.1", 0, Health("grpc"), inflight)
+        address = f"127.0.0.1:{server.bind()}"
+        pool = build_pool(
+            settings, new_epoch(), channels, metrics, pools.publish or (lambda _event: None), own_address=address
+        )
         add_pool_servicer(pool.servicer, server.grpc)
-        address = pool.pulls.own_address = f"127.0.0.1:{await server.start()}"
+        await server.start()
         if pools.publish is not None:
             jobs.start(pool.feed.run(), name="placement")
         try:
@@ -300,7 +303,7 @@ async def _engine(name: str, num_pages: int, settings: EngineSettings) -> AsyncI
         pool, fetch_metrics = PoolClient(channels, settings.pool), FetchMetrics(metrics)
         fetch = FetchContext(pool, model.kv, model.layout, copier, fetch_metrics, channels=channels)
         server = GrpcServer("127.0.0.1", 0, Health("grpc"), inflight)
-        host = Host(model, torch_thread, fetch, metrics, server, jobs)
+        host = EngineHost(model, torch_thread, fetch, metrics, server, jobs)
         if isinstance(settings, PrefillSettings):
             build_prefill(settings, host)
         elif isinstance(settings, DecodeSettings):

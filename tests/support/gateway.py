@@ -183,7 +183,7 @@ def bytes_of(ids: list[int]) -> bytes:
 
 
 @dataclass
-class Suite:
+class ScriptedSuite:
     """A running gateway, its workers and a client."""
 
     parts: GatewayParts
@@ -216,7 +216,7 @@ class Suite:
 
 
 @asynccontextmanager
-async def running_suite(directory: Path, **settings: Any) -> AsyncIterator[Suite]:
+async def running_suite(directory: Path, **settings: Any) -> AsyncIterator[ScriptedSuite]:
     """Home is west: decode-west; prefill-east is the remote prefill worker."""
     async with AsyncExitStack() as stack:
         metrics, health, inflight = Metrics(), Health(), InFlight()
@@ -246,7 +246,7 @@ async def running_suite(directory: Path, **settings: Any) -> AsyncIterator[Suite
         prefill = await join("prefill-east", "prefill", "east", prefills(0))
         url = f"http://127.0.0.1:{server.port}"
         client = await stack.enter_async_context(aiohttp.ClientSession(url))
-        yield Suite(parts, inflight, decode, prefill, client, metrics, join)
+        yield ScriptedSuite(parts, inflight, decode, prefill, client, metrics, join)
 
 
 def announce(parts: GatewayParts, worker: str, role: Role, dc: str, address: str, **changes: Any) -> None:

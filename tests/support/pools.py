@@ -8,8 +8,7 @@ from typing import Any
 
 import grpc
 
-from services.cachepool.app import Pool as Node
-from services.cachepool.app import build_pool
+from services.cachepool.app import PoolParts, build_pool
 from services.cachepool.settings import PoolSettings
 from services.cachepool.tiers.bucket import ObjectClient
 from shared.bus.events import PlacementEvent
@@ -40,7 +39,7 @@ CHAIN = keys("chain", 4)
 class Running:
     """A pool that serves on loopback."""
 
-    pool: Node
+    pool: PoolParts
     server: GrpcServer
     metrics: Metrics
     events: list[PlacementEvent]
@@ -66,10 +65,11 @@ async def serving(channels: Channels, client: ObjectClient | None = None, **sett
         settings = {"object_url": "memory://", **settings}
     metrics, health, inflight = Metrics(), Health("grpc"), InFlight()
     events: list[PlacementEvent] = []
-    pool = build_pool(PoolSettings(**settings), Epoch(7), channels, metrics, events.append, client)
     server = GrpcServer("127.0.0.1", 0, health, inflight)
+    address = f"127.0.0.1:{server.bind()}"
+    pool = build_pool(PoolSettings(**settings), Epoch(7), channels, metrics, events.append, client, own_address=address)
     add_pool_servicer(pool.servicer, server.grpc)
-    address = pool.pulls.own_address = f"127.0.0.1:{await server.start()}"
+    await server.start()
     stub = CachePoolStub(channels.get(address))
     loops = [asyncio.create_task(pool.feed.run())]
     if pool.tier is not None:

@@ -12,7 +12,7 @@ PIECE_BYTES = 16 * 1024
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
-class Connection:
+class ProxiedConnection:
     """One connection, both ways. Once `limit` bytes have come back from the server it is silent: nothing passes."""
 
     def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter, limit: int | None) -> None:
@@ -67,12 +67,12 @@ class Proxy:
 
     def __init__(self, port: int, limits: dict[int, int]) -> None:
         self.address = ""
-        self.connections: list[Connection] = []
+        self.connections: list[ProxiedConnection] = []
         self._port = port
         self._limits = limits
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def silent(self, number: int) -> Connection:
+    async def silent(self, number: int) -> ProxiedConnection:
         """Wait until a connection has fallen silent."""
         await until(lambda: len(self.connections) > number and self.connections[number].silent.is_set())
         return self.connections[number]
@@ -82,7 +82,7 @@ class Proxy:
 
     async def _pass(self, client_reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
         server_reader, server = await asyncio.open_connection("127.0.0.1", self._port)
-        connection = Connection(client, server, self._limits.get(len(self.connections)))
+        connection = ProxiedConnection(client, server, self._limits.get(len(self.connections)))
         self.connections.append(connection)
         await connection.run(client_reader, server_reader)
 

@@ -74,7 +74,7 @@ class _Sure(Guard):
         pass
 
 
-class Pool:
+class SamplePool:
     """A store with a manual clock and what its callbacks said."""
 
     def __init__(
@@ -88,9 +88,8 @@ class Pool:
         self.layout = layout
         self.groups: list[tuple[BlockKey, int]] = []
         budget_bytes = int(num_blocks * BLOCK_BYTES)
-        self.store = Store(
-            budget_bytes, self.clock, lambda k, g: self.groups.append((k, g)), tenant_share=tenant_share, policy=policy
-        )
+        self.store = Store(budget_bytes, self.clock, tenant_share=tenant_share, policy=policy)
+        self.store.listen(on_groups=lambda k, g: self.groups.append((k, g)))
         self.num_notified = 0
 
     def writer(self, *block_keys: BlockKey, layers: int = ALL, tenant: Tenant = NO_TENANT) -> Writer:

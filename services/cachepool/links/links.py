@@ -9,7 +9,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from services.cachepool.links.goodput import Goodput
-from services.cachepool.links.rate_limiter import BACKGROUND_BATCH_BYTES, Turns
+from services.cachepool.links.rate_limiter import BACKGROUND_BATCH_BYTES, RateLimiter
 from shared.bus.events import LinkLoad
 from shared.errors import BadRequest
 from shared.ids import Datacenter
@@ -37,7 +37,7 @@ def lanes(num_blocks: int, num_connections: int, *, is_background: bool = False)
     return [Lane(number, is_background) for number in range(num)]
 
 
-class Outlet:
+class Sender:
     """Where one stream's messages leave: their size, their turns, and the count of what crosses."""
 
     is_background = False
@@ -55,12 +55,12 @@ class Outlet:
         """A message has left. Only what leaves the datacenter is counted here."""
 
 
-class LinkOutlet(Outlet):
+class LinkSender(Sender):
     """The outlet of a stream to a pool of another datacenter."""
 
-    def __init__(self, turns: Turns, sent: tuple[Counter, Counter], *, is_background: bool) -> None:
+    def __init__(self, limiter: RateLimiter, sent: tuple[Counter, Counter], *, is_background: bool) -> None:
         """`sent` counts entries and payload bytes."""
-        self._turns = turns
+        self._limiters = limiter
         self._sent_entries, self._sent_bytes = sent
         self.is_background = is_background
         self.max_batch_bytes = BACKGROUND_BATCH_BYTES if is_background else MAX_BATCH_BYTES
@@ -68,20 +68,20 @@ class LinkOutlet(Outlet):
     @asynccontextmanager
     async def turn(self, patience_s: float | None = None) -> AsyncIterator[bool]:
         if self.is_background:
-            async with self._turns.background(patience_s) as is_ours:
+            async with self._limiters.background(patience_s) as is_ours:
                 yield is_ours
         else:
-            async with self._turns.foreground():
+            async with self._limiters.foreground():
                 yield True
 
     def sent(self, frames: Sequence[Frame]) -> None:
         num_bytes = sum(len(frame.payload) for frame in frames)
-        self._turns.sent(num_bytes, is_background=self.is_background)
+        self._limiters.sent(num_bytes, is_background=self.is_background)
         self._sent_entries.inc(len(frames))
         self._sent_bytes.inc(num_bytes)
 
 
-class Inlet:
+class Receiver:
     """Where one stream's messages arrive: how long the next one may take, and the count of what crosses."""
 
     def patience_s(self, stall_s: float) -> float:
@@ -92,7 +92,7 @@ class Inlet:
         """A message is here. Only what comes from another datacenter is counted."""
 
 
-class LinkInlet(Inlet):
+class LinkReceiver(Receiver):
     """The inlet of a stream from a pool of another datacenter."""
 
     def __init__(self, goodput: Goodput, received: tuple[Counter, Counter], crossed: Callable[[int], None]) -> None:
@@ -125,7 +125,7 @@ class Links:
     def __init__(self, dc: Datacenter, metrics: Metrics, clock: Callable[[], float]) -> None:
         self.dc = dc
         self._clock = clock
-        self._turns: dict[Datacenter, Turns] = {}
+        self._limiters: dict[Datacenter, RateLimiter] = {}
         self._goodputs: dict[Datacenter, Goodput] = {}
         self._crossed: dict[Datacenter, int] = {}
         sent, received = ["dc", "urgency"], ["dc"]
@@ -137,30 +137,30 @@ class Links:
     def is_remote(self, dc: str) -> bool:
         return bool(dc) and dc != self.dc
 
-    def outlet(self, dc: str, *, is_background: bool) -> Outlet:
+    def sender(self, dc: str, *, is_background: bool) -> Sender:
         """Return where a stream to a reader in `dc` leaves. Raises `BadRequest` when there are too many of them."""
         if not self.is_remote(dc):
-            return Outlet()
-        if dc not in self._turns and len(self._turns) >= MAX_DATACENTERS:
+            return Sender()
+        if dc not in self._limiters and len(self._limiters) >= MAX_DATACENTERS:
             raise BadRequest(f"readers of {MAX_DATACENTERS} datacenters have asked already, {dc!r} would be one more")
         labels = (dc, "background" if is_background else "foreground")
-        turns = self._turns.setdefault(Datacenter(dc), Turns())
+        limiter = self._limiters.setdefault(Datacenter(dc), RateLimiter())
         sent = (self._sent_entries.labels(*labels), self._sent.labels(*labels))
-        return LinkOutlet(turns, sent, is_background=is_background)
+        return LinkSender(limiter, sent, is_background=is_background)
 
     @contextmanager
-    def inlet(self, dc: Datacenter) -> Iterator[Inlet]:
+    def receiver(self, dc: Datacenter) -> Iterator[Receiver]:
         """Open the inlet of one stream from a pool in `dc`."""
         if not self.is_remote(dc):
-            yield Inlet()
+            yield Receiver()
             return
         goodput = self._goodputs.setdefault(dc, Goodput(self._clock))
         received = (self._received_entries.labels(dc), self._received.labels(dc))
-        inlet = LinkInlet(goodput, received, lambda num_bytes: self._cross(dc, num_bytes))
+        receiver = LinkReceiver(goodput, received, lambda num_bytes: self._cross(dc, num_bytes))
         try:
-            yield inlet
+            yield receiver
         finally:
-            goodput.ended(inlet)
+            goodput.ended(receiver)
 
     def loads(self, backlog_bytes: Callable[[Datacenter], int]) -> tuple[LinkLoad, ...]:
         """Return how the links that were pulled over do, for `prfaas.load`."""

@@ -13,7 +13,7 @@ FOREGROUND_PER_BACKGROUND = 19
 _OWED_BYTES = FOREGROUND_PER_BACKGROUND * BACKGROUND_BATCH_BYTES
 
 
-class Turns:
+class RateLimiter:
     """Background streams wait while any foreground stream has something to send, but not for ever.
 
     A foreground stream holds its turn from when it has a frame until the connection has taken it: while the link is

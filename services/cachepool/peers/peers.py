@@ -32,9 +32,16 @@ class PeerPulls:
     """
 
     def __init__(
-        self, store: Store, channels: Channels, links: Links, metrics: PoolMetrics, settings: PoolSettings
+        self,
+        store: Store,
+        channels: Channels,
+        links: Links,
+        metrics: PoolMetrics,
+        settings: PoolSettings,
+        own_address: str = "",
     ) -> None:
-        self.own_address = ""
+        """`own_address`: a plan may name this node as a source; it never asks itself."""
+        self._own_address = own_address
         self._store = store
         self._links = links
         self._metrics = metrics
@@ -44,7 +51,7 @@ class PeerPulls:
 
     def start(self, sourced: SourcedReader) -> None:
         """Begin pulling what the reader wants, nobody writes, and a source of its may have."""
-        for peer, blocks in sourced.next_asks(self._may_ask).items():
+        for peer, blocks in sourced.next_requests(self._may_ask).items():
             self._begin(
                 Terms(peer, sourced.layout, sourced.wait_s, sourced.is_background, sourced.reader.tenant), blocks
             )
@@ -126,7 +133,7 @@ class PeerPulls:
             pull.task.cancel()
 
     def _may_ask(self, address: str) -> bool:
-        return address != self.own_address and not self._suspects.is_suspect(address)
+        return address != self._own_address and not self._suspects.is_suspect(address)
 
     def _accuse(self, address: str, for_s: float) -> None:
         """Pull nothing more from a peer for a while."""

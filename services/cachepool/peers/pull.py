@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 
 from services.cachepool.links.links import lanes
-from services.cachepool.peers.stream import Ask, PullContext, Terms, arrivals
+from services.cachepool.peers.stream import PullContext, StreamRequest, Terms, arrivals
 from services.cachepool.peers.suspects import CORRUPT_S, SILENT_S
 from services.cachepool.store.block import Writer
 from services.cachepool.store.subscription import Subscription
@@ -82,7 +82,7 @@ class Pull:
         lost: dict[Lane, PrfaasError] = {}
         async with asyncio.TaskGroup() as streams:
 
-            async def receive(ask: Ask) -> None:
+            async def receive(ask: StreamRequest) -> None:
                 try:
                     await self._receive(ask, lambda entry: streams.create_task(self._refetch(entry)))
                 except PrfaasError as error:
@@ -91,7 +91,7 @@ class Pull:
                     log.warning("pull_stream_lost", peer=self._address, lane=ask.lane.number, error=str(error))
 
             for lane in used:
-                streams.create_task(receive(Ask(blocks, max(0.0, self.terms.wait_s - waited_s), lane, share)))
+                streams.create_task(receive(StreamRequest(blocks, max(0.0, self.terms.wait_s - waited_s), lane, share)))
         return lost
 
     def _fell_silent(self, lost: Mapping[Lane, PrfaasError]) -> bool:
@@ -113,7 +113,7 @@ class Pull:
         context = self._context
         return context.settings.link_connections if context.links.is_remote(self.terms.peer.dc) else 1
 
-    async def _receive(self, ask: Ask, on_corrupt: Callable[[BlockEntries], object]) -> None:
+    async def _receive(self, ask: StreamRequest, on_corrupt: Callable[[BlockEntries], object]) -> None:
         """Store what the peer sends and release what it denies.
 
         A peer denies after it has waited for a writer as long as our reader would: patience counts from the start.
@@ -152,7 +152,7 @@ class Pull:
                 lanes_left = (Lane(n, self.terms.is_background) for n in range(len(self._lost) + 1))
                 lane = next(lane for lane in lanes_left if lane not in self._lost)
                 await self._receive(
-                    Ask([entry], 0.0, lane), lambda _entry: self._context.accuse(self._address, CORRUPT_S)
+                    StreamRequest([entry], 0.0, lane), lambda _entry: self._context.accuse(self._address, CORRUPT_S)
                 )
             else:
                 self._context.accuse(self._address, CORRUPT_S)

@@ -46,7 +46,7 @@ class Terms:
     tenant: Tenant  # of the reader whose want began it
 
 
-class Ask(NamedTuple):
+class StreamRequest(NamedTuple):
     """What one stream asks for. Those of one share name the same blocks, and each brings a part of them."""
 
     blocks: Sequence[BlockEntries]
@@ -55,20 +55,22 @@ class Ask(NamedTuple):
     share: bytes = b""
 
 
-async def arrivals(context: PullContext, terms: Terms, ask: Ask, deadline: Deadline) -> AsyncGenerator[Arrived, None]:
+async def arrivals(
+    context: PullContext, terms: Terms, request: StreamRequest, deadline: Deadline
+) -> AsyncGenerator[Arrived, None]:
     """Yield what one stream brings. Raises what `PoolClient.fetch` raises, and `DeadlineExceeded` when it falls silent.
 
     A peer that has nothing to send yet, for prefill still computes it, says so in heartbeats. Silence is another thing.
     """
     peer, stall_s = terms.peer, context.settings.stall_s
     dc = context.links.dc if context.links.is_remote(peer.dc) else ""
-    crossing = Crossing(dc, terms.is_background, ask.share, stall_s / HEARTBEATS_IN_PATIENCE)
-    client = PoolClient(context.channels, peer.address, ask.lane)
-    fetch = client.fetch(terms.layout, ask.blocks, (), ask.wait_s, deadline, crossing)
-    with context.links.inlet(peer.dc) as inlet:
+    crossing = Crossing(dc, terms.is_background, request.share, stall_s / HEARTBEATS_IN_PATIENCE)
+    client = PoolClient(context.channels, peer.address, request.lane)
+    fetch = client.fetch(terms.layout, request.blocks, (), request.wait_s, deadline, crossing)
+    with context.links.receiver(peer.dc) as receiver:
         async with aclosing(fetch) as arriving:
             while True:
-                patience_s = inlet.patience_s(stall_s)
+                patience_s = receiver.patience_s(stall_s)
                 try:
                     async with Patience(patience_s):
                         arrived = await anext(arriving, None)
@@ -76,5 +78,5 @@ async def arrivals(context: PullContext, terms: Terms, ask: Ask, deadline: Deadl
                     raise DeadlineExceeded(f"{peer.address} has sent nothing for {patience_s:.1f} s") from None
                 if arrived is None:
                     return
-                inlet.arrived(arrived.frames)
+                receiver.arrived(arrived.frames)
                 yield arrived

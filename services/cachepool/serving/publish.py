@@ -37,7 +37,7 @@ class _Lease:
     num_stored: int = 0
 
 
-class Intake:
+class PublishHandler:
     """Serves writers, each for as long as its stream lives and is not silent for longer than its lease."""
 
     def __init__(self, settings: PoolSettings, store: Store, tier: ObjectTier | NoTier, metrics: PoolMetrics) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 
 import grpc.aio
 
-from services.cachepool.links.links import Links, Outlet
+from services.cachepool.links.links import Links, Sender
 from services.cachepool.metrics import PoolMetrics
 from services.cachepool.peers.peers import PeerPulls
 from services.cachepool.placement import PlacementLog
 from services.cachepool.serving.asked import check_size, wanted
-from services.cachepool.serving.publish import Intake
-from services.cachepool.serving.shares import Place, Shares
+from services.cachepool.serving.publish import PublishHandler
+from services.cachepool.serving.shares import SharedReaders, Slot
 from services.cachepool.settings import PoolSettings
 from services.cachepool.store.pins import Pins
 from services.cachepool.store.sources import SourcedReader
@@ -68,9 +68,9 @@ class PoolServicer(CachePoolServicer):
         self._tier = tier
         self._pulls = pulls
         self._links = links
-        self._shares: Shares[SourcedReader] = Shares()
+        self._shares: SharedReaders[SourcedReader] = SharedReaders()
         self._metrics = metrics
-        self._intake = Intake(settings, store, tier, metrics)
+        self._intake = PublishHandler(settings, store, tier, metrics)
 
     async def Publish(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
         await self._intake.serve(request_iterator, context)
@@ -82,7 +82,7 @@ class PoolServicer(CachePoolServicer):
             raise BadRequest("a source names blocks beyond those of the request")
         wait_s = min(request.wait_ms / 1000, self._settings.max_wait_s)
         is_background = request.urgency == pb.URGENCY_BACKGROUND
-        outlet = self._links.outlet(request.dc, is_background=is_background)
+        sender = self._links.sender(request.dc, is_background=is_background)
         if len(request.share) not in (0, SHARE_ID_BYTES):
             raise BadRequest(f"the id of a share has {SHARE_ID_BYTES} bytes")
 
@@ -97,7 +97,7 @@ class PoolServicer(CachePoolServicer):
         with self._shares.join(request.share, opening, self._closing) as place:
             if place is not None:
                 heartbeat_s = max(request.heartbeat_ms / 1000, MIN_HEARTBEAT_S) if request.heartbeat_ms else None
-                await self._deliver(place, outlet, context, heartbeat_s)
+                await self._deliver(place, sender, context, heartbeat_s)
 
     def _closing(self, sourced: SourcedReader) -> None:
         self._store.close(sourced.reader)
@@ -127,7 +127,7 @@ class PoolServicer(CachePoolServicer):
             yield pb.SnapshotReply(epoch=snapshot.epoch, sequence=snapshot.sequence, stored=stored)
 
     async def _deliver(
-        self, place: Place[SourcedReader], outlet: Outlet, context: Context, heartbeat_s: float | None
+        self, place: Slot[SourcedReader], sender: Sender, context: Context, heartbeat_s: float | None
     ) -> None:
         """Send what is ready, lowest layer first, until every wanted entry was sent or reported missing."""
         sourced, changed, wake_others = place
@@ -148,11 +148,11 @@ class PoolServicer(CachePoolServicer):
                 await context.write(pb.FetchReply())
             elif reader.has_ready:
                 # Whatever is ready goes at once; a batch fills only while the last one is being sent.
-                async with outlet.turn(None if patience_s == math.inf else patience_s) as is_ours:
-                    frames = reader.take(min(limit, outlet.max_batch_bytes)) if is_ours else []
+                async with sender.turn(None if patience_s == math.inf else patience_s) as is_ours:
+                    frames = reader.take(min(limit, sender.max_batch_bytes)) if is_ours else []
                     if frames:  # else another stream of the share was quicker
                         await self._send(frames, context)
-                outlet.sent(frames)
+                sender.sent(frames)
                 limit = MAX_BATCH_BYTES
                 if not frames:
                     continue

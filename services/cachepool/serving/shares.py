@@ -14,7 +14,7 @@ MAX_ENDED = 4096
 """Ids remembered after their end: a stream that comes that late has nothing left to do."""
 
 
-class Place(NamedTuple, Generic[R]):
+class Slot(NamedTuple, Generic[R]):
     """One stream's place in a share."""
 
     reader: R
@@ -32,7 +32,7 @@ class _Share(Generic[R]):
             changed.set()
 
 
-class Shares(Generic[R]):
+class SharedReaders(Generic[R]):
     """Readers by the id that their streams came with. A reader is open from its first stream's coming to its last one's
     end; a stream without an id has a reader of its own.
 
@@ -47,7 +47,7 @@ class Shares(Generic[R]):
     @contextmanager
     def join(
         self, share_id: bytes, opening: Callable[[Callable[[], None]], R], closing: Callable[[R], None]
-    ) -> Iterator[Place[R] | None]:
+    ) -> Iterator[Slot[R] | None]:
         """Take a place for as long as the stream lives; None when the share is over.
 
         `opening` gets the function that its reader shall call when there is something new. Raises `Overloaded`, and
@@ -66,7 +66,7 @@ class Shares(Generic[R]):
         changed = asyncio.Event()
         share.streams.add(changed)
         try:
-            yield Place(share.reader, changed, share.notify)
+            yield Slot(share.reader, changed, share.notify)
         finally:
             share.streams.remove(changed)
             if not share.streams:

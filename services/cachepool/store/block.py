@@ -38,7 +38,7 @@ def whole_charge(layout: KvLayout) -> int:
     return layout.block_bytes + layout.num_layers * ENTRY_OVERHEAD_BYTES + BLOCK_OVERHEAD_BYTES
 
 
-class Reader(Protocol):
+class WaitingReader(Protocol):
     """What the store tells whoever waits for entries; `index` is the block's among those that the reader wants."""
 
     def wants(self, index: int) -> int:
@@ -102,7 +102,7 @@ class Block:
         self.charge = 0  # bytes taken from the budget
         self.tenant = NO_TENANT  # who pays for them: whoever stored the block's first entry
         self.frames: list[Frame | None] = []
-        self.readers: dict[Reader, int] = {}  # reader -> index of this block among those it wants
+        self.readers: dict[WaitingReader, int] = {}  # reader -> index of this block among those it wants
 
     @property
     def referenced(self) -> bool:

@@ -27,7 +27,6 @@ class Shelf:
         self,
         budget_bytes: int,
         clock: Callable[[], float],
-        on_groups: Callable[[BlockKey, int], None],
         tenant_share: float,
         policy: type[Eviction],
         memory: PayloadMemory,
@@ -40,7 +39,7 @@ class Shelf:
         self.num_entries = 0
         self.num_evicted = 0  # blocks, since the start
         self.num_trimmed = 0  # entries of window groups that went before their block, since the start
-        self._on_groups = on_groups
+        self.on_groups: Callable[[BlockKey, int], None] = lambda _key, _groups: None
         self._eviction = policy(clock, by_tenant=self.tenants.has_quota)
         self._blocks: dict[BlockKey, Block] = {}
         self._layouts: WeakValueDictionary[LayoutHash, KvLayout] = WeakValueDictionary()
@@ -200,7 +199,7 @@ class Shelf:
         groups = block.layout.group_mask(block.present)
         if groups != block.groups:
             block.groups = groups
-            self._on_groups(block.key, groups)
+            self.on_groups(block.key, groups)
 
     def check_integrity(self) -> None:
         """Recount everything and assert the class's invariants: for tests, and for a pool that has gone idle."""

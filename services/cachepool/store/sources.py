@@ -40,7 +40,7 @@ class SourcedReader:
         self._owners = [_owners(reader, source) for source in sources]
         self._asked: set[tuple[int, int]] = set()  # (source, block index)
 
-    def next_asks(self, may_ask: Callable[[str], bool]) -> dict[Peer, list[BlockEntries]]:
+    def next_requests(self, may_ask: Callable[[str], bool]) -> dict[Peer, list[BlockEntries]]:
         """Return, by peer, the entries without a writer that an untried source may have. They count as asked.
 
         `may_ask(address)` says of a peer whether it is asked at all.

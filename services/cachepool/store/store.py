@@ -20,7 +20,7 @@ from shared.tenant import NO_TENANT, Tenant
 _RAW = Codec.RAW  # looking a member up in its Enum is a tenth of what an entry takes
 
 
-class Grant(NamedTuple):
+class BlockGrant(NamedTuple):
     """What a writer was told about one block. What is in neither mask is being written by somebody else."""
 
     granted: int  # layer bitmask: the writer's to fill
@@ -40,7 +40,7 @@ class StoreStats(NamedTuple):
     largest_tenant_bytes: int
 
 
-class Held(NamedTuple):
+class HeldBlock(NamedTuple):
     """What a held block had when it was taken hold of."""
 
     layout: KvLayout
@@ -65,21 +65,17 @@ class Store:
         self,
         budget_bytes: int,
         clock: Callable[[], float],
-        on_groups: Callable[[BlockKey, int], None] = lambda _key, _groups: None,
-        on_settled: Callable[[BlockKey], None] = lambda _key: None,
         tenant_share: float = 1.0,
         policy: type[Eviction] = Eviction,
         memory: PayloadMemory | None = None,
     ) -> None:
-        """`on_groups(key, mask)` is told each change of the layer groups that a block wholly holds; 0 when evicted.
+        """`tenant_share`: each tenant's quota as a part of the budget; 1: no quota.
 
-        `on_settled(key)` is told when a block has entries and, after a change, no writer. Neither may call back what
-        changes the store. `tenant_share`: each tenant's quota as a part of the budget; 1: no quota. `policy`: what goes
-        first; benchmarks compare others, and have a `memory` that keeps nothing.
+        `policy`: what goes first. Benchmarks compare others, and have a `memory` that keeps nothing.
         """
         self.clock = clock
-        self._shelf = Shelf(budget_bytes, clock, on_groups, tenant_share, policy, memory or PayloadMemory())
-        self._on_settled = on_settled
+        self._shelf = Shelf(budget_bytes, clock, tenant_share, policy, memory or PayloadMemory())
+        self._on_settled: Callable[[BlockKey], None] = _nothing
         self._num_leases = 0
         self._num_readers = 0
         self._num_writers = 0
@@ -108,6 +104,21 @@ class Store:
             shelf.tenants.largest_bytes,
         )
 
+    def listen(
+        self,
+        on_groups: Callable[[BlockKey, int], None] | None = None,
+        on_settled: Callable[[BlockKey], None] | None = None,
+    ) -> None:
+        """Have changes told, from now on. Neither function may call back what changes the store.
+
+        `on_groups(key, mask)` is told each change of the layer groups that a block wholly holds; 0 when evicted.
+        `on_settled(key)` is told when a block has entries and, after a change, no writer.
+        """
+        if on_groups is not None:
+            self._shelf.on_groups = on_groups
+        if on_settled is not None:
+            self._on_settled = on_settled
+
     def lookup(self, key: BlockKey) -> int:
         """Return the layers of a block that are present, as a bitmask. Not a use: the LRU order stays."""
         block = self._shelf.get(key)
@@ -126,7 +137,7 @@ class Store:
         block = self._shelf.get(key)
         return block.groups if block else 0
 
-    def hold(self, key: BlockKey) -> Held | None:
+    def hold(self, key: BlockKey) -> HeldBlock | None:
         """Keep a block from eviction until `let_go`, and return what it has; None when it has nothing. Not a use."""
         block = self._shelf.get(key)
         if block is None or not block.present:
@@ -134,7 +145,7 @@ class Store:
         block.is_held = True
         frames = [frame for frame in block.frames if frame is not None]
         parent = block.parent.key if block.parent else None
-        return Held(block.layout, parent, block.present, block.charge, frames)
+        return HeldBlock(block.layout, parent, block.present, block.charge, frames)
 
     def let_go(self, key: BlockKey) -> None:
         """End `hold`."""
@@ -150,7 +161,7 @@ class Store:
         self._num_writers += 1
         return Writer(tenant)
 
-    def grant(self, writer: Writer, layout: KvLayout, blocks: Sequence[BlockEntries]) -> list[Grant]:
+    def grant(self, writer: Writer, layout: KvLayout, blocks: Sequence[BlockEntries]) -> list[BlockGrant]:
         """Give the writer those of the entries that nobody holds or writes. Raises `BadRequest` and grants nothing."""
         assert writer.is_open, "a closed writer asks for grants"
         grants = []
@@ -164,7 +175,7 @@ class Store:
                 writer.granted[block] = writer.granted.get(block, 0) | layers
                 for reader, index in block.readers.items():
                     reader.on_granted(index, layers)
-            grants.append(Grant(layers, asked.layers & block.present))
+            grants.append(BlockGrant(layers, asked.layers & block.present))
         # A writer names all layers of what it computes; what a resume behind its last block needs is the tail. So is
         # what it would have resumed from, were all window entries here: else nobody learns that some are missed.
         needed = [layout.needed_layers(index, len(chain)) for index in range(len(chain))]
@@ -291,3 +302,7 @@ class Store:
         """Recount everything and assert the class's invariants: for tests, and for a pool that has gone idle."""
         self._shelf.check_integrity()
         assert self._num_leases == sum(len(block.readers) for block in self._shelf)
+
+
+def _nothing(_key: BlockKey) -> None:
+    """Tell nobody."""

@@ -41,15 +41,16 @@ class ObjectIndex:
     other one here is the successor, so that no parent goes before its children.
     """
 
-    def __init__(self, budget_bytes: int, clock: Callable[[], float], on_change: Callable[[BlockKey], None]) -> None:
-        """`budget_bytes` 0: unlimited. `on_change` is told each block whose object came, went or changed."""
+    def __init__(self, budget_bytes: int, clock: Callable[[], float]) -> None:
+        """`budget_bytes` 0: unlimited."""
         self.used_bytes = 0
         self.reserved_bytes = 0  # of objects that are being written
         self._budget_bytes = budget_bytes or None
         self._full_at: int | None = None
         self._full_until = 0.0
         self._clock = clock
-        self._on_change = on_change
+        self.on_change: Callable[[BlockKey], None] = lambda _key: None
+        """Told each block whose object came, went or changed."""
         self._stored: dict[BlockKey, Stored] = {}
         self._num_children: Counter[BlockKey] = Counter()
         self._leaves: list[tuple[float, int, Stored]] = []  # heap, validated when popped
@@ -81,13 +82,13 @@ class ObjectIndex:
         if stored.parent is not None:
             self._num_children[stored.parent] += 1
         self._offer(stored)
-        self._on_change(stored.key)
+        self.on_change(stored.key)
 
     def remove(self, key: BlockKey) -> bool:
         """Forget an object that is not there any more; False when it was not known."""
         if not self._forget(key):
             return False
-        self._on_change(key)
+        self.on_change(key)
         return True
 
     def touch(self, key: BlockKey, now: float) -> None:

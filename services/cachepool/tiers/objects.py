@@ -50,7 +50,7 @@ _DTYPES = tuple(sorted(ITEM_BYTES))
 _NO_PARENT = bytes(KEY_BYTES)
 
 
-class Place(NamedTuple):
+class ObjectEntry(NamedTuple):
     """One entry of an object: its frame without the payload, and where that lies."""
 
     layer: int
@@ -69,7 +69,7 @@ class ObjectHeader:
     key: BlockKey
     parent: BlockKey | None
     layout: KvLayout
-    places: tuple[Place, ...]  # ascending by layer
+    places: tuple[ObjectEntry, ...]  # ascending by layer
     total_bytes: int
     raw: bytes
 
@@ -79,7 +79,7 @@ class ObjectHeader:
         return sum(1 << place.layer for place in self.places)
 
 
-def frame_at(key: BlockKey, place: Place, payload: Payload) -> Frame:
+def frame_at(key: BlockKey, place: ObjectEntry, payload: Payload) -> Frame:
     """Return the frame that was sealed at the source; `verify` tells whether the payload is still the same."""
     return Frame(key, place.layer, place.codec, place.fidelity, place.raw_bytes, payload, place.checksum)
 
@@ -156,12 +156,12 @@ def key_of_path(path: str) -> BlockKey | None:
     return key if len(key) == KEY_BYTES and path == object_path(key) and folder else None
 
 
-def _parse_places(raw: bytes, table: int, count: int) -> tuple[Place, ...]:
-    places: list[Place] = []
+def _parse_places(raw: bytes, table: int, count: int) -> tuple[ObjectEntry, ...]:
+    places: list[ObjectEntry] = []
     offset = len(raw)
     for layer, codec, fidelity, raw_bytes, length, checksum in _ENTRY.iter_unpack(raw[table : -_CHECKSUM.size]):
         try:
-            place = Place(layer, Codec(codec), Fidelity(fidelity), raw_bytes, checksum, offset, length)
+            place = ObjectEntry(layer, Codec(codec), Fidelity(fidelity), raw_bytes, checksum, offset, length)
         except ValueError as error:  # written by a later version of the codecs
             raise CorruptFrame(f"an entry that this process cannot read: {error}") from error
         if places and layer <= places[-1].layer:

@@ -1,6 +1,5 @@
 """Opens the object tier that the settings name."""
 
-from collections.abc import Callable
 from time import monotonic, time
 from urllib.parse import quote
 
@@ -13,7 +12,6 @@ from services.cachepool.tiers.index import ObjectIndex
 from services.cachepool.tiers.metrics import TierCollector, TierMetrics
 from services.cachepool.tiers.tier import ObjectTier, TierLimits
 from shared.errors import SettingsError
-from shared.ids import BlockKey
 from shared.metrics import Metrics
 
 READ_LIMIT_CALLS = 2
@@ -24,7 +22,6 @@ def open_tier(
     settings: PoolSettings,
     store: Store,
     metrics: Metrics,
-    on_change: Callable[[BlockKey], None],
     client: ObjectClient | None = None,
 ) -> ObjectTier:
     """Open the tier; nothing is asked of the object store yet. Raises `SettingsError` when its URL cannot be one.
@@ -37,7 +34,7 @@ def open_tier(
     except ValueError as error:
         raise SettingsError(f"PRFAAS_POOL_OBJECT_URL: {error} (got {settings.object_url!r})") from error
     counters = TierMetrics(metrics)
-    index = ObjectIndex(settings.object_bytes, monotonic, on_change)
+    index = ObjectIndex(settings.object_bytes, monotonic)
     bucket = Bucket(client, settings.object_timeout_s, counters.on_call)
     context = TierContext(store, bucket, index, Breaker(monotonic), counters, time)
     limits = TierLimits(

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from services.cachepool.tiers.objects import ObjectHeader, Place
+from services.cachepool.tiers.objects import ObjectEntry, ObjectHeader
 
 FIRST_BYTES = 128 * 1024
 LAST_BYTES = 1024 * 1024
@@ -13,7 +13,7 @@ class Range(NamedTuple):
     """Adjacent entries of one object, read in one go."""
 
     stage: int  # how many ranges of its object come before it
-    places: tuple[Place, ...]
+    places: tuple[ObjectEntry, ...]
 
     @property
     def offset(self) -> int:
@@ -45,8 +45,8 @@ def ranges(header: ObjectHeader, wanted: int) -> list[Range]:
     return found
 
 
-def _runs(places: Iterable[Place]) -> list[list[Place]]:
-    runs: list[list[Place]] = []
+def _runs(places: Iterable[ObjectEntry]) -> list[list[ObjectEntry]]:
+    runs: list[list[ObjectEntry]] = []
     for place in places:
         if runs and runs[-1][-1].offset + runs[-1][-1].length == place.offset:
             runs[-1].append(place)
@@ -55,7 +55,7 @@ def _runs(places: Iterable[Place]) -> list[list[Place]]:
     return runs
 
 
-def _leading(run: list[Place], limit: int) -> int:
+def _leading(run: list[ObjectEntry], limit: int) -> int:
     """Return how many leading entries fit the limit; at least one."""
     size = 0
     for count, place in enumerate(run):

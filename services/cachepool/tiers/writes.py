@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.cachepool.store.store import Held
+from services.cachepool.store.store import HeldBlock
 from services.cachepool.tiers.context import TierContext
 from services.cachepool.tiers.index import Stored
 from services.cachepool.tiers.objects import ObjectHeader, object_path, pack
@@ -110,7 +110,7 @@ class WriteBehind:
             await self._wake.wait()
 
     async def _write(self, key: BlockKey, attempts: int) -> None:
-        held: Held | None = None
+        held: HeldBlock | None = None
         try:
             await self._recovery.settle(key)  # or an object of an earlier life would be overwritten unseen
             held = self._store.hold(key)
@@ -131,7 +131,7 @@ class WriteBehind:
                 self._held_bytes -= held.charge
                 self._store.let_go(key)
 
-    async def _write_held(self, key: BlockKey, held: Held) -> None:
+    async def _write_held(self, key: BlockKey, held: HeldBlock) -> None:
         before = self._index.get(key)
         if before is not None and not held.layers & ~before.layers:
             return

@@ -26,14 +26,14 @@ _QUANTISED, _WHOLE = 0, 1
 _HEADER = struct.Struct("<BBHII")  # version, kind, tokens kept whole, bytes of compressed steps and offsets, of keys
 
 
-class Shares(NamedTuple):
+class StepShares(NamedTuple):
     """How coarse a class is: the step as a share of what a channel or a head holds."""
 
     keys: float  # of the channel's standard deviation in this block
     values: float  # of the root mean square of a token in a head
 
 
-SHARES = {Codec.INT8: Shares(0.04, 0.04), Codec.INT4: Shares(0.24, 0.54)}
+SHARES = {Codec.INT8: StepShares(0.04, 0.04), Codec.INT4: StepShares(0.24, 0.54)}
 
 
 def encode(raw: Payload, codec: Codec, shape: EntryShape, num_whole: int) -> bytes:

@@ -44,7 +44,7 @@ def supports(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> b
 class _Struct:
     """A C structure and what its pointers lead to."""
 
-    value: c.Model | c.Step
+    value: c.NativeModel | c.NativeStep
     kept: tuple[object, ...]
 
 
@@ -85,7 +85,7 @@ class NativeDecoder:
             model = self._models[kv] = self._model(layers)
         if step is None:
             step = self._steps[batch] = _step(batch)
-        assert isinstance(step.value, c.Step)
+        assert isinstance(step.value, c.NativeStep)
         step.value.hidden = address(hidden)
         threads = torch.get_num_threads()
         if self._library.prfaas_layers(ctypes.byref(model.value), ctypes.byref(step.value), first, end, threads) != 0:
@@ -108,11 +108,11 @@ class NativeDecoder:
         )
         return out
 
-    def _model(self, layers: list[c.Layer]) -> _Struct:
+    def _model(self, layers: list[c.NativeLayer]) -> _Struct:
         config = self._config
-        array = (c.Layer * len(layers))(*layers)
+        array = (c.NativeLayer * len(layers))(*layers)
         frequencies = (ctypes.c_void_p * len(self._frequencies))(*map(address, self._frequencies))
-        model = c.Model(
+        model = c.NativeModel(
             layers=array,
             head=_matrix(self._weights.head),
             final_norm=address(self._weights.final_norm),
@@ -129,9 +129,9 @@ class NativeDecoder:
         )
         return _Struct(model, (array, frequencies))
 
-    def _layer(self, index: int, layer: LayerWeights, kv: PagedKv) -> c.Layer:
+    def _layer(self, index: int, layer: LayerWeights, kv: PagedKv) -> c.NativeLayer:
         keys = kv.keys_of(index)
-        return c.Layer(
+        return c.NativeLayer(
             qkv=_matrix(layer.qkv),
             output=_matrix(layer.output),
             gate_up=_matrix(layer.gate_up),
@@ -141,7 +141,7 @@ class NativeDecoder:
             attention_norm=address(layer.attention_norm),
             mlp_norm=address(layer.mlp_norm),
             post_mlp_norm=address(layer.post_mlp_norm),
-            kv=c.Pages(
+            kv=c.NativePages(
                 keys=address(keys),
                 values=address(kv.values_of(index)),
                 kind=c.KINDS[keys.dtype],
@@ -155,10 +155,10 @@ class NativeDecoder:
         )
 
 
-def _matrix(matrix: Matrix) -> c.Matrix:
+def _matrix(matrix: Matrix) -> c.NativeMatrix:
     data, scale = matrix.int8 or (matrix.weight, None)
     rows, cols = data.shape
-    return c.Matrix(address(data), address(scale), address(matrix.bias), rows, cols, c.KINDS[data.dtype])
+    return c.NativeMatrix(address(data), address(scale), address(matrix.bias), rows, cols, c.KINDS[data.dtype])
 
 
 def _step(batch: Batch) -> _Struct:
@@ -167,7 +167,7 @@ def _step(batch: Batch) -> _Struct:
     tables = [batch.block_table(group) for group in range(len(batch.spans[0].tables))]
     sizes = torch.tensor([table.shape[1] for table in tables], dtype=torch.int32)
     pointers = (ctypes.c_void_p * len(tables))(*map(address, tables))
-    step = c.Step(
+    step = c.NativeStep(
         hidden=None,
         tables=pointers,
         table_sizes=address(sizes),

@@ -8,7 +8,7 @@ from torch import Tensor
 from shared.model.files.config import Activation
 from shared.model.layers.operations import KvTarget, Operations
 from shared.model.layers.rotary import RotaryTables
-from shared.model.native.structures import KINDS, Pages, address
+from shared.model.native.structures import KINDS, NativePages, address
 
 
 class NativeOperations(Operations):
@@ -45,7 +45,7 @@ class NativeOperations(Operations):
     def rotate(self, qkv: Tensor, num_heads: int, norm: Tensor | None, tables: RotaryTables, kv: KvTarget) -> Tensor:
         _, page_tokens, num_kv_heads, head_dim = kv.keys.shape
         kind = KINDS[qkv.dtype]
-        pages = Pages(address(kv.keys), address(kv.values), kind, page_tokens, num_kv_heads, head_dim)
+        pages = NativePages(address(kv.keys), address(kv.values), kind, page_tokens, num_kv_heads, head_dim)
         queries = qkv.new_empty(qkv.shape[0], num_heads, head_dim)
         self._library.prfaas_rotate(
             kind,

@@ -19,7 +19,7 @@ class Kind(IntEnum):
 KINDS = {torch.float32: Kind.F32, torch.bfloat16: Kind.BF16, torch.int8: Kind.INT8}
 
 
-class Matrix(ctypes.Structure):
+class NativeMatrix(ctypes.Structure):
     _fields_ = (
         ("data", c_void_p),
         ("scale", c_void_p),
@@ -30,7 +30,7 @@ class Matrix(ctypes.Structure):
     )
 
 
-class Pages(ctypes.Structure):
+class NativePages(ctypes.Structure):
     _fields_ = (
         ("keys", c_void_p),
         ("values", c_void_p),
@@ -41,28 +41,28 @@ class Pages(ctypes.Structure):
     )
 
 
-class Layer(ctypes.Structure):
+class NativeLayer(ctypes.Structure):
     _fields_ = (
-        ("qkv", Matrix),
-        ("output", Matrix),
-        ("gate_up", Matrix),
-        ("down", Matrix),
+        ("qkv", NativeMatrix),
+        ("output", NativeMatrix),
+        ("gate_up", NativeMatrix),
+        ("down", NativeMatrix),
         ("input_norm", c_void_p),
         ("qk_norm", c_void_p),
         ("attention_norm", c_void_p),
         ("mlp_norm", c_void_p),
         ("post_mlp_norm", c_void_p),
-        ("kv", Pages),
+        ("kv", NativePages),
         ("window", c_int32),
         ("rope", c_int32),
         ("group", c_int32),
     )
 
 
-class Model(ctypes.Structure):
+class NativeModel(ctypes.Structure):
     _fields_ = (
-        ("layers", POINTER(Layer)),
-        ("head", Matrix),
+        ("layers", POINTER(NativeLayer)),
+        ("head", NativeMatrix),
         ("final_norm", c_void_p),
         ("frequencies", POINTER(c_void_p)),
         ("hidden", c_int32),
@@ -77,7 +77,7 @@ class Model(ctypes.Structure):
     )
 
 
-class Step(ctypes.Structure):
+class NativeStep(ctypes.Structure):
     _fields_ = (
         ("hidden", c_void_p),
         ("tables", POINTER(c_void_p)),

@@ -9,7 +9,7 @@ from shared.kv.layout import KvLayout
 from shared.model.pages.groups import PageGroups, first_page_needed, live_pages, num_pages
 from shared.model.pages.match import PageMatcher
 from shared.model.pages.pool import PagePool
-from shared.model.pages.reservation import Reservation, Window
+from shared.model.pages.reservation import Reservation, WindowPages
 
 
 class PageBooks:
@@ -81,7 +81,7 @@ class PageBooks:
             windows = {}
             for g, window in self.groups.windowed:
                 cached = sum(page >= 0 for page in match.tables[g])
-                windows[g] = Window(window, cached, spare=cached)
+                windows[g] = WindowPages(window, cached, spare=cached)
             reservation = Reservation(
                 tuple(match.tables),
                 num_tokens,
@@ -190,7 +190,7 @@ class PageBooks:
             windows = {}
             for g, window in self.groups.windowed:
                 held = sum(page >= 0 for page in tables[g])
-                windows[g] = Window(window, held, spare=0)
+                windows[g] = WindowPages(window, held, spare=0)
             charges = {g: part.held for g, part in windows.items()}
             if sum(charges.values()) > self._room:
                 return None

@@ -19,11 +19,11 @@ class Reservation:
     position: int = 0  # no query will be before it
     released: bool = field(default=False, repr=False)
     _stride: int | None = field(default=None, repr=False)  # None: never slides
-    _windows: dict[int, "Window"] = field(default_factory=dict, repr=False)  # of the window groups
+    _windows: dict[int, "WindowPages"] = field(default_factory=dict, repr=False)  # of the window groups
 
 
 @dataclass
-class Window:
+class WindowPages:
     """One window group's part of a reservation: at most `charge` pages are held at a time."""
 
     window: int

@@ -17,8 +17,8 @@ from tests.support.gateway import (
     LAYOUT,
     MAX_MODEL_LEN,
     Call,
+    ScriptedSuite,
     ScriptedWorker,
-    Suite,
     announce,
     bytes_of,
     events_of,
@@ -35,12 +35,12 @@ LONG = "x" * 100  # 6 prefix blocks of 16, 4 in the tail: above the offload thre
 
 
 @pytest.fixture
-async def suite(tmp_path: Path) -> AsyncIterator[Suite]:
+async def suite(tmp_path: Path) -> AsyncIterator[ScriptedSuite]:
     async with running_suite(tmp_path) as suite:
         yield suite
 
 
-async def test_completion_has_openai_shape_and_usage(suite: Suite) -> None:
+async def test_completion_has_openai_shape_and_usage(suite: ScriptedSuite) -> None:
     suite.decode.behave = says("hello there", finish=pb.FINISH_REASON_LENGTH, computed=5)
     answer = await suite.complete(prompt="hello", max_tokens=11)
     assert answer["object"] == "text_completion"
@@ -59,7 +59,7 @@ async def test_completion_has_openai_shape_and_usage(suite: Suite) -> None:
     assert suite.prefill.calls == []
 
 
-async def test_max_tokens_defaults_to_16_for_completions_and_to_the_context_for_chat(suite: Suite) -> None:
+async def test_max_tokens_defaults_to_16_for_completions_and_to_the_context_for_chat(suite: ScriptedSuite) -> None:
     await suite.complete(prompt="hello")
     assert suite.decode.calls[-1].request.sampling.max_tokens == 16
     body = {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]}
@@ -72,7 +72,7 @@ async def test_max_tokens_defaults_to_16_for_completions_and_to_the_context_for_
     assert answer["choices"][0]["message"] == {"role": "assistant", "content": "hello there"}
 
 
-async def test_sampling_goes_to_decode_as_asked(suite: Suite) -> None:
+async def test_sampling_goes_to_decode_as_asked(suite: ScriptedSuite) -> None:
     await suite.complete(
         temperature=0.5, top_p=0.9, top_k=7, seed=-1, stop_token_ids=[3], ignore_eos=True, min_tokens=2
     )
@@ -85,14 +85,14 @@ async def test_sampling_goes_to_decode_as_asked(suite: Suite) -> None:
     assert len(eos_ids) > 0  # the model's own ids end a generation unless they are ignored
 
 
-async def test_a_missing_seed_is_drawn_anew_for_each_request(suite: Suite) -> None:
+async def test_a_missing_seed_is_drawn_anew_for_each_request(suite: ScriptedSuite) -> None:
     await suite.complete()
     await suite.complete()
     seeds = [call.request.sampling.seed for call in suite.decode.calls]
     assert len(set(seeds)) == 2
 
 
-async def test_completion_stream_joins_to_the_whole_and_ends_with_usage(suite: Suite) -> None:
+async def test_completion_stream_joins_to_the_whole_and_ends_with_usage(suite: ScriptedSuite) -> None:
     suite.decode.behave = says("héllo wörld", finish=pb.FINISH_REASON_STOP, pause_s=0.002, computed=5)
     body = {"prompt": "hello", "max_tokens": 20, "stream": True, "stream_options": {"include_usage": True}}
     async with suite.client.post("/v1/completions", json=body, headers={"X-Request-Id": "mine"}) as response:
@@ -111,7 +111,7 @@ async def test_completion_stream_joins_to_the_whole_and_ends_with_usage(suite: S
     assert {chunk["id"] for chunk in events[:-1]} == {"cmpl-mine"}
 
 
-async def test_chat_stream_opens_with_the_role_and_has_no_usage_unless_asked(suite: Suite) -> None:
+async def test_chat_stream_opens_with_the_role_and_has_no_usage_unless_asked(suite: ScriptedSuite) -> None:
     body = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
     async with suite.client.post("/v1/chat/completions", json=body) as response:
         events = await events_of(response)
@@ -121,7 +121,7 @@ async def test_chat_stream_opens_with_the_role_and_has_no_usage_unless_asked(sui
     assert not any("usage" in chunk for chunk in events[:-1])
 
 
-async def test_tokens_are_flushed_as_they_come(suite: Suite) -> None:
+async def test_tokens_are_flushed_as_they_come(suite: ScriptedSuite) -> None:
     release = asyncio.Event()
 
     async def behave(call: Call) -> AsyncIterator[pb.Tokens]:
@@ -137,7 +137,7 @@ async def test_tokens_are_flushed_as_they_come(suite: Suite) -> None:
         assert (await events_of(response))[-1] == "[DONE]"
 
 
-async def test_several_prompts_give_several_choices(suite: Suite) -> None:
+async def test_several_prompts_give_several_choices(suite: ScriptedSuite) -> None:
     async def behave(call: Call) -> AsyncIterator[pb.Tokens]:
         async for message in says(bytes_of(call.request.token_ids).decode().upper(), computed=1)(call):
             yield message
@@ -157,7 +157,7 @@ async def test_several_prompts_give_several_choices(suite: Suite) -> None:
     assert texts == {0: "AB", 1: "CD"}
 
 
-async def test_a_stop_string_across_tokens_ends_text_and_cancels_decode(suite: Suite) -> None:
+async def test_a_stop_string_across_tokens_ends_text_and_cancels_decode(suite: ScriptedSuite) -> None:
     suite.decode.behave = says("one STOP two" * 20, pause_s=0.001)
     answer = await suite.complete(max_tokens=200, stop=["OP t", "nothing"])
     assert answer["choices"][0] == {"index": 0, "text": "one ST", "logprobs": None, "finish_reason": "stop"}
@@ -168,7 +168,7 @@ async def test_a_stop_string_across_tokens_ends_text_and_cancels_decode(suite: S
     assert answer["choices"][0]["text"] == "one STOP"
 
 
-async def test_the_end_token_counts_but_does_not_show(suite: Suite) -> None:
+async def test_the_end_token_counts_but_does_not_show(suite: ScriptedSuite) -> None:
     async def behave(_call: Call) -> AsyncIterator[pb.Tokens]:
         yield pb.Tokens(ids=[0, 1], computed_prompt_tokens=5)
         yield pb.Tokens(ids=[EOS], finish_reason=pb.FINISH_REASON_STOP)
@@ -180,7 +180,7 @@ async def test_the_end_token_counts_but_does_not_show(suite: Suite) -> None:
     assert answer["usage"]["completion_tokens"] == 3
 
 
-async def test_a_long_prompt_is_prefilled_remotely_at_the_same_time(suite: Suite) -> None:
+async def test_a_long_prompt_is_prefilled_remotely_at_the_same_time(suite: ScriptedSuite) -> None:
     suite.prefill.behave = prefills(6 * BLOCK_TOKENS)
     suite.decode.behave = says("ok", computed=4)
     answer = await suite.complete(prompt=LONG, max_tokens=2)
@@ -195,7 +195,7 @@ async def test_a_long_prompt_is_prefilled_remotely_at_the_same_time(suite: Suite
     assert len(suite.parts.promises) == 0
 
 
-async def test_the_same_prompt_again_needs_no_prefill_even_before_the_pools_have_said_so(suite: Suite) -> None:
+async def test_the_same_prompt_again_needs_no_prefill_even_before_the_pools_have_said_so(suite: ScriptedSuite) -> None:
     suite.prefill.behave = prefills(6 * BLOCK_TOKENS)
     suite.decode.behave = says("ok", computed=4)
     await suite.complete(prompt=LONG, max_tokens=2)
@@ -211,7 +211,7 @@ async def test_the_same_prompt_again_needs_no_prefill_even_before_the_pools_have
     assert salted["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
 
 
-async def test_cached_tokens_are_those_that_neither_worker_computed(suite: Suite) -> None:
+async def test_cached_tokens_are_those_that_neither_worker_computed(suite: ScriptedSuite) -> None:
     suite.prefill.behave = prefills(48)  # said in two steps, the second total includes the first
     suite.decode.behave = says("ok", computed=4)
     answer = await suite.complete(prompt=LONG, max_tokens=2)
@@ -220,21 +220,21 @@ async def test_cached_tokens_are_those_that_neither_worker_computed(suite: Suite
     assert by_source == {"cache": 48, "prefill": 48, "decode": 4}
 
 
-async def test_prompts_of_one_moment_without_a_common_prefix_are_spread(suite: Suite) -> None:
+async def test_prompts_of_one_moment_without_a_common_prefix_are_spread(suite: ScriptedSuite) -> None:
     other = await suite.join("prefill-east-2", "prefill", "east", prefills(0))
     all_hold_until_called(suite, other, 4)
     await asyncio.gather(*(suite.complete(prompt=letter * 100, max_tokens=1) for letter in "abcd"))
     assert (len(suite.prefill.calls), len(other.calls)) == (2, 2)
 
 
-async def test_two_prompts_of_one_moment_with_one_prefix_go_to_one_prefill_worker(suite: Suite) -> None:
+async def test_two_prompts_of_one_moment_with_one_prefix_go_to_one_prefill_worker(suite: ScriptedSuite) -> None:
     other = await suite.join("prefill-east-2", "prefill", "east", prefills(0))
     all_hold_until_called(suite, other, 2)
     await asyncio.gather(*(suite.complete(prompt=LONG + tail, max_tokens=1) for tail in ("a" * 40, "b" * 40)))
     assert sorted((len(suite.prefill.calls), len(other.calls))) == [0, 2]
 
 
-def all_hold_until_called(suite: Suite, other: ScriptedWorker, num_calls: int) -> None:
+def all_hold_until_called(suite: ScriptedSuite, other: ScriptedWorker, num_calls: int) -> None:
     """Let no call end before both prefill workers have had so many: every plan is made beside the other ones."""
 
     async def called() -> None:
@@ -244,7 +244,7 @@ def all_hold_until_called(suite: Suite, other: ScriptedWorker, num_calls: int) -
     suite.decode.behave = says("ok", computed=4, after=called)
 
 
-async def test_without_any_prefill_worker_decode_computes_everything(suite: Suite) -> None:
+async def test_without_any_prefill_worker_decode_computes_everything(suite: ScriptedSuite) -> None:
     suite.parts.registry.lost(WorkerId("prefill-east"))
     suite.decode.behave = says("ok", computed=100)
     await suite.complete(prompt=LONG, max_tokens=2)
@@ -253,7 +253,7 @@ async def test_without_any_prefill_worker_decode_computes_everything(suite: Suit
     assert suite.metric("plans_total", kind="decode_only") == 1
 
 
-async def test_a_decode_error_in_mid_stream_is_an_event_without_done(suite: Suite) -> None:
+async def test_a_decode_error_in_mid_stream_is_an_event_without_done(suite: ScriptedSuite) -> None:
     async def behave(call: Call) -> AsyncIterator[pb.Tokens]:
         async for message in says("ab", finish=pb.FINISH_REASON_UNSPECIFIED)(call):
             yield message
@@ -269,7 +269,7 @@ async def test_a_decode_error_in_mid_stream_is_an_event_without_done(suite: Suit
     await suite.works()
 
 
-async def test_another_decode_worker_takes_over_before_and_after_the_first_token(suite: Suite) -> None:
+async def test_another_decode_worker_takes_over_before_and_after_the_first_token(suite: ScriptedSuite) -> None:
     async def dies(call: Call) -> AsyncIterator[pb.Tokens]:
         async for message in says("ab", finish=pb.FINISH_REASON_UNSPECIFIED)(call):
             yield message
@@ -292,7 +292,9 @@ async def test_another_decode_worker_takes_over_before_and_after_the_first_token
     assert answer["usage"]["completion_tokens"] == 7
 
 
-async def test_a_lost_decode_worker_without_a_spare_is_503_and_used_again_after_a_sign_of_life(suite: Suite) -> None:
+async def test_a_lost_decode_worker_without_a_spare_is_503_and_used_again_after_a_sign_of_life(
+    suite: ScriptedSuite,
+) -> None:
     suite.decode.behave = raises(WorkerLost("power cut"))
     async with suite.client.post("/v1/completions", json={"prompt": "p"}) as response:
         assert response.status == 503
@@ -306,7 +308,7 @@ async def test_a_lost_decode_worker_without_a_spare_is_503_and_used_again_after_
     await suite.works()
 
 
-async def test_an_overloaded_worker_is_429_with_retry_after(suite: Suite) -> None:
+async def test_an_overloaded_worker_is_429_with_retry_after(suite: ScriptedSuite) -> None:
     suite.decode.behave = raises(Overloaded("the queue is full"))
     async with suite.client.post("/v1/completions", json={"prompt": "p"}) as response:
         assert response.status == 429
@@ -348,7 +350,7 @@ async def test_a_draining_gateway_refuses_and_too_many_requests_are_refused(tmp_
             assert (await response.json())["error"]["code"] == "draining"
 
 
-async def test_models_version_and_tokenizer_endpoints(suite: Suite) -> None:
+async def test_models_version_and_tokenizer_endpoints(suite: ScriptedSuite) -> None:
     async with suite.client.get("/v1/models") as response:
         listing = await response.json()
     (model,) = listing["data"]
@@ -371,7 +373,7 @@ async def test_models_version_and_tokenizer_endpoints(suite: Suite) -> None:
         assert bytes_of((await response.json())["tokens"]) == b"User: a\nAssistant:"
 
 
-async def test_metrics_carry_vllm_names(suite: Suite) -> None:
+async def test_metrics_carry_vllm_names(suite: ScriptedSuite) -> None:
     await suite.complete(max_tokens=11)
     async with suite.client.get("/metrics") as response:
         text = await response.text()
@@ -384,7 +386,7 @@ async def test_metrics_carry_vllm_names(suite: Suite) -> None:
     assert 'prfaas:request_success_total{finished_reason="length",model_name="tiny"} 1.0' in text
 
 
-async def test_token_ids_come_back_when_asked_for(suite: Suite) -> None:
+async def test_token_ids_come_back_when_asked_for(suite: ScriptedSuite) -> None:
     suite.decode.behave = says("hello", finish=pb.FINISH_REASON_LENGTH)
     answer = await suite.complete(max_tokens=5, return_token_ids=True)
     assert bytes_of(answer["choices"][0]["token_ids"]) == b"hello"

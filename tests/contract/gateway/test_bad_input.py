@@ -8,19 +8,19 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from tests.support.gateway import MAX_MODEL_LEN, VOCAB_SIZE, Suite, running_suite
+from tests.support.gateway import MAX_MODEL_LEN, VOCAB_SIZE, ScriptedSuite, running_suite
 
 USER = [{"role": "user", "content": "hi"}]
 
 
 @pytest.fixture
-async def suite(tmp_path: Path) -> AsyncIterator[Suite]:
+async def suite(tmp_path: Path) -> AsyncIterator[ScriptedSuite]:
     async with running_suite(tmp_path, max_body_bytes=20_000) as suite:
         yield suite
 
 
 async def assert_refused(
-    suite: Suite, path: str, body: bytes, status: int, param: str | None, code: str, method: str = "POST"
+    suite: ScriptedSuite, path: str, body: bytes, status: int, param: str | None, code: str, method: str = "POST"
 ) -> str:
     async with suite.client.request(method, path, data=body) as response:
         assert response.status == status, await response.text()
@@ -93,7 +93,7 @@ async def assert_refused(
         pytest.param({"min_p": 1.1}, 400, "min_p", "invalid_request", id="min_p out of range"),
     ],
 )
-async def test_bad_completions(suite: Suite, body: dict[str, Any], status: int, param: str, code: str) -> None:
+async def test_bad_completions(suite: ScriptedSuite, body: dict[str, Any], status: int, param: str, code: str) -> None:
     full = {"prompt": "hello", **body} if body else {}
     message = await assert_refused(suite, "/v1/completions", json.dumps(full).encode(), status, param, code)
     assert message
@@ -126,7 +126,7 @@ async def test_bad_completions(suite: Suite, body: dict[str, Any], status: int, 
         ({"messages": USER, "max_completion_tokens": -1}, "max_completion_tokens", "invalid_request"),
     ],
 )
-async def test_bad_chats(suite: Suite, body: dict[str, Any], param: str, code: str) -> None:
+async def test_bad_chats(suite: ScriptedSuite, body: dict[str, Any], param: str, code: str) -> None:
     await assert_refused(suite, "/v1/chat/completions", json.dumps(body).encode(), 400, param, code)
 
 
@@ -136,11 +136,11 @@ async def test_bad_chats(suite: Suite, body: dict[str, Any], param: str, code: s
     [b"", b"{", b"not json", b'{"prompt": "\xff"}', b'{"prompt": "\\ud800"}', b"[1]", b"null", b"[" * 5000],
     ids=["empty", "cut off", "no JSON", "invalid UTF-8", "half a surrogate", "array", "null", "deep"],
 )
-async def test_bodies_that_are_no_json_objects(suite: Suite, path: str, body: bytes) -> None:
+async def test_bodies_that_are_no_json_objects(suite: ScriptedSuite, path: str, body: bytes) -> None:
     await assert_refused(suite, path, body, 400, None, "invalid_request")
 
 
-async def test_a_body_over_the_limit_is_413_announced_or_not(suite: Suite) -> None:
+async def test_a_body_over_the_limit_is_413_announced_or_not(suite: ScriptedSuite) -> None:
     big = json.dumps({"prompt": "x" * 30_000}).encode()
     await assert_refused(suite, "/v1/completions", big, 413, None, "body_too_large")
     suite.decode.calls.clear()
@@ -154,14 +154,14 @@ async def test_a_body_over_the_limit_is_413_announced_or_not(suite: Suite) -> No
     await suite.works()
 
 
-async def test_unknown_paths_and_wrong_methods_are_json_errors(suite: Suite) -> None:
+async def test_unknown_paths_and_wrong_methods_are_json_errors(suite: ScriptedSuite) -> None:
     await assert_refused(suite, "/v1/nothing", b"{}", 404, None, "not_found")
     suite.decode.calls.clear()
     message = await assert_refused(suite, "/v1/completions", b"", 405, None, "method_not_allowed", method="GET")
     assert "POST" in message
 
 
-async def test_unknown_and_neutral_fields_are_accepted_and_logged_once(suite: Suite) -> None:
+async def test_unknown_and_neutral_fields_are_accepted_and_logged_once(suite: ScriptedSuite) -> None:
     neutral = {
         "n": 1,
         "best_of": 1,
@@ -188,5 +188,5 @@ async def test_unknown_and_neutral_fields_are_accepted_and_logged_once(suite: Su
         ("/detokenize", {"tokens": "a"}, "tokens"),
     ],
 )
-async def test_bad_tokenizer_requests(suite: Suite, path: str, body: dict[str, Any], param: str) -> None:
+async def test_bad_tokenizer_requests(suite: ScriptedSuite, path: str, body: dict[str, Any], param: str) -> None:
     await assert_refused(suite, path, json.dumps(body).encode(), 400, param, "invalid_request")

@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from shared.proto import prfaas_pb2 as pb
-from tests.support.gateway import Behaviour, Call, Suite, hangs, prefills, running_suite, says
+from tests.support.gateway import Behaviour, Call, ScriptedSuite, hangs, prefills, running_suite, says
 from tests.support.waiting import LIMIT_S, until
 
 LONG = "x" * 100
@@ -16,7 +16,7 @@ WITHIN_S = 40.0  # less than half of what the answer would take
 
 
 @pytest.fixture
-async def suite(tmp_path: Path) -> AsyncIterator[Suite]:
+async def suite(tmp_path: Path) -> AsyncIterator[ScriptedSuite]:
     async with running_suite(tmp_path) as suite:
         yield suite
 
@@ -27,7 +27,7 @@ async def progresses(_call: Call) -> AsyncIterator[pb.Progress]:
     await asyncio.Event().wait()
 
 
-async def vanish(suite: Suite, reached: Callable[[], Awaitable[object]], *, stream: bool) -> None:
+async def vanish(suite: ScriptedSuite, reached: Callable[[], Awaitable[object]], *, stream: bool) -> None:
     """Send a request, wait for a point in its life, and close the connection."""
     async with aiohttp.ClientSession(suite.client._base_url) as client:
         body = {"prompt": LONG, "max_tokens": 1000, "stream": stream}
@@ -39,7 +39,7 @@ async def vanish(suite: Suite, reached: Callable[[], Awaitable[object]], *, stre
             request.result().close()
 
 
-async def assert_all_is_over(suite: Suite) -> None:
+async def assert_all_is_over(suite: ScriptedSuite) -> None:
     calls = [*suite.decode.calls, *suite.prefill.calls]
     async with asyncio.timeout(WITHIN_S):
         await asyncio.gather(*(call.over.wait() for call in calls))
@@ -62,7 +62,7 @@ async def assert_all_is_over(suite: Suite) -> None:
     ],
 )
 async def test_a_vanished_client_cancels_both_workers(
-    suite: Suite, prefill: Behaviour, decode: Behaviour, wait_for: str, stream: bool
+    suite: ScriptedSuite, prefill: Behaviour, decode: Behaviour, wait_for: str, stream: bool
 ) -> None:
     suite.prefill.behave, suite.decode.behave = prefill, decode
 
@@ -82,7 +82,7 @@ async def test_a_vanished_client_cancels_both_workers(
     await suite.works()
 
 
-async def test_a_client_that_vanishes_while_sending_its_body_leaves_nothing(suite: Suite) -> None:
+async def test_a_client_that_vanishes_while_sending_its_body_leaves_nothing(suite: ScriptedSuite) -> None:
     host, port = suite.client._base_url.host, suite.client._base_url.port  # type: ignore[union-attr]
     _, writer = await asyncio.open_connection(host, port)
     writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
@@ -94,7 +94,7 @@ async def test_a_client_that_vanishes_while_sending_its_body_leaves_nothing(suit
     await suite.works()
 
 
-async def test_one_of_several_prompts_failing_cancels_the_others(suite: Suite) -> None:
+async def test_one_of_several_prompts_failing_cancels_the_others(suite: ScriptedSuite) -> None:
     async def behave(call: Call) -> AsyncIterator[pb.Tokens]:
         if len(call.request.token_ids) == 1:
             raise RuntimeError("a bug in the worker")
@@ -108,7 +108,7 @@ async def test_one_of_several_prompts_failing_cancels_the_others(suite: Suite) -
     await suite.works()
 
 
-async def test_a_client_that_stops_reading_holds_up_no_worker(suite: Suite) -> None:
+async def test_a_client_that_stops_reading_holds_up_no_worker(suite: ScriptedSuite) -> None:
     suite.decode.behave = says("z" * 1900)
     host, port = suite.client._base_url.host, suite.client._base_url.port  # type: ignore[union-attr]
     _, writer = await asyncio.open_connection(host, port)

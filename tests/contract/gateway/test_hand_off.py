@@ -22,7 +22,7 @@ from shared.proto import prfaas_pb2 as pb
 from tests.support.gateway import (
     LAYOUT,
     Call,
-    Suite,
+    ScriptedSuite,
     bytes_of,
     prefills,
     raises,
@@ -35,13 +35,13 @@ PROMPT = "a prompt of several blocks, which goes to the prefill worker of the ot
 
 
 @pytest.fixture
-async def storing(tmp_path: Path) -> AsyncIterator[Suite]:
+async def storing(tmp_path: Path) -> AsyncIterator[ScriptedSuite]:
     """Store and forward, which benchmarks compare streaming with."""
     async with running_suite(tmp_path, hand_off="stored") as suite:
         yield suite
 
 
-async def test_decode_begins_when_prefill_has_ended(storing: Suite) -> None:
+async def test_decode_begins_when_prefill_has_ended(storing: ScriptedSuite) -> None:
     async def decode_would_have_been_called() -> None:
         await asyncio.sleep(0.2)
         assert not storing.decode.calls
@@ -52,7 +52,7 @@ async def test_decode_begins_when_prefill_has_ended(storing: Suite) -> None:
     assert storing.metric("prefill_failures_total", code="internal") == 0
 
 
-async def test_decode_learns_of_a_prefill_that_failed_before_it_began(storing: Suite) -> None:
+async def test_decode_learns_of_a_prefill_that_failed_before_it_began(storing: ScriptedSuite) -> None:
     async def behave(call: Call) -> AsyncIterator[pb.Tokens]:
         await call.updated.wait()
         async for message in says("late")(call):

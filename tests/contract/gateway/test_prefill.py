@@ -7,13 +7,13 @@ import pytest
 
 from shared.errors import BadRequest, WorkerLost
 from shared.proto import prfaas_pb2 as pb
-from tests.support.gateway import Behaviour, Call, Suite, announce, prefills, raises, running_suite, says
+from tests.support.gateway import Behaviour, Call, ScriptedSuite, announce, prefills, raises, running_suite, says
 
 LONG = "x" * 100  # 6 prefix blocks of 16, 4 in the tail: above the offload threshold of 32 tokens
 
 
 @pytest.fixture
-async def suite(tmp_path: Path) -> AsyncIterator[Suite]:
+async def suite(tmp_path: Path) -> AsyncIterator[ScriptedSuite]:
     async with running_suite(tmp_path) as suite:
         yield suite
 
@@ -29,7 +29,7 @@ def once_updated(behave: Behaviour) -> Behaviour:
     return waits
 
 
-async def test_a_failed_prefill_is_reported_to_decode_and_counted(suite: Suite) -> None:
+async def test_a_failed_prefill_is_reported_to_decode_and_counted(suite: ScriptedSuite) -> None:
     suite.prefill.behave = raises(WorkerLost("gone"))
     suite.decode.behave = once_updated(says("late", computed=100))
     answer = await suite.complete(prompt=LONG, max_tokens=4)
@@ -40,7 +40,7 @@ async def test_a_failed_prefill_is_reported_to_decode_and_counted(suite: Suite) 
     assert len(suite.parts.promises) == 0
 
 
-async def test_another_prefill_worker_of_the_datacenter_takes_over(suite: Suite) -> None:
+async def test_another_prefill_worker_of_the_datacenter_takes_over(suite: ScriptedSuite) -> None:
     async def dies(_call: Call) -> AsyncIterator[pb.Progress]:
         yield pb.Progress(num_blocks_done=2, computed_tokens=32)
         raise WorkerLost("gone")
@@ -64,7 +64,7 @@ async def test_another_prefill_worker_of_the_datacenter_takes_over(suite: Suite)
     assert suite.load("prefill-east") == suite.load("prefill-east-2") == 0
 
 
-async def test_a_prefill_that_would_fail_anywhere_is_not_tried_again(suite: Suite) -> None:
+async def test_a_prefill_that_would_fail_anywhere_is_not_tried_again(suite: ScriptedSuite) -> None:
     spare = await suite.join("prefill-east-2", "prefill", "east", prefills(96))
     suite.prefill.behave = raises(BadRequest("this prompt is wrong"))
     suite.decode.behave = once_updated(says("late", computed=100))
@@ -73,7 +73,7 @@ async def test_a_prefill_that_would_fail_anywhere_is_not_tried_again(suite: Suit
     assert suite.decode.calls[0].updates[0].prefill_failed
 
 
-async def test_a_prefill_that_ends_early_without_finishing_counts_as_failed(suite: Suite) -> None:
+async def test_a_prefill_that_ends_early_without_finishing_counts_as_failed(suite: ScriptedSuite) -> None:
     async def ends_early(_call: Call) -> AsyncIterator[pb.Progress]:
         yield pb.Progress(num_blocks_done=1, computed_tokens=16)
 

@@ -17,7 +17,7 @@ from shared.rpc.server import GrpcServer
 from shared.service.health import Health
 from shared.service.lifecycle import InFlight
 from shared.tenant import tenant_of
-from tests.support.gateway import BLOCK_TOKENS, LAYOUT, Suite, announce, ids_of, raises, running_suite
+from tests.support.gateway import BLOCK_TOKENS, LAYOUT, ScriptedSuite, announce, ids_of, raises, running_suite
 
 TEXT = "You are a helpful assistant who answers briefly and never lies to anybody. " * 2
 NUM_BLOCKS = (len(TEXT) - 1) // BLOCK_TOKENS
@@ -61,7 +61,7 @@ async def pools() -> AsyncIterator[list[tuple[PinningPool, str]]]:
 
 
 @pytest.fixture
-async def suite(tmp_path: Path, pools: list[tuple[PinningPool, str]]) -> AsyncIterator[Suite]:
+async def suite(tmp_path: Path, pools: list[tuple[PinningPool, str]]) -> AsyncIterator[ScriptedSuite]:
     async with running_suite(tmp_path) as suite:
         announce(suite.parts, "cachepool-west", "cachepool", "west", pools[0][1], epoch=2)
         yield suite
@@ -72,14 +72,14 @@ def pool(pools: list[tuple[PinningPool, str]]) -> PinningPool:
     return pools[0][0]
 
 
-async def call(suite: Suite, method: str, path: str, status: int = 200, **body: Any) -> dict[str, Any]:
+async def call(suite: ScriptedSuite, method: str, path: str, status: int = 200, **body: Any) -> dict[str, Any]:
     async with suite.client.request(method, path, json=body or None) as response:
         answer: dict[str, Any] = await response.json()
         assert response.status == status, answer
         return answer
 
 
-async def test_a_prefix_is_computed_once_and_pinned_at_home(suite: Suite, pool: PinningPool) -> None:
+async def test_a_prefix_is_computed_once_and_pinned_at_home(suite: ScriptedSuite, pool: PinningPool) -> None:
     made = await call(suite, "POST", "/v1/prefixes", prompt=TEXT, ttl_s=60, name="assistant", cache_salt="secret")
     assert (made["object"], made["name"], made["num_tokens"]) == ("prefix", "assistant", len(TEXT))
     assert made["kept_tokens"] == NUM_BLOCKS * BLOCK_TOKENS
@@ -98,7 +98,7 @@ async def test_a_prefix_is_computed_once_and_pinned_at_home(suite: Suite, pool: 
     }
 
 
-async def test_the_same_beginning_is_the_same_prefix(suite: Suite, pool: PinningPool) -> None:
+async def test_the_same_beginning_is_the_same_prefix(suite: ScriptedSuite, pool: PinningPool) -> None:
     first = await call(suite, "POST", "/v1/prefixes", prompt=TEXT)
     again = await call(suite, "POST", "/v1/prefixes", prompt=TEXT, ttl_s=7200)
     assert first["id"] == again["id"]
@@ -108,7 +108,7 @@ async def test_the_same_beginning_is_the_same_prefix(suite: Suite, pool: Pinning
     assert other["id"] != first["id"]
 
 
-async def test_a_deleted_prefix_is_unpinned(suite: Suite, pool: PinningPool) -> None:
+async def test_a_deleted_prefix_is_unpinned(suite: ScriptedSuite, pool: PinningPool) -> None:
     made = await call(suite, "POST", "/v1/prefixes", prompt=TEXT)
     gone = await call(suite, "DELETE", f"/v1/prefixes/{made['id']}")
     assert gone == {"id": made["id"], "object": "prefix", "deleted": True}
@@ -118,7 +118,7 @@ async def test_a_deleted_prefix_is_unpinned(suite: Suite, pool: PinningPool) -> 
     assert (await call(suite, "GET", "/v1/prefixes"))["data"] == []
 
 
-async def test_each_node_pins_what_it_owns(suite: Suite, pools: list[tuple[PinningPool, str]]) -> None:
+async def test_each_node_pins_what_it_owns(suite: ScriptedSuite, pools: list[tuple[PinningPool, str]]) -> None:
     announce(suite.parts, "cachepool-west-2", "cachepool", "west", pools[1][1])
     made = await call(suite, "POST", "/v1/prefixes", prompt=TEXT)
     keys = suite.parts.model.prefix_keys(ids_of(TEXT), "")
@@ -128,7 +128,7 @@ async def test_each_node_pins_what_it_owns(suite: Suite, pools: list[tuple[Pinni
         assert pinned == [keys[position] for position in owned.get(address, ())]
 
 
-async def test_what_the_pool_refuses_to_pin_is_not_computed(suite: Suite, pool: PinningPool) -> None:
+async def test_what_the_pool_refuses_to_pin_is_not_computed(suite: ScriptedSuite, pool: PinningPool) -> None:
     pool.refusal = Overloaded("pins do not fit")
     error = (await call(suite, "POST", "/v1/prefixes", 429, prompt=TEXT))["error"]
     assert error["code"] == "overloaded"
@@ -136,7 +136,7 @@ async def test_what_the_pool_refuses_to_pin_is_not_computed(suite: Suite, pool: 
     assert (await call(suite, "GET", "/v1/prefixes"))["data"] == []
 
 
-async def test_what_cannot_be_computed_is_not_kept(suite: Suite, pool: PinningPool) -> None:
+async def test_what_cannot_be_computed_is_not_kept(suite: ScriptedSuite, pool: PinningPool) -> None:
     suite.decode.behave = raises(WorkerLost("gone"))
     await call(suite, "POST", "/v1/prefixes", 503, prompt=TEXT)
     assert not pool.pins
@@ -157,13 +157,15 @@ async def test_what_cannot_be_computed_is_not_kept(suite: Suite, pool: PinningPo
         ({"prompt": "long " * 1000}, "prompt"),
     ],
 )
-async def test_bad_bodies_name_the_field(suite: Suite, pool: PinningPool, body: dict[str, Any], param: str) -> None:
+async def test_bad_bodies_name_the_field(
+    suite: ScriptedSuite, pool: PinningPool, body: dict[str, Any], param: str
+) -> None:
     error = (await call(suite, "POST", "/v1/prefixes", 400, **body or {"ttl_s": 5}))["error"]
     assert error["param"] == param
     assert not pool.pins
 
 
-async def test_pins_are_renewed_until_their_time_is_over(suite: Suite, pool: PinningPool) -> None:
+async def test_pins_are_renewed_until_their_time_is_over(suite: ScriptedSuite, pool: PinningPool) -> None:
     now = 1000.0
     prefixes = make_prefixes(suite.parts, Datacenter("west"), lambda: now)
     keys = suite.parts.model.prefix_keys(ids_of(TEXT), "")

@@ -13,7 +13,7 @@ from tests.support.gateway import (
     EOS,
     Behaviour,
     Call,
-    Suite,
+    ScriptedSuite,
     bytes_of,
     events_of,
     ids_of,
@@ -25,7 +25,7 @@ LONG = "x" * 40  # two prefix blocks of 16, below the offload threshold
 
 
 @pytest.fixture
-async def suite(tmp_path: Path) -> AsyncIterator[Suite]:
+async def suite(tmp_path: Path) -> AsyncIterator[ScriptedSuite]:
     async with running_suite(tmp_path) as suite:
         yield suite
 
@@ -50,20 +50,20 @@ def tells(ids: list[int], finish: Any = pb.FINISH_REASON_LENGTH) -> Behaviour:
     return behave
 
 
-async def chat(suite: Suite, **body: Any) -> Any:
+async def chat(suite: ScriptedSuite, **body: Any) -> Any:
     full = {"messages": [{"role": "user", "content": "hi"}], **body}
     async with suite.client.post("/v1/chat/completions", json=full) as response:
         assert response.status == 200, await response.text()
         return await events_of(response) if body.get("stream") else await response.json()
 
 
-async def stream(suite: Suite, **body: Any) -> list[Any]:
+async def stream(suite: ScriptedSuite, **body: Any) -> list[Any]:
     async with suite.client.post("/v1/completions", json={"prompt": "hello", "stream": True, **body}) as response:
         assert response.status == 200, await response.text()
         return await events_of(response)
 
 
-async def test_sampling_parameters_reach_decode_to_the_bit(suite: Suite) -> None:
+async def test_sampling_parameters_reach_decode_to_the_bit(suite: ScriptedSuite) -> None:
     wanted = {
         "temperature": 0.1,
         "min_p": 0.05,
@@ -78,7 +78,7 @@ async def test_sampling_parameters_reach_decode_to_the_bit(suite: Suite) -> None
     assert not sampling.HasField("num_logprobs")
 
 
-async def test_priority_reaches_both_workers(suite: Suite) -> None:
+async def test_priority_reaches_both_workers(suite: ScriptedSuite) -> None:
     prompt = "x" * 100  # above the offload threshold: prefill is asked too
     await suite.complete(prompt=prompt, priority=-3)
     await chat(suite, messages=[{"role": "user", "content": prompt}], priority=7)
@@ -87,7 +87,7 @@ async def test_priority_reaches_both_workers(suite: Suite) -> None:
         assert [call.request.priority for call in worker.calls] == [-3, 7, 0]
 
 
-async def test_fidelity_reaches_both_workers_and_lossless_is_the_default(suite: Suite) -> None:
+async def test_fidelity_reaches_both_workers_and_lossless_is_the_default(suite: ScriptedSuite) -> None:
     prompt = "x" * 100  # above the offload threshold: its blocks cross
     await suite.complete(prompt=prompt, kv_fidelity="int4")
     await chat(suite, messages=[{"role": "user", "content": prompt}], kv_fidelity="int8")
@@ -106,7 +106,7 @@ async def test_fidelity_reaches_both_workers_and_lossless_is_the_default(suite: 
 
 
 @pytest.mark.parametrize("fidelity", ["int2", "INT8", 8, True, ""])
-async def test_an_unknown_fidelity_is_refused(suite: Suite, fidelity: Any) -> None:
+async def test_an_unknown_fidelity_is_refused(suite: ScriptedSuite, fidelity: Any) -> None:
     body = {"prompt": "hello", "kv_fidelity": fidelity}
     async with suite.client.post("/v1/completions", json=body) as response:
         assert response.status == 400
@@ -114,7 +114,7 @@ async def test_an_unknown_fidelity_is_refused(suite: Suite, fidelity: Any) -> No
 
 
 @pytest.mark.parametrize("priority", ["high", 1.5, True, 2**31, -(2**31) - 1])
-async def test_a_priority_that_is_no_small_integer_is_refused(suite: Suite, priority: Any) -> None:
+async def test_a_priority_that_is_no_small_integer_is_refused(suite: ScriptedSuite, priority: Any) -> None:
     for path, body in (
         ("/v1/completions", {"prompt": "hello"}),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}),
@@ -125,7 +125,7 @@ async def test_a_priority_that_is_no_small_integer_is_refused(suite: Suite, prio
     assert not suite.decode.calls
 
 
-async def test_a_continuation_keeps_its_priority(suite: Suite) -> None:
+async def test_a_continuation_keeps_its_priority(suite: ScriptedSuite) -> None:
     async def dies(call: Call) -> AsyncIterator[pb.Tokens]:
         async for message in tells(ids_of("ab"), finish=pb.FINISH_REASON_UNSPECIFIED)(call):
             yield message
@@ -137,7 +137,7 @@ async def test_a_continuation_keeps_its_priority(suite: Suite) -> None:
     assert [call.request.priority for call in (*suite.decode.calls, *second.calls)] == [2, 2]
 
 
-async def test_choices_have_seeds_of_their_own_and_one_prompt(suite: Suite) -> None:
+async def test_choices_have_seeds_of_their_own_and_one_prompt(suite: ScriptedSuite) -> None:
     suite.decode.behave = says("hello", computed=5)
     answer = await suite.complete(prompt=["hello", "again"], n=3, seed=7, max_tokens=5)
     assert [choice["index"] for choice in answer["choices"]] == list(range(6))
@@ -152,7 +152,7 @@ async def test_choices_have_seeds_of_their_own_and_one_prompt(suite: Suite) -> N
     assert suite.metric("request_success_total", finished_reason="length") == 6
 
 
-async def test_other_choices_start_when_the_first_has_made_the_prefix(suite: Suite) -> None:
+async def test_other_choices_start_when_the_first_has_made_the_prefix(suite: ScriptedSuite) -> None:
     seen_at_first_token: list[int] = []
 
     async def behave(call: Call) -> AsyncIterator[pb.Tokens]:
@@ -170,7 +170,7 @@ async def test_other_choices_start_when_the_first_has_made_the_prefix(suite: Sui
     assert sum(suite.metric("prompt_tokens_by_source_total", source=s) for s in ("cache", "prefill", "decode")) == 40
 
 
-async def test_a_lost_first_choice_fails_them_all(suite: Suite) -> None:
+async def test_a_lost_first_choice_fails_them_all(suite: ScriptedSuite) -> None:
     async def dies(_call: Call) -> AsyncIterator[pb.Tokens]:
         raise WorkerLost("power cut")
         yield  # type: ignore[unreachable]  # makes this a generator
@@ -181,7 +181,7 @@ async def test_a_lost_first_choice_fails_them_all(suite: Suite) -> None:
     assert len(suite.decode.calls) == 1
 
 
-async def test_streamed_chat_choices_have_each_a_role(suite: Suite) -> None:
+async def test_streamed_chat_choices_have_each_a_role(suite: ScriptedSuite) -> None:
     events = await chat(suite, n=2, stream=True, max_tokens=5)
     roles = [choice["index"] for event in events[:2] for choice in event["choices"] if "role" in choice["delta"]]
     assert roles == [0, 1]
@@ -192,7 +192,7 @@ async def test_streamed_chat_choices_have_each_a_role(suite: Suite) -> None:
     assert texts == ["hello", "hello"]
 
 
-async def test_completion_logprobs(suite: Suite) -> None:
+async def test_completion_logprobs(suite: ScriptedSuite) -> None:
     suite.decode.behave = tells([*ids_of("aé")])
     answer = await suite.complete(logprobs=2)
     assert answer["choices"][0]["logprobs"] == {
@@ -210,7 +210,7 @@ async def test_completion_logprobs(suite: Suite) -> None:
     assert (await suite.complete())["choices"][0]["logprobs"] is None
 
 
-async def test_chat_logprobs(suite: Suite) -> None:
+async def test_chat_logprobs(suite: ScriptedSuite) -> None:
     suite.decode.behave = tells([*ids_of("é"), EOS], finish=pb.FINISH_REASON_STOP)
     answer = await chat(suite, logprobs=True, top_logprobs=1)
     own, second = ({"token": f"\\x{b:02x}", "logprob": p, "bytes": [b]} for b, p in ((0xC3, -1.0), (0xA9, -2.0)))
@@ -223,7 +223,7 @@ async def test_chat_logprobs(suite: Suite) -> None:
 
 
 @pytest.mark.parametrize("include", [False, True])
-async def test_streamed_logprobs_are_those_of_the_whole_answer(suite: Suite, include: bool) -> None:
+async def test_streamed_logprobs_are_those_of_the_whole_answer(suite: ScriptedSuite, include: bool) -> None:
     suite.decode.behave = tells(ids_of("one 猫 STAND STOP two"))
     body = {"logprobs": 1, "stop": "STOP", "include_stop_str_in_output": include, "max_tokens": 30}
     whole = (await suite.complete(**body))["choices"][0]
@@ -241,7 +241,7 @@ async def test_streamed_logprobs_are_those_of_the_whole_answer(suite: Suite, inc
     assert all((chunk["logprobs"] is not None) == bool(chunk["text"]) for chunk in chunks)
 
 
-async def test_streamed_chat_logprobs(suite: Suite) -> None:
+async def test_streamed_chat_logprobs(suite: ScriptedSuite) -> None:
     suite.decode.behave = tells(ids_of("hé"))
     events = await chat(suite, logprobs=True, stream=True)
     told = [event["choices"][0]["logprobs"] for event in events[:-1]]
@@ -249,7 +249,7 @@ async def test_streamed_chat_logprobs(suite: Suite) -> None:
     assert names == ["h", "\\xc3", "\\xa9"]
 
 
-async def test_logprobs_go_on_after_a_worker_is_lost(suite: Suite) -> None:
+async def test_logprobs_go_on_after_a_worker_is_lost(suite: ScriptedSuite) -> None:
     async def dies(call: Call) -> AsyncIterator[pb.Tokens]:
         async for message in tells(ids_of("ab"), finish=pb.FINISH_REASON_UNSPECIFIED)(call):
             yield message
@@ -263,7 +263,7 @@ async def test_logprobs_go_on_after_a_worker_is_lost(suite: Suite) -> None:
     assert (told["token_logprobs"], told["text_offset"]) == ([-1.0, -2.0, -1.0, -2.0], [0, 1, 2, 3])
 
 
-async def test_echo_begins_the_answer_with_the_prompt(suite: Suite) -> None:
+async def test_echo_begins_the_answer_with_the_prompt(suite: ScriptedSuite) -> None:
     prompts: list[Any] = ["hé ", ids_of("abc")]
     for prompt, text in zip(prompts, ("hé ", "abc"), strict=True):
         answer = await suite.complete(prompt=prompt, echo=True, max_tokens=5, n=2)

@@ -4,15 +4,15 @@ import sys
 
 import pytest
 
-from benchmarks.engine.speed import FULL, QUICK, Plan, Task, checks, measure
+from benchmarks.engine.speed import FULL, QUICK, SpeedPlan, SpeedTask, checks, measure
 from benchmarks.peers.found import LLAMA, TRANSFORMERS, VLLM, Contestant
 from benchmarks.roofline import Limits, Sizes
 from shared.model.files.config import ModelConfig
 from tests.support.tiny import LLAMA as CONFIG
 from tests.unit.benchmarks.test_peers import CHILD
 
-PREFILL, ONE, EIGHT, FAR = Task(512), Task(512, 1, 8), Task(512, 8, 8), Task(16384, 1, 8)
-PLAN = Plan((PREFILL, ONE, EIGHT), (FAR,), 1)
+PREFILL, ONE, EIGHT, FAR = SpeedTask(512), SpeedTask(512, 1, 8), SpeedTask(512, 8, 8), SpeedTask(16384, 1, 8)
+PLAN = SpeedPlan((PREFILL, ONE, EIGHT), (FAR,), 1)
 
 
 def test_prefill_is_compared_with_the_better_of_two_and_with_vllm() -> None:
@@ -58,7 +58,7 @@ def test_absent_and_failing_contestants_are_rows_and_do_not_end_the_run() -> Non
         Contestant(LLAMA, (sys.executable, "-c", "raise SystemExit('broken')")),
         Contestant(VLLM, absent="not here"),
     ]
-    plan = Plan((Task(100), Task(13), Task(64, 1, 4)), (), 2)
+    plan = SpeedPlan((SpeedTask(100), SpeedTask(13), SpeedTask(64, 1, 4)), (), 2)
     report = measure("m", ModelConfig.from_dict(CONFIG), named, plan, Limits(1e12, 1e10))
     absent = {str(row["contestant"]): str(row["absent"]) for row in report.rows if "absent" in row}
     assert absent[VLLM] == "not here"
@@ -70,5 +70,5 @@ def test_absent_and_failing_contestants_are_rows_and_do_not_end_the_run() -> Non
 
 def test_a_batch_shares_the_weights_that_bound_it() -> None:
     config, limits = ModelConfig.from_dict(CONFIG), Limits(operations_per_s=1e15, bytes_per_s=1e6)
-    one, eight = (Task(64, batch, 8).bound(config, limits, Sizes()) for batch in (1, 8))
+    one, eight = (SpeedTask(64, batch, 8).bound(config, limits, Sizes()) for batch in (1, 8))
     assert 1 < eight / one < 8

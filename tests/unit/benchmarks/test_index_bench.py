@@ -4,7 +4,7 @@ import numpy as np
 
 from benchmarks.harness import Report
 from benchmarks.index import _check, match_row
-from benchmarks.placement.filling import HOLDERS, NUM_HOLDERS, PROMPT_BLOCKS, Index, Prompt, fill
+from benchmarks.placement.filling import HOLDERS, NUM_HOLDERS, PROMPT_BLOCKS, FilledPrompt, Index, fill
 from benchmarks.placement.gateway import Gateway
 from shared.bus.events import unpack_keys
 from shared.rpc.client import Channels
@@ -12,7 +12,7 @@ from shared.rpc.client import Channels
 
 async def test_prompts_lie_where_they_should() -> None:
     rng = np.random.default_rng(0)
-    prompts = [Prompt(rng.bytes(32 * PROMPT_BLOCKS), kind, 3) for kind in ("one pool", "all pools")]
+    prompts = [FilledPrompt(rng.bytes(32 * PROMPT_BLOCKS), kind, 3) for kind in ("one pool", "all pools")]
     async with Channels() as channels:
         index = Index(Gateway(channels), 2, rng)
         for name in HOLDERS:

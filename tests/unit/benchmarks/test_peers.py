@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.harness import ROOT
 from benchmarks.peers.found import LLAMA, TRANSFORMERS, VLLM, contestants, pythons
-from benchmarks.peers.process import Peer, PeerFailed
+from benchmarks.peers.process import PeerFailed, PeerProcess
 from benchmarks.peers.protocol import END_ID, FIRST_ID, Prompts
 from shared.ids import ModelFingerprint
 from shared.model.files.catalog import ModelFiles
@@ -38,8 +38,8 @@ serve(Engine)
 """
 
 
-def start(code: str = CHILD) -> Peer:
-    return Peer("child", [sys.executable, "-c", code], {})
+def start(code: str = CHILD) -> PeerProcess:
+    return PeerProcess("child", [sys.executable, "-c", code], {})
 
 
 def test_a_peer_answers_what_it_is_asked() -> None:

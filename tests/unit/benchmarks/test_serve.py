@@ -12,7 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from benchmarks import harness, serve
-from benchmarks.client import Outcome
+from benchmarks.client import RequestOutcome
 from benchmarks.prompts import words
 
 FIRST_TOKEN_S = 0.05
@@ -151,7 +151,7 @@ async def test_goodput_counts_the_requests_that_meet_the_objective(load: serve.L
 
 
 def test_the_command_line_writes_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def measured(load: serve.Load, slo: object, progress: bool) -> tuple[harness.Row, list[Outcome]]:
+    async def measured(load: serve.Load, slo: object, progress: bool) -> tuple[harness.Row, list[RequestOutcome]]:
         return {"completed": load.num_prompts, "duration": load.request_rate}, []
 
     monkeypatch.setattr(serve, "serve", measured)

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.client import Outcome
+from benchmarks.client import RequestOutcome
 from benchmarks.peers.process import PeerFailed
 from benchmarks.peers.servers import Servers, free_ports
 from benchmarks.peers.sharing import Asked, checks, is_wrong, rows
 
 
-def answer(ttft_s: float, *tokens: str, top: list[dict[str, float]] | None = None) -> Outcome:
+def answer(ttft_s: float, *tokens: str, top: list[dict[str, float]] | None = None) -> RequestOutcome:
     likely = top or [{token: -0.1, "rare": -9.0} for token in tokens]
-    return Outcome(token_times_s=[ttft_s], tokens=list(tokens), top_logprobs=likely)
+    return RequestOutcome(token_times_s=[ttft_s], tokens=list(tokens), top_logprobs=likely)
 
 
 def test_a_text_is_wrong_where_it_leaves_what_was_likely() -> None:

@@ -7,7 +7,7 @@ import sys
 import psutil
 import pytest
 
-from benchmarks.client import Outcome
+from benchmarks.client import RequestOutcome
 from benchmarks.harness import Row
 from benchmarks.startup import _latency_row, memory, memory_checks
 from benchmarks.suite import _wait_until_ready
@@ -47,7 +47,9 @@ def test_the_light_services_have_targets() -> None:
 
 
 def test_a_latency_row_has_medians_with_their_spread() -> None:
-    outcomes = [Outcome(token_times_s=[ttft, ttft + 0.01, ttft + 0.03], cached_tokens=64) for ttft in (0.2, 0.1, 0.4)]
+    outcomes = [
+        RequestOutcome(token_times_s=[ttft, ttft + 0.01, ttft + 0.03], cached_tokens=64) for ttft in (0.2, 0.1, 0.4)
+    ]
     row = _latency_row(512, "cold", outcomes)
     assert (row["ttft_ms"], row["ttft_ms_low"], row["ttft_ms_high"]) == (200, 100, 400)
     assert row["itl_ms"] == 15

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.pipe.__main__ import Case, Pulled
+from benchmarks.pipe.__main__ import PipeCase, Pulled
 from benchmarks.pipe.__main__ import row as pipe_row
-from benchmarks.streaming.__main__ import ROUND_TRIP_S, Found, Sample, report
+from benchmarks.streaming.__main__ import ROUND_TRIP_S, Sample, StreamingFound, report
 from benchmarks.streaming.plot import draw
 
 
@@ -16,9 +16,9 @@ def sample(ttft_s: float) -> Sample:
 
 def test_the_bound_is_the_longer_of_both_and_a_round_trip(tmp_path: Path) -> None:
     found = [
-        Found(0.5, 20e6, [sample(2.1), sample(2.2), sample(9.0)]),
-        Found(1.0, 10e6, [sample(2.1)]),
-        Found(2.0, 5e6, [sample(5.0)]),
+        StreamingFound(0.5, 20e6, [sample(2.1), sample(2.2), sample(9.0)]),
+        StreamingFound(1.0, 10e6, [sample(2.1)]),
+        StreamingFound(2.0, 5e6, [sample(5.0)]),
     ]
     result, points = report(found, [sample(4.2)], {"tokens": 2000})
     streamed = [row for row in result.rows if row["mode"] == "streamed"]
@@ -33,6 +33,6 @@ def test_the_bound_is_the_longer_of_both_and_a_round_trip(tmp_path: Path) -> Non
 
 def test_a_row_of_the_pipe_quotes_medians() -> None:
     pulls = [Pulled(0.05, 2.0, speed, use, 1) for speed, use in ((100, 0.9), (110, 0.95), (90, 0.8))]
-    found = pipe_row(Case(8, 0.0005, 256), "cubic", pulls)
+    found = pipe_row(PipeCase(8, 0.0005, 256), "cubic", pulls)
     assert (found["mb_per_s"], found["link_%"], found["dropped"]) == (100, 90, 3)
     assert (found["loss_%"], found["first_ms"]) == (0.05, 50)

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 from benchmarks.trace.replay import DENSE, HYBRID, UNLIMITED, Lru, Setup, replay
-from benchmarks.trace.source import Request, load, synthetic
+from benchmarks.trace.source import TraceRequest, load, synthetic
 from services.cachepool.store.eviction import Eviction
 
 
-def written(directory: Path, *chains: list[int]) -> list[Request]:
+def written(directory: Path, *chains: list[int]) -> list[TraceRequest]:
     rows = [json.dumps({"timestamp": 30_000 * i, "hash_ids": chain}) for i, chain in enumerate(chains)]
     (directory / "trace.jsonl").write_text("\n".join(rows))
     return load(directory / "trace.jsonl")

@@ -10,7 +10,7 @@ import pytest
 from torch import Tensor
 
 from services.decode.engine import DecodeEngine
-from services.decode.sequence import Generation, Sequence
+from services.decode.request import Generation, Request
 from services.decode.settings import DecodeSettings
 from shared.deadline import Deadline
 from shared.engine.fetch import FetchContext, FetchMetrics
@@ -38,7 +38,7 @@ class Bench:
     def metric(self, name: str) -> float:
         return self.metrics.registry.get_sample_value(f"prfaas:{name}") or 0.0
 
-    def submit(self, token_ids: list[int], max_tokens: int = 8, deadline_s: float = 20) -> Sequence:
+    def submit(self, token_ids: list[int], max_tokens: int = 8, deadline_s: float = 20) -> Request:
         generation = Generation(
             request_id=None,
             token_ids=token_ids,
@@ -79,8 +79,8 @@ async def bench(num_pages: int = 64, **settings: Any) -> AsyncIterator[Bench]:
         model.kv.check()
 
 
-async def ids_of(sequence: Sequence) -> list[int]:
-    return [token async for event in sequence.events() for token in event.ids]
+async def ids_of(request: Request) -> list[int]:
+    return [token async for event in request.events() for token in event.ids]
 
 
 def words(num_tokens: int, seed: int = 0) -> list[int]:
@@ -89,21 +89,21 @@ def words(num_tokens: int, seed: int = 0) -> list[int]:
 
 async def test_clean_up_ends_everything_and_releases_every_page() -> None:
     async with bench(num_pages=12, max_batch=4) as b:
-        sequences = [b.submit(words(200, seed), 300) for seed in range(6)]
-        await until(lambda: sequences[0].num_generated > 5)
+        requests = [b.submit(words(200, seed), 300) for seed in range(6)]
+        await until(lambda: requests[0].num_generated > 5)
         await b.stop()
         assert b.model.kv.held == 0
-        for sequence in sequences:
+        for request in requests:
             with pytest.raises(Draining):
-                await ids_of(sequence)
+                await ids_of(request)
 
 
 async def test_abort_in_every_state_and_twice() -> None:
     async with bench(num_pages=12, max_batch=2) as b:
         running, tail, waiting = b.submit(words(100), 300), b.submit(words(600, 1), 5), b.submit(words(100, 2), 5)
         await until(lambda: running.num_generated > 2)
-        for sequence in (tail, waiting, running, running):
-            b.engine.abort(sequence)
+        for request in (tail, waiting, running, running):
+            b.engine.abort(request)
         await until(lambda: b.model.kv.held == 0)
         assert (b.engine.num_running, b.engine.num_waiting) == (0, 0)
         assert await ids_of(b.submit(words(70, 3))) == greedy_reference("llama", words(70, 3), 8)
@@ -127,17 +127,17 @@ async def test_what_torch_raises_for_a_tail_is_that_requests_end_only(monkeypatc
 
 async def test_what_torch_raises_for_a_batch_ends_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     async with bench() as b:
-        sequences = [b.submit(words(50, seed), 40) for seed in range(3)]
-        await until(lambda: all(sequence.num_generated > 2 for sequence in sequences))
+        requests = [b.submit(words(50, seed), 40) for seed in range(3)]
+        await until(lambda: all(request.num_generated > 2 for request in requests))
         compute = b.model.transformer.forward
 
         def forward(*_args: Any) -> Tensor:
             raise RuntimeError("out of memory")
 
         monkeypatch.setattr(b.model.transformer, "forward", forward)
-        for sequence in sequences:
+        for request in requests:
             with pytest.raises(Internal):
-                await ids_of(sequence)
+                await ids_of(request)
         monkeypatch.setattr(b.model.transformer, "forward", compute)
         assert await ids_of(b.submit(words(60))) == greedy_reference("llama", words(60), 8)
 
@@ -153,9 +153,9 @@ async def test_limits_are_told_at_submit() -> None:
 
 async def test_a_late_reader_gets_what_has_come_as_one_event() -> None:
     async with bench() as b:
-        sequence = b.submit(words(70), 30)
-        await until(lambda: sequence.retired)
-        events = [event async for event in sequence.events()]
+        request = b.submit(words(70), 30)
+        await until(lambda: request.retired)
+        events = [event async for event in request.events()]
         assert len(events) == 1
         assert list(events[0].ids) == greedy_reference("llama", words(70), 30)
         assert (events[0].computed_prompt_tokens, events[0].finish_reason is not None) == (70, True)

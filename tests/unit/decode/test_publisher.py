@@ -11,10 +11,9 @@ import pytest
 
 from services.decode import publisher as publishing
 from services.decode.holding import Holding
-from services.decode.publisher import BlockPublisher, Work
+from services.decode.publisher import BlockPublisher, PublishWork
+from services.decode.request import Generation, Request
 from services.decode.scheduler import Rank
-from services.decode.sequence import Generation
-from services.decode.sequence import Sequence as Request
 from shared.deadline import Deadline
 from shared.engine.fetch import FetchContext, FetchMetrics
 from shared.engine.thread import WorkThread
@@ -60,11 +59,11 @@ class Scene:
     publisher: BlockPublisher
     request: Request
     holding: Holding
-    done: list[Work]
+    done: list[PublishWork]
     metrics: Metrics
 
     def publish(self, first: int, layers: tuple[int, ...]) -> bool:
-        return self.publisher.publish(Work(self.request, self.holding, self.holding.reservation, first, layers))
+        return self.publisher.publish(PublishWork(self.request, self.holding, self.holding.reservation, first, layers))
 
     def held(self) -> dict[int, set[int]]:
         """Return the layers of each block that are in the pool."""
@@ -93,7 +92,7 @@ async def scene() -> AsyncIterator[Scene]:
     reservation = model.kv.reserve([], len(tokens))
     assert reservation is not None
     holding = Holding(reservation, None, [])
-    done: list[Work] = []
+    done: list[PublishWork] = []
     fake: Any = pool
     context = FetchContext(fake, model.kv, model.layout, copier, FetchMetrics(metrics))
     publisher = BlockPublisher(context, metrics, done.append)

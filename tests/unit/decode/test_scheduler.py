@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.decode.scheduler import Offer, Rank, Scheduler, TailBudget
+from services.decode.scheduler import DecodeScheduler, Offer, Rank, TailBudget
 
 PAGE = 4
 
@@ -89,15 +89,15 @@ def job(arrival: int, num_tokens: int = PAGE, priority: int = 0, to_generate: in
     return Job(Rank(priority, arrival), num_tokens, to_generate)
 
 
-def scheduler_of(num_pages: int, *jobs: Job, max_batch: int = 8) -> tuple[Scheduler[Job], Memory]:
+def scheduler_of(num_pages: int, *jobs: Job, max_batch: int = 8) -> tuple[DecodeScheduler[Job], Memory]:
     memory = Memory(num_pages)
-    scheduler: Scheduler[Job] = Scheduler(memory, max_batch)
+    scheduler: DecodeScheduler[Job] = DecodeScheduler(memory, max_batch)
     for one in jobs:
         scheduler.add(one)
     return scheduler, memory
 
 
-def run_tails(scheduler: Scheduler[Job]) -> None:
+def run_tails(scheduler: DecodeScheduler[Job]) -> None:
     for one in list(scheduler.tails):
         scheduler.join(one)
 
@@ -241,7 +241,7 @@ def test_every_request_finishes(
     most = max(_pages(prompt + answer) for _, prompt, answer, _, _ in arrivals)
     memory = Memory(most + spare_pages, delay)
     total = memory.num_pages
-    scheduler: Scheduler[Job] = Scheduler(memory, max_batch)
+    scheduler: DecodeScheduler[Job] = DecodeScheduler(memory, max_batch)
     pending = []
     step = 0
     for arrival, (gap, prompt, answer, priority, cancelled_after) in enumerate(arrivals):
@@ -283,20 +283,20 @@ def test_every_request_finishes(
     assert not pending
 
 
-def _generate(one: Job, live: list[Job], scheduler: Scheduler[Job], memory: Memory) -> None:
+def _generate(one: Job, live: list[Job], scheduler: DecodeScheduler[Job], memory: Memory) -> None:
     one.num_tokens += 1
     one.to_generate -= 1
     if not one.to_generate:
         _end(one, live, scheduler, memory)
 
 
-def _end(one: Job, live: list[Job], scheduler: Scheduler[Job], memory: Memory) -> None:
+def _end(one: Job, live: list[Job], scheduler: DecodeScheduler[Job], memory: Memory) -> None:
     scheduler.remove(one)
     live.remove(one)
     memory.release(one)
 
 
-def _check(scheduler: Scheduler[Job], memory: Memory, total: int, batch: list[Job]) -> None:
+def _check(scheduler: DecodeScheduler[Job], memory: Memory, total: int, batch: list[Job]) -> None:
     holding = scheduler.tails + scheduler.running
     held = sum(one.num_pages for one in holding)
     assert held + memory.free + sum(pages for _, pages in memory._returning) == total

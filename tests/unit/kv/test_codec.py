@@ -11,7 +11,7 @@ from shared.kv.codec import CODEC_OF, FIDELITY_OF, SINK_TOKENS, Codec, EntryShap
 from shared.kv.codec.entropy import expand, squeeze, squeeze_small
 from shared.kv.codec.floats import from_floats, to_floats
 from shared.kv.codec.native import load_kernels
-from shared.kv.codec.quantised import SHARES, Shares
+from shared.kv.codec.quantised import SHARES, StepShares
 from shared.kv.codec.steps import quantise, quantise_in_numpy, restore, restore_in_numpy
 from shared.kv.layout import Dtype
 
@@ -164,7 +164,7 @@ NATIVE = pytest.mark.skipif(load_kernels() is None, reason="no C compiler")
     num_whole=st.integers(0, 5),
 )
 def test_c_and_numpy_make_the_same_bytes(
-    shape: EntryShape, seed: int, scale: float, shares: Shares, num_whole: int
+    shape: EntryShape, seed: int, scale: float, shares: StepShares, num_whole: int
 ) -> None:
     raw = packed(like_kv(shape, seed) * np.float32(scale))
     num_whole = min(num_whole, shape.block_tokens - 1)

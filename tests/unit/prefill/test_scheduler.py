@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from services.prefill.scheduler import Chunk, Job, Scheduler
+from services.prefill.scheduler import Chunk, Job, PrefillScheduler
 from services.prefill.urgency import AGEING, MAX_PRIORITY_S, Urgency
 
 BUDGET = 512
@@ -19,14 +19,14 @@ def job(first: int, end: int, deadline_s: float = 100.0, arrived_s: float = 0.0,
     return Job(first, end, Urgency(arrived_s, deadline_s, priority))
 
 
-def scheduler_of(*jobs: Job) -> Scheduler[Job]:
-    scheduler = Scheduler[Job](BUDGET)
+def scheduler_of(*jobs: Job) -> PrefillScheduler[Job]:
+    scheduler = PrefillScheduler[Job](BUDGET)
     for each in jobs:
         scheduler.add(each)
     return scheduler
 
 
-def steps(scheduler: Scheduler[Job]) -> Iterator[list[Chunk[Job]]]:
+def steps(scheduler: PrefillScheduler[Job]) -> Iterator[list[Chunk[Job]]]:
     while chunks := scheduler.next_step():
         yield chunks
         for chunk in chunks:
@@ -138,7 +138,7 @@ class SchedulerStates(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scheduler = Scheduler[Job](BUDGET)
+        self.scheduler = PrefillScheduler[Job](BUDGET)
         self.live: dict[Job, int] = {}
         self.limits: dict[Job, int] = {}
 

@@ -23,30 +23,30 @@ def test_few_blocks_take_few_streams(num_blocks: int, num_streams: int) -> None:
 
 def test_streams_at_home_take_no_turns_and_are_not_counted() -> None:
     links = Links(WEST, Metrics(), lambda: 0.0)
-    assert not links.outlet("", is_background=True).is_background
-    assert type(links.outlet("west", is_background=False)) is not type(links.outlet("east", is_background=False))
+    assert not links.sender("", is_background=True).is_background
+    assert type(links.sender("west", is_background=False)) is not type(links.sender("east", is_background=False))
 
 
 def test_what_is_remembered_of_foreign_names_is_bounded() -> None:
     links = Links(WEST, Metrics(), lambda: 0.0)
     for number in range(MAX_DATACENTERS):
-        links.outlet(f"dc{number}", is_background=False)
-    links.outlet("dc0", is_background=False)
+        links.sender(f"dc{number}", is_background=False)
+    links.sender("dc0", is_background=False)
     with pytest.raises(BadRequest):
-        links.outlet("one more", is_background=False)
+        links.sender("one more", is_background=False)
 
 
 def test_a_link_that_is_slow_or_shared_may_be_silent_for_longer() -> None:
     links = Links(WEST, Metrics(), lambda: 0.0)
-    with links.inlet(WEST) as at_home:
+    with links.receiver(WEST) as at_home:
         assert at_home.patience_s(6.0) == 6.0
-    with links.inlet(EAST) as one:
+    with links.receiver(EAST) as one:
         alone_s = one.patience_s(6.0)
         assert alone_s == 6.0 + 2 * MAX_BATCH_BYTES / ASSUMED_BYTES_PER_S
-        with links.inlet(EAST) as other:
+        with links.receiver(EAST) as other:
             assert one.patience_s(6.0) == alone_s
-            for inlet in (one, other):
-                inlet.arrived([frame(key("block"), 0)])
+            for receiver in (one, other):
+                receiver.arrived([frame(key("block"), 0)])
             assert one.patience_s(6.0) - 6.0 == pytest.approx(2 * (alone_s - 6.0))
             other.arrived([])  # a heartbeat: it waits, and takes nothing of the link
             assert one.patience_s(6.0) == alone_s
@@ -59,10 +59,10 @@ def test_the_patience_follows_the_measured_speed() -> None:
     links = Links(WEST, Metrics(), clock)
     sizes = MAX_BATCH_BYTES // ENTRY_BYTES
     full = [frame(key("block"), 0)] * sizes
-    with links.inlet(EAST) as inlet:
+    with links.receiver(EAST) as receiver:
         for _ in range(3):
-            inlet.arrived(full)
+            receiver.arrived(full)
             clock.advance(0.25)
         speed = links.loads(lambda _dc: 0)[0].goodput_bytes_per_s
         assert speed == pytest.approx(4 * MAX_BATCH_BYTES, rel=0.1)
-        assert inlet.patience_s(6.0) == 6.0 + 2 * MAX_BATCH_BYTES / speed
+        assert receiver.patience_s(6.0) == 6.0 + 2 * MAX_BATCH_BYTES / speed

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from services.cachepool.links.rate_limiter import BACKGROUND_BATCH_BYTES, FOREGROUND_PER_BACKGROUND, Turns
+from services.cachepool.links.rate_limiter import BACKGROUND_BATCH_BYTES, FOREGROUND_PER_BACKGROUND, RateLimiter
 
 MIB = 1 << 20
 
@@ -16,19 +16,19 @@ async def steps(num: int) -> None:
 
 
 async def test_background_waits_for_every_foreground_stream() -> None:
-    turns, order = Turns(), []
+    limiter, order = RateLimiter(), []
 
     async def background() -> None:
-        async with turns.background():
+        async with limiter.background():
             order.append("background")
 
-    async with turns.foreground():
+    async with limiter.foreground():
         waiting = asyncio.create_task(background())
-        async with turns.foreground():
+        async with limiter.foreground():
             await steps(10)
         order.append("foreground")
         await steps(10)
-    async with turns.foreground():  # the link was free for a moment only: nobody else could run in it
+    async with limiter.foreground():  # the link was free for a moment only: nobody else could run in it
         await steps(10)
         order.append("foreground")
     await waiting
@@ -40,28 +40,28 @@ async def test_background_waits_for_every_foreground_stream() -> None:
 async def test_background_has_a_twentieth_of_a_link_that_is_always_full(
     num_foreground: int, num_background: int
 ) -> None:
-    turns = Turns()
+    limiter = RateLimiter()
     sent = {True: 0, False: 0}
     is_enough = asyncio.Event()
 
     async def foreground(number: int) -> None:
         await steps(2 * number)  # the streams of a link do not keep step
         while True:
-            async with turns.foreground():
+            async with limiter.foreground():
                 await steps(16)  # until the connection takes it
-            turns.sent(MIB, is_background=False)
+            limiter.sent(MIB, is_background=False)
             sent[False] += MIB
             if sent[False] > 1000 * MIB:
                 is_enough.set()
 
     async def background() -> None:
         while True:
-            async with turns.background():
+            async with limiter.background():
                 await steps(1)
-            turns.sent(BACKGROUND_BATCH_BYTES, is_background=True)
+            limiter.sent(BACKGROUND_BATCH_BYTES, is_background=True)
             sent[True] += BACKGROUND_BATCH_BYTES
 
-    async with turns.foreground():  # whoever comes and goes, the link is never free
+    async with limiter.foreground():  # whoever comes and goes, the link is never free
         tasks = [asyncio.create_task(foreground(number)) for number in range(num_foreground)]
         tasks += [asyncio.create_task(background()) for _ in range(num_background)]
         await is_enough.wait()
@@ -73,23 +73,23 @@ async def test_background_has_a_twentieth_of_a_link_that_is_always_full(
 
 
 async def test_a_large_entry_waits_for_its_multiple_too() -> None:
-    turns = Turns()
-    turns.sent(FOREGROUND_PER_BACKGROUND * BACKGROUND_BATCH_BYTES, is_background=False)
-    async with turns.foreground():
-        async with turns.background(0) as is_ours:
+    limiter = RateLimiter()
+    limiter.sent(FOREGROUND_PER_BACKGROUND * BACKGROUND_BATCH_BYTES, is_background=False)
+    async with limiter.foreground():
+        async with limiter.background(0) as is_ours:
             assert is_ours
-        turns.sent(MIB, is_background=True)
+        limiter.sent(MIB, is_background=True)
         for _ in range(FOREGROUND_PER_BACKGROUND):
-            async with turns.background(0) as is_ours:
+            async with limiter.background(0) as is_ours:
                 assert not is_ours
-            turns.sent(MIB, is_background=False)
-        async with turns.background(0) as is_ours:
+            limiter.sent(MIB, is_background=False)
+        async with limiter.background(0) as is_ours:
             assert is_ours
 
 
 async def test_a_turn_that_does_not_come_ends_with_the_patience() -> None:
-    turns = Turns()
-    async with turns.foreground(), turns.background(0.01) as is_ours:
+    limiter = RateLimiter()
+    async with limiter.foreground(), limiter.background(0.01) as is_ours:
         assert not is_ours
-    async with turns.background(0.01) as is_ours:
+    async with limiter.background(0.01) as is_ours:
         assert is_ours

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from services.cachepool.serving.shares import MAX_ENDED, Shares
+from services.cachepool.serving.shares import MAX_ENDED, SharedReaders
 from services.cachepool.settings import MAX_STREAMS
 from shared.errors import Overloaded
 
@@ -30,7 +30,7 @@ def readers() -> Readers:
 
 
 def test_streams_of_one_share_have_one_reader_and_all_are_woken(readers: Readers) -> None:
-    shares = Shares[int]()
+    shares = SharedReaders[int]()
     with ExitStack() as streams:
         places = [streams.enter_context(shares.join(ID, readers.open, readers.closed.append)) for _ in range(3)]
         assert [place.reader for place in places if place] == [1, 1, 1]
@@ -41,7 +41,7 @@ def test_streams_of_one_share_have_one_reader_and_all_are_woken(readers: Readers
 
 
 def test_a_stream_that_comes_after_the_end_has_nothing_to_do(readers: Readers) -> None:
-    shares = Shares[int]()
+    shares = SharedReaders[int]()
     with shares.join(ID, readers.open, readers.closed.append):
         pass
     with shares.join(ID, readers.open, readers.closed.append) as place:
@@ -50,7 +50,7 @@ def test_a_stream_that_comes_after_the_end_has_nothing_to_do(readers: Readers) -
 
 
 def test_streams_without_an_id_are_alone(readers: Readers) -> None:
-    shares = Shares[int]()
+    shares = SharedReaders[int]()
     for number in (1, 2):
         with shares.join(b"", readers.open, readers.closed.append) as place:
             assert place is not None
@@ -59,7 +59,7 @@ def test_streams_without_an_id_are_alone(readers: Readers) -> None:
 
 
 def test_the_streams_of_a_share_are_bounded(readers: Readers) -> None:
-    shares = Shares[int]()
+    shares = SharedReaders[int]()
     with ExitStack() as streams:
         for _ in range(MAX_STREAMS):
             streams.enter_context(shares.join(ID, readers.open, readers.closed.append))
@@ -69,7 +69,7 @@ def test_the_streams_of_a_share_are_bounded(readers: Readers) -> None:
 
 
 def test_what_is_remembered_is_bounded(readers: Readers) -> None:
-    shares = Shares[int]()
+    shares = SharedReaders[int]()
     for number in range(MAX_ENDED + 1):
         with shares.join(number.to_bytes(16, "big"), readers.open, readers.closed.append):
             pass
@@ -78,7 +78,7 @@ def test_what_is_remembered_is_bounded(readers: Readers) -> None:
 
 
 def test_a_reader_that_cannot_be_opened_leaves_nothing(readers: Readers) -> None:
-    shares = Shares[int]()
+    shares = SharedReaders[int]()
 
     def refuse(notify: Callable[[], None]) -> int:
         raise ValueError

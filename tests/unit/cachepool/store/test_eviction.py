@@ -9,7 +9,7 @@ from shared.errors import Overloaded
 from shared.ids import BlockKey
 from shared.kv.entries import BlockEntries
 from shared.tenant import Tenant
-from tests.support.samples import ALL, BLOCK_BYTES, FULL, ByWorth, Pool, frame, key, keys, wanting
+from tests.support.samples import ALL, BLOCK_BYTES, FULL, ByWorth, SamplePool, frame, key, keys, wanting
 from tests.unit.cachepool.store.test_store import taken
 
 A, B, C, D = keys("chain", 4)
@@ -17,14 +17,14 @@ FULL_LAYERS = 0b101
 """Of `LAYOUT`: what stays of a block whose window entries went."""
 
 
-def crowd(pool: Pool, count: int = 1, name: object = "crowd") -> None:
+def crowd(pool: SamplePool, count: int = 1, name: object = "crowd") -> None:
     """Store single blocks that nobody asks for again."""
     for number in range(count):
         pool.fill(key((name, number)))
 
 
 def test_the_least_recently_used_block_goes_first() -> None:
-    pool = Pool(2, FULL)
+    pool = SamplePool(2, FULL)
     pool.fill(A)
     pool.fill(B)
     pool.store.close(pool.reader(A))
@@ -35,7 +35,7 @@ def test_the_least_recently_used_block_goes_first() -> None:
 
 
 def test_a_chain_is_evicted_from_its_tail() -> None:
-    pool = Pool(4, FULL)
+    pool = SamplePool(4, FULL)
     pool.fill(A, B, C)
     for number, expected in enumerate([[1, 1, 1], [1, 1, 0], [1, 0, 0], [0, 0, 0]]):
         pool.fill(key(("other", number)))
@@ -43,7 +43,7 @@ def test_a_chain_is_evicted_from_its_tail() -> None:
 
 
 def test_a_chain_published_in_parts_is_evicted_from_its_tail_too() -> None:
-    pool = Pool(4, FULL)
+    pool = SamplePool(4, FULL)
     pool.fill(A, B)
     writer = pool.store.open_writer()
     pool.store.grant(writer, FULL, [BlockEntries(B, 0), *wanting([C, D])])  # B with no layers: only C's predecessor
@@ -58,7 +58,7 @@ def test_a_chain_published_in_parts_is_evicted_from_its_tail_too() -> None:
 
 
 def test_using_a_tail_keeps_its_whole_prefix() -> None:
-    pool = Pool(4, FULL)
+    pool = SamplePool(4, FULL)
     pool.fill(A, B)
     pool.fill(C)
     pool.store.close(pool.reader(B))
@@ -68,7 +68,7 @@ def test_using_a_tail_keeps_its_whole_prefix() -> None:
 
 
 def test_order_is_kept_where_the_store_saw_the_tail_before_the_head() -> None:
-    pool = Pool(2, FULL)
+    pool = SamplePool(2, FULL)
     pool.fill(B)
     pool.fill(A)
     pool.store.close(pool.reader(A, B))
@@ -77,7 +77,7 @@ def test_order_is_kept_where_the_store_saw_the_tail_before_the_head() -> None:
 
 
 def test_what_readers_or_writers_hold_is_not_evicted() -> None:
-    pool = Pool(2, FULL)
+    pool = SamplePool(2, FULL)
     pool.fill(A)
     reader = pool.reader(A)
     writer = pool.writer(B)
@@ -96,7 +96,7 @@ def test_what_readers_or_writers_hold_is_not_evicted() -> None:
 
 
 def test_a_pool_that_never_evicts_does_not_grow() -> None:
-    pool = Pool(100, FULL)
+    pool = SamplePool(100, FULL)
     pool.fill(A, B)
     for _ in range(3000):
         pool.store.close(pool.reader(A, B))
@@ -106,12 +106,12 @@ def test_a_pool_that_never_evicts_does_not_grow() -> None:
 # Window entries
 
 
-def layers(pool: Pool, block_keys: list[BlockKey]) -> list[int]:
+def layers(pool: SamplePool, block_keys: list[BlockKey]) -> list[int]:
     return [pool.store.lookup(block_key) for block_key in block_keys]
 
 
 def test_window_entries_that_no_resume_needs_go_first_and_the_world_is_told() -> None:
-    pool = Pool(5.7)
+    pool = SamplePool(5.7)
     chain = keys("long", 4)  # a window of 8 tokens: a resume behind the fourth block needs windows of the last two
     crowd(pool)
     pool.fill(*chain)
@@ -126,7 +126,7 @@ def test_window_entries_that_no_resume_needs_go_first_and_the_world_is_told() ->
 
 def test_windows_at_which_requests_keep_resuming_are_kept() -> None:
     """A system prompt: its end is in the middle of every conversation."""
-    pool = Pool(8.2)
+    pool = SamplePool(8.2)
     system = keys("system", 2)
     for number in range(4):
         pool.clock.advance(CORRELATED_S)
@@ -141,7 +141,7 @@ def test_windows_at_which_requests_keep_resuming_are_kept() -> None:
 
 def test_where_a_text_forks_windows_are_kept_once_somebody_has_missed_them() -> None:
     """A document: the second question about it could have resumed at its end, had window entries been there."""
-    pool = Pool(8.2)
+    pool = SamplePool(8.2)
     text = keys("text", 3)
     pool.fill(*text, *keys("first question", 2))
     crowd(pool, 4)
@@ -156,7 +156,7 @@ def test_where_a_text_forks_windows_are_kept_once_somebody_has_missed_them() -> 
 
 
 def test_windows_come_back_when_somebody_writes_them() -> None:
-    pool = Pool(4)
+    pool = SamplePool(4)
     chain = keys("long", 4)
     pool.fill(*chain)
     crowd(pool, 1)
@@ -167,7 +167,7 @@ def test_windows_come_back_when_somebody_writes_them() -> None:
 
 
 def test_an_end_whose_windows_are_gone_goes_before_older_blocks_at_which_one_can_resume() -> None:
-    pool = Pool(5.2)
+    pool = SamplePool(5.2)
     chain = keys("long", 4)
     crowd(pool)
     pool.fill(*chain)
@@ -179,7 +179,7 @@ def test_an_end_whose_windows_are_gone_goes_before_older_blocks_at_which_one_can
 
 
 def test_window_entries_under_a_lease_stay() -> None:
-    pool = Pool(4.2)
+    pool = SamplePool(4.2)
     chain = keys("long", 4)
     pool.fill(*chain)
     reader = pool.reader(*chain, layers=FULL_LAYERS)
@@ -192,7 +192,7 @@ def test_window_entries_under_a_lease_stay() -> None:
 # Worth
 
 
-def use_often_then_another(pool: Pool) -> None:
+def use_often_then_another(pool: SamplePool) -> None:
     """A three times, then B once."""
     pool.fill(A)
     for _ in range(3):
@@ -202,14 +202,14 @@ def use_often_then_another(pool: Pool) -> None:
 
 
 def test_what_was_used_more_often_outlives_what_was_used_later() -> None:
-    pool = Pool(3, FULL, policy=ByWorth)
+    pool = SamplePool(3, FULL, policy=ByWorth)
     use_often_then_another(pool)
     crowd(pool, 4)
     assert pool.held(A, B) == [True, False]
 
 
 def test_uses_close_to_each_other_are_one() -> None:
-    pool = Pool(3, FULL, policy=ByWorth)
+    pool = SamplePool(3, FULL, policy=ByWorth)
     pool.fill(A)
     for _ in range(50):
         pool.read(A)
@@ -219,7 +219,7 @@ def test_uses_close_to_each_other_are_one() -> None:
 
 
 def test_a_block_that_comes_back_is_known() -> None:
-    pool = Pool(3, FULL, policy=ByWorth)
+    pool = SamplePool(3, FULL, policy=ByWorth)
     for number in range(3):
         pool.clock.advance(CORRELATED_S)
         pool.fill(A)
@@ -249,7 +249,7 @@ def test_a_block_without_entries_is_worth_what_it_will_be() -> None:
 
 
 def test_what_was_not_proven_to_pay_is_not_done() -> None:
-    pool = Pool(3, FULL)
+    pool = SamplePool(3, FULL)
     use_often_then_another(pool)
     crowd(pool, 2)
     assert pool.held(A, B) == [False, True]

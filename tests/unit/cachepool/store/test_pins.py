@@ -9,28 +9,28 @@ from shared.errors import BadRequest, Overloaded
 from shared.ids import BlockKey
 from shared.kv.entries import BlockEntries
 from shared.tenant import NO_TENANT, Tenant
-from tests.support.samples import ALL, FULL, LAYOUT, Pool, key, keys, wanting
+from tests.support.samples import ALL, FULL, LAYOUT, SamplePool, key, keys, wanting
 from tests.support.waiting import until
 
 A, B, C = keys("chain", 3)
 
 
 @pytest.fixture
-def pool() -> Pool:
-    return Pool(4, FULL)
+def pool() -> SamplePool:
+    return SamplePool(4, FULL)
 
 
 @pytest.fixture
-def pins(pool: Pool) -> Pins:
+def pins(pool: SamplePool) -> Pins:
     return Pins(pool.store, 0.5, 1.0, max_ttl_s=100.0)
 
 
-def crowd(pool: Pool, count: int = 6) -> None:
+def crowd(pool: SamplePool, count: int = 6) -> None:
     for number in range(count):
         pool.fill(key(("crowd", number)))
 
 
-def test_what_is_pinned_is_not_evicted(pool: Pool, pins: Pins) -> None:
+def test_what_is_pinned_is_not_evicted(pool: SamplePool, pins: Pins) -> None:
     pool.fill(A, B)
     assert pins.pin("p", FULL, wanting([A, B]), 50.0, NO_TENANT) == [ALL, ALL]
     crowd(pool)
@@ -42,7 +42,7 @@ def test_what_is_pinned_is_not_evicted(pool: Pool, pins: Pins) -> None:
     pool.store.check_integrity()
 
 
-def test_a_pin_waits_for_blocks_that_are_not_there(pool: Pool, pins: Pins) -> None:
+def test_a_pin_waits_for_blocks_that_are_not_there(pool: SamplePool, pins: Pins) -> None:
     assert pins.pin("p", FULL, wanting([A]), 50.0, NO_TENANT) == [0]
     assert not list(pool.store._shelf), "a pin alone is no record"
     pool.fill(A)
@@ -50,7 +50,7 @@ def test_a_pin_waits_for_blocks_that_are_not_there(pool: Pool, pins: Pins) -> No
     assert pool.held(A) == [True]
 
 
-def test_a_pin_ends_with_its_time(pool: Pool, pins: Pins) -> None:
+def test_a_pin_ends_with_its_time(pool: SamplePool, pins: Pins) -> None:
     pins.pin("p", FULL, wanting([A]), 50.0, NO_TENANT)
     pins.pin("q", FULL, wanting([B]), 5000.0, NO_TENANT)
     pool.fill(A)
@@ -66,7 +66,7 @@ def test_a_pin_ends_with_its_time(pool: Pool, pins: Pins) -> None:
     assert pool.held(A) == [False]
 
 
-def test_pins_are_bounded_and_a_refused_one_changes_nothing(pool: Pool, pins: Pins) -> None:
+def test_pins_are_bounded_and_a_refused_one_changes_nothing(pool: SamplePool, pins: Pins) -> None:
     pins.pin("p", FULL, wanting([A]), 50.0, NO_TENANT)
     before = pins.num_bytes
     with pytest.raises(Overloaded, match="do not fit"):
@@ -81,7 +81,7 @@ def test_pins_are_bounded_and_a_refused_one_changes_nothing(pool: Pool, pins: Pi
     assert pool.held(A, B, C) == [False, True, True], "the same name again replaces what it kept"
 
 
-def test_a_tenant_pins_within_its_quota(pool: Pool) -> None:
+def test_a_tenant_pins_within_its_quota(pool: SamplePool) -> None:
     pins = Pins(pool.store, 0.5, 0.5, max_ttl_s=100.0)
     pins.pin("p", FULL, wanting([A]), 50.0, Tenant("a"))
     with pytest.raises(Overloaded, match="one tenant"):
@@ -89,7 +89,7 @@ def test_a_tenant_pins_within_its_quota(pool: Pool) -> None:
     pins.pin("q", FULL, wanting([B]), 50.0, Tenant("b"))
 
 
-def test_what_two_pins_share_stays_until_both_are_gone(pool: Pool, pins: Pins) -> None:
+def test_what_two_pins_share_stays_until_both_are_gone(pool: SamplePool, pins: Pins) -> None:
     pool.fill(A)
     pins.pin("p", FULL, [BlockEntries(A, 0b011)], 50.0, NO_TENANT)
     pins.pin("q", FULL, [BlockEntries(A, 0b110)], 50.0, NO_TENANT)
@@ -102,7 +102,7 @@ def test_what_two_pins_share_stays_until_both_are_gone(pool: Pool, pins: Pins) -
 
 
 def test_window_entries_that_a_pin_does_not_name_go_as_any_others() -> None:
-    pool = Pool(8, LAYOUT)
+    pool = SamplePool(8, LAYOUT)
     pins = Pins(pool.store, 0.5, 1.0, max_ttl_s=100.0)
     chain = keys("long", 4)
     pool.fill(*chain)
@@ -131,7 +131,7 @@ def test_bad_pins_are_refused(pins: Pins, name: str, blocks: list[BlockEntries],
 
 
 async def test_pins_expire_by_themselves() -> None:
-    pool = Pool(4, FULL)
+    pool = SamplePool(4, FULL)
     pool.store.clock = asyncio.get_running_loop().time
     pins = Pins(pool.store, 0.5, 1.0, max_ttl_s=100.0)
     running = asyncio.create_task(pins.run())

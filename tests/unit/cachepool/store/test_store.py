@@ -3,7 +3,7 @@
 import pytest
 
 from services.cachepool.store.block import BLOCK_OVERHEAD_BYTES, ENTRY_OVERHEAD_BYTES
-from services.cachepool.store.store import Grant
+from services.cachepool.store.store import BlockGrant
 from services.cachepool.store.subscription import Subscription
 from shared.errors import BadRequest, CorruptFrame, Overloaded
 from shared.ids import BlockKey
@@ -11,39 +11,39 @@ from shared.kv.codec import Codec
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import seal
 from shared.kv.layout import KvLayout, LayerSpec
-from tests.support.samples import ALL, BLOCK_BYTES, ENTRY_BYTES, LAYOUT, Pool, frame, keys, wanting
+from tests.support.samples import ALL, BLOCK_BYTES, ENTRY_BYTES, LAYOUT, SamplePool, frame, keys, wanting
 
 A, B, C, D = keys("chain", 4)
 
 
 @pytest.fixture
-def pool() -> Pool:
-    return Pool()
+def pool() -> SamplePool:
+    return SamplePool()
 
 
 def taken(reader: Subscription, max_bytes: int = 1 << 20) -> list[tuple[int, BlockKey]]:
     return [(f.layer, f.key) for f in reader.take(max_bytes)]
 
 
-def test_first_writer_wins_and_later_ones_are_told_to_skip(pool: Pool) -> None:
+def test_first_writer_wins_and_later_ones_are_told_to_skip(pool: SamplePool) -> None:
     first = pool.store.open_writer()
     second = pool.store.open_writer()
-    assert pool.store.grant(first, LAYOUT, [BlockEntries(A, 0b011)]) == [Grant(0b011, 0)]
+    assert pool.store.grant(first, LAYOUT, [BlockEntries(A, 0b011)]) == [BlockGrant(0b011, 0)]
     pool.store.put(first, frame(A, 0))
-    assert pool.store.grant(second, LAYOUT, wanting([A, B])) == [Grant(0b100, 0b001), Grant(0b111, 0)]
+    assert pool.store.grant(second, LAYOUT, wanting([A, B])) == [BlockGrant(0b100, 0b001), BlockGrant(0b111, 0)]
 
 
-def test_a_dead_writers_grants_go_to_the_next(pool: Pool) -> None:
+def test_a_dead_writers_grants_go_to_the_next(pool: SamplePool) -> None:
     first = pool.writer(A)
     pool.store.put(first, frame(A, 1))
     assert pool.store.abandon(first) == 2
     assert pool.store.abandon(first) == 0, "abandoning twice changes nothing"
     second = pool.store.open_writer()
-    assert pool.store.grant(second, LAYOUT, wanting([A])) == [Grant(0b101, 0b010)]
+    assert pool.store.grant(second, LAYOUT, wanting([A])) == [BlockGrant(0b101, 0b010)]
     assert pool.store.stats.num_writers == 1
 
 
-def test_only_the_grants_holder_may_put(pool: Pool) -> None:
+def test_only_the_grants_holder_may_put(pool: SamplePool) -> None:
     writer = pool.writer(A, layers=0b001)
     other = pool.writer(B)
     for name, bad in ((writer, frame(A, 1)), (other, frame(A, 0)), (writer, frame(C, 0))):
@@ -55,7 +55,7 @@ def test_only_the_grants_holder_may_put(pool: Pool) -> None:
     assert pool.store.stats.num_entries == 1
 
 
-def test_kv_of_the_wrong_size_is_refused(pool: Pool) -> None:
+def test_kv_of_the_wrong_size_is_refused(pool: SamplePool) -> None:
     writer = pool.writer(A)
     with pytest.raises(CorruptFrame):
         pool.store.put(writer, seal(A, 0, b"x" * (ENTRY_BYTES - 2), Codec.RAW))
@@ -65,7 +65,7 @@ def test_kv_of_the_wrong_size_is_refused(pool: Pool) -> None:
     pool.store.put(writer, seal(A, 0, b"x" * ENTRY_BYTES, Codec.LZ4, LAYOUT.entry_shape(0)))
 
 
-def test_bad_requests_change_nothing(pool: Pool) -> None:
+def test_bad_requests_change_nothing(pool: SamplePool) -> None:
     pool.fill(A)
     other = KvLayout((LayerSpec(None, 1, 8),), "float32", block_tokens=4)
     writer = pool.store.open_writer()
@@ -84,13 +84,13 @@ def test_bad_requests_change_nothing(pool: Pool) -> None:
     assert not writer.granted
 
 
-def test_an_equal_layout_is_the_same_layout(pool: Pool) -> None:
+def test_an_equal_layout_is_the_same_layout(pool: SamplePool) -> None:
     pool.fill(A)
     twin = KvLayout(tuple(LAYOUT.layers), LAYOUT.dtype, LAYOUT.block_tokens)
-    assert pool.store.grant(pool.store.open_writer(), twin, wanting([A])) == [Grant(0, ALL)]
+    assert pool.store.grant(pool.store.open_writer(), twin, wanting([A])) == [BlockGrant(0, ALL)]
 
 
-def test_the_budget_counts_every_byte(pool: Pool) -> None:
+def test_the_budget_counts_every_byte(pool: SamplePool) -> None:
     writer = pool.writer(A)
     pool.store.put(writer, frame(A, 0))
     assert pool.store.used_bytes == BLOCK_OVERHEAD_BYTES + ENTRY_OVERHEAD_BYTES + ENTRY_BYTES
@@ -101,7 +101,7 @@ def test_the_budget_counts_every_byte(pool: Pool) -> None:
     pool.store.check_integrity()
 
 
-def test_what_is_stored_is_a_copy(pool: Pool) -> None:
+def test_what_is_stored_is_a_copy(pool: SamplePool) -> None:
     sealed = frame(A, 0)
     message = bytearray(sealed.payload)
     pool.store.put(pool.writer(A), sealed._replace(payload=memoryview(message)))
@@ -112,14 +112,14 @@ def test_what_is_stored_is_a_copy(pool: Pool) -> None:
 # Delivery
 
 
-def test_ready_entries_leave_lowest_layer_first(pool: Pool) -> None:
+def test_ready_entries_leave_lowest_layer_first(pool: SamplePool) -> None:
     pool.fill(B, A)
     reader = pool.reader(A, B)
     assert taken(reader) == [(0, A), (0, B), (1, A), (1, B), (2, A), (2, B)]
     assert reader.done
 
 
-def test_entries_are_delivered_while_their_block_is_being_written(pool: Pool) -> None:
+def test_entries_are_delivered_while_their_block_is_being_written(pool: SamplePool) -> None:
     writer = pool.writer(A, B)
     reader = pool.reader(A, B)
     assert taken(reader) == []
@@ -131,14 +131,14 @@ def test_entries_are_delivered_while_their_block_is_being_written(pool: Pool) ->
     assert not reader.done
 
 
-def test_a_reader_gets_only_the_layers_it_wants(pool: Pool) -> None:
+def test_a_reader_gets_only_the_layers_it_wants(pool: SamplePool) -> None:
     pool.fill(A)
     reader = pool.reader(A, layers=0b010)
     assert taken(reader) == [(1, A)]
     assert reader.done
 
 
-def test_take_stops_at_its_limit_but_gives_at_least_one(pool: Pool) -> None:
+def test_take_stops_at_its_limit_but_gives_at_least_one(pool: SamplePool) -> None:
     pool.fill(A, B)
     reader = pool.reader(A, B)
     assert len(taken(reader, 1)) == 1
@@ -146,7 +146,7 @@ def test_take_stops_at_its_limit_but_gives_at_least_one(pool: Pool) -> None:
     assert len(taken(reader, 1 << 20)) == 3
 
 
-def test_two_readers_share_one_copy(pool: Pool) -> None:
+def test_two_readers_share_one_copy(pool: SamplePool) -> None:
     writer = pool.writer(A)
     readers = [pool.reader(A, layers=1) for _ in range(2)]
     pool.store.put(writer, frame(A, 0))
@@ -157,7 +157,7 @@ def test_two_readers_share_one_copy(pool: Pool) -> None:
 # Waiting for a writer
 
 
-def test_an_entry_without_writer_is_missing_after_the_wait(pool: Pool) -> None:
+def test_an_entry_without_writer_is_missing_after_the_wait(pool: SamplePool) -> None:
     pool.fill(A)
     reader = pool.reader(A, B, wait_s=2.0)
     assert reader.next_deadline() == pool.clock.now + 2.0
@@ -170,13 +170,13 @@ def test_an_entry_without_writer_is_missing_after_the_wait(pool: Pool) -> None:
     assert reader.done
 
 
-def test_no_wait_means_missing_at_once(pool: Pool) -> None:
+def test_no_wait_means_missing_at_once(pool: SamplePool) -> None:
     reader = pool.reader(A, wait_s=0.0)
     assert reader.take_missing(pool.clock()) == [BlockEntries(A, ALL)]
     assert reader.done
 
 
-def test_a_writer_stops_the_deadline_and_its_death_starts_it_again(pool: Pool) -> None:
+def test_a_writer_stops_the_deadline_and_its_death_starts_it_again(pool: SamplePool) -> None:
     reader = pool.reader(A, wait_s=1.0)
     pool.clock.advance(0.9)
     writer = pool.writer(A)
@@ -192,7 +192,7 @@ def test_a_writer_stops_the_deadline_and_its_death_starts_it_again(pool: Pool) -
     assert taken(reader) == [(0, A)]
 
 
-def test_patience_may_count_from_an_earlier_moment(pool: Pool) -> None:
+def test_patience_may_count_from_an_earlier_moment(pool: SamplePool) -> None:
     writer = pool.writer(A)
     reader = pool.reader(A, wait_s=1.0)
     started = pool.clock.now
@@ -203,7 +203,7 @@ def test_patience_may_count_from_an_earlier_moment(pool: Pool) -> None:
     assert reader.next_deadline() == pool.clock.now + 1.0
 
 
-def test_what_was_reported_missing_never_comes(pool: Pool) -> None:
+def test_what_was_reported_missing_never_comes(pool: SamplePool) -> None:
     reader = pool.reader(A, wait_s=0.0)
     reader.take_missing(pool.clock())
     pool.fill(A)
@@ -211,7 +211,7 @@ def test_what_was_reported_missing_never_comes(pool: Pool) -> None:
     assert reader.done
 
 
-def test_a_next_writer_takes_over_the_waiters(pool: Pool) -> None:
+def test_a_next_writer_takes_over_the_waiters(pool: SamplePool) -> None:
     first = pool.writer(A)
     reader = pool.reader(A, wait_s=1.0)
     pool.store.put(first, frame(A, 0))
@@ -226,7 +226,7 @@ def test_a_next_writer_takes_over_the_waiters(pool: Pool) -> None:
     assert reader.done
 
 
-def test_a_writer_is_awaited_while_a_reader_wants_what_it_has_to_fill(pool: Pool) -> None:
+def test_a_writer_is_awaited_while_a_reader_wants_what_it_has_to_fill(pool: SamplePool) -> None:
     writer = pool.writer(A, B)
     assert not pool.store.is_awaited(writer)
     reader = pool.reader(A, layers=1)
@@ -240,7 +240,7 @@ def test_a_writer_is_awaited_while_a_reader_wants_what_it_has_to_fill(pool: Pool
 
 
 def test_a_refused_entry_gives_its_grant_back_and_its_readers_wait_for_another() -> None:
-    pool = Pool(num_blocks=1)
+    pool = SamplePool(num_blocks=1)
     pool.fill(A)
     holder = pool.reader(A)
     writer = pool.writer(B, layers=0b001)
@@ -257,7 +257,7 @@ def test_a_refused_entry_gives_its_grant_back_and_its_readers_wait_for_another()
 
 
 def test_an_entry_beyond_the_whole_budget_evicts_nothing() -> None:
-    pool = Pool(num_blocks=1)
+    pool = SamplePool(num_blocks=1)
     pool.fill(A)
     large = KvLayout((LayerSpec(None, 1, 4096),), "float32", block_tokens=4)
     writer = pool.store.open_writer()
@@ -267,7 +267,7 @@ def test_an_entry_beyond_the_whole_budget_evicts_nothing() -> None:
     assert pool.held(A) == [True]
 
 
-def test_nothing_remains_of_blocks_that_never_got_an_entry(pool: Pool) -> None:
+def test_nothing_remains_of_blocks_that_never_got_an_entry(pool: SamplePool) -> None:
     names = keys("absent", 3000)  # longer than the interpreter's stack: settling must not recurse
     reader = pool.store.subscribe(LAYOUT, wanting(names), 1.0, lambda: None)
     writer = pool.writer(*names)
@@ -279,7 +279,7 @@ def test_nothing_remains_of_blocks_that_never_got_an_entry(pool: Pool) -> None:
     assert not list(pool.store._shelf)
 
 
-def test_leases_are_counted_once_for_each_reader(pool: Pool) -> None:
+def test_leases_are_counted_once_for_each_reader(pool: SamplePool) -> None:
     readers = [pool.reader(A, B), pool.reader(A)]
     assert pool.store.stats.num_leases == 3
     for reader in readers:
@@ -288,7 +288,7 @@ def test_leases_are_counted_once_for_each_reader(pool: Pool) -> None:
     assert pool.store.stats.num_readers == 0
 
 
-def test_whole_groups_are_reported_as_they_complete(pool: Pool) -> None:
+def test_whole_groups_are_reported_as_they_complete(pool: SamplePool) -> None:
     writer = pool.writer(A)
     for layer in (0, 1, 2):
         pool.store.put(writer, frame(A, layer))

@@ -37,7 +37,8 @@ class PoolMachine(RuleBasedStateMachine):
         super().__init__()
         self.clock = ManualClock()
         self.groups: dict[BlockKey, int] = {}
-        self.store = Store(4 * BLOCK_BYTES + 100, self.clock, self._on_groups, tenant_share=0.5)
+        self.store = Store(4 * BLOCK_BYTES + 100, self.clock, tenant_share=0.5)
+        self.store.listen(on_groups=self._on_groups)
         self.pins = Pins(self.store, 0.5, 1.0, max_ttl_s=20.0)
         self.pinned: dict[str, tuple[float, dict[BlockKey, int]]] = {}  # the model's view: until when, which layers
         self.writers: list[Writer] = []

@@ -5,7 +5,7 @@ import pytest
 from services.cachepool.store.tenants import Tenants
 from shared.errors import Overloaded
 from shared.tenant import Tenant
-from tests.support.samples import BLOCK_BYTES, FULL, Pool, frame, key, keys
+from tests.support.samples import BLOCK_BYTES, FULL, SamplePool, frame, key, keys
 
 A, B, C = map(Tenant, "abc")
 
@@ -21,20 +21,20 @@ def test_a_tenant_that_gave_everything_back_is_forgotten() -> None:
 
 
 def test_without_a_quota_a_tenant_may_use_everything() -> None:
-    pool = Pool(4, FULL)
+    pool = SamplePool(4, FULL)
     pool.fill(*keys("a", 4), tenant=A)
     pool.fill(*keys("b", 3), tenant=B)
     assert pool.held(*keys("b", 3)) == [True] * 3
 
 
 def test_room_that_nobody_needs_may_be_used_above_the_quota() -> None:
-    pool = Pool(4, FULL, tenant_share=0.5)
+    pool = SamplePool(4, FULL, tenant_share=0.5)
     pool.fill(*keys("a", 4), tenant=A)
     assert pool.held(*keys("a", 4)) == [True] * 4
 
 
 def test_a_tenant_above_its_quota_pushes_out_its_own_only() -> None:
-    pool = Pool(4, FULL, tenant_share=0.5)
+    pool = SamplePool(4, FULL, tenant_share=0.5)
     pool.fill(*keys("b", 2), tenant=B)
     for number in range(5):
         pool.fill(key(("a", number)), tenant=A)
@@ -43,7 +43,7 @@ def test_a_tenant_above_its_quota_pushes_out_its_own_only() -> None:
 
 
 def test_whoever_is_above_its_quota_makes_room_for_others_first() -> None:
-    pool = Pool(4, FULL, tenant_share=0.5)
+    pool = SamplePool(4, FULL, tenant_share=0.5)
     pool.fill(key("b"), tenant=B)
     pool.fill(*keys("a", 3), tenant=A)
     pool.fill(key("c"), tenant=C)
@@ -52,7 +52,7 @@ def test_whoever_is_above_its_quota_makes_room_for_others_first() -> None:
 
 
 def test_a_tenant_whose_own_blocks_are_held_is_refused() -> None:
-    pool = Pool(4, FULL, tenant_share=0.5)
+    pool = SamplePool(4, FULL, tenant_share=0.5)
     pool.fill(*keys("b", 2), tenant=B)
     pool.fill(*keys("a", 2), tenant=A)
     pool.reader(*keys("a", 2))
@@ -62,7 +62,7 @@ def test_a_tenant_whose_own_blocks_are_held_is_refused() -> None:
 
 
 def test_whoever_stored_a_block_first_pays_for_all_of_it() -> None:
-    pool = Pool(4, FULL, tenant_share=0.5)
+    pool = SamplePool(4, FULL, tenant_share=0.5)
     first, second = pool.writer(key("x"), layers=0b001, tenant=A), pool.writer(key("x"), layers=0b110, tenant=B)
     pool.store.put(first, frame(key("x"), 0, FULL))
     pool.store.put(second, frame(key("x"), 1, FULL))

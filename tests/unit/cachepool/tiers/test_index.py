@@ -24,7 +24,7 @@ SIZE = stored(CHAIN[0], 0).total_bytes
 
 
 def index_of(*block_keys: BlockKey, budget: int = 0, clock: ManualClock | None = None) -> ObjectIndex:
-    index = ObjectIndex(budget, clock or ManualClock(), lambda _key: None)
+    index = ObjectIndex(budget, clock or ManualClock())
     for number, key in enumerate(block_keys):
         index.add(stored(key, number))
     return index
@@ -114,7 +114,8 @@ class IndexMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.told: dict[BlockKey, int] = {}
-        self.index = ObjectIndex(0, ManualClock(), self._changed)
+        self.index = ObjectIndex(0, ManualClock())
+        self.index.on_change = self._changed
         self.model: dict[BlockKey, Stored] = {}
         self.now = 0.0
 

@@ -1,8 +1,7 @@
 """One request inside the decode engine: its tokens, its pages, and what is on its way to its reader."""
 
 import asyncio
-from collections.abc import AsyncGenerator
-from collections.abc import Sequence as Seq
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import NamedTuple
@@ -43,24 +42,24 @@ class Generation:
     """A validated request."""
 
     request_id: RequestId | None
-    token_ids: Seq[int]
+    token_ids: Sequence[int]
     sampling: SamplingParams
-    keys: Seq[BlockKey]  # of all full blocks of the prompt
+    keys: Sequence[BlockKey]  # of all full blocks of the prompt
     root: BlockKey  # where the chain starts
     num_blocks: int  # leading blocks that are, or will be, in a pool
-    sources: Seq[Source]
+    sources: Sequence[Source]
     wait_s: float
     codec: Codec
     deadline: Deadline
     num_generated_before: int = 0  # the last so many of `token_ids` are the answer's, not the prompt's
     priority: int = 0  # lower goes first
-    pool_nodes: Seq[str] = ()  # of this datacenter, over which everybody spreads the blocks; none: as configured
+    pool_nodes: Sequence[str] = ()  # of this datacenter, over which everybody spreads the blocks; none: as configured
     tenant: Tenant = NO_TENANT  # pays for what the pool stores
     fidelity: Fidelity = Fidelity.LOSSLESS  # of blocks that may be used; it is in their keys
 
 
 @dataclass(eq=False)
-class Sequence:
+class Request:
     """Belongs to the engine's loop, which alone changes it; the servicer only reads `events`.
 
     What a pre-emption takes away is in `holding`; all else survives it.
