@@ -5,10 +5,16 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from shared.config import ServiceSettings, non_negative, parse_bytes, port, positive, setting
+from shared.kv.codec import LOSSLESS_CODECS
 from shared.model.files.catalog import DEFAULT_MODEL
 
-CodecChoice = Literal["auto", "raw", "lz4", "zstd"]
+AUTO = "auto"
+CODEC_CHOICES = (AUTO, *(codec.name.lower() for codec in LOSSLESS_CODECS))
 HandOff = Literal["streamed", "stored"]
+
+
+def _codec(value: str) -> str | None:
+    return None if value in CODEC_CHOICES else f"must be one of {', '.join(CODEC_CHOICES)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +39,12 @@ class GatewaySettings(ServiceSettings):
     routing_policy: str = setting(
         "PRFAAS_ROUTING_POLICY", "threshold", help="where prompts are prefilled: threshold, stay_home or least_load"
     )
-    codec: CodecChoice = setting("PRFAAS_CODEC", "auto", help="of KV frames: auto (by the link), raw, lz4 or zstd")
+    codec: str = setting(
+        "PRFAAS_CODEC",
+        AUTO,
+        help=f"of lossless KV frames: {', '.join(CODEC_CHOICES)} (auto: by the link)",
+        check=_codec,
+    )
     hand_off: HandOff = setting(
         "PRFAAS_HAND_OFF",
         "streamed",

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from shared.engine.fetch import FetchContext
 from shared.engine.stage import Mark
 from shared.ids import BlockKey
-from shared.kv.codec import FIDELITY_OF, SINK_TOKENS, Codec, Fidelity, Payload
+from shared.kv.codec import SINK_TOKENS, Codec, Payload
 from shared.kv.frame import Frame, seal
 from shared.model.pages.reservation import Reservation
 from shared.pool.nodes import Publishing
@@ -18,7 +18,7 @@ from shared.rpc.convert import MAX_BATCH_BYTES
 MAX_BACKLOG_BYTES = 64 * 1024 * 1024
 """What may be ready and not sent before a publisher says that it is `full`."""
 
-_LEAST_RATIO = {Fidelity.LOSSLESS: 1, Fidelity.INT8: 2, Fidelity.INT4: 4}
+_LEAST_RATIO = {codec: 1 if codec.spec.cost is None else int(codec.spec.cost.ratio) for codec in Codec}
 """How much smaller entries are when they are sealed, at least: a message should be full, and no more than that."""
 
 
@@ -119,7 +119,7 @@ class PagePublisher:
     def _seal_batch(self, layer: int, blocks: Sequence[int], raws: Iterator[Payload]) -> list[Frame]:
         """Seal leading blocks up to one message's worth; runs in the copier thread."""
         context, shape = self._context, self._context.layout.entry_shape(layer)
-        limit = MAX_BATCH_BYTES * _LEAST_RATIO[FIDELITY_OF[self._codec]]
+        limit = MAX_BATCH_BYTES * _LEAST_RATIO[self._codec]
         staged = list(zip(blocks[: -(-limit // shape.num_bytes)], raws, strict=False))
 
         def sealed(entry: tuple[int, Payload]) -> Frame:

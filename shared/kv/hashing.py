@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Sequence
 
 from shared.ids import BlockKey, LayoutHash, ModelFingerprint
-from shared.kv.codec.names import Fidelity
+from shared.kv.codec.spec import Fidelity
 
 KEY_BYTES = 32
 _DOMAIN = b"prfaas.kv.v1"

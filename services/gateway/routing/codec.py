@@ -3,26 +3,12 @@
 from typing import NamedTuple
 
 from services.gateway.cluster.registry import Member, RegistryView
-from services.gateway.settings import CodecChoice
+from services.gateway.settings import AUTO
 from shared.ids import Datacenter
-from shared.kv.codec import CODEC_OF, FIDELITY_OF, Codec, Fidelity
+from shared.kv.codec import FIDELITY_OF, Codec, CodecCost, Fidelity
 
-
-class CodecCost(NamedTuple):
-    """What a codec gains and costs, measured by `python -m benchmarks.codec` on one core; low, to be sure of a gain."""
-
-    ratio: float  # bytes of KV to bytes on the link
-    encode_bytes_per_s: float  # of KV
-    decode_bytes_per_s: float
-
-
-COSTS = {
-    Codec.RAW: CodecCost(1.0, 5e9, 5e9),
-    Codec.ZSTD: CodecCost(1.4, 400e6, 600e6),
-    Codec.INT8: CodecCost(2.2, 300e6, 600e6),
-    Codec.INT4: CodecCost(4.3, 400e6, 600e6),
-}
-"""LZ4 is missing: it gains less than `ZSTD` at the same speed, and is used by setting only."""
+COSTS = {codec: codec.spec.cost for codec in Codec if codec.spec.cost is not None}
+"""The codecs that may be chosen automatically."""
 
 
 class Way(NamedTuple):
@@ -41,18 +27,18 @@ def way_between(members: RegistryView, maker: Member, user: Member) -> Way:
     return Way(maker.dc, user.dc, goodput, maker.codec_threads, user.codec_threads)
 
 
-def choose_codec(choice: CodecChoice, fidelity: Fidelity, way: Way) -> Codec:
-    """Return the codec for blocks that go this way, within a datacenter or between two.
+def choose_codec(choice: str, fidelity: Fidelity, way: Way) -> Codec:
+    """Return the codec for blocks that go this way, within a datacenter or between two; `choice` is the setting's.
 
     Encoding, the link and decoding work at the same time on a stream of blocks, so that the slowest of them sets the
     pace. Within a datacenter nothing beats raw. A link of unknown goodput is taken to be slower than any codec.
     Lossy codecs are considered only if `fidelity` allows them. A fixed choice holds for everything lossless.
     """
-    if choice != "auto" and fidelity is Fidelity.LOSSLESS:
+    if choice != AUTO and fidelity is Fidelity.LOSSLESS:
         return Codec[choice.upper()]
     if way.from_dc == way.to_dc:
         return Codec.RAW
-    allowed = [Codec.RAW, Codec.ZSTD] if fidelity is Fidelity.LOSSLESS else [Codec.RAW, Codec.ZSTD, CODEC_OF[fidelity]]
+    allowed = [codec for codec in COSTS if FIDELITY_OF[codec].satisfies(fidelity)]
     return max(allowed, key=lambda codec: (_pace(COSTS[codec], way), -FIDELITY_OF[codec]))
 
 

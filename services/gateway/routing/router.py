@@ -10,7 +10,7 @@ from services.gateway.routing.facts import Facts, facts_of
 from services.gateway.routing.plan import Plan, PlanKind, RequestFacts
 from services.gateway.routing.policy import RoutingPolicy
 from services.gateway.routing.sources import decode_sources, prefill_sources
-from services.gateway.settings import CodecChoice
+from services.gateway.settings import AUTO
 from shared.errors import NoWorker
 from shared.ids import Datacenter
 from shared.kv.entries import Source
@@ -24,7 +24,7 @@ class Router:
     home: Datacenter  # where requests shall be decoded: the gateway's own
     layout: KvLayout
     policy: RoutingPolicy
-    codec: CodecChoice = "auto"
+    codec: str = AUTO  # or the name of a lossless codec
 
     def plan(self, request: RequestFacts, members: RegistryView) -> Plan:
         """Plan a request. Raises `NoWorker` when nobody can decode."""

@@ -1,11 +1,23 @@
-"""How an entry's bytes travel. One module for each kind of codec; what they cost and gain is in docs/pool.md."""
+"""How an entry's bytes travel: `table` lists the codecs, one module each has their forms."""
 
 from shared.errors import CorruptFrame
-from shared.kv.codec import planes, quantised
-from shared.kv.codec.names import CODEC_OF, FIDELITY_OF, Codec, Fidelity, Payload
+from shared.kv.codec.spec import CodecCost, CodecSpec, Fidelity, Payload
+from shared.kv.codec.table import FIDELITY_OF, LOSSLESS_CODECS, Codec
 from shared.kv.layout import EntryShape
 
-__all__ = ["CODEC_OF", "FIDELITY_OF", "SINK_TOKENS", "Codec", "EntryShape", "Fidelity", "Payload", "decode", "encode"]
+__all__ = [
+    "FIDELITY_OF",
+    "LOSSLESS_CODECS",
+    "SINK_TOKENS",
+    "Codec",
+    "CodecCost",
+    "CodecSpec",
+    "EntryShape",
+    "Fidelity",
+    "Payload",
+    "decode",
+    "encode",
+]
 
 SINK_TOKENS = 2
 """Leading tokens of a prompt that lossy codecs are asked to keep whole: all later tokens attend to the first ones
@@ -25,9 +37,7 @@ def encode(raw: Payload, codec: Codec, shape: EntryShape | None = None, num_whol
         return raw
     assert shape is not None, f"{codec.name} needs the entry's shape"
     assert len(raw) == shape.num_bytes, "an entry is as long as its shape says"
-    if codec in planes.CODECS:
-        return planes.encode(raw, codec, shape)
-    return quantised.encode(raw, codec, shape, num_whole)
+    return codec.spec.encode(raw, shape, num_whole)
 
 
 def decode(payload: Payload, codec: Codec, shape: EntryShape | None = None) -> Payload:
@@ -36,10 +46,8 @@ def decode(payload: Payload, codec: Codec, shape: EntryShape | None = None) -> P
         raw = payload
     elif shape is None:
         raise CorruptFrame(f"a payload in {codec.name} cannot be read without its shape")
-    elif codec in planes.CODECS:
-        raw = planes.decode(payload, codec, shape)
     else:
-        raw = quantised.decode(payload, shape)
+        raw = codec.spec.decode(payload, shape)
     if shape is not None and len(raw) != shape.num_bytes:
         raise CorruptFrame(f"payload decodes to {len(raw)} bytes, the entry has {shape.num_bytes}")
     return raw

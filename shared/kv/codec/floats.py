@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.kv.codec.names import Payload
+from shared.kv.codec.spec import Payload
 from shared.kv.layout import Dtype
 
 Floats = NDArray[np.float32]

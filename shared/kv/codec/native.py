@@ -1,14 +1,13 @@
-"""kernels.c and huffman.c, compiled for this machine at their first use. Without a C compiler NumPy and Zstandard's
-library do the same, but slower."""
+"""kernels.c, compiled for this machine at its first use. Without a C compiler NumPy does the same, slower."""
 
 import ctypes
 from functools import lru_cache
 from pathlib import Path
 
-from shared.kv.codec.names import Payload
+from shared.kv.codec.spec import Payload
 from shared.native import KernelsUnavailable, default_cache_dir, load_native
 
-_SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "huffman.c"))
+_SOURCES = (Path(__file__).with_name("kernels.c"),)
 _FLAGS = ("-std=c11", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno")
 
 
@@ -33,6 +32,4 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     library.prfaas_quantise.argtypes = (at, at, number, number, number, number, share, share, at, at)
     library.prfaas_restore.argtypes = (at, at, at, at, number, number, number, number, at)
     library.prfaas_restore.restype = None
-    library.prfaas_huffman_frame.argtypes = (at, ctypes.c_int64, at)
-    library.prfaas_huffman_frame.restype = ctypes.c_int64
     return library

@@ -16,8 +16,8 @@ import numpy as np
 
 from shared.errors import CorruptFrame
 from shared.kv.codec import planes
-from shared.kv.codec.entropy import expand, squeeze, squeeze_small
-from shared.kv.codec.names import Codec, Payload
+from shared.kv.codec.entropy import expand, squeeze
+from shared.kv.codec.spec import CodecCost, CodecSpec, Fidelity, Payload
 from shared.kv.codec.steps import quantise, restore, side_bytes
 from shared.kv.layout import EntryShape
 
@@ -33,18 +33,18 @@ class StepShares(NamedTuple):
     values: float  # of the root mean square of a token in a head
 
 
-SHARES = {Codec.INT8: StepShares(0.04, 0.04), Codec.INT4: StepShares(0.24, 0.54)}
+INT8_SHARES, INT4_SHARES = StepShares(0.04, 0.04), StepShares(0.24, 0.54)
 
 
-def encode(raw: Payload, codec: Codec, shape: EntryShape, num_whole: int) -> bytes:
+def encode(raw: Payload, shape: EntryShape, num_whole: int, shares: StepShares) -> bytes:
     """Return one entry as integers, its first `num_whole` tokens as they are."""
     found = None
     if num_whole < shape.block_tokens:
-        found = quantise(raw, shape, num_whole, *SHARES[codec])
+        found = quantise(raw, shape, num_whole, *shares)
     if found is None:
-        return _HEADER.pack(_VERSION, _WHOLE, 0, 0, 0) + planes.encode(raw, Codec.ZSTD, shape)
+        return _HEADER.pack(_VERSION, _WHOLE, 0, 0, 0) + planes.encode(raw, shape, squeeze)
     side = squeeze(found.side.data)
-    keys, values = squeeze_small(found.numbers[0]), squeeze_small(found.numbers[1])  # each has codes that fit it
+    keys, values = squeeze(found.numbers[0].data), squeeze(found.numbers[1].data)  # each has codes that fit it
     header = _HEADER.pack(_VERSION, _QUANTISED, num_whole, len(side), len(keys))
     return b"".join((header, *(raw[part] for part in _whole(shape, num_whole)), side, keys, values))
 
@@ -58,7 +58,7 @@ def decode(payload: Payload, shape: EntryShape) -> Payload:
     if version != _VERSION or kind not in (_QUANTISED, _WHOLE) or num_whole >= shape.block_tokens:
         raise CorruptFrame(f"a payload of version {version} and kind {kind} is not this entry's")
     if kind == _WHOLE:
-        return planes.decode(body, Codec.ZSTD, shape)
+        return planes.decode(body, shape, expand)
     parts = _whole(shape, num_whole)
     first = sum(part.stop - part.start for part in parts)
     ends = first, first + side_size, first + side_size + key_size
@@ -79,3 +79,17 @@ def _whole(shape: EntryShape, num_whole: int) -> tuple[slice, slice]:
     half = shape.num_bytes // 2
     length = num_whole * half // shape.block_tokens
     return slice(0, length), slice(half, half + length)
+
+
+INT8 = CodecSpec(
+    Fidelity.INT8,
+    lambda raw, shape, num_whole: encode(raw, shape, num_whole, INT8_SHARES),
+    decode,
+    CodecCost(2.2, 300e6, 600e6),
+)
+INT4 = CodecSpec(
+    Fidelity.INT4,
+    lambda raw, shape, num_whole: encode(raw, shape, num_whole, INT4_SHARES),
+    decode,
+    CodecCost(4.3, 400e6, 600e6),
+)

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.kv.codec.floats import Floats, from_floats, to_floats
-from shared.kv.codec.names import Payload
 from shared.kv.codec.native import load_kernels, readable
+from shared.kv.codec.spec import Payload
 from shared.kv.layout import EntryShape
 from shared.native import address_of
 
