@@ -37,7 +37,7 @@ fmt: setup ## format and fix what can be fixed
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-lint: setup ## ruff, mypy, import contracts, freshness of generated code
+lint: setup ## ruff, mypy, import contracts, freshness of generated code, rules of documents
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -45,6 +45,7 @@ lint: setup ## ruff, mypy, import contracts, freshness of generated code
 	$(BIN)/python -m deploy.structure
 	$(BIN)/python -m deploy.proto --check
 	$(BIN)/python -m deploy.reference --check
+	$(BIN)/python -m deploy.documents
 
 proto: setup ## regenerate the committed code of shared/proto
 	$(BIN)/python -m deploy.proto
