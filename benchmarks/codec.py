@@ -25,7 +25,7 @@ from benchmarks.quality import LOGIT_ROWS, windows
 from shared.config import load
 from shared.engine.loaded import LoadedModel, load_model
 from shared.engine.settings import EngineSettings
-from shared.kv.codec import FIDELITY_OF, SINK_TOKENS, Codec, EntryShape, Fidelity, decode, encode
+from shared.kv.codec import SINK_TOKENS, Codec, EntryShape, Fidelity, decode, encode
 from shared.kv.codec.floats import from_floats, to_floats
 from shared.model.files.catalog import BUILT_IN
 from shared.model.layers.batch import Batch, Span
@@ -252,7 +252,7 @@ def add_fidelity(name: str, codec: Codec, result: CodecFound, report: Report) ->
         name_of_ratio = f"{label}: bytes of bfloat16 to bytes of payload"
         report.checks.append(at_least(name_of_ratio, result.ratio, LEAST_RATIO[codec]))
     if differences.size >= LEAST_SCORED and codec in LEAST_RATIO:
-        limit = MOST_LOSS[FIDELITY_OF[codec]]
+        limit = MOST_LOSS[codec.spec.fidelity]
         report.checks.append(at_most(f"{label}: loss of perplexity, and one standard error", loss + error, limit, "%"))
 
 

@@ -7,7 +7,7 @@ from xxhash import xxh3_64_intdigest
 
 from shared.errors import CorruptFrame
 from shared.ids import BlockKey
-from shared.kv.codec import FIDELITY_OF, Codec, EntryShape, Fidelity, Payload, decode, encode
+from shared.kv.codec import Codec, EntryShape, Fidelity, Payload, decode, encode
 from shared.kv.hashing import KEY_BYTES
 from shared.kv.layout import MAX_LAYERS
 
@@ -40,7 +40,7 @@ def seal(
     The codec decides the fidelity. `shape` and `num_whole` are those of `shared.kv.codec.encode`.
     """
     payload = encode(raw, codec, shape, num_whole)
-    fidelity, num_bytes = FIDELITY_OF[codec], len(raw)
+    fidelity, num_bytes = codec.spec.fidelity, len(raw)
     return Frame(
         key, layer, codec, fidelity, num_bytes, payload, _digest(key, layer, codec, fidelity, num_bytes, payload)
     )
@@ -77,7 +77,7 @@ def open_frame(frame: Frame, shape: EntryShape | None = None, at_least: Fidelity
     fidelity than asked for: the key of a lossy entry is another one, so that its holder has mixed them up.
     """
     verify(frame)
-    if FIDELITY_OF[frame.codec] is not frame.fidelity or not frame.fidelity.satisfies(at_least):
+    if frame.codec.spec.fidelity is not frame.fidelity or not frame.fidelity.satisfies(at_least):
         raise CorruptFrame(f"{frame.codec.name} of {frame.fidelity.name} where {at_least.name} was asked for")
     raw = decode(frame.payload, frame.codec, shape)
     if len(raw) != frame.raw_bytes:

@@ -7,7 +7,7 @@ from typing import cast
 
 from shared.errors import BadRequest, CorruptFrame, Internal
 from shared.ids import BlockKey, Datacenter
-from shared.kv.codec import FIDELITY_OF, Codec, Fidelity
+from shared.kv.codec import Codec, Fidelity
 from shared.kv.entries import BlockEntries, Source
 from shared.kv.frame import Frame
 from shared.kv.hashing import KEY_BYTES
@@ -143,7 +143,7 @@ def codec_from_message(codec: int, fidelity: Fidelity = Fidelity.LOSSLESS) -> Co
         known = Codec(codec or Codec.RAW)
     except ValueError as error:
         raise BadRequest(str(error)) from error
-    if not FIDELITY_OF[known].satisfies(fidelity):
+    if not known.spec.fidelity.satisfies(fidelity):
         raise BadRequest(f"codec {known.name} loses more than fidelity {fidelity.name} allows")
     return known
 

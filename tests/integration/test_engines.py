@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from torch import Tensor
 
 from shared.errors import BadRequest
-from shared.kv.codec import FIDELITY_OF, Codec, Fidelity
+from shared.kv.codec import Codec, Fidelity
 from shared.kv.frame import Frame
 from shared.model.layers.batch import Batch
 from shared.model.pages.kv import PagedKv
@@ -73,7 +73,7 @@ async def test_lossless_codecs_change_nothing_but_the_bytes(codec: Codec) -> Non
 
 @pytest.mark.parametrize("codec", [Codec.INT8, Codec.INT4])
 async def test_lossy_blocks_are_used_by_those_who_allow_the_loss_and_by_nobody_else(codec: Codec) -> None:
-    fidelity = FIDELITY_OF[codec]
+    fidelity = codec.spec.fidelity
     async with two_datacenters("llama") as dcs:
         tokens = prompt(300)
         await dcs.prefill_only(tokens, codec, fidelity=fidelity)

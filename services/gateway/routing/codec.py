@@ -5,7 +5,7 @@ from typing import NamedTuple
 from services.gateway.cluster.registry import Member, RegistryView
 from services.gateway.settings import AUTO
 from shared.ids import Datacenter
-from shared.kv.codec import FIDELITY_OF, Codec, CodecCost, Fidelity
+from shared.kv.codec import Codec, CodecCost, Fidelity
 
 COSTS = {codec: codec.spec.cost for codec in Codec if codec.spec.cost is not None}
 """The codecs that may be chosen automatically."""
@@ -38,8 +38,8 @@ def choose_codec(choice: str, fidelity: Fidelity, way: Way) -> Codec:
         return Codec[choice.upper()]
     if way.from_dc == way.to_dc:
         return Codec.RAW
-    allowed = [codec for codec in COSTS if FIDELITY_OF[codec].satisfies(fidelity)]
-    return max(allowed, key=lambda codec: (_pace(COSTS[codec], way), -FIDELITY_OF[codec]))
+    allowed = [codec for codec in COSTS if codec.spec.fidelity.satisfies(fidelity)]
+    return max(allowed, key=lambda codec: (_pace(COSTS[codec], way), -codec.spec.fidelity))
 
 
 def _pace(cost: CodecCost, way: Way) -> float:

@@ -2,11 +2,10 @@
 
 from shared.errors import CorruptFrame
 from shared.kv.codec.spec import CodecCost, CodecSpec, Fidelity, Payload
-from shared.kv.codec.table import FIDELITY_OF, LOSSLESS_CODECS, Codec
+from shared.kv.codec.table import LOSSLESS_CODECS, Codec
 from shared.kv.layout import EntryShape
 
 __all__ = [
-    "FIDELITY_OF",
     "LOSSLESS_CODECS",
     "SINK_TOKENS",
     "Codec",

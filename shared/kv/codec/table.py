@@ -28,5 +28,4 @@ class Codec(IntEnum):
         return codec
 
 
-FIDELITY_OF = {codec: codec.spec.fidelity for codec in Codec}
 LOSSLESS_CODECS = tuple(codec for codec in Codec if codec.spec.fidelity is Fidelity.LOSSLESS)

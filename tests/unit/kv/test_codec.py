@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from shared.errors import CorruptFrame
-from shared.kv.codec import FIDELITY_OF, SINK_TOKENS, Codec, EntryShape, Fidelity, decode, encode
+from shared.kv.codec import SINK_TOKENS, Codec, EntryShape, Fidelity, decode, encode
 from shared.kv.codec.floats import from_floats, to_floats
 from shared.kv.codec.native import load_kernels
 from shared.kv.codec.quantised import INT4_SHARES, INT8_SHARES, StepShares
@@ -17,7 +17,7 @@ from shared.kv.codec.steps import quantise, quantise_in_numpy, restore, restore_
 from shared.kv.layout import Dtype, EntryPart
 from shared.proto import prfaas_pb2 as pb
 
-LOSSLESS = [codec for codec in Codec if FIDELITY_OF[codec] is Fidelity.LOSSLESS]
+LOSSLESS = [codec for codec in Codec if codec.spec.fidelity is Fidelity.LOSSLESS]
 LOSSY = [codec for codec in Codec if codec not in LOSSLESS]
 DTYPES: list[Dtype] = ["bfloat16", "float16", "float32"]
 SHAPE = EntryShape.of_kv(64, 2, 32, "bfloat16")
@@ -183,7 +183,7 @@ def test_a_better_class_serves_a_lower_one() -> None:
     assert Fidelity.INT8.satisfies(Fidelity.INT8)
     assert not Fidelity.INT4.satisfies(Fidelity.INT8)
     assert not Fidelity.INT8.satisfies(Fidelity.LOSSLESS)
-    assert set(FIDELITY_OF.values()) == set(Fidelity), "each class has a codec"
+    assert {codec.spec.fidelity for codec in Codec} == set(Fidelity), "each class has a codec"
 
 
 NATIVE = pytest.mark.skipif(load_kernels() is None, reason="no C compiler")

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from shared.errors import CorruptFrame
 from shared.ids import BlockKey
-from shared.kv.codec import FIDELITY_OF, Codec, EntryShape, Fidelity
+from shared.kv.codec import Codec, EntryShape, Fidelity
 from shared.kv.frame import Frame, _digest, is_intact, open_frame, seal, verify
 
 KEY = BlockKey(bytes(range(32)))
@@ -18,7 +18,7 @@ SHAPE = EntryShape.of_kv(4, 1, 4, "bfloat16")  # 64 bytes
 @given(st.binary(min_size=64, max_size=64), st.sampled_from(Codec))
 def test_open_returns_what_was_sealed(raw: bytes, codec: Codec) -> None:
     frame = seal(KEY, 3, raw, codec, SHAPE)
-    assert frame.fidelity is FIDELITY_OF[codec]
+    assert frame.fidelity is codec.spec.fidelity
     opened = open_frame(frame, SHAPE, at_least=Fidelity.INT4)
     assert len(opened) == 64
     assert bytes(opened) == raw or frame.fidelity is not Fidelity.LOSSLESS
@@ -28,7 +28,7 @@ def test_open_returns_what_was_sealed(raw: bytes, codec: Codec) -> None:
 @pytest.mark.parametrize("asked", Fidelity)
 def test_a_frame_of_a_lower_fidelity_than_asked_for_is_refused(codec: Codec, asked: Fidelity) -> None:
     frame = seal(KEY, 0, bytes(64), codec, SHAPE)
-    if FIDELITY_OF[codec] <= asked:
+    if codec.spec.fidelity <= asked:
         assert len(open_frame(frame, SHAPE, asked)) == 64
     else:
         with pytest.raises(CorruptFrame, match="asked for"):

@@ -6,7 +6,7 @@ from services.gateway.cluster.registry import Member, PoolMember, RegistryView
 from services.gateway.routing.codec import COSTS, Way, choose_codec, link_goodput, way_between
 from shared.bus.events import LinkLoad
 from shared.ids import Datacenter, WorkerId
-from shared.kv.codec import FIDELITY_OF, Codec, Fidelity
+from shared.kv.codec import Codec, Fidelity
 
 EAST, WEST = Datacenter("east"), Datacenter("west")
 GBIT = 125e6
@@ -45,7 +45,7 @@ def test_each_side_is_as_fast_as_its_threads(encode_threads: int, decode_threads
 @pytest.mark.parametrize("goodput", [0.0, 1e6, 1e8, 1e9, 1e11])
 @pytest.mark.parametrize("fidelity", Fidelity)
 def test_nothing_loses_more_than_was_allowed(fidelity: Fidelity, goodput: float) -> None:
-    assert FIDELITY_OF[choose_codec("auto", fidelity, Way(EAST, WEST, goodput))].satisfies(fidelity)
+    assert choose_codec("auto", fidelity, Way(EAST, WEST, goodput)).spec.fidelity.satisfies(fidelity)
 
 
 @pytest.mark.parametrize(("choice", "codec"), [("raw", Codec.RAW), ("lz4", Codec.LZ4), ("zstd", Codec.ZSTD)])
