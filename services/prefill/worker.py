@@ -86,7 +86,7 @@ class PrefillWorker:
         self._compute_s = metrics.counter("prefill_compute_seconds", "Time in steps, summed over the prompts in them")
         self._exposed_s = metrics.counter(
             "prefill_emission_exposed_seconds",
-            "From a prompt's last computed layer until the pool has stored all of it: not hidden behind computing",
+            "From the last computed layer until all is stored",
         )
 
     async def prefill(self, prompt: Prompt, deadline: Deadline) -> AsyncGenerator[Progress, None]:
