@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import yaml
-from honcho.environ import parse_procfile
 from packaging.requirements import Requirement
 
 from deploy.requirements import requirements
+from deploy.up.procfile import parse_procfile
 
 ROOT = Path(__file__).resolve().parents[3]
 SERVICES = ("cachepool", "decode", "gateway", "prefill")
@@ -24,7 +24,7 @@ def compose() -> dict[str, Any]:
 
 
 def test_procfile_and_compose_run_the_same_workers(compose: dict[str, Any]) -> None:
-    processes = set(parse_procfile((ROOT / "Procfile").read_text()).processes)
+    processes = set(parse_procfile((ROOT / "Procfile").read_text()))
     always = {name for name, service in compose["services"].items() if "profiles" not in service}
     assert processes - {"ready", "broker"} == always - {"kafka"}
 
