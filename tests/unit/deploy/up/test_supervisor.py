@@ -1,5 +1,6 @@
 """deploy.up with real processes: quiet while all is well, loud and truthful when it is not, nothing left behind."""
 
+import asyncio
 import io
 import os
 import shutil
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from deploy.up import supervisor
 from deploy.up.console import Console
+from deploy.up.environment import environment
 from deploy.up.restarts import RestartPolicy
 from deploy.up.supervisor import Supervisor
 from tests.support.processes import gone, processes_of
@@ -157,14 +160,20 @@ def test_a_stop_during_a_delay_starts_nothing(tmp_path: Path, suites: list[Runni
     assert (tmp_path / "lives").read_text() == 3 * "x\n"
 
 
-def test_a_process_that_ignores_the_request_is_killed_and_named(tmp_path: Path, suites: list[Running]) -> None:
-    suites.append(running := Running(tmp_path, f"stubborn: {STUBBORN}\n"))
-    pid = running.pid_of("stubborn")
-    running.process.send_signal(signal.SIGINT)
-    code, output = running.end()
-    assert code == 1
-    assert "stubborn did not stop cleanly (SIGKILL)" in output
-    assert gone(pid)
+async def test_a_process_that_ignores_the_request_is_killed_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "KILL_AFTER_S", 0.1)
+    shown = io.StringIO()
+    console = Console(tmp_path, shown)
+    suite = Supervisor({"stubborn": STUBBORN}, environment(os.environ), console, tmp_path)
+    run = asyncio.create_task(suite.run())
+    await until(lambda: (tmp_path / "stubborn.log").exists() and (tmp_path / "stubborn.log").read_text())
+    os.kill(os.getpid(), signal.SIGINT)
+    assert await run == 1
+    console.close()
+    assert shown.getvalue() == "stopping …\nstubborn did not stop cleanly (SIGKILL), see its log\n"
+    assert gone(int((tmp_path / "stubborn.log").read_text()))
 
 
 def test_a_second_signal_kills_at_once(tmp_path: Path, suites: list[Running]) -> None:
