@@ -81,7 +81,7 @@ class Text:
         ]
 
     def shape(self, layer: int) -> EntryShape:
-        return self.model.layout.entry_shape(layer)._replace(dtype="bfloat16")
+        return replace(self.model.layout.entry_shape(layer), dtype="bfloat16")
 
     def put(self, entries: Entries) -> None:
         """Make the pages of the context hold these entries."""

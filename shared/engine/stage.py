@@ -22,7 +22,7 @@ Mark: TypeAlias = torch.cuda.Event | None
 
 
 class Arrival(NamedTuple):
-    """An entry's bytes, K then V, and where they go."""
+    """An entry's bytes, part by part, and where they go."""
 
     raw: Payload
     blocks: torch.Tensor  # of its layer, as `PagedKv.blocks_of` returns them; the same object for neighbours is quicker
@@ -45,7 +45,7 @@ class Stager(ABC):
 
     @abstractmethod
     def stage(self, mark: Mark, blocks: torch.Tensor, numbers: Sequence[int]) -> Iterator[Payload]:
-        """Yield the bytes of some of a layer's blocks, K then V, as they are once `mark` is reached.
+        """Yield the bytes of some of a layer's blocks, part by part, as they are once `mark` is reached.
 
         `blocks` is what `PagedKv.blocks_of` returns, `numbers` say which. The iterator may be closed early. What it
         yields is the caller's for as long as it likes; a view keeps up to `PIECE_BYTES` of host memory.
@@ -67,14 +67,14 @@ class HostStager(Stager):
 
     def stage(self, mark: Mark, blocks: torch.Tensor, numbers: Sequence[int]) -> Iterator[Payload]:
         for number in numbers:
-            yield entry_to_bytes(blocks[0, number], blocks[1, number])
+            yield entry_to_bytes(*blocks[:, number])
 
     def land(self, arrivals: Sequence[Arrival]) -> None:
         rows, of = np.empty(0, dtype=np.uint8), None
         for raw, blocks, number in arrivals:
             if blocks is not of:
                 rows, of = entry_rows(blocks), blocks
-            rows[:, number] = np.frombuffer(raw, dtype=np.uint8).reshape(2, -1)
+            rows[:, number] = np.frombuffer(raw, dtype=np.uint8).reshape(len(rows), -1)
 
 
 class CudaStager(Stager):

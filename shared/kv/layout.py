@@ -23,17 +23,56 @@ class LayerSpec(NamedTuple):
     head_dim: int
 
 
-class EntryShape(NamedTuple):
-    """One entry's K and V, each `[block_tokens, num_kv_heads, head_dim]` of `dtype`."""
+class EntryPart(NamedTuple):
+    """One kind of numbers that a layer keeps of each token, `[num_heads, head_dim]`."""
 
-    block_tokens: int
-    num_kv_heads: int
+    name: str  # what codecs know it by: "K", "V"
+    num_heads: int
     head_dim: int
-    dtype: Dtype
 
     @property
+    def width(self) -> int:
+        """Numbers of one token."""
+        return self.num_heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class EntryShape:
+    """What one entry consists of: its parts in their order, each `[block_tokens, num_heads, head_dim]` of `dtype`.
+
+    All arithmetic on entries goes through the parts: KV that is not K and V, as a latent vector, has others.
+    """
+
+    block_tokens: int
+    parts: tuple[EntryPart, ...]
+    dtype: Dtype
+
+    @classmethod
+    def of_kv(cls, block_tokens: int, num_kv_heads: int, head_dim: int, dtype: Dtype) -> "EntryShape":
+        """Return the shape of attention that keeps K and V."""
+        return cls(block_tokens, tuple(EntryPart(name, num_kv_heads, head_dim) for name in ("K", "V")), dtype)
+
+    @cached_property
+    def is_kv(self) -> bool:
+        """Whether the entry is K and V of the same heads, which lossy codecs know how to round."""
+        return [part.name for part in self.parts] == ["K", "V"] and self.parts[0][1:] == self.parts[1][1:]
+
+    @cached_property
     def num_bytes(self) -> int:
-        return 2 * self.block_tokens * self.num_kv_heads * self.head_dim * ITEM_BYTES[self.dtype]
+        return self.tokens_bytes(self.block_tokens)
+
+    def tokens_bytes(self, num_tokens: int) -> int:
+        """Return the bytes of so many tokens, over all parts."""
+        return num_tokens * sum(part.width for part in self.parts) * ITEM_BYTES[self.dtype]
+
+    def slices(self, num_tokens: int) -> list[slice]:
+        """Return where an entry has the first `num_tokens` tokens of each part, in bytes."""
+        found, start = [], 0
+        for part in self.parts:
+            row_bytes = part.width * ITEM_BYTES[self.dtype]
+            found.append(slice(start, start + num_tokens * row_bytes))
+            start += self.block_tokens * row_bytes
+        return found
 
 
 class GroupSpec(NamedTuple):
@@ -101,13 +140,20 @@ class KvLayout:
         return sum(group.layers for group in self.groups if group.window is not None)
 
     def entry_shape(self, layer: int) -> EntryShape:
-        """Return the shape of one block's K and V in `layer`. Raises `IndexError` for a layer that is not there."""
-        spec = self.layers[layer]
-        return EntryShape(self.block_tokens, spec.num_kv_heads, spec.head_dim, self.dtype)
+        """Return the shape of one block's entry in `layer`. Raises `IndexError` for a layer that is not there."""
+        return self._entry_shapes[layer]
+
+    @cached_property
+    def _entry_shapes(self) -> tuple[EntryShape, ...]:
+        shapes = {
+            spec: EntryShape.of_kv(self.block_tokens, spec.num_kv_heads, spec.head_dim, self.dtype)
+            for spec in self.layers
+        }
+        return tuple(shapes[spec] for spec in self.layers)
 
     @cached_property
     def _entry_sizes(self) -> tuple[int, ...]:
-        return tuple(self.entry_shape(layer).num_bytes for layer in range(self.num_layers))
+        return tuple(shape.num_bytes for shape in self._entry_shapes)
 
     def entry_bytes(self, layer: int) -> int:
         """Return the bytes of one block's K and V in `layer`. Raises `IndexError` for a layer that is not there."""

@@ -5,17 +5,17 @@ import torch
 from numpy.typing import NDArray
 
 
-def entry_to_bytes(k: torch.Tensor, v: torch.Tensor) -> bytes:
-    """Return one entry's bytes, K then V, each `[block_tokens, num_kv_heads, head_dim]` in C order."""
-    return b"".join((_host_bytes(k).data, _host_bytes(v).data))
+def entry_to_bytes(*parts: torch.Tensor) -> bytes:
+    """Return one entry's bytes: its parts, each `[block_tokens, num_heads, head_dim]`, in C order."""
+    return b"".join([_host_bytes(part).data for part in parts])
 
 
 def entry_rows(blocks: torch.Tensor) -> NDArray[np.uint8]:
-    """Return a layer's pages in host memory as bytes, `[2, all blocks, half an entry]`: a view.
+    """Return a layer's pages in host memory as bytes, `[parts, all blocks, bytes of a part]`: a view.
 
-    `blocks` is `[2, all blocks, block_tokens, num_kv_heads, head_dim]`; entry i is `[:, i]`.
+    `blocks` is `[parts, all blocks, block_tokens, num_heads, head_dim]`; entry i is `[:, i]`.
     """
-    return blocks.view(2, blocks.shape[1], -1).view(torch.uint8).numpy()
+    return blocks.view(*blocks.shape[:2], -1).view(torch.uint8).numpy()
 
 
 def _host_bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:

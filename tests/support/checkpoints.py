@@ -48,6 +48,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llama-tied-mha": {"model_type": "llama", "tie_word_embeddings": True, "num_key_value_heads": 4},
     "llama3-rope": {"model_type": "llama", "rope_parameters": LLAMA3_ROPE},
     "llama-bias": {"model_type": "llama", "attention_bias": True, "mlp_bias": True, "rope_theta": 5000.0},
+    "mistral": {"model_type": "mistral", "sliding_window": None},
+    "mistral-window": {"model_type": "mistral", "sliding_window": 11},
     "qwen2": {"model_type": "qwen2"},
     "qwen2-window": {
         "model_type": "qwen2",

@@ -39,14 +39,14 @@ INT8_SHARES, INT4_SHARES = StepShares(0.04, 0.04), StepShares(0.24, 0.54)
 def encode(raw: Payload, shape: EntryShape, num_whole: int, shares: StepShares) -> bytes:
     """Return one entry as integers, its first `num_whole` tokens as they are."""
     found = None
-    if num_whole < shape.block_tokens:
+    if num_whole < shape.block_tokens and shape.is_kv:
         found = quantise(raw, shape, num_whole, *shares)
     if found is None:
         return _HEADER.pack(_VERSION, _WHOLE, 0, 0, 0) + planes.encode(raw, shape, squeeze)
     side = squeeze(found.side.data)
     keys, values = squeeze(found.numbers[0].data), squeeze(found.numbers[1].data)  # each has codes that fit it
     header = _HEADER.pack(_VERSION, _QUANTISED, num_whole, len(side), len(keys))
-    return b"".join((header, *(raw[part] for part in _whole(shape, num_whole)), side, keys, values))
+    return b"".join((header, *(raw[part] for part in shape.slices(num_whole)), side, keys, values))
 
 
 def decode(payload: Payload, shape: EntryShape) -> Payload:
@@ -59,26 +59,20 @@ def decode(payload: Payload, shape: EntryShape) -> Payload:
         raise CorruptFrame(f"a payload of version {version} and kind {kind} is not this entry's")
     if kind == _WHOLE:
         return planes.decode(body, shape, expand)
-    parts = _whole(shape, num_whole)
-    first = sum(part.stop - part.start for part in parts)
+    if not shape.is_kv:
+        raise CorruptFrame("integers of K and V where the entry has other parts")
+    parts, first = shape.slices(num_whole), shape.tokens_bytes(num_whole)
     ends = first, first + side_size, first + side_size + key_size
     if len(body) < ends[2]:
         raise CorruptFrame("a payload that ends early")
     num_tokens = shape.block_tokens - num_whole
-    num_keys = num_tokens * shape.num_kv_heads * shape.head_dim
+    num_keys = num_tokens * shape.parts[0].width
     side = expand(body[first : ends[1]], side_bytes(shape, num_tokens))
     keys, values = expand(body[ends[1] : ends[2]], num_keys), expand(body[ends[2] :], num_keys)
     out = np.empty(shape.num_bytes, np.uint8)
     out.data[parts[0]], out.data[parts[1]] = body[: first // 2], body[first // 2 : first]
     restore(keys, values, side, shape, num_whole, out)
     return out.data
-
-
-def _whole(shape: EntryShape, num_whole: int) -> tuple[slice, slice]:
-    """Return where an entry has the keys and the values of its first tokens."""
-    half = shape.num_bytes // 2
-    length = num_whole * half // shape.block_tokens
-    return slice(0, length), slice(half, half + length)
 
 
 INT8 = CodecSpec(

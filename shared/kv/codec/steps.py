@@ -42,7 +42,8 @@ class Quantised(NamedTuple):
 
 def side_bytes(shape: EntryShape, num_tokens: int) -> int:
     """Return the size of `Quantised.side`."""
-    return 3 * shape.num_kv_heads * shape.head_dim + num_tokens * shape.num_kv_heads
+    keys, values = shape.parts
+    return 3 * keys.width + num_tokens * values.num_heads
 
 
 def quantise(raw: Payload, shape: EntryShape, num_whole: int, key_share: float, value_share: float) -> Quantised | None:
@@ -54,12 +55,13 @@ def quantise(raw: Payload, shape: EntryShape, num_whole: int, key_share: float, 
     kernels = load_kernels() if _fits_kernels(shape) else None
     if kernels is None:
         return quantise_in_numpy(raw, shape, num_whole, key_share, value_share)
-    num_tokens, channels = shape.block_tokens - num_whole, shape.num_kv_heads * shape.head_dim
+    num_tokens, (_, num_heads, head_dim) = shape.block_tokens - num_whole, shape.parts[0]
+    channels = num_heads * head_dim
     end = side_bytes(shape, num_tokens)
     found = np.empty(end + 2 * num_tokens * channels, np.uint8)
     at = address_of(found)
     failed = kernels.prfaas_quantise(
-        readable(raw), _STEPS_AT, shape.block_tokens, num_whole, shape.num_kv_heads, shape.head_dim,
+        readable(raw), _STEPS_AT, shape.block_tokens, num_whole, num_heads, head_dim,
         key_share, value_share, at, at + end,
     )  # fmt: skip
     return None if failed else Quantised(found[end:].reshape(2, num_tokens, channels), found[:end])
@@ -71,8 +73,9 @@ def restore(keys: bytes, values: bytes, side: bytes, shape: EntryShape, num_whol
     if kernels is None:
         restore_in_numpy(keys, values, side, shape, num_whole, out)
         return
+    _, num_heads, head_dim = shape.parts[0]
     kernels.prfaas_restore(
-        keys, values, _STEPS_AT, side, shape.block_tokens, num_whole, shape.num_kv_heads, shape.head_dim,
+        keys, values, _STEPS_AT, side, shape.block_tokens, num_whole, num_heads, head_dim,
         address_of(out),
     )  # fmt: skip
 
@@ -81,17 +84,17 @@ def quantise_in_numpy(
     raw: Payload, shape: EntryShape, num_whole: int, key_share: float, value_share: float
 ) -> Quantised | None:
     """`quantise` for any dtype and width."""
-    num_tokens = shape.block_tokens - num_whole
+    num_tokens, head_dim = shape.block_tokens - num_whole, shape.parts[1].head_dim
     floats = to_floats(raw, shape.dtype).reshape(2, shape.block_tokens, -1)[:, num_whole:]
     if not np.abs(floats).max() < LIMIT:
         return None
-    keys, values = floats[0], floats[1].reshape(-1, shape.head_dim)
+    keys, values = floats[0], floats[1].reshape(-1, head_dim)
     mean = keys.sum(axis=0) / np.float32(num_tokens)
     square = (keys * keys).sum(axis=0) / np.float32(num_tokens) - mean * mean
     reach = np.maximum(keys.max(axis=0) - mean, mean - keys.min(axis=0)) / LARGEST
     least = np.maximum(np.sqrt(np.maximum(square, 0)) * np.float32(key_share), reach)
     key_codes = _codes(np.maximum(least, np.abs(mean) / LARGEST_OFFSET))
-    size = np.sqrt(_row_sums(values * values) / np.float32(shape.head_dim))
+    size = np.sqrt(_row_sums(values * values) / np.float32(head_dim))
     value_codes = _codes(np.maximum(size * np.float32(value_share), np.abs(values).max(axis=1) / LARGEST))
     offsets = np.rint(mean / STEPS[key_codes])
     keys *= 1 / STEPS[key_codes]
@@ -104,13 +107,14 @@ def quantise_in_numpy(
 
 def restore_in_numpy(keys: bytes, values: bytes, side: bytes, shape: EntryShape, num_whole: int, out: Bytes) -> None:
     """`restore` for any dtype and width."""
-    channels, num_tokens = shape.num_kv_heads * shape.head_dim, shape.block_tokens - num_whole
+    (_, num_heads, head_dim), num_tokens = shape.parts[0], shape.block_tokens - num_whole
+    channels = num_heads * head_dim
     folded = np.frombuffer(keys + values, np.uint8).astype(np.int16)
     floats = (folded >> 1 ^ -(folded & 1)).astype(np.float32).reshape(2, num_tokens, channels)
     offsets, codes = np.frombuffer(side, "<i2", channels), np.frombuffer(side, np.uint8, offset=2 * channels)
     floats[0] += offsets
     floats[0] *= STEPS[codes[:channels]]
-    floats[1].reshape(-1, shape.head_dim)[:] *= STEPS[codes[channels:]][:, None]
+    floats[1].reshape(-1, head_dim)[:] *= STEPS[codes[channels:]][:, None]
     restored = np.frombuffer(from_floats(floats, shape.dtype), np.uint8).reshape(2, num_tokens, -1)
     out.reshape(2, shape.block_tokens, -1)[:, num_whole:] = restored
 
@@ -130,4 +134,4 @@ def _codes(least: Floats) -> Bytes:
 
 
 def _fits_kernels(shape: EntryShape) -> bool:
-    return shape.dtype == "bfloat16" and shape.head_dim % _LANES == 0
+    return shape.dtype == "bfloat16" and shape.parts[0].head_dim % _LANES == 0

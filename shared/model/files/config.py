@@ -4,14 +4,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from shared.errors import ModelFileError
 from shared.kv.layout import Dtype, KvLayout, LayerSpec
+from shared.model.files.families import BY_MODEL_TYPE
+from shared.model.files.families.family import Family, LayerKind
+from shared.model.files.families.fields import ConfigFields
 from shared.model.files.rope import RopeSpec
 
 Activation = Literal["silu", "gelu_tanh"]
-FAMILIES: Final = ("llama", "qwen2", "qwen3", "gemma3_text")
 _ACTIVATIONS: Final[dict[str, Activation]] = {
     "silu": "silu",
     "swish": "silu",
@@ -85,59 +87,16 @@ class ModelConfig:
             raise ModelFileError(f"{source}: expected a JSON object, found {type(raw).__name__}")
         if raw.get("model_type") == "gemma3" and isinstance(raw.get("text_config"), Mapping):
             raw = {**raw["text_config"], "model_type": "gemma3_text"}
-        fields = _Fields(raw, source)
-        family = fields.text("model_type")
-        if family not in FAMILIES:
-            known = ", ".join(FAMILIES)
-            raise ModelFileError(f"{source}: model_type {family!r} is not supported (supported: {known})")
+        fields = ConfigFields(raw, source)
+        model_type = fields.text("model_type")
+        family = BY_MODEL_TYPE.get(model_type)
+        if family is None:
+            known = ", ".join(BY_MODEL_TYPE)
+            raise ModelFileError(f"{source}: model_type {model_type!r} is not supported (supported: {known})")
         return _build(family, fields)
 
 
-class _Fields:
-    """Typed access to a config whose every complaint names file and field."""
-
-    def __init__(self, raw: Mapping[str, Any], source: str) -> None:
-        self.raw = raw
-        self.source = source
-
-    def fail(self, field: str, problem: str) -> ModelFileError:
-        return ModelFileError(f"{self.source}: field {field!r} {problem}")
-
-    def _get(self, field: str, default: Any) -> Any:
-        value = self.raw.get(field)
-        if value is None:
-            if default is None:
-                raise self.fail(field, "is missing")
-            return default
-        return value
-
-    def integer(self, field: str, default: int | None = None) -> int:
-        value = self._get(field, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.fail(field, f"must be a positive integer, not {value!r}")
-        return value
-
-    def number(self, field: str, default: float | None = None) -> float:
-        value = self._get(field, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise self.fail(field, f"must be a positive number, not {value!r}")
-        return float(value)
-
-    def flag(self, field: str, default: bool) -> bool:
-        value = self._get(field, default)
-        if not isinstance(value, bool):
-            raise self.fail(field, f"must be true or false, not {value!r}")
-        return value
-
-    def text(self, field: str) -> str:
-        value = self._get(field, None)
-        if not isinstance(value, str):
-            raise self.fail(field, f"must be a string, not {value!r}")
-        return value
-
-
-def _build(family: str, fields: _Fields) -> ModelConfig:
-    gemma = family == "gemma3_text"
+def _build(family: Family, fields: ConfigFields) -> ModelConfig:
     for field in ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"):
         if fields.raw.get(field):
             raise fields.fail(field, "asks for a feature that is not supported")
@@ -146,14 +105,12 @@ def _build(family: str, fields: _Fields) -> ModelConfig:
     num_kv_heads = fields.integer("num_key_value_heads", default=num_heads)
     if num_heads % num_kv_heads:
         raise fields.fail("num_key_value_heads", f"({num_kv_heads}) must divide num_attention_heads ({num_heads})")
-    default_head_dim = {"gemma3_text": 256, "qwen3": 128}.get(family, hidden_size // num_heads)
-    head_dim = fields.integer("head_dim", default=default_head_dim)
+    head_dim = fields.integer("head_dim", default=family.default_head_dim or hidden_size // num_heads)
     if head_dim % 2:
         raise fields.fail("head_dim", f"must be even for rotary embeddings, not {head_dim}")
-    attention_bias = fields.flag("attention_bias", default=False)
-    query_scalar = fields.number("query_pre_attn_scalar", default=256) if gemma else float(head_dim)
+    qkv_bias, output_bias = family.biases(fields)
     return ModelConfig(
-        family=family,
+        family=family.model_type,
         vocab_size=fields.integer("vocab_size"),
         hidden_size=hidden_size,
         intermediate_size=fields.integer("intermediate_size"),
@@ -163,80 +120,65 @@ def _build(family: str, fields: _Fields) -> ModelConfig:
         layers=_layers(family, fields),
         max_context=fields.integer("max_position_embeddings"),
         norm_eps=fields.number("rms_norm_eps", default=1e-6),
-        norm_offset=1.0 if gemma else 0.0,
-        activation=_activation(fields, "hidden_activation" if gemma else "hidden_act", gemma),
-        attention_scale=query_scalar**-0.5,
-        embedding_scale=hidden_size**0.5 if gemma else 1.0,
-        qkv_bias=attention_bias or family == "qwen2",
-        output_bias=attention_bias and family != "qwen2",
+        norm_offset=family.norm_offset,
+        activation=_activation(family, fields),
+        attention_scale=family.query_scalar(fields, head_dim) ** -0.5,
+        embedding_scale=hidden_size**0.5 if family.scales_embeddings else 1.0,
+        qkv_bias=qkv_bias,
+        output_bias=output_bias,
         mlp_bias=fields.flag("mlp_bias", default=False),
-        qk_norm=family in ("qwen3", "gemma3_text"),
-        sandwich_norms=gemma,
-        tied_embeddings=fields.flag("tie_word_embeddings", default=gemma),
-        eos_token_ids=_token_ids(fields, "eos_token_id"),
+        qk_norm=family.qk_norm,
+        sandwich_norms=family.sandwich_norms,
+        tied_embeddings=fields.flag("tie_word_embeddings", default=family.ties_embeddings),
+        eos_token_ids=fields.token_ids("eos_token_id"),
     )
 
 
-def _activation(fields: _Fields, field: str, gemma: bool) -> Activation:
-    value = fields.raw.get(field) or ("gelu_pytorch_tanh" if gemma else "silu")
+def _activation(family: Family, fields: ConfigFields) -> Activation:
+    value = fields.raw.get(family.activation_field) or family.default_activation
     if value not in _ACTIVATIONS:
-        raise fields.fail(field, f"names an activation that is not supported: {value!r}")
+        raise fields.fail(family.activation_field, f"names an activation that is not supported: {value!r}")
     return _ACTIVATIONS[value]
 
 
-def _token_ids(fields: _Fields, field: str) -> tuple[int, ...]:
-    value = fields.raw.get(field)
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(i, int) and i >= 0 for i in ids):
-        raise fields.fail(field, f"must hold token ids, not {value!r}")
-    return tuple(ids)
-
-
-def _layers(family: str, fields: _Fields) -> tuple[LayerConfig, ...]:
+def _layers(family: Family, fields: ConfigFields) -> tuple[LayerConfig, ...]:
     kinds = _layer_kinds(family, fields)
     window = fields.integer("sliding_window", default=4096) if "sliding_attention" in kinds else None
-    default_theta = {"gemma3_text": 1_000_000.0}.get(family, 10_000.0)
     specs: dict[str, LayerConfig] = {}
     for kind in set(kinds):
-        local = kind == "sliding_attention"
-        rope = _rope_section(fields, kind)
+        is_local = kind == "sliding_attention"
+        rope = _rope_section(family, fields, kind)
         theta = rope.get("rope_theta")
-        if theta is None and family == "gemma3_text" and local:
-            theta = fields.raw.get("rope_local_base_freq", 10_000.0)
+        if theta is None and family.local_rope_theta is not None and is_local:
+            theta = fields.raw.get(family.local_rope_theta, 10_000.0)
         if theta is None:
-            theta = fields.raw.get("rope_theta", default_theta)
+            theta = fields.raw.get("rope_theta", family.default_rope_theta)
         spec = RopeSpec.from_dict({**rope, "rope_theta": theta}, f"{fields.source}: rope parameters")
-        specs[kind] = LayerConfig(window if local else None, spec)
+        specs[kind] = LayerConfig(window if is_local else None, spec)
     return tuple(specs[kind] for kind in kinds)
 
 
-def _layer_kinds(family: str, fields: _Fields) -> list[str]:
+def _layer_kinds(family: Family, fields: ConfigFields) -> list[LayerKind]:
     num_layers = fields.integer("num_hidden_layers")
     kinds = fields.raw.get("layer_types")
-    if kinds is not None:
-        known = {"full_attention", "sliding_attention"}
-        if not isinstance(kinds, list) or len(kinds) != num_layers or not set(kinds) <= known:
-            raise fields.fail("layer_types", f"must hold {num_layers} of {sorted(known)}")
-        return kinds
-    if family == "gemma3_text":
-        pattern = fields.integer("sliding_window_pattern", default=6)
-        return ["sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(num_layers)]
-    if family in ("qwen2", "qwen3") and fields.flag("use_sliding_window", default=False):
-        first = fields.raw.get("max_window_layers", 28)
-        return ["sliding_attention" if i >= first else "full_attention" for i in range(num_layers)]
-    return ["full_attention"] * num_layers
+    if kinds is None:
+        return family.layer_kinds(fields, num_layers)
+    known = set(get_args(LayerKind))
+    if not isinstance(kinds, list) or len(kinds) != num_layers or not set(kinds) <= known:
+        raise fields.fail("layer_types", f"must hold {num_layers} of {sorted(known)}")
+    return kinds
 
 
-def _rope_section(fields: _Fields, kind: str) -> dict[str, Any]:
+def _rope_section(family: Family, fields: ConfigFields, kind: str) -> dict[str, Any]:
     """Return the rope settings of one kind of layer, from either spelling.
 
     transformers 5 writes `rope_parameters`, flat or one section per layer type; older files write `rope_scaling`,
-    which for Gemma 3 applies to the full layers only.
+    which applies to the full layers only where window layers have a base of their own.
     """
     section = fields.raw.get("rope_parameters")
     if section is None:
         section = fields.raw.get("rope_scaling") or {}
-        if fields.raw["model_type"] == "gemma3_text" and kind == "sliding_attention":
+        if family.local_rope_theta is not None and kind == "sliding_attention":
             section = {}
     if isinstance(section, Mapping) and isinstance(section.get(kind), Mapping):
         section = section[kind]

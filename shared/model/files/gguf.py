@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from shared.errors import ModelFileError
+from shared.model.files.families import BY_GGUF_ARCHITECTURE, BY_MODEL_TYPE
 from shared.model.files.gguf_file import GgufFile
 from shared.model.files.safetensors_file import Rows
 from shared.model.files.stored import Shape
 
-_FAMILY = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
 _GLOBAL_NAMES = {
     "model.embed_tokens.weight": "token_embd.weight",
     "model.norm.weight": "output_norm.weight",
@@ -34,15 +34,15 @@ _SANDWICH_NAMES = {  # with norms on both sides of the MLP, llama.cpp's `ffn_nor
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
-_GEMMA3_27B_LAYERS = 62  # the one Gemma 3 that scales its queries by hidden_size / heads
 
 
 def hf_config(file: GgufFile) -> dict[str, Any]:
     """Return the `config.json` that the checkpoint behind this file has. Raises `ModelFileError`."""
     meta = file.metadata
     architecture = meta.get("general.architecture")
-    if architecture not in _FAMILY:
-        known = ", ".join(_FAMILY)
+    family = BY_GGUF_ARCHITECTURE.get(str(architecture))
+    if family is None or family.gguf is None:
+        known = ", ".join(BY_GGUF_ARCHITECTURE)
         raise ModelFileError(f"{file.path}: architecture {architecture!r} is not supported (supported: {known})")
 
     def field(name: str, default: Any = None) -> Any:
@@ -59,8 +59,8 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
     if field("rope.dimension_count", head_dim) != head_dim:
         raise ModelFileError(f"{file.path}: field '{architecture}.rope.dimension_count' differs from the head size")
     config = {
-        "model_type": _FAMILY[architecture],
-        "architectures": [_ARCHITECTURES[architecture]],
+        "model_type": family.model_type,
+        "architectures": [family.architecture],
         "vocab_size": len(meta.get("tokenizer.ggml.tokens", ())) or field("vocab_size"),
         "hidden_size": hidden,
         "intermediate_size": field("feed_forward_length"),
@@ -70,32 +70,13 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
         "head_dim": head_dim,
         "max_position_embeddings": field("context_length"),
         "rms_norm_eps": field("attention.layer_norm_rms_epsilon"),
-        "rope_parameters": _rope(file, architecture),
+        "rope_parameters": _rope(file, str(architecture)),
         "tie_word_embeddings": "output.weight" not in file.tensors,
-        "attention_bias": architecture != "qwen2" and "blk.0.attn_q.bias" in file.tensors,
+        "attention_bias": family.gguf.tensors_tell_bias and "blk.0.attn_q.bias" in file.tensors,
         "bos_token_id": meta.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": eos_token_ids(file),
     }
-    return config | (_gemma(config, field) if architecture == "gemma3" else {"hidden_act": "silu"})
-
-
-_ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "gemma3": "Gemma3ForCausalLM",
-}
-
-
-def _gemma(config: dict[str, Any], field: Any) -> dict[str, Any]:
-    layers = config["num_hidden_layers"]
-    scalar = config["hidden_size"] // config["num_attention_heads"]
-    return {
-        "hidden_activation": "gelu_pytorch_tanh",
-        "sliding_window": field("attention.sliding_window"),
-        "layer_types": ["sliding_attention" if (i + 1) % 6 else "full_attention" for i in range(layers)],
-        "query_pre_attn_scalar": scalar if layers == _GEMMA3_27B_LAYERS else config["head_dim"],
-    }
+    return config | family.gguf.more_fields(config, field)
 
 
 def _rope(file: GgufFile, architecture: str) -> dict[str, Any]:
@@ -109,10 +90,7 @@ def _rope(file: GgufFile, architecture: str) -> dict[str, Any]:
     if "rope_freqs.weight" in file.tensors:
         factors = np.concatenate(list(file.rows("rope_freqs.weight")))
         rope |= {"rope_type": "factors", "factors": [float(f) for f in factors]}
-    if architecture != "gemma3":
-        return rope
-    local = {"rope_type": "default", "rope_theta": meta.get("gemma3.rope.local.freq_base", 10_000.0)}
-    return {"full_attention": rope, "sliding_attention": local}
+    return rope
 
 
 def eos_token_ids(file: GgufFile) -> list[int]:
@@ -128,6 +106,10 @@ class GgufWeights:
     def __init__(self, file: GgufFile, config: dict[str, Any]) -> None:
         self._file = file
         self._config = config
+        family = BY_MODEL_TYPE[config["model_type"]]
+        assert family.gguf is not None, "a config that was read from a GGUF file"
+        self._form = family.gguf
+        self._names = _LAYER_NAMES | (_SANDWICH_NAMES if family.sandwich_norms else {})
         self.source = str(file.path)
 
     def shape(self, name: str) -> Shape | None:
@@ -137,12 +119,12 @@ class GgufWeights:
     def rows(self, name: str) -> Iterator[Rows]:
         """Yield one tensor as float32 slices of its first axis."""
         slices = self._file.rows(self._gguf_name(name))
-        family = self._config["model_type"]
-        if family == "gemma3_text" and name.endswith("norm.weight"):
-            return (part - np.float32(1) for part in slices)  # stored as 1 + w
-        if family == "llama" and ".self_attn.q_proj." in name:
+        if self._form.stored_norm_offset and name.endswith("norm.weight"):
+            offset = np.float32(self._form.stored_norm_offset)
+            return (part - offset for part in slices)
+        if self._form.permutes_rope and ".self_attn.q_proj." in name:
             return iter([_unpermute(np.concatenate(list(slices)), self._config["num_attention_heads"])])
-        if family == "llama" and ".self_attn.k_proj." in name:
+        if self._form.permutes_rope and ".self_attn.k_proj." in name:
             return iter([_unpermute(np.concatenate(list(slices)), self._config["num_key_value_heads"])])
         return slices
 
@@ -151,8 +133,7 @@ class GgufWeights:
             return _GLOBAL_NAMES[name]
         _, _, layer, rest = name.split(".", 3)
         module, kind = rest.rsplit(".", 1)
-        names = _LAYER_NAMES | (_SANDWICH_NAMES if self._config["model_type"] == "gemma3_text" else {})
-        return f"blk.{layer}.{names[module]}.{kind}"
+        return f"blk.{layer}.{self._names[module]}.{kind}"
 
 
 def _unpermute(weights: Rows, num_heads: int) -> Rows:

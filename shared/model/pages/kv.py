@@ -47,7 +47,7 @@ class PagedKv(PageBooks):
     def blocks_of(self, layer: int) -> Tensor:
         """Return a layer's K and V by blocks, `[2, all blocks, block_tokens, num_kv_heads, head_dim]`: a view."""
         pages = self._tensors.of(layer)
-        return pages.view(2, -1, self.layout.block_tokens, *pages.shape[3:])
+        return pages.view(len(pages), -1, self.layout.block_tokens, *pages.shape[3:])
 
     def block_number(self, layer: int, reservation: Reservation, block_index: int) -> int:
         """Return where a block of a sequence is in `blocks_of`."""

@@ -10,6 +10,9 @@ from shared.allocator import map_memory
 from shared.kv.layout import KvLayout
 from shared.model.pages.groups import PageGroups
 
+NUM_PARTS = 2
+"""K and V: what the attention of this model keeps. Another attention has tensors of its own parts."""
+
 
 class PageTensors:
     """One tensor for each place in a page group: layers of different groups share it, page by page."""
@@ -19,7 +22,7 @@ class PageTensors:
     ) -> None:
         dtype = getattr(torch, layout.dtype)
         specs = [layout.layers[layer] for layer in groups.groups[0].layers]  # the same in all groups
-        shapes = [(2, num_pages, page_tokens, spec.num_kv_heads, spec.head_dim) for spec in specs]
+        shapes = [(NUM_PARTS, num_pages, page_tokens, spec.num_kv_heads, spec.head_dim) for spec in specs]
         self._tensors = [_zeros(shape, dtype, device) for shape in shapes]
         self._slots = [slot for _, slot in groups.place_of]
 

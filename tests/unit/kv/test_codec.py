@@ -1,5 +1,7 @@
 """Codecs: what they give back, how much smaller it gets, and that no payload can do harm."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,16 +14,16 @@ from shared.kv.codec.floats import from_floats, to_floats
 from shared.kv.codec.native import load_kernels
 from shared.kv.codec.quantised import INT4_SHARES, INT8_SHARES, StepShares
 from shared.kv.codec.steps import quantise, quantise_in_numpy, restore, restore_in_numpy
-from shared.kv.layout import Dtype
+from shared.kv.layout import Dtype, EntryPart
 from shared.proto import prfaas_pb2 as pb
 
 LOSSLESS = [codec for codec in Codec if FIDELITY_OF[codec] is Fidelity.LOSSLESS]
 LOSSY = [codec for codec in Codec if codec not in LOSSLESS]
 DTYPES: list[Dtype] = ["bfloat16", "float16", "float32"]
-SHAPE = EntryShape(64, 2, 32, "bfloat16")
+SHAPE = EntryShape.of_kv(64, 2, 32, "bfloat16")
 
 shapes = st.builds(
-    EntryShape, st.integers(1, 9), st.integers(1, 3), st.sampled_from([1, 2, 7, 16]), st.sampled_from(DTYPES)
+    EntryShape.of_kv, st.integers(1, 9), st.integers(1, 3), st.sampled_from([1, 2, 7, 16]), st.sampled_from(DTYPES)
 )
 
 
@@ -36,7 +38,7 @@ def entries(draw: st.DrawFn) -> tuple[EntryShape, bytes]:
 def like_kv(shape: EntryShape, seed: int = 0) -> NDArray[np.float32]:
     """Normal numbers, spread differently over channels, keys with channels far from zero: `[2, tokens, channels]`."""
     rng = np.random.default_rng(seed)
-    num_channels = shape.num_kv_heads * shape.head_dim
+    num_channels = shape.parts[0].width
     spread = np.exp(rng.normal(size=(2, 1, num_channels))) * np.array([1.0, 0.3]).reshape(2, 1, 1)
     mean = np.zeros((2, 1, num_channels))
     mean[0, 0, ::5] = 3
@@ -69,7 +71,7 @@ def test_lossy_codecs_take_any_entry_and_keep_its_size(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("codec", "limit"), [(Codec.INT8, 0.04), (Codec.INT4, 0.3)])
 def test_what_is_lost_is_a_share_of_a_channels_spread(codec: Codec, limit: float, dtype: Dtype) -> None:
-    shape = SHAPE._replace(dtype=dtype)
+    shape = replace(SHAPE, dtype=dtype)
     raw = packed(like_kv(shape), dtype)
     before = to_floats(raw, dtype).reshape(2, shape.block_tokens, -1)
     after = to_floats(decode(encode(raw, codec, shape), codec, shape), dtype).reshape(before.shape)
@@ -152,6 +154,25 @@ def test_a_codec_is_found_by_its_number() -> None:
         Codec(99)
 
 
+@pytest.mark.parametrize("codec", Codec)
+def test_an_entry_of_other_parts_is_kept_whole_by_every_codec(codec: Codec) -> None:
+    """A latent of 40 numbers and a rotated key of 8, as in multi-head latent attention (arXiv 2405.04434)."""
+    shape = EntryShape(16, (EntryPart("latent", 1, 40), EntryPart("rope", 1, 8)), "bfloat16")
+    assert shape.num_bytes == 16 * 48 * 2
+    assert shape.slices(2) == [slice(0, 160), slice(1280, 1312)]
+    raw = np.random.default_rng(0).bytes(shape.num_bytes)
+    assert bytes(decode(encode(raw, codec, shape, 2), codec, shape)) == raw
+
+
+@pytest.mark.parametrize("codec", LOSSY)
+def test_integers_of_k_and_v_are_not_taken_for_other_parts(codec: Codec) -> None:
+    payload = encode(packed(like_kv(SHAPE)), codec, SHAPE)
+    latent = EntryShape(SHAPE.block_tokens, (EntryPart("latent", 1, 128),), "bfloat16")
+    assert latent.num_bytes == SHAPE.num_bytes
+    with pytest.raises(CorruptFrame, match="other parts"):
+        decode(payload, codec, latent)
+
+
 def test_a_payload_without_its_shape_cannot_be_read() -> None:
     with pytest.raises(CorruptFrame, match="shape"):
         decode(encode(packed(like_kv(SHAPE)), Codec.ZSTD, SHAPE), Codec.ZSTD)
@@ -171,7 +192,11 @@ NATIVE = pytest.mark.skipif(load_kernels() is None, reason="no C compiler")
 @NATIVE
 @given(
     shape=st.builds(
-        EntryShape, st.integers(1, 70), st.integers(1, 3), st.sampled_from([16, 64, 112, 272]), st.just("bfloat16")
+        EntryShape.of_kv,
+        st.integers(1, 70),
+        st.integers(1, 3),
+        st.sampled_from([16, 64, 112, 272]),
+        st.just("bfloat16"),
     ),
     seed=st.integers(0, 1000),
     scale=st.sampled_from([1e-30, 1e-6, 0.02, 1.0, 300.0]),
@@ -199,7 +224,7 @@ def test_c_and_numpy_make_the_same_bytes(
 @NATIVE
 @given(st.binary(min_size=256, max_size=256))
 def test_c_and_numpy_agree_on_any_numbers(raw: bytes) -> None:
-    shape = EntryShape(4, 1, 16, "bfloat16")
+    shape = EntryShape.of_kv(4, 1, 16, "bfloat16")
     native, plain = (way(raw, shape, 0, 0.04, 0.04) for way in (quantise, quantise_in_numpy))
     assert (native is None) == (plain is None)
     if native is not None and plain is not None:

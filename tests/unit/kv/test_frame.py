@@ -12,7 +12,7 @@ from shared.kv.frame import Frame, _digest, is_intact, open_frame, seal, verify
 KEY = BlockKey(bytes(range(32)))
 
 
-SHAPE = EntryShape(4, 1, 4, "bfloat16")  # 64 bytes
+SHAPE = EntryShape.of_kv(4, 1, 4, "bfloat16")  # 64 bytes
 
 
 @given(st.binary(min_size=64, max_size=64), st.sampled_from(Codec))
@@ -44,7 +44,7 @@ def test_a_lossy_codec_cannot_claim_to_be_lossless() -> None:
 def test_an_entry_of_another_shape_is_refused() -> None:
     frame = seal(KEY, 0, bytes(64), Codec.RAW)
     with pytest.raises(CorruptFrame):
-        open_frame(frame, SHAPE._replace(head_dim=8))
+        open_frame(frame, EntryShape.of_kv(4, 1, 8, "bfloat16"))
 
 
 @pytest.mark.parametrize("codec", Codec)

@@ -59,7 +59,7 @@ def test_the_rest_survives() -> None:
     sources = [Source(0, 3, Datacenter("east"), ("a:1",)), Source(3, 9, Datacenter("west"), ("b:2", "c:3"))]
     assert sources_from_messages(sources_to_messages(sources)) == sources
     batch = pb.FrameBatch()
-    shape = EntryShape(1, 1, 1, "bfloat16")
+    shape = EntryShape.of_kv(1, 1, 1, "bfloat16")
     add_frames(batch, [seal(KEY, 1, bytes(4), codec, shape) for codec in Codec])
     opened = [open_frame(frame_from_message(m), shape, Fidelity.INT4) for m in batch.frames]
     assert opened == [bytes(4)] * len(Codec)

@@ -1,0 +1,1 @@
+"""Checks of the documentation: `python -m deploy.documents`."""
