@@ -44,12 +44,13 @@ fmt: setup ## format and fix what can be fixed
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-lint: setup ## ruff, mypy, import contracts, freshness of generated code
+lint: setup ## ruff, mypy, import contracts, checks of the tree, freshness of generated code
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m deploy.structure
+	$(BIN)/python -m deploy.duplicates
 	$(BIN)/python -m deploy.proto --check
 	$(BIN)/python -m deploy.contract
 	$(BIN)/python -m deploy.reference --check
