@@ -44,7 +44,7 @@ fmt: setup ## format and fix what can be fixed
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-lint: setup ## ruff, mypy, import contracts, checks of the tree, freshness of generated code
+lint: setup ## ruff, mypy, import contracts, checks of the tree and its documents, freshness of generated code
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -54,6 +54,7 @@ lint: setup ## ruff, mypy, import contracts, checks of the tree, freshness of ge
 	$(BIN)/python -m deploy.proto --check
 	$(BIN)/python -m deploy.contract
 	$(BIN)/python -m deploy.reference --check
+	$(BIN)/python -m deploy.documents
 
 proto: setup ## regenerate the committed code of shared/proto
 	$(BIN)/python -m deploy.proto

@@ -122,7 +122,7 @@ class PrefillWorker:
         for _ in range(MAX_REUSE_ATTEMPTS):
             await claims.take(wanted)
             # What was not granted is stored, is being written by somebody else, or can be pulled.
-            held = [layout.all_layers & ~mask for mask in work.publisher.to_send]
+            held = [layout.all_layers & ~mask for mask in work.publisher.outstanding]
             start = layout.longest_resume([*reservation.cached_layers, *held[on_device:]])
             if start in (on_device, num_blocks):
                 break
