@@ -31,10 +31,10 @@ up: setup ## start the whole suite on this machine; Ctrl-C stops it
 	@$(BIN)/python -m shared.model.files.catalog --weights
 	@exec $(BIN)/python -m deploy.up
 
-test: lint ## all static checks, then the tests; the slowest are named
-	$(BIN)/pytest $(PARALLEL) $(SLOWEST)
+test: lint ## all static checks, then the tests, the slowest named; COVERAGE=yes: measured, as `make coverage`
+	@$(if $(COVERAGE),$(MAKE) --no-print-directory coverage,$(BIN)/pytest $(PARALLEL) $(SLOWEST))
 
-coverage: setup ## the tests, measured (a quarter slower); fails below the floor in pyproject.toml
+coverage: setup ## the tests alone, measured (a quarter slower); fails below the floor in pyproject.toml
 	@rm -rf .run/coverage
 	$(BIN)/coverage run -m pytest $(PARALLEL) $(SLOWEST)
 	@$(BIN)/coverage combine --quiet
