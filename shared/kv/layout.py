@@ -220,10 +220,6 @@ class KvLayout:
                 mask |= 1 << g
         return mask
 
-    def layers_of_groups(self, groups: int) -> int:
-        """Return the layers of the groups in a group mask: the inverse of `group_mask`. Unknown bits are ignored."""
-        return sum(group.layers for g, group in enumerate(self.groups) if groups >> g & 1)
-
 
 def iter_layers(mask: int) -> list[int]:
     """Return the layer numbers in a bitmask, ascending."""

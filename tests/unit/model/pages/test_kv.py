@@ -339,3 +339,14 @@ def test_pages_are_not_let_go_twice() -> None:
     kv._pool.let_go(reservation.tables[0][0])
     with pytest.raises(AssertionError, match="more often"):
         kv.release(reservation)
+
+
+@pytest.mark.parametrize("window", [None, 8])
+def test_a_reservation_leaves_spare_pages(window: int | None) -> None:
+    layout = KvLayout((LayerSpec(None, 1, 2), LayerSpec(window, 1, 2)), "float32", block_tokens=4)
+    needed = PagedKv(layout, 1, 4).groups.pages_needed(12, None, 4)
+    kv = PagedKv(layout, needed + 1, 4)
+    assert kv.reserve([], 12, spare_pages=2) is None
+    assert kv.held == 0
+    assert kv.reserve([], 12, spare_pages=1) is not None
+    kv.check()
