@@ -1,6 +1,7 @@
 """A step in the torch thread: tails by layers, batches by tokens, and errors that concern a part of it only."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -26,9 +27,9 @@ class Bench:
         self.model = tiny_model(name)
         self.runner = Runner(self.model.transformer, self.model.kv)
 
-    def request(self, tokens: list[int], sampling: SamplingParams | None = None) -> Request:
+    def request(self, tokens: list[int], sampling: SamplingParams | None = None, **changes: Any) -> Request:
         sampling = sampling or SamplingParams(max_tokens=50, temperature=0)
-        request = Request(generation(self.model, tokens, sampling=sampling), Rank(0, 0))
+        request = Request(generation(self.model, tokens, sampling=sampling, **changes), Rank(0, 0))
         reservation = self.model.kv.reserve([], len(tokens) + sampling.max_tokens)
         assert reservation is not None
         request.holding = Holding(reservation, Tail(0, len(tokens), CHUNK), [])
@@ -132,19 +133,20 @@ async def test_an_answer_may_not_end_before_its_min_tokens() -> None:
     assert [token == EOS for token in answer(request)] == [False, False, False, True]
 
 
-async def test_penalties_count_what_was_generated_and_not_the_prompt() -> None:
-    """A bias so strong that it wins every time, and a penalty that lets it win just once."""
+async def test_penalties_count_the_answer_and_not_the_prompt() -> None:
+    """A token that is 20 better than the next best gives way when it was said ten times, a few more or less.
+
+    Of a request that another worker began, the last tokens are the answer's, although they come with the prompt.
+    """
     bench = Bench()
-    favourite = 7
-    sampling = SamplingParams(
-        max_tokens=8, temperature=0, logit_bias=((favourite, 1.0e2),), presence_penalty=2.0, repetition_penalty=1.0
-    )
-    free = SamplingParams(max_tokens=8, temperature=0, logit_bias=((favourite, 100.0),))
-    assert sampling.has_penalties
-    assert not free.has_penalties
-    tokens = [favourite] * 20
-    penalised, unpenalised = bench.request(tokens, sampling), bench.request(tokens, free)
-    bench.start(penalised, unpenalised)
-    assert penalised.history is not None
-    assert unpenalised.history is None
-    assert (answer(penalised), answer(unpenalised)) == ([favourite], [favourite])
+    best, next_best = 7, 8
+    bias = ((best, 100.0), (next_best, 80.0))
+    sampling = SamplingParams(max_tokens=20, temperature=0, logit_bias=bias, frequency_penalty=2.0)
+    tokens = [*prompt(40), *[best] * 20]
+    new, continued = (bench.request(tokens, sampling, num_generated_before=before) for before in (0, 20))
+    bench.start(new, continued)
+    for _ in range(19):
+        bench.run(batch=[new, continued])
+    assert answer(new)[:5] == [best] * 5
+    assert next_best in answer(new)
+    assert answer(continued)[:5] == [next_best] * 5

@@ -1,13 +1,15 @@
 """A prefill worker and a pool: every block is there at the end, and nobody computes what another has."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import aclosing, asynccontextmanager
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from services.prefill import worker
 from services.prefill.engine import PrefillEngine
 from services.prefill.promises import Promises
 from services.prefill.worker import PrefillWorker, Progress, Prompt
@@ -21,12 +23,24 @@ from shared.kv.frame import open_frame
 from shared.kv.tensors import entry_to_bytes
 from shared.metrics import Metrics
 from shared.model.layers.batch import Batch, Span
+from shared.pool.client import Arrived
 from shared.pool.memory import MemoryPool
 from tests.support.parts import access_to, transfer_of
 from tests.support.tiny import MODELS, prompt, tiny_model
 from tests.support.waiting import LIMIT_S, until
 
 BLOCK, CHUNK = 64, 128
+ALL = 0b1111
+
+
+class WatchedPool(MemoryPool):
+    """Counts who reads."""
+
+    num_fetches = 0
+
+    def fetch(self, *args: Any) -> AsyncGenerator[Arrived, None]:
+        self.num_fetches += 1
+        return super().fetch(*args)
 
 
 class Bench:
@@ -42,8 +56,8 @@ class Bench:
         asked = Prompt(tokens, self.keys(tokens), (), Codec.RAW)
         return [progress async for progress in self.worker.prefill(asked, Deadline.after(LIMIT_S))]
 
-    def check(self, tokens: list[int]) -> None:
-        """Compare what the pool has with what one pass over the whole prompt makes."""
+    def check(self, tokens: list[int], lacking: Collection[tuple[int, int]] = ()) -> None:
+        """Compare what the pool has with what one pass over the whole prompt makes; it lacks these blocks' layers."""
         kv = self.model.kv
         reservation = kv.reserve([], len(tokens))
         assert reservation is not None
@@ -51,6 +65,9 @@ class Bench:
         self.model.transformer.forward(torch.tensor(tokens), batch, kv)
         for block, key in enumerate(self.keys(tokens)):
             for layer in range(self.model.layout.num_layers):
+                assert ((key, layer) in self.pool.frames) == ((block, layer) not in lacking)
+                if (block, layer) in lacking:
+                    continue
                 stored = np.frombuffer(open_frame(self.pool.frames[key, layer]), np.float32)
                 expected = np.frombuffer(entry_to_bytes(*kv.block(layer, reservation, block)), np.float32)
                 np.testing.assert_allclose(stored, expected, rtol=1e-3, atol=1e-4)
@@ -106,19 +123,46 @@ async def test_what_the_pool_lost_and_the_device_has_is_sent_again() -> None:
         b.check(tokens)
 
 
-async def test_a_writer_that_goes_without_finishing_is_replaced() -> None:
+async def test_a_prompt_takes_over_what_a_writer_left_while_it_computed() -> None:
+    """It has computed the other's block all the same: the blocks behind it were its own."""
     async with bench() as b:
         tokens = prompt(3 * BLOCK)
-        key = b.keys(tokens)[1]
-        async with b.pool.publish(Deadline.after(LIMIT_S)) as other:
-            await other.open(b.model.layout, [BlockEntries(key, b.model.layout.all_layers)])
-            asked = Prompt(tokens, b.keys(tokens), (), Codec.RAW)
-            async with aclosing(b.worker.prefill(asked, Deadline.after(LIMIT_S))) as progress:
+        asked = Prompt(tokens, b.keys(tokens), (), Codec.RAW)
+        async with aclosing(b.worker.prefill(asked, Deadline.after(LIMIT_S))) as progress:
+            async with b.pool.publish(Deadline.after(LIMIT_S)) as other:
+                await other.open(b.model.layout, [BlockEntries(asked.keys[1], ALL)])
                 assert await anext(progress) == Progress(0, 0, False)
-        # The prompt was given up when it had claimed all but what the other wrote: nothing of it is held any more.
-        assert b.pool.idle
-        await b.prefill(tokens)
+            assert await anext(progress) == Progress(3, 3 * BLOCK, True)
         b.check(tokens)
+
+
+async def test_a_prompt_computes_what_it_waited_for_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first block was another's, the rest its own: it would have gone on from there."""
+    monkeypatch.setattr(worker, "REUSE_WAIT_S", 0.05)
+    pool = WatchedPool()
+    async with bench(pool=pool) as b:
+        tokens = prompt(3 * BLOCK)
+        async with b.pool.publish(Deadline.after(LIMIT_S)) as other:
+            await other.open(b.model.layout, [BlockEntries(b.keys(tokens)[0], ALL)])
+            prefilling = asyncio.create_task(b.prefill(tokens))
+            await until(lambda: pool.num_fetches)
+        assert await prefilling == [Progress(0, 0, False), Progress(3, 3 * BLOCK, True)]
+        assert pool.num_fetches == 1, "it has claimed the block, and need not ask again"
+        b.check(tokens)
+
+
+async def test_layers_of_a_window_that_were_granted_and_are_not_needed_are_not_sent() -> None:
+    """To go on after four blocks two blocks' windows are enough: nobody has computed those of the first two again."""
+    tokens, lacking = prompt(7 * BLOCK), {(block, layer) for block in range(2) for layer in (0, 1, 3)}
+    async with bench("gemma3") as first, bench("gemma3") as second:
+        await first.prefill(tokens[: 4 * BLOCK])
+        keys = first.keys(tokens)
+        entries = [(block, layer) for block in range(4) for layer in range(4) if (block, layer) not in lacking]
+        async with second.pool.publish(Deadline.after(LIMIT_S)) as copying:
+            await copying.open(first.model.layout, [BlockEntries(keys[b], 1 << layer) for b, layer in entries])
+            await copying.send([first.pool.frames[keys[block], layer] for block, layer in entries])
+        assert (await second.prefill(tokens))[-1] == Progress(7, 3 * BLOCK, True)
+        second.check(tokens, lacking)
 
 
 async def test_of_two_prompts_with_the_same_beginning_one_computes_it() -> None:
