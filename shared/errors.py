@@ -22,7 +22,8 @@ PrfaasError
 ├── SettingsError              500  FAILED_PRECONDITION  the process cannot start with these settings (exit code 2)
 └── Internal                   500  INTERNAL
 
-`retriable` says whether the same request may succeed when it is sent again; callers branch on it, never on a message.
+`retriable` says whether the gateway sends the same request to another worker: the failure is that worker's own, and the
+worker has ended its part. Callers branch on it, never on a message.
 """
 
 from typing import ClassVar
@@ -117,13 +118,11 @@ class DeadlineExceeded(PrfaasError):
 
 class LeaseExpired(PrfaasError):
     code = "lease_expired"
-    retriable = True
     grpc_status = grpc.StatusCode.ABORTED
 
 
 class CorruptFrame(PrfaasError):
     code = "corrupt_frame"
-    retriable = True
     grpc_status = grpc.StatusCode.DATA_LOSS
 
 

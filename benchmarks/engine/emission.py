@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from benchmarks.engine.node import LoopLag, PrefillNode, open_prefill
-from benchmarks.engine.pool import pool_process
+from benchmarks.engine.pool import feeding_pool
 from benchmarks.harness import Report, Row, Spread, at_most
 from benchmarks.peers.protocol import Prompts
 from shared.config import load
@@ -34,7 +34,7 @@ async def measure(quick: bool) -> Report:
     lengths, repetitions = (QUICK_LENGTHS, QUICK_REPETITIONS) if quick else (LENGTHS, REPETITIONS)
     settings = load(EngineSettings)
     prompts, report = Prompts(3), Report()
-    async with pool_process(settings.model, settings.dtype) as pool, open_prefill(pool.address) as node:
+    async with feeding_pool(settings.model, settings.dtype) as pool, open_prefill(pool.address) as node:
         model = node.host.model.files.name
         await prefill(node, prompts.draw(lengths[0]))  # warms up
         async with LoopLag() as lag:

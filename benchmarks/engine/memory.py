@@ -4,7 +4,7 @@ from pathlib import Path
 
 from benchmarks.engine.emission import prefill
 from benchmarks.engine.node import open_prefill
-from benchmarks.engine.pool import pool_process
+from benchmarks.engine.pool import feeding_pool
 from benchmarks.harness import Report, Row, at_most
 from benchmarks.peers.protocol import Prompts
 from benchmarks.roofline import kv_bytes
@@ -19,7 +19,7 @@ LIMIT_MB = 400.0
 async def measure(quick: bool) -> Report:
     """The peak is of resident memory, from the start of the process; weights are mapped and count once touched."""
     settings = load(EngineSettings)
-    async with pool_process(settings.model, settings.dtype) as pool, open_prefill(pool.address) as node:
+    async with feeding_pool(settings.model, settings.dtype) as pool, open_prefill(pool.address) as node:
         model, before = node.host.model, _resident("VmRSS")
         num_tokens = QUICK_NUM_TOKENS if quick else min(NUM_TOKENS, model.max_model_len - 1) // 64 * 64
         emission = await prefill(node, Prompts(4).draw(num_tokens))

@@ -5,9 +5,10 @@ import statistics
 
 from benchmarks.engine.batch import RunningBatch, running_batch
 from benchmarks.engine.node import DecodeNode, LoopLag, open_decode, percentile
-from benchmarks.engine.pool import PoolProcess, pool_process
+from benchmarks.engine.pool import feed, feeding_pool
 from benchmarks.harness import Report, Row, at_most
 from benchmarks.peers.protocol import Prompts
+from benchmarks.pool_process import PoolProcess
 from shared.config import load
 from shared.engine.settings import EngineSettings
 from shared.kv.hashing import num_prefix_blocks
@@ -27,7 +28,7 @@ async def measure(quick: bool) -> Report:
     alone: list[float] = []
     beside: list[float] = []
     first_token_s: list[float] = []
-    async with pool_process(settings.model, settings.dtype) as pool, open_decode(pool.address) as node:
+    async with feeding_pool(settings.model, settings.dtype) as pool, open_decode(pool.address) as node:
         steps = int((2 * rounds + 1) * seconds / 0.005)  # more than there will be: a step takes longer than 5 ms
         steps = min(steps, node.model.max_model_len - CONTEXT - 128)
         async with running_batch(node, prompts.several(BATCH, CONTEXT), steps) as batch, LoopLag() as lag:
@@ -72,7 +73,7 @@ async def _trickle(
     keys = node.model.keys(prompt, "")[:num_blocks]
     mark = batch.mark()
     async with asyncio.TaskGroup() as tasks:
-        fed = tasks.create_task(pool.feed(keys, seconds))
+        fed = tasks.create_task(feed(pool, keys, seconds))
         answer = await node.generate(prompt, 1, num_blocks)
         beside += batch.since(mark)
         await fed

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from benchmarks import harness
 from benchmarks.harness import Report, Row, Spread, at_least
-from benchmarks.pipe.node import LAYOUT, PoolNode, pool_node
+from benchmarks.pipe.node import LAYOUT, pool_node
+from benchmarks.pool_process import PoolProcess
 from benchmarks.wan.line import Line
 from benchmarks.wan.network import Wan, WanUnavailable, congestion_controls, wan
 
@@ -41,7 +42,7 @@ class Pulled(NamedTuple):
     num_dropped: int  # offload frames that found the queue full
 
 
-async def pull(network: Wan, east: PoolNode, west: PoolNode, name: str, num_mib: int) -> Pulled:
+async def pull(network: Wan, east: PoolProcess, west: PoolProcess, name: str, num_mib: int) -> Pulled:
     """One pull of blocks that the west has never seen, from the claim to the last entry."""
     num_blocks = max(1, num_mib * MIB // LAYOUT.block_bytes)
     await east.ask(do="fill", name=name, num_blocks=num_blocks)

@@ -22,7 +22,7 @@ RULES: tuple[Callable[[Page], Iterator[Problem]], ...] = (sizes, figures, subjec
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pages", nargs="*", metavar="PAGE", help="as docs/pool.md; default: all")
+    parser.add_argument("pages", nargs="*", metavar="PAGE", help="as docs/protocol.md; default: all")
     chosen = parser.parse_args().pages
     is_fine = True
     for page in pages(ROOT):

@@ -17,12 +17,10 @@ class StepMeter:
         self.recomputed = metrics.counter("decode_recomputed_tokens", "Tokens computed again after a pre-emption")
         self._steps = metrics.histogram(
             "decode_step_seconds",
-            "Steps of a running batch, from one plan to the next: what its requests wait for a token",
+            "Steps of a running batch: how long a token takes",
             STEP_BUCKETS_S,
         )
-        self._outside = metrics.counter(
-            "decode_step_outside_model_seconds", "Of these steps, what was spent neither on the batch nor on tails"
-        )
+        self._outside = metrics.counter("decode_step_outside_model_seconds", "Of these steps, neither batch nor tails")
         self._tails = metrics.counter("decode_step_tail_seconds", "Of these steps, what was spent on tails")
 
     def stepped(self, step: DecodeStep, outcome: StepOutcome, seconds: float) -> None:

@@ -114,7 +114,8 @@ class BlockPublisher:
             if work.first > 0:
                 blocks.insert(0, BlockEntries(request.keys[work.first - 1], 0))  # tells the pool what these follow
             grant = await publication.open(context.layout, blocks)
-            publisher.to_send[work.first : work.end] = grant.granted[-len(work.layers) :]
+            for block, granted in zip(range(work.first, work.end), grant.granted[-len(work.layers) :], strict=True):
+                publisher.grant(block, granted)
             for layer in range(context.layout.num_layers):
                 publisher.emit(Ready(layer, work.first, work.end))
             publisher.finish()

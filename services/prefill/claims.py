@@ -10,7 +10,7 @@ from shared.pool.nodes import Publishing
 
 
 class Claims:
-    """One prompt's claims on its blocks. What is granted goes to `publisher.to_send`."""
+    """One prompt's claims on its blocks. What is granted, the publisher gets to send."""
 
     def __init__(
         self, publication: Publishing, layout: KvLayout, keys: Sequence[BlockKey], publisher: PagePublisher
@@ -33,17 +33,17 @@ class Claims:
         for block, granted, present in zip(
             blocks, grant.granted[-num_blocks:], grant.present[-num_blocks:], strict=True
         ):
-            self._publisher.to_send[block] |= granted
+            self._publisher.grant(block, granted)
             self._others[block] = self._layout.all_layers & ~granted & ~present
 
     def limit_to(self, in_pages: Sequence[int], num_blocks: int) -> None:
         """Send of the leading `num_blocks` blocks only the layers in `in_pages`: we do not have the others."""
         for block in range(num_blocks):
-            self._publisher.to_send[block] &= in_pages[block]
+            self._publisher.limit(block, in_pages[block])
 
     async def take_over(self, in_pages: Sequence[int]) -> None:
         """Ask again for what others were writing and we have, too: their writer may have gone without finishing."""
         unsure = [block for block, layers in enumerate(in_pages) if self._others[block] & layers]
         await self.take(unsure)
         for block in unsure:
-            self._publisher.to_send[block] &= in_pages[block]
+            self._publisher.limit(block, in_pages[block])

@@ -76,9 +76,7 @@ class PrefillEngine:
         self._steps = metrics.counter("prefill_steps", "Steps through the model")
         self._parts = metrics.counter("prefill_step_prompts", "Prompts in steps: by steps, how many were packed")
         self._busy_s = metrics.counter("prefill_step_seconds", "Time in steps: what the device computes")
-        self._gap_s = metrics.counter(
-            "prefill_step_gap_seconds", "Time the torch thread waited between steps, while there was work"
-        )
+        self._gap_s = metrics.counter("prefill_step_gap_seconds", "Time between steps, while there was work")
         self.tokens_per_s = 0.0
 
     @property

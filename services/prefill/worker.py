@@ -86,7 +86,7 @@ class PrefillWorker:
         self._compute_s = metrics.counter("prefill_compute_seconds", "Time in steps, summed over the prompts in them")
         self._exposed_s = metrics.counter(
             "prefill_emission_exposed_seconds",
-            "From a prompt's last computed layer until the pool has stored all of it: not hidden behind computing",
+            "From the last computed layer until all is stored",
         )
 
     async def prefill(self, prompt: Prompt, deadline: Deadline) -> AsyncGenerator[Progress, None]:
@@ -122,7 +122,7 @@ class PrefillWorker:
         for _ in range(MAX_REUSE_ATTEMPTS):
             await claims.take(wanted)
             # What was not granted is stored, is being written by somebody else, or can be pulled.
-            held = [layout.all_layers & ~mask for mask in work.publisher.to_send]
+            held = [layout.all_layers & ~mask for mask in work.publisher.outstanding]
             start = layout.longest_resume([*reservation.cached_layers, *held[on_device:]])
             if start in (on_device, num_blocks):
                 break

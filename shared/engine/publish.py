@@ -34,6 +34,10 @@ class Ready(NamedTuple):
 class PagePublisher:
     """Sends one request's granted entries in the order in which they become ready.
 
+    Invariant: `outstanding[block]` is what the pool granted, less what `limit` gave up, less what `emit` queued. So an
+    entry is sent at most once for each grant, and never without one. Whoever talks to the pool calls `grant`; whoever
+    owns the pages calls `limit`, with what they hold, and `emit`.
+
     The queue holds references to pages; bytes exist for one batch at a time. A slow pool slows the sending first: the
     pages are its buffer. When `backlog_bytes` exceed the limit the publisher is `full`, and whoever computes shall hold
     this request back until `on_sent` is called, so that the backlog never exceeds the limit by more than what one step
@@ -59,8 +63,7 @@ class PagePublisher:
         self._on_sent = on_sent
         self.backlog_bytes = 0  # of entries that are ready and not sent, before the codec
         self._queue: asyncio.Queue[tuple[Ready, list[int]] | None] = asyncio.Queue()
-        self.to_send = [0] * len(keys)
-        """Layers of each block that were granted to us and not emitted yet."""
+        self._outstanding = [0] * len(keys)
         self._sent_in_layer = [0] * context.layout.num_layers
         self.num_entries_sent = 0
         self.opened_at_s = time.time()  # seconds since 1970, as all of these
@@ -68,12 +71,28 @@ class PagePublisher:
         self.last_sent_at_s: float | None = None
         self.finished_at_s: float | None = None
 
+    @property
+    def outstanding(self) -> Sequence[int]:
+        """The layers of each block that are ours to send and were not emitted yet."""
+        return self._outstanding
+
+    def grant(self, block: int, layers: int) -> None:
+        """Add layers of a block that the pool has just granted on this publication."""
+        self._outstanding[block] |= layers
+
+    def limit(self, block: int, layers: int) -> None:
+        """Give up what is outstanding of a block except `layers`: the pages will not have the rest.
+
+        The grant of the rest ends with the publication.
+        """
+        self._outstanding[block] &= layers
+
     def emit(self, ready: Ready) -> None:
         """Queue those of the entries that are ours to send; returns at once. A layer's blocks come in order."""
         bit = 1 << ready.layer
-        blocks = [block for block in range(ready.first, ready.end) if self.to_send[block] & bit]
+        blocks = [block for block in range(ready.first, ready.end) if self._outstanding[block] & bit]
         for block in blocks:
-            self.to_send[block] &= ~bit
+            self._outstanding[block] &= ~bit
         self.backlog_bytes += len(blocks) * self._context.layout.entry_bytes(ready.layer)
         self._queue.put_nowait((ready, blocks))
 

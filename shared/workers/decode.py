@@ -53,7 +53,7 @@ class DecodeCall:
 
     async def start(self, order: GenerateOrder) -> None:
         """Send the request. Does not fail: a call that is over already says why when it is read."""
-        with suppress(WorkerLost), rpc_errors(self._worker):
+        with suppress(PrfaasError), rpc_errors(self._worker):
             await self._call.write(pb.Control(start=_message(order)))
 
     async def prefill_failed(self) -> None:
@@ -92,19 +92,20 @@ class DecodeCall:
 
 
 def _message(order: GenerateOrder) -> pb.GenerateRequest:
+    prompt = order.prompt
     return pb.GenerateRequest(
-        token_ids=order.token_ids,
+        token_ids=prompt.token_ids,
         sampling=sampling_to_message(order.sampling),
-        fingerprint=order.fingerprint,
-        layout_hash=order.layout_hash,
-        salt=order.salt,
-        num_blocks=order.num_blocks,
-        sources=sources_to_messages(order.sources),
+        fingerprint=prompt.fingerprint,
+        layout_hash=prompt.layout_hash,
+        salt=prompt.salt,
+        num_blocks=prompt.num_blocks,
+        sources=sources_to_messages(prompt.sources),
         wait_ms=order.wait_ms,
-        codec=cast(pb.Codec.ValueType, int(order.codec)),
+        codec=cast(pb.Codec.ValueType, int(prompt.codec)),
         num_generated=order.num_generated,
-        priority=order.priority,
-        fidelity=cast(pb.Fidelity.ValueType, int(order.fidelity)),
-        pool_nodes=order.pool_nodes,
-        tenant=order.tenant,
+        priority=prompt.priority,
+        fidelity=cast(pb.Fidelity.ValueType, int(prompt.fidelity)),
+        pool_nodes=prompt.pool_nodes,
+        tenant=prompt.tenant,
     )

@@ -28,9 +28,10 @@ class PromptOrder:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GenerateOrder(PromptOrder):
+class GenerateOrder:
     """A prompt to be continued."""
 
+    prompt: PromptOrder
     sampling: SamplingParams
     wait_ms: int  # for a block without a writer
-    num_generated: int = 0  # the last so many of `token_ids` are the answer's
+    num_generated: int = 0  # the last so many of the prompt's `token_ids` are the answer's

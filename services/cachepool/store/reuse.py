@@ -16,7 +16,7 @@ INTERVAL_SAMPLES = 10_000
 
 COST_WEIGHT = 0.25
 """How much a factor of two in recompute time per byte counts beside a factor of two in uses. At 1 the pool saves more
-time in some sizes and hits less often than LRU in others; the trace decides (docs/pool.md)."""
+time in some sizes and hits less often than LRU in others; the trace decides (docs/results/eviction.md)."""
 
 ATTENTION_EQUALS_LINEAR_TOKENS = 8192
 """Prefix length at which attention over it takes as long as all that does not depend on it."""

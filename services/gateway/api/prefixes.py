@@ -48,12 +48,12 @@ class PrefixRoutes:
         deadline = Deadline.after(self._settings.request_timeout_s)
         with self._admission.admitted():
             async with deadline.scope("the prefix was being computed"):
-                body, asked = await self._admission.body(request, PrefixBody, self._prepared)
-                num_tokens, name = len(asked.token_ids), body.name or ""
-                prefix = await self._prefixes.keep(asked.keys, num_tokens, asked.salt, body.ttl_s, name)
+                body, prompt = await self._admission.body(request, PrefixBody, self._prepared)
+                num_tokens, name = len(prompt.token_ids), body.name or ""
+                prefix = await self._prefixes.keep(prompt.keys, num_tokens, prompt.salt, body.ttl_s, name)
                 usage = PromptUsage(num_tokens)
                 try:
-                    await self._compute(asked, usage, deadline)
+                    await self._compute(prompt, usage, deadline)
                 except BaseException:
                     await asyncio.shield(self._prefixes.drop(prefix.id))
                     raise

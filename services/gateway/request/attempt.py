@@ -1,10 +1,10 @@
 """One plan carried out: both workers called at once, both calls over when the iterator is."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from services.gateway.cluster.registry import Registry
 from services.gateway.model import ServedModel
@@ -14,6 +14,8 @@ from services.gateway.request.usage import PromptUsage
 from services.gateway.routing.plan import Plan
 from services.gateway.settings import HandOff
 from shared.deadline import Deadline
+from shared.kv.codec import Codec
+from shared.kv.entries import Source
 from shared.sampling.logprobs import TokenLogprobs
 from shared.tenant import tenant_of
 from shared.workers.decode import DecodeCall, DecodeClient, DecodedTokens, FinishReason
@@ -109,34 +111,31 @@ class Attempt:
             self._calls.note_arrival(self._keys, self._plan.decode_nodes or (self._plan.decode.pool_address,))
 
     def _prefill_order(self) -> PromptOrder:
-        return PromptOrder(
-            **self._prompt(),
-            sources=self._plan.prefill_sources,
-            codec=self._plan.prefill_codec,
-            pool_nodes=self._plan.prefill_nodes,
-        )
+        plan = self._plan
+        return self._prompt_order(plan.prefill_sources, plan.prefill_codec, plan.prefill_nodes)
 
     def _generate_order(self) -> GenerateOrder:
+        plan = self._plan
         return GenerateOrder(
-            **self._prompt(),
-            sources=self._plan.decode_sources,
-            codec=self._plan.decode_codec,
-            pool_nodes=self._plan.decode_nodes,
+            prompt=self._prompt_order(plan.decode_sources, plan.decode_codec, plan.decode_nodes),
             sampling=self._request.sampling,
-            wait_ms=0 if self._plan.prefill is None else self._calls.hand_off.block_wait_ms,
+            wait_ms=0 if plan.prefill is None else self._calls.hand_off.block_wait_ms,
             num_generated=self._request.num_generated,
         )
 
-    def _prompt(self) -> dict[str, Any]:
-        """Return what both workers are told."""
+    def _prompt_order(self, sources: Sequence[Source], codec: Codec, pool_nodes: Sequence[str]) -> PromptOrder:
+        """Return what both workers are told, each with the pools of its own datacenter."""
         request, model = self._request, self._calls.model
-        return {
-            "token_ids": request.token_ids,
-            "num_blocks": self._plan.num_blocks,
-            "fingerprint": model.fingerprint,
-            "layout_hash": model.layout.hash,
-            "salt": request.salt,
-            "tenant": tenant_of(request.salt),
-            "fidelity": request.fidelity,
-            "priority": request.priority,
-        }
+        return PromptOrder(
+            token_ids=request.token_ids,
+            num_blocks=self._plan.num_blocks,
+            fingerprint=model.fingerprint,
+            layout_hash=model.layout.hash,
+            salt=request.salt,
+            tenant=tenant_of(request.salt),
+            sources=sources,
+            codec=codec,
+            fidelity=request.fidelity,
+            pool_nodes=pool_nodes,
+            priority=request.priority,
+        )

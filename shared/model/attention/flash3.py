@@ -6,7 +6,7 @@ https://github.com/Dao-AILab/flash-attention/blob/main/hopper/flash_attn_interfa
 Pages are loaded by the bulk tensor copy engine when they hold a multiple of the kernel's key tile, which is 128 for
 heads of 64 and 128 (`tile_size_fwd_sm90` in hopper/tile_size.h); other sizes take a slower path.
 
-The project publishes its sources only; wheels of them are built by others (see docs/performance.md).
+The project publishes its sources only; wheels of them are built by others (docs/results/gpu-details.md).
 """
 
 from typing import Any

@@ -9,8 +9,9 @@ from contextlib import AsyncExitStack, aclosing, suppress
 import pytest
 
 from benchmarks.pipe.node import LAYOUT as PIPE
-from benchmarks.pipe.node import PoolNode, pool_node
 from benchmarks.pipe.node import chain as pipe_chain
+from benchmarks.pipe.node import pool_node
+from benchmarks.pool_process import PoolProcess
 from services.cachepool.links import links
 from shared.ids import Datacenter
 from shared.kv.codec import Codec
@@ -197,21 +198,23 @@ async def test_a_stream_that_others_leave_nothing_to_is_not_silent(channels: Cha
         await until(lambda: west.idle and east.idle)
 
 
-def hang(node: PoolNode) -> None:
-    os.kill(node._process.pid, signal.SIGSTOP)
+def hang(node: PoolProcess) -> None:
+    os.kill(node.process.pid, signal.SIGSTOP)
 
 
-def wake(node: PoolNode) -> None:
+def wake(node: PoolProcess) -> None:
     with suppress(ProcessLookupError):
-        os.kill(node._process.pid, signal.SIGCONT)
+        os.kill(node.process.pid, signal.SIGCONT)
 
 
-def die(node: PoolNode) -> None:
-    os.kill(node._process.pid, signal.SIGKILL)
+def die(node: PoolProcess) -> None:
+    os.kill(node.process.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("fate", [hang, die])
-async def test_a_peer_process_that_is_lost_in_the_middle(channels: Channels, fate: Callable[[PoolNode], None]) -> None:
+async def test_a_peer_process_that_is_lost_in_the_middle(
+    channels: Channels, fate: Callable[[PoolProcess], None]
+) -> None:
     """Two processes have the same blocks; the first is stopped, or killed, when the first entries are here."""
     num_blocks = 24
     blocks = pipe_chain("a", num_blocks)

