@@ -74,12 +74,6 @@ class Batch:
         starts = [0, *accumulate(span.num_tokens for span in self.spans)]
         return torch.tensor(starts, dtype=torch.int32, device=self.positions.device)
 
-    @cached_property
-    def last_rows(self) -> Tensor:
-        """The row of each span's last token: where the next token is predicted."""
-        ends = torch.tensor([span.num_tokens for span in self.spans]).cumsum(0) - 1
-        return ends.to(self.positions.device)
-
     def slots_of(self, group: int) -> Tensor:
         """Return where K and V of the step's tokens go in a page group: page * page_tokens + offset, int64."""
         if group not in self._slots:

@@ -59,7 +59,6 @@ def test_ragged_batch(any_model: Tiny) -> None:
     for ids, start, end in zip(sequences, starts, ends, strict=True):
         assert_close(logits[row : row + end - start], any_model.expected(ids)[start:end])
         row += end - start
-    assert batch.last_rows.tolist() == [44, 84, 85]
 
 
 @pytest.mark.parametrize("end", [1, 17, 64, LENGTH])
