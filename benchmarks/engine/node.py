@@ -18,11 +18,12 @@ from services.prefill.settings import PrefillSettings
 from shared.allocator import keep_freed_memory
 from shared.config import load
 from shared.deadline import Deadline
-from shared.engine.fetch import FetchContext, FetchMetrics
 from shared.engine.host import EngineHost
 from shared.engine.loaded import LoadedModel, load_model
+from shared.engine.pool_access import PoolAccess
 from shared.engine.settings import EngineSettings
 from shared.engine.thread import WorkThread
+from shared.engine.transfer import FetchMetrics, PageTransfer
 from shared.kv.codec import Codec
 from shared.kv.entries import BlockEntries, Source
 from shared.kv.frame import Frame
@@ -84,9 +85,10 @@ async def host(settings: EngineSettings, pool: PoolClient) -> AsyncIterator[Engi
     try:
         async with background() as jobs:
             model, metrics = await torch_thread.run(partial(load_model, settings)), Metrics()
-            fetch = FetchContext(pool, model.kv, model.layout, copier, FetchMetrics(metrics))
+            access = PoolAccess((pool.address,), lambda _nodes, _tenant: pool)
+            transfer = PageTransfer(model.kv, copier, FetchMetrics(metrics))
             server = GrpcServer("127.0.0.1", 0, Health("grpc"), InFlight())
-            yield EngineHost(model, torch_thread, fetch, metrics, server, jobs)
+            yield EngineHost(model, torch_thread, access, transfer, metrics, server, jobs)
     finally:
         torch_thread.close()
         copier.close()
@@ -154,7 +156,7 @@ async def open_decode(pool_address: str | None = None) -> AsyncIterator[DecodeNo
     async with Channels() as channels:
         pool = NoPool() if pool_address is None else PoolClient(channels, pool_address)
         async with host(settings, pool) as parts:
-            engine = DecodeEngine(settings, parts.model, parts.torch_thread, parts.fetch, parts.metrics)
+            engine = DecodeEngine(settings, parts.model, parts.torch_thread, parts.pool, parts.transfer, parts.metrics)
             parts.jobs.start(engine.run(), name="decode engine")
             parts.jobs.start(engine.publisher.run(), name="block publisher")
             parts.jobs.start(engine.ready_pages.run(), name="ready pages")

@@ -20,7 +20,7 @@ async def run(lifecycle: Lifecycle) -> None:
 
 def build_decode(settings: DecodeSettings, host: EngineHost) -> Callable[[], EngineLoad]:
     """Put a decode worker on `host`; return what states its load."""
-    engine = DecodeEngine(settings, host.model, host.torch_thread, host.fetch, host.metrics)
+    engine = DecodeEngine(settings, host.model, host.torch_thread, host.pool, host.transfer, host.metrics)
     add_DecodeServicer_to_server(DecodeServicer(host.model, engine), host.server.grpc)
     host.jobs.start(engine.run(), name="decode engine")
     host.jobs.start(engine.publisher.run(), name="block publisher")

@@ -12,9 +12,10 @@ from services.decode.runner import DecodeStep, Runner
 from services.decode.scheduler import DecodeScheduler, Offer, Rank, TailBudget
 from services.decode.settings import DecodeSettings
 from services.decode.tail import Tail
-from shared.engine.fetch import FetchContext
 from shared.engine.loaded import LoadedModel
+from shared.engine.pool_access import PoolAccess
 from shared.engine.thread import WorkThread
+from shared.engine.transfer import PageTransfer
 from shared.errors import ContextTooLong, Draining, Internal, Overloaded, PrfaasError
 from shared.log import get_logger
 from shared.metrics import Metrics
@@ -42,13 +43,19 @@ class DecodeEngine:
     """
 
     def __init__(
-        self, settings: DecodeSettings, model: LoadedModel, thread: WorkThread, context: FetchContext, metrics: Metrics
+        self,
+        settings: DecodeSettings,
+        model: LoadedModel,
+        thread: WorkThread,
+        pool: PoolAccess,
+        transfer: PageTransfer,
+        metrics: Metrics,
     ) -> None:
         self._settings = settings
         self._model = model
         self._thread = thread
         self._wake = asyncio.Event()
-        self._memory = RequestMemory(context, metrics, settings.chunk_tokens, self._wake.set, self._fail)
+        self._memory = RequestMemory(pool, transfer, metrics, settings.chunk_tokens, self._wake.set, self._fail)
         self._scheduler: DecodeScheduler[Request] = DecodeScheduler(self._memory, settings.max_batch)
         self._tail_budget = TailBudget(settings.tail_tokens_per_step, model.layout.num_layers)
         self._runner = Runner(model.transformer, model.kv)

@@ -9,8 +9,10 @@ from services.decode.holding import Holding
 from services.decode.publisher import BlockPublisher, PublishWork
 from services.decode.request import Request
 from services.decode.tail import Tail
-from shared.engine.fetch import FetchContext, PageFetch
+from shared.engine.fetch import PageFetch
+from shared.engine.pool_access import PoolAccess
 from shared.engine.ready_pages import ReadyPages
+from shared.engine.transfer import PageTransfer
 from shared.errors import ContextTooLong
 from shared.kv.hashing import chain_keys
 from shared.log import get_logger
@@ -30,22 +32,24 @@ class RequestMemory:
 
     def __init__(
         self,
-        context: FetchContext,
+        pool: PoolAccess,
+        transfer: PageTransfer,
         metrics: Metrics,
         chunk_tokens: int,
         on_change: Callable[[], None],
         on_failure: Callable[[Request, BaseException], None],
     ) -> None:
         """`on_change` is called when a gate may have opened or pages are back, `on_failure` when a fetch has failed."""
-        self._context = context
-        self._kv = context.kv
-        self._layout = context.layout
+        self._pool = pool
+        self._transfer = transfer
+        self._kv = transfer.kv
+        self._layout = transfer.layout
         self._chunk_tokens = chunk_tokens
-        self._group_layers = [sum(1 << layer for layer in group.layers) for group in context.kv.groups.groups]
+        self._group_layers = [sum(1 << layer for layer in group.layers) for group in transfer.kv.groups.groups]
         self._on_change = on_change
         self._on_failure = on_failure
-        self.ready_pages = ReadyPages(context.kv)
-        self.publisher = BlockPublisher(context, metrics, on_done=self._published)
+        self.ready_pages = ReadyPages(transfer.kv)
+        self.publisher = BlockPublisher(pool, transfer, metrics, on_done=self._published)
         self._leaving: set[Holding] = set()
         self._preempted = metrics.counter("num_preemptions", "Times that a request gave its pages up for another")
 
@@ -198,12 +202,16 @@ class RequestMemory:
         now = time.monotonic()
         if request.wait_until_s is None:
             request.wait_until_s = now + generation.wait_s
-        context = self._context.at(generation.pool_nodes, generation.tenant)
         holding.fetch = PageFetch(
-            context, holding.reservation, request.keys, wanted, self._on_change, generation.fidelity
+            self._transfer, holding.reservation, request.keys, wanted, self._on_change, generation.fidelity
         )
         holding.fetch_task = asyncio.create_task(
-            holding.fetch.run(generation.sources, max(0.0, request.wait_until_s - now), generation.deadline),
+            holding.fetch.run(
+                self._pool.at(generation.pool_nodes, generation.tenant),
+                generation.sources,
+                max(0.0, request.wait_until_s - now),
+                generation.deadline,
+            ),
             name="decode fetch",
         )
         holding.num_users += 1

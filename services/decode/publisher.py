@@ -9,8 +9,9 @@ from typing import NamedTuple
 from services.decode.holding import Holding
 from services.decode.request import Request
 from shared.deadline import Deadline
-from shared.engine.fetch import FetchContext
+from shared.engine.pool_access import PoolAccess
 from shared.engine.publish import PagePublisher, Ready
+from shared.engine.transfer import PageTransfer
 from shared.errors import DeadlineExceeded, PrfaasError, Unavailable
 from shared.kv.entries import BlockEntries
 from shared.log import get_logger
@@ -44,8 +45,11 @@ class BlockPublisher:
     its sequence's `num_pooled`; what is not may be offered again, together with the sequence's next block.
     """
 
-    def __init__(self, context: FetchContext, metrics: Metrics, on_done: Callable[[PublishWork], None]) -> None:
-        self._context = context
+    def __init__(
+        self, pool: PoolAccess, transfer: PageTransfer, metrics: Metrics, on_done: Callable[[PublishWork], None]
+    ) -> None:
+        self._pool = pool
+        self._transfer = transfer
         self._on_done = on_done
         self._queue: asyncio.Queue[PublishWork] = asyncio.Queue()
         self._num_queued = 0
@@ -104,19 +108,19 @@ class BlockPublisher:
 
     async def _send(self, work: PublishWork) -> None:
         request, generation = work.request, work.request.generation
-        context = self._context.at(generation.pool_nodes, generation.tenant)
-        async with context.pool.publish(Deadline.after(PUBLISH_TIMEOUT_S)) as publication:
-            publisher = PagePublisher(publication, context, work.pages, request.keys, generation.codec)
+        pool = self._pool.at(generation.pool_nodes, generation.tenant)
+        async with pool.publish(Deadline.after(PUBLISH_TIMEOUT_S)) as publication:
+            publisher = PagePublisher(publication, self._transfer, work.pages, request.keys, generation.codec)
             blocks = [
                 BlockEntries(key, layers)
                 for key, layers in zip(request.keys[work.first : work.end], work.layers, strict=True)
             ]
             if work.first > 0:
                 blocks.insert(0, BlockEntries(request.keys[work.first - 1], 0))  # tells the pool what these follow
-            grant = await publication.open(context.layout, blocks)
+            grant = await publication.open(self._transfer.layout, blocks)
             for block, granted in zip(range(work.first, work.end), grant.granted[-len(work.layers) :], strict=True):
                 publisher.grant(block, granted)
-            for layer in range(context.layout.num_layers):
+            for layer in range(self._transfer.layout.num_layers):
                 publisher.emit(Ready(layer, work.first, work.end))
             publisher.finish()
             await publisher.run()

@@ -25,10 +25,10 @@ def build_prefill(settings: PrefillSettings, host: EngineHost) -> Callable[[], E
     """Put a prefill worker on `host`; return what states its load."""
     model, metrics = host.model, host.metrics
     engine = PrefillEngine(
-        model.transformer, model.kv, host.torch_thread, host.fetch.stager, settings.chunk_tokens, metrics
+        model.transformer, model.kv, host.torch_thread, host.transfer.stager, settings.chunk_tokens, metrics
     )
     pages, promises = PageQueue(model.kv, settings.max_waiting), Promises(settings.max_waiting)
-    worker = PrefillWorker(host.fetch, engine, pages, promises, settings.stride_tokens, metrics)
+    worker = PrefillWorker(host.pool, host.transfer, engine, pages, promises, settings.stride_tokens, metrics)
     add_PrefillServicer_to_server(PrefillServicer(model, worker), host.server.grpc)
     host.jobs.start(engine.run(), name="prefill engine")
     running = metrics.gauge("num_requests_running", "Prompts being computed or waiting for the model")

@@ -12,14 +12,17 @@ from services.prefill.promises import Promise, Promises
 from services.prefill.prompt_pages import PromptPages
 from services.prefill.urgency import Urgency
 from shared.deadline import Deadline
-from shared.engine.fetch import FetchContext, PageFetch
+from shared.engine.fetch import PageFetch
 from shared.engine.pages import PageQueue
+from shared.engine.pool_access import PoolAccess
 from shared.engine.publish import PagePublisher, Ready
+from shared.engine.transfer import PageTransfer
 from shared.ids import BlockKey
 from shared.kv.codec import Codec, Fidelity
 from shared.kv.entries import Source
 from shared.log import get_logger
 from shared.metrics import Metrics
+from shared.pool.nodes import Pool
 from shared.tenant import NO_TENANT, Tenant
 
 log = get_logger()
@@ -55,7 +58,7 @@ class _Work:
     """What a prompt holds while it is worked on."""
 
     prompt: Prompt
-    context: FetchContext  # with the pool nodes of this prompt's plan
+    pool: Pool  # of this prompt's plan
     urgency: Urgency
     promise: Promise
     pages: PromptPages
@@ -68,7 +71,8 @@ class PrefillWorker:
 
     def __init__(
         self,
-        context: FetchContext,
+        pool: PoolAccess,
+        transfer: PageTransfer,
         engine: PrefillEngine,
         pages: PageQueue,
         promises: Promises,
@@ -77,7 +81,8 @@ class PrefillWorker:
     ) -> None:
         """`stride_tokens`: how far computing may be ahead of sending where pages behind a window are let go."""
         self._stride_tokens = stride_tokens
-        self._context = context
+        self._pool = pool
+        self._transfer = transfer
         self._engine = engine
         self._pages = pages
         self._promises = promises
@@ -91,31 +96,32 @@ class PrefillWorker:
 
     async def prefill(self, prompt: Prompt, deadline: Deadline) -> AsyncGenerator[Progress, None]:
         """Yield once when it is known what need not be computed, and once at the end, when the pool has everything."""
-        context, num_blocks = self._context.at(prompt.pool_nodes, prompt.tenant), len(prompt.keys)
-        num_tokens = num_blocks * context.layout.block_tokens
+        pool, num_blocks = self._pool.at(prompt.pool_nodes, prompt.tenant), len(prompt.keys)
+        kv, layout = self._transfer.kv, self._transfer.layout
+        num_tokens = num_blocks * layout.block_tokens
         urgency = Urgency(time.monotonic(), deadline.at, prompt.priority)
         async with (
             self._promises.turn(prompt.keys, urgency, deadline) as promise,
             self._pages.reserved(prompt.keys, num_tokens, deadline, self._stride_tokens) as reservation,
         ):
             promise.keep(reservation.cached_blocks)
-            async with context.pool.publish(deadline) as publication:
+            async with pool.publish(deadline) as publication:
                 publisher = PagePublisher(
-                    publication, context, reservation, prompt.keys, prompt.codec, on_sent=self._engine.wake
+                    publication, self._transfer, reservation, prompt.keys, prompt.codec, on_sent=self._engine.wake
                 )
-                claims = Claims(publication, context.layout, prompt.keys, publisher)
-                pages = PromptPages(context.kv, reservation, prompt.keys, publisher, self._stride_tokens)
-                work = _Work(prompt, context, urgency, promise, pages, claims, publisher)
+                claims = Claims(publication, layout, prompt.keys, publisher)
+                pages = PromptPages(kv, reservation, prompt.keys, publisher, self._stride_tokens)
+                work = _Work(prompt, pool, urgency, promise, pages, claims, publisher)
                 start = await self._reuse(work, deadline)
                 yield Progress(start, 0, finished=False)
                 computing = self._compute(work, start)
                 await _all(computing, publisher.run())
             self._report(publisher, num_blocks, start)
-        yield Progress(num_blocks, num_tokens - start * context.layout.block_tokens, finished=True)
+        yield Progress(num_blocks, num_tokens - start * layout.block_tokens, finished=True)
 
     async def _reuse(self, work: _Work, deadline: Deadline) -> int:
         """Return how many leading blocks need no computing; those needed to go on from there are then in the pages."""
-        prompt, claims, layout, reservation = work.prompt, work.claims, self._context.layout, work.pages.reservation
+        prompt, claims, layout, reservation = work.prompt, work.claims, self._transfer.layout, work.pages.reservation
         num_blocks, on_device = len(prompt.keys), reservation.cached_blocks
         elsewhere = {block for source in prompt.sources for block in range(source.first, source.end)}
         wanted = [block for block in range(num_blocks) if block not in elsewhere]
@@ -129,8 +135,8 @@ class PrefillWorker:
             work.pages.take_for_resume(start)
             needed = {block: layout.needed_layers(block, start) for block in range(on_device, start)}
             missing = {block: layers for block, layers in needed.items() if layers}
-            fetch = PageFetch(work.context, reservation, prompt.keys, missing, lambda: None, prompt.fidelity)
-            await fetch.run(prompt.sources, REUSE_WAIT_S, deadline)
+            fetch = PageFetch(self._transfer, reservation, prompt.keys, missing, lambda: None, prompt.fidelity)
+            await fetch.run(work.pool, prompt.sources, REUSE_WAIT_S, deadline)
             if not fetch.outstanding:
                 break
             wanted = sorted(fetch.outstanding)  # their writer is gone: offer to be the next one
@@ -155,7 +161,7 @@ class PrefillWorker:
         publisher.finish()
 
     async def _compute_from(self, work: _Work, start: int) -> None:
-        block_tokens = self._context.layout.block_tokens
+        block_tokens = self._transfer.layout.block_tokens
         first, end = start * block_tokens, len(work.prompt.keys) * block_tokens
         job = ComputeJob(
             next_token=first,
@@ -174,7 +180,7 @@ class PrefillWorker:
             self._compute_s.inc(job.compute_s)
 
     def _emit_all(self, publisher: PagePublisher, num_blocks: int) -> None:
-        for layer in range(self._context.layout.num_layers):
+        for layer in range(self._transfer.layout.num_layers):
             publisher.emit(Ready(layer, 0, num_blocks))
 
     def _commit(self, work: _Work, start: int, end: int) -> None:

@@ -3,60 +3,22 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
 from functools import cache, partial
 
 from shared.deadline import Deadline
-from shared.engine.codecs import CodecThreads
-from shared.engine.stage import Arrival, HostStager, Stager
-from shared.engine.thread import WorkThread
+from shared.engine.stage import Arrival
+from shared.engine.transfer import PageTransfer
 from shared.errors import CorruptFrame, DeadlineExceeded, PrfaasError
 from shared.ids import BlockKey
 from shared.kv.codec import Fidelity, Payload
 from shared.kv.entries import BlockEntries, Source, reindexed
 from shared.kv.frame import Frame, open_frame
-from shared.kv.layout import KvLayout, iter_layers
+from shared.kv.layout import iter_layers
 from shared.log import get_logger
-from shared.metrics import Metrics
-from shared.model.pages.kv import PagedKv
 from shared.model.pages.reservation import Reservation
-from shared.pool.nodes import Pool, pool_at
-from shared.rpc.client import Channels
-from shared.tenant import NO_TENANT, Tenant
+from shared.pool.nodes import Pool
 
 log = get_logger()
-
-
-class FetchMetrics:
-    """Counters of one engine's fetches."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self.landed = metrics.counter("fetched_entries", "KV entries that arrived intact and were written to pages")
-        self.corrupt = metrics.counter("corrupt_entries", "KV entries that failed their checksum or size on arrival")
-        self.missing = metrics.counter("missing_entries", "KV entries that were waited for in vain")
-
-
-@dataclass(frozen=True)
-class FetchContext:
-    """What every fetch of one engine shares, and what it publishes with."""
-
-    pool: Pool  # of requests whose plan names no nodes
-    kv: PagedKv
-    layout: KvLayout
-    copier: WorkThread
-    metrics: FetchMetrics
-    stager: Stager = field(default_factory=HostStager)
-    channels: Channels | None = None  # to the nodes that plans name; None: `pool` serves every request
-    codecs: CodecThreads = field(default_factory=CodecThreads)
-
-    def at(self, nodes: Sequence[str], tenant: Tenant = NO_TENANT) -> "FetchContext":
-        """Return the context of one request, whose plan names these pool nodes; none: the worker's own pool."""
-        if self.channels is None:
-            return self
-        own = self.pool.address.split(",")
-        if list(nodes or own) == own and tenant == NO_TENANT:
-            return self
-        return replace(self, pool=pool_at(self.channels, nodes or own, tenant))
 
 
 class PageFetch:
@@ -68,7 +30,7 @@ class PageFetch:
 
     def __init__(
         self,
-        context: FetchContext,
+        transfer: PageTransfer,
         reservation: Reservation,
         keys: Sequence[BlockKey],
         wanted: Mapping[int, int],
@@ -79,7 +41,7 @@ class PageFetch:
 
         Entries of a lower fidelity than `at_least` count as corrupt.
         """
-        self._context = context
+        self._transfer = transfer
         self._reservation = reservation
         self._keys = keys
         self._block_of = {keys[block]: block for block in wanted}
@@ -88,7 +50,7 @@ class PageFetch:
         self._hurry = asyncio.Event()
         self._met_corruption = False
         self.outstanding = dict(wanted)
-        self._left_in_layer = [0] * context.layout.num_layers
+        self._left_in_layer = [0] * transfer.layout.num_layers
         for mask in wanted.values():
             for layer in iter_layers(mask):
                 self._left_in_layer[layer] += 1
@@ -101,22 +63,24 @@ class PageFetch:
         """Nobody will write what is not there yet: take what is present, give up the rest."""
         self._hurry.set()
 
-    async def run(self, sources: Sequence[Source], wait_s: float, deadline: Deadline) -> None:
+    async def run(self, pool: Pool, sources: Sequence[Source], wait_s: float, deadline: Deadline) -> None:
         """Fetch until everything landed or is known to be missing; then `outstanding` says what is.
 
         Corrupt entries are fetched once more, alone. A lost pool leaves entries outstanding, it does not raise.
         Raises `DeadlineExceeded`.
         """
-        await self._stream_until_hurried(sources, wait_s, deadline)
+        await self._stream_until_hurried(pool, sources, wait_s, deadline)
         if self.outstanding and (self._hurry.is_set() or self._met_corruption):
-            await self._stream(sources, 0.0, deadline)
+            await self._stream(pool, sources, 0.0, deadline)
         missing = sum(mask.bit_count() for mask in self.outstanding.values())
         if missing:
-            self._context.metrics.missing.inc(missing)
+            self._transfer.fetched.missing.inc(missing)
             log.warning("entries_missing", num_entries=missing, num_blocks=len(self.outstanding))
 
-    async def _stream_until_hurried(self, sources: Sequence[Source], wait_s: float, deadline: Deadline) -> None:
-        stream = asyncio.create_task(self._stream(sources, wait_s, deadline), name="fetch stream")
+    async def _stream_until_hurried(
+        self, pool: Pool, sources: Sequence[Source], wait_s: float, deadline: Deadline
+    ) -> None:
+        stream = asyncio.create_task(self._stream(pool, sources, wait_s, deadline), name="fetch stream")
         hurry = asyncio.create_task(self._hurry.wait(), name="fetch hurry")
         try:
             await asyncio.wait({stream, hurry}, return_when=asyncio.FIRST_COMPLETED)
@@ -127,13 +91,12 @@ class PageFetch:
             stream.cancel()
             await asyncio.wait({stream, hurry})
 
-    async def _stream(self, sources: Sequence[Source], wait_s: float, deadline: Deadline) -> None:
+    async def _stream(self, pool: Pool, sources: Sequence[Source], wait_s: float, deadline: Deadline) -> None:
         blocks = sorted(self.outstanding)
         wanted = [BlockEntries(self._keys[block], self.outstanding[block]) for block in blocks]
-        pool = self._context.pool
         try:
             async with aclosing(
-                pool.fetch(self._context.layout, wanted, reindexed(sources, blocks), wait_s, deadline)
+                pool.fetch(self._transfer.layout, wanted, reindexed(sources, blocks), wait_s, deadline)
             ) as stream:
                 async for arrived in stream:
                     await self._land(arrived.frames)
@@ -143,7 +106,7 @@ class PageFetch:
             log.warning("fetch_failed", pool=pool.address, error=str(error), code=error.code)
 
     async def _land(self, frames: list[Frame]) -> None:
-        landed = await self._context.copier.run(partial(self._write, frames))
+        landed = await self._transfer.copier.run(partial(self._write, frames))
         for block, layer in landed:
             left = self.outstanding[block] & ~(1 << layer)
             if left:
@@ -151,20 +114,20 @@ class PageFetch:
             else:
                 del self.outstanding[block]
             self._left_in_layer[layer] -= 1
-        self._context.metrics.landed.inc(len(landed))
+        self._transfer.fetched.landed.inc(len(landed))
         if len(landed) < len(frames):
             self._met_corruption = True
-            self._context.metrics.corrupt.inc(len(frames) - len(landed))
+            self._transfer.fetched.corrupt.inc(len(frames) - len(landed))
         if landed:
             self._on_landed()
 
     def _write(self, frames: list[Frame]) -> list[tuple[int, int]]:
         """Check, decode and write frames; runs in the copier thread. Return the (block, layer) pairs that landed."""
-        kv = self._context.kv
+        kv = self._transfer.kv
         blocks_of = cache(kv.blocks_of)  # a message has many entries of a layer
         landed: list[tuple[int, int]] = []
         arrivals: list[Arrival] = []
-        for frame, raw in zip(frames, self._context.codecs.map(self._opened, frames), strict=True):
+        for frame, raw in zip(frames, self._transfer.codecs.map(self._opened, frames), strict=True):
             if raw is None:
                 continue
             block = self._block_of[frame.key]
@@ -172,7 +135,7 @@ class PageFetch:
                 number = kv.block_number(frame.layer, self._reservation, block)
                 arrivals.append(Arrival(raw, blocks_of(frame.layer), number))
                 landed.append((block, frame.layer))
-        self._context.stager.land(arrivals)
+        self._transfer.stager.land(arrivals)
         return landed
 
     def _opened(self, frame: Frame) -> Payload | None:
@@ -180,7 +143,7 @@ class PageFetch:
         try:
             if frame.key not in self._block_of:
                 raise CorruptFrame("an entry that nobody asked for")
-            return open_frame(frame, self._context.layout.entry_shape(frame.layer), self._at_least)
+            return open_frame(frame, self._transfer.layout.entry_shape(frame.layer), self._at_least)
         except (CorruptFrame, IndexError) as error:
             log.warning("frame_corrupt", layer=frame.layer, key=frame.key.hex()[:12], error=repr(error))
             return None

@@ -11,17 +11,18 @@ import torch
 from shared.allocator import keep_freed_memory
 from shared.bus.events import LoadEvent, MembershipEvent, Role
 from shared.engine.codecs import CodecThreads, codec_threads
-from shared.engine.fetch import FetchContext, FetchMetrics
 from shared.engine.loaded import LoadedModel, load_model
+from shared.engine.pool_access import PoolAccess
 from shared.engine.settings import EngineSettings
 from shared.engine.stage import select_stager
 from shared.engine.thread import WorkThread
-from shared.host import SERVES_GRPC, Host, WorkerServer, open_host, status_server
+from shared.engine.transfer import FetchMetrics, PageTransfer
+from shared.host import SERVES_GRPC, WorkerServer, open_host, status_server
 from shared.ids import Datacenter, Epoch, WorkerId
 from shared.kv.codec.native import load_kernels
 from shared.log import get_logger
 from shared.metrics import Metrics
-from shared.pool.client import PoolClient
+from shared.pool.nodes import pool_at
 from shared.rpc.server import GrpcServer
 from shared.service.lifecycle import Background, Lifecycle
 
@@ -37,7 +38,8 @@ class EngineHost:
 
     model: LoadedModel
     torch_thread: WorkThread
-    fetch: FetchContext
+    pool: PoolAccess
+    transfer: PageTransfer
     metrics: Metrics
     server: GrpcServer
     jobs: Background
@@ -77,8 +79,10 @@ async def serve_engine(
         model = await torch_thread.run(partial(load_model, settings))
         host.health.set(MODEL, True, model.files.name)
         server = WorkerServer(host)
-        fetch = _fetch_context(settings, host, model, copier, codecs)
-        load = build(EngineHost(model, torch_thread, fetch, host.metrics, server.grpc, host.jobs))
+        pool = PoolAccess((settings.pool,), partial(pool_at, host.channels))
+        stager = select_stager(torch.device(settings.device))
+        transfer = PageTransfer(model.kv, copier, FetchMetrics(host.metrics), stager, codecs)
+        load = build(EngineHost(model, torch_thread, pool, transfer, host.metrics, server.grpc, host.jobs))
         _export_pages(host.metrics, model)
         membership = _membership(settings, role, model, server.address, server.epoch)
         await server.start(membership, partial(_load_event, settings, server.epoch, model, load))
@@ -95,14 +99,6 @@ async def serve_engine(
         await server.leave()
         await server.stop()
         log.info("engine_stopped", reservations_held=model.kv.held)
-
-
-def _fetch_context(
-    settings: EngineSettings, host: Host, model: LoadedModel, copier: WorkThread, codecs: CodecThreads
-) -> FetchContext:
-    pool, stager = PoolClient(host.channels, settings.pool), select_stager(torch.device(settings.device))
-    fetched = FetchMetrics(host.metrics)
-    return FetchContext(pool, model.kv, model.layout, copier, fetched, stager, host.channels, codecs)
 
 
 def _membership(

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from shared.engine.fetch import FetchContext
 from shared.engine.stage import Mark
+from shared.engine.transfer import PageTransfer
 from shared.ids import BlockKey
 from shared.kv.codec import SINK_TOKENS, Codec, Payload
 from shared.kv.frame import Frame, seal
@@ -48,7 +48,7 @@ class PagePublisher:
     def __init__(
         self,
         publication: Publishing,
-        context: FetchContext,
+        transfer: PageTransfer,
         reservation: Reservation,
         keys: Sequence[BlockKey],
         codec: Codec,
@@ -56,7 +56,7 @@ class PagePublisher:
     ) -> None:
         """`on_sent` is called when `num_blocks_sent` may have grown, and `full` may have ceased."""
         self._publication = publication
-        self._context = context
+        self._transfer = transfer
         self._reservation = reservation
         self._keys = keys
         self._codec = codec
@@ -64,7 +64,7 @@ class PagePublisher:
         self.backlog_bytes = 0  # of entries that are ready and not sent, before the codec
         self._queue: asyncio.Queue[tuple[Ready, list[int]] | None] = asyncio.Queue()
         self._outstanding = [0] * len(keys)
-        self._sent_in_layer = [0] * context.layout.num_layers
+        self._sent_in_layer = [0] * transfer.layout.num_layers
         self.num_entries_sent = 0
         self.opened_at_s = time.time()  # seconds since 1970, as all of these
         self.first_sent_at_s: float | None = None
@@ -93,7 +93,7 @@ class PagePublisher:
         blocks = [block for block in range(ready.first, ready.end) if self._outstanding[block] & bit]
         for block in blocks:
             self._outstanding[block] &= ~bit
-        self.backlog_bytes += len(blocks) * self._context.layout.entry_bytes(ready.layer)
+        self.backlog_bytes += len(blocks) * self._transfer.layout.entry_bytes(ready.layer)
         self._queue.put_nowait((ready, blocks))
 
     def finish(self) -> None:
@@ -117,7 +117,7 @@ class PagePublisher:
             # One reader for all batches: on a GPU it has copied ahead.
             raws = self._stage(ready, blocks)
             while blocks:
-                frames = await self._context.copier.run(partial(self._seal_batch, ready.layer, blocks, raws))
+                frames = await self._transfer.copier.run(partial(self._seal_batch, ready.layer, blocks, raws))
                 await self._publication.send(frames)
                 self._count_sent(ready.layer, len(frames))
                 del blocks[: len(frames)]
@@ -128,16 +128,16 @@ class PagePublisher:
         self.num_entries_sent += num_entries
         self.last_sent_at_s = time.time()
         self.first_sent_at_s = self.first_sent_at_s or self.last_sent_at_s
-        self.backlog_bytes -= num_entries * self._context.layout.entry_bytes(layer)
+        self.backlog_bytes -= num_entries * self._transfer.layout.entry_bytes(layer)
 
     def _stage(self, ready: Ready, blocks: Sequence[int]) -> Iterator[Payload]:
-        kv = self._context.kv
+        kv = self._transfer.kv
         numbers = [kv.block_number(ready.layer, self._reservation, block) for block in blocks]
-        return self._context.stager.stage(ready.mark, kv.blocks_of(ready.layer), numbers)
+        return self._transfer.stager.stage(ready.mark, kv.blocks_of(ready.layer), numbers)
 
     def _seal_batch(self, layer: int, blocks: Sequence[int], raws: Iterator[Payload]) -> list[Frame]:
         """Seal leading blocks up to one message's worth; runs in the copier thread."""
-        context, shape = self._context, self._context.layout.entry_shape(layer)
+        transfer, shape = self._transfer, self._transfer.layout.entry_shape(layer)
         limit = MAX_BATCH_BYTES * _LEAST_RATIO[self._codec]
         staged = list(zip(blocks[: -(-limit // shape.num_bytes)], raws, strict=False))
 
@@ -146,4 +146,4 @@ class PagePublisher:
             num_whole = SINK_TOKENS if block == 0 else 0
             return seal(self._keys[block], layer, raw, self._codec, shape, num_whole)
 
-        return context.codecs.map(sealed, staged)
+        return transfer.codecs.map(sealed, staged)

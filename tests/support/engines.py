@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import grpc.aio
@@ -17,18 +18,18 @@ from services.prefill.app import build_prefill
 from services.prefill.settings import PrefillSettings
 from shared.bus.events import PlacementEvent
 from shared.deadline import Deadline
-from shared.engine.fetch import FetchContext, FetchMetrics
 from shared.engine.host import EngineHost
 from shared.engine.loaded import LoadedModel
+from shared.engine.pool_access import PoolAccess
 from shared.engine.settings import EngineSettings
 from shared.engine.thread import WorkThread
+from shared.engine.transfer import FetchMetrics, PageTransfer
 from shared.ids import Datacenter, new_epoch
 from shared.kv.codec import Codec, Fidelity
 from shared.kv.entries import BlockEntries, Source
 from shared.kv.hashing import num_prefix_blocks
 from shared.metrics import Metrics
 from shared.pool.calls import add_pool_servicer
-from shared.pool.client import PoolClient
 from shared.pool.nodes import pool_at
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import DecodeStub, PrefillStub
@@ -300,10 +301,10 @@ async def _engine(name: str, num_pages: int, settings: EngineSettings) -> AsyncI
     async with Channels() as channels, background() as jobs:
         metrics, inflight = Metrics(), InFlight()
         model, torch_thread, copier = tiny_model(name, num_pages), WorkThread("torch"), WorkThread("copier")
-        pool, fetch_metrics = PoolClient(channels, settings.pool), FetchMetrics(metrics)
-        fetch = FetchContext(pool, model.kv, model.layout, copier, fetch_metrics, channels=channels)
+        pool = PoolAccess((settings.pool,), partial(pool_at, channels))
+        transfer = PageTransfer(model.kv, copier, FetchMetrics(metrics))
         server = GrpcServer("127.0.0.1", 0, Health("grpc"), inflight)
-        host = EngineHost(model, torch_thread, fetch, metrics, server, jobs)
+        host = EngineHost(model, torch_thread, pool, transfer, metrics, server, jobs)
         if isinstance(settings, PrefillSettings):
             build_prefill(settings, host)
         elif isinstance(settings, DecodeSettings):

@@ -141,6 +141,9 @@ class Fetching:
     async def until_got(self, num_entries: int) -> None:
         await until(lambda: len(self.got) == num_entries)
 
+    async def until_missing(self, num_entries: int) -> None:
+        await until(lambda: len(self.missing) == num_entries)
+
     async def done(self) -> "Fetching":
         await self.task
         assert len(set(self.got)) == len(self.got), "an entry was sent twice"

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,15 +14,16 @@ from services.decode.engine import DecodeEngine
 from services.decode.request import Generation, Request
 from services.decode.settings import DecodeSettings
 from shared.deadline import Deadline
-from shared.engine.fetch import FetchContext, FetchMetrics
 from shared.engine.loaded import LoadedModel
+from shared.engine.pool_access import PoolAccess
 from shared.engine.thread import WorkThread
+from shared.engine.transfer import FetchMetrics, PageTransfer
 from shared.errors import ContextTooLong, DeadlineExceeded, Draining, Internal, Overloaded
 from shared.kv.codec import Codec
 from shared.metrics import Metrics
 from shared.model.layers.batch import Batch
 from shared.model.pages.kv import PagedKv
-from shared.pool.client import PoolClient
+from shared.pool.nodes import pool_at
 from shared.rpc.client import Channels
 from shared.sampling.params import SamplingParams
 from tests.support.tiny import greedy_reference, tiny_model
@@ -64,9 +66,9 @@ async def bench(num_pages: int = 64, **settings: Any) -> AsyncIterator[Bench]:
     async with Channels() as channels:
         model, metrics = tiny_model("llama", num_pages), Metrics()
         thread, copier = WorkThread("torch"), WorkThread("copier")
-        nobody = PoolClient(channels, "127.0.0.1:1")
-        context = FetchContext(nobody, model.kv, model.layout, copier, FetchMetrics(metrics))
-        engine = DecodeEngine(DecodeSettings(chunk_tokens=128, **settings), model, thread, context, metrics)
+        nobody = PoolAccess(("127.0.0.1:1",), partial(pool_at, channels))
+        transfer = PageTransfer(model.kv, copier, FetchMetrics(metrics))
+        engine = DecodeEngine(DecodeSettings(chunk_tokens=128, **settings), model, thread, nobody, transfer, metrics)
         tasks = [asyncio.create_task(engine.run()), asyncio.create_task(engine.publisher.run())]
         made = Bench(engine, model, metrics, tasks)
         try:

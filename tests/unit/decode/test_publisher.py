@@ -15,8 +15,9 @@ from services.decode.publisher import BlockPublisher, PublishWork
 from services.decode.request import Generation, Request
 from services.decode.scheduler import Rank
 from shared.deadline import Deadline
-from shared.engine.fetch import FetchContext, FetchMetrics
+from shared.engine.pool_access import PoolAccess
 from shared.engine.thread import WorkThread
+from shared.engine.transfer import FetchMetrics, PageTransfer
 from shared.errors import WorkerLost
 from shared.kv.codec import Codec
 from shared.kv.entries import BlockEntries
@@ -94,8 +95,8 @@ async def scene() -> AsyncIterator[Scene]:
     holding = Holding(reservation, None, [])
     done: list[PublishWork] = []
     fake: Any = pool
-    context = FetchContext(fake, model.kv, model.layout, copier, FetchMetrics(metrics))
-    publisher = BlockPublisher(context, metrics, done.append)
+    access = PoolAccess(("fake",), lambda _nodes, _tenant: fake)
+    publisher = BlockPublisher(access, PageTransfer(model.kv, copier, FetchMetrics(metrics)), metrics, done.append)
     task = asyncio.create_task(publisher.run())
     yield Scene(pool, publisher, Request(generation, Rank(0, 0)), holding, done, metrics)
     task.cancel()

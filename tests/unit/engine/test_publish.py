@@ -6,14 +6,14 @@ from typing import cast
 import pytest
 
 import shared.engine.publish as publish
-from shared.engine.fetch import FetchContext, FetchMetrics
 from shared.engine.publish import PagePublisher, Ready
 from shared.engine.thread import WorkThread
+from shared.engine.transfer import FetchMetrics, PageTransfer
 from shared.ids import BlockKey
 from shared.kv.codec import Codec
 from shared.kv.frame import Frame, open_frame
 from shared.metrics import Metrics
-from shared.pool.client import PoolClient, Publication
+from shared.pool.client import Publication
 from tests.support.entries import entry_bytes
 from tests.support.tiny import tiny_model
 from tests.support.waiting import until
@@ -46,11 +46,10 @@ class Bench:
                 k, v = self.kv.block(layer, reservation, block)
                 k.fill_(layer * 100 + block)
                 v.fill_(-layer * 100 - block)
-        nowhere = cast("PoolClient", None)
-        context = FetchContext(nowhere, model.kv, model.layout, self.copier, FetchMetrics(Metrics()))
+        transfer = PageTransfer(model.kv, self.copier, FetchMetrics(Metrics()))
         self.num_woken = 0
         self.publisher = PagePublisher(
-            cast("Publication", self.pool), context, reservation, KEYS, Codec.RAW, on_sent=self.woken
+            cast("Publication", self.pool), transfer, reservation, KEYS, Codec.RAW, on_sent=self.woken
         )
 
     def woken(self) -> None:
