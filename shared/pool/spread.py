@@ -117,11 +117,6 @@ class SpreadPublication:
         self._writers: dict[str, _NodeWriter] = {}
         self._writer_of: dict[BlockKey, _NodeWriter] = {}
 
-    @property
-    def lost_nodes(self) -> list[str]:
-        """The nodes that have not taken everything that is theirs."""
-        return [node for node, writer in self._writers.items() if writer.lost is not None]
-
     async def open(self, layout: KvLayout, blocks: Sequence[BlockEntries]) -> Grant:
         """As `Publication.open`. A node is told of blocks without layers only where it owns others, too."""
         grant = Grant([0] * len(blocks), [0] * len(blocks))
