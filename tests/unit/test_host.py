@@ -12,7 +12,7 @@ from shared.bus.events import TOPIC_LOAD, TOPIC_MEMBERSHIP, LoadEvent, Membershi
 from shared.bus.producer import Producer
 from shared.config import ServiceSettings
 from shared.errors import SettingsError
-from shared.host import SERVES_GRPC, WorkerServer, open_host
+from shared.host import SERVES_GRPC, Host, WorkerServer, open_host
 from shared.ids import Datacenter, WorkerId
 from tests.support.waiting import until
 
@@ -65,13 +65,17 @@ async def serving_status(address: str) -> int:
     return int(reply.status)
 
 
+def is_ready(host: Host) -> bool:
+    return host.health.ready
+
+
 async def test_a_host_is_ready_once_all_its_conditions_hold_whether_there_is_a_broker_or_not() -> None:
     async with open_host(settings(), "model", SERVES_GRPC) as host:
-        assert not host.health.ready
+        assert not is_ready(host)
         host.health.set("model", True)
-        assert not host.health.ready
+        assert not is_ready(host)
         host.health.set(SERVES_GRPC, True)
-        assert host.health.ready
+        assert is_ready(host)
         assert not host.health.conditions["kafka"].ok
 
 
