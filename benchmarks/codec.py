@@ -53,7 +53,11 @@ SPEED_ENTRIES, SPEED_ROUNDS = 48, 20
 MOST_LOSS = {Fidelity.LOSSLESS: 0.0, Fidelity.INT8: 0.1, Fidelity.INT4: 1.0}
 """Of perplexity, in per cent."""
 
-LEAST_RATIO = {Codec.ZSTD: 1.3, Codec.INT8: 2.2, Codec.INT4: 4.3}
+LEAST_RATIO = {
+    codec: codec.spec.cost.ratio for codec in Codec if codec is not Codec.RAW and codec.spec.cost is not None
+}
+"""What routing counts on. A codec that it never chooses has no targets."""
+
 LEAST_SCORED = 1000
 """Tokens; of fewer the error is larger than what is looked for."""
 
@@ -88,9 +92,8 @@ class Text:
         for layer, blocks in enumerate(entries):
             for block, raw in enumerate(blocks):
                 numbers = torch.from_numpy(to_floats(raw, "bfloat16"))
-                k, v = self.model.kv.block(layer, self.pages, block)
-                k.copy_(numbers[: k.numel()].view(k.shape))
-                v.copy_(numbers[k.numel() :].view(v.shape))
+                entry = self.model.kv.block(layer, self.pages, block)
+                entry.copy_(numbers.view(entry.shape))
 
     def losses(self) -> NDArray[np.float64]:
         """Return -ln p of each scored token after the first, given all before it."""
@@ -123,8 +126,8 @@ class Text:
         return model.transformer.forward(torch.tensor(ids), batch, model.kv)
 
     def _entry(self, layer: int, block: int) -> bytes:
-        both = torch.cat([part.flatten() for part in self.model.kv.block(layer, self.pages, block)])
-        return bytes(from_floats(both.numpy(), "bfloat16"))
+        entry = self.model.kv.block(layer, self.pages, block).flatten()
+        return bytes(from_floats(entry.numpy(), "bfloat16"))
 
 
 @dataclass
@@ -212,7 +215,7 @@ def measure_fidelity(model: LoadedModel, name: str, size: CodecSize, report: Rep
 
 
 def add_speed(name: str, codec: Codec, ratio: float, speed: tuple[float, float], report: Report) -> None:
-    """Add a row, and the check of speed. LZ4 has no targets: it is chosen by setting only."""
+    """Add a row, and the check of speed."""
     link = [1000 * 8 * gb_per_s / ratio for gb_per_s in speed]
     report.rows.append(
         {

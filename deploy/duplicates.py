@@ -24,7 +24,7 @@ LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, token
 LITERALS = {tokenize.STRING: '""', tokenize.NUMBER: "0"}
 
 
-class Line(NamedTuple):
+class SourceLine(NamedTuple):
     number: int
     content: str
 
@@ -58,7 +58,7 @@ def passages(texts: Mapping[str, str], max_lines: int = MAX_LINES) -> list[Passa
     return sorted(found, key=lambda passage: (-passage.num_lines, passage))
 
 
-def lines_of(path: str, text: str) -> Iterable[Line]:
+def lines_of(path: str, text: str) -> Iterable[SourceLine]:
     """Yield the lines of a file that say something, in a form in which equal ones are equal."""
     if path.endswith(".py"):
         yield from _python_lines(text)
@@ -66,10 +66,10 @@ def lines_of(path: str, text: str) -> Iterable[Line]:
     for number, line in enumerate(text.splitlines(), 1):
         content = " ".join(line.split())
         if any(map(str.isalpha, content)) and not content.startswith(("#", "//", "/*", "*")):
-            yield Line(number, content)
+            yield SourceLine(number, content)
 
 
-def _python_lines(text: str) -> Iterable[Line]:
+def _python_lines(text: str) -> Iterable[SourceLine]:
     tokens: dict[int, list[str]] = defaultdict(list)
     statement: list[tokenize.TokenInfo] = []
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -83,14 +83,14 @@ def _python_lines(text: str) -> Iterable[Line]:
             statement.append(token)
     for number, parts in tokens.items():
         if any(part.isidentifier() and not keyword.iskeyword(part) for part in parts):
-            yield Line(number, " ".join(parts))
+            yield SourceLine(number, " ".join(parts))
 
 
-def _begins_before(lines: Mapping[str, list[Line]], path: str, at: int, other: str, then: int) -> bool:
+def _begins_before(lines: Mapping[str, list[SourceLine]], path: str, at: int, other: str, then: int) -> bool:
     return at > 0 and then > 0 and lines[path][at - 1].content == lines[other][then - 1].content
 
 
-def _length(one: list[Line], other: list[Line]) -> int:
+def _length(one: list[SourceLine], other: list[SourceLine]) -> int:
     pairs = zip(one, other, strict=False)
     return next((at for at, (a, b) in enumerate(pairs) if a.content != b.content), min(len(one), len(other)))
 

@@ -46,7 +46,7 @@ class Process:
 
     def send(self, signum: signal.Signals) -> None:
         """Send a signal to the process and to what it has started."""
-        with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError, PermissionError):  # the latter is macOS's word for: only zombies
             os.killpg(self._process.pid, signum)
 
     async def ended(self, on_line: Callable[[str], None]) -> int:

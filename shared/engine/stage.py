@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from shared.kv.codec import Payload
-from shared.kv.tensors import entry_rows, entry_to_bytes
+from shared.kv.tensors import entry_rows
 
 PIECE_BYTES = 16 * 1024 * 1024
 """What one copy to the host takes along: enough to run at the bus's speed, little enough to be ready soon."""
@@ -66,8 +66,9 @@ class HostStager(Stager):
         return None
 
     def stage(self, mark: Mark, blocks: torch.Tensor, numbers: Sequence[int]) -> Iterator[Payload]:
+        rows = entry_rows(blocks)
         for number in numbers:
-            yield entry_to_bytes(*blocks[:, number])
+            yield rows[:, number].tobytes()
 
     def land(self, arrivals: Sequence[Arrival]) -> None:
         rows, of = np.empty(0, dtype=np.uint8), None
@@ -140,7 +141,7 @@ class CudaStager(Stager):
                 chosen = blocks[:, run.start : run.stop]
             else:
                 chosen = blocks.index_select(1, torch.tensor(numbers, device=blocks.device))
-            entries = chosen.transpose(0, 1)  # K and V of an entry side by side
+            entries = chosen.transpose(0, 1)  # the parts of an entry side by side
             gathered = torch.empty(entries.shape, dtype=blocks.dtype, device=self._device)
             gathered.copy_(entries, non_blocking=True)
             host = torch.empty(len(numbers) * size, dtype=torch.uint8, pin_memory=True)
@@ -165,7 +166,7 @@ class _Piece(NamedTuple):
 
 
 def _entry_bytes(blocks: torch.Tensor) -> int:
-    return 2 * blocks[0, 0].numel() * blocks.element_size()
+    return blocks[:, 0].numel() * blocks.element_size()
 
 
 def _adjacent(arrivals: Sequence[Arrival]) -> Iterator[tuple[torch.Tensor, range]]:

@@ -7,8 +7,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-LONG_PROMPT_TOKENS = 8192
-"""Hashing this many takes about twice as long as a thread takes to wake up."""
+LONG_PROMPT_TOKENS = 4096
+"""Hashing this many takes somewhat longer than a thread takes to wake up."""
 
 
 class WorkThread:

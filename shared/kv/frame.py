@@ -16,8 +16,8 @@ _HEADER = struct.Struct("<32sHBBI")  # key, layer, codec, fidelity, raw_bytes
 
 
 class Frame(NamedTuple):
-    """A sealed (key, layer) entry. A tuple because streams make tens of thousands of them in a second: where they
-    do, by `tuple.__new__`, which takes half the time of the class's own.
+    """A sealed (key, layer) entry. A tuple because streams make very many of them: where they do, by `tuple.__new__`,
+    which is quicker than the class's own.
 
     The checksum covers the header and the payload as it travels, so that every hop can check without decoding,
     and a frame that arrives under another key or layer does not pass either.
@@ -47,7 +47,7 @@ def seal(
 
 
 def with_payload(frame: Frame, payload: Payload) -> Frame:
-    """Return the same frame with another copy of its payload: `_replace`, in a third of its time."""
+    """Return the same frame with another copy of its payload: `_replace`, but quicker."""
     key, layer, codec, fidelity, raw_bytes, _, checksum = frame
     return tuple.__new__(Frame, (key, layer, codec, fidelity, raw_bytes, payload, checksum))
 

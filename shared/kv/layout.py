@@ -86,7 +86,7 @@ class GroupSpec(NamedTuple):
 class KvLayout:
     """Pure arithmetic on a model's KV cache. Two layouts with one hash have byte-compatible entries.
 
-    An *entry* is one (block, layer): K then V, each `[block_tokens, num_kv_heads, head_dim]` in C order.
+    An *entry* is one (block, layer), of the layer's `EntryShape`, in C order.
     Sets of layers are integers used as bitmasks, bit i for layer i.
 
     Raises `BadRequest` at construction when a field is out of range (a layout can arrive over the wire).
@@ -139,24 +139,25 @@ class KvLayout:
         """The layers that attend to a window only, as a bitmask."""
         return sum(group.layers for group in self.groups if group.window is not None)
 
-    def entry_shape(self, layer: int) -> EntryShape:
-        """Return the shape of one block's entry in `layer`. Raises `IndexError` for a layer that is not there."""
-        return self._entry_shapes[layer]
-
     @cached_property
-    def _entry_shapes(self) -> tuple[EntryShape, ...]:
+    def entry_shapes(self) -> tuple[EntryShape, ...]:
+        """For each layer the shape of one block's entry: K and V."""
         shapes = {
             spec: EntryShape.of_kv(self.block_tokens, spec.num_kv_heads, spec.head_dim, self.dtype)
             for spec in self.layers
         }
         return tuple(shapes[spec] for spec in self.layers)
 
+    def entry_shape(self, layer: int) -> EntryShape:
+        """Return the shape of one block's entry in `layer`. Raises `IndexError` for a layer that is not there."""
+        return self.entry_shapes[layer]
+
     @cached_property
     def _entry_sizes(self) -> tuple[int, ...]:
-        return tuple(shape.num_bytes for shape in self._entry_shapes)
+        return tuple(shape.num_bytes for shape in self.entry_shapes)
 
     def entry_bytes(self, layer: int) -> int:
-        """Return the bytes of one block's K and V in `layer`. Raises `IndexError` for a layer that is not there."""
+        """Return the bytes of one block's entry in `layer`. Raises `IndexError` for a layer that is not there."""
         return self._entry_sizes[layer]
 
     @cached_property

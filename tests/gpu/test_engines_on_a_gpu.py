@@ -11,13 +11,13 @@ import torch
 
 from benchmarks.device.shapes import GEMMA_270M, SMOLLM2_135M, config_of, random_weights, transformer
 from shared.engine.stage import Arrival, CudaStager
-from shared.kv.tensors import entry_to_bytes
 from shared.model.attention.select import select_attention
 from shared.model.layers.batch import Batch, Span
 from shared.model.pages.kv import PagedKv
 from shared.model.sampler.penalties import TokenHistory
 from shared.model.sampler.sampling import Row, sample
 from shared.sampling.params import SamplingParams
+from tests.support.entries import entry_bytes
 
 pytestmark = [
     pytest.mark.gpu,
@@ -53,7 +53,7 @@ def pages(num_blocks: int) -> torch.Tensor:
 
 
 def entries(blocks: torch.Tensor, numbers: Sequence[int]) -> list[bytes]:
-    return [entry_to_bytes(blocks[0, i], blocks[1, i]) for i in numbers]
+    return [entry_bytes(blocks[:, i]) for i in numbers]
 
 
 @pytest.mark.parametrize("numbers", [range(300), range(299, -1, -2)])

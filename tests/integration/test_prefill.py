@@ -146,7 +146,7 @@ async def test_what_a_withdrawn_prompt_computed_and_did_not_send_is_sent_by_thos
         shared = prompt(256)
         pool = dcs.pool_east.pool
         assert pool is not None
-        on_publish, leases = pool.servicer._intake._on_message, list[Any]()
+        on_publish, leases = pool.servicer._publishing._on_message, list[Any]()
 
         async def hang_the_first(message: Any, lease: Any, context: Any) -> None:
             if isinstance(message, list):  # frames
@@ -155,7 +155,7 @@ async def test_what_a_withdrawn_prompt_computed_and_did_not_send_is_sent_by_thos
                     await asyncio.sleep(30)
             await on_publish(message, lease, context)
 
-        monkeypatch.setattr(pool.servicer._intake, "_on_message", hang_the_first)
+        monkeypatch.setattr(pool.servicer._publishing, "_on_message", hang_the_first)
         first = asyncio.create_task(dcs.prefill_only(shared + prompt(1025, seed=1)))
         await until(lambda: leases)
         tokens = shared + prompt(257, seed=2)

@@ -31,7 +31,7 @@ class Watched:
 
         def covered(reservation: Reservation, first: int, end: int) -> bool:
             granted = cover(reservation, first, end)
-            self.most = max(self.most, kv._pool.num_used)
+            self.most = max(self.most, sum(kv._pool.is_used(page) for page in range(kv.num_pages)))
             return granted
 
         def slid(reservation: Reservation, position: int, stride: int | None = None) -> None:
@@ -131,7 +131,7 @@ def _check_stored(pool: Node, tokens: list[int], num_blocks: int) -> None:
         block = pool.pool.store._shelf.get(key)
         for layer, frame in enumerate(block.frames if block else []):
             assert frame is not None, f"block {index} lacks layer {layer}"
-            expected = torch.cat([part.flatten() for part in model.kv.block(layer, reservation, index)])
+            expected = model.kv.block(layer, reservation, index).flatten()
             actual = torch.from_numpy(np.frombuffer(open_frame(frame), dtype=np.float32).copy())
             torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
         stored += block is not None

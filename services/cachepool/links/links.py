@@ -38,16 +38,16 @@ def lanes(num_blocks: int, num_connections: int, *, is_background: bool = False)
 
 
 class Sender:
-    """Where one stream's messages leave: their size, their turns, and the count of what crosses."""
+    """Sends one stream's messages: says how large they are and when the next may leave, and counts what crosses."""
 
     is_background = False
     max_batch_bytes = MAX_BATCH_BYTES
 
     @asynccontextmanager
-    async def turn(self, patience_s: float | None = None) -> AsyncIterator[bool]:
-        """Enter with something ready, send one message of it, leave. At home nobody has to wait.
+    async def permit(self, patience_s: float | None = None) -> AsyncIterator[bool]:
+        """Hold the permit to send one message, which is ready. At home nobody has to wait.
 
-        Yields whether the turn has come within `patience_s`.
+        Yields whether it was granted within `patience_s`.
         """
         yield True
 
@@ -56,33 +56,33 @@ class Sender:
 
 
 class LinkSender(Sender):
-    """The outlet of a stream to a pool of another datacenter."""
+    """Sends to a pool of another datacenter, within the limits of the link."""
 
     def __init__(self, limiter: RateLimiter, sent: tuple[Counter, Counter], *, is_background: bool) -> None:
         """`sent` counts entries and payload bytes."""
-        self._limiters = limiter
+        self._limiter = limiter
         self._sent_entries, self._sent_bytes = sent
         self.is_background = is_background
         self.max_batch_bytes = BACKGROUND_BATCH_BYTES if is_background else MAX_BATCH_BYTES
 
     @asynccontextmanager
-    async def turn(self, patience_s: float | None = None) -> AsyncIterator[bool]:
+    async def permit(self, patience_s: float | None = None) -> AsyncIterator[bool]:
         if self.is_background:
-            async with self._limiters.background(patience_s) as is_ours:
-                yield is_ours
+            async with self._limiter.background(patience_s) as is_granted:
+                yield is_granted
         else:
-            async with self._limiters.foreground():
+            async with self._limiter.foreground():
                 yield True
 
     def sent(self, frames: Sequence[Frame]) -> None:
         num_bytes = sum(len(frame.payload) for frame in frames)
-        self._limiters.sent(num_bytes, is_background=self.is_background)
+        self._limiter.sent(num_bytes, is_background=self.is_background)
         self._sent_entries.inc(len(frames))
         self._sent_bytes.inc(num_bytes)
 
 
 class Receiver:
-    """Where one stream's messages arrive: how long the next one may take, and the count of what crosses."""
+    """Receives one stream's messages: says how long the next one may take, and counts what crosses."""
 
     def patience_s(self, stall_s: float) -> float:
         """Return how long to wait for a message of a peer that is well."""
@@ -93,7 +93,7 @@ class Receiver:
 
 
 class LinkReceiver(Receiver):
-    """The inlet of a stream from a pool of another datacenter."""
+    """Receives from a pool of another datacenter."""
 
     def __init__(self, goodput: Goodput, received: tuple[Counter, Counter], crossed: Callable[[int], None]) -> None:
         """`received` counts entries and payload bytes, `crossed` is told the bytes too."""
@@ -150,7 +150,7 @@ class Links:
 
     @contextmanager
     def receiver(self, dc: Datacenter) -> Iterator[Receiver]:
-        """Open the inlet of one stream from a pool in `dc`."""
+        """Open the receiver of one stream from a pool in `dc`."""
         if not self.is_remote(dc):
             yield Receiver()
             return

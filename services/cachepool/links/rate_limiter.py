@@ -16,7 +16,7 @@ _OWED_BYTES = FOREGROUND_PER_BACKGROUND * BACKGROUND_BATCH_BYTES
 class RateLimiter:
     """Background streams wait while any foreground stream has something to send, but not for ever.
 
-    A foreground stream holds its turn from when it has a frame until the connection has taken it: while the link is
+    A foreground stream holds its permit from when it has a frame until the connection has taken it: while the link is
     full, that is always. A link whose foreground waits for prefill is background's. Beside a foreground that never
     pauses, each message of background waits until its multiple in bytes of foreground has left since the one before.
     """
@@ -38,7 +38,7 @@ class RateLimiter:
 
     @asynccontextmanager
     async def background(self, patience_s: float | None = None) -> AsyncIterator[bool]:
-        """Wait for a turn; yield whether it came within `patience_s`."""
+        """Wait for the permit to send one message; yield whether it was granted within `patience_s`."""
         try:
             async with asyncio.timeout(patience_s):
                 while not self._is_free:
@@ -55,7 +55,7 @@ class RateLimiter:
         if not is_background:
             self._owed = max(-_OWED_BYTES, self._owed - num_bytes)  # what is over counts for one more message at most
             self._wake()
-        else:  # its turn has reckoned with a usual message; an entry may be larger
+        else:  # its permit was for a usual message; an entry may be larger
             self._owed += FOREGROUND_PER_BACKGROUND * max(0, num_bytes - BACKGROUND_BATCH_BYTES)
 
     @property

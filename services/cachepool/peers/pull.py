@@ -82,13 +82,13 @@ class Pull:
         lost: dict[Lane, PrfaasError] = {}
         async with asyncio.TaskGroup() as streams:
 
-            async def receive(ask: StreamRequest) -> None:
+            async def receive(request: StreamRequest) -> None:
                 try:
-                    await self._receive(ask, lambda entry: streams.create_task(self._refetch(entry)))
+                    await self._receive(request, lambda entry: streams.create_task(self._refetch(entry)))
                 except PrfaasError as error:
-                    lost[ask.lane] = self._lost[ask.lane] = error
+                    lost[request.lane] = self._lost[request.lane] = error
                     self._context.metrics.streams_lost.labels(self._address, error.code).inc()
-                    log.warning("pull_stream_lost", peer=self._address, lane=ask.lane.number, error=str(error))
+                    log.warning("pull_stream_lost", peer=self._address, lane=request.lane.number, error=str(error))
 
             for lane in used:
                 streams.create_task(receive(StreamRequest(blocks, max(0.0, self.terms.wait_s - waited_s), lane, share)))
@@ -113,12 +113,12 @@ class Pull:
         context = self._context
         return context.settings.link_connections if context.links.is_remote(self.terms.peer.dc) else 1
 
-    async def _receive(self, ask: StreamRequest, on_corrupt: Callable[[BlockEntries], object]) -> None:
+    async def _receive(self, request: StreamRequest, on_corrupt: Callable[[BlockEntries], object]) -> None:
         """Store what the peer sends and release what it denies.
 
         A peer denies after it has waited for a writer as long as our reader would: patience counts from the start.
         """
-        async with aclosing(arrivals(self._context, self.terms, ask, self._deadline)) as arriving:
+        async with aclosing(arrivals(self._context, self.terms, request, self._deadline)) as arriving:
             async for arrived in arriving:
                 for denied in arrived.missing:
                     self._store.release(self.writer, denied, self._started)

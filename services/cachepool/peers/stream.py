@@ -37,7 +37,7 @@ class PullContext:
 
 @dataclass(frozen=True)
 class Terms:
-    """How a pull asks."""
+    """What all requests of one pull have in common."""
 
     peer: Peer
     layout: KvLayout

@@ -1,8 +1,6 @@
 """The pool's gRPC face: streams are leases, masks and keys are checked here, frames pass through by reference."""
 
 import asyncio
-import math
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -14,6 +12,7 @@ from services.cachepool.metrics import PoolMetrics
 from services.cachepool.peers.peers import PeerPulls
 from services.cachepool.placement import PlacementLog
 from services.cachepool.serving.asked import check_size, wanted
+from services.cachepool.serving.delivery import Beat, Delivery, Missing, Send, Wait
 from services.cachepool.serving.publish import PublishHandler
 from services.cachepool.serving.shares import SharedReaders, Slot
 from services.cachepool.settings import PoolSettings
@@ -28,7 +27,6 @@ from shared.pool.client import SHARE_ID_BYTES
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import CachePoolServicer
 from shared.rpc.convert import (
-    MAX_BATCH_BYTES,
     entries_to_messages,
     keys_from_bytes,
     lookup_to_message,
@@ -39,8 +37,6 @@ from shared.tenant import Tenant
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-FIRST_BATCH_BYTES = 64 * 1024
-"""The first message of a stream is small: it is there within a millisecond, and its reader can begin."""
 MIN_HEARTBEAT_S = 0.05
 """Heartbeats that a reader may ask for: one of a stream takes some 50 µs here."""
 SNAPSHOT_BLOCKS = 8192
@@ -70,10 +66,10 @@ class PoolServicer(CachePoolServicer):
         self._links = links
         self._shares: SharedReaders[SourcedReader] = SharedReaders()
         self._metrics = metrics
-        self._intake = PublishHandler(settings, store, tier, metrics)
+        self._publishing = PublishHandler(settings, store, tier, metrics)
 
     async def Publish(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
-        await self._intake.serve(request_iterator, context)
+        await self._publishing.serve(request_iterator, context)
 
     async def Fetch(self, request: pb.FetchRequest, context: Context) -> None:  # type: ignore[override]
         layout, blocks = wanted(request.layout, request.blocks, self._settings.max_blocks)
@@ -94,10 +90,10 @@ class PoolServicer(CachePoolServicer):
             self._pulls.hasten(sourced)
             return sourced
 
-        with self._shares.join(request.share, opening, self._closing) as place:
-            if place is not None:
+        with self._shares.join(request.share, opening, self._closing) as slot:
+            if slot is not None:
                 heartbeat_s = max(request.heartbeat_ms / 1000, MIN_HEARTBEAT_S) if request.heartbeat_ms else None
-                await self._deliver(place, sender, context, heartbeat_s)
+                await self._deliver(slot, sender, context, heartbeat_s)
 
     def _closing(self, sourced: SourcedReader) -> None:
         self._store.close(sourced.reader)
@@ -127,42 +123,36 @@ class PoolServicer(CachePoolServicer):
             yield pb.SnapshotReply(epoch=snapshot.epoch, sequence=snapshot.sequence, stored=stored)
 
     async def _deliver(
-        self, place: Slot[SourcedReader], sender: Sender, context: Context, heartbeat_s: float | None
+        self, slot: Slot[SourcedReader], sender: Sender, context: Context, heartbeat_s: float | None
     ) -> None:
         """Send what is ready, lowest layer first, until every wanted entry was sent or reported missing."""
-        sourced, changed, wake_others = place
-        reader = sourced.reader
-        limit = FIRST_BATCH_BYTES
-        spoke_at = (
-            time.monotonic()
-        )  # what wakes this stream may go out on another of its share: silence is measured here
+        sourced, changed, wake_others = slot
+        reader, clock = sourced.reader, self._store.clock
+        delivery = Delivery(reader, sender.max_batch_bytes, heartbeat_s, clock())
         while not reader.done:
             changed.clear()
             if reader.lost_writers:
                 reader.lost_writers = False
                 self._tier.start(sourced)
                 self._pulls.start(sourced)
-            silent_for_s = time.monotonic() - spoke_at
-            patience_s = math.inf if heartbeat_s is None else heartbeat_s - silent_for_s
-            if patience_s <= 0:
-                await context.write(pb.FetchReply())
-            elif reader.has_ready:
-                # Whatever is ready goes at once; a batch fills only while the last one is being sent.
-                async with sender.turn(None if patience_s == math.inf else patience_s) as is_ours:
-                    frames = reader.take(min(limit, sender.max_batch_bytes)) if is_ours else []
-                    if frames:  # else another stream of the share was quicker
-                        await self._send(frames, context)
-                sender.sent(frames)
-                limit = MAX_BATCH_BYTES
-                if not frames:
+            match delivery.next_action(clock()):
+                case Send(max_bytes, patience_s):
+                    async with sender.permit(patience_s) as is_granted:
+                        frames = reader.take(max_bytes) if is_granted else []
+                        if frames:
+                            await self._send(frames, context)
+                    sender.sent(frames)
+                    if not frames:
+                        continue  # no permit in time, or another stream of the share was quicker
+                case Missing(blocks):
+                    self._metrics.fetched.labels("miss").inc(sum(block.layers.bit_count() for block in blocks))
+                    await context.write(pb.FetchReply(missing=pb.FetchMissing(blocks=entries_to_messages(blocks))))
+                case Beat():
+                    await context.write(pb.FetchReply())
+                case Wait(limit_s):
+                    await _wait(changed, limit_s)
                     continue
-            elif missing := reader.take_missing(self._store.clock()):
-                self._metrics.fetched.labels("miss").inc(sum(block.layers.bit_count() for block in missing))
-                await context.write(pb.FetchReply(missing=pb.FetchMissing(blocks=entries_to_messages(missing))))
-            else:
-                await _wait(changed, reader.next_deadline(), patience_s)
-                continue
-            spoke_at = time.monotonic()
+            delivery.spoke(clock())
         wake_others()  # they have nothing to wait for any more
 
     async def _send(self, frames: Sequence[Frame], context: Context) -> None:
@@ -171,10 +161,7 @@ class PoolServicer(CachePoolServicer):
         self._metrics.fetched_bytes.inc(sum(len(frame.payload) for frame in frames))
 
 
-async def _wait(changed: asyncio.Event, deadline: float | None, patience_s: float) -> None:
-    """Wait until the reader may have something new or gives up on something, or for `patience_s`."""
-    left_s = math.inf if deadline is None else max(0.0, deadline - time.monotonic())
-    limit_s = min(left_s, patience_s)
+async def _wait(changed: asyncio.Event, limit_s: float | None) -> None:
     with suppress(TimeoutError):
-        async with asyncio.timeout(None if limit_s == math.inf else limit_s):
+        async with asyncio.timeout(limit_s):
             await changed.wait()

@@ -15,7 +15,7 @@ MAX_ENDED = 4096
 
 
 class Slot(NamedTuple, Generic[R]):
-    """One stream's place in a share."""
+    """One stream's slot in a share."""
 
     reader: R
     changed: asyncio.Event  # set whenever there may be something for this stream to do
@@ -48,7 +48,7 @@ class SharedReaders(Generic[R]):
     def join(
         self, share_id: bytes, opening: Callable[[Callable[[], None]], R], closing: Callable[[R], None]
     ) -> Iterator[Slot[R] | None]:
-        """Take a place for as long as the stream lives; None when the share is over.
+        """Take a slot for as long as the stream lives; None when the share is over.
 
         `opening` gets the function that its reader shall call when there is something new. Raises `Overloaded`, and
         what `opening` raises.

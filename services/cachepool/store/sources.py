@@ -45,7 +45,7 @@ class SourcedReader:
 
         `may_ask(address)` says of a peer whether it is asked at all.
         """
-        asks: dict[Peer, list[BlockEntries]] = {}
+        requests: dict[Peer, list[BlockEntries]] = {}
         for index, layers in self.reader.without_writer():
             for number, source in enumerate(self._sources):
                 if not source.first <= index < source.end or (number, index) in self._asked:
@@ -54,9 +54,9 @@ class SourcedReader:
                 address = source.nodes[self._owners[number][index - source.first]]
                 if may_ask(address):
                     block = BlockEntries(self.reader.blocks[index].key, layers)
-                    asks.setdefault(Peer(address, source.dc), []).append(block)
+                    requests.setdefault(Peer(address, source.dc), []).append(block)
                     break
-        return asks
+        return requests
 
 
 def _owners(reader: Subscription, source: Source) -> NDArray[np.intp]:

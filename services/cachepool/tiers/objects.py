@@ -69,19 +69,19 @@ class ObjectHeader:
     key: BlockKey
     parent: BlockKey | None
     layout: KvLayout
-    places: tuple[ObjectEntry, ...]  # ascending by layer
+    entries: tuple[ObjectEntry, ...]  # ascending by layer
     total_bytes: int
     raw: bytes
 
     @property
     def layers(self) -> int:
         """The layers held, as a bitmask."""
-        return sum(1 << place.layer for place in self.places)
+        return sum(1 << entry.layer for entry in self.entries)
 
 
-def frame_at(key: BlockKey, place: ObjectEntry, payload: Payload) -> Frame:
+def frame_at(key: BlockKey, entry: ObjectEntry, payload: Payload) -> Frame:
     """Return the frame that was sealed at the source; `verify` tells whether the payload is still the same."""
-    return Frame(key, place.layer, place.codec, place.fidelity, place.raw_bytes, payload, place.checksum)
+    return Frame(key, entry.layer, entry.codec, entry.fidelity, entry.raw_bytes, payload, entry.checksum)
 
 
 def pack(key: BlockKey, parent: BlockKey | None, layout: KvLayout, frames: Iterable[Frame]) -> ObjectHeader:
@@ -132,12 +132,12 @@ def parse(data: bytes, object_bytes: int) -> ObjectHeader:
     layout = _parse_layout(raw[_PREFIX.size : table])
     if bytes.fromhex(layout.hash) != layout_hash:
         raise CorruptFrame("the KV layout of an object is not the one that its hash names")
-    places = _parse_places(raw, table, num_entries)
-    if object_bytes != total_bytes or places[-1].offset + places[-1].length != total_bytes:
+    entries = _parse_entries(raw, table, num_entries)
+    if object_bytes != total_bytes or entries[-1].offset + entries[-1].length != total_bytes:
         raise CorruptFrame(f"an object of {object_bytes} bytes, its header says {total_bytes}")
-    if places[-1].layer >= layout.num_layers:
+    if entries[-1].layer >= layout.num_layers:
         raise CorruptFrame("an object has layers beyond those of its KV layout")
-    return ObjectHeader(BlockKey(key), _parent(parent), layout, places, total_bytes, raw)
+    return ObjectHeader(BlockKey(key), _parent(parent), layout, entries, total_bytes, raw)
 
 
 def object_path(key: BlockKey) -> str:
@@ -156,21 +156,21 @@ def key_of_path(path: str) -> BlockKey | None:
     return key if len(key) == KEY_BYTES and path == object_path(key) and folder else None
 
 
-def _parse_places(raw: bytes, table: int, count: int) -> tuple[ObjectEntry, ...]:
-    places: list[ObjectEntry] = []
+def _parse_entries(raw: bytes, table: int, count: int) -> tuple[ObjectEntry, ...]:
+    entries: list[ObjectEntry] = []
     offset = len(raw)
     for layer, codec, fidelity, raw_bytes, length, checksum in _ENTRY.iter_unpack(raw[table : -_CHECKSUM.size]):
         try:
-            place = ObjectEntry(layer, Codec(codec), Fidelity(fidelity), raw_bytes, checksum, offset, length)
+            entry = ObjectEntry(layer, Codec(codec), Fidelity(fidelity), raw_bytes, checksum, offset, length)
         except ValueError as error:  # written by a later version of the codecs
             raise CorruptFrame(f"an entry that this process cannot read: {error}") from error
-        if places and layer <= places[-1].layer:
+        if entries and layer <= entries[-1].layer:
             raise CorruptFrame("the entries of an object are out of order")
-        places.append(place)
+        entries.append(entry)
         offset += length
-    if len(places) != count or not places:
-        raise CorruptFrame(f"an object with {len(places)} entries, its header says {count}")
-    return tuple(places)
+    if len(entries) != count or not entries:
+        raise CorruptFrame(f"an object with {len(entries)} entries, its header says {count}")
+    return tuple(entries)
 
 
 def _pack_layout(layout: KvLayout) -> bytes:

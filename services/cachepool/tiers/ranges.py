@@ -13,19 +13,19 @@ class Range(NamedTuple):
     """Adjacent entries of one object, read in one go."""
 
     stage: int  # how many ranges of its object come before it
-    places: tuple[ObjectEntry, ...]
+    entries: tuple[ObjectEntry, ...]
 
     @property
     def offset(self) -> int:
-        return self.places[0].offset
+        return self.entries[0].offset
 
     @property
     def length(self) -> int:
-        return self.places[-1].offset + self.places[-1].length - self.places[0].offset
+        return self.entries[-1].offset + self.entries[-1].length - self.entries[0].offset
 
     @property
     def layers(self) -> int:
-        return sum(1 << place.layer for place in self.places)
+        return sum(1 << entry.layer for entry in self.entries)
 
 
 def ranges(header: ObjectHeader, wanted: int) -> list[Range]:
@@ -36,7 +36,7 @@ def ranges(header: ObjectHeader, wanted: int) -> list[Range]:
     """
     found: list[Range] = []
     limit = FIRST_BYTES
-    for run in _runs(place for place in header.places if wanted >> place.layer & 1):
+    for run in _runs(entry for entry in header.entries if wanted >> entry.layer & 1):
         while run:
             taken = _leading(run, limit)
             found.append(Range(len(found), tuple(run[:taken])))
@@ -45,21 +45,21 @@ def ranges(header: ObjectHeader, wanted: int) -> list[Range]:
     return found
 
 
-def _runs(places: Iterable[ObjectEntry]) -> list[list[ObjectEntry]]:
+def _runs(entries: Iterable[ObjectEntry]) -> list[list[ObjectEntry]]:
     runs: list[list[ObjectEntry]] = []
-    for place in places:
-        if runs and runs[-1][-1].offset + runs[-1][-1].length == place.offset:
-            runs[-1].append(place)
+    for entry in entries:
+        if runs and runs[-1][-1].offset + runs[-1][-1].length == entry.offset:
+            runs[-1].append(entry)
         else:
-            runs.append([place])
+            runs.append([entry])
     return runs
 
 
 def _leading(run: list[ObjectEntry], limit: int) -> int:
     """Return how many leading entries fit the limit; at least one."""
     size = 0
-    for count, place in enumerate(run):
-        size += place.length
+    for count, entry in enumerate(run):
+        size += entry.length
         if size > limit:
             return max(1, count)
     return len(run)

@@ -49,7 +49,7 @@ class Reader:
             return []
         try:
             frames = await self._intact(key, part)
-            if len(frames) < len(part.places):
+            if len(frames) < len(part.entries):
                 frames = await self._read_again(stored, part)
         except BlockMissing:
             self._drop(key, "missing")
@@ -70,8 +70,8 @@ class Reader:
         frames: list[Frame] = []
         for again in ranges(now.header, part.layers):
             frames += await self._intact(stored.key, again)
-        if len(frames) < len(part.places):
-            log.warning("object_corrupt", key=stored.key.hex(), layers=len(part.places) - len(frames))
+        if len(frames) < len(part.entries):
+            log.warning("object_corrupt", key=stored.key.hex(), layers=len(part.entries) - len(frames))
             self._drop(stored.key, "corrupt")
             await self._bucket.delete(object_path(stored.key))
         return frames
@@ -81,13 +81,13 @@ class Reader:
             try:
                 data = await self._bucket.read(object_path(key), part.offset, part.length)
             except CorruptFrame:  # shorter than it should be
-                self._metrics.corrupt.inc(len(part.places))
+                self._metrics.corrupt.inc(len(part.entries))
                 return []
         self._metrics.read_bytes.inc(part.length)
-        starts = [place.offset - part.offset for place in part.places]
+        starts = [entry.offset - part.offset for entry in part.entries]
         frames = [
-            frame_at(key, place, data[start : start + place.length])
-            for place, start in zip(part.places, starts, strict=True)
+            frame_at(key, entry, data[start : start + entry.length])
+            for entry, start in zip(part.entries, starts, strict=True)
         ]
         intact = [frame for frame in frames if is_intact(frame)]
         self._metrics.read.inc(len(intact))

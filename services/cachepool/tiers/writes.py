@@ -33,7 +33,7 @@ class WriteBehind:
     """Owns the queue of blocks to be written.
 
     A block that waits is only a key: it stays evictable, so that writing never stands in the way of publishing. It is
-    held while it is written, `max_writes` blocks at a time and little of memory. What is evicted before its turn, or
+    held while it is written, `max_writes` blocks at a time and little of memory. A block that is evicted earlier, or
     finds the queue full, is not written, and counted. An object always has every intact layer that memory and the
     object before it had.
     """

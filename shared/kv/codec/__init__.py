@@ -27,7 +27,7 @@ _RAW = Codec.RAW  # to look a member up in its Enum takes longer than all that i
 
 
 def encode(raw: Payload, codec: Codec, shape: EntryShape | None = None, num_whole: int = 0) -> Payload:
-    """Return `raw`, one entry of `shape`, in the codec's form. Takes a millisecond per MiB: not for the event loop.
+    """Return `raw`, one entry of `shape`, in the codec's form. Not for the event loop: it takes too long.
 
     `RAW` needs no shape. A lossy codec keeps the first `num_whole` tokens as they are, and an entry
     that it cannot represent (infinities, absurd ranges) wholly.

@@ -30,7 +30,7 @@ _local = _PerThread()
 
 
 def squeeze(data: Payload) -> bytes:
-    """Compress bytes; what does not compress grows by some 10 bytes."""
+    """Compress bytes; what does not compress grows by the header of a frame."""
     return _local.compressor.compress(data)
 
 

@@ -1,8 +1,8 @@
 """Lossless: exponents apart from signs and mantissas, which are noise. Only the exponents are worth compressing.
 
-A bfloat16 number is rotated left by a bit, so that its exponent is its upper byte: 2.7 bits of entropy in real KV. LZ4
-finds strings in it, and few repeat; the Huffman codes of Zstandard find what there is. Payload: version, length of the
-compressed plane, that plane, all other bytes as they are.
+A bfloat16 number is rotated left by a bit, so that its exponent is its upper byte. LZ4 finds strings in the exponents,
+and few repeat; the Huffman codes of Zstandard find what there is. Payload: version, length of the compressed plane,
+that plane, all other bytes as they are.
 """
 
 import struct

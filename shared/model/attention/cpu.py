@@ -11,7 +11,7 @@ def attend_past_and_present(q: Tensor, keys: Tensor, values: Tensor, scale: floa
     """Return `[num_queries, num_heads, head_dim]`: the last `num_queries` positions attend to everything before them.
 
     `keys` and `values` are `[num_keys, num_kv_heads, head_dim]`. What lies before the chunk is seen by all of its
-    queries and needs no mask, which costs SDPA a quarter; heads that share K and V are rows of one matrix there. The
+    queries and needs no mask, which would slow SDPA down; heads that share K and V are rows of one matrix there. The
     parts are merged by their log-sum-exps, as in flash decoding.
     """
     num_queries, num_heads, head_dim = q.shape

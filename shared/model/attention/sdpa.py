@@ -83,7 +83,7 @@ def _tile(q: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | N
     num_keys, num_kv_heads, _ = keys.shape
     k, v = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
     if num_queries == 1:
-        # One query: the heads that share K and V become its rows, so that K and V are read once: six times faster.
+        # One query: the heads that share K and V become its rows, so that K and V are read once.
         grouped = q.view(1, num_kv_heads, num_heads // num_kv_heads, head_dim)
         return scaled_dot_product_attention(grouped, k, v, scale=scale).reshape(1, num_heads, head_dim)
     if window is None and q.device.type == "cpu":

@@ -50,7 +50,7 @@ class DecodeGraphs:
         return captured.hidden[: len(spans)]
 
     def capture(self, rows: int) -> "_Captured":
-        """Return the graph of a batch size, made now if need be: a tenth of a second or so."""
+        """Return the graph of a batch size, made now if need be."""
         if rows not in self._captured:
             inputs = _Inputs(rows, self._kv, self._table_width, self._device)
             inputs.fill([], [])

@@ -1,4 +1,4 @@
-"""`Operations` on NVIDIA GPUs, by Triton kernels; each is compiled at its first call for a size, in half a second."""
+"""`Operations` on NVIDIA GPUs, by Triton kernels; each is compiled at its first call for a size."""
 
 import torch
 import triton

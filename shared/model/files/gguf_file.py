@@ -1,7 +1,7 @@
 """Read a GGUF file's header and dequantise its tensors, in slices.
 
-The `gguf` package's own reader takes twelve seconds over a vocabulary of 262,144 entries, this one well under one;
-the block formats are dequantised by the package. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+The `gguf` package's own reader is slow over large vocabularies: it makes several arrays for each entry. The block
+formats are dequantised by the package. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import math

@@ -15,8 +15,8 @@ from shared.model.files.config import LayerConfig, ModelConfig
 def multiplies_bfloat16(device: str) -> bool:
     """Whether products in bfloat16 are worth asking for.
 
-    Without AVX-512 PyTorch multiplies them one by one: at 512 rows a product of float32 copies, the copying included,
-    is eight times faster and rounds less.
+    Without AVX-512 PyTorch multiplies them one by one: a product of float32 copies, the copying included, is faster and
+    rounds less.
     """
     return device != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 

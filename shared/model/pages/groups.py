@@ -14,7 +14,7 @@ from shared.kv.layout import KvLayout, iter_layers
 
 
 class PageGroup(NamedTuple):
-    """Layers whose K and V of the same tokens lie in one page."""
+    """Layers whose entries of the same tokens lie in one page."""
 
     window: int | None  # None: pages are kept for the whole context
     layers: tuple[int, ...]
@@ -33,7 +33,7 @@ class PageGroups:
     @classmethod
     def of(cls, layout: KvLayout) -> "PageGroups":
         """Cut a layout's layers into page groups, as large as equal ones can be."""
-        if len({(spec.num_kv_heads, spec.head_dim) for spec in layout.layers}) > 1:
+        if len(set(layout.entry_shapes)) > 1:
             return cls((PageGroup(None, tuple(range(layout.num_layers))),))
         windows = [(group.window, iter_layers(group.layers)) for group in layout.groups]
         size = gcd(*(len(layers) for _, layers in windows))

@@ -39,13 +39,12 @@ class PagedKv(PageBooks):
         """Return a layer's V, shaped like its K."""
         return self._tensors.of(layer)[1]
 
-    def block(self, layer: int, reservation: Reservation, block_index: int) -> tuple[Tensor, Tensor]:
-        """Return views of one block's K and V, each `[block_tokens, num_kv_heads, head_dim]`."""
-        both = self.blocks_of(layer)[:, self.block_number(layer, reservation, block_index)]
-        return both[0], both[1]
+    def block(self, layer: int, reservation: Reservation, block_index: int) -> Tensor:
+        """Return one block's entry, `[parts, block_tokens, num_heads, head_dim]`, K then V: a view."""
+        return self.blocks_of(layer)[:, self.block_number(layer, reservation, block_index)]
 
     def blocks_of(self, layer: int) -> Tensor:
-        """Return a layer's K and V by blocks, `[2, all blocks, block_tokens, num_kv_heads, head_dim]`: a view."""
+        """Return a layer's entries, `[parts, all blocks, block_tokens, num_heads, head_dim]`, K then V: a view."""
         pages = self._tensors.of(layer)
         return pages.view(len(pages), -1, self.layout.block_tokens, *pages.shape[3:])
 

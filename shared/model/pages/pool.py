@@ -29,10 +29,6 @@ class PagePool:
         self._num_free = num_pages
         self.num_touched = 0  # all pages that were ever taken lie before it, but those from the top
 
-    @property
-    def num_used(self) -> int:
-        return self.num_pages - self._num_free - len(self._idle)
-
     def is_used(self, page: int) -> bool:
         return self._refs[page] > 0
 

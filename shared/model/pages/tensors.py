@@ -1,4 +1,4 @@
-"""The memory behind pages: K and V of all layers, `num_pages` pages of each."""
+"""The memory behind pages: the parts (K and V) of all layers' entries, `num_pages` pages of each."""
 
 import math
 import mmap
@@ -7,35 +7,41 @@ import torch
 from torch import Tensor
 
 from shared.allocator import map_memory
-from shared.kv.layout import KvLayout
+from shared.kv.layout import EntryShape, KvLayout
 from shared.model.pages.groups import PageGroups
-
-NUM_PARTS = 2
-"""K and V: what the attention of this model keeps. Another attention has tensors of its own parts."""
 
 
 class PageTensors:
-    """One tensor for each place in a page group: layers of different groups share it, page by page."""
+    """One tensor for each place in a page group: layers of different groups share it, page by page.
+
+    Raises `ValueError` for entries whose parts are not of one size.
+    """
 
     def __init__(
         self, layout: KvLayout, groups: PageGroups, num_pages: int, page_tokens: int, device: torch.device
     ) -> None:
         dtype = getattr(torch, layout.dtype)
-        specs = [layout.layers[layer] for layer in groups.groups[0].layers]  # the same in all groups
-        shapes = [(NUM_PARTS, num_pages, page_tokens, spec.num_kv_heads, spec.head_dim) for spec in specs]
-        self._tensors = [_zeros(shape, dtype, device) for shape in shapes]
+        entries = [layout.entry_shape(layer) for layer in groups.groups[0].layers]  # the same in all groups
+        self._tensors = [_zeros(_page_shape(entry, num_pages, page_tokens), dtype, device) for entry in entries]
         self._slots = [slot for _, slot in groups.place_of]
 
     def of(self, layer: int) -> Tensor:
-        """Return K and V of a layer, `[2, num_pages, page_tokens, num_kv_heads, head_dim]`."""
+        """Return the parts of a layer, `[parts, num_pages, page_tokens, num_heads, head_dim]`: K, then V."""
         return self._tensors[self._slots[layer]]
 
     def populate(self, first: int, end: int) -> None:
         """Map memory behind pages `[first, end)` on the CPU; their content stays."""
         for tensor in self._tensors:
-            for half in tensor:
-                part = half[first:end]
-                map_memory(part.data_ptr(), part.nbytes)
+            for part in tensor:
+                pages = part[first:end]
+                map_memory(pages.data_ptr(), pages.nbytes)
+
+
+def _page_shape(entry: EntryShape, num_pages: int, page_tokens: int) -> tuple[int, ...]:
+    _, num_heads, head_dim = entry.parts[0]
+    if any((part.num_heads, part.head_dim) != (num_heads, head_dim) for part in entry.parts):
+        raise ValueError("pages hold entries of equal parts only")
+    return len(entry.parts), num_pages, page_tokens, num_heads, head_dim
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from shared.sampling.params import SamplingParams, uniform
 
 _VIEWS = (512, 8192)
-"""Top-k and top-p look at as many of the best tokens first: to sort a whole vocabulary takes twenty times longer."""
+"""Top-k and top-p look at as many of the best tokens first: to sort a whole vocabulary takes far longer."""
 
 _EXACT_BITS = 53  # of a float64's integers
 

@@ -84,7 +84,7 @@ async def test_background_waits_while_foreground_has_something_to_send(west: Run
     foreground = Fetching(east.client, wanting(LONG[:1]), crossing=Crossing("west"))
     await foreground.done()
     await background.done()
-    async with east.pool.links.sender("west", is_background=False).turn():
+    async with east.pool.links.sender("west", is_background=False).permit():
         held_back = Fetching(east.client, wanting(LONG), crossing=Crossing("west", is_background=True))
         urgent = Fetching(east.client, wanting(LONG), crossing=Crossing("west"))
         await urgent.done()

@@ -144,7 +144,7 @@ async def test_a_node_that_does_not_answer_is_given_up(channels: Channels, monke
     monkeypatch.setattr(spreading, "PATIENCE_S", 1.0)
     async with spread(channels, 3) as dc:
         mute, *others = dc.nodes
-        monkeypatch.setattr(mute.pool.servicer._intake, "_on_message", never_answers)
+        monkeypatch.setattr(mute.pool.servicer._publishing, "_on_message", never_answers)
         await fill(dc.pool, LONG)
         assert mute.count("entries_published_total") == 0
         for node in others:

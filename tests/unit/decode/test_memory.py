@@ -19,9 +19,9 @@ from shared.kv.codec import Codec
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import Frame, open_frame, seal
 from shared.kv.layout import iter_layers
-from shared.kv.tensors import entry_to_bytes
 from shared.metrics import Metrics
 from shared.pool.memory import MemoryPool
+from tests.support.entries import entry_bytes
 from tests.support.parts import access_to, generation, transfer_of
 from tests.support.tiny import prompt, tiny_model
 from tests.support.waiting import until
@@ -61,7 +61,7 @@ class Bench:
             await publication.send([self.frame(key, layer) for key in keys for layer in iter_layers(layers)])
 
     def content(self, request: Request, block: int, layer: int) -> bytes:
-        return entry_to_bytes(*self.kv.block(layer, request.held.reservation, block))
+        return entry_bytes(self.kv.block(layer, request.held.reservation, block))
 
     async def open_layers(self, request: Request, num_layers: int) -> None:
         await until(lambda: self.memory.num_open_layers(request) == num_layers)

@@ -12,9 +12,9 @@ from shared.engine.transfer import FetchMetrics, PageTransfer
 from shared.ids import BlockKey
 from shared.kv.codec import Codec
 from shared.kv.frame import Frame, open_frame
-from shared.kv.tensors import entry_to_bytes
 from shared.metrics import Metrics
 from shared.pool.client import Publication
+from tests.support.entries import entry_bytes
 from tests.support.tiny import tiny_model
 from tests.support.waiting import until
 
@@ -82,8 +82,8 @@ async def test_entries_are_sent_once_in_the_order_they_became_ready_with_what_th
     sent = [(frame.layer, KEYS.index(frame.key)) for frame in bench.pool.frames]
     assert sent == [(0, 0), (0, 1), (0, 3), (1, 0), (1, 3), (2, 0), (2, 1), (2, 3), (3, 0), (3, 3)]
     for frame in bench.pool.frames:
-        k, v = bench.kv.block(frame.layer, bench.reservation, KEYS.index(frame.key))
-        assert open_frame(frame) == entry_to_bytes(k, v)
+        entry = bench.kv.block(frame.layer, bench.reservation, KEYS.index(frame.key))
+        assert open_frame(frame) == entry_bytes(entry)
     assert publisher.num_entries_sent == 10
     assert publisher.num_blocks_sent == 4
     assert publisher.backlog_bytes == 0

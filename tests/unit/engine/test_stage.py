@@ -9,20 +9,20 @@ import torch
 
 from shared.engine import stage
 from shared.engine.stage import NUM_PIECES, Arrival, CudaStager, HostStager, Stager, select_stager
-from shared.kv.tensors import entry_to_bytes
+from tests.support.entries import entry_bytes
 
 ENTRY_BYTES = 2 * 4 * 2 * 8 * 4
 PER_PIECE = 3
 
 
-def blocks_of(count: int) -> torch.Tensor:
-    """K and V of `count` blocks of 4 tokens: block i is full of i and of -i."""
+def blocks_of(count: int, num_parts: int = 2) -> torch.Tensor:
+    """K and V of `count` blocks of 4 tokens: block i is full of i and of -i. One part: a latent."""
     numbers = torch.arange(max(1, count), dtype=torch.float32)
-    return torch.stack((numbers, -numbers))[..., None, None, None].repeat(1, 1, 4, 2, 8)
+    return torch.stack((numbers, -numbers)[:num_parts])[..., None, None, None].repeat(1, 1, 4, 2, 8)
 
 
 def entries(blocks: torch.Tensor, numbers: Iterable[int]) -> list[bytes]:
-    return [entry_to_bytes(blocks[0, i], blocks[1, i]) for i in numbers]
+    return [entry_bytes(blocks[:, i]) for i in numbers]
 
 
 class FakeStream:
@@ -91,11 +91,12 @@ def compute(monkeypatch: pytest.MonkeyPatch) -> FakeStream:
     return stream
 
 
-def test_on_the_host_bytes_come_straight_from_the_pages() -> None:
+@pytest.mark.parametrize("num_parts", [1, 2])
+def test_on_the_host_bytes_come_straight_from_the_pages(num_parts: int) -> None:
     stager: Stager = HostStager()
     mark = stager.mark()
     stager.reached(mark)
-    blocks = blocks_of(3)
+    blocks = blocks_of(3, num_parts)
     assert list(stager.stage(mark, blocks, [2, 0])) == entries(blocks, [2, 0])
 
 
@@ -105,8 +106,9 @@ def test_the_device_decides() -> None:
 
 @pytest.mark.parametrize("count", [0, 1, PER_PIECE - 1, PER_PIECE, PER_PIECE + 1, 4 * PER_PIECE + 1])
 @pytest.mark.parametrize("step", [1, -1])
-def test_pieces_give_all_entries_in_order(compute: FakeStream, count: int, step: int) -> None:
-    stager, blocks, numbers = CudaStager(torch.device("cuda")), blocks_of(count), range(count)[::step]
+@pytest.mark.parametrize("num_parts", [1, 2])
+def test_pieces_give_all_entries_in_order(compute: FakeStream, count: int, step: int, num_parts: int) -> None:
+    stager, blocks, numbers = CudaStager(torch.device("cuda")), blocks_of(count, num_parts), range(count)[::step]
     assert list(stager.stage(stager.mark(), blocks, numbers)) == entries(blocks, numbers)
 
 
@@ -117,21 +119,21 @@ def test_a_copy_waits_for_its_mark_and_not_for_what_is_computed_after_it(compute
     compute.queue.append(lambda: blocks[0].fill_(8))
     [raw] = stager.stage(mark, blocks, [0])
     assert compute.num_done == 1
-    assert raw == entry_to_bytes(torch.full((4, 2, 8), 7.0), blocks[1, 0])
+    assert raw == entry_bytes(torch.stack((torch.full((4, 2, 8), 7.0), blocks[1, 0])))
 
 
 def test_copies_run_ahead_of_the_reader_and_a_reader_may_stop(compute: FakeStream) -> None:
     stager, blocks = CudaStager(torch.device("cuda")), blocks_of(PER_PIECE * NUM_PIECES + 5)
     outwards: Any = stager._outwards
     reading = stager.stage(None, blocks, range(blocks.shape[1]))
-    assert next(reading) == entry_to_bytes(blocks[0, 0], blocks[1, 0])
+    assert next(reading) == entry_bytes(blocks[:, 0])
     assert len(outwards.queue) == 2 * NUM_PIECES  # gathered, then copied
     del reading
     assert list(stager.stage(stager.mark(), blocks, [3, 1])) == entries(blocks, [3, 1])
 
 
 def landed(stager: Stager, target: torch.Tensor) -> None:
-    source = blocks_of(6)
+    source = blocks_of(6, len(target))
     numbers = [4, 0, 1, 2, 5]  # a run among others
     arrivals = [Arrival(raw, target, i) for raw, i in zip(entries(source, numbers), numbers, strict=True)]
     stager.land(arrivals)
@@ -141,10 +143,12 @@ def landed(stager: Stager, target: torch.Tensor) -> None:
     stager.land([])
 
 
-def test_entries_land_in_host_memory() -> None:
-    landed(HostStager(), torch.zeros(2, 6, 4, 2, 8))
+@pytest.mark.parametrize("num_parts", [1, 2])
+def test_entries_land_in_host_memory(num_parts: int) -> None:
+    landed(HostStager(), torch.zeros(num_parts, 6, 4, 2, 8))
 
 
-def test_entries_have_landed_when_the_call_returns(compute: FakeStream) -> None:
+@pytest.mark.parametrize("num_parts", [1, 2])
+def test_entries_have_landed_when_the_call_returns(compute: FakeStream, num_parts: int) -> None:
     compute.queue.append(lambda: pytest.fail("landing waits for nothing that is computed"))
-    landed(CudaStager(torch.device("cuda")), torch.zeros(2, 6, 4, 2, 8).as_subclass(DeviceTensor))
+    landed(CudaStager(torch.device("cuda")), torch.zeros(num_parts, 6, 4, 2, 8).as_subclass(DeviceTensor))

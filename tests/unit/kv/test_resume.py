@@ -16,7 +16,7 @@ layouts = st.builds(
 
 
 def layers_of(layout: KvLayout, groups: int) -> int:
-    """Return the layers of the groups in a mask."""
+    """Return the layers of the groups in a mask: the inverse of `KvLayout.group_mask`."""
     return sum(group.layers for g, group in enumerate(layout.groups) if groups >> g & 1)
 
 

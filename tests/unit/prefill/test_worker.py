@@ -20,11 +20,11 @@ from shared.ids import BlockKey
 from shared.kv.codec import Codec
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import open_frame
-from shared.kv.tensors import entry_to_bytes
 from shared.metrics import Metrics
 from shared.model.layers.batch import Batch, Span
 from shared.pool.client import Arrived
 from shared.pool.memory import MemoryPool
+from tests.support.entries import entry_bytes
 from tests.support.parts import access_to, transfer_of
 from tests.support.tiny import MODELS, prompt, tiny_model
 from tests.support.waiting import LIMIT_S, until
@@ -69,7 +69,7 @@ class Bench:
                 if (block, layer) in lacking:
                     continue
                 stored = np.frombuffer(open_frame(self.pool.frames[key, layer]), np.float32)
-                expected = np.frombuffer(entry_to_bytes(*kv.block(layer, reservation, block)), np.float32)
+                expected = np.frombuffer(entry_bytes(kv.block(layer, reservation, block)), np.float32)
                 np.testing.assert_allclose(stored, expected, rtol=1e-3, atol=1e-4)
         kv.release(reservation)
 

@@ -1,4 +1,4 @@
-"""Links without a network: how a pull is dealt out, whose turn it is, what is counted."""
+"""Links without a network: how a pull is dealt out, who may send, what is counted."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def test_few_blocks_take_few_streams(num_blocks: int, num_streams: int) -> None:
     assert used == [Lane(number, is_background=True) for number in range(num_streams)]
 
 
-def test_streams_at_home_take_no_turns_and_are_not_counted() -> None:
+def test_streams_at_home_need_no_permit_and_are_not_counted() -> None:
     links = Links(WEST, Metrics(), lambda: 0.0)
     assert not links.sender("", is_background=True).is_background
     assert type(links.sender("west", is_background=False)) is not type(links.sender("east", is_background=False))

@@ -1,4 +1,4 @@
-"""Whose turn it is on a link: foreground first, a twentieth of a full link for background."""
+"""Who may send over a link: foreground first, a twentieth of a full link for background."""
 
 import asyncio
 
@@ -76,20 +76,20 @@ async def test_a_large_entry_waits_for_its_multiple_too() -> None:
     limiter = RateLimiter()
     limiter.sent(FOREGROUND_PER_BACKGROUND * BACKGROUND_BATCH_BYTES, is_background=False)
     async with limiter.foreground():
-        async with limiter.background(0) as is_ours:
-            assert is_ours
+        async with limiter.background(0) as is_granted:
+            assert is_granted
         limiter.sent(MIB, is_background=True)
         for _ in range(FOREGROUND_PER_BACKGROUND):
-            async with limiter.background(0) as is_ours:
-                assert not is_ours
+            async with limiter.background(0) as is_granted:
+                assert not is_granted
             limiter.sent(MIB, is_background=False)
-        async with limiter.background(0) as is_ours:
-            assert is_ours
+        async with limiter.background(0) as is_granted:
+            assert is_granted
 
 
-async def test_a_turn_that_does_not_come_ends_with_the_patience() -> None:
+async def test_a_permit_that_does_not_come_ends_with_the_patience() -> None:
     limiter = RateLimiter()
-    async with limiter.foreground(), limiter.background(0.01) as is_ours:
-        assert not is_ours
-    async with limiter.background(0.01) as is_ours:
-        assert is_ours
+    async with limiter.foreground(), limiter.background(0.01) as is_granted:
+        assert not is_granted
+    async with limiter.background(0.01) as is_granted:
+        assert is_granted

@@ -32,10 +32,10 @@ def readers() -> Readers:
 def test_streams_of_one_share_have_one_reader_and_all_are_woken(readers: Readers) -> None:
     shares = SharedReaders[int]()
     with ExitStack() as streams:
-        places = [streams.enter_context(shares.join(ID, readers.open, readers.closed.append)) for _ in range(3)]
-        assert [place.reader for place in places if place] == [1, 1, 1]
+        slots = [streams.enter_context(shares.join(ID, readers.open, readers.closed.append)) for _ in range(3)]
+        assert [slot.reader for slot in slots if slot] == [1, 1, 1]
         readers.notify[0]()
-        assert all(place is not None and place.changed.is_set() for place in places)
+        assert all(slot is not None and slot.changed.is_set() for slot in slots)
         assert readers.closed == []
     assert readers.closed == [1]
 
@@ -44,17 +44,17 @@ def test_a_stream_that_comes_after_the_end_has_nothing_to_do(readers: Readers) -
     shares = SharedReaders[int]()
     with shares.join(ID, readers.open, readers.closed.append):
         pass
-    with shares.join(ID, readers.open, readers.closed.append) as place:
-        assert place is None
+    with shares.join(ID, readers.open, readers.closed.append) as slot:
+        assert slot is None
     assert len(readers.notify) == 1
 
 
 def test_streams_without_an_id_are_alone(readers: Readers) -> None:
     shares = SharedReaders[int]()
     for number in (1, 2):
-        with shares.join(b"", readers.open, readers.closed.append) as place:
-            assert place is not None
-            assert place.reader == number
+        with shares.join(b"", readers.open, readers.closed.append) as slot:
+            assert slot is not None
+            assert slot.reader == number
     assert readers.closed == [1, 2]
 
 
@@ -73,8 +73,8 @@ def test_what_is_remembered_is_bounded(readers: Readers) -> None:
     for number in range(MAX_ENDED + 1):
         with shares.join(number.to_bytes(16, "big"), readers.open, readers.closed.append):
             pass
-    with shares.join(bytes(16), readers.open, readers.closed.append) as place:
-        assert place is not None, "the oldest is forgotten"
+    with shares.join(bytes(16), readers.open, readers.closed.append) as slot:
+        assert slot is not None, "the oldest is forgotten"
 
 
 def test_a_reader_that_cannot_be_opened_leaves_nothing(readers: Readers) -> None:
@@ -85,5 +85,5 @@ def test_a_reader_that_cannot_be_opened_leaves_nothing(readers: Readers) -> None
 
     with pytest.raises(ValueError), shares.join(ID, refuse, readers.closed.append):
         pass
-    with shares.join(ID, readers.open, readers.closed.append) as place:
-        assert place is not None
+    with shares.join(ID, readers.open, readers.closed.append) as slot:
+        assert slot is not None

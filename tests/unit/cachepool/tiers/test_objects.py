@@ -44,7 +44,7 @@ def written(
 def read_all(content: bytes) -> list[Frame]:
     header = parse(content, len(content))
     frames = [
-        frame_at(header.key, place, content[place.offset : place.offset + place.length]) for place in header.places
+        frame_at(header.key, entry, content[entry.offset : entry.offset + entry.length]) for entry in header.entries
     ]
     for each in frames:
         verify(each)
@@ -129,9 +129,9 @@ def test_ranges_cover_what_is_wanted_once_and_grow() -> None:
     layout = big_layout(64)  # entries of 48 KiB
     header, _ = written(layout=layout, layers=layout.all_layers)
     parts = ranges(header, layout.all_layers)
-    assert [place.layer for part in parts for place in part.places] == list(range(64))
+    assert [entry.layer for part in parts for entry in part.entries] == list(range(64))
     assert [part.stage for part in parts] == list(range(len(parts)))
-    assert len(parts[0].places) == FIRST_BYTES // layout.entry_bytes(0)
+    assert len(parts[0].entries) == FIRST_BYTES // layout.entry_bytes(0)
     assert all(part.length <= LAST_BYTES for part in parts)
     assert [part.length for part in parts[:-1]] == sorted(part.length for part in parts[:-1])
     assert len(parts) == 6
