@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Se
 from contextlib import asynccontextmanager
 
 from shared.deadline import Deadline
-from shared.errors import BadRequest, CorruptFrame
+from shared.errors import BadRequest, CorruptFrame, WorkerLost
 from shared.ids import BlockKey
 from shared.kv.entries import BlockEntries, Source
 from shared.kv.frame import Frame, verify
@@ -21,15 +21,18 @@ class MemoryPool:
     """A `Pool` that keeps everything for as long as it lives; belongs to one event loop.
 
     As in a pool node an entry has at most one writer, and the first one wins; readers get it as soon as it is there,
-    and give up on what had no writer for as long as they wait.
+    and give up on what had no writer for as long as they wait. `lose`, `damage` and `is_away` bring about what happens
+    to pools, for tests of those who use one.
     """
 
     address = "memory"
 
     def __init__(self) -> None:
+        self.is_away = False  # True: every call fails, as if nobody answered
+        self._layouts: dict[BlockKey, KvLayout] = {}  # of the blocks that somebody has asked for
         self._frames: dict[Entry, Frame] = {}
         self._writing: set[Entry] = set()
-        self._left_at_s: dict[Entry, float] = {}  # when a writer went without filling it
+        self._left_at_s: dict[Entry, float] = {}  # when a writer went without filling it; nobody has taken it since
         self._changed = asyncio.Event()  # a new one for each change
 
     @property
@@ -41,6 +44,17 @@ class MemoryPool:
         """Whether no grant is held."""
         return not self._writing
 
+    def lose(self, *entries: Entry) -> None:
+        """Forget entries, as a node does that needs room. Raises `KeyError` for what is not here."""
+        for entry in entries:
+            del self._frames[entry]
+
+    def damage(self, *entries: Entry) -> None:
+        """Change a bit of what is stored, so that it fails its checksum. Raises `KeyError` for what is not here."""
+        for entry in entries:
+            first, *rest = self._frames[entry].payload
+            self._frames[entry] = self._frames[entry]._replace(payload=bytes([first ^ 1, *rest]))
+
     async def fetch(
         self,
         layout: KvLayout,
@@ -49,10 +63,14 @@ class MemoryPool:
         wait_s: float,
         deadline: Deadline,
     ) -> AsyncGenerator[Arrived, None]:
-        """As `PoolClient.fetch`; nothing can be had from `sources`. Raises `DeadlineExceeded`."""
+        """As `PoolClient.fetch`; nothing can be had from `sources`. Raises `DeadlineExceeded`, `WorkerLost`, and
+        `BadRequest` for a block that is known with another layout.
+        """
+        self.know(layout, blocks)
         started_s = time.monotonic()
         wanted = sorted(((b.key, layer) for b in blocks for layer in iter_layers(b.layers)), key=lambda entry: entry[1])
         while wanted:
+            self.reach()
             if here := [entry for entry in wanted if entry in self._frames]:
                 wanted = [entry for entry in wanted if entry not in self._frames]
                 yield Arrived([self._frames[entry] for entry in here], [])
@@ -65,7 +83,7 @@ class MemoryPool:
             now_s = time.monotonic()
             if overdue := [entry for entry, at_s in given_up_at_s.items() if at_s <= now_s]:
                 wanted = [entry for entry in wanted if entry not in overdue]
-                yield Arrived([], [BlockEntries(key, 1 << layer) for key, layer in overdue])
+                yield Arrived([], _by_block(overdue))
                 continue
             await self._change(min(given_up_at_s.values(), default=None), deadline)
 
@@ -88,10 +106,23 @@ class MemoryPool:
         finally:
             publication.end()
 
+    def reach(self) -> None:
+        """Raise `WorkerLost` while the pool is away."""
+        if self.is_away:
+            raise WorkerLost("the pool in memory is away")
+
+    def know(self, layout: KvLayout, blocks: Iterable[BlockEntries]) -> None:
+        """Note the layout of blocks. Raises `BadRequest` when one is known with another."""
+        for key, _ in blocks:
+            if self._layouts.setdefault(key, layout).hash != layout.hash:
+                raise BadRequest(f"block {key.hex()[:12]} is known here with another KV layout")
+
     def grant(self, entries: Iterable[Entry]) -> set[Entry]:
         """Return those that nobody has or writes: they are the asker's to write."""
         granted = {entry for entry in entries if entry not in self._frames and entry not in self._writing}
         self._writing |= granted
+        for entry in granted:
+            self._left_at_s.pop(entry, None)
         return granted
 
     def put(self, frame: Frame) -> None:
@@ -121,7 +152,9 @@ class MemoryPublication:
         self._granted: dict[Entry, KvLayout] = {}
 
     async def open(self, layout: KvLayout, blocks: Sequence[BlockEntries]) -> Grant:
-        """As `Publication.open`."""
+        """As `Publication.open`. Raises `BadRequest`, `WorkerLost`."""
+        self._pool.reach()
+        self._pool.know(layout, blocks)
         granted, present = [], []
         for key, layers in blocks:
             asked = [(key, layer) for layer in iter_layers(layers)]
@@ -132,7 +165,8 @@ class MemoryPublication:
         return Grant(granted, present)
 
     async def send(self, frames: Sequence[Frame]) -> None:
-        """As `Publication.send`. Raises `BadRequest` for what was not granted, `CorruptFrame`."""
+        """As `Publication.send`. Raises `BadRequest` for what was not granted, `CorruptFrame`, `WorkerLost`."""
+        self._pool.reach()
         for frame in frames:
             verify(frame)
             layout = self._granted.pop((frame.key, frame.layer), None)
@@ -147,3 +181,10 @@ class MemoryPublication:
         """Give back what was not sent."""
         self._pool.leave(self._granted)
         self._granted = {}
+
+
+def _by_block(entries: Iterable[Entry]) -> list[BlockEntries]:
+    layers: dict[BlockKey, int] = {}
+    for key, layer in entries:
+        layers[key] = layers.get(key, 0) | 1 << layer
+    return [BlockEntries(key, mask) for key, mask in layers.items()]

@@ -10,6 +10,7 @@ from shared.deadline import Deadline
 from shared.errors import BadRequest, CorruptFrame, DeadlineExceeded
 from shared.kv.codec import Codec
 from shared.kv.frame import Frame, seal
+from shared.kv.layout import KvLayout, LayerSpec
 from shared.pool.memory import MemoryPool
 from shared.pool.nodes import Pool
 from shared.rpc.client import Channels
@@ -164,3 +165,14 @@ async def test_what_cannot_be_an_entry_fails_its_publication(pool: Pool, frame: 
     with pytest.raises(CorruptFrame):
         await offer(pool, frame)
     assert (await Fetching(pool, wanting(CHAIN[:1], 1), wait_s=0).done()).got == []
+
+
+async def test_a_block_has_one_layout(pool: Pool) -> None:
+    await fill(pool, 1)
+    other = KvLayout((LayerSpec(None, 1, 8),), "float32", block_tokens=4)
+    with pytest.raises(BadRequest, match="another KV layout"):
+        async for _ in pool.fetch(other, wanting(CHAIN[:1], 1), (), 0.0, soon()):
+            pass
+    with pytest.raises(BadRequest, match="another KV layout"):
+        async with pool.publish(soon()) as publication:
+            await publication.open(other, wanting(CHAIN[:1], 1))

@@ -4,28 +4,23 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import pytest
 from torch import Tensor
 
 from services.decode.engine import DecodeEngine
-from services.decode.request import Generation, Request
+from services.decode.request import Request
 from services.decode.settings import DecodeSettings
 from shared.deadline import Deadline
 from shared.engine.loaded import LoadedModel
-from shared.engine.pool_access import PoolAccess
 from shared.engine.thread import WorkThread
-from shared.engine.transfer import FetchMetrics, PageTransfer
 from shared.errors import ContextTooLong, DeadlineExceeded, Draining, Internal, Overloaded
-from shared.kv.codec import Codec
 from shared.metrics import Metrics
 from shared.model.layers.batch import Batch
 from shared.model.pages.kv import PagedKv
-from shared.pool.nodes import pool_at
-from shared.rpc.client import Channels
-from shared.sampling.params import SamplingParams
+from shared.pool.memory import MemoryPool
+from tests.support.parts import access_to, generation, transfer_of
 from tests.support.tiny import greedy_reference, tiny_model
 from tests.support.waiting import until
 
@@ -41,19 +36,8 @@ class Bench:
         return self.metrics.registry.get_sample_value(f"prfaas:{name}") or 0.0
 
     def submit(self, token_ids: list[int], max_tokens: int = 8, deadline_s: float = 20) -> Request:
-        generation = Generation(
-            request_id=None,
-            token_ids=token_ids,
-            sampling=SamplingParams(max_tokens=max_tokens, temperature=0),
-            keys=self.model.keys(token_ids, ""),
-            root=self.model.root(""),
-            num_blocks=0,
-            sources=(),
-            wait_s=0.0,
-            codec=Codec.RAW,
-            deadline=Deadline.after(deadline_s),
-        )
-        return self.engine.submit(generation)
+        deadline = Deadline.after(deadline_s)
+        return self.engine.submit(generation(self.model, token_ids, max_tokens, deadline=deadline))
 
     async def stop(self) -> None:
         for task in self.tasks:
@@ -63,12 +47,11 @@ class Bench:
 
 @asynccontextmanager
 async def bench(num_pages: int = 64, **settings: Any) -> AsyncIterator[Bench]:
-    async with Channels() as channels:
-        model, metrics = tiny_model("llama", num_pages), Metrics()
-        thread, copier = WorkThread("torch"), WorkThread("copier")
-        nobody = PoolAccess(("127.0.0.1:1",), partial(pool_at, channels))
-        transfer = PageTransfer(model.kv, copier, FetchMetrics(metrics))
-        engine = DecodeEngine(DecodeSettings(chunk_tokens=128, **settings), model, thread, nobody, transfer, metrics)
+    model, metrics, thread, nobody = tiny_model("llama", num_pages), Metrics(), WorkThread("torch"), MemoryPool()
+    nobody.is_away = True
+    with transfer_of(model, metrics) as transfer:
+        chosen = DecodeSettings(chunk_tokens=128, **settings)
+        engine = DecodeEngine(chosen, model, thread, access_to(nobody), transfer, metrics)
         tasks = [asyncio.create_task(engine.run()), asyncio.create_task(engine.publisher.run())]
         made = Bench(engine, model, metrics, tasks)
         try:
@@ -76,9 +59,8 @@ async def bench(num_pages: int = 64, **settings: Any) -> AsyncIterator[Bench]:
         finally:
             await made.stop()
             thread.close()
-            copier.close()
-        assert model.kv.held == 0
-        model.kv.check()
+    assert model.kv.held == 0
+    model.kv.check()
 
 
 async def ids_of(request: Request) -> list[int]:

@@ -18,11 +18,11 @@ from shared.kv.codec import Codec, Fidelity
 from shared.kv.entries import BlockEntries, Source
 from shared.kv.frame import Frame, seal
 from shared.kv.layout import KvLayout, iter_layers
-from shared.kv.tensors import entry_to_bytes
 from shared.metrics import Metrics
 from shared.pool.client import Arrived
 from shared.pool.memory import MemoryPool
 from shared.pool.nodes import Publishing
+from tests.support.entries import entry_bytes
 from tests.support.tiny import tiny_model
 from tests.support.waiting import LIMIT_S, until
 
@@ -87,7 +87,7 @@ class Bench:
     def landed(self) -> set[Entry]:
         """Return the entries whose pages hold what was sealed; all other pages are as they were."""
         held = {
-            (block, layer): entry_to_bytes(*self.kv.block(layer, self.reservation, block))
+            (block, layer): entry_bytes(self.kv.block(layer, self.reservation, block))
             for block in range(NUM_BLOCKS)
             for layer in range(NUM_LAYERS)
         }

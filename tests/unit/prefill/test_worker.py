@@ -118,7 +118,7 @@ async def test_what_the_pool_lost_and_the_device_has_is_sent_again() -> None:
     async with bench() as b:
         tokens = prompt(3 * BLOCK)
         await b.prefill(tokens)
-        b.pool._frames.clear()
+        b.pool.lose(*b.pool.frames)
         assert (await b.prefill(tokens))[-1] == Progress(3, 0, True)
         b.check(tokens)
 
