@@ -7,11 +7,11 @@ from functools import partial
 
 from services.decode.holding import Holding
 from services.decode.publisher import BlockPublisher, PublishWork
+from services.decode.ready_pages import ReadyPages
 from services.decode.request import Request
 from services.decode.tail import Tail
 from shared.engine.fetch import PageFetch
 from shared.engine.pool_access import PoolAccess
-from shared.engine.ready_pages import ReadyPages
 from shared.engine.transfer import PageTransfer
 from shared.errors import ContextTooLong
 from shared.kv.hashing import chain_keys

@@ -8,13 +8,13 @@ from functools import partial
 from services.prefill.scheduler import Chunk, Job, PrefillScheduler
 from services.prefill.step import PrefillStep, PromptPart
 from shared.engine.publish import Ready
-from shared.engine.stage import Mark, Stager
+from shared.engine.stage import Mark
 from shared.engine.thread import WorkThread, outlast
+from shared.engine.transfer import PageTransfer
 from shared.errors import Draining, Internal
 from shared.log import get_logger
 from shared.metrics import Metrics
 from shared.model.layers.batch import Span
-from shared.model.pages.kv import PagedKv
 from shared.model.pages.reservation import Reservation
 from shared.model.transformer import Transformer
 
@@ -55,19 +55,14 @@ class PrefillEngine:
     """
 
     def __init__(
-        self,
-        model: Transformer,
-        kv: PagedKv,
-        thread: WorkThread,
-        stager: Stager,
-        chunk_tokens: int,
-        metrics: Metrics,
+        self, model: Transformer, thread: WorkThread, transfer: PageTransfer, chunk_tokens: int, metrics: Metrics
     ) -> None:
+        """`thread` is the torch thread; the pages, and what moves entries out of them, are those of `transfer`."""
         self._model = model
-        self._kv = kv
         self._thread = thread
-        self._stager = stager
-        self._block_tokens = kv.layout.block_tokens
+        self._kv = transfer.kv
+        self._stager = transfer.stager
+        self._block_tokens = transfer.layout.block_tokens
         self._scheduler = PrefillScheduler[ComputeJob](chunk_tokens)
         self._wake = asyncio.Event()
         self._in_hand: set[ComputeJob] = set()

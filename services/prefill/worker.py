@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 from services.prefill.claims import Claims
 from services.prefill.engine import ComputeJob, PrefillEngine
+from services.prefill.page_queue import PageQueue
 from services.prefill.promises import Promise, Promises
 from services.prefill.prompt_pages import PromptPages
 from services.prefill.urgency import Urgency
 from shared.deadline import Deadline
 from shared.engine.fetch import PageFetch
-from shared.engine.pages import PageQueue
 from shared.engine.pool_access import PoolAccess
 from shared.engine.publish import PagePublisher, Ready
 from shared.engine.transfer import PageTransfer
@@ -76,11 +76,9 @@ class PrefillWorker:
         engine: PrefillEngine,
         pages: PageQueue,
         promises: Promises,
-        stride_tokens: int,
         metrics: Metrics,
     ) -> None:
-        """`stride_tokens`: how far computing may be ahead of sending where pages behind a window are let go."""
-        self._stride_tokens = stride_tokens
+        """The stride of `pages` is how far computing may be ahead of sending where pages behind a window are let go."""
         self._pool = pool
         self._transfer = transfer
         self._engine = engine
@@ -102,7 +100,7 @@ class PrefillWorker:
         urgency = Urgency(time.monotonic(), deadline.at, prompt.priority)
         async with (
             self._promises.turn(prompt.keys, urgency, deadline) as promise,
-            self._pages.reserved(prompt.keys, num_tokens, deadline, self._stride_tokens) as reservation,
+            self._pages.reserved(prompt.keys, num_tokens, deadline) as reservation,
         ):
             promise.keep(reservation.cached_blocks)
             async with pool.publish(deadline) as publication:
@@ -110,7 +108,7 @@ class PrefillWorker:
                     publication, self._transfer, reservation, prompt.keys, prompt.codec, on_sent=self._engine.wake
                 )
                 claims = Claims(publication, layout, prompt.keys, publisher)
-                pages = PromptPages(kv, reservation, prompt.keys, publisher, self._stride_tokens)
+                pages = PromptPages(kv, reservation, prompt.keys, publisher, self._pages.stride_tokens)
                 work = _Work(prompt, pool, urgency, promise, pages, claims, publisher)
                 start = await self._reuse(work, deadline)
                 yield Progress(start, 0, finished=False)

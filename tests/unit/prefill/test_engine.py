@@ -13,8 +13,8 @@ from torch import Tensor
 from services.prefill.engine import ComputeJob, PrefillEngine
 from services.prefill.urgency import Urgency
 from shared.engine.publish import Ready
-from shared.engine.stage import HostStager
 from shared.engine.thread import WorkThread
+from shared.engine.transfer import FetchMetrics, PageTransfer
 from shared.errors import Draining, Internal
 from shared.metrics import Metrics
 from shared.model.layers.batch import Batch
@@ -34,9 +34,8 @@ class Bench:
         self.model = tiny_model(name)
         self.metrics = Metrics()
         self.thread = WorkThread("torch")
-        self.engine = PrefillEngine(
-            self.model.transformer, self.model.kv, self.thread, HostStager(), CHUNK, self.metrics
-        )
+        transfer = PageTransfer(self.model.kv, self.thread, FetchMetrics(self.metrics))
+        self.engine = PrefillEngine(self.model.transformer, self.thread, transfer, CHUNK, self.metrics)
         self.told: dict[ComputeJob, list[Ready | int]] = {}
         self.running: asyncio.Task[None] | None = None
 

@@ -11,10 +11,10 @@ import torch
 
 from services.prefill import worker
 from services.prefill.engine import PrefillEngine
+from services.prefill.page_queue import PageQueue
 from services.prefill.promises import Promises
 from services.prefill.worker import PrefillWorker, Progress, Prompt
 from shared.deadline import Deadline
-from shared.engine.pages import PageQueue
 from shared.engine.thread import WorkThread
 from shared.ids import BlockKey
 from shared.kv.codec import Codec
@@ -79,9 +79,9 @@ async def bench(name: str = "llama", pool: MemoryPool | None = None) -> AsyncIte
     model, metrics, thread = tiny_model(name), Metrics(), WorkThread("torch")
     pool = pool or MemoryPool()
     with transfer_of(model, metrics) as transfer:
-        engine = PrefillEngine(model.transformer, model.kv, thread, transfer.stager, CHUNK, metrics)
-        pages, promises = PageQueue(model.kv, 8), Promises(8)
-        worker = PrefillWorker(access_to(pool), transfer, engine, pages, promises, 2 * CHUNK, metrics)
+        engine = PrefillEngine(model.transformer, thread, transfer, CHUNK, metrics)
+        pages, promises = PageQueue(model.kv, 8, 2 * CHUNK), Promises(8)
+        worker = PrefillWorker(access_to(pool), transfer, engine, pages, promises, metrics)
         running = asyncio.create_task(engine.run())
         try:
             yield Bench(name, pool, worker)

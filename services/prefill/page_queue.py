@@ -14,8 +14,10 @@ from shared.model.pages.reservation import Reservation
 class PageQueue:
     """Hands out reservations of one `PagedKv` in arrival order and takes every one of them back."""
 
-    def __init__(self, kv: PagedKv, max_waiting: int) -> None:
+    def __init__(self, kv: PagedKv, max_waiting: int, stride_tokens: int) -> None:
+        """`stride_tokens`: how far a holder goes between two slides; see `PagedKv.reserve`."""
         self._kv = kv
+        self.stride_tokens = stride_tokens
         self._max_waiting = max_waiting
         self._turn = asyncio.Lock()  # asyncio's lock is fair, which makes this a queue
         self._freed = asyncio.Event()
@@ -23,23 +25,21 @@ class PageQueue:
 
     @asynccontextmanager
     async def reserved(
-        self, keys: Sequence[BlockKey], num_tokens: int, deadline: Deadline, stride: int | None = None
+        self, keys: Sequence[BlockKey], num_tokens: int, deadline: Deadline
     ) -> AsyncIterator[Reservation]:
         """Reserve pages for `num_tokens`, waiting if need be, and release them at the end.
 
-        `stride` is `PagedKv.reserve`'s: how far the holder goes between two slides.
-
         Raises `ContextTooLong` when they could never fit, `Overloaded` when too many wait, `DeadlineExceeded`.
         """
-        if not self._kv.fits(num_tokens, stride):
-            capacity = self._kv.capacity_tokens(stride)
+        if not self._kv.fits(num_tokens, self.stride_tokens):
+            capacity = self._kv.capacity_tokens(self.stride_tokens)
             raise ContextTooLong(f"{num_tokens} tokens do not fit the worker's KV memory of {capacity}")
         if self.num_waiting >= self._max_waiting:
             raise Overloaded(f"{self.num_waiting} prompts are waiting for KV memory already")
         self.num_waiting += 1
         try:
             async with deadline.scope("waiting for KV memory"), self._turn:
-                while (reservation := self._kv.reserve(keys, num_tokens, stride)) is None:
+                while (reservation := self._kv.reserve(keys, num_tokens, self.stride_tokens)) is None:
                     self._freed.clear()
                     await self._freed.wait()
         finally:

@@ -5,7 +5,7 @@ import resource
 
 import torch
 
-from shared.engine.ready_pages import ReadyPages
+from services.decode.ready_pages import ReadyPages
 from shared.kv.layout import KvLayout, LayerSpec
 from shared.model.pages.kv import PagedKv
 from tests.support.waiting import LIMIT_S, until

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
+from services.prefill.page_queue import PageQueue
 from shared.deadline import Deadline
-from shared.engine.pages import PageQueue
 from shared.errors import ContextTooLong, DeadlineExceeded, Overloaded
 from tests.support.tiny import tiny_model
 from tests.support.waiting import LIMIT_S, until
@@ -13,7 +13,7 @@ from tests.support.waiting import LIMIT_S, until
 
 @pytest.fixture
 def queue() -> PageQueue:
-    return PageQueue(tiny_model("llama", num_pages=4).kv, max_waiting=2)
+    return PageQueue(tiny_model("llama", num_pages=4).kv, max_waiting=2, stride_tokens=256)
 
 
 async def hold(queue: PageQueue, num_tokens: int, log: list[str], name: str, end: asyncio.Event) -> None:
@@ -68,16 +68,13 @@ async def test_too_many_too_long_too_late(queue: PageQueue) -> None:
 
 async def test_windows_are_charged_for_the_stride() -> None:
     model = tiny_model("gemma3", num_pages=60)  # a full layer and three of a window of 100 tokens
-    queue = PageQueue(model.kv, max_waiting=2)
-    async with queue.reserved([], 1900, Deadline.after(1), stride=256):
+    queue = PageQueue(model.kv, max_waiting=2, stride_tokens=256)
+    async with queue.reserved([], 1900, Deadline.after(1)):
         with pytest.raises(DeadlineExceeded):
-            async with queue.reserved([], 600, Deadline.after(0.01), stride=256):
+            async with queue.reserved([], 600, Deadline.after(0.01)):
                 pass
     with pytest.raises(ContextTooLong, match="1920"):
-        async with queue.reserved([], 1921, Deadline.after(1), stride=256):
-            pass
-    with pytest.raises(ContextTooLong, match="960"):
-        async with queue.reserved([], 1900, Deadline.after(1)):
+        async with queue.reserved([], 1921, Deadline.after(1)):
             pass
     assert model.kv.held == 0
 
