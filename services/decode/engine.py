@@ -31,13 +31,13 @@ class DecodeEngine:
 
     - start: `run` serves until it is cancelled, and needs `publisher.run` beside it; `ready_pages.run` makes it
       quicker. Nothing is held before that.
-    - generate: `submit` raises or returns a sequence; from then on its `events` end in a finish reason or an error, not
+    - generate: `submit` raises or returns a request; from then on its `events` end in a finish reason or an error, not
       later than its deadline. What they have said is never said again or taken back, whatever happens to its pages:
-      a sequence that is pre-empted goes on with the same tokens as if it had not been.
-    - abort: at any time, any number of times. The sequence computes nothing after the step in hand; its pages go back
+      a request that is pre-empted goes on with the same tokens as if it had not been.
+    - abort: at any time, any number of times. The request computes nothing after the step in hand; its pages go back
       as soon as neither the torch thread, nor its fetch, nor the publisher can touch them.
     - drain: whoever stops sending requests waits for the calls that are open; the engine serves on meanwhile. When the
-      last sequence has ended and its blocks are published, no reservation is held.
+      last request has ended and its blocks are published, no reservation is held.
     - clean up: cancel `run` and `publisher.run`. What was still there ends in `Draining`. When both have returned the
       torch thread is idle, every page is released, and nothing that was not published will be.
     """
@@ -96,7 +96,7 @@ class DecodeEngine:
         self._retire(request)
 
     def prefill_failed(self, request: Request) -> None:
-        """Blocks that are not there yet will not come: compute what is missing."""
+        """Stop waiting for a request's blocks that are not there yet: nobody writes them, so they are computed."""
         self._memory.stop_waiting(request)
 
     async def run(self) -> None:
@@ -229,7 +229,7 @@ class DecodeEngine:
 
 def _tail(request: Request) -> Tail:
     tail = request.held.tail
-    assert tail is not None, "a sequence in tails has a tail"
+    assert tail is not None, "a request in tails has a tail"
     return tail
 
 

@@ -1,4 +1,4 @@
-"""The pages of one sequence from admission to its end or its pre-emption, and who may still touch them."""
+"""The pages of one request from admission to its end or its pre-emption, and who may still touch them."""
 
 import asyncio
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from shared.model.pages.reservation import Reservation
 class Holding:
     """Made, used and let go by `RequestMemory` only.
 
-    Users are the fetch that fills pages, the torch thread while it has the sequence in hand, and every piece of work of
+    Users are the fetch that fills pages, the torch thread while it has the request in hand, and every piece of work of
     the publisher. An abandoned holding is released when the last of them is done.
     """
 
     reservation: Reservation
-    tail: Tail | None  # None once the sequence runs
+    tail: Tail | None  # None once the request runs
     resident: list[int]  # of the leading blocks in the pages: the layers that are complete
     fetch: PageFetch | None = None  # until it was taken stock of
     fetch_task: "asyncio.Task[None] | None" = None

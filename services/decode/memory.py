@@ -1,4 +1,4 @@
-"""What decode's sequences hold: pages reserved, filled from the pool, made reusable, published, and let go."""
+"""What decode's requests hold: pages reserved, filled from the pool, made reusable, published, and let go."""
 
 import asyncio
 import time
@@ -25,7 +25,7 @@ log = get_logger()
 class RequestMemory:
     """The scheduler's `PageMemory`, and what the engine needs beside. Owns all holdings: all of decode's reservations.
 
-    The pool is the swap. Full blocks are published as they complete, so that a sequence that gives its pages up finds
+    The pool is the swap. Full blocks are published as they complete, so that a request that gives its pages up finds
     them again on the device, as long as nobody needed the pages, else in the pool; what is in neither is computed. Only
     entries that somebody promised are waited for: the gateway at first, later nobody.
     """
@@ -108,11 +108,12 @@ class RequestMemory:
         return self._num_pages(request) + sum(map(self._num_pages, others)) <= self._kv.num_pages
 
     def take_in_hand(self, holdings: Iterable[Holding]) -> None:
-        """The torch thread is going to work on these: their pages stay until `put_down`."""
+        """Keep the pages of what the torch thread is going to work on, until `put_down`."""
         for holding in holdings:
             holding.num_users += 1
 
     def put_down(self, holdings: Iterable[Holding]) -> None:
+        """Release the pages that were abandoned while the torch thread had them and that nobody else uses."""
         for holding in holdings:
             self._done(holding)
 
@@ -127,7 +128,7 @@ class RequestMemory:
         return holding.fetch.num_open_layers()
 
     def begin_chunk(self, request: Request) -> None:
-        """See to the window pages of a tail's next chunk. The first slides past nothing: its fetch may still fail."""
+        """Hold the window pages of a tail's next chunk. The first slides past nothing: its fetch may still fail."""
         holding = request.held
         tail = holding.tail
         if tail is None or tail.next_layer > 0:
@@ -137,14 +138,14 @@ class RequestMemory:
         self._cover(holding.reservation, tail.first, tail.chunk_end)
 
     def end_tail(self, request: Request) -> None:
-        """The tail is computed: from here on the sequence goes on by a token at a time."""
+        """Note that the tail is computed: from here on the request goes on by a token at a time."""
         holding = request.held
         holding.tail = None
         self.ready_pages.pages_taken()  # not before: it would compete with what the first token waits for
         self._kv.slide(holding.reservation, len(request.tokens), stride=self._kv.page_tokens)
 
     def completed(self, request: Request, num_tokens: int) -> None:
-        """The KV of the first `num_tokens` tokens is in the pages: full blocks become shareable and are published."""
+        """Share and publish the full blocks of the first `num_tokens` tokens, whose KV is in the pages."""
         holding, block_tokens, keys = request.held, self._layout.block_tokens, request.keys
         self._settle(request, holding)
         num_blocks = num_tokens // block_tokens
@@ -155,19 +156,19 @@ class RequestMemory:
         holding.resident += [self._layout.all_layers] * (num_blocks - len(holding.resident))
         self._kv.commit(holding.reservation, num_blocks, keys, holding.resident)
         if request.num_offered < num_blocks:
-            # The publisher's own hold: the sequence goes on and slides its window. Without room it is offered later.
+            # The publisher's own hold: the request goes on and slides its window. Without room it is offered later.
             shared = self._kv.share(holding.reservation, request.num_offered, num_blocks)
             if shared is not None and not self._publish(request, holding, shared, num_blocks):
                 self._kv.release(shared)
 
     def stop_waiting(self, request: Request) -> None:
-        """Nobody will write what is not there yet: take what is present, compute the rest."""
+        """Take what is present and compute the rest: nobody will write what is not there yet."""
         request.wait_until_s = 0.0
         if request.holding is not None and request.holding.fetch is not None:
             request.holding.fetch.stop_waiting()
 
     def abandon(self, request: Request) -> None:
-        """Let go of a sequence's pages, at once or when the last user is done with them. Idempotent."""
+        """Let go of a request's pages, at once or when the last user is done with them. Idempotent."""
         holding, request.holding = request.holding, None
         if holding is None:
             return

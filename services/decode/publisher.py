@@ -27,6 +27,8 @@ BACK_OFF_S = 5.0
 
 
 class PublishWork(NamedTuple):
+    """Blocks `[first, end)` of a request that are to go to the pool."""
+
     request: Request
     holding: Holding
     pages: Reservation  # what the blocks are read from
@@ -42,7 +44,7 @@ class BlockPublisher:
     """Publishes blocks one request at a time, best effort: a pool that is away costs a later miss, nothing else.
 
     Every accepted piece of work uses its holding and its pages until `on_done` is called. What is published counts in
-    its sequence's `num_pooled`; what is not may be offered again, together with the sequence's next block.
+    its request's `num_pooled`; what is not may be offered again, together with the request's next block.
     """
 
     def __init__(

@@ -6,15 +6,15 @@ from shared.model.pages.kv import PagedKv
 
 AHEAD_BYTES = 256 << 20
 SLICE_BYTES = 8 << 20
-"""What is asked for in one call, some 10 ms: a request that comes meanwhile takes turns with it."""
+"""What is asked for in one call, which takes milliseconds: a request that comes meanwhile takes turns with it."""
 
 
 class ReadyPages:
     """Keeps `AHEAD_BYTES` of pages in hand beyond those that were ever taken.
 
-    A page that is written to for the first time makes the kernel find and clear memory: 1 to 3.5 ms for each MiB, while
-    every other thread of the process that does the same waits. The 94 MB of a cached prompt of 4,096 tokens paid more
-    for that than for all else on their way from the pool. What is never needed is still never taken.
+    A page that is written to for the first time makes the kernel find and clear memory, while every other thread of
+    the process that does the same waits. A long cached prompt pays more for that than for all else on its way from the
+    pool: docs/engines/pages.md. What is never needed is still never taken.
     """
 
     def __init__(self, kv: PagedKv, ahead_bytes: int = AHEAD_BYTES) -> None:
@@ -33,7 +33,7 @@ class ReadyPages:
         self._wake.set()
 
     async def run(self) -> None:
-        """Until all pages are ready, or cancelled."""
+        """Keep ahead until all pages are ready, or cancelled."""
         while True:
             self._wake.clear()
             while self.num_ready < self._wanted:

@@ -86,7 +86,7 @@ class Request:
 
     @property
     def held(self) -> Holding:
-        assert self.holding is not None, "a sequence without pages"
+        assert self.holding is not None, "a request without pages"
         return self.holding
 
     @property

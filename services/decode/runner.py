@@ -18,7 +18,7 @@ from shared.model.transformer import Transformer
 
 
 class RequestPart(NamedTuple):
-    """A sequence in the torch thread's hand. The loop may take its holding from it meanwhile: this one stays."""
+    """A request in the torch thread's hand. The loop may take its holding from it meanwhile: this one stays."""
 
     request: Request
     holding: Holding
@@ -27,14 +27,14 @@ class RequestPart(NamedTuple):
 
 @dataclass(frozen=True)
 class DecodeStep:
-    """What the torch thread does in one go: some layers of some tails, and a token for each sequence of the batch."""
+    """What the torch thread does in one go: some layers of some tails, and a token for each request of the batch."""
 
     tails: Sequence[RequestPart]
     batch: Sequence[RequestPart]
 
     @classmethod
     def of(cls, slices: Sequence[Slice[Request]], batch: Sequence[Request]) -> "DecodeStep":
-        """All of them hold pages."""
+        """Return the step of these requests, all of which hold pages."""
         return cls(
             [RequestPart(request, request.held, num_layers) for request, num_layers in slices],
             [RequestPart(request, request.held) for request in batch],
@@ -59,13 +59,14 @@ class StepOutcome:
 
 
 class Runner:
-    """Reads sequences and writes their pages, tails and histories; changes nothing else of them."""
+    """Reads requests and writes their pages, tails and histories; changes nothing else of them."""
 
     def __init__(self, transformer: Transformer, kv: PagedKv) -> None:
         self._transformer = transformer
         self._kv = kv
 
     def run(self, step: DecodeStep) -> StepOutcome:
+        """Compute a step: tails first, one after the other, then the batch at once."""
         outcome = StepOutcome()
         started = time.perf_counter()
         for part in step.tails:
@@ -91,7 +92,7 @@ class Runner:
         return None if last is None else self._sample(last, [part])[0]
 
     def _generate(self, batch: Sequence[RequestPart]) -> tuple[list[Sampled], float]:
-        """Run the last token of each sequence through the model. Return what follows each, and the model's seconds."""
+        """Run the last token of each request through the model. Return what follows each, and the model's seconds."""
         spans = [Span(part.holding.reservation.tables, len(part.request.tokens) - 1, 1) for part in batch]
         started = time.perf_counter()
         ids = [part.request.tokens[-1] for part in batch]
@@ -99,7 +100,7 @@ class Runner:
         return results, time.perf_counter() - started
 
     def _sample(self, hidden: torch.Tensor, batch: Sequence[RequestPart]) -> list[Sampled]:
-        """`hidden` is `[len(batch), hidden size]`: the state that predicts each sequence's next token."""
+        """Sample each request's next token from the state that predicts it: `hidden` is `[len(batch), hidden size]`."""
         return sample(self._transformer.logits(hidden), [_row(part.request) for part in batch])
 
 

@@ -81,7 +81,7 @@ class DecodeScheduler(Generic[R]):
                 listed.remove(request)
 
     def join(self, request: R) -> None:
-        """A request's tail is computed: it runs from the next step on."""
+        """Let a request whose tail is computed run, from the next step on."""
         self.tails.remove(request)
         self.running.append(request)
 
@@ -90,7 +90,7 @@ class DecodeScheduler(Generic[R]):
         return sorted(self.tails, key=lambda request: request.rank.priority)
 
     def took_turn(self, request: R) -> None:
-        """The others of its priority have their turns before a request has its next one."""
+        """Put a request behind the others of its priority, which have their turns before its next one."""
         self.tails.remove(request)
         self.tails.append(request)
 

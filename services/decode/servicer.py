@@ -1,4 +1,4 @@
-"""gRPC face of a decode worker: validates, then relays between a call and its sequence."""
+"""gRPC face of a decode worker: validates, then relays between a call and its request."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -31,7 +31,7 @@ _FINISH_REASONS = {
 
 
 class DecodeServicer(Base):
-    """`prfaas.v1.Decode`. The call is the request's life: however it ends, the sequence is aborted."""
+    """`prfaas.v1.Decode`. The call is the request's life: however it ends, the request is aborted."""
 
     def __init__(self, model: LoadedModel, engine: DecodeEngine) -> None:
         self._model = model

@@ -14,7 +14,7 @@ from shared.model.transformer import Transformer
 class Tail:
     """Tokens `[start, end)`: normally a prompt's last 1 to 64, all of them when no pool could help. A prompt of whole
     blocks that are held leaves its last token, whose K and V came with its block: on a page that others share they are
-    read only, in one of the sequence's own they are computed once more into their place.
+    read only, in one of the request's own they are computed once more into their place.
 
     Runs in chunks, each through all layers before the next one starts. Layer l of a chunk may run once layer l of every
     fetched block has landed: whoever calls `advance` sees to that.

@@ -30,7 +30,7 @@ class Urgency:
 
     @property
     def rank(self) -> float:
-        """The own rank, or that of the most urgent prompt that waits for this one."""
+        """Return the own rank, or that of the most urgent prompt that waits for this one."""
         return min([self._own, *(lender.rank for lender in self._lenders)])
 
     @contextmanager

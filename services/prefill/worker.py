@@ -48,8 +48,10 @@ class Prompt:
 
 
 class Progress(NamedTuple):
-    num_blocks_done: int
-    computed_tokens: int
+    """How far a prompt has come."""
+
+    num_blocks_done: int  # leading blocks that need no computing any more
+    computed_tokens: int  # by this worker
     finished: bool
 
 

@@ -60,7 +60,7 @@ class PageFetch:
         return next((layer for layer, left in enumerate(self._left_in_layer) if left), len(self._left_in_layer))
 
     def stop_waiting(self) -> None:
-        """Nobody will write what is not there yet: take what is present, give up the rest."""
+        """Take what is present and give up the rest: nobody will write what is not there yet."""
         self._hurry.set()
 
     async def run(self, pool: Pool, sources: Sequence[Source], wait_s: float, deadline: Deadline) -> None:

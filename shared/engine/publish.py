@@ -73,7 +73,7 @@ class PagePublisher:
 
     @property
     def outstanding(self) -> Sequence[int]:
-        """The layers of each block that are ours to send and were not emitted yet."""
+        """Return the layers of each block that are ours to send and were not emitted yet."""
         return self._outstanding
 
     def grant(self, block: int, layers: int) -> None:
@@ -107,7 +107,10 @@ class PagePublisher:
 
     @property
     def num_blocks_sent(self) -> int:
-        """Leading blocks that were emitted in all layers and are not read any more: what was ours of them was sent."""
+        """Return how many leading blocks were emitted in all layers and are not read any more.
+
+        What was ours of them was sent.
+        """
         return min(self._sent_in_layer)
 
     async def run(self) -> None:
