@@ -1,0 +1,1 @@
+"""The processes of the suite, one package each; none imports another."""
