@@ -6,17 +6,19 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from time import monotonic, time
 
+from services.cachepool.collector import StoreCollector
 from services.cachepool.links.links import LinkCollector, Links
-from services.cachepool.metrics import PoolMetrics, StoreCollector
+from services.cachepool.metrics import PoolMetrics
 from services.cachepool.peers.peers import PeerPulls
 from services.cachepool.placement import PlacementFeed, PlacementLog
 from services.cachepool.serving.servicer import PoolServicer
+from services.cachepool.serving.tier import NoTier
 from services.cachepool.settings import PoolSettings
 from services.cachepool.store.pins import Pins
 from services.cachepool.store.store import Store
 from services.cachepool.tiers.bucket import ObjectClient
 from services.cachepool.tiers.opening import open_tier
-from services.cachepool.tiers.tier import NoTier, ObjectTier
+from services.cachepool.tiers.tier import ObjectTier
 from shared.allocator import keep_freed_memory
 from shared.bus.events import TOPIC_PLACEMENT, LoadEvent, MembershipEvent, PlacementEvent
 from shared.config import load

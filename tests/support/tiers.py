@@ -46,12 +46,12 @@ class SampleTier:
         self._metrics = Metrics()
         metrics = TierMetrics(self._metrics)
         bucket = Bucket(self.client, call_limit_s, metrics.on_call)
-        context = TierContext(self.store, bucket, self.index, self.breaker, metrics, self.clock)
-        self.room = Room(context)
+        context = TierContext(bucket, self.index, self.breaker, metrics, self.clock)
+        self.room = Room(bucket, self.index, metrics, self.clock)
         self.recovery = Recovery(context, self.room, folder)
         self.reader = Reader(context, self.recovery, max_reads)
-        self.reads = ReadThrough(context, self.reader, read_limit_s)
-        self.writes = WriteBehind(context, self.room, self.reader, self.recovery, write_limits)
+        self.reads = ReadThrough(context, self.store, self.reader, read_limit_s)
+        self.writes = WriteBehind(context, self.store, self.room, self.reader, self.recovery, write_limits)
 
     def count(self, name: str, **labels: str) -> float:
         return self._metrics.registry.get_sample_value(f"prfaas:{name}", labels) or 0.0

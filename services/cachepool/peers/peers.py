@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from services.cachepool.links.links import Links
 from services.cachepool.metrics import PoolMetrics
-from services.cachepool.peers.pull import Pull
-from services.cachepool.peers.stream import PullContext, Terms
+from services.cachepool.peers.pull import Pull, PullContext
+from services.cachepool.peers.stream import PeerNetwork, Terms
 from services.cachepool.peers.suspects import Suspects
 from services.cachepool.settings import PoolSettings
 from services.cachepool.store.sources import SourcedReader
@@ -45,7 +45,14 @@ class PeerPulls:
         self._store = store
         self._links = links
         self._metrics = metrics
-        self._context = PullContext(store, channels, links, metrics, settings, self._accuse)
+        self._context = PullContext(
+            store,
+            PeerNetwork(channels, links, settings.stall_s),
+            metrics,
+            self._accuse,
+            limit_s=settings.pull_timeout_s,
+            num_connections=settings.link_connections,
+        )
         self._suspects = Suspects(store.clock)
         self._pulls: set[Pull] = set()
 

@@ -4,11 +4,14 @@ import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 
 from services.cachepool.links.links import lanes
-from services.cachepool.peers.stream import PullContext, StreamRequest, Terms, arrivals
+from services.cachepool.metrics import PoolMetrics
+from services.cachepool.peers.stream import PeerNetwork, StreamRequest, Terms, arrivals
 from services.cachepool.peers.suspects import CORRUPT_S, SILENT_S
 from services.cachepool.store.block import Writer
+from services.cachepool.store.store import Store
 from services.cachepool.store.subscription import Subscription
 from shared.deadline import Deadline
 from shared.errors import CorruptFrame, DeadlineExceeded, Overloaded, PrfaasError, WorkerLost
@@ -22,6 +25,18 @@ log = get_logger()
 
 MAX_REFETCHES = 16
 """A peer with more corrupt entries than this in one pull is not worth asking again."""
+
+
+@dataclass(frozen=True)
+class PullContext:
+    """What all pulls of one pool share."""
+
+    store: Store
+    network: PeerNetwork
+    metrics: PoolMetrics
+    accuse: Callable[[str, float], None]  # leave a peer alone for so many seconds
+    limit_s: float  # of one pull
+    num_connections: int  # of a pull from another datacenter
 
 
 class Pull:
@@ -41,7 +56,7 @@ class Pull:
         self._store = context.store
         self._address = terms.peer.address
         self._started = context.store.clock()
-        self._deadline = Deadline.after(context.settings.pull_timeout_s)
+        self._deadline = Deadline.after(context.limit_s)
         self._lost: dict[Lane, PrfaasError] = {}
         self._num_refetched = 0
 
@@ -111,14 +126,14 @@ class Pull:
     @property
     def _num_connections(self) -> int:
         context = self._context
-        return context.settings.link_connections if context.links.is_remote(self.terms.peer.dc) else 1
+        return context.num_connections if context.network.links.is_remote(self.terms.peer.dc) else 1
 
     async def _receive(self, request: StreamRequest, on_corrupt: Callable[[BlockEntries], object]) -> None:
         """Store what the peer sends and release what it denies.
 
         A peer denies after it has waited for a writer as long as our reader would: patience counts from the start.
         """
-        async with aclosing(arrivals(self._context, self.terms, request, self._deadline)) as arriving:
+        async with aclosing(arrivals(self._context.network, self.terms, request, self._deadline)) as arriving:
             async for arrived in arriving:
                 for denied in arrived.missing:
                     self._store.release(self.writer, denied, self._started)

@@ -1,15 +1,12 @@
 """One Fetch stream of a pull: its messages, each within the link's patience, and counted if they crossed one."""
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from services.cachepool.links.links import Links
-from services.cachepool.metrics import PoolMetrics
-from services.cachepool.settings import PoolSettings
 from services.cachepool.store.sources import Peer
-from services.cachepool.store.store import Store
 from shared.deadline import Deadline
 from shared.errors import DeadlineExceeded
 from shared.kv.entries import BlockEntries
@@ -24,15 +21,12 @@ HEARTBEATS_IN_PATIENCE = 3
 
 
 @dataclass(frozen=True)
-class PullContext:
-    """What all pulls of one pool share."""
+class PeerNetwork:
+    """How peers are reached."""
 
-    store: Store
     channels: Channels
     links: Links
-    metrics: PoolMetrics
-    settings: PoolSettings
-    accuse: Callable[[str, float], None]  # leave a peer alone for so many seconds
+    stall_s: float  # a peer that has sent nothing for so long, at home, is given up
 
 
 @dataclass(frozen=True)
@@ -56,18 +50,18 @@ class StreamRequest(NamedTuple):
 
 
 async def arrivals(
-    context: PullContext, terms: Terms, request: StreamRequest, deadline: Deadline
+    network: PeerNetwork, terms: Terms, request: StreamRequest, deadline: Deadline
 ) -> AsyncGenerator[Arrived, None]:
     """Yield what one stream brings. Raises what `PoolClient.fetch` raises, and `DeadlineExceeded` when it falls silent.
 
     A peer that has nothing to send yet, for prefill still computes it, says so in heartbeats. Silence is another thing.
     """
-    peer, stall_s = terms.peer, context.settings.stall_s
-    dc = context.links.dc if context.links.is_remote(peer.dc) else ""
+    peer, stall_s = terms.peer, network.stall_s
+    dc = network.links.dc if network.links.is_remote(peer.dc) else ""
     crossing = Crossing(dc, terms.is_background, request.share, stall_s / HEARTBEATS_IN_PATIENCE)
-    client = PoolClient(context.channels, peer.address, request.lane)
+    client = PoolClient(network.channels, peer.address, request.lane)
     fetch = client.fetch(terms.layout, request.blocks, (), request.wait_s, deadline, crossing)
-    with context.links.receiver(peer.dc) as receiver:
+    with network.links.receiver(peer.dc) as receiver:
         async with aclosing(fetch) as arriving:
             while True:
                 patience_s = receiver.patience_s(stall_s)

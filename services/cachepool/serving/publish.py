@@ -9,10 +9,10 @@ import grpc.aio
 
 from services.cachepool.metrics import WRITER, PoolMetrics
 from services.cachepool.serving.asked import wanted
+from services.cachepool.serving.tier import Tier
 from services.cachepool.settings import PoolSettings
 from services.cachepool.store.block import Writer
 from services.cachepool.store.store import Store
-from services.cachepool.tiers.tier import NoTier, ObjectTier
 from shared.errors import BadRequest, CorruptFrame, LeaseExpired, Overloaded
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import Frame, verify
@@ -40,7 +40,7 @@ class _Lease:
 class PublishHandler:
     """Serves writers, each for as long as its stream lives and is not silent for longer than its lease."""
 
-    def __init__(self, settings: PoolSettings, store: Store, tier: ObjectTier | NoTier, metrics: PoolMetrics) -> None:
+    def __init__(self, settings: PoolSettings, store: Store, tier: Tier, metrics: PoolMetrics) -> None:
         self._settings = settings
         self._store = store
         self._tier = tier

@@ -15,11 +15,11 @@ from services.cachepool.serving.asked import check_size, wanted
 from services.cachepool.serving.delivery import Beat, Delivery, Missing, Send, Wait
 from services.cachepool.serving.publish import PublishHandler
 from services.cachepool.serving.shares import SharedReaders, Slot
+from services.cachepool.serving.tier import Tier
 from services.cachepool.settings import PoolSettings
 from services.cachepool.store.pins import Pins
 from services.cachepool.store.sources import SourcedReader
 from services.cachepool.store.store import Store
-from services.cachepool.tiers.tier import NoTier, ObjectTier
 from shared.bus.events import stored_to_messages
 from shared.errors import BadRequest, Overloaded
 from shared.kv.frame import Frame
@@ -52,7 +52,7 @@ class PoolServicer(CachePoolServicer):
         store: Store,
         pins: Pins,
         placement: PlacementLog,
-        tier: ObjectTier | NoTier,
+        tier: Tier,
         pulls: PeerPulls,
         links: Links,
         metrics: PoolMetrics,
@@ -103,10 +103,7 @@ class PoolServicer(CachePoolServicer):
     async def Lookup(self, request: pb.LookupRequest, context: Context) -> pb.LookupReply:
         check_size(len(request.keys), self._settings.max_blocks)
         keys = keys_from_bytes(request.keys)
-        present = self._store.lookup_all(keys)
-        if isinstance(self._tier, ObjectTier):
-            present = [layers | self._tier.readable(key) for layers, key in zip(present, keys, strict=True)]
-        return lookup_to_message(present)
+        return lookup_to_message(self._tier.add_readable(keys, self._store.lookup_all(keys)))
 
     async def Pin(self, request: pb.PinRequest, context: Context) -> pb.PinReply:
         layout, blocks = wanted(request.layout, request.blocks, self._settings.max_blocks)

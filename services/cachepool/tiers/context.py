@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from services.cachepool.store.store import Store
 from services.cachepool.tiers.breaker import Breaker
 from services.cachepool.tiers.bucket import Bucket
 from services.cachepool.tiers.index import ObjectIndex
@@ -12,7 +11,6 @@ from services.cachepool.tiers.metrics import TierMetrics
 
 @dataclass(frozen=True)
 class TierContext:
-    store: Store
     bucket: Bucket
     index: ObjectIndex
     breaker: Breaker

@@ -7,9 +7,10 @@ from services.cachepool.settings import PoolSettings
 from services.cachepool.store.store import Store
 from services.cachepool.tiers.breaker import Breaker
 from services.cachepool.tiers.bucket import Bucket, ObjectClient, local_folder, open_client
+from services.cachepool.tiers.collector import TierCollector
 from services.cachepool.tiers.context import TierContext
 from services.cachepool.tiers.index import ObjectIndex
-from services.cachepool.tiers.metrics import TierCollector, TierMetrics
+from services.cachepool.tiers.metrics import TierMetrics
 from services.cachepool.tiers.tier import ObjectTier, TierLimits
 from shared.errors import SettingsError
 from shared.metrics import Metrics
@@ -36,13 +37,13 @@ def open_tier(
     counters = TierMetrics(metrics)
     index = ObjectIndex(settings.object_bytes, monotonic)
     bucket = Bucket(client, settings.object_timeout_s, counters.on_call)
-    context = TierContext(store, bucket, index, Breaker(monotonic), counters, time)
+    context = TierContext(bucket, index, Breaker(monotonic), counters, time)
     limits = TierLimits(
         max_waiting=settings.object_queue,
         max_writes=settings.object_writes,
         max_reads=settings.object_reads,
         read_limit_s=READ_LIMIT_CALLS * settings.object_timeout_s,
     )
-    tier = ObjectTier(context, limits, local_folder(url))
+    tier = ObjectTier(context, store, limits, local_folder(url))
     metrics.registry.register(TierCollector(index, lambda: tier.writes.num_waiting))
     return tier

@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 
 from services.cachepool.store.block import Writer
 from services.cachepool.store.sources import SourcedReader
+from services.cachepool.store.store import Store
 from services.cachepool.store.subscription import Subscription
 from services.cachepool.tiers.context import TierContext
 from services.cachepool.tiers.ranges import Range, ranges
@@ -40,10 +41,10 @@ class ReadThrough:
     it gives up has no writer again: a peer is asked for it, or it is missing. No reader gets an error from here.
     """
 
-    def __init__(self, context: TierContext, reader: Reader, limit_s: float) -> None:
+    def __init__(self, context: TierContext, store: Store, reader: Reader, limit_s: float) -> None:
         """`limit_s`: of all reads that one reader's want begins."""
         self._context = context
-        self._store = context.store
+        self._store = store
         self._index = context.index
         self._reader = reader
         self._limit_s = limit_s

@@ -1,10 +1,12 @@
 """Room for objects: the least recently used ones are deleted until what shall be written fits the budget."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from services.cachepool.tiers.context import TierContext
+from services.cachepool.tiers.bucket import Bucket
+from services.cachepool.tiers.index import ObjectIndex
+from services.cachepool.tiers.metrics import TierMetrics
 from services.cachepool.tiers.objects import object_path
 from shared.errors import Overloaded
 from shared.ids import BlockKey
@@ -20,12 +22,12 @@ class Room:
     full all the same, somebody else fills it, nothing more is deleted in vain, and nothing written for a while.
     """
 
-    def __init__(self, context: TierContext) -> None:
-        self._bucket = context.bucket
-        self._index = context.index
-        self._clock = context.store.clock
-        self._dropped = context.metrics.dropped.labels("evicted")
-        self._turn = asyncio.Lock()
+    def __init__(self, bucket: Bucket, index: ObjectIndex, metrics: TierMetrics, clock: Callable[[], float]) -> None:
+        self._bucket = bucket
+        self._index = index
+        self._clock = clock
+        self._dropped = metrics.dropped.labels("evicted")
+        self._lock = asyncio.Lock()
         self._full_since = float("-inf")
         self._rests_until = float("-inf")
 
@@ -34,7 +36,7 @@ class Room:
         """Make room for an object and keep it for the body. Raises `Overloaded` when there is none to be made."""
         if self._clock() < self._rests_until:
             raise Overloaded("the place where objects lie is full, and deleting older ones did not help")
-        async with self._turn:
+        async with self._lock:
             await self._shrink(num_bytes, spared)
             self._index.reserved_bytes += num_bytes
         try:
@@ -53,7 +55,7 @@ class Room:
 
     async def fit(self) -> None:
         """Delete what exceeds the budget: it may be smaller than in an earlier life. Raises what deleting raises."""
-        async with self._turn:
+        async with self._lock:
             await self._shrink(0, None)
 
     async def _shrink(self, num_bytes: int, spared: BlockKey | None) -> None:

@@ -1,10 +1,12 @@
 """The object tier of a pool, put together: what it holds, and the loops that keep it."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from services.cachepool.store.sources import SourcedReader
+from services.cachepool.store.store import Store
 from services.cachepool.tiers.context import TierContext
 from services.cachepool.tiers.reader import Reader
 from services.cachepool.tiers.reads import ReadThrough
@@ -26,14 +28,15 @@ class TierLimits:
 class ObjectTier:
     """Blocks behind memory. What it does not deliver, for whatever reason, is missing or comes from a peer."""
 
-    def __init__(self, context: TierContext, limits: TierLimits, folder: Path | None) -> None:
-        room = Room(context)
+    def __init__(self, context: TierContext, store: Store, limits: TierLimits, folder: Path | None) -> None:
+        """`folder` is where a local store has its files."""
+        room = Room(context.bucket, context.index, context.metrics, store.clock)
         self.index = context.index
         self.recovery = Recovery(context, room, folder)
         reader = Reader(context, self.recovery, limits.max_reads)
-        self.reads = ReadThrough(context, reader, limits.read_limit_s)
+        self.reads = ReadThrough(context, store, reader, limits.read_limit_s)
         self.writes = WriteBehind(
-            context, room, reader, self.recovery, WriteLimits(limits.max_waiting, limits.max_writes)
+            context, store, room, reader, self.recovery, WriteLimits(limits.max_waiting, limits.max_writes)
         )
         self._breaker = context.breaker
 
@@ -42,6 +45,10 @@ class ObjectTier:
         if self._breaker.is_open:
             return 0
         return self.index.readable(key, layout)
+
+    def add_readable(self, keys: Sequence[BlockKey], present: list[int]) -> list[int]:
+        """Return the layers of blocks that memory, `present`, or an object has."""
+        return [layers | self.readable(key) for key, layers in zip(keys, present, strict=True)]
 
     def start(self, sourced: SourcedReader) -> None:
         """Begin reading what the reader wants, nobody writes, and an object has."""
@@ -61,16 +68,3 @@ class ObjectTier:
         """Write what waits, at most for `limit_s`; return how many blocks were not written. `run` goes on till then."""
         await self.reads.close()
         return await self.writes.flush(limit_s)
-
-
-class NoTier:
-    """In place of an `ObjectTier` where there is none."""
-
-    def readable(self, key: BlockKey, layout: KvLayout | None = None) -> int:
-        return 0
-
-    def start(self, sourced: SourcedReader) -> None:
-        pass
-
-    def cancel_unwanted(self) -> None:
-        pass

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.cachepool.store.store import HeldBlock
+from services.cachepool.store.store import HeldBlock, Store
 from services.cachepool.tiers.context import TierContext
 from services.cachepool.tiers.index import Stored
 from services.cachepool.tiers.objects import ObjectHeader, object_path, pack
@@ -39,10 +39,16 @@ class WriteBehind:
     """
 
     def __init__(
-        self, context: TierContext, room: Room, reader: Reader, recovery: Recovery, limits: WriteLimits
+        self,
+        context: TierContext,
+        store: Store,
+        room: Room,
+        reader: Reader,
+        recovery: Recovery,
+        limits: WriteLimits,
     ) -> None:
         self._context = context
-        self._store = context.store
+        self._store = store
         self._index = context.index
         self._breaker = context.breaker
         self._metrics = context.metrics
