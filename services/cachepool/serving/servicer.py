@@ -38,7 +38,7 @@ from shared.tenant import Tenant
 Context = grpc.aio.ServicerContext[Any, Any]
 
 MIN_HEARTBEAT_S = 0.05
-"""Heartbeats that a reader may ask for: one of a stream takes some 50 µs here."""
+"""The shortest pause between heartbeats that a reader may ask for: each is a message."""
 SNAPSHOT_BLOCKS = 8192
 """Blocks in one snapshot message: 256 KiB of keys."""
 

@@ -11,8 +11,7 @@ from shared.tenant import NO_TENANT, Tenant
 BLOCK_OVERHEAD_BYTES = 2304
 """What one stored block costs beside its entries: record, key, slots per layer, its place in the order of eviction,
 placement bookkeeping, what is remembered of `History.PER_BLOCK` blocks that were evicted, and the guard's ghosts.
-Measured: 2,240 bytes of resident memory for each of 30,000 blocks after 210,000 evictions, its only entry, without
-payload, included; ghosts take 54 more."""
+docs/results/pool.md says how it was measured."""
 
 ENTRY_OVERHEAD_BYTES = 960
 """What one stored entry costs beside its payload: `Frame`, its key and integers, the view of its slot, what frees that.
