@@ -23,15 +23,12 @@ _BAD_SUBJECT = re.compile(r"(?:^|(?<=[.:;] ))(?:What|Who|Whoever|Whatever|That o
 
 
 def sizes(page: Page) -> Iterator[Problem]:
-    """Pages are read in one sitting, without scrolling sideways; tables of results and generated pages may be wide."""
-    if page.is_generated:
-        return
+    """Pages are read in one sitting, without scrolling sideways."""
     lines = page.text.splitlines()
     if len(lines) > MAX_LINES:
         yield Problem(len(lines), f"{len(lines)} lines, more than {MAX_LINES}")
     for number, line in enumerate(lines, 1):
-        is_row = line.startswith("|") and page.name.startswith("docs/results/")
-        if len(line) > MAX_COLUMNS and not is_row:
+        if len(line) > MAX_COLUMNS:
             yield Problem(number, f"{len(line)} columns, more than {MAX_COLUMNS}")
 
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.support.checkpoints import served
-from tests.support.suite import Suite, free_ports, running_suite
+from tests.support.suite import Suite, free_ports
 from tests.support.texts import real_text
 from tests.support.waiting import LIMIT_S, eventually
 
@@ -22,20 +21,6 @@ pytestmark = [pytest.mark.suite, pytest.mark.timeout(240)]
 ROOT = Path(__file__).resolve().parents[2]
 NODE = "cachepool-west-2"
 TESTED = {"README.md", "keep_prefix.py", "openai_client.py", "second_node.sh", "stream.py"}
-CHAT_TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
-    folder = tmp_path_factory.mktemp("examples")
-    with running_suite(folder, **served(folder), PRFAAS_CHAT_TEMPLATE=CHAT_TEMPLATE) as suite:
-        yield suite
-
-
-@pytest.fixture
-async def suite(running: Suite) -> Suite:
-    await running.ready()
-    return running
 
 
 def run(name: str, suite: Suite, *arguments: str) -> str:

@@ -3,34 +3,18 @@
 import json
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from deploy.ready import curl_line
-from tests.support.checkpoints import served
-from tests.support.suite import ROOT, Suite, running_suite
+from tests.support.suite import ROOT, Suite
 
 pytestmark = [pytest.mark.suite, pytest.mark.timeout(180)]
 
 README = (ROOT / "README.md").read_text()
 GATEWAY = "http://127.0.0.1:8000"
 COMMANDS = re.findall(r"<!-- run by tests/suite/test_readme.py -->\n\n```sh\n(.*?)```", README, re.DOTALL)
-TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
-    folder = tmp_path_factory.mktemp("readme")
-    with running_suite(folder, **served(folder), PRFAAS_CHAT_TEMPLATE=TEMPLATE) as suite:
-        yield suite
-
-
-@pytest.fixture
-async def suite(running: Suite) -> Suite:
-    await running.ready()
-    return running
 
 
 def run(command: str, suite: Suite) -> str:

@@ -28,12 +28,6 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
         yield suite
 
 
-@pytest.fixture
-async def suite(running: Suite) -> Suite:
-    await running.ready()
-    return running
-
-
 def cached_tokens(answer: dict[str, Any]) -> int:
     count: int = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
     return count

@@ -46,8 +46,8 @@ def test_a_page_is_short_and_narrow(root: Path) -> None:
     assert [p.line for p in sizes(page(root, "word\n" * (MAX_LINES + 1)))] == [MAX_LINES + 1]
     wide = "a" * (MAX_COLUMNS + 1)
     assert [p.line for p in sizes(page(root, f"word\n{wide}\n"))] == [2]
-    assert not list(sizes(page(root, f"| {wide} |\n", "docs/results/speed.md")))
-    assert not list(sizes(page(root, f"{wide}\n", "docs/settings.md")))
+    assert [p.line for p in sizes(page(root, f"| {wide} |\n", "docs/results/speed.md"))] == [1]
+    assert [p.line for p in sizes(page(root, f"{wide}\n", "docs/settings.md"))] == [1]
 
 
 @pytest.mark.parametrize(
