@@ -95,7 +95,7 @@ def _steps(
     for step in range(plan.decode_steps):
         position = context + step
         started = time.perf_counter()
-        hidden = model.decode(ids, [Span(r.tables, position, 1) for r in reservations], kv)
+        hidden = model.step(ids, [Span(r.tables, position, 1) for r in reservations], kv)
         chosen = sample(model.logits(hidden), [Row(greedy, position + 1)] * len(ids))
         ids = [sampled.token for sampled in chosen]
         found.append(time.perf_counter() - started)

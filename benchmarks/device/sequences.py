@@ -60,4 +60,4 @@ class Sequences:
     def decode(self, model: Transformer, position: Sequence[int]) -> Tensor:
         """Compute one token of each sequence; return hidden states `[sequences, hidden_size]`."""
         spans = [Span(r.tables, at, 1) for r, at in zip(self.reservations, position, strict=True)]
-        return model.decode([ids[at] for ids, at in zip(self.token_ids, position, strict=True)], spans, self.kv)
+        return model.step([ids[at] for ids, at in zip(self.token_ids, position, strict=True)], spans, self.kv)

@@ -75,7 +75,7 @@ def _measure(
     pool = f"PRFAAS_POOL_BYTES={served.pool_bytes} PRFAAS_POOL_OBJECT_URL="
     engine = (
         f"PRFAAS_DEVICE={device} PRFAAS_ATTENTION={attention} PRFAAS_KV_BYTES={served.kv_bytes} "
-        f"PRFAAS_CHUNK_TOKENS={served.chunk_tokens} PRFAAS_TAIL_TOKENS_PER_STEP=512"
+        f"PRFAAS_CHUNK_TOKENS={served.chunk_tokens}"
     )
     procfile.write_text(_PROCFILE.format(**ports, pool=pool, engine=engine, cachepool="python -m services.cachepool"))
     environ = {

@@ -7,15 +7,18 @@ from functools import partial
 
 from services.decode.memory import RequestMemory
 from services.decode.meter import StepMeter
+from services.decode.pace import StepPace
 from services.decode.request import FinishReason, Generation, NewTokens, Request
-from services.decode.runner import DecodeStep, Runner
-from services.decode.scheduler import DecodeScheduler, Offer, Rank, TailBudget
+from services.decode.runner import DecodeStep, RequestPart, Result, Runner
+from services.decode.scheduler import DecodeScheduler, Rank
 from services.decode.settings import DecodeSettings
 from services.decode.tail import Tail
 from shared.engine.loaded import LoadedModel
+from shared.engine.packing import Offer, pack
 from shared.engine.pool_access import PoolAccess
 from shared.engine.thread import WorkThread
 from shared.engine.transfer import PageTransfer
+from shared.engine.urgency import Urgency
 from shared.errors import ContextTooLong, Draining, Internal, Overloaded, PrfaasError
 from shared.log import get_logger
 from shared.metrics import Metrics
@@ -57,7 +60,7 @@ class DecodeEngine:
         self._wake = asyncio.Event()
         self._memory = RequestMemory(pool, transfer, metrics, settings.chunk_tokens, self._wake.set, self._fail)
         self._scheduler: DecodeScheduler[Request] = DecodeScheduler(self._memory, settings.max_batch)
-        self._tail_budget = TailBudget(settings.tail_tokens_per_step, model.layout.num_layers)
+        self._pace = StepPace(settings.chunk_tokens, settings.inter_token_s)
         self._runner = Runner(model.transformer, model.kv)
         self._meter = StepMeter(metrics)
         self._arrivals = itertools.count()
@@ -86,7 +89,8 @@ class DecodeEngine:
         self._memory.check(num_tokens)
         if self.num_waiting >= self._settings.max_waiting:
             raise Overloaded(f"{self.num_waiting} requests are waiting already")
-        request = Request(generation, Rank(generation.priority, next(self._arrivals)))
+        urgency = Urgency(time.monotonic(), generation.deadline.at, generation.priority)
+        request = Request(generation, Rank(generation.priority, next(self._arrivals)), urgency)
         self._scheduler.add(request)
         self._wake.set()
         return request
@@ -122,11 +126,15 @@ class DecodeEngine:
     def _plan(self) -> DecodeStep:
         batch = self._scheduler.schedule()
         offers = [offer for request in self._scheduler.turns() if (offer := self._offer(request)) is not None]
-        slices = self._tail_budget.share(offers, len(batch))
-        for request, _ in slices:
-            self._scheduler.took_turn(request)
-            self._memory.begin_chunk(request)
-        return DecodeStep.of(slices, batch)
+        num_layers = self._model.layout.num_layers
+        packed = pack(offers, self._pace.tail_tokens(len(batch), len(offers)), num_layers)
+        step = DecodeStep.of(packed, batch)
+        for part in step.rows:
+            self._memory.cover_tail(part.request, part.num_tokens)
+        for gated in step.passes:
+            for part in gated.parts:
+                self._memory.cover_tail(part.request, part.tail.chunk_end - part.tail.first)
+        return step
 
     def _offer(self, request: Request) -> Offer[Request] | None:
         open_layers = self._memory.num_open_layers(request)
@@ -135,39 +143,38 @@ class DecodeEngine:
             return None
         if request.gate_opened_at_s is None:
             request.gate_opened_at_s = time.time()
-        return Offer(request, tail.chunk_end - tail.first, open_layers - tail.next_layer)
+        return Offer(request, tail.chunk_end - tail.first, tail.next_layer, open_layers)
 
     async def _take(self, step: DecodeStep, started: float) -> None:
         """Run a step in the torch thread, then hand its tokens out; they travel while the next step computes."""
-        firsts = [_tail(part.request).first for part in step.tails]
+        tails = [(part, part.tail, part.tail.first) for part in step.tails]
+        num_tail_tokens = step.num_tail_tokens(self._model.layout.num_layers)
         in_hand = step.holdings
         self._memory.take_in_hand(in_hand)
         try:
             outcome = await self._thread.run(partial(self._runner.run, step))
-            for part, first, sampled in zip(step.tails, firsts, outcome.tails, strict=True):
-                self._tail_advanced(part.request, first, sampled)
-            if isinstance(outcome.batch, RuntimeError):
-                for part in step.batch:
-                    self._fail(part.request, outcome.batch)
-            else:
-                for part, sampled in zip(step.batch, outcome.batch, strict=True):
-                    self._generated(part.request, sampled)
+            for part, tail, first in tails:
+                self._tail_advanced(part, tail, first, outcome.results[part.request])
+            for part in step.batch:
+                self._generated(part.request, outcome.results[part.request])
         finally:
             self._memory.put_down(in_hand)
-        self._meter.stepped(step, outcome, time.perf_counter() - started)
+        self._pace.cost.measured(len(step.batch), num_tail_tokens, outcome.model_s)
+        self._meter.stepped(step, num_tail_tokens, outcome, time.perf_counter() - started)
 
-    def _tail_advanced(self, request: Request, first: int, sampled: Sampled | RuntimeError | None) -> None:
+    def _tail_advanced(self, part: RequestPart, tail: Tail, first: int, result: Result) -> None:
+        request = part.request
         if request.retired:
             return
-        if isinstance(sampled, RuntimeError):
-            self._fail(request, sampled)
+        if isinstance(result, RuntimeError):
+            self._fail(request, result)
             return
-        tail = _tail(request)
-        if tail.first > first:  # a chunk is through all layers
+        if tail.first > first:  # tokens are through all layers
             self._count_computed(request, tail.first - first)
-            self._memory.completed(request, tail.first)
-        if sampled is not None:
-            self._join_batch(request, tail, sampled)
+            if tail.begins_chunk or result is not None:
+                self._memory.completed(request, tail.first)
+        if result is not None:
+            self._join_batch(request, tail, result)
 
     def _count_computed(self, request: Request, num_tokens: int) -> None:
         new = min(num_tokens, request.num_prompt_tokens - request.num_computed) if not request.num_generated else 0
@@ -189,12 +196,16 @@ class DecodeEngine:
         )
         self._append(request, sampled)
 
-    def _generated(self, request: Request, sampled: Sampled) -> None:
+    def _generated(self, request: Request, result: Result) -> None:
         if request.retired:
             return
+        if isinstance(result, RuntimeError):
+            self._fail(request, result)
+            return
+        assert result is not None, "a running request gets a token a step"
         if len(request.tokens) % self._model.layout.block_tokens == 0:
             self._memory.completed(request, len(request.tokens))
-        self._append(request, sampled)
+        self._append(request, result)
 
     def _append(self, request: Request, sampled: Sampled) -> None:
         computed = 0 if request.num_generated else request.num_computed

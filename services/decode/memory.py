@@ -127,15 +127,17 @@ class RequestMemory:
             return self._layout.num_layers
         return holding.fetch.num_open_layers()
 
-    def begin_chunk(self, request: Request) -> None:
-        """Hold the window pages of a tail's next chunk. The first slides past nothing: its fetch may still fail."""
+    def cover_tail(self, request: Request, num_tokens: int) -> None:
+        """Hold the window pages of a tail's next tokens, all within its chunk in hand.
+
+        Windows slide between chunks. The first slides past nothing: its fetch may still fail.
+        """
         holding = request.held
         tail = holding.tail
-        if tail is None or tail.next_layer > 0:
-            return
-        if tail.first > tail.start:
+        assert tail is not None, "covering a tail that has ended"
+        if tail.begins_chunk and tail.first > tail.start:
             self._kv.slide(holding.reservation, tail.first)
-        self._cover(holding.reservation, tail.first, tail.chunk_end)
+        self._cover(holding.reservation, tail.first, tail.first + num_tokens)
 
     def end_tail(self, request: Request) -> None:
         """Note that the tail is computed: from here on the request goes on by a token at a time."""

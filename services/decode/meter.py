@@ -20,15 +20,15 @@ class StepMeter:
             "Steps of a running batch: how long a token takes",
             STEP_BUCKETS_S,
         )
-        self._outside = metrics.counter("decode_step_outside_model_seconds", "Of these steps, neither batch nor tails")
-        self._tails = metrics.counter("decode_step_tail_seconds", "Of these steps, what was spent on tails")
+        self._outside = metrics.counter("decode_step_outside_model_seconds", "Of these steps, outside the model")
+        self._tail_tokens = metrics.counter("decode_step_tail_tokens", "Tokens of tails computed in these steps")
 
-    def stepped(self, step: DecodeStep, outcome: StepOutcome, seconds: float) -> None:
+    def stepped(self, step: DecodeStep, num_tail_tokens: float, outcome: StepOutcome, seconds: float) -> None:
         """Note one turn of the loop; those without a batch concern nobody's tokens."""
         if not step.batch:
             return
         self._steps.observe(seconds)
-        self._tails.inc(outcome.tails_s)
-        self._outside.inc(max(0.0, seconds - outcome.tails_s - outcome.batch_s))
+        self._tail_tokens.inc(num_tail_tokens)
+        self._outside.inc(max(0.0, seconds - outcome.model_s))
         speed = len(step.batch) / seconds
         self.tokens_per_s += (speed - self.tokens_per_s) * (SPEED_SMOOTHING if self.tokens_per_s else 1.0)

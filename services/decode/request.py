@@ -9,6 +9,7 @@ from typing import NamedTuple
 from services.decode.holding import Holding
 from services.decode.scheduler import Rank
 from shared.deadline import Deadline
+from shared.engine.urgency import Urgency
 from shared.errors import PrfaasError
 from shared.ids import BlockKey, RequestId
 from shared.kv.codec import Codec, Fidelity
@@ -67,6 +68,7 @@ class Request:
 
     generation: Generation
     rank: Rank
+    urgency: Urgency
     tokens: list[int] = field(init=False)  # prompt and generated; the KV of all but the last one is or was computed
     keys: list[BlockKey] = field(init=False)  # of the prompt's full blocks, and of those whose KV is complete
     num_pooled: int = field(init=False)  # leading blocks that a pool has, or will have

@@ -1,16 +1,17 @@
 """What the decode engine asks of the model; every method runs in the torch thread."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 
 from services.decode.holding import Holding
 from services.decode.request import Request
-from services.decode.scheduler import Slice
-from shared.model.layers.batch import Span
+from services.decode.tail import Tail
+from shared.engine.packing import Packed
+from shared.model.layers.batch import Batch, Span
 from shared.model.pages.kv import PagedKv
 from shared.model.sampler.penalties import TokenHistory
 from shared.model.sampler.sampling import Row, Sampled, sample
@@ -22,40 +23,77 @@ class RequestPart(NamedTuple):
 
     request: Request
     holding: Holding
-    num_layers: int = 0  # of its tail, that are to run
+    num_tokens: int = 1  # that go through all layers: of its tail, or its last one
+
+    @property
+    def tail(self) -> Tail:
+        assert self.holding.tail is not None, "a part of a request that has no tail"
+        return self.holding.tail
+
+
+class GatedPass(NamedTuple):
+    """Tails that go through layers `[first_layer, end_layer)` together."""
+
+    first_layer: int
+    end_layer: int
+    parts: Sequence[RequestPart]
 
 
 @dataclass(frozen=True)
 class DecodeStep:
-    """What the torch thread does in one go: some layers of some tails, and a token for each request of the batch."""
+    """What the torch thread does in one go.
 
-    tails: Sequence[RequestPart]
+    One ragged pass through all layers: the last token of each request of the batch and row ranges of tails. Before it,
+    passes through some layers, of tails that wait for entries.
+    """
+
     batch: Sequence[RequestPart]
+    rows: Sequence[RequestPart]
+    passes: Sequence[GatedPass]
 
     @classmethod
-    def of(cls, slices: Sequence[Slice[Request]], batch: Sequence[Request]) -> "DecodeStep":
+    def of(cls, packed: Packed[Request], batch: Sequence[Request]) -> "DecodeStep":
         """Return the step of these requests, all of which hold pages."""
         return cls(
-            [RequestPart(request, request.held, num_layers) for request, num_layers in slices],
             [RequestPart(request, request.held) for request in batch],
+            [RequestPart(request, request.held, num_tokens) for request, num_tokens in packed.rows],
+            [
+                GatedPass(first, end, [RequestPart(request, request.held) for request in requests])
+                for first, end, requests in packed.passes
+            ],
         )
 
     def __bool__(self) -> bool:
-        return bool(self.tails or self.batch)
+        return bool(self.batch or self.rows or self.passes)
+
+    @property
+    def tails(self) -> list[RequestPart]:
+        return [*self.rows, *(part for gated in self.passes for part in gated.parts)]
 
     @property
     def holdings(self) -> list[Holding]:
-        return [part.holding for part in (*self.tails, *self.batch)]
+        return [part.holding for part in (*self.batch, *self.tails)]
+
+    def num_tail_tokens(self, num_layers: int) -> float:
+        """Return how many tokens of tails go through all layers; those of passes count by their share of layers."""
+        in_layers = sum(
+            (gated.end_layer - gated.first_layer) * (part.tail.chunk_end - part.tail.first)
+            for gated in self.passes
+            for part in gated.parts
+        )
+        return sum(part.num_tokens for part in self.rows) + in_layers / num_layers
+
+
+Result: TypeAlias = Sampled | RuntimeError | None
+"""What a step brings a request. None: its tail is not at its end yet. Torch's errors concern a part of a step only."""
 
 
 @dataclass
 class StepOutcome:
-    """What came of a step. Torch's errors, out of memory included, are results: they concern a part of it only."""
+    """What came of a step."""
 
-    tails: list[Sampled | RuntimeError | None] = field(default_factory=list)  # as the step's; None: not at its end yet
-    batch: list[Sampled] | RuntimeError = field(default_factory=list)  # as the step's
-    tails_s: float = 0.0  # in the model, for tails
-    batch_s: float = 0.0  # in the model, for the batch: forward pass and sampling
+    results: dict[Request, Result] = field(default_factory=dict)
+    model_s: float = 0.0  # forward passes and sampling
 
 
 class Runner:
@@ -66,42 +104,114 @@ class Runner:
         self._kv = kv
 
     def run(self, step: DecodeStep) -> StepOutcome:
-        """Compute a step: tails first, one after the other, then the batch at once."""
-        outcome = StepOutcome()
+        """Compute a step: passes of gated tails, then all rows at once, then a token for each that is at its end."""
         started = time.perf_counter()
-        for part in step.tails:
-            try:
-                outcome.tails.append(self._advance_tail(part))
-            except RuntimeError as error:
-                outcome.tails.append(error)
-        if step.tails:
+        results: dict[Request, Result] = {}
+        states: list[tuple[RequestPart, torch.Tensor]] = []
+        for gated in step.passes:
+            for part, state in self._through_layers(gated).items():
+                if isinstance(state, torch.Tensor):
+                    states.append((part, state))
+                else:
+                    results[part.request] = state
+        self._generate(step.batch, step.rows, states, results)
+        return StepOutcome(results, time.perf_counter() - started)
+
+    def _through_layers(self, gated: GatedPass) -> dict[RequestPart, torch.Tensor | RuntimeError | None]:
+        """Run a pass. Return the last state `[1, hidden size]` of the tails that are at their end, None for others."""
+        first, end, parts = gated
+        try:
+            return dict(zip(parts, self._advance(first, end, parts), strict=True))
+        except RuntimeError as error:
+            if len(parts) == 1:
+                return {parts[0]: error}
+        # Their states are as before: who fails alone fails alone.
+        alone = [self._through_layers(GatedPass(first, end, [part])) for part in parts]
+        return {part: state for found in alone for part, state in found.items()}
+
+    def _advance(self, first: int, end: int, parts: Sequence[RequestPart]) -> list[torch.Tensor | None]:
+        model = self._transformer
+        spans = [_span(part, part.tail.chunk_end - part.tail.first) for part in parts]
+        if first == 0:
+            hidden = model.embed(self._ids(_tokens(parts, spans)))
+        else:
+            hidden = torch.cat([part.tail.hidden for part in parts if part.tail.hidden is not None])
+        batch = Batch.build(spans, self._kv.page_tokens, model.device)
+        hidden = model.layers(first, end, hidden, batch, self._kv)
+        states: list[torch.Tensor | None] = []
+        of_each = torch.split(hidden, [span.num_tokens for span in spans])
+        for part, span, rows in zip(parts, spans, of_each, strict=True):
+            part.tail.hidden, part.tail.next_layer = rows, end
+            at_end = end == model.num_layers and part.tail.computed(span.num_tokens)
+            states.append(rows[-1:] if at_end else None)
+        return states
+
+    def _generate(
+        self,
+        batch: Sequence[RequestPart],
+        rows: Sequence[RequestPart],
+        states: Sequence[tuple[RequestPart, torch.Tensor]],
+        results: dict[Request, Result],
+    ) -> None:
+        try:
+            results.update(self._compute([*batch, *rows], states))
+            return
+        except RuntimeError as error:
+            if len(batch) + len(rows) + len(states) == 1 or not (rows or states):
+                results.update((part.request, error) for part in (*batch, *rows, *(part for part, _ in states)))
+                return
+        # K and V of a step may be written once more: the batch as a whole, and who fails alone fails alone.
+        self._generate(batch, (), (), results)
+        for part in rows:
+            self._generate((), [part], (), results)
+        for state in states:
+            self._generate((), (), [state], results)
+
+    def _compute(
+        self, parts: Sequence[RequestPart], states: Sequence[tuple[RequestPart, torch.Tensor]]
+    ) -> dict[Request, Result]:
+        """Run rows through the model and sample what follows each that is at its end, `states` among them."""
+        spans = [_span(part, part.num_tokens) for part in parts]
+        hidden = [state for _, state in states]
+        ended = [part for part, _ in states]
+        if parts:
+            last = self._transformer.step(_tokens(parts, spans), spans, self._kv)
+            at_end = [i for i, (part, span) in enumerate(zip(parts, spans, strict=True)) if _is_last(part, span)]
+            if at_end:
+                hidden.append(last if len(at_end) == len(parts) else last[self._ids(at_end)])
+                ended += [parts[i] for i in at_end]
+        results: dict[Request, Result] = dict.fromkeys((part.request for part in parts), None)
+        if ended:
+            logits = self._transformer.logits(hidden[0] if len(hidden) == 1 else torch.cat(hidden))
+            sampled = sample(logits, [_row(part.request) for part in ended])
+            results.update(zip((part.request for part in ended), sampled, strict=True))
+        else:
             self._transformer.wait()  # pages that a request leaves after this step are not touched any more
-        outcome.tails_s = time.perf_counter() - started
-        if step.batch:
-            try:
-                outcome.batch, outcome.batch_s = self._generate(step.batch)
-            except RuntimeError as error:
-                outcome.batch = error
-        return outcome
+        for part in parts:
+            if part.holding.tail is not None:
+                part.holding.tail.computed(part.num_tokens)
+        return results
 
-    def _advance_tail(self, part: RequestPart) -> Sampled | None:
-        """Run a tail's next layers. Return the token that follows it once the whole tail is computed."""
-        request, holding, num_layers = part
-        assert holding.tail is not None, "no tail to advance"
-        last = holding.tail.advance(num_layers, self._transformer, self._kv, holding.reservation, request.tokens)
-        return None if last is None else self._sample(last, [part])[0]
+    def _ids(self, numbers: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(numbers, device=self._transformer.device)
 
-    def _generate(self, batch: Sequence[RequestPart]) -> tuple[list[Sampled], float]:
-        """Run the last token of each request through the model. Return what follows each, and the model's seconds."""
-        spans = [Span(part.holding.reservation.tables, len(part.request.tokens) - 1, 1) for part in batch]
-        started = time.perf_counter()
-        ids = [part.request.tokens[-1] for part in batch]
-        results = self._sample(self._transformer.decode(ids, spans, self._kv), batch)
-        return results, time.perf_counter() - started
 
-    def _sample(self, hidden: torch.Tensor, batch: Sequence[RequestPart]) -> list[Sampled]:
-        """Sample each request's next token from the state that predicts it: `hidden` is `[len(batch), hidden size]`."""
-        return sample(self._transformer.logits(hidden), [_row(part.request) for part in batch])
+def _span(part: RequestPart, num_tokens: int) -> Span:
+    """Return a part's next rows: of its tail, or its last token."""
+    tables, tail = part.holding.reservation.tables, part.holding.tail
+    if tail is None:
+        return Span(tables, len(part.request.tokens) - 1, 1)
+    return Span(tables, tail.first, num_tokens, tail.stores)
+
+
+def _is_last(part: RequestPart, span: Span) -> bool:
+    return span.end == len(part.request.tokens)
+
+
+def _tokens(parts: Iterable[RequestPart], spans: Iterable[Span]) -> list[int]:
+    return [
+        token for part, span in zip(parts, spans, strict=True) for token in part.request.tokens[span.start : span.end]
+    ]
 
 
 def _row(request: Request) -> Row:

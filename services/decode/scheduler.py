@@ -2,8 +2,9 @@
 
 from bisect import insort
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Generic, NamedTuple, Protocol, TypeVar
+
+from shared.engine.urgency import Urgency
 
 
 class Rank(NamedTuple):
@@ -16,6 +17,9 @@ class Rank(NamedTuple):
 class Schedulable(Protocol):
     @property
     def rank(self) -> Rank: ...
+
+    @property
+    def urgency(self) -> Urgency: ...
 
 
 R = TypeVar("R", bound=Schedulable)
@@ -64,7 +68,7 @@ class DecodeScheduler(Generic[R]):
         self._pages = pages
         self._max_batch = max_batch
         self.waiting: list[R] = []  # in rank order
-        self.tails: list[R] = []  # whose turn is first stands first
+        self.tails: list[R] = []  # in order of admission
         self.running: list[R] = []
 
     @property
@@ -86,13 +90,8 @@ class DecodeScheduler(Generic[R]):
         self.running.append(request)
 
     def turns(self) -> list[R]:
-        """Return the tails in the order of their turns: priorities first, then in turn."""
-        return sorted(self.tails, key=lambda request: request.rank.priority)
-
-    def took_turn(self, request: R) -> None:
-        """Put a request behind the others of its priority, which have their turns before its next one."""
-        self.tails.remove(request)
-        self.tails.append(request)
+        """Return the tails in the order of their turns: the most urgent first, as prefill workers have it."""
+        return sorted(self.tails, key=lambda request: request.urgency.rank)
 
     def schedule(self) -> list[R]:
         """Find pages for the next step, pre-empt and admit. Return the running requests that have their pages."""
@@ -138,53 +137,6 @@ class DecodeScheduler(Generic[R]):
         self.remove(victim)
         self.add(victim)
         self._pages.give_up(victim)
-
-
-class Offer(NamedTuple, Generic[R]):
-    """A tail that could go on now."""
-
-    request: R
-    num_tokens: int  # of its chunk in hand
-    num_layers: int  # of the chunk that may run: their gates are open
-
-
-class Slice(NamedTuple, Generic[R]):
-    """A tail's part in one step."""
-
-    request: R
-    num_layers: int
-
-
-@dataclass(frozen=True)
-class TailBudget:
-    """What a step of a running batch may compute of tails beside it, which is what a token of the batch is late for.
-
-    Counted in tokens through one layer. A tail costs the batch the same however it is spread over steps, so this bounds
-    how late a token is, not how much is computed: too small a budget only keeps requests out of the batch for longer.
-    When more tails than running requests could go on, the budget is as many times larger: a burst of requests is not
-    held up by the one that came first.
-    """
-
-    tokens_per_step: int  # through all layers
-    num_layers: int
-
-    def share(self, offers: Sequence[Offer[R]], num_running: int) -> list[Slice[R]]:
-        """Return the slices of the next step; `offers` stand in the order of their turns.
-
-        The first slice has at least one layer, however long its chunk. Without a running batch the first tail's whole
-        chunk may run: others have their turn when this one has ended.
-        """
-        if not num_running:
-            return [Slice(offer.request, offer.num_layers) for offer in offers[:1]]
-        left = int(self.tokens_per_step * self.num_layers * max(1.0, len(offers) / num_running))
-        slices: list[Slice[R]] = []
-        for offer in offers:
-            num_layers = min(offer.num_layers, left // offer.num_tokens)
-            if num_layers == 0 and slices:
-                break
-            slices.append(Slice(offer.request, max(1, num_layers)))
-            left = max(0, left - slices[-1].num_layers * offer.num_tokens)
-        return slices
 
 
 def _rank(request: Schedulable) -> Rank:

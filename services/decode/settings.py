@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from shared.config import positive, setting
+from shared.config import non_negative, positive, setting
 from shared.engine.settings import EngineSettings
 
 
@@ -12,9 +12,9 @@ class DecodeSettings(EngineSettings):
     service: ClassVar[str] = "decode"
 
     max_batch: int = setting("PRFAAS_MAX_BATCH", 64, check=positive, help="requests that hold pages at a time")
-    tail_tokens_per_step: int = setting(
-        "PRFAAS_TAIL_TOKENS_PER_STEP",
-        16,
-        check=positive,
-        help="prompt tokens (through all layers) computed in a step beside a running batch",
+    inter_token_s: float = setting(
+        "PRFAAS_INTER_TOKEN_S",
+        0.0,
+        check=non_negative,
+        help="latency target of a step of running requests that computes prompts too; 0: twice as long as without them",
     )

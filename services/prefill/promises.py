@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from services.prefill.urgency import Urgency
 from shared.deadline import Deadline
+from shared.engine.urgency import Urgency
 from shared.errors import Overloaded
 from shared.ids import BlockKey
 

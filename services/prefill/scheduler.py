@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
-from services.prefill.urgency import Urgency
+from shared.engine.packing import Offer, pack
+from shared.engine.urgency import Urgency
 
 
 @dataclass(eq=False)
@@ -16,6 +17,11 @@ class Job:
     end: int
     urgency: Urgency
     limit: Callable[[], int] = lambda: sys.maxsize  # how far it may be computed now; a chunk goes no further
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens may be computed now."""
+        return max(0, min(self.end, self.limit()) - self.next_token)
 
 
 J = TypeVar("J", bound=Job)
@@ -57,16 +63,10 @@ class PrefillScheduler(Generic[J]):
 
     def next_step(self) -> list[Chunk[J]]:
         """Return what to compute now; empty if no job may go on. Changes nothing: call `finished` for each chunk."""
-        chunks: list[Chunk[J]] = []
-        left = self._chunk_tokens
-        for job in sorted(self.jobs, key=lambda job: job.urgency.rank):
-            if not left:
-                break
-            end = min(job.end, job.next_token + left, job.limit())
-            if end > job.next_token:
-                chunks.append(Chunk(job, job.next_token, end))
-                left -= end - job.next_token
-        return chunks
+        in_order = sorted(self.jobs, key=lambda job: job.urgency.rank)
+        offers = (Offer(job, job.num_tokens, 0, 1) for job in in_order if job.num_tokens)
+        packed = pack(offers, self._chunk_tokens, num_layers=1)
+        return [Chunk(job, job.next_token, job.next_token + taken) for job, taken in packed.rows]
 
     def finished(self, chunk: Chunk[J]) -> bool:
         """Note that a chunk was computed; return whether that was the job's last one."""

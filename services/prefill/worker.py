@@ -11,12 +11,12 @@ from services.prefill.engine import ComputeJob, PrefillEngine
 from services.prefill.page_queue import PageQueue
 from services.prefill.promises import Promise, Promises
 from services.prefill.prompt_pages import PromptPages
-from services.prefill.urgency import Urgency
 from shared.deadline import Deadline
 from shared.engine.fetch import PageFetch
 from shared.engine.pool_access import PoolAccess
 from shared.engine.publish import PagePublisher, Ready
 from shared.engine.transfer import PageTransfer
+from shared.engine.urgency import Urgency
 from shared.ids import BlockKey
 from shared.kv.codec import Codec, Fidelity
 from shared.kv.entries import Source

@@ -144,17 +144,18 @@ class Transformer:
         return self.layers(0, self.num_layers, self.embed(token_ids), batch, kv)
 
     @torch.inference_mode()
-    def decode(self, token_ids: Sequence[int], spans: Sequence[Span], kv: PagedKv) -> Tensor:
-        """As `forward`, for one token of each of several sequences: `[len(spans), hidden_size]`, which the next call
-        may overwrite."""
+    def step(self, token_ids: Sequence[int], spans: Sequence[Span], kv: PagedKv) -> Tensor:
+        """Run the tokens of all spans, one span after the other; return the states of each span's last token,
+        `[len(spans), hidden_size]` after the last layer, which the next call may overwrite."""
         if self._graphs is not None and self._graphs.serves(kv, spans):
             return self._graphs.run(token_ids, spans)
         batch = Batch.build(spans, kv.page_tokens, self.device)
-        return self.forward(torch.tensor(token_ids, device=self.device), batch, kv)
+        hidden = self.forward(torch.tensor(token_ids, device=self.device), batch, kv)
+        return hidden if batch.is_decode else hidden[batch.query_starts[1:].long() - 1]
 
     @torch.inference_mode()
     def capture_decode(self, kv: PagedKv, max_tokens: int, max_batch: int) -> None:
-        """Make graphs of `decode` over one cache for batches up to `max_batch`: seconds, and nothing unless
+        """Make graphs of `step` over one cache for batches up to `max_batch`: seconds, and nothing unless
         `can_capture`. `max_tokens` is the longest sequence that will come.
         """
         if not self.can_capture:

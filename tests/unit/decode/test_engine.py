@@ -98,7 +98,7 @@ async def test_what_torch_raises_for_a_tail_is_that_requests_end_only(monkeypatc
         compute = b.model.transformer.layers
 
         def layers(first: int, end: int, hidden: Tensor, batch: Batch, kv: PagedKv) -> Tensor:
-            if end > 2 and batch.num_tokens == 77:
+            if any(span.end == 77 and span.num_tokens > 1 for span in batch.spans):
                 raise RuntimeError("out of memory")
             return compute(first, end, hidden, batch, kv)
 
@@ -151,7 +151,7 @@ async def test_steps_are_measured() -> None:
         steps, outside = b.metric("decode_step_seconds_sum"), b.metric("decode_step_outside_model_seconds_total")
         assert b.metric("decode_step_seconds_count") >= 19
         assert 0 < outside < steps
-        assert 0 < b.metric("decode_step_tail_seconds_total") < steps
+        assert 0 < b.metric("decode_step_tail_tokens_total")
         assert b.engine.tokens_per_s > 0
 
 

@@ -13,6 +13,7 @@ from services.decode.scheduler import Rank
 from shared.deadline import Deadline
 from shared.engine.loaded import LoadedModel
 from shared.engine.transfer import PageTransfer
+from shared.engine.urgency import Urgency
 from shared.errors import ContextTooLong, DeadlineExceeded
 from shared.ids import BlockKey
 from shared.kv.codec import Codec
@@ -43,7 +44,7 @@ class Bench:
         )
 
     def request(self, tokens: list[int] = TOKENS, **changes: Any) -> Request:
-        return Request(generation(self.model, tokens, **changes), Rank(0, 0))
+        return Request(generation(self.model, tokens, **changes), Rank(0, 0), Urgency(0, 0))
 
     def reserved(self, tokens: list[int] = TOKENS, **changes: Any) -> Request:
         request = self.request(tokens, **changes)

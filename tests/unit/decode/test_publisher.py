@@ -14,6 +14,7 @@ from services.decode.publisher import BlockPublisher, PublishWork
 from services.decode.request import Request
 from services.decode.scheduler import Rank
 from shared.deadline import Deadline
+from shared.engine.urgency import Urgency
 from shared.metrics import Metrics
 from shared.pool.memory import MemoryPool, MemoryPublication
 from tests.support.parts import access_to, generation, transfer_of
@@ -59,7 +60,7 @@ class Scene:
 async def scene() -> AsyncIterator[Scene]:
     model, metrics, pool = tiny_model("llama", 8), Metrics(), CountingPool()
     tokens = list(range(1, 5 * BLOCK // 2)) + [9] * BLOCK
-    request = Request(generation(model, tokens), Rank(0, 0))
+    request = Request(generation(model, tokens), Rank(0, 0), Urgency(0, 0))
     reservation = model.kv.reserve([], len(tokens))
     assert reservation is not None
     holding = Holding(reservation, None, [])

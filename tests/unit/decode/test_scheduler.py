@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.decode.scheduler import DecodeScheduler, Offer, Rank, TailBudget
+from services.decode.scheduler import DecodeScheduler, Rank
+from shared.engine.urgency import Urgency
 
 PAGE = 4
 
@@ -20,7 +20,12 @@ class Job:
     rank: Rank
     num_tokens: int
     to_generate: int = 1
+    deadline_s: float = 100.0
     num_pages: int = 0
+
+    @property
+    def urgency(self) -> Urgency:
+        return Urgency(self.rank.arrival, self.deadline_s, self.rank.priority)
 
 
 @dataclass
@@ -85,8 +90,8 @@ def _pages(num_tokens: int) -> int:
     return -(-num_tokens // PAGE)
 
 
-def job(arrival: int, num_tokens: int = PAGE, priority: int = 0, to_generate: int = 1) -> Job:
-    return Job(Rank(priority, arrival), num_tokens, to_generate)
+def job(arrival: int, num_tokens: int = PAGE, priority: int = 0, deadline_s: float = 100.0) -> Job:
+    return Job(Rank(priority, arrival), num_tokens, deadline_s=deadline_s)
 
 
 def scheduler_of(num_pages: int, *jobs: Job, max_batch: int = 8) -> tuple[DecodeScheduler[Job], Memory]:
@@ -309,67 +314,8 @@ def _check(scheduler: DecodeScheduler[Job], memory: Memory, total: int, batch: l
                 assert other.rank.arrival < one.rank.arrival
 
 
-LAYERS = 30
-BUDGET = TailBudget(tokens_per_step=16, num_layers=LAYERS)
-
-
-@pytest.mark.parametrize(
-    ("num_tokens", "open_layers", "expected"),
-    [
-        (16, 30, 30),  # a short tail at once
-        (64, 30, 7),  # 480 tokens through one layer
-        (64, 3, 3),  # gates
-        (512, 30, 1),  # at least one layer
-    ],
-)
-def test_a_tail_beside_a_batch(num_tokens: int, open_layers: int, expected: int) -> None:
-    one = job(0)
-    assert BUDGET.share([Offer(one, num_tokens, open_layers)], num_running=8) == [(one, expected)]
-
-
-def test_what_one_tail_leaves_is_the_next_ones() -> None:
-    jobs = [job(i) for i in range(4)]
-    offers = [Offer(jobs[0], 64, 2), Offer(jobs[1], 32, 9), Offer(jobs[2], 100, 30), Offer(jobs[3], 1, 30)]
-    assert BUDGET.share(offers, num_running=8) == [(jobs[0], 2), (jobs[1], 9)]  # 64 are left: the third is next time
-
-
-@settings(max_examples=100)
-@given(
-    tails=st.lists(st.tuples(st.integers(1, 512), st.integers(1, LAYERS)), max_size=20), num_running=st.integers(1, 20)
-)
-def test_a_step_keeps_to_its_budget_and_every_tail_has_its_turn(tails: list[Any], num_running: int) -> None:
-    turns = [Offer(job(i), num_tokens, num_layers) for i, (num_tokens, num_layers) in enumerate(tails)]
-    budget = 16 * LAYERS * max(1.0, len(tails) / num_running)
-    waited = set(turns)
-    for _ in range(len(tails)):
-        slices = BUDGET.share(turns, num_running)
-        assert [s.request for s in slices] == [o.request for o in turns[: len(slices)]]
-        assert all(1 <= s.num_layers <= o.num_layers for s, o in zip(slices, turns, strict=False))
-        spent = sum(s.num_layers * o.num_tokens for s, o in zip(slices, turns, strict=False))
-        assert spent <= max(budget, turns[0].num_tokens)
-        waited -= set(turns[: len(slices)])
-        turns = turns[len(slices) :] + turns[: len(slices)]
-    assert not waited
-
-
-def test_without_a_batch_the_first_tail_runs_its_whole_chunk() -> None:
-    one, other = job(0), job(1)
-    assert BUDGET.share([Offer(one, 512, 30), Offer(other, 64, 30)], num_running=0) == [(one, 30)]
-    assert BUDGET.share([], num_running=0) == []
-    assert BUDGET.share([], num_running=3) == []
-
-
-def test_a_burst_is_not_held_up_by_who_came_first() -> None:
-    offers = [Offer(job(i), 64, LAYERS) for i in range(32)]
-    slices = BUDGET.share(offers, num_running=1)
-    assert [s.num_layers for s in slices] == [LAYERS] * 8  # 512 tokens
-
-
-def test_turns_go_by_priority_and_then_round() -> None:
-    jobs = [job(0), job(1), job(2, priority=-1), job(3, priority=-1)]
+def test_turns_go_by_urgency() -> None:
+    jobs = [job(0), job(1, deadline_s=10), job(2, priority=-1), job(3)]
     scheduler, _ = scheduler_of(100, *jobs)
     scheduler.schedule()
-    assert scheduler.turns() == [jobs[2], jobs[3], jobs[0], jobs[1]]
-    scheduler.took_turn(jobs[2])
-    scheduler.took_turn(jobs[0])
-    assert scheduler.turns() == [jobs[3], jobs[2], jobs[1], jobs[0]]
+    assert scheduler.turns() == [jobs[1], jobs[2], jobs[0], jobs[3]]

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from services.prefill.engine import ComputeJob, PrefillEngine
-from services.prefill.urgency import Urgency
 from shared.engine.publish import Ready
 from shared.engine.thread import WorkThread
 from shared.engine.transfer import FetchMetrics, PageTransfer
+from shared.engine.urgency import Urgency
 from shared.errors import Draining, Internal
 from shared.metrics import Metrics
 from shared.model.layers.batch import Batch

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.prefill.promises import Promise, Promises
-from services.prefill.urgency import Urgency
 from shared.deadline import Deadline
+from shared.engine.urgency import Urgency
 from shared.errors import DeadlineExceeded, Overloaded
 from shared.ids import BlockKey
 from tests.support.waiting import LIMIT_S

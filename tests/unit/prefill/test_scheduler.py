@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from services.prefill.scheduler import Chunk, Job, PrefillScheduler
-from services.prefill.urgency import AGEING, MAX_PRIORITY_S, Urgency
+from shared.engine.urgency import AGEING, MAX_PRIORITY_S, Urgency
 
 BUDGET = 512
 BLOCK = 64

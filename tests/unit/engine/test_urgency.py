@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.prefill.urgency import AGEING, MAX_PRIORITY_S, PRIORITY_S, Urgency
+from shared.engine.urgency import AGEING, MAX_PRIORITY_S, PRIORITY_S, Urgency
 
 
 def test_the_earlier_deadline_goes_first() -> None:
