@@ -151,7 +151,7 @@ async def test_steps_are_measured() -> None:
         steps, outside = b.metric("decode_step_seconds_sum"), b.metric("decode_step_outside_model_seconds_total")
         assert b.metric("decode_step_seconds_count") >= 19
         assert 0 < outside < steps
-        assert 0 < b.metric("decode_step_tail_tokens_total")
+        assert b.metric("decode_step_tail_tokens_total") > 0
         assert b.engine.tokens_per_s > 0
 
 
