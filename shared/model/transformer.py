@@ -113,7 +113,7 @@ class Transformer:
         """Run layers `[first, end)` over the step's tokens: `[num_tokens, hidden_size]` to the same.
 
         `hidden` is what `embed`, or `layers` up to `first`, has returned, and may be changed in place. Writes these
-        layers' K and V of the step's tokens into their pages, unless the batch only reads them; when it returns they
+        layers' K and V of the step's tokens into their pages, but of spans that only read them; when it returns they
         are complete and may leave the device. Reads the pages of earlier positions in these layers only.
         """
         if self._native is not None and hidden.shape[0] <= self._native.max_rows:
@@ -197,9 +197,4 @@ class Transformer:
 
 
 def _target(index: int, batch: Batch, kv: PagedKv) -> KvTarget:
-    """Return where a layer's K and V of a step go: nowhere in particular where the pages have them."""
-    keys = kv.keys_of(index)
-    if batch.stores:
-        return KvTarget(keys, kv.values_of(index), batch.slots_of(kv.group_of(index)))
-    aside = keys.new_empty(2, 1, batch.num_tokens, *keys.shape[2:])
-    return KvTarget(aside[0], aside[1], torch.arange(batch.num_tokens, device=keys.device))
+    return KvTarget(kv.keys_of(index), kv.values_of(index), batch.slots_of(kv.group_of(index)))

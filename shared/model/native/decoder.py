@@ -164,6 +164,7 @@ def _matrix(matrix: Matrix) -> c.NativeMatrix:
 def _step(batch: Batch) -> _Struct:
     positions = batch.positions.to(torch.int32)
     spans = torch.tensor([i for i, span in enumerate(batch.spans) for _ in range(span.num_tokens)], dtype=torch.int32)
+    stores = torch.tensor([span.stores for span in batch.spans], dtype=torch.int32)
     tables = [batch.block_table(group) for group in range(len(batch.spans[0].tables))]
     sizes = torch.tensor([table.shape[1] for table in tables], dtype=torch.int32)
     pointers = (ctypes.c_void_p * len(tables))(*map(address, tables))
@@ -173,7 +174,7 @@ def _step(batch: Batch) -> _Struct:
         table_sizes=address(sizes),
         spans=address(spans),
         positions=address(positions),
+        stores=address(stores),
         rows=batch.num_tokens,
-        stores=batch.stores,
     )
-    return _Struct(step, (positions, spans, tables, sizes, pointers))
+    return _Struct(step, (positions, spans, stores, tables, sizes, pointers))

@@ -36,8 +36,8 @@ typedef struct {
     const int32_t *table_sizes;
     const int32_t *spans;           /* [rows], whose table a row uses */
     const int32_t *positions;       /* [rows] */
+    const int32_t *stores;          /* [spans], 0: its rows' keys and values are in their pages already, which may be others' too */
     int32_t rows;
-    int32_t stores; /* 0: keys and values of the rows are in their pages already, which may be others' too */
 } step;
 
 typedef struct {
@@ -80,7 +80,7 @@ static int num_chunks(const layer *l, int position) { return position / CHUNK - 
 /* Norm and rotate one head of one row in place; write it to its page if it is a key or a value. */
 static void finish_head(const model *m, const layer *l, const step *s, const scratch *t, int row, int head) {
     const int dim = m->head_dim, num_rotated = m->heads + m->kv_heads;
-    if (head >= m->heads && !s->stores) return;
+    if (head >= m->heads && !s->stores[s->spans[row]]) return;
     float *x = t->qkv + ((int64_t)row * (num_rotated + m->kv_heads) + head) * dim;
     if (head < num_rotated) {
         if (l->qk_norm) rms_norm(x, l->qk_norm + (int64_t)head * dim, dim, m->eps, x);

@@ -84,8 +84,8 @@ class NativeStep(ctypes.Structure):
         ("table_sizes", c_void_p),
         ("spans", c_void_p),
         ("positions", c_void_p),
+        ("stores", c_void_p),
         ("rows", c_int32),
-        ("stores", c_int32),
     )
 
 
