@@ -9,7 +9,7 @@ from services.decode.holding import Holding
 from services.decode.publisher import BlockPublisher, PublishWork
 from services.decode.ready_pages import ReadyPages
 from services.decode.request import Request
-from services.decode.tail import Tail
+from services.decode.tail import PageCopy, Tail
 from shared.engine.fetch import PageFetch
 from shared.engine.pool_access import PoolAccess
 from shared.engine.transfer import PageTransfer
@@ -17,9 +17,13 @@ from shared.errors import ContextTooLong
 from shared.kv.hashing import chain_keys
 from shared.log import get_logger
 from shared.metrics import Metrics
+from shared.model.pages.prefixes import Chain
 from shared.model.pages.reservation import Reservation
 
 log = get_logger()
+
+MIN_BORROWED_TOKENS = 4
+"""Fewer are computed as soon as they are copied."""
 
 
 class RequestMemory:
@@ -51,6 +55,10 @@ class RequestMemory:
         self.ready_pages = ReadyPages(transfer.kv)
         self.publisher = BlockPublisher(pool, transfer, metrics, on_done=self._published)
         self._leaving: set[Holding] = set()
+        self._num_borrowed = metrics.counter(
+            "decode_copied_prompt_tokens",
+            "Prompt tokens whose KV was copied from a page of another prompt that begins alike",
+        )
         self._preempted = metrics.counter("num_preemptions", "Times that a request gave its pages up for another")
 
     def check(self, num_tokens: int) -> None:
@@ -75,11 +83,12 @@ class RequestMemory:
         if reservation is None:
             return False
         resident = list(reservation.cached_layers)
-        # The device may hold more than any pool is known to.
-        num_blocks = max(min(request.num_pooled, num_tokens // block_tokens), len(resident))
         holding = request.holding = Holding(reservation, None, resident)
-        self._start_tail(request, holding, num_blocks)
-        if len(resident) < num_blocks:
+        num_held = self._borrow(request, holding)
+        # The device may hold more than any pool is known to.
+        num_blocks = max(min(request.num_pooled, num_tokens // block_tokens), num_held // block_tokens)
+        self._start_tail(request, holding, num_blocks, num_held)
+        if num_held < num_blocks * block_tokens:
             self._start_fetch(request, holding, num_blocks)
         else:
             request.wait_until_s = 0.0  # what was promised is here
@@ -143,6 +152,7 @@ class RequestMemory:
         """Note that the tail is computed: from here on the request goes on by a token at a time."""
         holding = request.held
         holding.tail = None
+        self._return_borrowed(holding)
         self.ready_pages.pages_taken()  # not before: it would compete with what the first token waits for
         self._kv.slide(holding.reservation, len(request.tokens), stride=self._kv.page_tokens)
 
@@ -157,6 +167,7 @@ class RequestMemory:
             keys.extend(chain_keys(previous, request.tokens[start : start + block_tokens], block_tokens))
         holding.resident += [self._layout.all_layers] * (num_blocks - len(holding.resident))
         self._kv.commit(holding.reservation, num_blocks, keys, holding.resident)
+        self._remember(request, holding, num_tokens // self._kv.page_tokens * self._kv.page_tokens)
         if request.num_offered < num_blocks:
             # The publisher's own hold: the request goes on and slides its window. Without room it is offered later.
             shared = self._kv.share(holding.reservation, request.num_offered, num_blocks)
@@ -174,6 +185,7 @@ class RequestMemory:
         holding, request.holding = request.holding, None
         if holding is None:
             return
+        self._remember(request, holding, request.num_complete(holding))
         holding.abandoned = True
         if holding.fetch_task is not None:
             holding.fetch_task.cancel()
@@ -188,12 +200,47 @@ class RequestMemory:
         if tasks:
             await asyncio.wait(tasks)
 
-    def _start_tail(self, request: Request, holding: Holding, num_blocks: int) -> None:
-        """Resume after as many blocks, but never after the last token. What is shared is not written to."""
+    def _borrow(self, request: Request, holding: Holding) -> int:
+        """Return how many leading tokens are held: whole pages, and what can be copied of one that begins alike."""
+        reservation, keys = holding.reservation, request.keys
+        held = reservation.cached_blocks * self._layout.block_tokens
+        parent = keys[reservation.cached_blocks - 1] if held else request.generation.root
+        # Not the last token, which is computed whatever is held, and less than a page.
+        end = min(len(request.tokens) - 1, held + self._kv.page_tokens - 1)
+        if end - held < MIN_BORROWED_TOKENS:
+            return held
+        borrowed = self._kv.borrow(parent, request.tokens[held:end])
+        if borrowed is None:
+            return held
+        source, num_tokens = borrowed
+        if num_tokens < MIN_BORROWED_TOKENS or held + num_tokens < request.num_pooled * self._layout.block_tokens:
+            self._kv.release(source)
+            return held
+        holding.borrowed = source
+        self._num_borrowed.inc(num_tokens)
+        return held + num_tokens
+
+    def _return_borrowed(self, holding: Holding) -> None:
+        if holding.borrowed is not None:
+            self._kv.release(holding.borrowed)
+            holding.borrowed = None
+
+    def _remember(self, request: Request, holding: Holding, num_tokens: int) -> None:
+        """Let others find the pages of the first `num_tokens` tokens, all of them computed, by what they begin with."""
+        chain = Chain(request.generation.root, request.keys, request.tokens)
+        if num_tokens > holding.num_remembered:
+            self._kv.remember(holding.reservation, chain, holding.num_remembered, num_tokens, holding.resident)
+            holding.num_remembered = num_tokens
+
+    def _start_tail(self, request: Request, holding: Holding, num_blocks: int, num_held: int = 0) -> None:
+        """Resume after as many blocks, or tokens, but never after the last. What is shared is not written to."""
         end, block_tokens = len(request.tokens), self._layout.block_tokens
-        start = min(num_blocks * block_tokens, end - 1)
+        start = min(max(num_blocks * block_tokens, num_held), end - 1)
         stores = start >= holding.reservation.cached_blocks * block_tokens
         holding.tail = Tail(start, end, self._chunk_tokens, num_blocks, stores)
+        if holding.borrowed is not None:
+            index, num_tokens = divmod(start, self._kv.page_tokens)
+            holding.tail.copy = PageCopy(holding.borrowed, holding.reservation, index, num_tokens)
 
     def _start_fetch(self, request: Request, holding: Holding, num_blocks: int) -> None:
         generation, tail = request.generation, holding.tail
@@ -286,5 +333,6 @@ class RequestMemory:
 
     def _release(self, holding: Holding) -> None:
         self._leaving.discard(holding)
+        self._return_borrowed(holding)
         self._kv.release(holding.reservation)
         self._on_change()

@@ -99,6 +99,12 @@ class Request:
     def num_generated(self) -> int:
         return len(self.tokens) - self.num_prompt_tokens
 
+    def num_complete(self, holding: Holding) -> int:
+        """Return how many leading tokens are known to have their K and V in the pages."""
+        if holding.fetch is not None:
+            return 0
+        return len(self.tokens) - 1 if holding.tail is None else holding.tail.first
+
     def deliver(self, event: NewTokens | PrfaasError) -> None:
         self._events.put_nowait(event)
 

@@ -108,6 +108,10 @@ class Runner:
         started = time.perf_counter()
         results: dict[Request, Result] = {}
         states: list[tuple[RequestPart, torch.Tensor]] = []
+        for part in step.rows:
+            if part.tail.copy is not None:
+                part.tail.copy.run(self._kv)
+                part.tail.copy = None
         for gated in step.passes:
             for part, state in self._through_layers(gated).items():
                 if isinstance(state, torch.Tensor):

@@ -4,6 +4,22 @@ from dataclasses import dataclass
 
 import torch
 
+from shared.model.pages.kv import PagedKv
+from shared.model.pages.reservation import Reservation
+
+
+@dataclass(frozen=True)
+class PageCopy:
+    """The leading tokens of a page that another sequence computed, on their way into one's own page `index`."""
+
+    source: Reservation
+    target: Reservation
+    index: int
+    num_tokens: int
+
+    def run(self, kv: PagedKv) -> None:
+        kv.copy_page(self.source, self.target, self.index, self.num_tokens)
+
 
 @dataclass(eq=False)
 class Tail:
@@ -22,6 +38,7 @@ class Tail:
     chunk_tokens: int
     num_blocks: int = 0  # leading ones that it counts on
     stores: bool = True  # False: it is a last token whose K and V are in a shared page
+    copy: PageCopy | None = None  # what is to be copied before the first token is computed
     first: int = -1
     next_layer: int = 0
     hidden: torch.Tensor | None = None  # [chunk_end - first, hidden size], after `next_layer` layers

@@ -46,11 +46,12 @@ async def test_fully_half_and_not_cached_give_the_same_tokens(name: str) -> None
         half = await dcs.generate(tokens, 70)
         full = await dcs.generate(tokens, 70, prefill=False)
         assert (half.ids, full.ids) == (expected, expected)
-        assert (half.cached(500), full.cached(500)) == (256, BLOCK * (499 // BLOCK))
+        # What the device has of the last block is copied; Gemma's windows were slid on, its blocks come from the pool.
+        assert (half.cached(500), full.cached(500)) == (256, 499 if name == "llama" else BLOCK * (499 // BLOCK))
 
 
 @pytest.mark.parametrize("name", MODELS)
-async def test_the_next_turn_finds_generated_blocks_in_the_pool(name: str) -> None:
+async def test_the_next_turn_finds_all_that_was_generated(name: str) -> None:
     async with two_datacenters(name) as dcs:
         tokens = prompt(100)
         first = await dcs.generate(tokens, 100)
@@ -59,7 +60,7 @@ async def test_the_next_turn_finds_generated_blocks_in_the_pool(name: str) -> No
         assert dcs.pool_west.pool is not None
         assert dcs.pool_west.pool.store.stats.num_blocks == 199 // BLOCK  # the last token has no KV yet
         again = await dcs.generate(conversation, 4, prefill=False, wait_ms=0)
-        assert again.cached(len(conversation)) == 192
+        assert again.cached(len(conversation)) == 199
         assert again.ids == greedy_reference(name, conversation, 4)
 
 
@@ -106,12 +107,32 @@ async def test_decode_computes_what_never_comes(name: str) -> None:
         await dcs.assert_idle()
 
 
+@pytest.mark.parametrize("name", MODELS)
+async def test_prompts_that_part_within_a_block_compute_what_differs(name: str) -> None:
+    """The end of a prompt, the middle of another's block, and another tenant's, who shares nothing."""
+    async with two_datacenters(name) as dcs:
+        system = prompt(100)
+        await dcs.generate(system, 1, prefill=False, num_blocks=0)
+        for seed, shared in ((1, 100), (2, 100)):
+            tokens = [*system, *prompt(20 + seed, seed=seed)]
+            result = await dcs.generate(tokens, prefill=False, num_blocks=0)
+            assert result.cached(len(tokens)) == shared
+            assert result.ids == greedy_reference(name, tokens, 8)
+        tokens = [*system[:80], *prompt(50, seed=3)]
+        parted = await dcs.generate(tokens, prefill=False, num_blocks=0)
+        assert parted.cached(130) == 80
+        assert parted.ids == greedy_reference(name, tokens, 8)
+        await dcs.assert_idle()
+        stranger = await dcs.generate(tokens, prefill=False, num_blocks=0, salt="another")
+        assert stranger.cached(130) == 0
+
+
 async def test_decode_uses_blocks_on_its_device_that_nobody_told_the_gateway_of() -> None:
     async with two_datacenters("llama") as dcs:
         tokens = prompt(333)
         await dcs.generate(tokens)
         alone = await dcs.generate(tokens, num_blocks=0)
-        assert alone.decode_computed == 333 - 5 * BLOCK
+        assert alone.decode_computed == 1
         assert alone.ids == greedy_reference("llama", tokens, 8)
 
 

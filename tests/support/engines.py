@@ -171,6 +171,7 @@ class TwoDatacenters:
         prefill_failed_after_s: float | None = None,
         num_generated: int = 0,
         priority: int = 0,
+        salt: str = "",
         result: Result | None = None,
         **sampling: Any,
     ) -> Result:
@@ -190,6 +191,7 @@ class TwoDatacenters:
             fingerprint=model.files.fingerprint,
             layout_hash=model.layout.hash,
             num_blocks=num_blocks,
+            salt=salt,
             sources=sources_to_messages([everything]) if num_blocks else [],
             wait_ms=wait_ms,
             num_generated=num_generated,

@@ -5,10 +5,12 @@ from collections import Counter
 from collections.abc import Sequence
 
 from shared.ids import BlockKey
+from shared.kv.hashing import chain_keys
 from shared.kv.layout import KvLayout
 from shared.model.pages.groups import PageGroups, first_page_needed, live_pages, num_pages
 from shared.model.pages.match import PageMatcher
 from shared.model.pages.pool import PagePool
+from shared.model.pages.prefixes import Chain
 from shared.model.pages.reservation import Reservation, WindowPages
 
 
@@ -228,6 +230,52 @@ class PageBooks:
                     if table[index] >= 0 and any(mask & own == own for mask in masks):
                         self._pool.name(table[index], g, keys[end - 1], tuple(mask & own for mask in masks))
 
+    def remember(
+        self, reservation: Reservation, chain: Chain, first: int, num_tokens: int, layers: Sequence[int] = ()
+    ) -> None:
+        """Make the pages of tokens `[first, num_tokens)` findable by their tokens; those of whole pages are committed.
+
+        A last page that is not full is committed by this, under the key of its tokens: they must not change from now
+        on. `first` is the start of a page; `layers` as in `commit`, of the leading blocks, all of them for later ones.
+        """
+        with self._lock:
+            assert not reservation.released, "remembering a released reservation"
+            for start in range(first, num_tokens, self.page_tokens):
+                tokens = chain.tokens[start : min(start + self.page_tokens, num_tokens)]
+                parent = chain.key_before(start // self.layout.block_tokens)
+                if len(tokens) == self.page_tokens:
+                    key = chain.key_before((start + self.page_tokens) // self.layout.block_tokens)
+                else:
+                    (key,) = chain_keys(parent, tokens, len(tokens))
+                    self._name_end(reservation, start // self.page_tokens, key, layers)
+                if all(self._pool.find(g, key) is not None for g in range(self.num_groups)):
+                    self._pool.prefixes.add(parent, tokens, key)
+
+    def borrow(self, parent: BlockKey, tokens: Sequence[int]) -> tuple[Reservation, int] | None:
+        """Hold the page behind the block `parent` that shares most leading tokens, to copy from; return how many.
+
+        Released like any other. Returns None when there is no such page, or too little room to hold it.
+        """
+        with self._lock:
+            found = self._pool.prefixes.longest(parent, tokens)
+            if found is None:
+                return None
+            key, num_shared = found
+            pages = [self._pool.find(g, key) for g in range(self.num_groups)]
+            held = [page for page in pages if page is not None]
+            if len(held) < len(pages) or not all(map(self._is_complete, range(self.num_groups), held)):
+                return None
+            idle = sum(not self._pool.is_used(held[g]) for g in self.groups.full)
+            if idle + len(self.groups.windowed) > self._room:
+                return None
+            for g, page in enumerate(held):
+                self._hold(g, page)
+            windows = {g: WindowPages(window, held=1, spare=0) for g, window in self.groups.windowed}
+            borrowed = Reservation(tuple([page] for page in held), len(tokens), _windows=windows)
+            self._charge(borrowed, dict.fromkeys(windows, 1))
+            self._live.add(borrowed)
+            return borrowed, num_shared
+
     def release(self, reservation: Reservation) -> None:
         """Give a reservation's pages back; those with a key stay findable until they are evicted. Idempotent."""
         with self._lock:
@@ -266,6 +314,17 @@ class PageBooks:
                 for g, part in reservation._windows.items():
                     assert part.held == sum(page >= 0 for page in reservation.tables[g]), "pages held in a window"
                     assert part.held <= part.charge, "more held than guaranteed"
+
+    def _name_end(self, reservation: Reservation, index: int, key: BlockKey, layers: Sequence[int]) -> None:
+        blocks = range(index * self.blocks_per_page, (index + 1) * self.blocks_per_page)
+        for g, table in enumerate(reservation.tables):
+            if table[index] >= 0:
+                own = self._group_layers[g]
+                masks = (layers[block] & own if block < len(layers) else own for block in blocks)
+                self._pool.name(table[index], g, key, tuple(masks))
+
+    def _is_complete(self, group: int, page: int) -> bool:
+        return all(layers == self._group_layers[group] for layers in self._pool.layers(page))
 
     @property
     def _room(self) -> int:

@@ -31,6 +31,14 @@ class PagedKv(PageBooks):
         """Have memory mapped behind the pages `[first, end)` now, whatever is in them stays; for any thread."""
         self._tensors.populate(first, end)
 
+    def copy_page(self, source: Reservation, target: Reservation, index: int, num_tokens: int) -> None:
+        """Copy the leading tokens of a borrowed page, all layers, into the page `index` of a sequence."""
+        for g, group in enumerate(self.groups.groups):
+            origin, page = source.tables[g][0], target.tables[g][index]
+            for layer in group.layers:
+                tensor = self._tensors.of(layer)
+                tensor[:, page, :num_tokens].copy_(tensor[:, origin, :num_tokens])
+
     def keys_of(self, layer: int) -> Tensor:
         """Return a layer's K, `[num_pages, page_tokens, num_kv_heads, head_dim]`: its own in its group's pages only."""
         return self._tensors.of(layer)[0]

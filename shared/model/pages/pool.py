@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 
 from shared.ids import BlockKey
+from shared.model.pages.prefixes import PagePrefixes
 
 _FREE = b"\x01"
 _FREE_RUN = re.compile(rb"\x01+")
@@ -27,6 +28,7 @@ class PagePool:
         self._idle: OrderedDict[int, None] = OrderedDict()  # next to be evicted first
         self._free_map = bytearray(_FREE * num_pages)
         self._num_free = num_pages
+        self.prefixes = PagePrefixes()  # of named pages; the caller adds them
         self.num_touched = 0  # all pages that were ever taken lie before it, but those from the top
 
     def is_used(self, page: int) -> bool:
@@ -119,6 +121,7 @@ class PagePool:
         name = self._names[page]
         assert name is not None
         del self._index[name[0]][name[1]]
+        self.prefixes.discard(name[1])
         self._names[page] = None
         self._layers[page] = ()
 

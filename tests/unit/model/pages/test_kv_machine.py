@@ -20,6 +20,7 @@ from hypothesis.stateful import (
 from shared.ids import BlockKey
 from shared.kv.layout import KvLayout, LayerSpec, iter_layers
 from shared.model.pages.kv import PagedKv
+from shared.model.pages.prefixes import Chain
 from shared.model.pages.reservation import Reservation
 
 BLOCK = 4
@@ -36,6 +37,10 @@ LAYOUTS = [
 
 def keys(count: int, chain: str) -> list[BlockKey]:
     return [BlockKey(f"{chain}{i}".encode().ljust(32)) for i in range(count)]
+
+
+def chain_of(name: str, num_blocks: int) -> Chain:
+    return Chain(BlockKey(name.encode()), keys(num_blocks, name), range(200))
 
 
 def content(chain: str, layer: int, first: int, end: int) -> torch.Tensor:
@@ -134,6 +139,28 @@ class PagedStates(RuleBasedStateMachine):
         holder.resident += needed
         holder.computed, holder.covered = resume * BLOCK, 0
 
+    @rule(holder=holders, num_alike=st.integers(1, 2 * BLOCK))
+    def borrow(self, holder: Holder, num_alike: int) -> None:
+        """Go on with a copy of a page that begins alike, as far as it does."""
+        reservation, first = holder.reservation, holder.computed
+        if first != reservation.cached_blocks * BLOCK or holder.covered or first == reservation.num_tokens:
+            return
+        count = min(num_alike, self.kv.page_tokens - 1, reservation.num_tokens - first)
+        chain = chain_of(holder.chain, first // BLOCK)
+        wanted = [*range(first, first + count), *[-1] * (self.kv.page_tokens - 1 - count)]
+        borrowed = self.kv.borrow(chain.key_before(first // BLOCK), wanted)
+        if borrowed is None:
+            return
+        source, num_tokens = borrowed
+        assert 0 < num_tokens <= count
+        assert not holder.slides or self.kv.cover(reservation, first + num_tokens, first + num_tokens)
+        index = first // self.kv.page_tokens
+        if all(table[index] >= 0 for table in reservation.tables):
+            self.kv.copy_page(source, reservation, index, num_tokens)
+            holder.computed += num_tokens
+            holder.resident += [self.layout.all_layers] * (holder.computed // BLOCK - len(holder.resident))
+        self.kv.release(source)
+
     @rule(holder=holders, tokens=st.integers(1, 12), steps=st.integers(1, 5), commits=st.booleans())
     def compute(self, holder: Holder, tokens: int, steps: int, commits: bool) -> None:
         for _ in range(steps):
@@ -196,6 +223,14 @@ class PagedStates(RuleBasedStateMachine):
     def end_a_share(self) -> None:
         if self.publications:
             self.kv.release(self.publications.pop(0).pages)
+
+    @rule(holder=consumes(holders))
+    def release_remembered(self, holder: Holder) -> None:
+        """Leave what was computed to whoever begins alike, the last page that is not full among it."""
+        self.commit(holder)
+        chain = chain_of(holder.chain, len(holder.resident))
+        self.kv.remember(holder.reservation, chain, 0, holder.computed, holder.resident)
+        self.release(holder)
 
     @rule(holder=consumes(holders))
     def release(self, holder: Holder) -> None:
