@@ -2,7 +2,8 @@
 
 Sections: correctness (logits against SDPA in float32, however a prompt is cut), prefill, decode (each beside the
 device's measured limits), emission (KV copied to the host behind the next layer), suite (prefill and decode on the GPU
-in two processes, everything else on its CPUs). Weights are random, in the shape of real models.
+in two processes, everything else on its CPUs), load (many requests at once, with a prefill worker and without). Weights
+are random, in the shape of real models.
 """
 
 import argparse
@@ -11,12 +12,13 @@ import sys
 import torch
 
 from benchmarks import harness
-from benchmarks.device import correctness, decode, emission, limits, prefill, serving
+from benchmarks.device import correctness, decode, emission, limits, load, prefill, serving
 from benchmarks.device.shapes import FULL, SMALL, config_of, random_weights, transformer
 from benchmarks.harness import Report
 from shared.model.attention.select import select_attention
 
-SECTIONS = ("correctness", "prefill", "decode", "emission", "suite")
+SECTIONS = ("correctness", "prefill", "decode", "emission", "suite", "load")
+OF_PROCESSES = ("suite", "load")
 NEED_MODEL = {"prefill": prefill.measure, "decode": decode.measure, "emission": emission.measure}
 
 
@@ -25,12 +27,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--attention", default="auto", choices=("auto", "sdpa", "flash"), help="default: %(default)s")
     parser.add_argument("--tiny", action="store_true", help="tiny models: shows that it works")
     parser.add_argument("--only", action="append", choices=SECTIONS, help="may be repeated; default: all")
+    parser.add_argument("--way", action="append", choices=tuple(load.WAYS), help="of load; may be repeated")
 
 
 def measure(options: argparse.Namespace) -> Report:
     device, plan = torch.device(options.device), SMALL if options.tiny else FULL
     attention = select_attention(options.attention, device)
-    sections = options.only or [section for section in SECTIONS if section != "suite" or not options.tiny]
+    sections = options.only or [section for section in SECTIONS if section not in OF_PROCESSES or not options.tiny]
     report = Report(settings={"device": device.type, "attention": attention.name, "tiny": options.tiny})
     if "correctness" in sections:
         _add(report, "correctness", correctness.measure(plan, device, attention))
@@ -46,6 +49,8 @@ def measure(options: argparse.Namespace) -> Report:
         limits.free(device)
     if "suite" in sections:
         _add(report, "suite", serving.measure(plan, device, options.attention))
+    if "load" in sections:
+        _add(report, "load", load.measure(plan, device, options.attention, options.way or tuple(load.WAYS)))
     return report
 
 

@@ -11,7 +11,9 @@ import socket
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -30,63 +32,76 @@ from shared.proto.prfaas_pb2_grpc import PrefillStub
 from shared.rpc.client import Channels, rpc_errors
 
 TIMEOUT_S = 120.0
-_PROCFILE = """\
-broker: exec python -m deploy.devbroker --port {broker}
-cachepool-east: exec env PRFAAS_DC=east PRFAAS_GRPC_PORT={pool_east} PRFAAS_HTTP_PORT={status0} {pool} {cachepool}
-cachepool-west: exec env PRFAAS_DC=west PRFAAS_GRPC_PORT={pool_west} PRFAAS_HTTP_PORT={status1} {pool} {cachepool}
-prefill-east: exec env PRFAAS_DC=east PRFAAS_GRPC_PORT={prefill} PRFAAS_HTTP_PORT={status2} \
-PRFAAS_POOL=127.0.0.1:{pool_east} {engine} python -m services.prefill
-decode-west: exec env PRFAAS_DC=west PRFAAS_GRPC_PORT={decode} PRFAAS_HTTP_PORT={status3} \
-PRFAAS_POOL=127.0.0.1:{pool_west} {engine} python -m services.decode
-gateway: exec env PRFAAS_DC=west PRFAAS_HTTP_PORT={gateway} python -m services.gateway
-ready: exec python -m deploy.ready --gateway http://127.0.0.1:{gateway} --also {status0} {status1} {status2} {status3}
-"""
-_PORTS = (
-    "broker",
-    "pool_east",
-    "pool_west",
-    "prefill",
-    "decode",
-    "gateway",
-    "status0",
-    "status1",
-    "status2",
-    "status3",
-)
+_POOL = "exec env PRFAAS_DC={dc} PRFAAS_GRPC_PORT={{pool_{dc}}} PRFAAS_HTTP_PORT={{{status}}} {{pool}} {{cachepool}}"
+_LINES = {
+    "broker": "exec python -m deploy.devbroker --port {broker}",
+    "cachepool-east": _POOL.format(dc="east", status="status0"),
+    "cachepool-west": _POOL.format(dc="west", status="status1"),
+    "prefill-east": "exec env PRFAAS_DC=east PRFAAS_GRPC_PORT={prefill} PRFAAS_HTTP_PORT={status2} "
+    "PRFAAS_POOL=127.0.0.1:{pool_east} {engine} python -m services.prefill",
+    "decode-west": "exec env PRFAAS_DC=west PRFAAS_GRPC_PORT={decode} PRFAAS_HTTP_PORT={status3} "
+    "PRFAAS_POOL=127.0.0.1:{pool_west} {engine} python -m services.decode",
+    "gateway": "exec env PRFAAS_DC=west PRFAAS_HTTP_PORT={gateway} python -m services.gateway",
+}
+_STATUS = {
+    "cachepool-east": "status0",
+    "cachepool-west": "status1",
+    "prefill-east": "status2",
+    "decode-west": "status3",
+}
+_PORTS = ("broker", "pool_east", "pool_west", "prefill", "decode", "gateway", *_STATUS.values())
 
 
-def measure(plan: DevicePlan, device: torch.device, attention: AttentionName) -> Report:
-    report = Report()
-    for served in plan.served:
-        with tempfile.TemporaryDirectory() as scratch:
-            report.rows += _measure(served, plan, Path(scratch), device, attention)
-    return report
+@dataclass(frozen=True)
+class ServedModel:
+    """A model on disk, and how the processes that serve it are set."""
+
+    shape: ServedShape
+    files: ModelFiles
+    cache: Path
+    engine: str  # settings of both engines, as `env` takes them
+
+    @classmethod
+    def write(cls, shape: ServedShape, scratch: Path, device: torch.device, attention: AttentionName) -> "ServedModel":
+        directory, cache = scratch / shape.name.replace(" ", "-"), scratch / "cache"
+        write_model(directory, cache, shape.config, device)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        engine = (
+            f"PRFAAS_DEVICE={device} PRFAAS_ATTENTION={attention} PRFAAS_KV_BYTES={shape.kv_bytes} "
+            f"PRFAAS_CHUNK_TOKENS={shape.chunk_tokens}"
+        )
+        return cls(shape, resolve(str(directory), cache), cache, engine)
 
 
-def _measure(
-    served: ServedShape, plan: DevicePlan, scratch: Path, device: torch.device, attention: AttentionName
-) -> list[Row]:
-    model, cache = scratch / served.name.replace(" ", "-"), scratch / "cache"
-    write_model(model, cache, served.config, device)
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+def procfile(ports: Mapping[str, int], pool: str, engine: str, without: Sequence[str]) -> str:
+    """Return the lines of the suite's processes but those of `without`, which the last one does not wait for.
+
+    `pool` and `engine` are settings as `env` takes them.
+    """
+    lines = {name: line for name, line in _LINES.items() if name not in without}
+    also = " ".join(str(ports[port]) for name, port in _STATUS.items() if name in lines)
+    lines["ready"] = f"exec python -m deploy.ready --gateway http://127.0.0.1:{{gateway}} --also {also}"
+    values = {**ports, "pool": pool, "engine": engine, "cachepool": "python -m services.cachepool"}
+    return "".join(f"{name}: {line.format(**values)}\n" for name, line in lines.items())
+
+
+@contextmanager
+def running_suite(model: ServedModel, without: Sequence[str] = ()) -> Iterator[dict[str, int]]:
+    """Serve the model with all processes but those of `without`; yield the ports by name."""
     ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
-    procfile = scratch / "Procfile"
-    pool = f"PRFAAS_POOL_BYTES={served.pool_bytes} PRFAAS_POOL_OBJECT_URL="
-    engine = (
-        f"PRFAAS_DEVICE={device} PRFAAS_ATTENTION={attention} PRFAAS_KV_BYTES={served.kv_bytes} "
-        f"PRFAAS_CHUNK_TOKENS={served.chunk_tokens}"
-    )
-    procfile.write_text(_PROCFILE.format(**ports, pool=pool, engine=engine, cachepool="python -m services.cachepool"))
     environ = {
-        "PRFAAS_MODEL": str(model),
-        "PRFAAS_CACHE_DIR": str(cache),
+        "PRFAAS_MODEL": str(model.files.source),
+        "PRFAAS_CACHE_DIR": str(model.cache),
         "PRFAAS_KAFKA": f"127.0.0.1:{ports['broker']}",
-        "PRFAAS_MAX_MODEL_LEN": str(served.max_tokens),
+        "PRFAAS_MAX_MODEL_LEN": str(model.shape.max_tokens),
     }
-    with suite(procfile, **environ):
-        asker = _Asker(resolve(str(model), cache), served, ports, plan)
-        return asyncio.run(asker.rows())
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "Procfile"
+        pool = f"PRFAAS_POOL_BYTES={model.shape.pool_bytes} PRFAAS_POOL_OBJECT_URL="
+        path.write_text(procfile(ports, pool, model.engine, without))
+        with suite(path, **environ):
+            yield ports
 
 
 def _free_ports(count: int) -> list[int]:
@@ -95,6 +110,16 @@ def _free_ports(count: int) -> list[int]:
     for s in sockets:
         s.close()
     return ports
+
+
+def measure(plan: DevicePlan, device: torch.device, attention: AttentionName) -> Report:
+    report = Report()
+    for shape in plan.served:
+        with tempfile.TemporaryDirectory() as scratch:
+            model = ServedModel.write(shape, Path(scratch), device, attention)
+            with running_suite(model) as ports:
+                report.rows += asyncio.run(_Asker(model.files, shape, ports, plan).rows())
+    return report
 
 
 class _Asker:

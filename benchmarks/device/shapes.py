@@ -73,13 +73,25 @@ class ServedShape:
 
 
 @dataclass(frozen=True)
+class Burst:
+    """New prompts, so many at once all the time, and how many requests a second are wanted of an H200."""
+
+    prompt_tokens: int
+    output_tokens: int
+    concurrency: int
+    num_requests: int
+    least_per_s: float | None = None
+
+
+@dataclass(frozen=True)
 class DevicePlan:
     """What is measured. Lengths and contexts are tokens."""
 
     model: str  # of the figures
     config: Mapping[str, Any]
     checked: Mapping[str, Mapping[str, Any]]  # models of the correctness section
-    served: tuple[ServedShape, ...]  # models of the suite section
+    served: tuple[ServedShape, ...]  # models of the suite section; the first is that of the load section
+    bursts: tuple[Burst, ...]  # of the load section
     checked_lengths: tuple[int, ...] = (1100, 700, 333)
     prefill_lengths: tuple[int, ...] = (2048, 8192, 32768, 131072)
     chunk_tokens: int = 8192
@@ -102,6 +114,7 @@ FULL = DevicePlan(
         ServedShape("8B GQA", LLAMA_8B, (2048, 8192), 2048, 16384, kv_bytes=14 << 30, pool_bytes=16 << 30),
         ServedShape("Gemma 3 270M", GEMMA_270M, (8192, 32000), 2048, 32768, kv_bytes=4 << 30, pool_bytes=4 << 30),
     ),
+    bursts=(Burst(128, 48, 64, 384, least_per_s=100), Burst(1024, 48, 32, 128, least_per_s=20)),
 )
 SMALL = DevicePlan(
     model="tiny",
@@ -112,6 +125,7 @@ SMALL = DevicePlan(
             "tiny GQA", {**LLAMA_8B, **TINY}, (200, 500), 128, 1024, 64 << 20, 64 << 20, output_tokens=8, batch=2
         ),
     ),
+    bursts=(Burst(100, 4, 4, 8),),
     checked_lengths=(150, 90, 33),
     prefill_lengths=(128, 256),
     chunk_tokens=128,

@@ -4,11 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
+from prometheus_client import generate_latest
 
 from benchmarks import gpu, harness
+from benchmarks.device.load import WAYS, step_counters
 from benchmarks.device.prefill import computed_operations
+from benchmarks.device.serving import procfile
 from benchmarks.device.shapes import config_of
 from benchmarks.roofline import LLAMA_8B, prefill
+from services.decode.meter import StepMeter
+from shared.metrics import Metrics
 from shared.model.cuda.graphs import padded
 
 
@@ -34,3 +39,24 @@ def test_a_prefill_worker_computes_nothing_after_the_last_keys_and_values() -> N
 @pytest.mark.parametrize(("count", "rows"), [(1, 1), (2, 2), (3, 4), (5, 8), (8, 8), (9, 16), (17, 24), (64, 64)])
 def test_graphs_are_made_for_few_sizes(count: int, rows: int) -> None:
     assert padded(count) == rows
+
+
+def test_a_suite_without_prefill_does_not_wait_for_one() -> None:
+    ports = dict.fromkeys(("broker", "pool_east", "pool_west", "prefill", "decode", "gateway"), 1)
+    ports |= {"status0": 10, "status1": 11, "status2": 12, "status3": 13}
+    whole, alone = (procfile(ports, "", "", WAYS[way]).splitlines() for way in ("handed over", "decode alone"))
+    assert len(whole) == len(alone) + 2
+    assert whole[-1].endswith("--also 10 11 12 13")
+    assert alone[-1].endswith("--also 11 13")
+    assert not any("services.prefill" in line for line in alone)
+
+
+def test_what_is_read_of_steps_is_what_decode_says() -> None:
+    metrics = Metrics()
+    StepMeter(metrics)
+    assert step_counters(generate_latest(metrics.registry).decode()) == {
+        "steps": 0,
+        "steps_s": 0,
+        "outside_s": 0,
+        "tail_tokens": 0,
+    }
