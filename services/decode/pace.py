@@ -10,49 +10,63 @@ MEMORY = 0.98
 
 
 @dataclass
-class StepCost:
-    """What steps cost: `per_step + per_row * batch` seconds without tails, and `per_token` for each token of a tail.
-
-    Sums of measurements, older ones weighing less. The line through steps without tails is by least squares; a tail's
-    token costs what steps with tails took longer than that line.
-    """
+class CostLine:
+    """`seconds = offset + slope * size` by least squares; older measurements weigh less. Neither is below 0."""
 
     _weight: float = 0.0
-    _rows: float = 0.0
-    _rows_squared: float = 0.0
+    _sizes: float = 0.0
+    _squares: float = 0.0
     _seconds: float = 0.0
-    _rows_seconds: float = 0.0
-    _tail_tokens: float = 0.0
-    _tail_seconds: float = 0.0
+    _products: float = 0.0
+
+    def measured(self, size: float, seconds: float) -> None:
+        self._weight = MEMORY * self._weight + 1
+        self._sizes = MEMORY * self._sizes + size
+        self._squares = MEMORY * self._squares + size**2
+        self._seconds = MEMORY * self._seconds + seconds
+        self._products = MEMORY * self._products + size * seconds
+
+    @property
+    def is_known(self) -> bool:
+        return self._weight > 0
+
+    @property
+    def slope(self) -> float:
+        """Seconds for each unit of size; when all measured sizes were equal, half of the seconds are held to be so."""
+        size, seconds = self._sizes / self._weight, self._seconds / self._weight
+        variance = self._squares / self._weight - size**2
+        if variance <= 1e-6 * size**2:
+            return seconds / size / 2
+        covariance = self._products / self._weight - size * seconds
+        return min(max(0.0, covariance / variance), seconds / size)
+
+    @property
+    def offset(self) -> float:
+        return max(0.0, (self._seconds - self.slope * self._sizes) / self._weight)
+
+    def at(self, size: float) -> float:
+        return self.offset + self.slope * size
+
+
+@dataclass
+class StepCost:
+    """What steps took: those of a batch alone by its rows, and what tails add to them by their tokens.
+
+    Tails add more than their tokens: a step that carries them may be launched otherwise, or read weights in another
+    form. That part is learnt apart, since it is the same for few tokens and for many.
+    """
+
+    batch: CostLine = field(default_factory=CostLine)
+    tails: CostLine = field(default_factory=CostLine)
 
     def measured(self, num_rows: int, tail_tokens: float, seconds: float) -> None:
         """Note a step: rows of its batch, tokens of tails (through all layers) and what it took."""
         if not num_rows:
             return
-        if tail_tokens:
-            self._tail_tokens = MEMORY * self._tail_tokens + tail_tokens
-            self._tail_seconds = MEMORY * self._tail_seconds + max(0.0, seconds - self.batch_s(num_rows))
-            return
-        self._weight = MEMORY * self._weight + 1
-        self._rows = MEMORY * self._rows + num_rows
-        self._rows_squared = MEMORY * self._rows_squared + num_rows**2
-        self._seconds = MEMORY * self._seconds + seconds
-        self._rows_seconds = MEMORY * self._rows_seconds + num_rows * seconds
-
-    def batch_s(self, num_rows: int) -> float:
-        """Return what a step of a batch takes without tails; 0 as long as none was measured."""
-        if not self._weight or not num_rows:
-            return 0.0
-        rows, seconds = self._rows / self._weight, self._seconds / self._weight
-        variance = self._rows_squared / self._weight - rows**2
-        covariance = self._rows_seconds / self._weight - rows * seconds
-        slope = max(0.0, covariance / variance) if variance > 1e-6 else 0.0
-        return max(0.0, seconds + slope * (num_rows - rows))
-
-    @property
-    def per_token_s(self) -> float:
-        """Seconds that a tail's token adds to a step; 0 as long as none was measured."""
-        return self._tail_seconds / self._tail_tokens if self._tail_tokens else 0.0
+        if not tail_tokens:
+            self.batch.measured(num_rows, seconds)
+        elif self.batch.is_known:
+            self.tails.measured(tail_tokens, max(0.0, seconds - self.batch.at(num_rows)))
 
 
 @dataclass
@@ -61,8 +75,9 @@ class StepPace:
 
     With a latency target a step with tails takes no longer than that. Without one it takes at most twice what its
     batch takes alone, so that tails cost running requests half their speed at worst; when more prompts wait than
-    requests run, as many times longer: a burst is not held up by the request that came first. At least
-    `MIN_TAIL_TOKENS` go on in any case, so that every tail is reached.
+    requests run, as many times longer: a burst is not held up by the request that came first. In any case at least
+    `MIN_TAIL_TOKENS` go on, so that every tail is reached, and as many as take what tails cost a step whatever their
+    number: else steps would do little but pay for having tails.
     """
 
     max_tokens: int  # of a step
@@ -71,8 +86,10 @@ class StepPace:
 
     def tail_tokens(self, num_running: int, num_tails: int) -> int:
         """Return how many tokens of tails the next step computes at most."""
-        batch_s, per_token_s = self.cost.batch_s(num_running), self.cost.per_token_s
-        if not batch_s or not per_token_s:
+        batch, tails = self.cost.batch, self.cost.tails
+        if not num_running or not (batch.is_known and tails.is_known and tails.slope):
             return self.max_tokens
+        batch_s = batch.at(num_running)
         spare_s = self.target_s - batch_s if self.target_s else batch_s * max(1.0, num_tails / num_running)
-        return max(MIN_TAIL_TOKENS, min(self.max_tokens, int(spare_s / per_token_s)))
+        wanted = max(spare_s - tails.offset, tails.offset) / tails.slope
+        return int(max(MIN_TAIL_TOKENS, min(self.max_tokens, wanted)))

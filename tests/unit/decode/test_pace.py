@@ -4,28 +4,36 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.decode.pace import MIN_TAIL_TOKENS, StepCost, StepPace
+from services.decode.pace import MIN_TAIL_TOKENS, CostLine, StepPace
 
 PER_STEP_S, PER_ROW_S, PER_TOKEN_S = 0.005, 0.0005, 0.0002
 
 
-def learnt(target_s: float = 0.0) -> StepPace:
+def learnt(target_s: float = 0.0, per_tails_s: float = 0.0) -> StepPace:
     pace = StepPace(max_tokens=512, target_s=target_s)
     for step in range(200):
         rows, tokens = 1 + step % 16, (step % 3) * 50
-        seconds = PER_STEP_S + PER_ROW_S * rows + PER_TOKEN_S * tokens
+        seconds = PER_STEP_S + PER_ROW_S * rows + PER_TOKEN_S * tokens + per_tails_s * bool(tokens)
         pace.cost.measured(rows, tokens, seconds)
     return pace
 
 
 def test_costs_are_learnt_from_steps() -> None:
-    cost = learnt().cost
-    assert cost.batch_s(8) == pytest.approx(PER_STEP_S + 8 * PER_ROW_S, rel=0.01)
-    assert cost.per_token_s == pytest.approx(PER_TOKEN_S, rel=0.05)
+    cost = learnt(per_tails_s=0.002).cost
+    assert cost.batch.at(8) == pytest.approx(PER_STEP_S + 8 * PER_ROW_S, rel=0.01)
+    assert cost.tails.slope == pytest.approx(PER_TOKEN_S, rel=0.05)
+    assert cost.tails.offset == pytest.approx(0.002, rel=0.1)
 
 
 def test_tails_take_as_long_as_the_batch() -> None:
     assert learnt().tail_tokens(8, 1) == pytest.approx((PER_STEP_S + 8 * PER_ROW_S) / PER_TOKEN_S, abs=3)
+
+
+def test_steps_whose_tails_cost_much_whatever_their_number_carry_many() -> None:
+    assert learnt(per_tails_s=0.03).tail_tokens(8, 1) == pytest.approx(0.03 / PER_TOKEN_S, abs=3)
+    assert learnt(per_tails_s=0.002).tail_tokens(8, 1) == pytest.approx(
+        (PER_STEP_S + 8 * PER_ROW_S - 0.002) / PER_TOKEN_S, abs=3
+    )
 
 
 def test_a_burst_gets_as_many_times_more() -> None:
@@ -49,8 +57,6 @@ def test_a_cheap_token_does_not_make_a_step_longer_than_the_largest() -> None:
     pace.cost.measured(4, 0, 0.01)
     pace.cost.measured(4, 100, 0.009)  # noise: with tails it was quicker
     assert pace.tail_tokens(4, 1) == 512
-    pace.cost.measured(4, 1, 0.010001)
-    assert pace.tail_tokens(4, 1) == 512
 
 
 MEASUREMENTS = st.lists(st.tuples(st.integers(0, 64), st.integers(0, 512), st.floats(1e-6, 10)), max_size=50)
@@ -67,8 +73,8 @@ def test_whatever_was_measured_a_step_is_within_its_bounds(
 
 
 def test_old_measurements_fade() -> None:
-    cost = StepCost()
+    line = CostLine()
     for seconds in (0.1, 0.01):
         for step in range(600):
-            cost.measured(1 + step % 4, 0, seconds)
-    assert cost.batch_s(2) == pytest.approx(0.01, rel=0.01)
+            line.measured(1 + step % 4, seconds)
+    assert line.at(2) == pytest.approx(0.01, rel=0.01)
