@@ -1,4 +1,4 @@
-"""Writes docs/settings.md and docs/metrics.md from the code, or checks that they are current (`--check`).
+"""Writes docs/settings.md and the two pages of metrics from the code, or checks that they are current (`--check`).
 
 Settings are read from the settings classes. Metrics are read from the source, at the places where they are made: many
 are made only when a model is loaded or a peer has answered. A test compares them with what running processes export.
@@ -43,7 +43,9 @@ PLACES = {
     "Prefill": ("services/prefill",),
     "Decode": ("services/decode",),
 }
-"""Which files a section of docs/metrics.md is about."""
+"""Which files a section about metrics is about."""
+ENGINES = ("Prefill and decode", "Prefill", "Decode")
+"""The sections that make a page of their own, docs/engines/metrics.md."""
 
 
 @dataclass(frozen=True, order=True)
@@ -80,16 +82,27 @@ def settings_page() -> str:
 
 
 def metrics_page() -> str:
-    """Return docs/metrics.md: each metric under the processes that export it."""
+    """Return docs/metrics.md: each metric under the processes that export it, those of engines apart."""
     lines = [
         "# Metrics",
         "",
         "Each process serves Prometheus metrics at `/metrics`. Names that vLLM has too mean the same here.",
         f"All names begin with `{PREFIX}`. Labels stand in braces. Counters end in `_total`.",
+        "[Metrics of the engines](engines/metrics.md) have a page of their own.",
     ]
-    for title, places in PLACES.items():
+    return _metrics(lines, [title for title in PLACES if title not in ENGINES])
+
+
+def engine_metrics_page() -> str:
+    """Return docs/engines/metrics.md."""
+    lines = ["# Metrics of the engines", "", "How names are formed is said on the page about [metrics](../metrics.md)."]
+    return _metrics(lines, ENGINES)
+
+
+def _metrics(lines: list[str], titles: Sequence[str]) -> str:
+    for title in titles:
         lines += ["", f"## {title}"]
-        for instrument in sorted(instruments(places)):
+        for instrument in sorted(instruments(PLACES[title])):
             labels = f"{{{','.join(instrument.labels)}}}" if instrument.labels else ""
             kind = ", a histogram" * (instrument.kind == "histogram")
             lines += _bullet(f"`{instrument.name}{labels}`{kind}: {instrument.meaning.rstrip('.')}.")
@@ -207,7 +220,11 @@ def _page(lines: Sequence[str], source: str) -> str:
 
 
 def main() -> int:
-    pages = {ROOT / "docs/settings.md": settings_page(), ROOT / "docs/metrics.md": metrics_page()}
+    pages = {
+        ROOT / "docs/settings.md": settings_page(),
+        ROOT / "docs/metrics.md": metrics_page(),
+        ROOT / "docs/engines/metrics.md": engine_metrics_page(),
+    }
     stale = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]
     for path in stale:
         if "--check" in sys.argv:

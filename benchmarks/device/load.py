@@ -19,7 +19,7 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.client import RequestOutcome
-from benchmarks.device.serving import WrittenModel, running_suite
+from benchmarks.device.serving import DeviceModel, running_suite
 from benchmarks.device.shapes import Burst, DevicePlan
 from benchmarks.harness import Check, Report, Row, at_least, at_most
 from benchmarks.prompts import BenchPrompt
@@ -49,7 +49,7 @@ def measure(
     report = Report()
     repeated: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        model = WrittenModel.write(plan.served[0], Path(scratch), device, attention)
+        model = DeviceModel.write(plan.served[0], Path(scratch), device, attention)
         for way in ways:
             with running_suite(model, WAYS[way]) as ports:
                 found = asyncio.run(_LoadedSuite(model, ports, plan, way).run())
@@ -75,7 +75,7 @@ class _Found:
 class _LoadedSuite:
     """Asks one running suite; no prompt twice unless that is the point."""
 
-    def __init__(self, model: WrittenModel, ports: dict[str, int], plan: DevicePlan, way: str) -> None:
+    def __init__(self, model: DeviceModel, ports: dict[str, int], plan: DevicePlan, way: str) -> None:
         self._model = model
         self._url = f"http://127.0.0.1:{ports['gateway']}"
         self._metrics_url = f"http://127.0.0.1:{ports['status3']}/metrics"

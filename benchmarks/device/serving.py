@@ -53,7 +53,7 @@ _PORTS = ("broker", "pool_east", "pool_west", "prefill", "decode", "gateway", *_
 
 
 @dataclass(frozen=True)
-class WrittenModel:
+class DeviceModel:
     """A model on disk, and how the processes that serve it are set."""
 
     shape: ServedShape
@@ -62,7 +62,7 @@ class WrittenModel:
     engine: str  # settings of both engines, as `env` takes them
 
     @classmethod
-    def write(cls, shape: ServedShape, scratch: Path, device: torch.device, attention: AttentionName) -> "WrittenModel":
+    def write(cls, shape: ServedShape, scratch: Path, device: torch.device, attention: AttentionName) -> "DeviceModel":
         directory, cache = scratch / shape.name.replace(" ", "-"), scratch / "cache"
         write_model(directory, cache, shape.config, device)
         if device.type == "cuda":
@@ -87,7 +87,7 @@ def procfile(ports: Mapping[str, int], pool: str, engine: str, without: Sequence
 
 
 @contextmanager
-def running_suite(model: WrittenModel, without: Sequence[str] = ()) -> Iterator[dict[str, int]]:
+def running_suite(model: DeviceModel, without: Sequence[str] = ()) -> Iterator[dict[str, int]]:
     """Serve the model with all processes but those of `without`; yield the ports by name."""
     ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
     environ = {
@@ -116,7 +116,7 @@ def measure(plan: DevicePlan, device: torch.device, attention: AttentionName) ->
     report = Report()
     for shape in plan.served:
         with tempfile.TemporaryDirectory() as scratch:
-            model = WrittenModel.write(shape, Path(scratch), device, attention)
+            model = DeviceModel.write(shape, Path(scratch), device, attention)
             with running_suite(model) as ports:
                 report.rows += asyncio.run(_Asker(model.files, shape, ports, plan).rows())
     return report

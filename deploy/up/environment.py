@@ -20,6 +20,7 @@ DEFAULTS = {
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the suite's environment: this interpreter first on the path, defaults where the caller set nothing."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", "")])
-    return {**DEFAULTS, **environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    """Return the suite's environment: this interpreter and tree first, defaults where the caller set nothing."""
+    first = {"PATH": str(Path(sys.executable).parent), "PYTHONPATH": str(ROOT)}
+    paths = {name: os.pathsep.join(filter(None, [path, environ.get(name)])) for name, path in first.items()}
+    return {**DEFAULTS, **environ, **paths}

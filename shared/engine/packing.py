@@ -20,7 +20,7 @@ class Offer(NamedTuple, Generic[R]):
     open_layers: int
 
 
-class Rows(NamedTuple, Generic[R]):
+class RowRange(NamedTuple, Generic[R]):
     """A prompt's next tokens, through all layers."""
 
     request: R
@@ -39,7 +39,7 @@ class LayerPass(NamedTuple, Generic[R]):
 class Packed(Generic[R]):
     """What a step computes of prompts."""
 
-    rows: list[Rows[R]] = field(default_factory=list)
+    rows: list[RowRange[R]] = field(default_factory=list)
     passes: list[LayerPass[R]] = field(default_factory=list)
 
 
@@ -58,7 +58,7 @@ def pack(offers: Iterable[Offer[R]], num_tokens: int, num_layers: int) -> Packed
             taken = min(offer.num_tokens, max(left // num_layers, is_first))
             if not taken:
                 break
-            packed.rows.append(Rows(offer.request, taken))
+            packed.rows.append(RowRange(offer.request, taken))
             left -= taken * num_layers
         else:
             layers = min(offer.open_layers - offer.next_layer, max(left // offer.num_tokens, is_first))

@@ -1,4 +1,4 @@
-"""What running processes export is what docs/metrics.md says."""
+"""What running processes export is what the pages of metrics say."""
 
 from collections.abc import Iterator
 

@@ -11,7 +11,7 @@ from services.decode.request import Request
 from services.decode.runner import DecodeStep, Runner, StepOutcome
 from services.decode.scheduler import Rank
 from services.decode.tail import Tail
-from shared.engine.packing import LayerPass, Packed, Rows
+from shared.engine.packing import LayerPass, Packed, RowRange
 from shared.engine.urgency import Urgency
 from shared.model.layers.batch import Batch
 from shared.model.pages.kv import PagedKv
@@ -47,7 +47,7 @@ class Bench:
         passes: Iterable[tuple[int, int, Sequence[Request]]] = (),
     ) -> StepOutcome:
         """Run a step and do what the engine does with what came: tokens belong to their requests."""
-        packed = Packed([Rows(*row) for row in rows], [LayerPass(*gated) for gated in passes])
+        packed = Packed([RowRange(*row) for row in rows], [LayerPass(*gated) for gated in passes])
         outcome = self.runner.run(DecodeStep.of(packed, batch))
         for request, result in outcome.results.items():
             if isinstance(result, Sampled):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.engine.packing import LayerPass, Offer, Rows, pack
+from shared.engine.packing import LayerPass, Offer, RowRange, pack
 
 LAYERS = 30
 
@@ -17,7 +17,7 @@ def whole(request: str, num_tokens: int) -> Offer[str]:
 
 def test_row_ranges_fill_a_step_and_the_last_one_is_cut() -> None:
     packed = pack([whole("a", 30), whole("b", 200), whole("c", 5)], 100, LAYERS)
-    assert packed.rows == [Rows("a", 30), Rows("b", 70)]
+    assert packed.rows == [RowRange("a", 30), RowRange("b", 70)]
 
 
 @pytest.mark.parametrize(
@@ -38,12 +38,12 @@ def test_what_waits_for_layers_is_cut_in_layers(num_tokens: int, next_layer: int
 def test_tails_at_the_same_layer_go_together() -> None:
     offers = [Offer("a", 20, 3, 9), whole("b", 10), Offer("c", 5, 3, 7), Offer("d", 5, 8, 30)]
     packed = pack(offers, 512, LAYERS)
-    assert packed.rows == [Rows("b", 10)]
+    assert packed.rows == [RowRange("b", 10)]
     assert packed.passes == [LayerPass(3, 7, ["a", "c"]), LayerPass(8, 30, ["d"])]
 
 
 def test_the_first_goes_on_however_small_the_step_is() -> None:
-    assert pack([whole("a", 5)], 0, LAYERS).rows == [Rows("a", 1)]
+    assert pack([whole("a", 5)], 0, LAYERS).rows == [RowRange("a", 1)]
     assert pack([Offer("a", 64, 0, 2)], 0, LAYERS).passes == [LayerPass(0, 1, ["a"])]
     assert pack([], 512, LAYERS).rows == []
 
