@@ -126,8 +126,25 @@ def paged_decode(model: Transformer, sequences: Sequences) -> list[Tensor]:
 def captured_decode(model: Transformer, sequences: Sequences) -> list[Tensor]:
     """The same from CUDA graphs, where there are any: three rows in a graph of four."""
     longest = max(len(ids) for ids in sequences.token_ids)
-    model.capture_decode(sequences.kv, longest, len(sequences.token_ids))
+    model.capture_steps(sequences.kv, longest, len(sequences.token_ids))
     return paged_decode(model, sequences)
+
+
+def captured_ragged(model: Transformer, sequences: Sequences) -> list[Tensor]:
+    """Chunks of each sequence's own size in shared steps from graphs; the shorter decode beside the longer."""
+    model.capture_steps(sequences.kv, max(len(ids) for ids in sequences.token_ids), len(sequences.token_ids))
+    sizes = [200 >> number for number in range(len(sequences.token_ids))]
+    done, found = [0] * len(sizes), [list[Tensor]() for _ in sizes]
+    while parts := [
+        (i, done[i], min(done[i] + sizes[i], max(done[i] + 1, len(ids) - NUM_ROWS)))
+        for i, ids in enumerate(sequences.token_ids)
+        if done[i] < len(ids)
+    ]:
+        for (i, first, end), hidden in zip(parts, sequences.last_states(model, parts), strict=True):
+            if first >= len(sequences.token_ids[i]) - NUM_ROWS:
+                found[i].append(hidden.clone())
+            done[i] = end
+    return [torch.stack(hidden) for hidden in found]
 
 
 RUNS: dict[str, Run] = {
@@ -137,6 +154,7 @@ RUNS: dict[str, Run] = {
     "slid windows": slid_windows,
     "decode": paged_decode,
     "decode, captured": captured_decode,
+    "ragged, captured": captured_ragged,
 }
 
 

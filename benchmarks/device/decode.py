@@ -39,7 +39,7 @@ def measure(
         share = 0.0
         for captured in (False, True) if model.can_capture else (False,):
             if captured:
-                model.capture_decode(kv, context + plan.decode_steps, batch)
+                model.capture_steps(kv, context + plan.decode_steps, batch)
             seconds = _steps(plan, config, model, kv, reservations, context)
             spread = Spread.of([batch / one for one in seconds])
             share = spread.median / batch * least_s
@@ -95,8 +95,11 @@ def _steps(
     for step in range(plan.decode_steps):
         position = context + step
         started = time.perf_counter()
-        hidden = model.step(ids, [Span(r.tables, position, 1) for r in reservations], kv)
-        chosen = sample(model.logits(hidden), [Row(greedy, position + 1)] * len(ids))
-        ids = [sampled.token for sampled in chosen]
+        after = model.step(ids, [Span(r.tables, position, 1) for r in reservations], kv)
+        if after.best is not None:
+            ids = after.best.tolist()
+        else:
+            chosen = sample(model.logits(after.hidden), [Row(greedy, position + 1)] * len(ids))
+            ids = [sampled.token for sampled in chosen]
         found.append(time.perf_counter() - started)
     return found[min(NUM_WARM_UP, len(found) - 1) :]

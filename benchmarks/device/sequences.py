@@ -51,13 +51,20 @@ class Sequences:
 
     def step(self, model: Transformer, parts: Sequence[tuple[int, int, int]]) -> list[Tensor]:
         """Compute tokens `[first, end)` of sequences, packed; return the hidden states of each part."""
-        spans = [Span(self.reservations[i].tables, first, end - first) for i, first, end in parts]
-        ids = [token for i, first, end in parts for token in self.token_ids[i][first:end]]
-        batch = Batch.build(spans, self.kv.page_tokens, model.device)
-        hidden = model.forward(torch.tensor(ids, device=model.device), batch, self.kv)
+        spans, ids = self._laid_out(parts)
+        batch = Batch.build(spans, self.kv.page_tokens, model.device, ids)
+        hidden = model.forward(batch.token_ids, batch, self.kv)
         return list(torch.split(hidden, [end - first for _, first, end in parts]))
 
     def decode(self, model: Transformer, position: Sequence[int]) -> Tensor:
         """Compute one token of each sequence; return hidden states `[sequences, hidden_size]`."""
-        spans = [Span(r.tables, at, 1) for r, at in zip(self.reservations, position, strict=True)]
-        return model.step([ids[at] for ids, at in zip(self.token_ids, position, strict=True)], spans, self.kv)
+        return self.last_states(model, [(i, at, at + 1) for i, at in enumerate(position)])
+
+    def last_states(self, model: Transformer, parts: Sequence[tuple[int, int, int]]) -> Tensor:
+        """Compute tokens `[first, end)` of sequences as an engine's step; return the state after each part."""
+        spans, ids = self._laid_out(parts)
+        return model.step(ids, spans, self.kv).hidden
+
+    def _laid_out(self, parts: Sequence[tuple[int, int, int]]) -> tuple[list[Span], list[int]]:
+        spans = [Span(self.reservations[i].tables, first, end - first) for i, first, end in parts]
+        return spans, [token for i, first, end in parts for token in self.token_ids[i][first:end]]

@@ -121,7 +121,7 @@ class DecodeEngine:
 
     def _capture(self) -> None:
         model = self._model
-        model.transformer.capture_decode(model.kv, model.max_model_len, self._settings.max_batch)
+        model.transformer.capture_steps(model.kv, model.max_model_len, self._settings.max_batch)
 
     def _plan(self) -> DecodeStep:
         batch = self._scheduler.schedule()

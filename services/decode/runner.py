@@ -12,9 +12,10 @@ from services.decode.request import Request
 from services.decode.tail import Tail
 from shared.engine.packing import Packed
 from shared.model.layers.batch import Batch, Span
+from shared.model.layers.states import StepStates
 from shared.model.pages.kv import PagedKv
 from shared.model.sampler.penalties import TokenHistory
-from shared.model.sampler.sampling import Row, Sampled, sample
+from shared.model.sampler.sampling import Row, Sampled, sample, takes_best
 from shared.model.transformer import Transformer
 
 
@@ -176,25 +177,38 @@ class Runner:
     ) -> dict[Request, Result]:
         """Run rows through the model and sample what follows each that is at its end, `states` among them."""
         spans = [_span(part, part.num_tokens) for part in parts]
-        hidden = [state for _, state in states]
-        ended = [part for part, _ in states]
-        if parts:
-            last = self._transformer.step(_tokens(parts, spans), spans, self._kv)
-            at_end = [i for i, (part, span) in enumerate(zip(parts, spans, strict=True)) if _is_last(part, span)]
-            if at_end:
-                hidden.append(last if len(at_end) == len(parts) else last[self._ids(at_end)])
-                ended += [parts[i] for i in at_end]
         results: dict[Request, Result] = dict.fromkeys((part.request for part in parts), None)
+        hidden, ended = [state for _, state in states], [part for part, _ in states]
+        at_end = [i for i, (part, span) in enumerate(zip(parts, spans, strict=True)) if _is_last(part, span)]
+        if parts:
+            after = self._transformer.step(_tokens(parts, spans), spans, self._kv)
+            if at_end and after.logits is not None:
+                sampled = self._sample_captured(after, at_end, [_row(parts[i].request) for i in at_end])
+                results.update(zip((parts[i].request for i in at_end), sampled, strict=True))
+            elif at_end:
+                hidden.append(self._picked(after.hidden, at_end))
+                ended += [parts[i] for i in at_end]
         if ended:
             logits = self._transformer.logits(hidden[0] if len(hidden) == 1 else torch.cat(hidden))
             sampled = sample(logits, [_row(part.request) for part in ended])
             results.update(zip((part.request for part in ended), sampled, strict=True))
-        else:
+        elif not at_end:
             self._transformer.wait()  # pages that a request leaves after this step are not touched any more
         for part in parts:
             if part.holding.tail is not None:
                 part.holding.tail.computed(part.num_tokens)
         return results
+
+    def _sample_captured(self, after: StepStates, at_end: Sequence[int], rows: Sequence[Row]) -> list[Sampled]:
+        """Return the tokens after the spans of these numbers, where their logits have come with the step."""
+        assert after.logits is not None, "logits that have not come"
+        if after.best is not None and all(map(takes_best, rows)):
+            best = after.best.tolist()
+            return [Sampled(best[i], None) for i in at_end]
+        return sample(self._picked(after.logits, at_end), rows)
+
+    def _picked(self, rows: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
+        return rows if len(numbers) == len(rows) else rows[self._ids(numbers)]
 
     def _ids(self, numbers: Sequence[int]) -> torch.Tensor:
         return torch.tensor(numbers, device=self._transformer.device)

@@ -19,13 +19,14 @@ from shared.model.layers.batch import Batch, Span
 from shared.model.layers.layer_weights import ModelWeights
 from shared.model.layers.operations import KvTarget, Operations, TorchOperations
 from shared.model.layers.rotary import RotaryTables, inverse_frequencies, rotary_tables
+from shared.model.layers.states import StepStates
 from shared.model.layers.weights import load_int8, load_weights
 from shared.model.native.decoder import NativeDecoder, supports
 from shared.model.native.elementwise import NativeOperations
 from shared.model.pages.kv import PagedKv
 
 if TYPE_CHECKING:
-    from shared.model.cuda.graphs import DecodeGraphs
+    from shared.model.cuda.graphs import Recorder, StepGraphs
 
 
 class Transformer:
@@ -56,7 +57,7 @@ class Transformer:
         self._tables: WeakKeyDictionary[Batch, dict[RopeSpec, RotaryTables]] = WeakKeyDictionary()
         self._native: NativeDecoder | None = None
         self._operations: Operations = TorchOperations(config.norm_eps, self.dtype)
-        self._graphs: DecodeGraphs | None = None
+        self._graphs: StepGraphs | None = None
         if self.device.type == "cuda":
             from shared.model.cuda.operations import CudaOperations  # deferred: needs Triton
 
@@ -87,7 +88,7 @@ class Transformer:
 
     @property
     def can_capture(self) -> bool:
-        """Whether device and attention can do decode steps as CUDA graphs."""
+        """Whether device and attention can do steps as CUDA graphs, those of decoding at least."""
         return self.device.type == "cuda" and self._attention.can_be_captured
 
     @property
@@ -143,37 +144,51 @@ class Transformer:
         return self.layers(0, self.num_layers, self.embed(token_ids), batch, kv)
 
     @torch.inference_mode()
-    def step(self, token_ids: Sequence[int], spans: Sequence[Span], kv: PagedKv) -> Tensor:
-        """Run the tokens of all spans, one span after the other; return the states of each span's last token,
-        `[len(spans), hidden_size]` after the last layer, which the next call may overwrite."""
+    def step(self, token_ids: Sequence[int], spans: Sequence[Span], kv: PagedKv) -> StepStates:
+        """Run the tokens of all spans, one span after the other; return what follows each span."""
         if self._graphs is not None and self._graphs.serves(kv, spans):
             return self._graphs.run(token_ids, spans)
-        batch = Batch.build(spans, kv.page_tokens, self.device)
-        hidden = self.forward(torch.tensor(token_ids, device=self.device), batch, kv)
-        return hidden if batch.is_decode else hidden[batch.query_starts[1:].long() - 1]
+        return StepStates(self._last(Batch.build(spans, kv.page_tokens, self.device, token_ids), kv))
 
     @torch.inference_mode()
-    def capture_decode(self, kv: PagedKv, max_tokens: int, max_batch: int) -> None:
-        """Make graphs of `step` over one cache for batches up to `max_batch`: seconds, and nothing unless
-        `can_capture`. `max_tokens` is the longest sequence that will come.
-        """
-        if not self.can_capture:
-            return
-        from shared.model.cuda.graphs import DecodeGraphs, padded  # deferred with the rest of what GPUs need
+    def capture_steps(self, kv: PagedKv, max_tokens: int, max_batch: int, recorder: "Recorder | None" = None) -> None:
+        """Make graphs of `step` over one cache for up to `max_batch` spans: seconds, and nothing unless `can_capture`.
 
-        graphs = DecodeGraphs(lambda ids, batch: self.forward(ids, batch, kv), kv, max_tokens, self.device)
-        for rows in sorted({padded(count) for count in range(1, max_batch + 1)}, reverse=True):
-            graphs.capture(rows)  # the largest first: the others find its memory
+        `max_tokens` is the longest sequence that will come. `recorder` is the device's own unless it is given.
+        """
+        from shared.model.cuda.graphs import CudaRecorder, StepGraphs, padded  # deferred: most devices have no graphs
+
+        if recorder is None:
+            if not self.can_capture:
+                return
+            recorder = CudaRecorder(self.device)
+        logits = torch.empty(padded(max_batch), self.config.vocab_size, device=self.device)  # of all graphs
+
+        def step(batch: Batch) -> StepStates:
+            hidden = self._last(batch, kv)
+            out = logits[: len(hidden)]
+            out.copy_(self.logits(hidden))
+            return StepStates(hidden, out, out.argmax(dim=-1))
+
+        ragged = self._attention.can_capture_ragged
+        graphs = StepGraphs(step, kv, max_tokens, max_batch, ragged, self.device, recorder)
+        for size in graphs.sizes():
+            graphs.capture(size)
         self._graphs = graphs
 
     def forget_graphs(self) -> None:
-        """Undo `capture_decode`: the graphs, and the cache that they read, are let go of."""
+        """Undo `capture_steps`: the graphs, and the cache that they read, are let go of."""
         self._graphs = None
 
     def wait(self) -> None:
         """Block until the device has computed what was submitted; a CPU has when a call returns."""
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
+
+    def _last(self, batch: Batch, kv: PagedKv) -> Tensor:
+        """Run a whole step; return the states of each span's last token, `[num_spans, hidden_size]`."""
+        hidden = self.forward(batch.token_ids, batch, kv)
+        return hidden if batch.is_decode else hidden[batch.query_starts[1:].long() - 1]
 
     def _layer(self, index: int, hidden: Tensor, batch: Batch, kv: PagedKv, kv_only: bool) -> Tensor:
         config, layer, ops = self.config, self._weights.layers[index], self._operations

@@ -18,6 +18,8 @@ class Attention(ABC):
     """Pages must hold a multiple of this many tokens."""
     can_be_captured: ClassVar[bool] = False
     """Whether a decode step reads nothing but the batch's tensors, so that a CUDA graph can replay it."""
+    can_capture_ragged: ClassVar[bool] = False
+    """Whether any step does, for spans of any length up to `max_queries`, none included."""
 
     @abstractmethod
     def forward(self, q: Tensor, layer: int, batch: Batch, kv: PagedKv, scale: float, window: int | None) -> Tensor:

@@ -30,6 +30,7 @@ class FlashAttention3(Attention):
     name = "flash-attn 3"
     page_tokens = PAGE_TOKENS
     can_be_captured = True
+    can_capture_ragged = True
 
     def __init__(self) -> None:
         try:
@@ -43,7 +44,7 @@ class FlashAttention3(Attention):
         _check(q)
         whole = {} if batch.is_decode else {
             "cu_seqlens_q": batch.query_starts,
-            "max_seqlen_q": max(span.num_tokens for span in batch.spans),
+            "max_seqlen_q": batch.max_queries,
         }  # fmt: skip
         attended: Tensor = self._flash.flash_attn_with_kvcache(
             q[:, None] if batch.is_decode else q,

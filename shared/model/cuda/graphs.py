@@ -1,73 +1,174 @@
-"""Decode steps as CUDA graphs: one launch a step where PyTorch makes four hundred."""
+"""Ragged steps as CUDA graphs: one launch a step where PyTorch makes four hundred."""
 
 import gc
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from shared.model.layers.batch import Batch, Span
+from shared.model.layers.placed import StepShape, num_bytes, on_host, within, write
+from shared.model.layers.states import StepStates
 from shared.model.pages.groups import num_pages
 from shared.model.pages.kv import PagedKv
 
-StepFunction = Callable[[Tensor, Batch], Tensor]
-"""Token ids `[rows]` and their batch to hidden states `[rows, hidden_size]`, by device work alone."""
+StepFunction = Callable[[Batch], StepStates]
+"""A batch to the states and logits after it, by device work alone."""
 
-_NO_PAGE = -1
+MAX_ROWS = 1024
+"""Steps of more rows take a device longer to compute than a host to launch."""
+
 _NO_SPAN = Span((), 0, 1)
 
 
-class DecodeGraphs:
-    """Captures a decode step over one cache for each of a few batch sizes, and replays the smallest that fits.
+class GraphSize(NamedTuple):
+    """What a graph is made for. A decode step has as many rows as spans."""
 
-    Rows beyond a step's own are padding: position 0 of a sequence without pages, which writes nowhere. Belongs to the
-    thread that computes. `run` returns memory that the next `run` overwrites.
+    num_rows: int
+    num_spans: int
+    is_decode: bool
+
+
+class Recorder(ABC):
+    """Runs device work once and returns what runs it again, on the same memory."""
+
+    @abstractmethod
+    def record(self, work: Callable[[], StepStates]) -> tuple[Callable[[], None], StepStates]:
+        """Return what replays `work`, and the memory in which it leaves its result."""
+
+    @abstractmethod
+    def mark(self) -> Callable[[], None]:
+        """Return what waits until the device has done all that was submitted so far."""
+
+
+class StepGraphs:
+    """Captures steps over one cache for a few sizes, and replays the smallest that fits.
+
+    Rows beyond a step's own are padding: those of a decode step are position 0 of sequences without pages, those of a
+    ragged step belong to no span. They write nowhere. Belongs to the thread that computes. What `run` returns is memory
+    that the next `run` overwrites.
     """
 
-    def __init__(self, step: StepFunction, kv: PagedKv, max_tokens: int, device: torch.device) -> None:
-        """`max_tokens` is the longest sequence that will come."""
+    def __init__(
+        self,
+        step: StepFunction,
+        kv: PagedKv,
+        max_tokens: int,
+        max_batch: int,
+        ragged: bool,
+        device: torch.device,
+        recorder: Recorder,
+    ) -> None:
+        """`max_tokens` is the longest sequence that will come; `ragged` steps are captured as far as attention can."""
         self._step = step
         self._kv = kv
-        self._table_width = num_pages(max_tokens, kv.page_tokens)
+        self._max_pages = num_pages(max_tokens, kv.page_tokens)
+        self._max_spans = padded(max_batch)
+        self._ragged = ragged
         self._device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._pool = torch.cuda.graph_pool_handle()
-        self._captured: dict[int, _Captured] = {}
+        self._recorder = recorder
+        self._captured: dict[GraphSize, _Captured] = {}
+
+    def sizes(self) -> list[GraphSize]:
+        """Return all that steps can ask for, the largest first: the others find its memory."""
+        counts = range(1, self._max_spans + 1)
+        decode = {self._size(count, count, True) for count in counts}
+        ragged = {self._size(rows, 1, False) for rows in range(2, MAX_ROWS + 1)} if self._ragged else set()
+        return sorted(decode | ragged, reverse=True)
 
     def serves(self, kv: PagedKv, spans: Sequence[Span]) -> bool:
         """Return whether `run` may be asked for these."""
-        longest = self._table_width * self._kv.page_tokens
-        return kv is self._kv and all(span.num_tokens == 1 and span.end <= longest and span.stores for span in spans)
+        if kv is not self._kv or len(spans) > self._max_spans:
+            return False
+        if max(span.end for span in spans) > self._max_pages * kv.page_tokens:
+            return False
+        num_rows = sum(span.num_tokens for span in spans)
+        return num_rows == len(spans) or (self._ragged and num_rows <= MAX_ROWS)
 
-    def run(self, token_ids: Sequence[int], spans: Sequence[Span]) -> Tensor:
-        """Return the hidden states `[len(spans), hidden_size]` after the last layer."""
-        captured = self.capture(padded(len(spans)))
-        captured.inputs.fill(token_ids, spans)
-        captured.graph.replay()
-        return captured.hidden[: len(spans)]
+    def run(self, token_ids: Sequence[int], spans: Sequence[Span]) -> StepStates:
+        """Return what follows each span."""
+        captured = self.capture(self._size(len(token_ids), len(spans), len(token_ids) == len(spans)))
+        captured.inputs.send(token_ids, spans)
+        captured.replay()
+        return captured.states.first(len(spans))
 
-    def capture(self, rows: int) -> "_Captured":
-        """Return the graph of a batch size, made now if need be."""
-        if rows not in self._captured:
-            inputs = _Inputs(rows, self._kv, self._table_width, self._device)
-            inputs.fill([], [])
-            current = torch.cuda.current_stream(self._device)
-            self._stream.wait_stream(current)
-            with torch.cuda.stream(self._stream):
-                self._step(inputs.token_ids, inputs.batch())  # what is made at first use must not be made in a capture
-            current.wait_stream(self._stream)
-            graph = torch.cuda.CUDAGraph()
-            # Other threads copy KV meanwhile; only this one's calls belong to the graph.
-            with (
-                _no_collection(),
-                torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"),
-            ):
-                hidden = self._step(inputs.token_ids, inputs.batch())
-            self._captured[rows] = _Captured(inputs, graph, hidden)
-        return self._captured[rows]
+    def capture(self, size: GraphSize) -> "_Captured":
+        """Return the graph of a size, made now if need be."""
+        if size not in self._captured:
+            inputs = _Inputs(size, self._kv, self._max_pages, self._device, self._recorder)
+            inputs.send([0], [Span([[0]] * self._kv.num_groups, 0, 1, stores=False)])
+            replay, states = self._recorder.record(lambda: self._step(inputs.batch()))
+            self._captured[size] = _Captured(inputs, replay, states)
+        return self._captured[size]
+
+    def _size(self, num_rows: int, num_spans: int, is_decode: bool) -> GraphSize:
+        if is_decode:
+            return GraphSize(padded(num_spans), padded(num_spans), True)
+        return GraphSize(padded_rows(num_rows), self._max_spans, False)
+
+
+@dataclass(frozen=True)
+class _Captured:
+    inputs: "_Inputs"
+    replay: Callable[[], None]
+    states: StepStates
+
+
+class _Inputs:
+    """All that a graph reads of a step, on both sides: one copy brings it over."""
+
+    def __init__(self, size: GraphSize, kv: PagedKv, max_pages: int, device: torch.device, recorder: Recorder) -> None:
+        self._size = size
+        self._page_tokens = kv.page_tokens
+        shape = StepShape(size.num_rows, size.num_spans, kv.num_groups, max_pages)
+        self._host = torch.zeros(num_bytes(shape), dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self._device = torch.empty(num_bytes(shape), dtype=torch.uint8, device=device)
+        self._numbers = on_host(self._host, shape)
+        self._placed = within(self._device, shape)
+        self._recorder = recorder
+        self._arrived: Callable[[], None] = lambda: None
+
+    def send(self, token_ids: Sequence[int], spans: Sequence[Span]) -> None:
+        """Queue a step's numbers, and padding."""
+        self._arrived()  # the copy before this one has left the host's side
+        write(self._numbers, token_ids, spans, self._page_tokens, padding_length=int(self._size.is_decode))
+        self._device.copy_(self._host, non_blocking=True)
+        self._arrived = self._recorder.mark()
+
+    def batch(self) -> Batch:
+        """Return the batch that lies on the device."""
+        spans = (_NO_SPAN,) * self._size.num_spans
+        max_queries = 1 if self._size.is_decode else self._size.num_rows
+        return Batch.of_numbers(spans, self._page_tokens, self._placed, max_queries)
+
+
+class CudaRecorder(Recorder):
+    """Graphs that share memory, captured on a stream of their own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, work: Callable[[], StepStates]) -> tuple[Callable[[], None], StepStates]:
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            work()  # what is made at first use must not be made in a capture
+        current.wait_stream(self._stream)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads copy KV meanwhile; only this one's calls belong to the graph.
+        with _no_collection(), torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+            states = work()
+        return graph.replay, states
+
+    def mark(self) -> Callable[[], None]:
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
+        return event.synchronize
 
 
 @contextmanager
@@ -83,59 +184,15 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-@dataclass(frozen=True)
-class _Captured:
-    inputs: "_Inputs"
-    graph: torch.cuda.CUDAGraph
-    hidden: Tensor  # [rows, hidden_size]
-
-
-class _Inputs:
-    """All that a graph reads of a step, in one piece of memory on each side: one copy brings it over."""
-
-    def __init__(self, rows: int, kv: PagedKv, table_width: int, device: torch.device) -> None:
-        self._kv = kv
-        self._rows = rows
-        self._shape = (kv.num_groups, rows, table_width)
-        size = 2 * rows + kv.num_groups * rows * table_width
-        self._host = torch.empty(size, dtype=torch.int32, pin_memory=True)
-        self._device = torch.empty(size, dtype=torch.int32, device=device)
-        self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        numbers = self._host.numpy()
-        self._ids, self._positions = numbers[:rows], numbers[rows : 2 * rows]
-        self._tables = numbers[2 * rows :].reshape(self._shape)
-        self._tables[:] = _NO_PAGE
-
-    def fill(self, token_ids: Sequence[int], spans: Sequence[Span]) -> None:
-        """Queue a step's numbers, and padding. What lies in a table beyond a sequence's end is not read."""
-        self._arrived.synchronize()  # the copy before this one has left the host's side
-        used = len(spans)
-        self._ids[:used], self._ids[used:] = token_ids, 0
-        self._positions[:used], self._positions[used:] = [span.start for span in spans], 0
-        for row, span in enumerate(spans):
-            count = num_pages(span.end, self._kv.page_tokens)
-            for group, table in enumerate(span.tables):
-                self._tables[group, row, :count] = table[:count]
-        self._tables[:, used:, 0] = _NO_PAGE
-        self._device.copy_(self._host, non_blocking=True)
-        self._arrived.record(torch.cuda.current_stream(self._device.device))
-
-    @cached_property
-    def token_ids(self) -> Tensor:
-        return self._device[: self._rows]
-
-    def batch(self) -> Batch:
-        """Return a batch over the device's side; its slots are computed there, below 0 for padding."""
-        rows, page_tokens = self._rows, self._kv.page_tokens
-        positions = self._device[rows : 2 * rows].to(torch.int64)
-        tables = self._device[2 * rows :].view(self._shape)
-        batch = Batch((_NO_SPAN,) * rows, page_tokens, positions)
-        for group in range(self._kv.num_groups):
-            page = tables[group].gather(1, (positions // page_tokens)[:, None])[:, 0]
-            batch.preset(group, tables[group], page * page_tokens + positions % page_tokens)
-        return batch
-
-
 def padded(count: int) -> int:
     """Return the batch size that a graph is made for: a power of two up to 8, then a multiple of 8."""
     return 1 << (count - 1).bit_length() if count <= 8 else -(-count // 8) * 8
+
+
+def padded_rows(count: int) -> int:
+    """Return the rows that a graph of a ragged step is made for: a quarter of them are padding at most, from 128 on.
+
+    Fewer rows take as long: a device reads the weights meanwhile.
+    """
+    step = 64 if count <= 512 else 128
+    return max(32, count if count <= 32 else -(-count // step) * step)

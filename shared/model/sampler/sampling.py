@@ -30,10 +30,15 @@ class Sampled(NamedTuple):
     logprobs: TokenLogprobs | None  # where they were asked for
 
 
+def takes_best(row: Row) -> bool:
+    """Whether a row's token is that of its greatest logit, and no more is asked for."""
+    return row.params.is_plain and row.may_end
+
+
 @torch.inference_mode()
 def sample(logits: Tensor, rows: Sequence[Row]) -> list[Sampled]:
     """Return one token per row of `logits` `[rows, vocab_size]` float32, which may be changed in place."""
-    if all(row.params.is_plain and row.may_end for row in rows):
+    if all(map(takes_best, rows)):
         return [Sampled(token, None) for token in logits.argmax(dim=-1).tolist()]
     told = [row for row, wanted in enumerate(rows) if wanted.params.num_logprobs is not None]
     raw = logits[told].log_softmax(dim=-1) if told else None

@@ -14,7 +14,6 @@ from benchmarks.device.shapes import config_of
 from benchmarks.roofline import LLAMA_8B, prefill
 from services.decode.meter import StepMeter
 from shared.metrics import Metrics
-from shared.model.cuda.graphs import padded
 
 
 def test_it_runs_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,11 +33,6 @@ def test_a_prefill_worker_computes_nothing_after_the_last_keys_and_values() -> N
     only_kv = 2.0 * config.hidden_size * 6144 * 100
     assert computed_operations(config, 100) == pytest.approx(only_kv)
     assert computed_operations(config_of(LLAMA_8B), 100) < prefill(config_of(LLAMA_8B), 100).operations
-
-
-@pytest.mark.parametrize(("count", "rows"), [(1, 1), (2, 2), (3, 4), (5, 8), (8, 8), (9, 16), (17, 24), (64, 64)])
-def test_graphs_are_made_for_few_sizes(count: int, rows: int) -> None:
-    assert padded(count) == rows
 
 
 def test_a_suite_without_prefill_does_not_wait_for_one() -> None:
