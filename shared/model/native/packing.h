@@ -89,11 +89,11 @@ INLINE vf load_units(int kind, const char *position, int k, int units) {
     return load(kind, position, k);
 }
 
-/* Keys of the positions [first, end) of a chunk: units are neighbours in the head, columns are positions. */
-INLINE void pack_keys(int kind, int head_dim, const places *at, int first, int end, float *panels) {
+/* One panel of keys, of the positions [first, end) of a chunk: units are neighbours in the head, columns are positions. */
+INLINE void pack_keys(int kind, int head_dim, const places *at, int panel, int first, int end, float *to) {
     const int units = IN_PAIRS(kind) ? head_dim / 2 : head_dim, bytes = head_dim * bytes_of(kind);
-    for (int t = first / LANES * LANES; t < end; t += LANES) {
-        float *panel = panels + (int64_t)(t / PANEL) * units * PANEL + t % PANEL;
+    const int start = first > panel * PANEL ? first / LANES * LANES : panel * PANEL;
+    for (int t = start; t < end && t < (panel + 1) * PANEL; t += LANES) {
         for (int i = t; i < t + LANES; i++)
             for (int b = 0; b < bytes; b += 64) {
                 __builtin_prefetch(at->keys[i + AHEAD] + b);
@@ -106,16 +106,17 @@ INLINE void pack_keys(int kind, int head_dim, const places *at, int first, int e
             transpose(v);
 #pragma GCC unroll 16
             for (int i = 0; i < LANES; i++)
-                if (k + i < units) store_f32(panel + (k + i) * PANEL, v[i]);
+                if (k + i < units) store_f32(to + (k + i) * PANEL + t % PANEL, v[i]);
         }
     }
 }
 
-/* Values of the positions [first, end) of a chunk: units are neighbours among positions, columns are the head's. */
-INLINE void pack_values(int kind, int head_dim, const places *at, int first, int end, float *panels) {
-    const int per_unit = IN_PAIRS(kind) ? 2 : 1, units = CHUNK / per_unit;
+/* One panel of values, of the positions [first, end) of a chunk: units are neighbours among positions, columns the head's. */
+INLINE void pack_values(int kind, int head_dim, const places *at, int panel, int first, int end, float *to) {
+    const int per_unit = IN_PAIRS(kind) ? 2 : 1, start = panel * PANEL;
+    const int stop = head_dim < start + PANEL ? head_dim : start + PANEL;
     for (int k = first / per_unit; k < (end + per_unit - 1) / per_unit; k++)
-        for (int d = 0; d < head_dim; d += LANES) {
+        for (int d = start; d < stop; d += LANES) {
             vf v;
 #if defined(__AVX512BF16__)
             if (IN_PAIRS(kind)) {
@@ -125,6 +126,6 @@ INLINE void pack_values(int kind, int head_dim, const places *at, int first, int
             } else
 #endif
                 v = load(kind, at->values[k], d);
-            store_f32(panels + (int64_t)(d / PANEL) * units * PANEL + k * PANEL + d % PANEL, v);
+            store_f32(to + k * PANEL + d - start, v);
         }
 }
