@@ -91,18 +91,17 @@ INLINE vf load_units(int kind, const char *position, int k, int units) {
 
 /* One panel of keys, of the positions [first, end) of a chunk: units are neighbours in the head, columns are positions. */
 INLINE void pack_keys(int kind, int head_dim, const places *at, int panel, int first, int end, float *to) {
-    const int units = IN_PAIRS(kind) ? head_dim / 2 : head_dim, bytes = head_dim * bytes_of(kind);
+    const int units = IN_PAIRS(kind) ? head_dim / 2 : head_dim;
     const int start = first > panel * PANEL ? first / LANES * LANES : panel * PANEL;
     for (int t = start; t < end && t < (panel + 1) * PANEL; t += LANES) {
-        for (int i = t; i < t + LANES; i++)
-            for (int b = 0; b < bytes; b += 64) {
-                __builtin_prefetch(at->keys[i + AHEAD] + b);
-                __builtin_prefetch(at->values[i] + b);
-            }
         for (int k = 0; k < units; k += LANES) {
             vf v[LANES];
 #pragma GCC unroll 16
-            for (int i = 0; i < LANES; i++) v[i] = load_units(kind, at->keys[t + i], k, units);
+            for (int i = 0; i < LANES; i++) {
+                __builtin_prefetch((const float *)at->keys[t + i + AHEAD] + k);
+                __builtin_prefetch((const float *)at->values[t + i] + k);
+                v[i] = load_units(kind, at->keys[t + i], k, units);
+            }
             transpose(v);
 #pragma GCC unroll 16
             for (int i = 0; i < LANES; i++)
