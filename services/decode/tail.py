@@ -42,8 +42,8 @@ class Tail:
     ) -> torch.Tensor | None:
         """Run `num_layers` more layers, in the torch thread. Return the last hidden state `[1, H]` at the very end."""
         if self.batch is None or self.hidden is None:
-            span = Span(reservation.tables, self.first, self.chunk_end - self.first)
-            self.batch = Batch.build([span], kv.page_tokens, model.device, self.stores)
+            span = Span(reservation.tables, self.first, self.chunk_end - self.first, self.stores)
+            self.batch = Batch.build([span], kv.page_tokens, model.device)
             self.hidden = model.embed(torch.tensor(tokens[self.first : self.chunk_end], device=model.device))
         end = self.next_layer + num_layers
         self.hidden = model.layers(self.next_layer, end, self.hidden, self.batch, kv)

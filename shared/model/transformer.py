@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 class Transformer:
     """A model that can be stepped layer by layer. Stateless between calls: K and V live in the `PagedKv` it is given.
 
-    Steps of few tokens (`NativeDecoder.max_rows`) run in C kernels where there are any for the device and the model,
-    all others in PyTorch. Hidden states are float32.
+    Steps run in C kernels where there are any for the device and the model, else in PyTorch. Hidden states are float32.
     Not for two threads at once (PyTorch's own threads are what runs in parallel).
     """
 
@@ -113,10 +112,10 @@ class Transformer:
         """Run layers `[first, end)` over the step's tokens: `[num_tokens, hidden_size]` to the same.
 
         `hidden` is what `embed`, or `layers` up to `first`, has returned, and may be changed in place. Writes these
-        layers' K and V of the step's tokens into their pages, unless the batch only reads them; when it returns they
+        layers' K and V of the step's tokens into their pages, but of spans that only read them; when it returns they
         are complete and may leave the device. Reads the pages of earlier positions in these layers only.
         """
-        if self._native is not None and hidden.shape[0] <= self._native.max_rows:
+        if self._native is not None and self._native.serves(hidden.shape[0]):
             return self._native.layers(first, end, hidden, batch, kv)
         for index in range(first, end):
             hidden = self._layer(index, hidden, batch, kv, kv_only=False)
@@ -125,8 +124,8 @@ class Transformer:
     @torch.inference_mode()
     def layer(self, index: int, hidden: Tensor, batch: Batch, kv: PagedKv, kv_only: bool = False) -> Tensor:
         """As `layers`, for one. `kv_only` says that its K and V are all that is wanted: what returns is meaningless."""
-        if self._native is not None and hidden.shape[0] <= self._native.max_rows:
-            return self._native.layers(index, index + 1, hidden, batch, kv)
+        if self._native is not None and self._native.serves(hidden.shape[0]):
+            return self._native.layers(index, index + 1, hidden, batch, kv, kv_only)
         return self._layer(index, hidden, batch, kv, kv_only)
 
     @torch.inference_mode()
@@ -135,7 +134,7 @@ class Transformer:
 
         Pass the rows that are needed: the vocabulary is large.
         """
-        if self._native is not None and hidden.shape[0] <= self._native.max_rows:
+        if self._native is not None and self._native.serves(hidden.shape[0]):
             return self._native.logits(hidden)
         return self._weights.head(self._operations.norm(hidden, self._weights.final_norm)).to(torch.float32)
 
@@ -197,9 +196,4 @@ class Transformer:
 
 
 def _target(index: int, batch: Batch, kv: PagedKv) -> KvTarget:
-    """Return where a layer's K and V of a step go: nowhere in particular where the pages have them."""
-    keys = kv.keys_of(index)
-    if batch.stores:
-        return KvTarget(keys, kv.values_of(index), batch.slots_of(kv.group_of(index)))
-    aside = keys.new_empty(2, 1, batch.num_tokens, *keys.shape[2:])
-    return KvTarget(aside[0], aside[1], torch.arange(batch.num_tokens, device=keys.device))
+    return KvTarget(kv.keys_of(index), kv.values_of(index), batch.slots_of(kv.group_of(index)))

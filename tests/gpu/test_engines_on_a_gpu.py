@@ -96,7 +96,7 @@ def test_a_step_that_stores_nothing_reads_its_own_token_from_the_pages(shape: Ma
     assert reservation is not None
 
     def last(stores: bool) -> torch.Tensor:
-        batch = Batch.build([Span(reservation.tables, len(ids) - 1, 1)], kv.page_tokens, DEVICE, stores)
+        batch = Batch.build([Span(reservation.tables, len(ids) - 1, 1, stores)], kv.page_tokens, DEVICE)
         return model.forward(ids[-1:], batch, kv).clone()
 
     model.forward(ids, Batch.build([Span(reservation.tables, 0, len(ids))], kv.page_tokens, DEVICE), kv)

@@ -40,7 +40,7 @@ class DecodeGraphs:
     def serves(self, kv: PagedKv, spans: Sequence[Span]) -> bool:
         """Return whether `run` may be asked for these."""
         longest = self._table_width * self._kv.page_tokens
-        return kv is self._kv and all(span.num_tokens == 1 and span.end <= longest for span in spans)
+        return kv is self._kv and all(span.num_tokens == 1 and span.end <= longest and span.stores for span in spans)
 
     def run(self, token_ids: Sequence[int], spans: Sequence[Span]) -> Tensor:
         """Return the hidden states `[len(spans), hidden_size]` after the last layer."""

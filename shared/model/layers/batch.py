@@ -16,6 +16,7 @@ class Span:
     tables: Sequence[Sequence[int]]  # per page group, the sequence's pages; -1 where none is held
     start: int  # position of the first new token
     num_tokens: int
+    stores: bool = True  # False: K and V of these tokens are in the pages already, and are only read
 
     @property
     def end(self) -> int:
@@ -33,15 +34,12 @@ class Batch:
     spans: tuple[Span, ...]
     page_tokens: int
     positions: Tensor  # [num_tokens] int64, in the sequence
-    stores: bool = True  # False: K and V of its own tokens are in the pages already, and those are only read
     _slots: dict[int, Tensor] = field(default_factory=dict, repr=False)
     _block_tables: dict[int, Tensor] = field(default_factory=dict, repr=False)
     _runs: dict[tuple[int, int, int, int], range | Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def build(
-        cls, spans: Sequence[Span], page_tokens: int, device: torch.device | str = "cpu", stores: bool = True
-    ) -> "Batch":
+    def build(cls, spans: Sequence[Span], page_tokens: int, device: torch.device | str = "cpu") -> "Batch":
         """Lay out a step. Every span has at least one token, and pages for its tokens in every group."""
         positions: list[int] = []
         for span in spans:
@@ -50,7 +48,7 @@ class Batch:
                 if span.num_tokens < 1 or len(table) < pages.stop or min(table[pages]) < 0:
                     raise ValueError(f"{span.num_tokens} tokens up to {span.end} do not fit the pages {table}")
             positions += range(span.start, span.end)
-        return cls(tuple(spans), page_tokens, torch.tensor(positions, device=device), stores)
+        return cls(tuple(spans), page_tokens, torch.tensor(positions, device=device))
 
     @property
     def num_tokens(self) -> int:
@@ -75,10 +73,16 @@ class Batch:
         return torch.tensor(starts, dtype=torch.int32, device=self.positions.device)
 
     def slots_of(self, group: int) -> Tensor:
-        """Return where K and V of the step's tokens go in a page group: page * page_tokens + offset, int64."""
+        """Return where K and V of the step's tokens go in a page group: page * page_tokens + offset, int64.
+
+        -1 for tokens of spans that store nothing.
+        """
         if group not in self._slots:
             slots: list[int] = []
             for span in self.spans:
+                if not span.stores:
+                    slots += [-1] * span.num_tokens
+                    continue
                 table, position = span.tables[group], span.start
                 while position < span.end:
                     index, offset = divmod(position, self.page_tokens)

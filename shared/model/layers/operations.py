@@ -16,7 +16,7 @@ class KvTarget(NamedTuple):
 
     keys: Tensor  # [num_pages, page_tokens, num_kv_heads, head_dim]
     values: Tensor
-    slots: Tensor  # [num_tokens] int64: page * page_tokens + offset
+    slots: Tensor  # [num_tokens] int64: page * page_tokens + offset, below 0: nowhere
 
 
 class Operations(ABC):
@@ -81,6 +81,8 @@ class TorchOperations(Operations):
             normed = rms_norm(rotated.to(torch.float32), (head_dim,), None, self.eps)
             rotated = (normed * norm).to(qkv.dtype)
         rotated = rotate(rotated, tables)
-        kv.keys.flatten(0, 1).index_copy_(0, kv.slots, rotated[:, num_heads:])
-        kv.values.flatten(0, 1).index_copy_(0, kv.slots, heads[:, num_heads + num_kv_heads :])
+        stored = kv.slots >= 0
+        slots = kv.slots[stored]
+        kv.keys.flatten(0, 1).index_copy_(0, slots, rotated[stored, num_heads:])
+        kv.values.flatten(0, 1).index_copy_(0, slots, heads[stored, num_heads + num_kv_heads :])
         return rotated[:, :num_heads]

@@ -7,9 +7,12 @@ from pathlib import Path
 from shared.native import load_native
 
 _SOURCES = Path(__file__).parent
-# No -ffast-math: masks are infinities. torch loads its OpenMP library first and ours finds that by name: both share one
-# set of threads.
-_FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-fopenmp")
+# No -ffast-math: masks are infinities. No contraction, which depends on what stands around: equal rows are to be equal.
+# torch loads its OpenMP library first and ours finds that by name: both share one set of threads.
+_FLAGS = (
+    *("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-Wno-psabi"),
+    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
+)
 _VISIBILITY = "-fvisibility=hidden"
 
 

@@ -90,17 +90,18 @@ INLINE void rotate_of(int kind, const void *qkv, const float *qk_norm, const flo
         const int64_t from = row * all * dim, to = slots[row] * kv->kv_heads * dim;
         for (int h = 0; h < heads + kv->kv_heads; h++) {
             const float *norm = qk_norm ? qk_norm + (int64_t)h * dim : 0;
+            if (h == heads && to < 0) break;
             void *out = h < heads ? queries : kv->keys;
             int64_t at = h < heads ? (row * heads + h) * dim : to + (h - heads) * dim;
             head_of(kind, qkv, from + h * dim, norm, c, s, dim, eps, out, at);
         }
-        const int size = kv->kv_heads * dim * bytes_of(kind);
+        const int size = to < 0 ? 0 : kv->kv_heads * dim * bytes_of(kind);
         memcpy(kv->values + to * bytes_of(kind), (const char *)qkv + (from + (heads + kv->kv_heads) * dim) * bytes_of(kind), size);
     }
 }
 
 /* Split qkv[rows][heads + 2 * kv_heads][dim]: norm and rotate queries into `queries` [rows][heads][dim] and keys into their
-   slots; copy values into theirs. Cosine and sine have `dim` floats a row, of which half are used. */
+   slots; copy values into theirs. A slot below 0 takes nothing. Cosine and sine have `dim` floats a row, of which half are used. */
 EXPORT void prfaas_rotate(int kind, const void *qkv, const float *qk_norm, const float *cosine, const float *sine, const int64_t *slots,
                           const pages *kv, void *queries, int64_t rows, int heads, float eps, int num_threads) {
     if (kind == KIND_F32) rotate_of(KIND_F32, qkv, qk_norm, cosine, sine, slots, kv, queries, rows, heads, eps, num_threads);

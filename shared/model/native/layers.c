@@ -1,22 +1,21 @@
-/* Layers of a decoder for a step of few rows: `prfaas_layers` runs them in one parallel region, `prfaas_logits` ends the step.
+/* Layers of a decoder for a step of any number of rows, `prfaas_layers`, and its end, `prfaas_logits`: one parallel region each.
 
-   Every thread keeps its own copy of the hidden states: norms and residual sums are done by all of them, identically, which
-   is cheaper than a barrier. What is divided between them are matrix rows and chunks of attention. */
+   Threads share matrix products by tiles of their results, attention by chunks, all else by rows. In steps of few rows each thread
+   keeps its own copy of the hidden states: all of them do norms and residual sums, identically, which is cheaper than a barrier. */
 #include <omp.h>
-#include <stdlib.h>
 
 #include "attention.h"
 #include "matmul.h"
-#include "team.h"
 
 #define EXPORT __attribute__((visibility("default")))
+#define COPIED_ROWS 8
 
 /* These structures are mirrored in structures.py. */
 typedef struct {
     matrix qkv, output, gate_up, down;
     const float *input_norm, *qk_norm, *attention_norm, *mlp_norm, *post_mlp_norm; /* all but two may be NULL */
     pages kv;
-    int32_t window; /* 0: full attention */
+    int32_t window; /* which of the model's */
     int32_t rope, group;
 } layer;
 
@@ -25,236 +24,280 @@ typedef struct {
     matrix head;
     const float *final_norm;
     const float *const *frequencies; /* [ropes][head_dim / 2] */
-    int32_t hidden, heads, kv_heads, head_dim, inner, ropes;
+    const int32_t *windows;          /* of attention, each once; 0: full */
+    int32_t num_layers, hidden, heads, kv_heads, head_dim, inner, ropes, num_windows;
+    int32_t kind; /* of the model's numbers */
     int32_t gelu; /* else SiLU */
     float eps, scale;
 } model;
 
 typedef struct {
-    float *hidden;                  /* [rows][hidden], read and written */
-    const int32_t *const *tables;   /* per page group: [spans][table_sizes[group]], page numbers */
+    const int32_t *const *tables; /* per page group: [num_spans][table_sizes[group]], page numbers; -1 where no row looks */
     const int32_t *table_sizes;
-    const int32_t *spans;           /* [rows], whose table a row uses */
-    const int32_t *positions;       /* [rows] */
-    int32_t rows;
-    int32_t stores; /* 0: keys and values of the rows are in their pages already, which may be others' too */
+    const span *spans;
+    float *rotary; /* [ropes][rows][2][head_dim / 2], cosines and sines; this and the plans are made by `prfaas_prepare` */
+    plan *plans;   /* of attention, [num_windows] */
+    int32_t rows, num_spans;
 } step;
 
+/* What threads work in; `own` is the first one's. */
 typedef struct {
-    float *rotary; /* [ropes][rows][head_dim / 2] pairs of cosine and sine */
-    float *qkv, *attended, *projected, *inner;
-    char *partials;
-    int64_t partial_stride;
+    float *qkv, *projected;
+    char *attended, *inner, *normed, *partials, *own;
+    int64_t room_at, own_bytes;
+    int32_t kind; /* of activations */
     team team;
 } scratch;
 
-static void rms_norm(const float *x, const float *weight, int n, float eps, float *out) {
+/* A thread, its hidden states and what it norms of them. */
+typedef struct {
+    float *hidden;
+    char *normed, *room;
+    int32_t first, end; /* the rows that it norms */
+    int32_t part, parts;
+} worker;
+
+static int activation_kind(const model *m) { return BF16_PRODUCTS && m->kind == KIND_BF16 ? KIND_BF16 : KIND_F32; }
+
+static float norm_factor(const float *x, int n, float eps) {
     vf squares = {};
-    for (int i = 0; i < n; i += LANES) squares += load_f32(x + i) * load_f32(x + i);
-    float factor = 1.0f / sqrtf(sum(squares) / n + eps);
-    for (int i = 0; i < n; i += LANES) store_f32(out + i, load_f32(x + i) * factor * load_f32(weight + i));
+    for (int i = 0; i < n; i += LANES) squares = multiply_add(load_f32(x + i), load_f32(x + i), squares);
+    return 1.0f / sqrtf(sum(squares) / n + eps);
 }
 
-static void add(float *x, const float *y, int n) {
-    for (int i = 0; i < n; i++) x[i] += y[i];
-}
-
-static void rotate(float *x, const float *rotary, int half) {
-    for (int i = 0; i < half; i++) {
-        float a = x[i], b = x[half + i], c = rotary[2 * i], s = rotary[2 * i + 1];
-        x[i] = a * c - b * s;
-        x[half + i] = b * c + a * s;
+static void rms_norm(int kind, const float *x, const float *weight, int n, float eps, void *out, int64_t at) {
+    const float factor = norm_factor(x, n, eps);
+    for (int i = 0; i < n; i += LANES) {
+        vf v = load_f32(x + i) * factor * load_f32(weight + i);
+        if (kind == KIND_F32) store(KIND_F32, out, at + i, v);
+        else store(KIND_BF16, out, at + i, v);
     }
 }
 
-static int first_visible(const layer *l, int position) {
-    return l->window && position >= l->window ? position - l->window + 1 : 0;
+/* hidden += delta, normed first if there is a norm for it, then out = norm(hidden), each if it is there; for rows of hidden states. */
+static void add_and_norm(const model *m, int kind, const worker *w, const float *delta, const float *delta_norm, const float *norm) {
+    const int n = m->hidden;
+    for (int64_t row = w->first; row < w->end; row++) {
+        float *x = w->hidden + row * n;
+        if (delta) {
+            const float *d = delta + row * n, factor = delta_norm ? norm_factor(d, n, m->eps) : 1.0f;
+            for (int i = 0; i < n; i += LANES) {
+                vf v = load_f32(d + i);
+                if (delta_norm) v = v * factor * load_f32(delta_norm + i);
+                store_f32(x + i, load_f32(x + i) + v);
+            }
+        }
+        if (norm) rms_norm(kind, x, norm, n, m->eps, w->normed, row * n);
+    }
 }
 
-static const int32_t *table_of(const step *s, const layer *l, int row) {
-    return s->tables[l->group] + (int64_t)s->spans[row] * s->table_sizes[l->group];
+static void rotate(float *restrict x, const float *restrict cosines, int half) {
+    const float *sines = cosines + half;
+    for (int i = 0; i < half; i++) {
+        float a = x[i], b = x[half + i];
+        x[i] = a * cosines[i] - b * sines[i];
+        x[half + i] = b * cosines[i] + a * sines[i];
+    }
 }
 
-static int num_chunks(const layer *l, int position) { return position / CHUNK - first_visible(l, position) / CHUNK + 1; }
+static const int32_t *table_of(const step *s, const layer *l, const span *p) {
+    return s->tables[l->group] + (p - s->spans) * s->table_sizes[l->group];
+}
 
 /* Norm and rotate one head of one row in place; write it to its page if it is a key or a value. */
-static void finish_head(const model *m, const layer *l, const step *s, const scratch *t, int row, int head) {
+static void finish_head(const model *m, const layer *l, const step *s, const scratch *t, const span *p, int row, int head) {
     const int dim = m->head_dim, num_rotated = m->heads + m->kv_heads;
-    if (head >= m->heads && !s->stores) return;
+    if (head >= m->heads && !p->stores) return;
     float *x = t->qkv + ((int64_t)row * (num_rotated + m->kv_heads) + head) * dim;
     if (head < num_rotated) {
-        if (l->qk_norm) rms_norm(x, l->qk_norm + (int64_t)head * dim, dim, m->eps, x);
-        rotate(x, t->rotary + ((int64_t)l->rope * s->rows + row) * dim, dim / 2);
+        if (l->qk_norm) rms_norm(KIND_F32, x, l->qk_norm + (int64_t)head * dim, dim, m->eps, x, 0);
+        rotate(x, s->rotary + ((int64_t)l->rope * s->rows + row) * dim, dim / 2);
     }
     if (head < m->heads) return;
-    const int32_t *table = table_of(s, l, row);
     char *to = head < num_rotated ? l->kv.keys : l->kv.values;
-    int64_t at = element(&l->kv, table, s->positions[row], (head - m->heads) % m->kv_heads);
+    int64_t at = element(&l->kv, table_of(s, l, p), p->start + row - p->row, (head - m->heads) % m->kv_heads);
     for (int d = 0; d < dim; d += LANES) store(l->kv.kind, to, at + d, load_f32(x + d));
 }
 
-/* The part of all (row, KV head, chunk) units that is this thread's. */
-static void attend_units(const model *m, const layer *l, const step *s, const scratch *t, int part, int parts) {
-    const int group = m->heads / m->kv_heads;
-    int total = 0, unit = 0;
-    for (int row = 0; row < s->rows; row++) total += num_chunks(l, s->positions[row]) * m->kv_heads;
-    const int mine = share(total, part, parts), end = share(total, part + 1, parts);
-    for (int row = 0; row < s->rows && unit < end; row++) {
-        const int position = s->positions[row], visible = first_visible(l, position), chunks = num_chunks(l, position);
-        if (unit + chunks * m->kv_heads <= mine) { unit += chunks * m->kv_heads; continue; }
-        const int32_t *table = table_of(s, l, row);
-        const float *queries = t->qkv + (int64_t)row * (m->heads + 2 * m->kv_heads) * m->head_dim;
-        for (int head = 0; head < m->kv_heads; head++)
-            for (int c = visible / CHUNK; c <= position / CHUNK; c++, unit++) {
-                if (unit < mine || unit >= end) continue;
-                int first = c * CHUNK > visible ? c * CHUNK : visible;
-                int stop = (c + 1) * CHUNK <= position ? (c + 1) * CHUNK : position + 1;
-                attend(group, &l->kv, table, head, queries + (int64_t)head * group * m->head_dim, m->scale, first, stop,
-                       (partial *)(t->partials + unit * t->partial_stride));
-            }
+static void finish_heads(const model *m, const layer *l, const step *s, const scratch *t, const worker *w, int first_head) {
+    const int heads = m->heads + 2 * m->kv_heads - first_head;
+    const int64_t end = (int64_t)s->rows * heads * (w->part + 1) / w->parts;
+    const span *p = s->spans;
+    for (int64_t unit = (int64_t)s->rows * heads * w->part / w->parts; unit < end; unit++) {
+        const int row = unit / heads;
+        while (row >= p->row + p->rows) p++;
+        finish_head(m, l, s, t, p, row, first_head + unit % heads);
     }
 }
 
-/* Merge the chunks of this thread's (row, KV head) pairs into `attended`. */
-static void merge_units(const model *m, const layer *l, const step *s, const scratch *t, int part, int parts) {
-    const int group = m->heads / m->kv_heads, pairs = s->rows * m->kv_heads;
-    const int mine = share(pairs, part, parts), end = share(pairs, part + 1, parts);
-    int64_t unit = 0;
-    for (int pair = 0; pair < end; pair++) {
-        const int row = pair / m->kv_heads, chunks = num_chunks(l, s->positions[row]);
-        if (pair >= mine)
-            merge(group, m->head_dim, t->partials + unit * t->partial_stride, chunks, t->partial_stride,
-                  t->attended + (int64_t)pair * group * m->head_dim);
-        unit += chunks;
+static void run_layer(const model *m, const layer *l, const step *s, scratch *t, const worker *w, const float *next_norm, int kv_only) {
+    const int heads = m->heads + 2 * m->kv_heads, first_head = kv_only ? m->heads : 0, first = first_head * m->head_dim;
+    const int is_split = w->normed == t->normed;
+    const activations normed = {w->normed, t->kind, s->rows}, attended = {t->attended, t->kind, s->rows}, inner = {t->inner, t->kind, s->rows};
+    const result qkv = {t->qkv + first, heads * m->head_dim, NO_GATE}, projected = {t->projected, m->hidden, NO_GATE};
+    const result gated = {t->inner, m->inner, m->gelu ? GELU : SILU};
+    plan *p = &s->plans[l->window];
+    const attention at = {
+        .kv = &l->kv, .tables = s->tables[l->group], .table_size = s->table_sizes[l->group], .scale = m->scale,
+        .q = t->qkv, .q_kind = KIND_F32, .q_stride = heads * m->head_dim,
+        .out = t->attended, .out_kind = t->kind, .out_stride = m->heads * m->head_dim,
+    };
+    const matrix from = rows_from(&l->qkv, first);
+    multiply(&from, &normed, &qkv, w->room, w->part, w->parts);
+    wait_for_all(&t->team);
+    finish_heads(m, l, s, t, w, first_head);
+    if (kv_only) return;
+    wait_for_all(&t->team);
+    attend(&at, p, t->partials, w->room);
+    wait_for_all(&t->team);
+    if (w->part == 0) p->next = 0; /* for the next layer, which is behind other barriers */
+    if (p->partial_bytes) {
+        merge(&at, p, t->partials, w->room, w->part, w->parts);
+        wait_for_all(&t->team);
     }
-}
-
-/* This thread's part of the MLP's first half: activation(gate) * up. */
-static void gate_units(const model *m, const layer *l, const float *x, int rows, const scratch *t, int first, int end) {
-    const int inner = m->inner;
-    matmul(&l->gate_up, first, end, x, rows, t->inner, 2 * inner);
-    matmul(&l->gate_up, inner + first, inner + end, x, rows, t->inner, 2 * inner);
-    for (int row = 0; row < rows; row++) {
-        float *gate = t->inner + (int64_t)row * 2 * inner;
-        const float *up = gate + inner;
-        for (int i = first; i < end; i += LANES) {
-            vf g = load_f32(gate + i);
-            store_f32(gate + i, (m->gelu ? gelu_tanh(g) : silu(g)) * load_f32(up + i));
-        }
-    }
-}
-
-/* The rows [2 * inner wide] that `down` reads must be dense: copy the activated halves together. */
-static void gather_inner(const scratch *t, int rows, int inner, float *out) {
-    for (int row = 0; row < rows; row++) memcpy(out + (int64_t)row * inner, t->inner + (int64_t)row * 2 * inner, inner * sizeof(float));
-}
-
-static void add_output(const model *m, const float *norm, const scratch *t, int rows, float *hidden, float *normed) {
-    for (int row = 0; row < rows; row++) {
-        const float *x = t->projected + (int64_t)row * m->hidden;
-        if (norm) { rms_norm(x, norm, m->hidden, m->eps, normed); x = normed; }
-        add(hidden + (int64_t)row * m->hidden, x, m->hidden);
-    }
-}
-
-static void norm_rows(const model *m, const float *weight, const float *hidden, int rows, float *normed) {
-    for (int row = 0; row < rows; row++)
-        rms_norm(hidden + (int64_t)row * m->hidden, weight, m->hidden, m->eps, normed + (int64_t)row * m->hidden);
-}
-
-static void run_layer(const model *m, const layer *l, const step *s, scratch *t, int part, int parts, float *hidden, float *local) {
-    const int rows = s->rows, heads = m->heads + 2 * m->kv_heads, width = heads * m->head_dim;
-#define MINE(count) share((count) / LANES, part, parts) * LANES, share((count) / LANES, part + 1, parts) * LANES
-    norm_rows(m, l->input_norm, hidden, rows, local);
-    matmul(&l->qkv, MINE(width), local, rows, t->qkv, width);
+    multiply(&l->output, &attended, &projected, w->room, w->part, w->parts);
     wait_for_all(&t->team);
-    for (int unit = share(rows * heads, part, parts); unit < share(rows * heads, part + 1, parts); unit++)
-        finish_head(m, l, s, t, unit / heads, unit % heads);
+    add_and_norm(m, t->kind, w, t->projected, l->attention_norm, l->mlp_norm);
+    if (is_split) wait_for_all(&t->team);
+    multiply(&l->gate_up, &normed, &gated, w->room, w->part, w->parts);
     wait_for_all(&t->team);
-    attend_units(m, l, s, t, part, parts);
+    multiply(&l->down, &inner, &projected, w->room, w->part, w->parts);
     wait_for_all(&t->team);
-    merge_units(m, l, s, t, part, parts);
-    wait_for_all(&t->team);
-    matmul(&l->output, MINE(m->hidden), t->attended, rows, t->projected, m->hidden);
-    wait_for_all(&t->team);
-    add_output(m, l->attention_norm, t, rows, hidden, local);
-    norm_rows(m, l->mlp_norm, hidden, rows, local);
-    gate_units(m, l, local, rows, t, MINE(m->inner));
-    wait_for_all(&t->team);
-    gather_inner(t, rows, m->inner, local);
-    matmul(&l->down, MINE(m->hidden), local, rows, t->projected, m->hidden);
-    wait_for_all(&t->team);
-    add_output(m, l->post_mlp_norm, t, rows, hidden, local);
+    add_and_norm(m, t->kind, w, t->projected, l->post_mlp_norm, next_norm);
+    if (is_split) wait_for_all(&t->team);
 }
 
-static void fill_rotary(const model *m, const step *s, float *rotary) {
-    const int half = m->head_dim / 2;
-    for (int rope = 0; rope < m->ropes; rope++)
-        for (int row = 0; row < s->rows; row++)
-            for (int i = 0; i < half; i++, rotary += 2) {
-                float angle = (float)s->positions[row] * m->frequencies[rope][i];
-                rotary[0] = cosf(angle);
-                rotary[1] = sinf(angle);
-            }
-}
+static int64_t padded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-static int64_t most_units(const model *m, const step *s, int first, int last) {
-    int64_t most = 0;
-    for (int i = first; i < last; i++) {
-        int64_t units = 0;
-        for (int row = 0; row < s->rows; row++) units += num_chunks(&m->layers[i], s->positions[row]) * m->kv_heads;
-        most = units > most ? units : most;
-    }
-    return most;
-}
-
-static float *take(char **room, int64_t floats) {
-    float *taken = (float *)*room;
-    *room += (floats * sizeof(float) + 63) / 64 * 64;
+static char *take(char **room, int64_t bytes) {
+    char *taken = *room;
+    *room += padded(bytes);
     return taken;
 }
 
-/* Run layers [first, last) over the step's rows. K and V of all of them are in the pages before any is attended to, so several
-   rows may belong to one sequence. Returns 0, or -1 when memory is short. */
-EXPORT int prfaas_layers(const model *m, const step *s, int first, int last, int num_threads) {
-    const int64_t rows = s->rows, width = (int64_t)(m->heads + 2 * m->kv_heads) * m->head_dim;
-    const int64_t local = (m->hidden > m->inner ? m->hidden : m->inner) * rows;
-    scratch t = {.partial_stride = partial_bytes(m->heads / m->kv_heads, m->head_dim)};
-    const int64_t shared_floats = m->ropes * rows * m->head_dim + rows * (width + m->heads * m->head_dim + m->hidden + 2 * m->inner);
-    const int64_t own_floats = local + rows * m->hidden;
-    const int64_t bytes = (shared_floats + num_threads * own_floats) * sizeof(float) + (8 + 2 * num_threads) * 64 +
-                          most_units(m, s, first, last) * t.partial_stride;
-    char *base = aligned_alloc(64, (bytes + 63) / 64 * 64), *room = base;
-    if (!base) return -1;
-    t.rotary = take(&room, m->ropes * rows * m->head_dim);
-    t.qkv = take(&room, rows * width);
-    t.attended = take(&room, rows * m->heads * m->head_dim);
-    t.projected = take(&room, rows * m->hidden);
-    t.inner = take(&room, rows * 2 * m->inner);
-    char *own = room;
-    const int64_t own_stride = ((own_floats * sizeof(float)) + 127) / 64 * 64;
-    t.partials = own + num_threads * own_stride;
-    fill_rotary(m, s, t.rotary);
+static int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
+
+static int64_t most_room(const model *m, int kind) {
+    int64_t most = room_bytes(&m->head, kind);
+    for (const layer *l = m->layers; l < m->layers + m->num_layers; l++)
+        most = largest(most, largest(largest(room_bytes(&l->qkv, kind), room_bytes(&l->output, kind)),
+                                     largest(room_bytes(&l->gate_up, kind), room_bytes(&l->down, kind))));
+    return most;
+}
+
+static shape shape_of(const model *m, const step *s, int window, int threads) {
+    return (shape){s->spans, s->num_spans, m->heads, m->kv_heads, m->head_dim, m->windows[window], threads};
+}
+
+/* Lay the scratch out from `base` on, which may be NULL. Return its size. */
+static int64_t lay_out(const model *m, const step *s, int threads, char *base, scratch *t) {
+    const int64_t rows = s->rows, heads = m->heads;
+    const int size = bytes_of(t->kind), is_copied = rows <= COPIED_ROWS;
+    const shape any = shape_of(m, s, 0, threads);
+    char *room = base;
+    int64_t partials = 0;
+    for (int i = 0; i < m->num_windows; i++) partials = largest(partials, s->plans[i].partial_bytes);
+    t->qkv = (float *)take(&room, rows * (heads + 2 * m->kv_heads) * m->head_dim * sizeof(float));
+    t->projected = (float *)take(&room, rows * m->hidden * sizeof(float));
+    t->attended = take(&room, rows * heads * m->head_dim * size);
+    t->inner = take(&room, rows * m->inner * size);
+    t->normed = take(&room, is_copied ? 0 : rows * m->hidden * size);
+    t->partials = take(&room, partials);
+    t->own = room;
+    t->room_at = is_copied ? padded(rows * m->hidden * sizeof(float)) + padded(rows * m->hidden * size) : 0;
+    t->own_bytes = t->room_at + padded(largest(most_room(m, t->kind), workspace_bytes(&any)));
+    return room - base + threads * t->own_bytes;
+}
+
+static worker worker_of(const model *m, const step *s, scratch *t, float *hidden, int part) {
+    const int rows = s->rows, parts = t->team.size;
+    char *own = t->own + part * t->own_bytes;
+    worker w = {hidden, t->normed, own + t->room_at, share(rows, part, parts), share(rows, part + 1, parts), part, parts};
+    if (rows > COPIED_ROWS) return w;
+    w.hidden = (float *)own;
+    w.normed = own + padded((int64_t)rows * m->hidden * sizeof(float));
+    w.first = 0;
+    w.end = rows;
+    memcpy(w.hidden, hidden, (int64_t)rows * m->hidden * sizeof(float));
+    return w;
+}
+
+/* Bytes that `prfaas_layers` works in. */
+EXPORT int64_t prfaas_scratch_bytes(const model *m, const step *s, int num_threads) {
+    scratch t = {.kind = activation_kind(m)};
+    return lay_out(m, s, num_threads, 0, &t);
+}
+
+/* Run layers [first, last) over the step's rows; hidden[rows][hidden] is read and written. K and V of all rows are in the pages
+   before any is attended to, so several rows may belong to one sequence. `kv_only`: nothing but the last layer's K and V is wanted.
+   `room` is of `prfaas_scratch_bytes`, at a multiple of 64. */
+EXPORT void prfaas_layers(const model *m, const step *s, float *hidden, int first, int last, int kv_only, char *room, int num_threads) {
+    scratch t = {.kind = activation_kind(m)};
+    lay_out(m, s, num_threads, room, &t);
 #pragma omp parallel num_threads(num_threads)
     {
 #pragma omp single
         t.team.size = omp_get_num_threads();
         const int part = omp_get_thread_num();
-        float *hidden = (float *)(own + part * own_stride), *normed = hidden + rows * m->hidden;
-        memcpy(hidden, s->hidden, rows * m->hidden * sizeof(float));
-        for (int i = first; i < last; i++) run_layer(m, &m->layers[i], s, &t, part, t.team.size, hidden, normed);
-        if (part == 0) memcpy(s->hidden, hidden, rows * m->hidden * sizeof(float));
+        const worker w = worker_of(m, s, &t, hidden, part);
+        add_and_norm(m, t.kind, &w, 0, 0, m->layers[first].input_norm);
+        if (s->rows > COPIED_ROWS) wait_for_all(&t.team);
+        for (int i = first; i < last; i++)
+            run_layer(m, &m->layers[i], s, &t, &w, i + 1 < last ? m->layers[i + 1].input_norm : 0, kv_only && i + 1 == last);
+        if (s->rows <= COPIED_ROWS && part == 0) memcpy(hidden, w.hidden, (int64_t)s->rows * m->hidden * sizeof(float));
     }
-    free(base);
-    return 0;
 }
 
-/* out[rows][vocabulary] = head(norm(hidden)). Changes `hidden`. */
-EXPORT void prfaas_logits(const model *m, float *hidden, int rows, float *out, int num_threads) {
-    norm_rows(m, m->final_norm, hidden, rows, hidden);
+/* Bytes for `prfaas_prepare`. */
+EXPORT int64_t prfaas_prepared_bytes(const model *m, const step *s, int num_threads) {
+    int64_t bytes = padded((int64_t)m->ropes * s->rows * m->head_dim * sizeof(float)) + padded(m->num_windows * sizeof(plan));
+    for (int i = 0; i < m->num_windows; i++) {
+        const shape of = shape_of(m, s, i, num_threads);
+        bytes += plan_bytes(&of);
+    }
+    return bytes;
+}
+
+/* Make in `room`, which is the step's from now on, what does not depend on the layer. */
+EXPORT void prfaas_prepare(const model *m, step *s, char *room, int num_threads) {
+    const int half = m->head_dim / 2;
+    s->rotary = (float *)take(&room, (int64_t)m->ropes * s->rows * m->head_dim * sizeof(float));
+    s->plans = (plan *)take(&room, m->num_windows * sizeof(plan));
+    for (int i = 0; i < m->num_windows; i++) {
+        const shape of = shape_of(m, s, i, num_threads);
+        make_plan(&s->plans[i], &of, take(&room, plan_bytes(&of)));
+    }
+#pragma omp parallel for schedule(static) num_threads(num_threads) if (s->rows > COPIED_ROWS)
+    for (int row = 0; row < s->rows; row++) {
+        const span *p = s->spans;
+        while (row >= p->row + p->rows) p++;
+        for (int rope = 0; rope < m->ropes; rope++) {
+            float *cosines = s->rotary + ((int64_t)rope * s->rows + row) * m->head_dim;
+            for (int i = 0; i < half; i++) {
+                const float angle = (float)(p->start + row - p->row) * m->frequencies[rope][i];
+                cosines[i] = cosf(angle);
+                cosines[half + i] = sinf(angle);
+            }
+        }
+    }
+}
+
+/* Bytes that `prfaas_logits` works in. */
+EXPORT int64_t prfaas_logits_bytes(const model *m, int rows, int num_threads) {
+    const int kind = activation_kind(m);
+    return padded((int64_t)rows * m->hidden * bytes_of(kind)) + num_threads * padded(room_bytes(&m->head, kind));
+}
+
+/* out[rows][vocabulary] = head(norm(hidden)). `room` is of `prfaas_logits_bytes`. */
+EXPORT void prfaas_logits(const model *m, const float *hidden, int rows, float *out, char *room, int num_threads) {
+    const int kind = activation_kind(m);
+    const activations normed = {take(&room, (int64_t)rows * m->hidden * bytes_of(kind)), kind, rows};
+    const result logits = {out, m->head.rows, NO_GATE};
+    for (int64_t row = 0; row < rows; row++)
+        rms_norm(kind, hidden + row * m->hidden, m->final_norm, m->hidden, m->eps, (void *)normed.data, row * m->hidden);
 #pragma omp parallel num_threads(num_threads)
     {
-        const int part = omp_get_thread_num(), parts = omp_get_num_threads(), vocabulary = m->head.rows;
-        matmul(&m->head, share(vocabulary, part, parts), share(vocabulary, part + 1, parts), hidden, rows, out, vocabulary);
+        const int part = omp_get_thread_num();
+        multiply(&m->head, &normed, &logits, room + part * padded(room_bytes(&m->head, kind)), part, omp_get_num_threads());
     }
 }

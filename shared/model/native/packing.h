@@ -91,15 +91,15 @@ INLINE vf load_units(int kind, const char *position, int k, int units) {
 
 /* One panel of keys, of the positions [first, end) of a chunk: units are neighbours in the head, columns are positions. */
 INLINE void pack_keys(int kind, int head_dim, const places *at, int panel, int first, int end, float *to) {
-    const int units = IN_PAIRS(kind) ? head_dim / 2 : head_dim;
+    const int units = IN_PAIRS(kind) ? head_dim / 2 : head_dim, unit_bytes = IN_PAIRS(kind) ? 4 : bytes_of(kind);
     const int start = first > panel * PANEL ? first / LANES * LANES : panel * PANEL;
     for (int t = start; t < end && t < (panel + 1) * PANEL; t += LANES) {
         for (int k = 0; k < units; k += LANES) {
             vf v[LANES];
 #pragma GCC unroll 16
             for (int i = 0; i < LANES; i++) {
-                __builtin_prefetch((const float *)at->keys[t + i + AHEAD] + k);
-                __builtin_prefetch((const float *)at->values[t + i] + k);
+                __builtin_prefetch(at->keys[t + i + AHEAD] + k * unit_bytes);
+                __builtin_prefetch(at->values[t + i] + k * unit_bytes);
                 v[i] = load_units(kind, at->keys[t + i], k, units);
             }
             transpose(v);

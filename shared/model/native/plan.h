@@ -15,11 +15,6 @@
 #define UNITS_PER_THREAD 6       /* a thread that is held up leaves units to others */
 #define MAX_PARTIALS (8LL << 20) /* bytes that wait in memory for one block */
 
-/* Step rows [row, row + rows) are the positions [start, start + rows) of one sequence. */
-typedef struct {
-    int32_t row, start, rows;
-} span;
-
 typedef struct {
     const span *spans;
     int32_t num_spans, heads, kv_heads, head_dim;

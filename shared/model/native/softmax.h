@@ -85,16 +85,6 @@ INLINE void hide_others(float *scores, int t, visible of) {
         if (i < of.first || i >= of.end) scores[i] = -INFINITY;
 }
 
-#if defined(__AVX512F__)
-INLINE float largest(vf v) { return _mm512_reduce_max_ps((__m512)v); }
-INLINE float total(vf v) { return _mm512_reduce_add_ps((__m512)v); }
-INLINE vf larger_of(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
-#else
-INLINE float largest(vf v) { return maximum(v); }
-INLINE float total(vf v) { return sum(v); }
-INLINE vf larger_of(vf a, vf b) { return vmax(a, b); }
-#endif
-
 INLINE void store_units(int pairs, float *probabilities, int t, vf p) {
 #if defined(__AVX512BF16__)
     if (pairs) {
@@ -110,15 +100,15 @@ INLINE void soften(int pairs, float *scores, visible of, float factor, float *pr
     const int first = of.first / LANES * LANES, end = (of.end + LANES - 1) / LANES * LANES;
     if (of.first > first) hide_others(scores, first, of);
     if (of.end < end) hide_others(scores, end - LANES, of);
-    vf top = splat(-INFINITY), sum = {};
-    for (int t = first; t < end; t += LANES) top = larger_of(top, load_f32(scores + t));
-    *max = largest(top) * factor;
+    vf top = splat(-INFINITY), weights = {};
+    for (int t = first; t < end; t += LANES) top = vmax(top, load_f32(scores + t));
+    *max = maximum(top) * factor;
     for (int t = 0; t < first; t += LANES) store_units(pairs, probabilities, t, (vf){});
     for (int t = first; t < end; t += LANES) {
         const vf p = power_of_two(multiply_add(load_f32(scores + t), splat(factor), splat(-*max)));
         store_units(pairs, probabilities, t, p);
-        sum += p;
+        weights += p;
     }
     for (int t = end; t < CHUNK; t += LANES) store_units(pairs, probabilities, t, (vf){});
-    *weight = total(sum);
+    *weight = sum(weights);
 }

@@ -41,6 +41,10 @@ class NativePages(ctypes.Structure):
     )
 
 
+class NativeSpan(ctypes.Structure):
+    _fields_ = (("row", c_int32), ("start", c_int32), ("rows", c_int32), ("stores", c_int32))
+
+
 class NativeLayer(ctypes.Structure):
     _fields_ = (
         ("qkv", NativeMatrix),
@@ -65,12 +69,16 @@ class NativeModel(ctypes.Structure):
         ("head", NativeMatrix),
         ("final_norm", c_void_p),
         ("frequencies", POINTER(c_void_p)),
+        ("windows", POINTER(c_int32)),
+        ("num_layers", c_int32),
         ("hidden", c_int32),
         ("heads", c_int32),
         ("kv_heads", c_int32),
         ("head_dim", c_int32),
         ("inner", c_int32),
         ("ropes", c_int32),
+        ("num_windows", c_int32),
+        ("kind", c_int32),
         ("gelu", c_int32),
         ("eps", c_float),
         ("scale", c_float),
@@ -79,13 +87,13 @@ class NativeModel(ctypes.Structure):
 
 class NativeStep(ctypes.Structure):
     _fields_ = (
-        ("hidden", c_void_p),
         ("tables", POINTER(c_void_p)),
         ("table_sizes", c_void_p),
-        ("spans", c_void_p),
-        ("positions", c_void_p),
+        ("spans", POINTER(NativeSpan)),
+        ("rotary", c_void_p),
+        ("plans", c_void_p),
         ("rows", c_int32),
-        ("stores", c_int32),
+        ("num_spans", c_int32),
     )
 
 

@@ -6,6 +6,8 @@
 #include <string.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 #if defined(__AVX512F__)
@@ -46,12 +48,11 @@ INLINE vf load_bf16(const uint16_t *p) {
 
 /* To nearest, ties to even, as PyTorch rounds. Not for NaN. */
 INLINE void store_bf16(uint16_t *p, vf v) {
-    vu u = (vu)v;
-    u = (u + 0x7fff + (u >> 16 & 1)) >> 16;
-#if defined(__AVX512F__)
-    vh h = (vh)_mm512_cvtepi32_epi16((__m512i)u);
+#if defined(__AVX512BF16__)
+    __m256bh h = _mm512_cvtneps_pbh((__m512)v);
 #else
-    vh h = __builtin_convertvector(u, vh);
+    vu u = (vu)v;
+    vh h = __builtin_convertvector((u + 0x7fff + (u >> 16 & 1)) >> 16, vh);
 #endif
     memcpy(p, &h, sizeof h);
 }
@@ -81,19 +82,27 @@ INLINE void store(int kind, void *base, int64_t i, vf v) {
     else store_bf16((uint16_t *)base + i, v);
 }
 
-/* a * b + c. By name, since GCC tuned for Zen fuses the two or not by what stands around them: a row's result must not
-   depend on that. */
+/* a * b + c, rounded once where the machine can. */
 INLINE vf multiply_add(vf a, vf b, vf c) {
 #if defined(__AVX512F__)
     return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif LANES == 8
     return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__ARM_NEON)
+    return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
     return a * b + c;
 #endif
 }
 
 INLINE vf choose(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
+
+#if defined(__AVX512F__)
+INLINE vf vmax(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE vf vmin(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
+INLINE float sum(vf v) { return _mm512_reduce_add_ps((__m512)v); } /* halves, quarters and so on, as below */
+INLINE float maximum(vf v) { return _mm512_reduce_max_ps((__m512)v); }
+#else
 INLINE vf vmax(vf a, vf b) { return choose(a > b, a, b); }
 INLINE vf vmin(vf a, vf b) { return choose(a < b, a, b); }
 
@@ -108,36 +117,38 @@ INLINE float add_two(float a, float b) { return a + b; }
 INLINE float larger(float a, float b) { return a > b ? a : b; }
 INLINE float sum(vf v) { REDUCE(add_two, v); }
 INLINE float maximum(vf v) { REDUCE(larger, v); }
-
-/* a's halves added in the low lanes, b's in the high ones; then quarters, and so on: the lanes to add, as two lists. */
-#if LANES == 16
-#define HALVES {0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23}, {8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31}
-#define QUARTERS {0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27}, {4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31}
-#define EIGHTHS {0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29}, {2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31}
-#define LAST {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30}, {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31}
-#elif LANES == 8
-#define HALVES {0, 1, 2, 3, 8, 9, 10, 11}, {4, 5, 6, 7, 12, 13, 14, 15}
-#define QUARTERS {0, 1, 4, 5, 8, 9, 12, 13}, {2, 3, 6, 7, 10, 11, 14, 15}
-#define LAST {0, 2, 4, 6, 8, 10, 12, 14}, {1, 3, 5, 7, 9, 11, 13, 15}
-#else
-#define HALVES {0, 1, 4, 5}, {2, 3, 6, 7}
-#define LAST {0, 2, 4, 6}, {1, 3, 5, 7}
 #endif
-#define FOLD(count, lists)                                                                                           \
-    do {                                                                                                             \
-        const vi of[2] = {lists};                                                                                    \
-        _Pragma("GCC unroll 8") for (int i = 0; i < (count); i++)                                                    \
-            v[i] = __builtin_shuffle(v[2 * i], v[2 * i + 1], of[0]) + __builtin_shuffle(v[2 * i], v[2 * i + 1], of[1]); \
+
+/* Two vectors whose lanes are added pairwise, at a distance of half a vector, a quarter, and so on: a's sums take the places where
+   the first list keeps a's lanes, b's the others. The first list moves nothing, which costs less than moving. */
+#if LANES == 16
+#define HALVES {0, 1, 2, 3, 4, 5, 6, 7, 24, 25, 26, 27, 28, 29, 30, 31}, {8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23}
+#define QUARTERS {0, 1, 2, 3, 20, 21, 22, 23, 8, 9, 10, 11, 28, 29, 30, 31}, {4, 5, 6, 7, 16, 17, 18, 19, 12, 13, 14, 15, 24, 25, 26, 27}
+#define EIGHTHS {0, 1, 18, 19, 4, 5, 22, 23, 8, 9, 26, 27, 12, 13, 30, 31}, {2, 3, 16, 17, 6, 7, 20, 21, 10, 11, 24, 25, 14, 15, 28, 29}
+#define LAST {0, 17, 2, 19, 4, 21, 6, 23, 8, 25, 10, 27, 12, 29, 14, 31}, {1, 16, 3, 18, 5, 20, 7, 22, 9, 24, 11, 26, 13, 28, 15, 30}
+#elif LANES == 8
+#define HALVES {0, 1, 2, 3, 12, 13, 14, 15}, {4, 5, 6, 7, 8, 9, 10, 11}
+#define QUARTERS {0, 1, 10, 11, 4, 5, 14, 15}, {2, 3, 8, 9, 6, 7, 12, 13}
+#define LAST {0, 9, 2, 11, 4, 13, 6, 15}, {1, 8, 3, 10, 5, 12, 7, 14}
+#else
+#define HALVES {0, 1, 6, 7}, {2, 3, 4, 5}
+#define LAST {0, 5, 2, 7}, {1, 4, 3, 6}
+#endif
+#define FOLD(count, lists)                                                                                       \
+    do {                                                                                                         \
+        const vi of[2] = {lists};                                                                                \
+        _Pragma("GCC unroll 8") for (int i = 0; i < (count); i++)                                                \
+            v[i] = __builtin_shuffle(v[i], v[i + (count)], of[0]) + __builtin_shuffle(v[i], v[i + (count)], of[1]); \
     } while (0)
 
-/* The sums of LANES vectors at once, which are lost: of 16, 15 additions and 30 shuffles, a quarter of what 16 separate sums cost. */
+/* The sums of LANES vectors at once, which are lost; each adds up as `sum` does. */
 INLINE vf sums(vf v[LANES]) {
     FOLD(LANES / 2, HALVES);
 #if LANES >= 8
     FOLD(LANES / 4, QUARTERS);
 #endif
 #if LANES == 16
-    FOLD(LANES / 8, EIGHTHS);
+    FOLD(2, EIGHTHS);
 #endif
     FOLD(1, LAST);
     return v[0];
@@ -147,23 +158,23 @@ INLINE vf sums(vf v[LANES]) {
 INLINE vf vexp(vf x) {
     vi tiny = x < -87.0f;
     x = vmax(x, splat(-87.0f));
-    vf n = x * 1.44269504088896341f + splat(12582912.0f); /* adds and removes 1.5 * 2^23: rounds to an integer */
+    vf n = multiply_add(x, splat(1.44269504088896341f), splat(12582912.0f)); /* adds and removes 1.5 * 2^23: rounds to an integer */
     vi exponent = (vi)n << 23;
     n -= splat(12582912.0f);
-    vf r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    vf r = multiply_add(n, splat(2.12194440e-4f), multiply_add(n, splat(-0.693359375f), x));
     vf p = splat(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    vf e = (vf)((vi)(p * r * r + r + 1.0f) + exponent);
+    p = multiply_add(p, r, splat(1.3981999507e-3f));
+    p = multiply_add(p, r, splat(8.3334519073e-3f));
+    p = multiply_add(p, r, splat(4.1665795894e-2f));
+    p = multiply_add(p, r, splat(1.6666665459e-1f));
+    p = multiply_add(p, r, splat(5.0000001201e-1f));
+    vf e = (vf)((vi)(multiply_add(p, r * r, r) + 1.0f) + exponent);
     return (vf)((vi)e & ~tiny);
 }
 
 INLINE vf silu(vf x) { return x / (1.0f + vexp(vmin(-x, splat(80.0f)))); }
 
 INLINE vf gelu_tanh(vf x) {
-    vf inner = 1.5957691216057308f * (x + 0.044715f * x * x * x); /* 2 * sqrt(2 / pi) */
+    vf inner = 1.5957691216057308f * multiply_add(0.044715f * x * x, x, x); /* 2 * sqrt(2 / pi) */
     return x / (1.0f + vexp(vmin(-inner, splat(80.0f))));         /* x * sigmoid(2u) = x/2 * (1 + tanh u) */
 }

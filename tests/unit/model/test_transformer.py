@@ -62,14 +62,17 @@ def test_ragged_batch(any_model: Tiny) -> None:
 
 
 @pytest.mark.parametrize("end", [1, 17, 64, LENGTH])
-def test_a_step_that_stores_nothing_reads_its_own_tokens_from_the_pages(any_model: Tiny, end: int) -> None:
-    """Others may be reading them: they do not change, and what they say counts."""
-    model, kv, ids = any_model.model, any_model.cache(), random_ids(LENGTH, seed=11)
-    spans = [Span(tables(kv, range(9)), end - 1, 1)]
+def test_a_span_that_stores_nothing_reads_its_own_tokens_from_the_pages(any_model: Tiny, end: int) -> None:
+    """Others may be reading them: they do not change, and what they say counts. Another span of the step stores."""
+    model, kv, ids = any_model.model, any_model.cache(num_pages=32), random_ids(LENGTH, seed=11)
+    other, others = random_ids(24, seed=12), range(20, 23)
 
     def last(stores: bool) -> torch.Tensor:
-        batch = Batch.build(spans, kv.page_tokens, stores=stores)
-        return model.logits(model.forward(torch.tensor(ids[end - 1 : end]), batch, kv)).clone()
+        spans = [Span(tables(kv, others), 0, 24), Span(tables(kv, range(9)), end - 1, 1, stores)]
+        step = torch.tensor([*other, ids[end - 1]])
+        logits = model.logits(model.forward(step, Batch.build(spans, kv.page_tokens), kv)).clone()
+        assert_close(logits[:-1], any_model.expected(other))
+        return logits[-1:]
 
     run(model, kv, range(9), ids[:end], [])
     written = last(stores=True)

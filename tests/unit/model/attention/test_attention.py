@@ -113,13 +113,13 @@ def test_slid_tables_give_what_dense_attention_gives(data: st.DataObject, window
 
 
 def test_block_tables_and_slots() -> None:
-    spans = [Span([[3, 5], [-1, 7]], 9, 2), Span([[1], [2]], 6, 1)]
+    spans = [Span([[3, 5], [-1, 7]], 9, 2), Span([[1], [2]], 6, 1), Span([[4], [6]], 0, 2, stores=False)]
     batch = Batch.build(spans, 8)
-    assert batch.block_table(0).tolist() == [[3, 5], [1, -1]]
-    assert batch.block_table(1).tolist() == [[-1, 7], [2, -1]]
+    assert batch.block_table(0).tolist() == [[3, 5], [1, -1], [4, -1]]
+    assert batch.block_table(1).tolist() == [[-1, 7], [2, -1], [6, -1]]
     assert batch.block_table(1).dtype == torch.int32
-    assert batch.slots_of(0).tolist() == [41, 42, 14]
-    assert batch.slots_of(1).tolist() == [57, 58, 22]
+    assert batch.slots_of(0).tolist() == [41, 42, 14, -1, -1]
+    assert batch.slots_of(1).tolist() == [57, 58, 22, -1, -1]
 
 
 def test_a_span_beyond_its_pages_is_refused() -> None:

@@ -1,5 +1,6 @@
-"""Steps of few rows: against PyTorch's path, whatever else is in the batch, and with int8 weights."""
+"""Steps in C: against PyTorch's path, whatever else is in the batch, and with int8 weights."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,7 +13,6 @@ from shared.model.files.convert import quantise_rows
 from shared.model.files.stored import int8_tensors, stored_tensors
 from shared.model.layers.batch import Batch, Span
 from shared.model.layers.layer_weights import ModelWeights
-from shared.model.native.decoder import MAX_ROWS_IN_FLOAT32
 from shared.model.pages.groups import PageGroups
 from shared.model.pages.kv import PagedKv
 from shared.model.transformer import Transformer
@@ -79,35 +79,68 @@ def test_kernels_equal_torch(dtype: Dtype, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.15)])
-def test_the_tail_of_a_block_equals_torch(dtype: Dtype, tolerance: float) -> None:
+@pytest.mark.parametrize("num_tokens", [8, 9, 17, 63, 64, 300])
+def test_steps_of_any_length_equal_torch(dtype: Dtype, tolerance: float, num_tokens: int) -> None:
     weights = ModelWeights.build(MODEL, random_weights(getattr(torch, dtype)))
     native, reference = Transformer(MODEL, weights, kernels=kernels()), Transformer(MODEL, weights)
-    assert native._native is not None
-    native._native.max_rows = MAX_ROWS_IN_FLOAT32  # whatever this processor can do
     kv, found = filled(reference, dtype, [LENGTH])
-    for num_tokens in (17, 63, 64):
-        spans, ids = [Span(found[0], LENGTH - 64, num_tokens)], list(range(20, 20 + num_tokens))
-        torch.testing.assert_close(
-            step(native, kv, spans, ids), step(reference, kv, spans, ids), atol=tolerance, rtol=0
-        )
+    spans, ids = [Span(found[0], LENGTH - num_tokens, num_tokens)], [i % 133 for i in range(num_tokens)]
+    torch.testing.assert_close(step(native, kv, spans, ids), step(reference, kv, spans, ids), atol=tolerance, rtol=0)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_row_does_not_depend_on_the_others(dtype: Dtype) -> None:
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+def test_a_row_does_not_depend_on_the_others(weights: str) -> None:
     """To the last bit, at any place, in any company, on any number of threads."""
-    model = Transformer(MODEL, ModelWeights.build(MODEL, random_weights(getattr(torch, dtype))), kernels=kernels())
-    lengths = [LENGTH, *range(30, 330, 20)]
+    model, dtype = model_of(weights)
+    lengths = [LENGTH, 30, 90, 250, *range(100, 340, 20)]
+    counts = [1, 30, 17, 200, *[1] * 12]
     kv, found = filled(model, dtype, lengths)
-    spans = [Span(own, length, 1) for own, length in zip(found, lengths, strict=True)]
-    alone = [step(model, kv, [span], [7 + i]) for i, span in enumerate(spans)]
+    spans = [Span(own, length - count, count) for own, length, count in zip(found, lengths, counts, strict=True)]
+    ids = [[(7 * i + t) % 133 for t in range(span.num_tokens)] for i, span in enumerate(spans)]
+    alone = [step(model, kv, [span], ids[i]) for i, span in enumerate(spans)]
     try:
-        for threads, chosen in ((1, range(16)), (2, [5, 0, 9]), (3, range(7, -1, -1)), (2, [0, 1])):
+        for threads, chosen in ((1, range(16)), (2, [5, 0, 9]), (3, range(15, -1, -1)), (2, [0, 1]), (2, [3, 1, 0, 2])):
             torch.set_num_threads(threads)
-            together = step(model, kv, [spans[i] for i in chosen], [7 + i for i in chosen])
-            for row, i in enumerate(chosen):
-                assert torch.equal(together[row], alone[i][0]), f"{threads} threads, row {row}"
+            together = step(model, kv, [spans[i] for i in chosen], [token for i in chosen for token in ids[i]])
+            row = 0
+            for i in chosen:
+                assert torch.equal(together[row : row + counts[i]], alone[i]), f"{threads} threads, span {i}"
+                row += counts[i]
     finally:
         torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+def test_any_cut_of_a_prompt_gives_the_same_bits(weights: str) -> None:
+    model, dtype = model_of(weights)
+    ids = [i * i % 133 for i in range(LENGTH)]
+    whole = cut(model, dtype, ids, [])
+    for splits in ([1], [512], [16, 17, 150, 350], [LENGTH - 9, LENGTH - 1], list(range(90, LENGTH, 90))):
+        for expected, actual in zip(whole, cut(model, dtype, ids, splits), strict=True):
+            assert torch.equal(expected, actual), splits
+
+
+def cut(model: Transformer, dtype: Dtype, ids: list[int], splits: list[int]) -> list[Tensor]:
+    """Return the last logits and all K and V of a prompt that is computed in steps which end at `splits`."""
+    layout = MODEL.kv_layout(PAGE, dtype)
+    pages = len(ids) // PAGE + 2
+    kv = PagedKv(layout, pages * len(PageGroups.of(layout).groups), PAGE)
+    own = tables(kv, range(pages))
+    steps = pairwise([0, *splits, len(ids)])
+    logits = [step(model, kv, [Span(own, start, end - start)], ids[start:end]) for start, end in steps]
+    return [logits[-1][-1], *(kv.keys_of(layer) for layer in range(3)), *(kv.values_of(layer) for layer in range(3))]
+
+
+def model_of(weights: str) -> tuple[Transformer, Dtype]:
+    """Return a model, in bfloat16 where its matrices are int8, and its dtype."""
+    dtype: Dtype = "float32" if weights == "float32" else "bfloat16"
+    tensors = random_weights(getattr(torch, dtype))
+    int8 = {}
+    for tensor in int8_tensors(MODEL):
+        integers, scale = quantise_rows(tensors[tensor.name].float().numpy())
+        int8[tensor.name] = torch.from_numpy(integers), torch.from_numpy(scale)
+    built = ModelWeights.build(MODEL, tensors, int8 if weights == "int8" else None)
+    return Transformer(MODEL, built, kernels=kernels()), dtype
 
 
 def test_int8_weights_are_integers_times_scales() -> None:
