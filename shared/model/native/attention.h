@@ -1,114 +1,206 @@
-/* One query per row over paged K and V, in chunks of fixed positions whose partial results are merged in order. */
+/* Causal attention of a step's rows over paged K and V, for spans of any length.
+
+   Positions are cut into fixed chunks. A row's softmax in a chunk is relative to the row's maximum there, and chunks are summed
+   in order by one formula (softmax.h): a result is the same to the last bit in whatever step, span or block its row is. Blocks of
+   rows, and maxima that wait until the end, are those of FlashAttention-2 (https://arxiv.org/abs/2307.08691). */
 #pragma once
-#include "pages.h"
+#include "plan.h"
+#include "team.h"
 
-#define CHUNK 128      /* positions of one unit of work: [c * CHUNK, (c + 1) * CHUNK) */
-#define AHEAD 16       /* how many positions ahead keys are asked for */
-#define MAX_GROUP 16   /* query heads that share one KV head */
+#define BATCH_ROWS 24 /* rows whose scores are kept: a panel of K or V stays in the nearest cache for all of them */
 
-/* A chunk's share of one (row, KV head): softmax-weighted sum of V, not yet divided. */
+/* One layer's attention in a step. Row r's heads, [heads][head_dim], are at element r * stride. */
 typedef struct {
-    float max[MAX_GROUP], weight[MAX_GROUP];
-    float sum[]; /* [group][head_dim] */
-} partial;
+    const pages *kv;
+    const int32_t *tables; /* [spans][table_size], page numbers; -1 where no row looks */
+    const void *q;
+    void *out;
+    int64_t q_stride, out_stride;
+    int32_t q_kind, out_kind, table_size;
+    float scale;
+} attention;
 
-INLINE int64_t partial_bytes(int group, int head_dim) {
-    return (sizeof(partial) + (int64_t)group * head_dim * sizeof(float) + 63) / 64 * 64;
+/* A thread's memory: operands as panels.h has them, and results of a block. */
+typedef struct {
+    float *keys, *values, *queries, *scores, *probabilities;
+    seen sum;
+} workspace;
+
+static int block_rows(const shape *s) { return tokens_of(s, BLOCK_ROWS) * group_of(s); }
+
+static workspace workspace_in(char *room, const shape *s) {
+    workspace w = {.keys = (float *)room};
+    w.values = w.keys + (int64_t)CHUNK * s->head_dim;
+    w.queries = w.values + CHUNK * in_panels(s->head_dim);
+    w.scores = w.queries + (int64_t)block_rows(s) * s->head_dim;
+    w.probabilities = w.scores + BATCH_ROWS * CHUNK;
+    w.sum = seen_at((char *)(w.probabilities + BATCH_ROWS * CHUNK), block_rows(s), s->head_dim);
+    return w;
 }
 
-/* G <= 4 queries [G][head_dim] against positions [first, end), which lie in one chunk. */
-INLINE void attend_of(int kind, int G, int64_t head_dim, const pages *kv, const int32_t *table, int kv_head, const float *q, float scale,
-                      int first, int end, partial *out) {
-    const int count = end - first, size = bytes_of(kind);
-    float scores[4][CHUNK] __attribute__((aligned(64)));
-    int64_t at[CHUNK + LANES + AHEAD];
-    for (int t = 0; t < count; t++) at[t] = element(kv, table, first + t, kv_head);
-    for (int t = count; t < count + LANES + AHEAD; t++) at[t] = at[count - 1]; /* padding: computed and then masked */
-    for (int t = 0; t < count; t += LANES) {
-        vf products[4][LANES];
-        for (int i = 0; i < LANES; i++) {
-            for (int64_t d = 0; d < head_dim * size; d += 64) {
-                __builtin_prefetch(kv->keys + at[t + i + AHEAD] * size + d);
-                __builtin_prefetch(kv->values + at[t + i] * size + d);
+static int64_t workspace_bytes(const shape *s) {
+    const int64_t floats = CHUNK * (s->head_dim + in_panels(s->head_dim)) + (int64_t)block_rows(s) * s->head_dim + 2 * BATCH_ROWS * CHUNK;
+    return (floats * sizeof(float) + seen_bytes(block_rows(s), s->head_dim) + 63) / 64 * 64;
+}
+
+/* Some rows of a block in one chunk. */
+typedef struct {
+    int head_dim, count;
+    const float *queries; /* [count][units] */
+    visible sees[BATCH_ROWS];
+    factors fold[BATCH_ROWS];
+    float *sum; /* [count][head_dim] */
+} batch;
+
+INLINE visible seen_by(const batch *b, int row, int rows) { return (visible){b->sees[row].first, b->sees[row + rows - 1].end}; }
+
+INLINE int64_t key_units(int kind, int head_dim) { return IN_PAIRS(kind) ? head_dim / 2 : head_dim; }
+
+INLINE int value_units(int kind) { return IN_PAIRS(kind) ? CHUNK / 2 : CHUNK; }
+
+INLINE void score(int Q, int kind, const batch *b, int row, int panel, const float *keys, float *scores) {
+    const int64_t units = key_units(kind, b->head_dim);
+    const visible of = seen_by(b, row, Q);
+    if (of.end <= panel * PANEL || of.first >= (panel + 1) * PANEL) return;
+    vf acc[TILE_QUERIES][TILE_VECTORS];
+    multiply_panel(IN_PAIRS(kind), Q, b->queries + row * units, units, keys, 0, units, acc);
+#pragma GCC unroll 8
+    for (int q = 0; q < Q; q++)
+#pragma GCC unroll 8
+        for (int v = 0; v < TILE_VECTORS; v++) store_f32(scores + (row + q) * CHUNK + panel * PANEL + v * LANES, acc[q][v]);
+}
+
+INLINE void weigh(int Q, int kind, const batch *b, int row, int panel, const float *values, const float *probabilities) {
+    const int units = value_units(kind), per_unit = CHUNK / units;
+    const visible of = seen_by(b, row, Q);
+    vf acc[TILE_QUERIES][TILE_VECTORS];
+    multiply_panel(IN_PAIRS(kind), Q, probabilities + row * units, units, values, of.first / per_unit, (of.end + per_unit - 1) / per_unit, acc);
+#pragma GCC unroll 8
+    for (int q = 0; q < Q; q++)
+#pragma GCC unroll 8
+        for (int v = 0; v < TILE_VECTORS; v++) {
+            const int d = panel * PANEL + v * LANES;
+            if (d < b->head_dim) add_sum(b->fold[row + q], acc[q][v], b->sum + (int64_t)(row + q) * b->head_dim + d);
+        }
+}
+
+/* `sum` of the batch's rows, from `row` on, takes in what they see of a chunk. Its panels are packed already, or one by one `at`
+   their places into the first's room, which then stays in the nearest cache. */
+INLINE void attend_batch(int kind, batch *b, seen sum, int row, float factor, const places *at, const workspace *w) {
+    const int dim = b->head_dim, units = value_units(kind);
+    const visible of = seen_by(b, 0, b->count);
+    for (int panel = of.first / PANEL; panel * PANEL < of.end; panel++) {
+        float *keys = w->keys + (at ? 0 : panel * PANEL * key_units(kind, dim));
+        if (at) pack_keys(kind, dim, at, panel, of.first, of.end, keys);
+        for (int r = 0; r < b->count; r += TILE_QUERIES) FOR_ROWS(b->count - r, score, kind, b, r, panel, keys, w->scores);
+    }
+    for (int r = 0; r < b->count; r++) {
+        float max, weight;
+        soften(IN_PAIRS(kind), w->scores + r * CHUNK, b->sees[r], factor, w->probabilities + r * units, &max, &weight);
+        b->fold[r] = add_weight(sum, row + r, max, weight);
+    }
+    for (int panel = 0; panel * PANEL < dim; panel++) {
+        float *values = w->values + (at ? 0 : panel * PANEL * units);
+        if (at) pack_values(kind, dim, at, panel, of.first, of.end, values);
+        for (int r = 0; r < b->count; r += TILE_QUERIES) FOR_ROWS(b->count - r, weigh, kind, b, r, panel, values, w->probabilities);
+    }
+}
+
+/* Queries of a block, token after token, as units. */
+INLINE void pack_queries(int kind, const attention *a, const shape *s, const block *b, float *queries) {
+    const int group = group_of(s);
+    for (int token = 0; token < b->tokens; token++) {
+        const int64_t at = (s->spans[b->span].row + b->token + token) * a->q_stride + (int64_t)b->kv_head * group * s->head_dim;
+        for (int d = 0; d < group * s->head_dim; d += LANES) {
+            const vf q = a->q_kind == KIND_F32 ? load(KIND_F32, a->q, at + d) : load(KIND_BF16, a->q, at + d);
+            const int64_t to = (int64_t)token * group * s->head_dim + d;
+            if (IN_PAIRS(kind)) store_bf16((uint16_t *)queries + to, q);
+            else store_f32(queries + to, q);
+        }
+    }
+}
+
+/* What the block's rows see of chunks [first, end): into `sum`, or each chunk's own `partials` where those are. */
+INLINE void attend_chunks(int kind, const attention *a, const shape *s, const block *b, int first, int end, seen sum, char *partials,
+                          const workspace *w) {
+    const int group = group_of(s), dim = s->head_dim, window = s->window, rows = b->tokens * group;
+    const int start = s->spans[b->span].start + b->token;
+    const int64_t units = key_units(kind, dim);
+    const int32_t *table = a->tables + (int64_t)b->span * a->table_size;
+    pack_queries(kind, a, s, b, w->queries);
+    for (int c = first; c < end; c++) {
+        const int base = c * CHUNK;
+        int token = base > start ? base - start : 0, stop = b->tokens; /* those that see the chunk */
+        if (window && base + CHUNK + window - 1 - start < stop) stop = base + CHUNK + window - 1 - start;
+        const int from = first_visible(window, start + token) - base, to = start + stop - base;
+        const visible of = {from > 0 ? from : 0, to < CHUNK ? to : CHUNK};
+        const bool one_batch = (stop - token) * group <= BATCH_ROWS;
+        places at;
+        locate(a->kv, table, b->kv_head, base, first_visible(window, start), start + b->tokens, &at);
+        if (!one_batch) {
+            for (int panel = of.first / PANEL; panel * PANEL < of.end; panel++)
+                pack_keys(kind, dim, &at, panel, of.first, of.end, w->keys + panel * PANEL * units);
+            for (int panel = 0; panel * PANEL < dim; panel++)
+                pack_values(kind, dim, &at, panel, of.first, of.end, w->values + panel * PANEL * value_units(kind));
+        }
+        if (partials) {
+            sum = seen_at(partials + (c - b->first) * partial_bytes(s, b), rows, dim);
+            forget(sum, rows, dim);
+        }
+        for (int row = token * group; row < stop * group; row += BATCH_ROWS) {
+            batch some = {.head_dim = dim, .queries = w->queries + row * units, .sum = sum.sum + (int64_t)row * dim};
+            some.count = stop * group - row < BATCH_ROWS ? stop * group - row : BATCH_ROWS;
+            for (int r = 0; r < some.count; r++) {
+                const int position = start + (row + r) / group, sees = first_visible(window, position) - base;
+                some.sees[r] = (visible){sees > 0 ? sees : 0, position + 1 - base < CHUNK ? position + 1 - base : CHUNK};
             }
-            vf acc[4];
-#pragma GCC unroll 4
-            for (int g = 0; g < G; g++) acc[g] = (vf){};
-            for (int64_t d = 0; d < head_dim; d += LANES) {
-                vf k = load(kind, kv->keys, at[t + i] + d);
-#pragma GCC unroll 4
-                for (int g = 0; g < G; g++) acc[g] = multiply_add(k, load_f32(q + g * head_dim + d), acc[g]);
-            }
-#pragma GCC unroll 4
-            for (int g = 0; g < G; g++) products[g][i] = acc[g];
+            attend_batch(kind, &some, sum, row, a->scale * 1.44269504088896341f, one_batch ? &at : NULL, w);
         }
-        for (int g = 0; g < G; g++) store_f32(scores[g] + t, sums(products[g]) * scale);
-    }
-    for (int g = 0; g < G; g++) {
-        for (int t = count; t % LANES; t++) scores[g][t] = -INFINITY;
-        vf top = splat(-INFINITY), total = {};
-        for (int t = 0; t < count; t += LANES) top = vmax(top, load_f32(scores[g] + t));
-        float max = maximum(top);
-        for (int t = 0; t < count; t += LANES) {
-            vf e = vexp(load_f32(scores[g] + t) - max);
-            store_f32(scores[g] + t, e);
-            total += e;
-        }
-        out->max[g] = max;
-        out->weight[g] = sum(total);
-    }
-    for (int64_t d = 0; d < head_dim; d += LANES) {
-        vf acc[4];
-#pragma GCC unroll 4
-        for (int g = 0; g < G; g++) acc[g] = (vf){};
-        for (int t = 0; t < count; t++) {
-            vf v = load(kind, kv->values, at[t] + d);
-#pragma GCC unroll 4
-            for (int g = 0; g < G; g++) acc[g] = multiply_add(v, splat(scores[g][t]), acc[g]);
-        }
-#pragma GCC unroll 4
-        for (int g = 0; g < G; g++) store_f32(out->sum + g * head_dim + d, acc[g]);
     }
 }
 
-/* As above for any group: heads in fours, so that their accumulators stay in registers. */
-INLINE void attend_kind(int kind, int group, const pages *kv, const int32_t *table, int kv_head, const float *q, float scale,
-                        int first, int end, partial *out) {
-    const int64_t head_dim = kv->head_dim;
-    _Alignas(64) char room[sizeof(partial) + 4 * MAX_HEAD * sizeof(float)];
-    partial *part = (partial *)room;
-    for (int g = 0; g < group;) {
-        int n = group - g >= 4 ? 4 : group - g;
-        const float *queries = q + g * head_dim;
-        if (n == 4) attend_of(kind, 4, head_dim, kv, table, kv_head, queries, scale, first, end, part);
-        else if (n == 3) attend_of(kind, 3, head_dim, kv, table, kv_head, queries, scale, first, end, part);
-        else if (n == 2) attend_of(kind, 2, head_dim, kv, table, kv_head, queries, scale, first, end, part);
-        else attend_of(kind, 1, head_dim, kv, table, kv_head, queries, scale, first, end, part);
-        memcpy(out->max + g, part->max, n * sizeof(float));
-        memcpy(out->weight + g, part->weight, n * sizeof(float));
-        memcpy(out->sum + g * head_dim, part->sum, n * head_dim * sizeof(float));
-        g += n;
+/* Divide by the weights and hand the block's rows out. */
+static void finish(const attention *a, const shape *s, const block *b, seen sum) {
+    const int group = group_of(s), dim = s->head_dim;
+    for (int row = 0; row < b->tokens * group; row++) {
+        const float share_of_one = 1.0f / sum.weight[row];
+        const int64_t to = (s->spans[b->span].row + b->token + row / group) * a->out_stride + ((int64_t)b->kv_head * group + row % group) * dim;
+        for (int d = 0; d < dim; d += LANES) {
+            const vf x = load_f32(sum.sum + (int64_t)row * dim + d) * share_of_one;
+            if (a->out_kind == KIND_F32) store(KIND_F32, a->out, to + d, x);
+            else store(KIND_BF16, a->out, to + d, x);
+        }
     }
 }
 
-static void attend(int group, const pages *kv, const int32_t *table, int kv_head, const float *q, float scale, int first, int end,
-                   partial *out) {
-    if (kv->kind == KIND_F32) attend_kind(KIND_F32, group, kv, table, kv_head, q, scale, first, end, out);
-    else attend_kind(KIND_BF16, group, kv, table, kv_head, q, scale, first, end, out);
+static void attend_unit(const attention *a, const plan *p, const unit *u, char *partials, const workspace *w) {
+    const shape *s = &p->of;
+    const block *b = &p->blocks[u->block];
+    char *waiting = b->partials < 0 ? NULL : partials + b->partials;
+    if (!waiting) forget(w->sum, b->tokens * group_of(s), s->head_dim);
+    if (a->kv->kind == KIND_F32) attend_chunks(KIND_F32, a, s, b, u->first, u->end, w->sum, waiting, w);
+    else attend_chunks(KIND_BF16, a, s, b, u->first, u->end, w->sum, waiting, w);
+    if (!waiting) finish(a, s, b, w->sum);
 }
 
-/* Merge `count` partial results, `stride` bytes apart, into [group][head_dim]. */
-static void merge(int group, int64_t head_dim, const char *partials, int count, int64_t stride, float *out) {
-    for (int g = 0; g < group; g++) {
-        float max = -INFINITY, weight = 0;
-        for (int c = 0; c < count; c++) max = fmaxf(max, ((const partial *)(partials + c * stride))->max[g]);
-        memset(out + g * head_dim, 0, head_dim * sizeof(float));
-        for (int c = 0; c < count; c++) {
-            const partial *p = (const partial *)(partials + c * stride);
-            float factor = expf(p->max[g] - max);
-            weight += p->weight[g] * factor;
-            for (int64_t d = 0; d < head_dim; d++) out[g * head_dim + d] += p->sum[g * head_dim + d] * factor;
-        }
-        for (int64_t d = 0; d < head_dim; d++) out[g * head_dim + d] /= weight;
+/* Do units until none is left. Q of all rows, and K and V of those that others see, are complete. Blocks that were cut are
+   complete when all threads have returned and `merge` has run. `room` is the thread's own: workspace_bytes. */
+static void attend(const attention *a, plan *p, char *partials, char *room) {
+    const workspace w = workspace_in(room, &p->of);
+    for (int next; (next = atomic_fetch_add(&p->next, 1)) < p->num_units;) attend_unit(a, p, &p->units[next], partials, &w);
+}
+
+/* Sum the chunks of this thread's part of the blocks that were cut. */
+static void merge(const attention *a, const plan *p, char *partials, char *room, int part, int parts) {
+    const shape *s = &p->of;
+    const workspace w = workspace_in(room, s);
+    for (int i = share(p->num_blocks, part, parts); i < share(p->num_blocks, part + 1, parts); i++) {
+        const block *b = &p->blocks[i];
+        if (b->partials < 0) continue;
+        const int rows = b->tokens * group_of(s);
+        forget(w.sum, rows, s->head_dim);
+        for (int c = b->first; c < b->end; c++)
+            add_seen(w.sum, seen_at(partials + b->partials + (c - b->first) * partial_bytes(s, b), rows, s->head_dim), rows, s->head_dim);
+        finish(a, s, b, w.sum);
     }
 }

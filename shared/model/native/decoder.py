@@ -64,13 +64,15 @@ class NativeDecoder:
         frequencies: Mapping[RopeSpec, Tensor],
     ) -> None:
         self._library = library
-        library.prfaas_scratch_bytes.restype = library.prfaas_logits_bytes.restype = ctypes.c_int64
+        for sizing in (library.prfaas_prepared_bytes, library.prfaas_scratch_bytes, library.prfaas_logits_bytes):
+            sizing.restype = ctypes.c_int64
         self._config = config
         self._weights = weights
         has_amx = weights.embedding.dtype is torch.bfloat16 and torch.cpu._is_amx_tile_supported()
         self.max_rows = MAX_ROWS_BESIDE_AMX if has_amx else None
         self._ropes = list(frequencies)
         self._frequencies = list(frequencies.values())
+        self._windows = sorted({layer.window or 0 for layer in config.layers})
         self._without_pages = self._model([])
         self._models: WeakKeyDictionary[PagedKv, _Struct] = WeakKeyDictionary()
         self._steps: WeakKeyDictionary[Batch, _Struct] = WeakKeyDictionary()
@@ -123,11 +125,13 @@ class NativeDecoder:
         config = self._config
         array = (c.NativeLayer * len(layers))(*layers)
         frequencies = (ctypes.c_void_p * len(self._frequencies))(*map(address, self._frequencies))
+        windows = (ctypes.c_int32 * len(self._windows))(*self._windows)
         model = c.NativeModel(
             layers=array,
             head=_matrix(self._weights.head),
             final_norm=address(self._weights.final_norm),
             frequencies=frequencies,
+            windows=windows,
             num_layers=len(layers),
             hidden=config.hidden_size,
             heads=config.num_heads,
@@ -135,12 +139,13 @@ class NativeDecoder:
             head_dim=config.head_dim,
             inner=config.intermediate_size,
             ropes=len(self._ropes),
+            num_windows=len(self._windows),
             kind=c.KINDS[self._weights.embedding.dtype],
             gelu=config.activation != "silu",
             eps=config.norm_eps,
             scale=config.attention_scale,
         )
-        return _Struct(model, (array, frequencies))
+        return _Struct(model, (array, frequencies, windows))
 
     def _layer(self, index: int, layer: LayerWeights, kv: PagedKv) -> c.NativeLayer:
         keys = kv.keys_of(index)
@@ -162,13 +167,13 @@ class NativeDecoder:
                 kv_heads=self._config.num_kv_heads,
                 head_dim=self._config.head_dim,
             ),
-            window=layer.config.window or 0,
+            window=self._windows.index(layer.config.window or 0),
             rope=self._ropes.index(layer.config.rope),
             group=kv.group_of(index),
         )
 
     def _step(self, batch: Batch) -> _Struct:
-        rows, num_spans = batch.num_tokens, len(batch.spans)
+        num_spans = len(batch.spans)
         starts = accumulate((span.num_tokens for span in batch.spans), initial=0)
         spans = (c.NativeSpan * num_spans)(
             *[
@@ -179,18 +184,17 @@ class NativeDecoder:
         tables = [batch.block_table(group) for group in range(len(batch.spans[0].tables))]
         sizes = torch.tensor([table.shape[1] for table in tables], dtype=torch.int32)
         pointers = (ctypes.c_void_p * len(tables))(*map(address, tables))
-        rotary = torch.empty(len(self._ropes), rows, self._config.head_dim)
         step = c.NativeStep(
             tables=pointers,
             table_sizes=address(sizes),
             spans=spans,
-            rotary=address(rotary),
-            rows=rows,
+            rows=batch.num_tokens,
             num_spans=num_spans,
         )
-        model = ctypes.byref(self._without_pages.value)
-        self._library.prfaas_rotary(model, ctypes.byref(step), _pointer(rotary), torch.get_num_threads())
-        return _Struct(step, (spans, tables, sizes, pointers, rotary))
+        structs, threads = (ctypes.byref(self._without_pages.value), ctypes.byref(step)), torch.get_num_threads()
+        prepared = torch.empty(self._library.prfaas_prepared_bytes(*structs, threads), dtype=torch.uint8)
+        self._library.prfaas_prepare(*structs, _pointer(prepared), threads)
+        return _Struct(step, (spans, tables, sizes, pointers, prepared))
 
 
 def _matrix(matrix: Matrix) -> c.NativeMatrix:

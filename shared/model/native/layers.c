@@ -8,14 +8,14 @@
 #include "matmul.h"
 
 #define EXPORT __attribute__((visibility("default")))
-#define FEW_ROWS 8
+#define COPIED_ROWS 8
 
 /* These structures are mirrored in structures.py. */
 typedef struct {
     matrix qkv, output, gate_up, down;
     const float *input_norm, *qk_norm, *attention_norm, *mlp_norm, *post_mlp_norm; /* all but two may be NULL */
     pages kv;
-    int32_t window; /* 0: full attention */
+    int32_t window; /* which of the model's */
     int32_t rope, group;
 } layer;
 
@@ -24,30 +24,32 @@ typedef struct {
     matrix head;
     const float *final_norm;
     const float *const *frequencies; /* [ropes][head_dim / 2] */
-    int32_t num_layers, hidden, heads, kv_heads, head_dim, inner, ropes;
+    const int32_t *windows;          /* of attention, each once; 0: full */
+    int32_t num_layers, hidden, heads, kv_heads, head_dim, inner, ropes, num_windows;
     int32_t kind; /* of the model's numbers */
     int32_t gelu; /* else SiLU */
     float eps, scale;
 } model;
 
 typedef struct {
-    const int32_t *const *tables;   /* per page group: [num_spans][table_sizes[group]], page numbers */
+    const int32_t *const *tables; /* per page group: [num_spans][table_sizes[group]], page numbers; -1 where no row looks */
     const int32_t *table_sizes;
     const span *spans;
-    const float *rotary;            /* [ropes][rows][2][head_dim / 2], cosines and sines */
+    float *rotary; /* [ropes][rows][2][head_dim / 2], cosines and sines; this and the plans are made by `prfaas_prepare` */
+    plan *plans;   /* of attention, [num_windows] */
     int32_t rows, num_spans;
 } step;
 
-/* What threads work in; `own` and `room` are one thread's. */
+/* What threads work in; `own` is the first one's. */
 typedef struct {
-    float *qkv, *projected, *hidden;
+    float *qkv, *projected;
     char *attended, *inner, *normed, *partials, *own;
-    int64_t own_bytes, room_at, partial_stride;
+    int64_t room_at, own_bytes;
     int32_t kind; /* of activations */
     team team;
 } scratch;
 
-/* A thread's view of a step: its hidden states and what it norms of them. */
+/* A thread, its hidden states and what it norms of them. */
 typedef struct {
     float *hidden;
     char *normed, *room;
@@ -98,10 +100,6 @@ static void rotate(float *restrict x, const float *restrict cosines, int half) {
     }
 }
 
-static int first_visible(const layer *l, int position) {
-    return l->window && position >= l->window ? position - l->window + 1 : 0;
-}
-
 static const int32_t *table_of(const step *s, const layer *l, const span *p) {
     return s->tables[l->group] + (p - s->spans) * s->table_sizes[l->group];
 }
@@ -132,70 +130,31 @@ static void finish_heads(const model *m, const layer *l, const step *s, const sc
     }
 }
 
-static int num_chunks(const layer *l, int position) { return position / CHUNK - first_visible(l, position) / CHUNK + 1; }
-
-static int64_t num_units(const model *m, const layer *l, const step *s) {
-    int64_t units = 0;
-    for (const span *p = s->spans; p < s->spans + s->num_spans; p++)
-        for (int i = 0; i < p->rows; i++) units += num_chunks(l, p->start + i) * m->kv_heads;
-    return units;
-}
-
-/* The part of all (row, KV head, chunk) units that is this thread's. */
-static void attend_units(const model *m, const layer *l, const step *s, const scratch *t, const worker *w) {
-    const int group = m->heads / m->kv_heads;
-    const int64_t total = num_units(m, l, s), mine = total * w->part / w->parts, end = total * (w->part + 1) / w->parts;
-    int64_t unit = 0;
-    for (const span *p = s->spans; p < s->spans + s->num_spans; p++)
-        for (int i = 0; i < p->rows && unit < end; i++) {
-            const int position = p->start + i, visible = first_visible(l, position), chunks = num_chunks(l, position);
-            if (unit + chunks * m->kv_heads <= mine) { unit += chunks * m->kv_heads; continue; }
-            const float *queries = t->qkv + (int64_t)(p->row + i) * (m->heads + 2 * m->kv_heads) * m->head_dim;
-            for (int head = 0; head < m->kv_heads; head++)
-                for (int c = visible / CHUNK; c <= position / CHUNK; c++, unit++) {
-                    if (unit < mine || unit >= end) continue;
-                    int first = c * CHUNK > visible ? c * CHUNK : visible;
-                    int stop = (c + 1) * CHUNK <= position ? (c + 1) * CHUNK : position + 1;
-                    attend(group, &l->kv, table_of(s, l, p), head, queries + (int64_t)head * group * m->head_dim, m->scale, first, stop,
-                           (partial *)(t->partials + unit * t->partial_stride));
-                }
-        }
-}
-
-/* Merge the chunks of this thread's (row, KV head) pairs into `attended`. */
-static void merge_units(const model *m, const layer *l, const step *s, const scratch *t, const worker *w) {
-    const int group = m->heads / m->kv_heads, width = group * m->head_dim;
-    const int64_t pairs = (int64_t)s->rows * m->kv_heads, mine = pairs * w->part / w->parts, end = pairs * (w->part + 1) / w->parts;
-    float merged[MAX_GROUP * MAX_HEAD];
-    int64_t unit = 0;
-    for (const span *p = s->spans; p < s->spans + s->num_spans; p++)
-        for (int i = 0; i < p->rows * m->kv_heads; i++) {
-            const int chunks = num_chunks(l, p->start + i / m->kv_heads);
-            const int64_t pair = (int64_t)p->row * m->kv_heads + i;
-            if (pair >= mine && pair < end) {
-                merge(group, m->head_dim, t->partials + unit * t->partial_stride, chunks, t->partial_stride, merged);
-                for (int d = 0; d < width; d += LANES) store(t->kind, t->attended, pair * width + d, load_f32(merged + d));
-            }
-            unit += chunks;
-        }
-}
-
 static void run_layer(const model *m, const layer *l, const step *s, scratch *t, const worker *w, const float *next_norm, int kv_only) {
     const int heads = m->heads + 2 * m->kv_heads, first_head = kv_only ? m->heads : 0, first = first_head * m->head_dim;
     const int is_split = w->normed == t->normed;
     const activations normed = {w->normed, t->kind, s->rows}, attended = {t->attended, t->kind, s->rows}, inner = {t->inner, t->kind, s->rows};
     const result qkv = {t->qkv + first, heads * m->head_dim, NO_GATE}, projected = {t->projected, m->hidden, NO_GATE};
     const result gated = {t->inner, m->inner, m->gelu ? GELU : SILU};
+    plan *p = &s->plans[l->window];
+    const attention at = {
+        .kv = &l->kv, .tables = s->tables[l->group], .table_size = s->table_sizes[l->group], .scale = m->scale,
+        .q = t->qkv, .q_kind = KIND_F32, .q_stride = heads * m->head_dim,
+        .out = t->attended, .out_kind = t->kind, .out_stride = m->heads * m->head_dim,
+    };
     const matrix from = rows_from(&l->qkv, first);
     multiply(&from, &normed, &qkv, w->room, w->part, w->parts);
     wait_for_all(&t->team);
     finish_heads(m, l, s, t, w, first_head);
     if (kv_only) return;
     wait_for_all(&t->team);
-    attend_units(m, l, s, t, w);
+    attend(&at, p, t->partials, w->room);
     wait_for_all(&t->team);
-    merge_units(m, l, s, t, w);
-    wait_for_all(&t->team);
+    if (w->part == 0) p->next = 0; /* for the next layer, which is behind other barriers */
+    if (p->partial_bytes) {
+        merge(&at, p, t->partials, w->room, w->part, w->parts);
+        wait_for_all(&t->team);
+    }
     multiply(&l->output, &attended, &projected, w->room, w->part, w->parts);
     wait_for_all(&t->team);
     add_and_norm(m, t->kind, w, t->projected, l->attention_norm, l->mlp_norm);
@@ -226,31 +185,35 @@ static int64_t most_room(const model *m, int kind) {
     return most;
 }
 
+static shape shape_of(const model *m, const step *s, int window, int threads) {
+    return (shape){s->spans, s->num_spans, m->heads, m->kv_heads, m->head_dim, m->windows[window], threads};
+}
+
 /* Lay the scratch out from `base` on, which may be NULL. Return its size. */
-static int64_t lay_out(const model *m, const step *s, int parts, char *base, scratch *t) {
+static int64_t lay_out(const model *m, const step *s, int threads, char *base, scratch *t) {
     const int64_t rows = s->rows, heads = m->heads;
-    const int size = bytes_of(t->kind), is_few = rows <= FEW_ROWS;
+    const int size = bytes_of(t->kind), is_copied = rows <= COPIED_ROWS;
+    const shape any = shape_of(m, s, 0, threads);
     char *room = base;
-    int64_t units = 0;
-    for (int i = 0; i < m->num_layers; i++) units = largest(units, num_units(m, &m->layers[i], s));
-    t->partial_stride = partial_bytes(heads / m->kv_heads, m->head_dim);
+    int64_t partials = 0;
+    for (int i = 0; i < m->num_windows; i++) partials = largest(partials, s->plans[i].partial_bytes);
     t->qkv = (float *)take(&room, rows * (heads + 2 * m->kv_heads) * m->head_dim * sizeof(float));
     t->projected = (float *)take(&room, rows * m->hidden * sizeof(float));
     t->attended = take(&room, rows * heads * m->head_dim * size);
     t->inner = take(&room, rows * m->inner * size);
-    t->normed = take(&room, is_few ? 0 : rows * m->hidden * size);
-    t->partials = take(&room, units * t->partial_stride);
+    t->normed = take(&room, is_copied ? 0 : rows * m->hidden * size);
+    t->partials = take(&room, partials);
     t->own = room;
-    t->room_at = is_few ? padded(rows * m->hidden * sizeof(float)) + padded(rows * m->hidden * size) : 0;
-    t->own_bytes = padded(t->room_at + most_room(m, t->kind)) + 64; /* threads' numbers are not on one cache line */
-    return room - base + parts * t->own_bytes;
+    t->room_at = is_copied ? padded(rows * m->hidden * sizeof(float)) + padded(rows * m->hidden * size) : 0;
+    t->own_bytes = t->room_at + padded(largest(most_room(m, t->kind), workspace_bytes(&any)));
+    return room - base + threads * t->own_bytes;
 }
 
 static worker worker_of(const model *m, const step *s, scratch *t, float *hidden, int part) {
     const int rows = s->rows, parts = t->team.size;
     char *own = t->own + part * t->own_bytes;
     worker w = {hidden, t->normed, own + t->room_at, share(rows, part, parts), share(rows, part + 1, parts), part, parts};
-    if (rows > FEW_ROWS) return w;
+    if (rows > COPIED_ROWS) return w;
     w.hidden = (float *)own;
     w.normed = own + padded((int64_t)rows * m->hidden * sizeof(float));
     w.first = 0;
@@ -278,27 +241,44 @@ EXPORT void prfaas_layers(const model *m, const step *s, float *hidden, int firs
         const int part = omp_get_thread_num();
         const worker w = worker_of(m, s, &t, hidden, part);
         add_and_norm(m, t.kind, &w, 0, 0, m->layers[first].input_norm);
-        if (s->rows > FEW_ROWS) wait_for_all(&t.team);
+        if (s->rows > COPIED_ROWS) wait_for_all(&t.team);
         for (int i = first; i < last; i++)
             run_layer(m, &m->layers[i], s, &t, &w, i + 1 < last ? m->layers[i + 1].input_norm : 0, kv_only && i + 1 == last);
-        if (s->rows <= FEW_ROWS && part == 0) memcpy(hidden, w.hidden, (int64_t)s->rows * m->hidden * sizeof(float));
+        if (s->rows <= COPIED_ROWS && part == 0) memcpy(hidden, w.hidden, (int64_t)s->rows * m->hidden * sizeof(float));
     }
 }
 
-/* out[ropes][rows][2][head_dim / 2]: cosines and sines of the rows' positions. */
-EXPORT void prfaas_rotary(const model *m, const step *s, float *out, int num_threads) {
+/* Bytes for `prfaas_prepare`. */
+EXPORT int64_t prfaas_prepared_bytes(const model *m, const step *s, int num_threads) {
+    int64_t bytes = padded((int64_t)m->ropes * s->rows * m->head_dim * sizeof(float)) + padded(m->num_windows * sizeof(plan));
+    for (int i = 0; i < m->num_windows; i++) {
+        const shape of = shape_of(m, s, i, num_threads);
+        bytes += plan_bytes(&of);
+    }
+    return bytes;
+}
+
+/* Make in `room`, which is the step's from now on, what does not depend on the layer. */
+EXPORT void prfaas_prepare(const model *m, step *s, char *room, int num_threads) {
     const int half = m->head_dim / 2;
-#pragma omp parallel for schedule(static) num_threads(num_threads)
+    s->rotary = (float *)take(&room, (int64_t)m->ropes * s->rows * m->head_dim * sizeof(float));
+    s->plans = (plan *)take(&room, m->num_windows * sizeof(plan));
+    for (int i = 0; i < m->num_windows; i++) {
+        const shape of = shape_of(m, s, i, num_threads);
+        make_plan(&s->plans[i], &of, take(&room, plan_bytes(&of)));
+    }
+#pragma omp parallel for schedule(static) num_threads(num_threads) if (s->rows > COPIED_ROWS)
     for (int row = 0; row < s->rows; row++) {
         const span *p = s->spans;
         while (row >= p->row + p->rows) p++;
-        for (int rope = 0; rope < m->ropes; rope++)
+        for (int rope = 0; rope < m->ropes; rope++) {
+            float *cosines = s->rotary + ((int64_t)rope * s->rows + row) * m->head_dim;
             for (int i = 0; i < half; i++) {
-                float angle = (float)(p->start + row - p->row) * m->frequencies[rope][i];
-                float *to = out + ((int64_t)rope * s->rows + row) * m->head_dim + i;
-                to[0] = cosf(angle);
-                to[half] = sinf(angle);
+                const float angle = (float)(p->start + row - p->row) * m->frequencies[rope][i];
+                cosines[i] = cosf(angle);
+                cosines[half + i] = sinf(angle);
             }
+        }
     }
 }
 

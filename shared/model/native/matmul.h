@@ -199,7 +199,7 @@ INLINE void store_tile(int kind, const vf v[TILE / LANES], int rows, int tokens,
 }
 
 /* Rows [row, row + count) of the matrix, with a gate the ups that belong to them as well, times rows [first, end) of x. */
-static void multiply_panel(const matrix *w, const cut *c, int row, int count, const activations *x, int first, int end, const result *out,
+static void panel_product(const matrix *w, const cut *c, int row, int count, const activations *x, int first, int end, const result *out,
                            char *room) {
     const int as = x->kind, gate = out->gate, kind = c->expands ? as : w->kind, cols = w->cols, half = w->rows / 2;
     const int64_t stride = (int64_t)cols * bytes_of(w->kind), bytes = count * stride, width = (int64_t)cols * bytes_of(kind);
@@ -243,6 +243,6 @@ static void multiply(const matrix *w, const activations *x, const result *out, c
     for (int unit = share(units, part, parts); unit < share(units, part + 1, parts); unit++) {
         const int row = unit % c.num_panels * c.panel, first = unit / c.num_panels * c.block;
         const int rows = count - row < c.panel ? count - row : c.panel, end = first + c.block < x->rows ? first + c.block : x->rows;
-        multiply_panel(w, &c, row, rows, x, first, end, out, room);
+        panel_product(w, &c, row, rows, x, first, end, out, room);
     }
 }

@@ -69,6 +69,7 @@ class NativeModel(ctypes.Structure):
         ("head", NativeMatrix),
         ("final_norm", c_void_p),
         ("frequencies", POINTER(c_void_p)),
+        ("windows", POINTER(c_int32)),
         ("num_layers", c_int32),
         ("hidden", c_int32),
         ("heads", c_int32),
@@ -76,6 +77,7 @@ class NativeModel(ctypes.Structure):
         ("head_dim", c_int32),
         ("inner", c_int32),
         ("ropes", c_int32),
+        ("num_windows", c_int32),
         ("kind", c_int32),
         ("gelu", c_int32),
         ("eps", c_float),
@@ -89,6 +91,7 @@ class NativeStep(ctypes.Structure):
         ("table_sizes", c_void_p),
         ("spans", POINTER(NativeSpan)),
         ("rotary", c_void_p),
+        ("plans", c_void_p),
         ("rows", c_int32),
         ("num_spans", c_int32),
     )

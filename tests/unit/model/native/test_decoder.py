@@ -1,5 +1,6 @@
 """Steps in C: against PyTorch's path, whatever else is in the batch, and with int8 weights."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -124,21 +125,20 @@ def cut(model: Transformer, dtype: Dtype, ids: list[int], splits: list[int]) -> 
     layout = MODEL.kv_layout(PAGE, dtype)
     pages = len(ids) // PAGE + 2
     kv = PagedKv(layout, pages * len(PageGroups.of(layout).groups), PAGE)
-    own, start = tables(kv, range(pages)), 0
-    for end in [*splits, len(ids)]:
-        logits = step(model, kv, [Span(own, start, end - start)], ids[start:end])
-        start = end
-    return [logits[-1], *(kv.keys_of(layer) for layer in range(3)), *(kv.values_of(layer) for layer in range(3))]
+    own = tables(kv, range(pages))
+    steps = pairwise([0, *splits, len(ids)])
+    logits = [step(model, kv, [Span(own, start, end - start)], ids[start:end]) for start, end in steps]
+    return [logits[-1][-1], *(kv.keys_of(layer) for layer in range(3)), *(kv.values_of(layer) for layer in range(3))]
 
 
 def model_of(weights: str) -> tuple[Transformer, Dtype]:
     """Return a model, in bfloat16 where its matrices are int8, and its dtype."""
     dtype: Dtype = "float32" if weights == "float32" else "bfloat16"
     tensors = random_weights(getattr(torch, dtype))
-    int8 = {
-        tensor.name: tuple(map(torch.from_numpy, quantise_rows(tensors[tensor.name].float().numpy())))
-        for tensor in int8_tensors(MODEL)
-    }
+    int8 = {}
+    for tensor in int8_tensors(MODEL):
+        integers, scale = quantise_rows(tensors[tensor.name].float().numpy())
+        int8[tensor.name] = torch.from_numpy(integers), torch.from_numpy(scale)
     built = ModelWeights.build(MODEL, tensors, int8 if weights == "int8" else None)
     return Transformer(MODEL, built, kernels=kernels()), dtype
 
