@@ -9,7 +9,7 @@ without it only the suite is measured. docs/results/load.md explains the rows. T
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -125,20 +125,19 @@ def _workload(workload: Workload, servers: Sequence[LoadServer], rounds: int, se
 
 def _disturbance(disturbance: Disturbance, servers: Sequence[LoadServer], rounds: int, seconds: float) -> Report:
     """Find each server's own rate first. Turns without and with arrivals alternate."""
-    saturated = _turns(
-        servers,
-        1,
-        f"{disturbance.name}, saturated",
-        lambda asking, session: asking.saturated(session, disturbance, seconds),
-    )
+
+    def saturate(asking: Asking, session: aiohttp.ClientSession) -> Awaitable[Answers]:
+        return asking.saturated(session, disturbance, seconds)
+
+    saturated = _turns(servers, 1, f"{disturbance.name}, saturated", saturate)
     rates = {name: judging.typical(turns, "requests_per_s") / 2 for name, turns in saturated.items()}
     alone: dict[str, list[LoadTurn]] = {server.name: [] for server in servers}
     beside: dict[str, list[LoadTurn]] = {server.name: [] for server in servers}
     for _ in range(rounds):
         for server in servers:
             for found, rate in ((alone, 0.0), (beside, rates[server.name])):
-                ask = partial(_disturbed, disturbance, rate)
-                found[server.name].append(turn(server, servers, f"{disturbance.name} at {rate:.1f}/s", ask))
+                what = f"{disturbance.name} at {rate:.1f}/s"
+                found[server.name].append(turn(server, servers, what, partial(_disturbed, disturbance, rate)))
     return judging.disturbed(disturbance, rates, saturated, alone, beside)
 
 
