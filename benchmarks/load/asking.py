@@ -24,10 +24,12 @@ class Answers:
     outcomes: list[RequestOutcome]
     seconds: float
     beside: list[RequestOutcome] = field(default_factory=list)  # asked at the same time, for the sake of the others
+    failures: list[str] = field(default_factory=list)  # of the turn as a whole
 
     @property
     def errors(self) -> list[str]:
-        return [outcome.error for outcome in (*self.outcomes, *self.beside) if outcome.error is not None]
+        asked = (*self.outcomes, *self.beside)
+        return [*self.failures, *(outcome.error for outcome in asked if outcome.error is not None)]
 
 
 class Asking:

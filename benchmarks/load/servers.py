@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,15 +37,17 @@ class LoadServer:
         """Return the processor time that each process has used since it started."""
         used: Counter[str] = Counter()
         for process in self.processes():
-            times = process.cpu_times()
-            used[process_name(process)] += times.user + times.system
+            with suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                used[process_name(process)] += times.user + times.system
         return used
 
     def memory_mb(self) -> Counter[str]:
         """Return each process's resident memory."""
         found: Counter[str] = Counter()
         for process in self.processes():
-            found[process_name(process)] += round(process.memory_info().rss / 1e6)
+            with suppress(psutil.NoSuchProcess):
+                found[process_name(process)] += round(process.memory_info().rss / 1e6)
         return found
 
     def settle(self) -> bool:

@@ -3,6 +3,8 @@
 import argparse
 import asyncio
 import json
+import subprocess
+import sys
 from collections import Counter
 
 import psutil
@@ -118,6 +120,19 @@ def test_a_turn_counts_processor_time() -> None:
     assert found.cpu_s.total() >= 0
     assert found.memory_mb.total() > 1
     assert found.idle_cpu_s == 0
+
+
+def test_a_process_that_ends_fails_the_turn() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        server = LoadServer(OURS, Asking("http://127.0.0.1:9", "none"), psutil.Process())
+
+        async def ask(asking: Asking, session: object) -> Answers:
+            child.kill()
+            child.wait()
+            return Answers([outcome(0.1)], 0.1)
+
+        found = turn(server, [server], "nothing", ask)
+    assert found.answers.errors == ["a process of the server ended"]
 
 
 def outcome(*times_s: float, error: str | None = None) -> RequestOutcome:
