@@ -1,4 +1,4 @@
-"""One streamed completion against an OpenAI-compatible server, with the time of every token."""
+"""One completion against an OpenAI-compatible server, with the time of every token that is streamed."""
 
 import json
 import time
@@ -19,6 +19,7 @@ class CompletionRequest:
     output_len: int
     ignore_eos: bool = True
     num_logprobs: int | None = None  # of each position's likeliest tokens
+    stream: bool = True  # else the answer comes in one piece, which counts as one token
 
 
 @dataclass
@@ -58,6 +59,11 @@ async def complete(session: aiohttp.ClientSession, request: CompletionRequest) -
             if response.status != 200:
                 outcome.error = f"HTTP {response.status}: {(await response.text())[:200]}"
                 return outcome
+            if not request.stream:
+                _take(outcome, await response.json(), 0.0)
+                outcome.end_s = time.perf_counter() - started
+                outcome.token_times_s = [outcome.end_s]
+                return outcome
             async for event in _events(response):
                 _take(outcome, event, time.perf_counter() - started)
                 outcome.end_s = time.perf_counter() - started
@@ -75,9 +81,9 @@ def _body(request: CompletionRequest) -> dict[str, Any]:
         "prompt": request.prompt.content,
         "max_tokens": request.output_len,
         "temperature": 0.0,
-        "stream": True,
-        "stream_options": {"include_usage": True},
     }
+    if request.stream:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
     if request.ignore_eos:
         body["ignore_eos"] = True  # beyond OpenAI's own parameters: vLLM, SGLang and we know it
     if request.num_logprobs is not None:

@@ -10,14 +10,13 @@ import os
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import psutil
 
 from benchmarks import harness, serve
 from benchmarks.client import RequestOutcome
 from benchmarks.harness import Check, Report, Row, Spread, at_most
-from benchmarks.suite import URL, suite
+from benchmarks.suite import URL, process_name, suite
 
 INPUT_LENS = (512, 2048, 8000)
 OUTPUT_LEN = 32
@@ -30,18 +29,13 @@ def memory(up: psutil.Process) -> list[Row]:
     """RSS counts shared pages in every process, PSS once in all: the converted weights are mapped by several."""
     rows: list[Row] = []
     for process in up.children(recursive=True):
-        name = process.environ().get("PRFAAS_WORKER_ID") or _program(process.cmdline())
+        name = process_name(process)
         info = process.memory_full_info()
         has_torch = any("libtorch" in region.path for region in process.memory_maps())
         rows.append(
             {"process": name, "rss_mb": _mb(info.rss), "pss_mb": _mb(info.pss), "torch": "yes" if has_torch else "no"}
         )
     return sorted(rows, key=lambda row: str(row["process"]))
-
-
-def _program(command: list[str]) -> str:
-    """The module of `python -m module …`, else the file name of the program."""
-    return command[command.index("-m") + 1] if "-m" in command[:-1] else Path(command[0]).name
 
 
 def _mb(count: int) -> float:

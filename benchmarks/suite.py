@@ -51,6 +51,17 @@ def suite(procfile: Path = ROOT / "Procfile", /, **environ: str) -> Iterator[Sta
             process.communicate(timeout=30)
 
 
+def process_name(process: psutil.Process) -> str:
+    """Return its worker id, else the module of `python -m module …`, else the file name of the program."""
+    worker: str | None = process.environ().get("PRFAAS_WORKER_ID")
+    if worker:
+        return worker
+    command: list[str] = process.cmdline()
+    if "-m" in command[:-1]:
+        return command[command.index("-m") + 1]
+    return Path(command[0]).name if command else str(process.pid)
+
+
 def _wait_until_ready(process: "subprocess.Popen[str]") -> float:
     assert process.stdout is not None
     seen = []

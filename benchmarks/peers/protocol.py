@@ -48,6 +48,9 @@ class Prompts:
     def draw(self, num_tokens: int) -> list[int]:
         return [self._random.randrange(FIRST_ID, END_ID) for _ in range(num_tokens)]
 
+    def between(self, shortest: int, longest: int) -> list[int]:
+        return self.draw(self._random.randint(shortest, longest))
+
     def several(self, count: int, num_tokens: int) -> list[list[int]]:
         return [self.draw(num_tokens) for _ in range(count)]
 

@@ -64,6 +64,9 @@ class Servers:
             time.sleep(0.1)
         raise PeerFailed(f"{name} does not answer at {url}: {self._last_words(name)}")
 
+    def pid(self, name: str) -> int:
+        return self._processes[name].pid
+
     def stop(self, name: str) -> None:
         """Ask a server to end and wait until it has, with all that it started. Idempotent."""
         process = self._processes[name]
