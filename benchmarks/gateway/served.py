@@ -8,6 +8,7 @@ import asyncio
 import gc
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -20,9 +21,16 @@ from shared.ids import Datacenter, Epoch, WorkerId
 from shared.log import configure
 from shared.metrics import Metrics, watch_loop_lag
 from shared.rpc.client import Channels
+from shared.service import lifecycle
 from shared.service.health import Health
 from shared.service.http import HttpServer
 from shared.service.lifecycle import InFlight
+
+
+def new_event_loop() -> Callable[[], asyncio.AbstractEventLoop]:
+    """Return how the tree's services make their event loop."""
+    return getattr(lifecycle, "new_event_loop", asyncio.new_event_loop)
+
 
 HOME, AWAY = Datacenter("east"), Datacenter("west")
 
@@ -81,4 +89,5 @@ if __name__ == "__main__":
     parser.add_argument("model")
     parser.add_argument("cache_dir", type=Path)
     options = parser.parse_args()
-    asyncio.run(serve(options.workers, options.model, options.cache_dir))
+    with asyncio.Runner(loop_factory=new_event_loop()) as runner:
+        runner.run(serve(options.workers, options.model, options.cache_dir))
