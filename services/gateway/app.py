@@ -20,7 +20,7 @@ from services.gateway.cluster.feed import DECODE_CONDITION, Feed
 from services.gateway.cluster.pins import Prefixes
 from services.gateway.cluster.promises import PrefillPromises
 from services.gateway.cluster.registry import Registry
-from services.gateway.metrics import GatewayMetrics
+from services.gateway.metrics import GatewayMetrics, TextCollector
 from services.gateway.model import ServedModel, load_model
 from services.gateway.placement.index import PlacementIndex
 from services.gateway.placement.metrics import IndexCollector
@@ -101,6 +101,7 @@ def make_parts(model: ServedModel, channels: Channels, metrics: Metrics) -> Gate
     """Make the parts that requests share."""
     index = PlacementIndex(model.layout)
     metrics.registry.register(IndexCollector(index, time.monotonic))
+    metrics.registry.register(TextCollector(model.texts))
     registry = Registry(model.fingerprint, model.layout.hash)
     return GatewayParts(model, index, PrefillPromises(), registry, channels, GatewayMetrics(metrics, model.name))
 

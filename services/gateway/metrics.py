@@ -1,9 +1,13 @@
 """What the gateway measures, under the names that vLLM's dashboards look for."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from shared.metrics import INTER_TOKEN_BUCKETS_S, REQUEST_BUCKETS_S, TTFT_BUCKETS_S, Metrics
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from shared.metrics import INTER_TOKEN_BUCKETS_S, PREFIX, REQUEST_BUCKETS_S, TTFT_BUCKETS_S, Metrics
+from shared.model.text.cached import CachedTokenizer
 
 _MODEL = ("model_name",)
 _ENGINE_LABELS = ("model_name", "engine")
@@ -62,6 +66,23 @@ class GatewayMetrics:
         self.prefix_hits.inc(cached)
         for source, num_tokens in (("cache", cached), ("prefill", prefill), ("decode", decode)):
             self._by_source.labels(self._model_name, source).inc(num_tokens)
+
+
+class TextCollector(Collector):
+    """Reads what is remembered of prompts' texts when scraped."""
+
+    def __init__(self, texts: CachedTokenizer) -> None:
+        self._texts = texts
+
+    def collect(self) -> Iterator[Metric]:
+        figures = self._texts.figures
+        chars = CounterMetricFamily(
+            PREFIX + "prompt_text_chars", "Characters of prompts by where their token ids came from.", labels=["source"]
+        )
+        chars.add_metric(["cache"], figures.cached_chars)
+        chars.add_metric(["tokenizer"], figures.encoded_chars)
+        yield chars
+        yield GaugeMetricFamily(PREFIX + "text_cache_bytes", "Memory of the cache of token ids.", figures.num_bytes)
 
 
 class RequestTimer:

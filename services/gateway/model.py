@@ -12,12 +12,13 @@ from shared.kv.codec import Fidelity
 from shared.kv.hashing import chain_keys, root_key
 from shared.kv.layout import KvLayout
 from shared.model.files.catalog import resolve
+from shared.model.text.cached import CachedTokenizer
 from shared.model.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """Immutable; safe to use from several threads."""
+    """Immutable but for what `texts` remembers; safe to use from several threads."""
 
     name: str
     tokenizer: Tokenizer
@@ -26,12 +27,18 @@ class ServedModel:
     vocab_size: int  # rows of the embedding: token ids are below it
     max_model_len: int  # tokens of prompt and completion together
     aliases: tuple[str, ...] = ()
+    text_cache_bytes: int = 0  # for the ids of texts that may come again
     created: int = field(default_factory=lambda: int(time.time()))
 
     @cached_property
     def hidden_ids(self) -> frozenset[int]:
         """Ids that end a generation and are not part of its text."""
         return frozenset(self.tokenizer.eos_ids)
+
+    @cached_property
+    def texts(self) -> CachedTokenizer:
+        """The tokeniser with what it remembers of prompts."""
+        return CachedTokenizer(self.tokenizer, self.text_cache_bytes)
 
     def check_name(self, name: str | None) -> None:
         """Raise `ModelNotFound` unless a request that names `name` means this model."""
@@ -65,4 +72,5 @@ def load_model(settings: GatewaySettings) -> ServedModel:
         vocab_size=config.vocab_size,
         max_model_len=settings.max_model_len or config.max_context,
         aliases=(settings.model,),
+        text_cache_bytes=settings.text_cache_bytes,
     )

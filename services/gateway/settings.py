@@ -55,6 +55,13 @@ class GatewaySettings(ServiceSettings):
     )
     request_timeout_s: float = setting("PRFAAS_REQUEST_TIMEOUT_S", 600.0, help="of a whole request", check=positive)
     max_requests: int = setting("PRFAAS_MAX_REQUESTS", 512, help="requests at a time, more get 429", check=positive)
+    text_cache_bytes: int = setting(
+        "PRFAAS_TEXT_CACHE_BYTES",
+        64 << 20,
+        help="memory for token ids of texts: a conversation's turn is not tokenised from its beginning",
+        parse=parse_bytes,
+        check=non_negative,
+    )
     max_body_bytes: int = setting(
         "PRFAAS_MAX_BODY_BYTES", 8 << 20, help="limit of a request's body", parse=parse_bytes, check=positive
     )

@@ -54,7 +54,9 @@ def logprobs_to_messages(logprobs: Iterable[TokenLogprobs]) -> list[pb.TokenLogp
 
 def logprobs_from_message(message: pb.Tokens) -> tuple[TokenLogprobs, ...]:
     """Return one entry for each id, or none at all. Raises `Internal` when what a worker sent is not parallel."""
-    if message.logprobs and len(message.logprobs) != len(message.ids):
+    if not message.logprobs:
+        return ()
+    if len(message.logprobs) != len(message.ids):
         raise Internal(f"a worker sent {len(message.logprobs)} log-probabilities for {len(message.ids)} tokens")
     if any(len(m.top_ids) != len(m.top_logprobs) for m in message.logprobs):
         raise Internal("a worker sent alternatives that are not parallel to their log-probabilities")

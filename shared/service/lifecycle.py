@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NoReturn
 
+import uvloop
+
 from shared.errors import Draining, PrfaasError, SettingsError
 from shared.log import get_logger
 
@@ -16,6 +18,9 @@ log = get_logger()
 
 EXIT_OK, EXIT_FAILED, EXIT_SETTINGS = 0, 1, 2
 FORCED_EXIT_LIMIT_S = 2.0
+
+new_event_loop = uvloop.new_event_loop
+"""Makes the event loop of every service: libuv's, which spends less on each wake-up than asyncio's own."""
 
 
 class Lifecycle:
@@ -37,7 +42,8 @@ def run_service(main: Callable[[Lifecycle], Awaitable[None]]) -> int:
 
     SIGTERM or SIGINT sets `stopping`; a second one cancels `main`, a third one ends the process on the spot.
     """
-    return asyncio.run(_supervise(main))
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(_supervise(main))
 
 
 class InFlight:

@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, TypeAlias, cast
+from weakref import WeakKeyDictionary
 
 import grpc.aio
 
@@ -19,6 +20,10 @@ from shared.workers.request import GenerateOrder
 
 FinishReason = Literal["stop", "length"]
 
+_Call: TypeAlias = "grpc.aio.StreamStreamCall[pb.Control, pb.Tokens] | grpc.aio.UnaryStreamCall[pb.Control, pb.Tokens]"
+
+_GENERATE = f"/{pb.DESCRIPTOR.services_by_name['Decode'].full_name}/Generate"
+
 _FINISH: dict[int, FinishReason] = {pb.FINISH_REASON_STOP: "stop", pb.FINISH_REASON_LENGTH: "length"}
 
 
@@ -32,63 +37,93 @@ class DecodedTokens(NamedTuple):
 
 
 class DecodeClient:
-    """Opens calls to decode workers; owns nothing, channels belong to `Channels`."""
+    """Makes calls to decode workers; owns nothing, channels belong to `Channels`."""
 
     def __init__(self, channels: Channels) -> None:
         self._channels = channels
+        self._methods: WeakKeyDictionary[grpc.aio.Channel, _Methods] = WeakKeyDictionary()
 
-    def open(self, worker: WorkerId, address: str, timeout_s: float) -> "DecodeCall":
-        """Open a call that ends by itself after `timeout_s`. Whoever opens it calls `cancel` and `ended`."""
-        call = DecodeStub(self._channels.get(address)).Generate(timeout=timeout_s)
-        return DecodeCall(call, worker)
+    def call(self, worker: WorkerId, address: str, *, may_change: bool) -> "DecodeCall":
+        """Return a call that is still to be started; whoever starts it calls `cancel` and `ended`.
+
+        `may_change`: `prefill_failed` may follow the request. Where nothing can, one operation of gRPC sends it all.
+        """
+        channel = self._channels.get(address)
+        methods = self._methods.get(channel)
+        if methods is None:
+            methods = self._methods[channel] = _Methods(channel)
+        return DecodeCall(worker, methods, may_change)
+
+
+class _Methods:
+    """Generate on one channel. Its two forms are one to the server: controls as a stream, and a single one."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.changing: grpc.aio.StreamStreamMultiCallable[pb.Control, pb.Tokens] = DecodeStub(channel).Generate
+        self.fixed: grpc.aio.UnaryStreamMultiCallable[pb.Control, pb.Tokens] = channel.unary_stream(
+            _GENERATE, request_serializer=pb.Control.SerializeToString, response_deserializer=pb.Tokens.FromString
+        )
 
 
 class DecodeCall:
     """One request on one decode worker. Its failures are `PrfaasError`s: `WorkerLost`, `Overloaded`, ..."""
 
-    def __init__(self, call: "grpc.aio.StreamStreamCall[pb.Control, pb.Tokens]", worker: WorkerId) -> None:
-        self._call = call
+    def __init__(self, worker: WorkerId, methods: _Methods, may_change: bool) -> None:
         self._worker = worker
+        self._methods = methods
+        self._may_change = may_change
+        self._call: _Call | None = None
+        self._changes: grpc.aio.StreamStreamCall[pb.Control, pb.Tokens] | None = None  # the same call
         self._messages: AsyncIterator[pb.Tokens] | None = None
 
-    async def start(self, order: GenerateOrder) -> None:
-        """Send the request. Does not fail: a call that is over already says why when it is read."""
+    async def start(self, order: GenerateOrder, timeout_s: float) -> None:
+        """Send the request; the call ends by itself after `timeout_s`.
+
+        Does not fail: a call that is over already says why when it is read.
+        """
+        message = pb.Control(start=_message(order))
         with suppress(PrfaasError), rpc_errors(self._worker):
-            await self._call.write(pb.Control(start=_message(order)))
+            if not self._may_change:
+                self._call = self._methods.fixed(message, timeout=timeout_s)
+            else:
+                self._call = self._changes = self._methods.changing(timeout=timeout_s)
+                await self._changes.write(message)
 
     async def prefill_failed(self) -> None:
         """Tell the worker to compute what it would wait for in vain. Does not fail, as `start`."""
         with suppress(PrfaasError), rpc_errors(self._worker):
-            await self._call.write(pb.Control(update=pb.PlanUpdate(prefill_failed=True)))
+            if self._changes is not None:
+                await self._changes.write(pb.Control(update=pb.PlanUpdate(prefill_failed=True)))
 
     async def next_tokens(self) -> DecodedTokens:
         """Wait for the next message. Raises what the call fails with, `WorkerLost` when it ends without a reason."""
         if self._messages is None:
+            if self._call is None:
+                raise WorkerLost(f"{self._worker}: the call is over")
             self._messages = aiter(self._call)  # `read()` gives up what has arrived once a write has met the end
-        with rpc_errors(self._worker):
-            message = await anext(self._messages, None)
-        if message is None:
-            raise WorkerLost(f"{self._worker} ended a stream without a finish reason")
+        try:
+            with rpc_errors(self._worker):
+                message = await self._messages.__anext__()
+        except StopAsyncIteration:
+            raise WorkerLost(f"{self._worker} ended a stream without a finish reason") from None
         reason = _FINISH.get(message.finish_reason)
-        logprobs = logprobs_from_message(message)
-        return DecodedTokens(tuple(message.ids), reason, message.computed_prompt_tokens, logprobs)
+        return DecodedTokens(tuple(message.ids), reason, message.computed_prompt_tokens, logprobs_from_message(message))
 
     async def finish(self, limit_s: float) -> None:
-        """End a finished stream from both sides, so that the worker does not take the end for a cancellation."""
-        with suppress(PrfaasError, TimeoutError):
+        """Wait for the worker to end a finished stream, lest it take our own end for a cancellation."""
+        with suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
-                with rpc_errors(self._worker):
-                    await self._call.done_writing()
-                    if self._messages is not None:
-                        await anext(self._messages, None)
+                await self.ended()
 
     def cancel(self) -> None:
         """End the call now; nothing happens when it is over."""
-        self._call.cancel()
+        if self._call is not None:
+            self._call.cancel()
 
     async def ended(self) -> None:
         """Wait until the call is over, however it ended."""
-        await self._call.code()
+        if self._call is not None:
+            await self._call.code()
 
 
 def _message(order: GenerateOrder) -> pb.GenerateRequest:

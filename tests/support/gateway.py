@@ -62,7 +62,8 @@ def byte_tokenizer(directory: Path) -> Tokenizer:
 
 
 def served_model(directory: Path) -> ServedModel:
-    return ServedModel("tiny", byte_tokenizer(directory), LAYOUT, FINGERPRINT, VOCAB_SIZE, MAX_MODEL_LEN)
+    tokenizer = byte_tokenizer(directory)
+    return ServedModel("tiny", tokenizer, LAYOUT, FINGERPRINT, VOCAB_SIZE, MAX_MODEL_LEN, text_cache_bytes=1 << 20)
 
 
 @dataclass(eq=False)

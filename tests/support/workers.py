@@ -55,8 +55,9 @@ class ScriptedPrefill(PrefillClient):
 class ScriptedDecodeCall(DecodeCall):
     """Answers as its script says, and remembers what it was told."""
 
-    def __init__(self, script: DecodeScript) -> None:
+    def __init__(self, script: DecodeScript, may_change: bool) -> None:
         self._script = list(script)
+        self._may_be_told = may_change
         self.order: GenerateOrder | None = None
         self.started = asyncio.Event()
         self.told_of_failure = asyncio.Event()
@@ -64,12 +65,13 @@ class ScriptedDecodeCall(DecodeCall):
         self.is_cancelled = False
         self.has_ended = False
 
-    async def start(self, order: GenerateOrder) -> None:
+    async def start(self, order: GenerateOrder, timeout_s: float) -> None:
         self.order = order
         self.started.set()
 
     async def prefill_failed(self) -> None:
         assert self.started.is_set(), "updates follow the request"
+        assert self._may_be_told, "nobody announced updates"
         self.told_of_failure.set()
 
     async def next_tokens(self) -> DecodedTokens:
@@ -102,8 +104,8 @@ class ScriptedDecode(DecodeClient):
         self.called: list[WorkerId] = []
         self.calls: list[ScriptedDecodeCall] = []
 
-    def open(self, worker: WorkerId, address: str, timeout_s: float) -> ScriptedDecodeCall:
-        call = ScriptedDecodeCall(self._scripts.pop(0))
+    def call(self, worker: WorkerId, address: str, *, may_change: bool) -> ScriptedDecodeCall:
+        call = ScriptedDecodeCall(self._scripts.pop(0), may_change)
         self.called.append(worker)
         self.calls.append(call)
         return call

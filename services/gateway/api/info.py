@@ -6,7 +6,7 @@ from typing import Any
 from aiohttp import web
 
 from services.gateway.api.admission import Admission
-from services.gateway.api.prepare import check_token_ids, render_ids
+from services.gateway.api.prepare import check_token_ids, render
 from services.gateway.api.schema import DetokenizeBody, TokenizeBody
 from services.gateway.cluster.registry import Registry, no_decode_worker
 from services.gateway.model import ServedModel
@@ -72,9 +72,11 @@ class InfoRoutes:
         if (body.prompt is None) == (body.messages is None):
             raise BadRequest("give either prompt or messages", param="prompt")
         if body.prompt is not None:
-            ids = self._model.tokenizer.encode(body.prompt, add_special_tokens=body.add_special_tokens is not False)
+            text, add_special_tokens = body.prompt, body.add_special_tokens is not False
         else:
-            ids = render_ids(self._model, body.messages or (), body.add_generation_prompt, body.add_special_tokens)
+            text = render(self._model, body.messages or (), body.add_generation_prompt)
+            add_special_tokens = bool(body.add_special_tokens)
+        ids = self._model.tokenizer.encode(text, add_special_tokens)
         strings = None
         if body.return_token_strs:
             strings = [self._model.tokenizer.decode([i], skip_special_tokens=False) for i in ids]

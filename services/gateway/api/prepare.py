@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from services.gateway.api.schema import ChatBody, CompletionBody, Conversation, Message, Sampling
+from services.gateway.api.schema import ChatBody, CompletionBody, Message, Sampling
 from services.gateway.model import ServedModel
 from services.gateway.request.generation import GenerationRequest, Prepared, with_keys
 from services.gateway.request.text import TextRules
@@ -28,7 +28,9 @@ def prepare_chat(model: ServedModel, body: ChatBody) -> Prepared:
     """Raises `BadRequest`, `ContextTooLong`, `ModelNotFound`."""
     model.check_name(body.model)
     body.check_supported()
-    prompt = conversation_ids(model, body, body.add_special_tokens)
+    rendered = render(model, body.messages, body.add_generation_prompt)
+    # The template writes special tokens itself, unless the caller wants more.
+    prompt = model.texts.encode(rendered, body.cache_salt or "", bool(body.add_special_tokens))
     wanted = body.max_completion_tokens or body.max_tokens
 
     def limit(num_tokens: int) -> int:
@@ -37,23 +39,12 @@ def prepare_chat(model: ServedModel, body: ChatBody) -> Prepared:
     return _prepare(model, body, [prompt], limit, "messages")
 
 
-def conversation_ids(model: ServedModel, body: Conversation, add_special_tokens: bool | None = None) -> list[int]:
-    """Return the ids of a conversation. The template writes special tokens itself, unless the caller wants more."""
-    return render_ids(model, body.messages, body.add_generation_prompt, add_special_tokens)
-
-
-def render_ids(
-    model: ServedModel,
-    messages: Sequence[Message],
-    add_generation_prompt: bool | None = None,
-    add_special_tokens: bool | None = None,
-) -> list[int]:
-    """Raises `BadRequest` when the template rejects the messages."""
+def render(model: ServedModel, messages: Sequence[Message], add_generation_prompt: bool | None = None) -> str:
+    """Return the text of a conversation. Raises `BadRequest` when the template rejects the messages."""
     wants_reply = add_generation_prompt is not False
-    rendered = model.tokenizer.chat.render(
+    return model.tokenizer.chat.render(
         [message.for_template() for message in messages], add_generation_prompt=wants_reply
     )
-    return model.tokenizer.encode(rendered, add_special_tokens=bool(add_special_tokens))
 
 
 def check_token_ids(token_ids: Sequence[int], vocab_size: int, param: str) -> None:
@@ -70,7 +61,7 @@ def _completion_prompts(model: ServedModel, body: CompletionBody) -> list[list[i
         if not item:
             raise BadRequest("prompt must not be empty", param="prompt")
         if isinstance(item, str):
-            prompts.append(model.tokenizer.encode(item, add_special_tokens=add_special))
+            prompts.append(model.texts.encode(item, body.cache_salt or "", add_special))
         else:
             check_token_ids(item, model.vocab_size, "prompt")
             prompts.append(item)

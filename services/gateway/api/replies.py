@@ -1,5 +1,6 @@
 """The JSON that clients get: OpenAI's completion and chat objects, whole and in chunks."""
 
+import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,6 +14,9 @@ from shared.model.text.tokenizer import Tokenizer
 from shared.workers.decode import FinishReason
 
 Json = dict[str, Any]
+
+encode = json.JSONEncoder(ensure_ascii=False).encode
+"""One encoder for all events: `json.dumps` makes one for each that is not to escape what is not ASCII."""
 
 
 class Choice(NamedTuple):
@@ -48,6 +52,8 @@ class Reply(ABC):
         self._include_usage = include_usage
         self._with_token_ids = with_token_ids
         self._tokenizer = tokenizer
+        self._before = encode({**self._head, "object": self.chunk_object})[:-1] + ', "choices": ['
+        self._after = '], "usage": null}' if include_usage else "]}"
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> Json:
         """Return the answer to a request that does not stream."""
@@ -57,23 +63,26 @@ class Reply(ABC):
         ]
         return {**self._head, "object": self.whole_object, "choices": items, "usage": usage_object(usage)}
 
-    def opening(self, num_choices: int) -> list[Json]:
-        """Return the chunks that go before any text."""
+    def opening(self, num_choices: int) -> list[str]:
+        """Return the chunks that go before any text, as JSON."""
         return []
 
-    def chunk(self, delta: ChoiceDelta) -> Json:
-        logprobs = self._told(delta.tokens) if delta.tokens else None
-        return self._chunk([self._with_ids({**self._delta_choice(delta), "logprobs": logprobs}, delta.ids)])
+    def chunk(self, delta: ChoiceDelta) -> str:
+        """Return a chunk as JSON."""
+        choice = self._delta_choice(delta)
+        if delta.tokens:
+            choice["logprobs"] = self._told(delta.tokens)
+        return self._chunk(self._with_ids(choice, delta.ids))
 
-    def closing(self, usage: Usage) -> list[Json]:
-        """Return the chunks that go after all text."""
+    def closing(self, usage: Usage) -> list[str]:
+        """Return the chunks that go after all text, as JSON."""
         if not self._include_usage:
             return []
-        return [{**self._chunk([]), "usage": usage_object(usage)}]
+        return [encode({**self._head, "object": self.chunk_object, "choices": [], "usage": usage_object(usage)})]
 
-    def _chunk(self, choices: list[Json]) -> Json:
-        chunk = {**self._head, "object": self.chunk_object, "choices": choices}
-        return {**chunk, "usage": None} if self._include_usage else chunk
+    def _chunk(self, choice: Json) -> str:
+        """Only the choice is encoded: all chunks of an answer have the rest in common."""
+        return f"{self._before}{encode(choice)}{self._after}"
 
     def _with_ids(self, choice: Json, ids: Sequence[int]) -> Json:
         return {**choice, "token_ids": list(ids)} if self._with_token_ids else choice
@@ -117,9 +126,9 @@ class ChatReply(Reply):
     def _logprobs(self, tokens: Sequence[ShownToken], tokenizer: Tokenizer) -> Json:
         return chat_logprobs(tokens, tokenizer)
 
-    def opening(self, num_choices: int) -> list[Json]:
+    def opening(self, num_choices: int) -> list[str]:
         first = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
-        return [self._chunk([{"index": index, **first}]) for index in range(num_choices)]
+        return [self._chunk({"index": index, **first}) for index in range(num_choices)]
 
     def _delta_choice(self, delta: ChoiceDelta) -> Json:
         content = {"content": delta.text} if delta.text else {}

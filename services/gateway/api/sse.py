@@ -3,7 +3,6 @@
 import asyncio
 import json
 from contextlib import suppress
-from typing import Any
 
 from aiohttp import web
 
@@ -20,22 +19,20 @@ class EventStream:
     def __init__(self, request: web.Request) -> None:
         self._request = request
         self._response = web.StreamResponse(headers=_HEADERS)
-
-    @property
-    def is_open(self) -> bool:
-        return self._response.prepared
+        self.is_open = False
 
     async def open(self) -> None:
+        self.is_open = True
         await self._response.prepare(self._request)
 
-    async def send(self, *objects: dict[str, Any]) -> None:
-        """Write one event for each object, together."""
+    async def send(self, *objects: str) -> None:
+        """Write one event for each object, which is JSON in one line; all together."""
         if objects:
-            await self._response.write(b"".join(_event(json.dumps(item, ensure_ascii=False)) for item in objects))
+            await self._response.write("".join([f"data: {data}\n\n" for data in objects]).encode())
 
     async def finish(self) -> web.StreamResponse:
         """Say that the answer is complete."""
-        await self._response.write(_event("[DONE]"))
+        await self.send("[DONE]")
         await self._response.write_eof()
         return self._response
 
@@ -43,10 +40,6 @@ class EventStream:
         """Say that the answer broke off. No [DONE] follows: a reader must not take it for complete."""
         with suppress(TimeoutError, ConnectionError):
             async with asyncio.timeout(_LAST_WORD_S):
-                await self.send(error_object(error))
+                await self.send(json.dumps(error_object(error)))
                 await self._response.write_eof()
         return self._response
-
-
-def _event(data: str) -> bytes:
-    return f"data: {data}\n\n".encode()

@@ -71,13 +71,14 @@ class Attempt:
     async def tokens(self) -> AsyncGenerator[TokenEvent, None]:
         """Yield tokens as decode sends them. Raises what the decode call fails with; prefill's failures stay inside."""
         decode = self._plan.decode
-        call = self._calls.client.open(decode.worker, decode.address, self._deadline.remaining())
+        # A prefill that fails is all that decode may have to hear of later.
+        call = self._calls.client.call(decode.worker, decode.address, may_change=self._plan.prefill is not None)
         self._calls.registry.assign(decode.worker)
         self._prefilling.start(partial(self._tell_prefill_failed, call))
         try:
             if self._calls.hand_off.mode == "stored":
                 await self._prefilling.over.wait()
-            await call.start(self._generate_order())
+            await call.start(self._generate_order(), self._deadline.remaining())
             self._started.set()
             finish_reason: FinishReason | None = None
             is_first = True

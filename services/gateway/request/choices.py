@@ -79,7 +79,12 @@ class Choices:
     async def __aiter__(self) -> AsyncIterator[list[ChoiceDelta]]:
         """Yield deltas as they come, those that are ready together in one list. Raises what a choice failed with."""
         while len(self._finished) < len(self._tasks):
-            items = [await self._queue.get()]
+            first = await self._queue.get()
+            if self._queue.empty() and not isinstance(first, BaseException):  # a reader that keeps up
+                self._note_taken(first)
+                yield [first]
+                continue
+            items = [first]
             while not self._queue.empty():
                 items.append(self._queue.get_nowait())
             merged: dict[int, ChoiceDelta] = {}

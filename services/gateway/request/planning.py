@@ -72,7 +72,7 @@ class Planner:
         facts = RequestFacts(
             num_tokens=len(request.token_ids),
             keys=request.keys,
-            held=self._placements.held(request.keys, self._clock()),
+            held=self._placements.held(request.keys, self._clock()) if request.keys else {},
             promised=self._promises.longest(request.keys),
             excluded=excluded,
             fidelity=request.fidelity,

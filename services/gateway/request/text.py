@@ -62,6 +62,8 @@ class StopMatcher:
 
     def push(self, text: str) -> tuple[str, bool]:
         """Return the text that may be shown now, and whether a stop string ended it."""
+        if not self._stop:
+            return text, False
         self._held += text
         found = [(start, len(stop)) for stop in self._stop if (start := self._held.find(stop)) >= 0]
         if found:
@@ -133,6 +135,8 @@ class ChoiceText:
         """Tokens go out with the first character of their text: those behind a stop string never do."""
         text = "".join(shown)
         self._num_shown += len(text)
+        if not self._unshown:
+            return TextDelta(text, num_tokens, finish_reason)
         num_begun = sum(token.offset < self._num_shown for token in self._unshown)
         tokens, self._unshown = self._unshown[:num_begun], self._unshown[num_begun:]
         return TextDelta(text, num_tokens, finish_reason, tuple(tokens))

@@ -1,6 +1,7 @@
 """Chat templates, rendered as transformers renders them: sandboxed Jinja with the same filters and functions."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -23,11 +24,16 @@ DEFAULT_TEMPLATE: Final = (
 """For models without a template of their own: `User: …`, `Assistant: …`, one message a line."""
 
 
+_TAG = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")  # how special tokens are usually written
+
+
 class ChatTemplate:
     """A compiled template. Raises `ModelFileError` when it cannot be compiled."""
 
     def __init__(self, text: str, source: str, special_tokens: Mapping[str, str]) -> None:
         self._special_tokens = dict(special_tokens)
+        self.literals = (*special_tokens.values(), *_TAG.findall(text))
+        """Texts that may be special tokens of the template."""
         try:
             self._template = _environment().from_string(text)
         except jinja2.TemplateError as error:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from tokenizers import Tokenizer as Backend
 from shared.errors import ModelFileError
 from shared.model.text.bos import prepend_token
 from shared.model.text.chat import ChatTemplate, find_template
+from shared.model.text.cuts import Cuts
 from shared.model.text.token_bytes import TokenBytes
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what a decoder makes of half a UTF-8 character
@@ -23,6 +25,7 @@ class Tokenizer:
 
     def __init__(self, backend: Backend, chat: ChatTemplate, eos_ids: tuple[int, ...]) -> None:
         self._backend = backend
+        self.cuts = Cuts.of(backend, chat.literals)
         self._bytes = TokenBytes(backend)
         self.special_ids = frozenset(i for i, token in backend.get_added_tokens_decoder().items() if token.special)
         self.chat = chat
@@ -58,7 +61,17 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Return the ids of `text`. With `add_special_tokens`, BOS where the model wants one; text from a chat
         template holds it already."""
-        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        # "Fast" is without the places of tokens in the text, which nobody asks for.
+        return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+
+    @cached_property
+    def affixes(self) -> tuple[Sequence[int], Sequence[int]] | None:
+        """The ids that are added before and after those of every text; None where that is not all that is added."""
+        whole, bare = (self.encode("a b", add) for add in (True, False))
+        for start in range(len(whole) - len(bare) + 1):
+            if whole[start : start + len(bare)] == bare:
+                return whole[:start], whole[start + len(bare) :]
+        return None
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Return the text of `ids`; ids beyond the vocabulary have none."""

@@ -57,10 +57,14 @@ async def worker(behave: Behaviour) -> AsyncIterator[tuple[ScriptedWorker, Chann
         await server.stop(0)
 
 
+both_forms = pytest.mark.parametrize("may_change", [False, True])
+"""Of a call: its request alone, and one that may be changed later."""
+
+
 @asynccontextmanager
-async def decoding(behave: Behaviour, timeout_s: float = LIMIT_S) -> AsyncIterator[tuple[ScriptedWorker, DecodeCall]]:
+async def decoding(behave: Behaviour, may_change: bool) -> AsyncIterator[tuple[ScriptedWorker, DecodeCall]]:
     async with worker(behave) as (servicer, channels):
-        call = DecodeClient(channels).open(WORKER, servicer.address, timeout_s)
+        call = DecodeClient(channels).call(WORKER, servicer.address, may_change=may_change)
         try:
             yield servicer, call
         finally:
@@ -88,9 +92,13 @@ def missing(message: Message) -> set[str]:
     return {field.name for field in message.DESCRIPTOR.fields} - {field.name for field, _ in message.ListFields()}
 
 
-async def test_decode_is_told_every_field_of_the_contract() -> None:
-    async with decoding(says_messages(pb.Tokens(ids=[7], finish_reason=pb.FINISH_REASON_STOP))) as (servicer, call):
-        await call.start(ORDER)
+@both_forms
+async def test_decode_is_told_every_field_of_the_contract(may_change: bool) -> None:
+    async with decoding(says_messages(pb.Tokens(ids=[7], finish_reason=pb.FINISH_REASON_STOP)), may_change) as (
+        servicer,
+        call,
+    ):
+        await call.start(ORDER, LIMIT_S)
         await call.next_tokens()
         told = servicer.calls[0].request
     assert missing(told) == set()
@@ -113,15 +121,16 @@ async def test_prefill_is_told_every_field_of_the_contract() -> None:
     assert list(told.sources) == [pb.Source(first=0, end=2, dc="east", nodes=["e:1"])]
 
 
-async def test_tokens_come_in_the_suites_own_types_and_the_end_is_no_cancellation() -> None:
+@both_forms
+async def test_tokens_come_in_the_suites_own_types_and_the_end_is_no_cancellation(may_change: bool) -> None:
     first = pb.Tokens(
         ids=[7],
         computed_prompt_tokens=3,
         logprobs=[pb.TokenLogprobs(logprob=-0.5, top_ids=[7, 8], top_logprobs=[-0.5, -2.0])],
     )
     last = pb.Tokens(ids=[8, 9], finish_reason=pb.FINISH_REASON_LENGTH)
-    async with decoding(says_messages(first, last)) as (servicer, call):
-        await call.start(ORDER)
+    async with decoding(says_messages(first, last), may_change) as (servicer, call):
+        await call.start(ORDER, LIMIT_S)
         assert await call.next_tokens() == DecodedTokens((7,), None, 3, (TokenLogprobs(-0.5, ((7, -0.5), (8, -2.0))),))
         assert await call.next_tokens() == DecodedTokens((8, 9), "length", 0)
         await call.finish(LIMIT_S)
@@ -134,16 +143,17 @@ async def test_decode_learns_of_a_failed_prefill() -> None:
         await call.updated.wait()
         yield pb.Tokens(ids=[1], finish_reason=pb.FINISH_REASON_STOP)
 
-    async with decoding(when_updated) as (servicer, call):
-        await call.start(ORDER)
+    async with decoding(when_updated, may_change=True) as (servicer, call):
+        await call.start(ORDER, LIMIT_S)
         await call.prefill_failed()
         assert (await call.next_tokens()).finish_reason == "stop"
         assert [update.prefill_failed for update in servicer.calls[0].updates] == [True]
 
 
-async def test_a_stream_that_ends_without_a_reason_is_a_lost_worker() -> None:
-    async with decoding(says_messages(pb.Tokens(ids=[1]))) as (_, call):
-        await call.start(ORDER)
+@both_forms
+async def test_a_stream_that_ends_without_a_reason_is_a_lost_worker(may_change: bool) -> None:
+    async with decoding(says_messages(pb.Tokens(ids=[1])), may_change) as (_, call):
+        await call.start(ORDER, LIMIT_S)
         await call.next_tokens()
         with pytest.raises(WorkerLost, match="without a finish reason"):
             await call.next_tokens()
@@ -151,37 +161,47 @@ async def test_a_stream_that_ends_without_a_reason_is_a_lost_worker() -> None:
         await prefilled(says_messages())
 
 
-async def test_an_error_keeps_its_class_and_what_is_written_afterwards_does_not_fail() -> None:
-    async with decoding(raises(Overloaded("full"))) as (_, call):
-        await call.start(ORDER)
+@both_forms
+async def test_an_error_keeps_its_class_and_what_is_written_afterwards_does_not_fail(may_change: bool) -> None:
+    async with decoding(raises(Overloaded("full")), may_change) as (_, call):
+        await call.start(ORDER, LIMIT_S)
         with pytest.raises(Overloaded, match="full"):
             await call.next_tokens()
         await call.prefill_failed()
-        await call.start(ORDER)
+        await call.start(ORDER, LIMIT_S)
     with pytest.raises(Overloaded, match="full"):
         await prefilled(raises(Overloaded("full")))
 
 
-async def test_the_deadline_is_the_calls() -> None:
-    async with decoding(hangs, timeout_s=0.2) as (_, call):
-        await call.start(ORDER)
+@both_forms
+async def test_the_deadline_is_the_calls(may_change: bool) -> None:
+    async with decoding(hangs, may_change) as (_, call):
+        await call.start(ORDER, 0.2)
         with pytest.raises(DeadlineExceeded):
             await call.next_tokens()
     with pytest.raises(DeadlineExceeded):
         await prefilled(hangs, timeout_s=0.2)
 
 
+@both_forms
 @pytest.mark.parametrize("timeout_s", [0.0, 0.0005, 0.01])
-async def test_a_call_that_is_over_before_its_request_is_out_says_why_when_it_is_read(timeout_s: float) -> None:
+async def test_a_call_that_is_over_before_its_request_is_out_says_why_when_it_is_read(
+    timeout_s: float, may_change: bool
+) -> None:
     async with worker(hangs) as (servicer, channels):
         for _ in range(20):
-            call = DecodeClient(channels).open(WORKER, servicer.address, timeout_s)
-            await asyncio.sleep(timeout_s)  # the write meets the call's end at whatever stage that is
-            await call.start(ORDER)
+            call = DecodeClient(channels).call(WORKER, servicer.address, may_change=may_change)
+            await call.start(ORDER, timeout_s)  # the call's end meets the write at whatever stage that is
             with pytest.raises((DeadlineExceeded, Internal)):  # gRPC's own word if it could not send what it had begun
                 await call.next_tokens()
             call.cancel()
             await call.ended()
+
+
+async def test_a_call_that_was_never_started_is_over() -> None:
+    async with decoding(hangs, may_change=False) as (_, call):
+        with pytest.raises(WorkerLost):
+            await call.next_tokens()
 
 
 async def test_closing_a_prefill_cancels_it() -> None:
@@ -197,9 +217,10 @@ async def test_closing_a_prefill_cancels_it() -> None:
         assert servicer.calls[0].cancelled
 
 
-async def test_cancelling_decode_reaches_the_worker() -> None:
-    async with decoding(hangs) as (servicer, call):
-        await call.start(ORDER)
+@both_forms
+async def test_cancelling_decode_reaches_the_worker(may_change: bool) -> None:
+    async with decoding(hangs, may_change) as (servicer, call):
+        await call.start(ORDER, LIMIT_S)
         await servicer.called.wait()
         call.cancel()
         await call.ended()
