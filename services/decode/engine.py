@@ -112,6 +112,7 @@ class DecodeEngine:
                 self._wake.clear()
                 started = time.perf_counter()
                 step = self._plan()
+                self.publisher.set_busy(bool(step))
                 if step:
                     await self._take(step, started)
                 else:

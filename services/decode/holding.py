@@ -12,8 +12,8 @@ from shared.model.pages.reservation import Reservation
 class Holding:
     """Made, used and let go by `RequestMemory` only.
 
-    Users are the fetch that fills pages, the torch thread while it has the request in hand, and every piece of work of
-    the publisher. An abandoned holding is released when the last of them is done.
+    Users are the fetch that fills pages, the torch thread while it has the request in hand, and the publisher while it
+    reads what a pre-empted request has left. An abandoned holding is released when the last of them is done.
     """
 
     reservation: Reservation

@@ -76,10 +76,16 @@ class RequestMemory:
     def reserve(self, request: Request, num_growing: int, /) -> bool:
         num_tokens, block_tokens = len(request.tokens), self._layout.block_tokens
         spare_pages = num_growing * len(self._kv.groups.full)
-        # The last token is computed whatever is held: what it predicts is what is asked for.
-        reservation = self._kv.reserve(
-            request.keys, num_tokens + 1, self._chunk_tokens, spare_pages, latest=num_tokens - 1
-        )
+
+        def reserved() -> Reservation | None:
+            # The last token is computed whatever is held: what it predicts is what is asked for.
+            return self._kv.reserve(
+                request.keys, num_tokens + 1, self._chunk_tokens, spare_pages, latest=num_tokens - 1
+            )
+
+        reservation = reserved()
+        if reservation is None and self.publisher.make_room():
+            reservation = reserved()
         if reservation is None:
             return False
         resident = list(reservation.cached_layers)
@@ -98,7 +104,9 @@ class RequestMemory:
         reservation, position, page_tokens = request.held.reservation, len(request.tokens) - 1, self._kv.page_tokens
         if position >= reservation.num_tokens:
             next_page = (position // page_tokens + 1) * page_tokens
-            if not self._kv.extend(reservation, next_page):
+            if not self._kv.extend(reservation, next_page) and not (
+                self.publisher.make_room() and self._kv.extend(reservation, next_page)
+            ):
                 return False
         if position % page_tokens == 0:
             self._kv.slide(reservation, position)
@@ -304,14 +312,16 @@ class RequestMemory:
         layers = tuple(holding.resident[block] & self._layers_held(pages, block) for block in range(first, num_blocks))
         if not layers or not self.publisher.publish(PublishWork(request, holding, pages, first, layers)):
             return False
-        holding.num_users += 1
+        if pages is holding.reservation:
+            holding.num_users += 1
         request.num_offered = num_blocks
         return True
 
     def _published(self, work: PublishWork) -> None:
-        if work.pages is not work.holding.reservation:
+        if work.is_swap:
+            self._done(work.holding)
+        else:
             self._kv.release(work.pages)
-        self._done(work.holding)
         self._on_change()
 
     def _layers_held(self, pages: Reservation, block: int) -> int:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -53,14 +53,19 @@ class PagePublisher:
         keys: Sequence[BlockKey],
         codec: Codec,
         on_sent: Callable[[], None] = lambda: None,
+        rest: Callable[[float], Awaitable[None]] | None = None,
     ) -> None:
-        """`on_sent` is called when `num_blocks_sent` may have grown, and `full` may have ceased."""
+        """`on_sent` is called when `num_blocks_sent` may have grown, and `full` may have ceased.
+
+        `rest` is awaited after each message, with the seconds that it took: background work may wait there.
+        """
         self._publication = publication
         self._transfer = transfer
         self._reservation = reservation
         self._keys = keys
         self._codec = codec
         self._on_sent = on_sent
+        self._rest = rest
         self.backlog_bytes = 0  # of entries that are ready and not sent, before the codec
         self._queue: asyncio.Queue[tuple[Ready, list[int]] | None] = asyncio.Queue()
         self._outstanding = [0] * len(keys)
@@ -120,10 +125,13 @@ class PagePublisher:
             # One reader for all batches: on a GPU it has copied ahead.
             raws = self._stage(ready, blocks)
             while blocks:
+                started = time.perf_counter()
                 frames = await self._transfer.copier.run(partial(self._seal_batch, ready.layer, blocks, raws))
                 await self._publication.send(frames)
                 self._count_sent(ready.layer, len(frames))
                 del blocks[: len(frames)]
+                if self._rest is not None:
+                    await self._rest(time.perf_counter() - started)
             self._sent_in_layer[ready.layer] = max(self._sent_in_layer[ready.layer], ready.end)
             self._on_sent()
 

@@ -166,6 +166,18 @@ async def test_full_blocks_are_published_and_the_next_request_finds_them_on_the_
             b.memory.abandon(held)
 
 
+async def test_pages_that_wait_to_be_published_go_to_who_needs_them() -> None:
+    async with bench(num_pages=5) as b:
+        request = b.reserved()
+        b.memory.completed(request, len(TOKENS))
+        request.retired = True
+        b.memory.abandon(request)
+        assert b.kv.held == 1  # the publisher's own
+        other = b.reserved(prompt(4 * BLOCK + 3, seed=9))
+        assert b.kv.held == 1
+        b.memory.abandon(other)
+
+
 async def test_blocks_of_generated_tokens_continue_the_prompts_chain() -> None:
     async with bench() as b:
         request = b.reserved(prompt(BLOCK - 1))
