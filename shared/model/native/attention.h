@@ -54,24 +54,27 @@ typedef struct {
 
 INLINE visible seen_by(const batch *b, int row, int rows) { return (visible){b->sees[row].first, b->sees[row + rows - 1].end}; }
 
-INLINE void score(int Q, int kind, const batch *b, int row, int panel, const workspace *w) {
-    const int units = IN_PAIRS(kind) ? b->head_dim / 2 : b->head_dim;
+INLINE int64_t key_units(int kind, int head_dim) { return IN_PAIRS(kind) ? head_dim / 2 : head_dim; }
+
+INLINE int value_units(int kind) { return IN_PAIRS(kind) ? CHUNK / 2 : CHUNK; }
+
+INLINE void score(int Q, int kind, const batch *b, int row, int panel, const float *keys, float *scores) {
+    const int64_t units = key_units(kind, b->head_dim);
     const visible of = seen_by(b, row, Q);
     if (of.end <= panel * PANEL || of.first >= (panel + 1) * PANEL) return;
     vf acc[TILE_QUERIES][TILE_VECTORS];
-    multiply_panel(IN_PAIRS(kind), Q, b->queries + (int64_t)row * units, units, w->keys + (int64_t)panel * units * PANEL, 0, units, acc);
+    multiply_panel(IN_PAIRS(kind), Q, b->queries + row * units, units, keys, 0, units, acc);
 #pragma GCC unroll 8
     for (int q = 0; q < Q; q++)
 #pragma GCC unroll 8
-        for (int v = 0; v < TILE_VECTORS; v++) store_f32(w->scores + (row + q) * CHUNK + panel * PANEL + v * LANES, acc[q][v]);
+        for (int v = 0; v < TILE_VECTORS; v++) store_f32(scores + (row + q) * CHUNK + panel * PANEL + v * LANES, acc[q][v]);
 }
 
-INLINE void weigh(int Q, int kind, const batch *b, int row, int panel, const workspace *w) {
-    const int per_unit = IN_PAIRS(kind) ? 2 : 1, units = CHUNK / per_unit;
+INLINE void weigh(int Q, int kind, const batch *b, int row, int panel, const float *values, const float *probabilities) {
+    const int units = value_units(kind), per_unit = CHUNK / units;
     const visible of = seen_by(b, row, Q);
     vf acc[TILE_QUERIES][TILE_VECTORS];
-    multiply_panel(IN_PAIRS(kind), Q, w->probabilities + row * units, units, w->values + (int64_t)panel * units * PANEL,
-                   of.first / per_unit, (of.end + per_unit - 1) / per_unit, acc);
+    multiply_panel(IN_PAIRS(kind), Q, probabilities + row * units, units, values, of.first / per_unit, (of.end + per_unit - 1) / per_unit, acc);
 #pragma GCC unroll 8
     for (int q = 0; q < Q; q++)
 #pragma GCC unroll 8
@@ -81,19 +84,26 @@ INLINE void weigh(int Q, int kind, const batch *b, int row, int panel, const wor
         }
 }
 
-/* `sum` of the batch's rows, from `row` on, takes in what they see of the packed chunk. */
-INLINE void attend_batch(int kind, batch *b, seen sum, int row, float factor, const workspace *w) {
-    const int pairs = IN_PAIRS(kind);
+/* `sum` of the batch's rows, from `row` on, takes in what they see of a chunk. Its panels are packed already, or one by one `at`
+   their places into the first's room, which then stays in the nearest cache. */
+INLINE void attend_batch(int kind, batch *b, seen sum, int row, float factor, const places *at, const workspace *w) {
+    const int dim = b->head_dim, units = value_units(kind);
     const visible of = seen_by(b, 0, b->count);
-    for (int panel = of.first / PANEL; panel * PANEL < of.end; panel++)
-        for (int r = 0; r < b->count; r += TILE_QUERIES) FOR_ROWS(b->count - r, score, kind, b, r, panel, w);
+    for (int panel = of.first / PANEL; panel * PANEL < of.end; panel++) {
+        float *keys = w->keys + (at ? 0 : panel * PANEL * key_units(kind, dim));
+        if (at) pack_keys(kind, dim, at, panel, of.first, of.end, keys);
+        for (int r = 0; r < b->count; r += TILE_QUERIES) FOR_ROWS(b->count - r, score, kind, b, r, panel, keys, w->scores);
+    }
     for (int r = 0; r < b->count; r++) {
         float max, weight;
-        soften(pairs, w->scores + r * CHUNK, b->sees[r], factor, w->probabilities + r * (pairs ? CHUNK / 2 : CHUNK), &max, &weight);
+        soften(IN_PAIRS(kind), w->scores + r * CHUNK, b->sees[r], factor, w->probabilities + r * units, &max, &weight);
         b->fold[r] = add_weight(sum, row + r, max, weight);
     }
-    for (int panel = 0; panel * PANEL < b->head_dim; panel++)
-        for (int r = 0; r < b->count; r += TILE_QUERIES) FOR_ROWS(b->count - r, weigh, kind, b, r, panel, w);
+    for (int panel = 0; panel * PANEL < dim; panel++) {
+        float *values = w->values + (at ? 0 : panel * PANEL * units);
+        if (at) pack_values(kind, dim, at, panel, of.first, of.end, values);
+        for (int r = 0; r < b->count; r += TILE_QUERIES) FOR_ROWS(b->count - r, weigh, kind, b, r, panel, values, w->probabilities);
+    }
 }
 
 /* Queries of a block, token after token, as units. */
@@ -114,7 +124,8 @@ INLINE void pack_queries(int kind, const attention *a, const shape *s, const blo
 INLINE void attend_chunks(int kind, const attention *a, const shape *s, const block *b, int first, int end, seen sum, char *partials,
                           const workspace *w) {
     const int group = group_of(s), dim = s->head_dim, window = s->window, rows = b->tokens * group;
-    const int start = s->spans[b->span].start + b->token, units = IN_PAIRS(kind) ? dim / 2 : dim;
+    const int start = s->spans[b->span].start + b->token;
+    const int64_t units = key_units(kind, dim);
     const int32_t *table = a->tables + (int64_t)b->span * a->table_size;
     pack_queries(kind, a, s, b, w->queries);
     for (int c = first; c < end; c++) {
@@ -122,23 +133,28 @@ INLINE void attend_chunks(int kind, const attention *a, const shape *s, const bl
         int token = base > start ? base - start : 0, stop = b->tokens; /* those that see the chunk */
         if (window && base + CHUNK + window - 1 - start < stop) stop = base + CHUNK + window - 1 - start;
         const int from = first_visible(window, start + token) - base, to = start + stop - base;
-        const visible seen_of = {from > 0 ? from : 0, to < CHUNK ? to : CHUNK};
+        const visible of = {from > 0 ? from : 0, to < CHUNK ? to : CHUNK};
+        const bool one_batch = (stop - token) * group <= BATCH_ROWS;
         places at;
         locate(a->kv, table, b->kv_head, base, first_visible(window, start), start + b->tokens, &at);
-        pack_keys(kind, dim, &at, seen_of.first, seen_of.end, w->keys);
-        pack_values(kind, dim, &at, seen_of.first, seen_of.end, w->values);
+        if (!one_batch) {
+            for (int panel = of.first / PANEL; panel * PANEL < of.end; panel++)
+                pack_keys(kind, dim, &at, panel, of.first, of.end, w->keys + panel * PANEL * units);
+            for (int panel = 0; panel * PANEL < dim; panel++)
+                pack_values(kind, dim, &at, panel, of.first, of.end, w->values + panel * PANEL * value_units(kind));
+        }
         if (partials) {
             sum = seen_at(partials + (c - b->first) * partial_bytes(s, b), rows, dim);
             forget(sum, rows, dim);
         }
         for (int row = token * group; row < stop * group; row += BATCH_ROWS) {
-            batch some = {.head_dim = dim, .queries = w->queries + (int64_t)row * units, .sum = sum.sum + (int64_t)row * dim};
+            batch some = {.head_dim = dim, .queries = w->queries + row * units, .sum = sum.sum + (int64_t)row * dim};
             some.count = stop * group - row < BATCH_ROWS ? stop * group - row : BATCH_ROWS;
             for (int r = 0; r < some.count; r++) {
                 const int position = start + (row + r) / group, sees = first_visible(window, position) - base;
                 some.sees[r] = (visible){sees > 0 ? sees : 0, position + 1 - base < CHUNK ? position + 1 - base : CHUNK};
             }
-            attend_batch(kind, &some, sum, row, a->scale * 1.44269504088896341f, w);
+            attend_batch(kind, &some, sum, row, a->scale * 1.44269504088896341f, one_batch ? &at : NULL, w);
         }
     }
 }

@@ -85,27 +85,30 @@ INLINE void hide_others(float *scores, int t, visible of) {
         if (i < of.first || i >= of.end) scores[i] = -INFINITY;
 }
 
+INLINE void store_units(int pairs, float *probabilities, int t, vf p) {
+#if defined(__AVX512BF16__)
+    if (pairs) {
+        _mm256_storeu_si256((void *)(probabilities + t / 2), (__m256i)_mm512_cvtneps_pbh((__m512)p));
+        return;
+    }
+#endif
+    store_f32(probabilities + t, p);
+}
+
 /* Scores of one row to probabilities, as units; what is not visible gets none. Overwrites the scores. */
 INLINE void soften(int pairs, float *scores, visible of, float factor, float *probabilities, float *max, float *weight) {
     const int first = of.first / LANES * LANES, end = (of.end + LANES - 1) / LANES * LANES;
     if (of.first > first) hide_others(scores, first, of);
     if (of.end < end) hide_others(scores, end - LANES, of);
-    vf top = splat(-INFINITY), total = {};
+    vf top = splat(-INFINITY), weights = {};
     for (int t = first; t < end; t += LANES) top = vmax(top, load_f32(scores + t));
     *max = maximum(top) * factor;
-    for (int t = 0; t < CHUNK; t += LANES) {
-        vf p = {};
-        if (t >= first && t < end) {
-            p = power_of_two(multiply_add(load_f32(scores + t), splat(factor), splat(-*max)));
-            total += p;
-        }
-#if defined(__AVX512BF16__)
-        if (pairs) {
-            _mm256_storeu_si256((void *)(probabilities + t / 2), (__m256i)_mm512_cvtneps_pbh((__m512)p));
-            continue;
-        }
-#endif
-        store_f32(probabilities + t, p);
+    for (int t = 0; t < first; t += LANES) store_units(pairs, probabilities, t, (vf){});
+    for (int t = first; t < end; t += LANES) {
+        const vf p = power_of_two(multiply_add(load_f32(scores + t), splat(factor), splat(-*max)));
+        store_units(pairs, probabilities, t, p);
+        weights += p;
     }
-    *weight = sum(total);
+    for (int t = end; t < CHUNK; t += LANES) store_units(pairs, probabilities, t, (vf){});
+    *weight = sum(weights);
 }

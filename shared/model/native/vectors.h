@@ -96,6 +96,13 @@ INLINE vf multiply_add(vf a, vf b, vf c) {
 }
 
 INLINE vf choose(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
+
+#if defined(__AVX512F__)
+INLINE vf vmax(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE vf vmin(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
+INLINE float sum(vf v) { return _mm512_reduce_add_ps((__m512)v); } /* halves, quarters and so on, as below */
+INLINE float maximum(vf v) { return _mm512_reduce_max_ps((__m512)v); }
+#else
 INLINE vf vmax(vf a, vf b) { return choose(a > b, a, b); }
 INLINE vf vmin(vf a, vf b) { return choose(a < b, a, b); }
 
@@ -110,6 +117,7 @@ INLINE float add_two(float a, float b) { return a + b; }
 INLINE float larger(float a, float b) { return a > b ? a : b; }
 INLINE float sum(vf v) { REDUCE(add_two, v); }
 INLINE float maximum(vf v) { REDUCE(larger, v); }
+#endif
 
 /* Two vectors whose lanes are added pairwise, at a distance of half a vector, a quarter, and so on: a's sums take the places where
    the first list keeps a's lanes, b's the others. The first list moves nothing, which costs less than moving. */
