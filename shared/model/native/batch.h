@@ -74,11 +74,9 @@ INLINE void attend_batch(int kind, batch *b, seen sum, int row, float factor, co
         if (at) pack_keys(kind, dim, at, panel, of.first, of.end, keys);
         for (int r = 0; r < b->count; r += TILE_QUERIES) FOR_ROWS(b->count - r, score, kind, b, r, panel, keys, w->scores);
     }
-    for (int r = 0; r < b->count; r++) {
-        float max, weight;
-        soften(IN_PAIRS(kind), w->scores + r * CHUNK, b->sees[r], factor, w->probabilities + r * units, &max, &weight);
-        b->fold[r] = add_weight(sum, row + r, max, weight);
-    }
+    float max[BATCH_ROWS + LANES], weight[BATCH_ROWS + LANES];
+    soften(IN_PAIRS(kind), b->count, w->scores, b->sees, factor, w->probabilities, max, weight);
+    for (int r = 0; r < b->count; r++) b->fold[r] = add_weight(sum, row + r, max[r], weight[r]);
     for (int panel = 0; panel * PANEL < dim; panel++) {
         float *values = w->values + (at ? 0 : panel * PANEL * units);
         if (at) pack_values(kind, dim, at, panel, of.first, of.end, values);
