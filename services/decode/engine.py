@@ -3,8 +3,10 @@
 import asyncio
 import itertools
 import time
+from collections.abc import Iterator
 from functools import partial
 
+from services.decode.following import followers
 from services.decode.memory import RequestMemory
 from services.decode.meter import StepMeter
 from services.decode.pace import StepPace
@@ -126,7 +128,7 @@ class DecodeEngine:
 
     def _plan(self) -> DecodeStep:
         batch = self._scheduler.schedule()
-        offers = [offer for request in self._scheduler.turns() if (offer := self._offer(request)) is not None]
+        offers = [offer for request in self._ready_tails() if (offer := self._offer(request)) is not None]
         num_layers = self._model.layout.num_layers
         packed = pack(offers, self._pace.tail_tokens(len(batch), len(offers)), num_layers)
         step = DecodeStep.of(packed, batch)
@@ -136,6 +138,19 @@ class DecodeEngine:
             for part in gated.parts:
                 self._memory.cover_tail(part.request, part.tail.chunk_end - part.tail.first)
         return step
+
+    def _ready_tails(self) -> Iterator[Request]:
+        """Yield in turn the tails that wait for no other. Those whose other is gone look again what is held."""
+        turns = self._scheduler.turns()
+        following = followers((request, self._memory.remainder(request)) for request in turns)
+        for request in turns:
+            if request in following:
+                request.follows = True
+                continue
+            if request.follows:
+                request.follows = False
+                self._memory.renew(request)
+            yield request
 
     def _offer(self, request: Request) -> Offer[Request] | None:
         open_layers = self._memory.num_open_layers(request)
