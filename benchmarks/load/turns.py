@@ -45,7 +45,9 @@ def turn(server: LoadServer, servers: Sequence[LoadServer], what: str, ask: Ask)
     client_cpu_s, idle_cpu_s = used.client - before.client, used.idle - before.idle
     foreign_cpu_s = used.machine - before.machine - cpu_s.total() - client_cpu_s - idle_cpu_s
     rate = len(answers.outcomes) / answers.seconds
-    print(f"{what}, {server.name}: {rate:.2f} requests/s, {len(answers.errors)} errors", file=sys.stderr, flush=True)
+    foreign = f"{max(0.0, foreign_cpu_s) / answers.seconds:.2f} foreign cores"
+    said = f"{what}, {server.name}: {rate:.2f} requests/s, {len(answers.errors)} errors, {foreign}"
+    print(said, file=sys.stderr, flush=True)
     return LoadTurn(answers, cpu_s, client_cpu_s, idle_cpu_s, max(0.0, foreign_cpu_s), server.memory_mb())
 
 
