@@ -1,7 +1,7 @@
 """The choices of one request, run at once: their text merged into one stream of deltas."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import aclosing
 from types import TracebackType
 from typing import Self
@@ -68,12 +68,14 @@ class Choices:
         for index, task in enumerate(self._tasks):
             if index not in self._finished:
                 task.cancel()
+        left: Collection[asyncio.Task[None]] = self._tasks
         try:
-            await asyncio.wait(self._tasks, timeout=LAST_WORD_S)
+            _, left = await asyncio.wait(self._tasks, timeout=LAST_WORD_S)
         finally:
-            for task in self._tasks:
+            for task in left:
                 task.cancel()
-            await asyncio.wait(self._tasks)
+            if left:
+                await asyncio.wait(left)
             self._count_ends(error)
 
     async def __aiter__(self) -> AsyncIterator[list[ChoiceDelta]]:

@@ -10,7 +10,9 @@ from tokenizers import Tokenizer as Backend
 PIECE_CHARS = 1024
 """Pieces are at least that long, unless a special token ends them: a shorter one costs more to find than to encode."""
 
-_LETTERS = r"A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0400-\u045f\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3"
+_LETTERS = (
+    r"A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0400-\u045f\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3"
+)
 """Some that are letters by every version of Unicode since 5.0: the tokeniser's need not be Python's."""
 
 _AFTER_A_WORD = rf"(?<=[0-9{_LETTERS}])[ \n]"
