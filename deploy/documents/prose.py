@@ -23,7 +23,7 @@ _BAD_SUBJECT = re.compile(r"(?:^|(?<=[.:;] ))(?:What|Who|Whoever|Whatever|That o
 
 
 def sizes(page: Page) -> Iterator[Problem]:
-    """Pages are read in one sitting, without scrolling sideways. Generated ones are looked up, and grow with the code."""
+    """Pages are read in one sitting, without scrolling sideways; generated ones are looked up."""
     lines = page.text.splitlines()
     if len(lines) > MAX_LINES and not page.is_generated:
         yield Problem(len(lines), f"{len(lines)} lines, more than {MAX_LINES}")
