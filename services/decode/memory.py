@@ -101,7 +101,12 @@ class RequestMemory:
         return True
 
     def extend(self, request: Request, /) -> bool:
-        reservation, position, page_tokens = request.held.reservation, len(request.tokens) - 1, self._kv.page_tokens
+        reservation, page_tokens = request.held.reservation, self._kv.page_tokens
+        position = len(request.tokens) + request.num_coming - 1
+        if request.num_coming and request.is_ending:
+            return True  # it needs no more
+        if request.num_coming and self._kv.groups.windowed and position % page_tokens == 0:
+            return False  # a step under way sees what the window would slide past
         if position >= reservation.num_tokens:
             next_page = (position // page_tokens + 1) * page_tokens
             if not self._kv.extend(reservation, next_page) and not (
