@@ -97,7 +97,7 @@ def _steps(
         started = time.perf_counter()
         after = model.step(ids, [Span(r.tables, position, 1) for r in reservations], kv)
         if after.best is not None:
-            ids = after.best.tolist()
+            ids = after.best()
         else:
             chosen = sample(model.logits(after.hidden), [Row(greedy, position + 1)] * len(ids))
             ids = [sampled.token for sampled in chosen]

@@ -6,12 +6,13 @@ import time
 from collections.abc import Iterator
 from functools import partial
 
-from services.decode.following import followers
+from services.decode.ahead import AheadRunner, StepInHand
+from services.decode.following import in_turn, leaders
 from services.decode.memory import RequestMemory
 from services.decode.meter import StepMeter
 from services.decode.pace import StepPace
 from services.decode.request import FinishReason, Generation, NewTokens, Request
-from services.decode.runner import DecodeStep, RequestPart, Result, Runner
+from services.decode.runner import DecodeStep, RequestPart, Result, Runner, StepOutcome
 from services.decode.scheduler import DecodeScheduler, Rank
 from services.decode.settings import DecodeSettings
 from services.decode.tail import Tail
@@ -27,6 +28,9 @@ from shared.metrics import Metrics
 from shared.model.sampler.sampling import Sampled
 
 log = get_logger()
+
+LAUNCH_LEAD_S = 0.003
+"""How long before the step under way should end the next one is planned: prompts that arrive meanwhile are in it."""
 
 
 class DecodeEngine:
@@ -64,6 +68,10 @@ class DecodeEngine:
         self._scheduler: DecodeScheduler[Request] = DecodeScheduler(self._memory, settings.max_batch)
         self._pace = StepPace(settings.chunk_tokens, settings.inter_token_s)
         self._runner = Runner(model.transformer, model.kv)
+        self._ahead = AheadRunner(model.transformer, model.kv)
+        self._under_way: StepInHand | None = None  # launched, not read
+        self._read_at_s = 0.0  # when tokens were handed out last
+        self._num_layers = model.layout.num_layers
         self._meter = StepMeter(metrics)
         self._arrivals = itertools.count()
         self.publisher = self._memory.publisher
@@ -112,13 +120,7 @@ class DecodeEngine:
                 await self._thread.run(self._capture)
             while True:
                 self._wake.clear()
-                started = time.perf_counter()
-                step = self._plan()
-                self.publisher.set_busy(bool(step))
-                if step:
-                    await self._take(step, started)
-                else:
-                    await self._wake.wait()
+                await self._turn()
         finally:
             await self._clean_up()
 
@@ -126,11 +128,38 @@ class DecodeEngine:
         model = self._model
         model.transformer.capture_steps(model.kv, model.max_model_len, self._settings.max_batch)
 
-    def _plan(self) -> DecodeStep:
-        batch = self._scheduler.schedule()
+    async def _turn(self) -> None:
+        """Plan a step and run it, or launch it behind the one under way and read that one; without either, wait."""
+        before = self._under_way
+        if before is not None:
+            await self._until_nearly_read(before)
+        started = time.perf_counter()
+        step = self._plan(may_preempt=before is None)
+        self.publisher.set_busy(bool(step) or before is not None)
+        if not step and before is None:
+            await self._wake.wait()
+        elif self._launches(step):
+            await self._fly(StepInHand.of(step, started, self._num_layers), before)
+        elif before is not None:
+            await self._fly(None, before)
+        else:
+            await self._run_alone(StepInHand.of(step, started, self._num_layers))
+
+    def _launches(self, step: DecodeStep) -> bool:
+        """Whether a step goes without the host. Who waits for a pre-emption waits for nothing to be under way."""
+        return bool(step) and not self._scheduler.held_back and self._ahead.can_launch(step)
+
+    async def _until_nearly_read(self, under_way: StepInHand) -> None:
+        """Wait as long as the next step is launched early enough: who arrives meanwhile is in it."""
+        expected_s = self._pace.cost.expected_s(len(under_way.step.batch), under_way.num_tail_tokens)
+        left_s = max(under_way.started_s, self._read_at_s) + expected_s - LAUNCH_LEAD_S - time.perf_counter()
+        if left_s > 0:
+            await asyncio.sleep(left_s)
+
+    def _plan(self, *, may_preempt: bool) -> DecodeStep:
+        batch = [r for r in self._scheduler.schedule(may_preempt=may_preempt) if not r.is_ending]
         offers = [offer for request in self._ready_tails() if (offer := self._offer(request)) is not None]
-        num_layers = self._model.layout.num_layers
-        packed = pack(offers, self._pace.tail_tokens(len(batch), len(offers)), num_layers)
+        packed = pack(offers, self._pace.tail_tokens(len(batch), len(offers)), self._num_layers)
         step = DecodeStep.of(packed, batch)
         for part in step.rows:
             self._memory.cover_tail(part.request, part.num_tokens)
@@ -142,17 +171,19 @@ class DecodeEngine:
     def _ready_tails(self) -> Iterator[Request]:
         """Yield in turn the tails that wait for no other. Those whose other is gone look again what is held."""
         turns = self._scheduler.turns()
-        following = followers((request, self._memory.remainder(request)) for request in turns)
-        for request in turns:
-            if request in following:
-                request.follows = True
-                continue
+        waits_for = leaders([(request, self._memory.tail_blocks(request)) for request in turns])
+        for request in waits_for:
+            request.follows = True
+        for request in in_turn(turns, waits_for):
             if request.follows:
                 request.follows = False
                 self._memory.renew(request)
             yield request
 
     def _offer(self, request: Request) -> Offer[Request] | None:
+        tail = _tail(request)
+        if request.num_coming or (tail.begins_chunk and self._is_under_way(request)):
+            return None  # its last row is under way, or rows that see what its windows would slide past
         open_layers = self._memory.num_open_layers(request)
         tail = _tail(request)
         if open_layers <= tail.next_layer:
@@ -161,34 +192,69 @@ class DecodeEngine:
             request.gate_opened_at_s = time.time()
         return Offer(request, tail.chunk_end - tail.first, tail.next_layer, open_layers)
 
-    async def _take(self, step: DecodeStep, started: float) -> None:
-        """Run a step in the torch thread, then hand its tokens out; they travel while the next step computes."""
-        tails = [(part, part.tail, part.tail.first) for part in step.tails]
-        num_tail_tokens = step.num_tail_tokens(self._model.layout.num_layers)
-        in_hand = step.holdings
-        self._memory.take_in_hand(in_hand)
-        try:
-            outcome = await self._thread.run(partial(self._runner.run, step))
-            for part, tail, first in tails:
-                self._tail_advanced(part, tail, first, outcome.results[part.request])
-            for part in step.batch:
-                self._generated(part.request, outcome.results[part.request])
-        finally:
-            self._memory.put_down(in_hand)
-        self._pace.cost.measured(len(step.batch), num_tail_tokens, outcome.model_s)
-        self._meter.stepped(step, num_tail_tokens, outcome, time.perf_counter() - started)
+    def _is_under_way(self, request: Request) -> bool:
+        return self._under_way is not None and self._under_way.has_rows_of(request)
 
-    def _tail_advanced(self, part: RequestPart, tail: Tail, first: int, result: Result) -> None:
+    async def _run_alone(self, hand: StepInHand) -> None:
+        """Run a step in the torch thread, then hand its tokens out; they travel while the next step computes."""
+        self._memory.take_in_hand(hand.holdings)
+        try:
+            outcome = await self._thread.run(partial(self._runner.run, hand.step))
+            self._hand_out(hand, outcome)
+        finally:
+            self._memory.put_down(hand.holdings)
+
+    async def _fly(self, hand: StepInHand | None, before: StepInHand | None) -> None:
+        """Launch a step, if there is one, then read the one before, if there is one, and hand out its tokens."""
+        in_hand = [*([] if hand is None else hand.holdings), *([] if before is None else before.holdings)]
+        self._memory.take_in_hand([] if hand is None else hand.holdings)
+        try:
+            outcome = await self._thread.run(partial(self._ahead.launch_and_read, hand, before))
+        except BaseException:
+            # The device may have begun what nobody will read: pages are let go of when it is done.
+            await self._thread.run(self._model.transformer.wait)
+            self._memory.put_down(in_hand)
+            self._under_way = None
+            raise
+        launched = hand is not None and hand.flight is not None
+        self._under_way = hand if launched else None
+        if hand is not None:
+            hand.count_coming(1)
+        if before is not None and outcome is not None:
+            before.count_coming(-1)
+            try:
+                self._hand_out(before, outcome)
+            finally:
+                self._memory.put_down(before.holdings)
+        if hand is not None and not launched:
+            try:
+                await self._run_alone(hand)
+            finally:
+                self._memory.put_down(hand.holdings)
+
+    def _hand_out(self, hand: StepInHand, outcome: StepOutcome) -> None:
+        for part, tail, first in hand.tails:
+            last = tail.first if hand.flight is None else first + part.num_tokens
+            self._tail_advanced(part, tail, first, last, outcome.results[part.request])
+        for part in hand.step.batch:
+            self._generated(part.request, outcome.results[part.request])
+        num_tail_tokens, now = hand.num_tail_tokens, time.perf_counter()
+        self._pace.cost.measured(len(hand.step.batch), num_tail_tokens, outcome.model_s)
+        self._meter.stepped(hand.step, num_tail_tokens, outcome, now - max(hand.started_s, self._read_at_s))
+        self._read_at_s = now
+
+    def _tail_advanced(self, part: RequestPart, tail: Tail, first: int, last: int, result: Result) -> None:
+        """Take note of a tail's tokens `[first, last)`, which are through all layers now."""
         request = part.request
         if request.retired:
             return
         if isinstance(result, RuntimeError):
             self._fail(request, result)
             return
-        if tail.first > first:  # tokens are through all layers
-            self._count_computed(request, tail.first - first)
-            if tail.begins_chunk or result is not None:
-                self._memory.completed(request, tail.first)
+        if last > first:
+            self._count_computed(request, last - first)
+            if tail.is_chunk_end(last) or result is not None:
+                self._memory.completed(request, last)
         if result is not None:
             self._join_batch(request, tail, result)
 
@@ -249,6 +315,9 @@ class DecodeEngine:
         self._wake.set()
 
     async def _clean_up(self) -> None:
+        if self._under_way is not None:
+            await self._thread.run(self._model.transformer.wait)
+            self._memory.put_down(self._under_way.holdings)
         for request in [*self._scheduler.waiting, *self._scheduler.tails, *self._scheduler.running]:
             self._fail(request, Draining("this worker is stopping"))
         await self._memory.all_returned()

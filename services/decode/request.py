@@ -77,6 +77,7 @@ class Request:
     history: TokenHistory | None = None  # for penalties; the torch thread's
     wait_until_s: float | None = None  # of the monotonic clock: until when promised entries are waited for
     gate_opened_at_s: float | None = None  # when the tail's first layer could run; seconds since 1970
+    num_coming: int = 0  # tokens that steps under way will bring
     num_computed: int = 0  # tokens of the prompt that were computed here
     follows: bool = False  # another request computes what its tail begins with
     retired: bool = False  # finished, failed or aborted
@@ -105,6 +106,11 @@ class Request:
         if holding.fetch is not None:
             return 0
         return len(self.tokens) - 1 if holding.tail is None else holding.tail.first
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether what is under way brings its last token, if no other does."""
+        return self.num_generated + self.num_coming >= self.generation.sampling.max_tokens
 
     def deliver(self, event: NewTokens | PrfaasError) -> None:
         self._events.put_nowait(event)

@@ -109,10 +109,7 @@ class Runner:
         started = time.perf_counter()
         results: dict[Request, Result] = {}
         states: list[tuple[RequestPart, torch.Tensor]] = []
-        for part in step.rows:
-            if part.tail.copy is not None:
-                part.tail.copy.run(self._kv)
-                part.tail.copy = None
+        copy_beginnings(step.rows, self._kv)
         for gated in step.passes:
             for part, state in self._through_layers(gated).items():
                 if isinstance(state, torch.Tensor):
@@ -136,7 +133,7 @@ class Runner:
 
     def _advance(self, first: int, end: int, parts: Sequence[RequestPart]) -> list[torch.Tensor | None]:
         model = self._transformer
-        spans = [_span(part, part.tail.chunk_end - part.tail.first) for part in parts]
+        spans = [span_of(part, part.tail.chunk_end - part.tail.first) for part in parts]
         if first == 0:
             hidden = model.embed(self._ids(_tokens(parts, spans)))
         else:
@@ -176,21 +173,23 @@ class Runner:
         self, parts: Sequence[RequestPart], states: Sequence[tuple[RequestPart, torch.Tensor]]
     ) -> dict[Request, Result]:
         """Run rows through the model and sample what follows each that is at its end, `states` among them."""
-        spans = [_span(part, part.num_tokens) for part in parts]
+        spans = [span_of(part) for part in parts]
         results: dict[Request, Result] = dict.fromkeys((part.request for part in parts), None)
         hidden, ended = [state for _, state in states], [part for part, _ in states]
-        at_end = [i for i, (part, span) in enumerate(zip(parts, spans, strict=True)) if _is_last(part, span)]
+        at_end = [
+            i for i, (part, span) in enumerate(zip(parts, spans, strict=True)) if span.end == len(part.request.tokens)
+        ]
         if parts:
             after = self._transformer.step(_tokens(parts, spans), spans, self._kv)
             if at_end and after.logits is not None:
-                sampled = self._sample_captured(after, at_end, [_row(parts[i].request) for i in at_end])
+                sampled = self._sample_captured(after, at_end, [row_of(parts[i].request) for i in at_end])
                 results.update(zip((parts[i].request for i in at_end), sampled, strict=True))
             elif at_end:
                 hidden.append(self._picked(after.hidden, at_end))
                 ended += [parts[i] for i in at_end]
         if ended:
             logits = self._transformer.logits(hidden[0] if len(hidden) == 1 else torch.cat(hidden))
-            sampled = sample(logits, [_row(part.request) for part in ended])
+            sampled = sample(logits, [row_of(part.request) for part in ended])
             results.update(zip((part.request for part in ended), sampled, strict=True))
         elif not at_end:
             self._transformer.wait()  # pages that a request leaves after this step are not touched any more
@@ -203,7 +202,7 @@ class Runner:
         """Return the tokens after the spans of these numbers, where their logits have come with the step."""
         assert after.logits is not None, "logits that have not come"
         if after.best is not None and all(map(takes_best, rows)):
-            best = after.best.tolist()
+            best = after.best()
             return [Sampled(best[i], None) for i in at_end]
         return sample(self._picked(after.logits, at_end), rows)
 
@@ -214,25 +213,31 @@ class Runner:
         return torch.tensor(numbers, device=self._transformer.device)
 
 
-def _span(part: RequestPart, num_tokens: int) -> Span:
-    """Return a part's next rows: of its tail, or its last token."""
+def copy_beginnings(rows: Iterable[RequestPart], kv: PagedKv) -> None:
+    """Copy what tails begin with before their first token is computed."""
+    for part in rows:
+        if part.tail.copy is not None:
+            part.tail.copy.run(kv)
+            part.tail.copy = None
+
+
+def span_of(part: RequestPart, num_tokens: int | None = None) -> Span:
+    """Return a part's next rows, as many as it has in the step unless it is said: of its tail, or its last token."""
     tables, tail = part.holding.reservation.tables, part.holding.tail
     if tail is None:
-        return Span(tables, len(part.request.tokens) - 1, 1)
-    return Span(tables, tail.first, num_tokens, tail.stores)
+        return Span(tables, len(part.request.tokens) + part.request.num_coming - 1, 1)
+    return Span(tables, tail.first, part.num_tokens if num_tokens is None else num_tokens, tail.stores)
 
 
-def _is_last(part: RequestPart, span: Span) -> bool:
-    return span.end == len(part.request.tokens)
+def tokens_of(part: RequestPart, span: Span) -> list[int]:
+    return part.request.tokens[span.start : span.end]
 
 
 def _tokens(parts: Iterable[RequestPart], spans: Iterable[Span]) -> list[int]:
-    return [
-        token for part, span in zip(parts, spans, strict=True) for token in part.request.tokens[span.start : span.end]
-    ]
+    return [token for part, span in zip(parts, spans, strict=True) for token in tokens_of(part, span)]
 
 
-def _row(request: Request) -> Row:
+def row_of(request: Request) -> Row:
     generation = request.generation
     params = generation.sampling
     if request.history is None and params.has_penalties:

@@ -55,7 +55,8 @@ class DecodeScheduler(Generic[R]):
     - When a running request finds no page for its next token, the request with the greatest rank that holds pages is
       pre-empted: the lowest priority, of these the last that arrived. It may be the needy one itself.
     - A waiting request pre-empts only requests of a lower priority, and only if that makes room enough.
-    - While pages are on their way back nobody else is pre-empted; the needy one sits out a step.
+    - While pages are on their way back, or while a step is under way, nobody is pre-empted; the needy one sits out a
+      step, and `held_back` says so.
 
     Progress: pre-emption goes from a lower to a greater rank only, so that two requests cannot pre-empt each other.
     Requests of one priority hold pages in the order of arrival: all that hold came before all that wait. Therefore the
@@ -70,6 +71,7 @@ class DecodeScheduler(Generic[R]):
         self.waiting: list[R] = []  # in rank order
         self.tails: list[R] = []  # in order of admission
         self.running: list[R] = []
+        self.held_back = False  # somebody would have been pre-empted, had it been allowed
 
     @property
     def num_holding(self) -> int:
@@ -93,27 +95,32 @@ class DecodeScheduler(Generic[R]):
         """Return the tails in the order of their turns: the most urgent first, as prefill workers have it."""
         return sorted(self.tails, key=lambda request: request.urgency.rank)
 
-    def schedule(self) -> list[R]:
-        """Find pages for the next step, pre-empt and admit. Return the running requests that have their pages."""
-        stalled, num_preempted = self._grow()
+    def schedule(self, *, may_preempt: bool = True) -> list[R]:
+        """Find pages for the next step, pre-empt and admit. Return the running requests that have their pages.
+
+        Without `may_preempt` everybody keeps what they have: a step that reads it is under way.
+        """
+        self.held_back = False
+        stalled, num_preempted = self._grow(may_preempt)
         if not num_preempted:  # else the victim would be admitted into what is left of its own pages
-            self._admit()
+            self._admit(may_preempt)
         return [request for request in self.running if request not in stalled]
 
-    def _grow(self) -> tuple[list[R], int]:
+    def _grow(self, may_preempt: bool) -> tuple[list[R], int]:
         """Extend in rank order. Return who must sit out this step, and how many were pre-empted."""
         stalled: list[R] = []
         num_preempted = 0
         for request in sorted(self.running, key=_rank):
             while request in self.running and not self._pages.extend(request):
-                if self._pages.returning or self.num_holding == 1:
+                if not may_preempt or self._pages.returning or self.num_holding == 1:
+                    self.held_back |= not may_preempt
                     stalled.append(request)
                     break
                 self._preempt(max(self.tails + self.running, key=_rank))
                 num_preempted += 1
         return stalled, num_preempted
 
-    def _admit(self) -> None:
+    def _admit(self, may_preempt: bool) -> None:
         while self.waiting:
             head = self.waiting[0]
             num_growing = sum(request.rank < head.rank for request in self.running)
@@ -121,7 +128,8 @@ class DecodeScheduler(Generic[R]):
                 self.tails.append(self.waiting.pop(0))
                 continue
             victim = self._outranked_by(head)
-            if victim is None or self._pages.returning:
+            if victim is None or self._pages.returning or not may_preempt:
+                self.held_back |= victim is not None and not may_preempt
                 return
             self._preempt(victim)
 

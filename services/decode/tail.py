@@ -54,7 +54,11 @@ class Tail:
     @property
     def begins_chunk(self) -> bool:
         """Whether nothing of the chunk in hand has begun."""
-        return self.next_layer == 0 and (self.first - self.start) % self.chunk_tokens == 0
+        return self.next_layer == 0 and self.is_chunk_end(self.first)
+
+    def is_chunk_end(self, position: int) -> bool:
+        """Whether a chunk ends, and the next one begins, at a position."""
+        return (position - self.start) % self.chunk_tokens == 0
 
     def computed(self, num_tokens: int) -> bool:
         """Note that the next tokens are through all layers; return whether that was the tail's end."""

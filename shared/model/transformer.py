@@ -148,9 +148,15 @@ class Transformer:
     @torch.inference_mode()
     def step(self, token_ids: Sequence[int], spans: Sequence[Span], kv: PagedKv) -> StepStates:
         """Run the tokens of all spans, one span after the other; return what follows each span."""
-        if self._graphs is not None and self._graphs.serves(kv, spans):
+        if self._graphs is not None and self.is_captured(spans, kv):
             return self._graphs.run(token_ids, spans)
-        return StepStates(self._last(Batch.build(spans, kv.page_tokens, self.device, token_ids), kv))
+        batch = Batch.build(spans, kv.page_tokens, self.device, token_ids)
+        return StepStates(self._last(batch.token_ids, batch, kv))
+
+    def is_captured(self, spans: Sequence[Span], kv: PagedKv) -> bool:
+        """Whether `step` replays a graph for these: it returns at once, and the next one may take tokens from it, an id
+        of `~i` for what follows span i."""
+        return self._graphs is not None and self._graphs.serves(kv, spans)
 
     @torch.inference_mode()
     def capture_steps(self, kv: PagedKv, max_tokens: int, max_batch: int, recorder: "Recorder | None" = None) -> None:
@@ -158,7 +164,12 @@ class Transformer:
 
         `max_tokens` is the longest sequence that will come. `recorder` is the device's own unless it is given.
         """
-        from shared.model.cuda.graphs import CudaRecorder, StepGraphs, padded  # deferred: most devices have no graphs
+        from shared.model.cuda.graphs import (
+            CudaRecorder,
+            GraphOutput,
+            StepGraphs,
+            padded,
+        )  # deferred: most devices have no graphs
 
         if recorder is None:
             if not self.can_capture:
@@ -166,11 +177,11 @@ class Transformer:
             recorder = CudaRecorder(self.device)
         logits = torch.empty(padded(max_batch), self.config.vocab_size, device=self.device)  # of all graphs
 
-        def step(batch: Batch) -> StepStates:
-            hidden = self._last(batch, kv)
+        def step(batch: Batch, token_ids: Tensor) -> GraphOutput:
+            hidden = self._last(token_ids, batch, kv)
             out = logits[: len(hidden)]
             out.copy_(self.logits(hidden))
-            return StepStates(hidden, out, out.argmax(dim=-1))
+            return GraphOutput(hidden, out, out.argmax(dim=-1))
 
         ragged = self._attention.can_capture_ragged
         graphs = StepGraphs(step, kv, max_tokens, max_batch, ragged, self.device, recorder)
@@ -187,9 +198,9 @@ class Transformer:
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
 
-    def _last(self, batch: Batch, kv: PagedKv) -> Tensor:
+    def _last(self, token_ids: Tensor, batch: Batch, kv: PagedKv) -> Tensor:
         """Run a whole step; return the states of each span's last token, `[num_spans, hidden_size]`."""
-        hidden = self.forward(batch.token_ids, batch, kv)
+        hidden = self.forward(token_ids, batch, kv)
         return hidden if batch.is_decode else hidden[batch.query_starts[1:].long() - 1]
 
     def _layer(self, index: int, hidden: Tensor, batch: Batch, kv: PagedKv, kv_only: bool) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from shared.model.layers.batch import Batch, Span
 from shared.model.layers.placed import StepShape, num_bytes, on_host, within, write
@@ -15,8 +16,17 @@ from shared.model.layers.states import StepStates
 from shared.model.pages.groups import num_pages
 from shared.model.pages.kv import PagedKv
 
-StepFunction = Callable[[Batch], StepStates]
-"""A batch to the states and logits after it, by device work alone."""
+
+class GraphOutput(NamedTuple):
+    """Of each span's last token, on the device."""
+
+    hidden: Tensor  # [num_spans, hidden_size]
+    logits: Tensor  # [num_spans, vocab_size] float32
+    best: Tensor  # [num_spans] int64, the ids of the greatest logits
+
+
+StepFunction = Callable[[Batch, Tensor], GraphOutput]
+"""A batch and its token ids `[num_rows]` to what is after it, by device work alone."""
 
 MAX_ROWS = 1024
 """Steps of more rows take a device longer to compute than a host to launch."""
@@ -36,7 +46,7 @@ class Recorder(ABC):
     """Runs device work once and returns what runs it again, on the same memory."""
 
     @abstractmethod
-    def record(self, work: Callable[[], StepStates]) -> tuple[Callable[[], None], StepStates]:
+    def record(self, work: Callable[[], GraphOutput]) -> tuple[Callable[[], None], GraphOutput]:
         """Return what replays `work`, and the memory in which it leaves its result."""
 
     @abstractmethod
@@ -48,8 +58,10 @@ class StepGraphs:
     """Captures steps over one cache for a few sizes, and replays the smallest that fits.
 
     Rows beyond a step's own are padding: those of a decode step are position 0 of sequences without pages, those of a
-    ragged step belong to no span. They write nowhere. Belongs to the thread that computes. What `run` returns is memory
-    that the next `run` overwrites.
+    ragged step belong to no span. They write nowhere. Belongs to the thread that computes.
+
+    A step need not be read before the next one is queued: a token id of `~i` stands for the best token after span i of
+    the step before.
     """
 
     def __init__(
@@ -71,6 +83,8 @@ class StepGraphs:
         self._device = device
         self._recorder = recorder
         self._captured: dict[GraphSize, _Captured] = {}
+        self._best = torch.zeros(self._max_spans, dtype=torch.int64, device=device)  # of the last step
+        self._read = [torch.zeros_like(self._best, device="cpu", pin_memory=device.type == "cuda") for _ in range(2)]
 
     def sizes(self) -> list[GraphSize]:
         """Return all that steps can ask for, the largest first: the others find its memory."""
@@ -93,16 +107,35 @@ class StepGraphs:
         captured = self.capture(self._size(len(token_ids), len(spans), len(token_ids) == len(spans)))
         captured.inputs.send(token_ids, spans)
         captured.replay()
-        return captured.states.first(len(spans))
+        return self._states(captured.output, len(spans))
 
     def capture(self, size: GraphSize) -> "_Captured":
         """Return the graph of a size, made now if need be."""
         if size not in self._captured:
             inputs = _Inputs(size, self._kv, self._max_pages, self._device, self._recorder)
             inputs.send([0], [Span([[0]] * self._kv.num_groups, 0, 1, stores=False)])
-            replay, states = self._recorder.record(lambda: self._step(inputs.batch()))
-            self._captured[size] = _Captured(inputs, replay, states)
+            replay, output = self._recorder.record(lambda: self._run(inputs.batch()))
+            self._captured[size] = _Captured(inputs, replay, output)
         return self._captured[size]
+
+    def _run(self, batch: Batch) -> GraphOutput:
+        ids = batch.token_ids
+        output = self._step(batch, torch.where(ids < 0, self._best[(~ids).clamp(min=0)], ids))
+        self._best[: len(output.best)] = output.best
+        return output
+
+    def _states(self, output: GraphOutput, num_spans: int) -> StepStates:
+        self._read.reverse()  # the other one may not be read yet
+        host = self._read[0]
+        host.copy_(self._best, non_blocking=True)
+        arrived = self._recorder.mark()
+
+        def best() -> list[int]:
+            arrived()
+            found: list[int] = host[:num_spans].tolist()
+            return found
+
+        return StepStates(output.hidden[:num_spans], output.logits[:num_spans], best)
 
     def _size(self, num_rows: int, num_spans: int, is_decode: bool) -> GraphSize:
         if is_decode:
@@ -114,7 +147,7 @@ class StepGraphs:
 class _Captured:
     inputs: "_Inputs"
     replay: Callable[[], None]
-    states: StepStates
+    output: GraphOutput
 
 
 class _Inputs:
@@ -153,7 +186,7 @@ class CudaRecorder(Recorder):
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
 
-    def record(self, work: Callable[[], StepStates]) -> tuple[Callable[[], None], StepStates]:
+    def record(self, work: Callable[[], GraphOutput]) -> tuple[Callable[[], None], GraphOutput]:
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -162,8 +195,8 @@ class CudaRecorder(Recorder):
         graph = torch.cuda.CUDAGraph()
         # Other threads copy KV meanwhile; only this one's calls belong to the graph.
         with _no_collection(), torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
-            states = work()
-        return graph.replay, states
+            output = work()
+        return graph.replay, output
 
     def mark(self) -> Callable[[], None]:
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]

@@ -1,20 +1,16 @@
 """What a step leaves behind each of its spans."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
 
 
 class StepStates(NamedTuple):
-    """Of each span's last token, `[num_spans, ...]`. The next step may overwrite all of it."""
+    """Of each span's last token, `[num_spans, ...]`. The next step may overwrite all of it but what `best` returns."""
 
     hidden: Tensor  # [num_spans, hidden_size] after the last layer
     logits: Tensor | None = None  # [num_spans, vocab_size] float32, where they were computed in one go with the states
-    best: Tensor | None = None  # [num_spans] int64, the ids of the greatest logits, where there are logits
-
-    def first(self, count: int) -> "StepStates":
-        """Return the states of the first spans."""
-        hidden, logits, best = self
-        return StepStates(
-            hidden[:count], None if logits is None else logits[:count], None if best is None else best[:count]
-        )
+    best: Callable[[], list[int]] | None = None
+    """Waits until the step is computed and returns the id of each greatest logit, where there are logits. It is to be
+    called before the step after the next one runs."""

@@ -1,73 +1,24 @@
 """Steps from graphs, on a CPU: a replay reads nothing but the numbers that were sent, and padding has no say."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
-from shared.model.attention.base import Attention
-from shared.model.cuda.graphs import MAX_ROWS, GraphSize, Recorder, StepGraphs, padded, padded_rows
+from shared.model.cuda.graphs import MAX_ROWS, GraphOutput, GraphSize, StepGraphs, padded, padded_rows
 from shared.model.files.config import ModelConfig
 from shared.model.files.stored import stored_tensors
 from shared.model.layers.batch import Batch, Span
 from shared.model.layers.layer_weights import ModelWeights
-from shared.model.layers.states import StepStates
 from shared.model.pages.kv import PagedKv
 from shared.model.transformer import Transformer
+from tests.support.graphs import Rerun, TensorAttention
 from tests.support.tiny import MODELS, prompt
 
 PAGE, LONGEST = 64, 512
 MAX_BATCH, MAX_SPANS = 6, 8  # spans are padded
 DEVICE = torch.device("cpu")
-
-
-class TensorAttention(Attention):
-    """Attends by the batch's tensors alone, as kernels do: what is in its spans is not looked at."""
-
-    name = "by tensors"
-    can_be_captured = can_capture_ragged = True
-
-    def forward(self, q: Tensor, layer: int, batch: Batch, kv: PagedKv, scale: float, window: int | None) -> Tensor:
-        out = torch.full_like(q, float("nan"))  # rows of no span are left as they are
-        starts = list(range(len(batch.spans) + 1)) if batch.is_decode else batch.query_starts.tolist()
-        tables = batch.block_table(kv.group_of(layer)).clamp(min=0)
-        for length, table, first, end in zip(batch.lengths.tolist(), tables, starts[:-1], starts[1:], strict=True):
-            pages = table[: -(-length // PAGE)]
-            keys, values = (pool[pages].flatten(0, 1)[:length] for pool in (kv.keys_of(layer), kv.values_of(layer)))
-            for row in range(first, end):
-                position = length - (end - row)
-                seen = slice(0 if window is None else max(0, position - window + 1), position + 1)
-                heads = q.shape[1] // keys.shape[1]
-                k, v = keys[seen].repeat_interleave(heads, 1), values[seen].repeat_interleave(heads, 1)
-                weights = (torch.einsum("hd,thd->ht", q[row], k) * scale).softmax(-1)
-                out[row] = torch.einsum("ht,thd->hd", weights, v)
-        return out
-
-
-class Rerun(Recorder):
-    """Replays by doing the same work once more, into the memory of the first time."""
-
-    def __init__(self) -> None:
-        self.num_recorded = self.num_replayed = self.num_waited = 0
-
-    def record(self, work: Callable[[], StepStates]) -> tuple[Callable[[], None], StepStates]:
-        self.num_recorded += 1
-        states = work()
-
-        def replay() -> None:
-            self.num_replayed += 1
-            for out, new in zip(states, work(), strict=True):
-                if out is not None and new is not None:
-                    out.copy_(new)
-
-        return replay, states
-
-    def mark(self) -> Callable[[], None]:
-        def wait() -> None:
-            self.num_waited += 1
-
-        return wait
 
 
 class Model:
@@ -100,7 +51,7 @@ class Model:
         logits = self.plain.logits(expected)
         assert actual.logits is not None and actual.best is not None  # noqa: PT018
         torch.testing.assert_close(actual.logits, logits, atol=1e-2, rtol=1e-3)
-        assert actual.best.tolist() == logits.argmax(dim=-1).tolist()
+        assert actual.best() == logits.argmax(dim=-1).tolist()
         for layer in range(self.plain.num_layers):
             for ours, theirs in zip(*((kv.keys_of(layer), kv.values_of(layer)) for kv in self.kvs), strict=True):
                 torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
@@ -128,6 +79,27 @@ def test_a_span_that_stores_nothing_leaves_pages_as_they_are(model: Model) -> No
     model.step([ids[-1], *ids], [Span(pages, 63, 1, stores=False), Span(model.tables(21), 0, 64)])
 
 
+def test_a_step_takes_tokens_from_the_one_before_that_nobody_has_read(model: Model) -> None:
+    ids = [*prompt(30, 5), *prompt(20, 6)]
+    pages = [model.tables(40), model.tables(41)]
+    steps = [
+        [Span(pages[0], 0, 30), Span(pages[1], 0, 20)],
+        [Span(pages[1], 20, 1), Span(pages[0], 30, 1)],
+        [Span(pages[1], 21, 1), Span(pages[0], 31, 1), Span(model.tables(42), 0, 1)],
+    ]
+    expected: list[list[int]] = []
+    for spans in steps:
+        known = ids if not expected else expected[-1][:2] if len(expected) > 1 else expected[0][::-1]
+        hidden = model.plain.step([*known, 9][: sum(s.num_tokens for s in spans)], spans, model.kvs[0]).hidden
+        expected.append(model.plain.logits(hidden).argmax(dim=-1).tolist())
+    afters = [
+        model.captured.step(tokens, spans, model.kvs[1])
+        for tokens, spans in zip((ids, [~1, ~0], [~0, ~1, 9]), steps, strict=True)
+    ]
+    assert [after.best() for after in afters[1:] if after.best is not None] == expected[1:]
+    model.step([7], [Span(pages[0], 32, 1)])
+
+
 def test_all_graphs_are_made_at_the_start_the_largest_first(model: Model) -> None:
     assert model.captured._graphs is not None
     sizes = model.captured._graphs.sizes()
@@ -142,7 +114,7 @@ def test_numbers_are_not_overwritten_before_they_have_left(model: Model) -> None
     model.step([1], [Span(pages, 0, 1)])
     before = model.recorder.num_waited
     model.step([2], [Span(pages, 1, 1)])
-    assert model.recorder.num_waited == before + 1
+    assert model.recorder.num_waited == before + 2  # and for its tokens
 
 
 def test_steps_that_graphs_do_not_serve(model: Model) -> None:
@@ -158,8 +130,9 @@ def test_steps_that_graphs_do_not_serve(model: Model) -> None:
 
 
 def test_attention_that_needs_the_host_gets_graphs_of_decode_steps_only() -> None:
-    def step(batch: Batch) -> StepStates:
-        return StepStates(torch.zeros(batch.num_tokens, 1))
+    def step(batch: Batch, token_ids: Tensor) -> GraphOutput:
+        assert len(token_ids) == len(batch.spans)
+        return GraphOutput(torch.zeros(len(token_ids), 1), torch.zeros(len(token_ids), 1), torch.zeros(len(token_ids)))
 
     kv = Model("llama").kvs[0]
     graphs = StepGraphs(step, kv, LONGEST, MAX_BATCH, False, DEVICE, Rerun())
