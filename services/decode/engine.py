@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import time
-from collections.abc import Iterator
 from functools import partial
 
 from services.decode.ahead import AheadRunner, StepInHand
@@ -168,17 +167,13 @@ class DecodeEngine:
                 self._memory.cover_tail(part.request, part.tail.chunk_end - part.tail.first)
         return step
 
-    def _ready_tails(self) -> Iterator[Request]:
-        """Yield in turn the tails that wait for no other. Those whose other is gone look again what is held."""
+    def _ready_tails(self) -> list[Request]:
+        """Return in turn the tails that wait for no other."""
         turns = self._scheduler.turns()
         waits_for = leaders([(request, self._memory.tail_blocks(request)) for request in turns])
-        for request in waits_for:
-            request.follows = True
-        for request in in_turn(turns, waits_for):
-            if request.follows:
-                request.follows = False
-                self._memory.renew(request)
-            yield request
+        for request in turns:
+            request.waits_for = waits_for.get(request)
+        return in_turn(turns, waits_for)
 
     def _offer(self, request: Request) -> Offer[Request] | None:
         tail = _tail(request)
@@ -255,6 +250,8 @@ class DecodeEngine:
             self._count_computed(request, last - first)
             if tail.is_chunk_end(last) or result is not None:
                 self._memory.completed(request, last)
+                for other in [other for other in self._scheduler.tails if other.waits_for is request]:
+                    self._memory.renew(other)  # before windows slide past what it shares
         if result is not None:
             self._join_batch(request, tail, result)
 
