@@ -68,8 +68,9 @@ def process_name(process: psutil.Process) -> str:
 def _pass_on(process: "subprocess.Popen[str]") -> None:
     """Show what the suite says. It would stand still when nobody reads its warnings."""
     assert process.stdout is not None
-    for line in process.stdout:
-        sys.stderr.write(line)
+    with process.stdout:
+        for line in process.stdout:
+            sys.stderr.write(line)
 
 
 def _wait_until_ready(process: "subprocess.Popen[str]") -> float:
