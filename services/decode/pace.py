@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 MIN_TAIL_TOKENS = 16
 """What a step computes of waiting prompts at least, whatever it costs its batch."""
 
+WAITING_WEIGHT = 4
+"""How many running requests a waiting prompt counts as: it has nothing yet, they have most of their speed."""
+
 MEMORY = 0.98
 """What a measurement weighs when the next one comes."""
 
@@ -85,8 +88,9 @@ class StepPace:
     """Bounds how late a step's tails make the tokens of its batch.
 
     With a latency target a step with tails takes no longer than that. Without one it takes at most twice what its
-    batch takes alone, so that tails cost running requests half their speed at worst; when more prompts wait than
-    requests run, as many times longer: a burst is not held up by the request that came first. In any case at least
+    batch takes alone, so that tails cost running requests half their speed at worst. When so many prompts wait that
+    they outweigh those that run (`WAITING_WEIGHT`) it is as many times longer: a burst is not held up by the requests
+    that came first. In any case at least
     `MIN_TAIL_TOKENS` go on, so that every tail is reached, and as many as take what tails cost a step whatever their
     number: else steps would do little but pay for having tails.
     """
@@ -101,6 +105,8 @@ class StepPace:
         if not num_running or not (batch.is_known and tails.is_known and tails.slope):
             return self.max_tokens
         batch_s = batch.at(num_running)
-        spare_s = self.target_s - batch_s if self.target_s else batch_s * max(1.0, num_tails / num_running)
+        spare_s = (
+            self.target_s - batch_s if self.target_s else batch_s * max(1.0, WAITING_WEIGHT * num_tails / num_running)
+        )
         wanted = max(spare_s - tails.offset, tails.offset) / tails.slope
         return int(max(MIN_TAIL_TOKENS, min(self.max_tokens, wanted)))
