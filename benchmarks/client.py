@@ -92,14 +92,18 @@ def _body(request: CompletionRequest) -> dict[str, Any]:
 
 
 async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
-    # Lines, not chunks: TCP cuts where it likes. Server-sent events end at `[DONE]`.
+    # Lines, not chunks: TCP cuts where it likes. Server-sent events end at `[DONE]`; who stops reading there closes the
+    # connection, which a server takes for a client that has gone.
+    done = False
     async for line in response.content:
         if line.startswith(b"data:"):
             data = line[len(b"data:") :].strip()
             if data == b"[DONE]":
-                return
-            yield json.loads(data)
-    raise ValueError("the stream ended without [DONE]")
+                done = True
+            else:
+                yield json.loads(data)
+    if not done:
+        raise ValueError("the stream ended without [DONE]")
 
 
 def _take(outcome: RequestOutcome, event: dict[str, Any], at_s: float) -> None:

@@ -158,7 +158,12 @@ def measure(options: argparse.Namespace) -> Report:
         for codec in ("raw",) if options.quick else ("raw", "lz4"):
             battery = QUICK if options.quick else WHOLE if codec == "raw" else LZ4
             environ = {"PRFAAS_MODEL": model, "PRFAAS_DTYPE": "float32", "PRFAAS_CODEC": codec}
-            with suite(PRFAAS_KV_BYTES="2GiB", PRFAAS_OFFLOAD_THRESHOLD_TOKENS="0", **environ):
+            with suite(
+                PRFAAS_KV_BYTES="2GiB",
+                PRFAAS_OFFLOAD_THRESHOLD_TOKENS="0",
+                PRFAAS_DECODE_THRESHOLD_TOKENS="0",
+                **environ,
+            ):
                 rows = asyncio.run(_compare(oracle, codec, battery))
             report.rows += [{"model": model, **row} for row in rows]
     for row in report.rows:

@@ -1,5 +1,6 @@
 """Structured logs: one processor chain for our events and for the libraries' stdlib records, request ids included."""
 
+import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -79,7 +80,8 @@ def request_id_or_new(text: str | None) -> RequestId:
 def _renderers(fmt: str) -> list[Processor]:
     if fmt == "console":
         return [structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())]
-    return [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(default=_jsonable)]
+    encode = json.JSONEncoder(default=_jsonable).encode  # `json.dumps` would make an encoder for each line
+    return [structlog.processors.dict_tracebacks, lambda _logger, _method, event: encode(event)]
 
 
 def _jsonable(value: Any) -> str:

@@ -91,6 +91,7 @@ def running_suite(model: DeviceModel, without: Sequence[str] = ()) -> Iterator[d
     """Serve the model with all processes but those of `without`; yield the ports by name."""
     ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
     environ = {
+        "PRFAAS_DECODE_THRESHOLD_TOKENS": "0",  # where there is a prefill worker it is used
         "PRFAAS_MODEL": str(model.files.source),
         "PRFAAS_CACHE_DIR": str(model.cache),
         "PRFAAS_KAFKA": f"127.0.0.1:{ports['broker']}",

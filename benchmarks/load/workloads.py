@@ -41,7 +41,7 @@ WORKLOADS = (
     Workload("prompts-512", 512, 64, 4, ("tokens_per_s", "ttft_p50_ms")),
     Workload("prompts-2048", 2048, 64, 4, ("tokens_per_s", "ttft_p50_ms")),
 )
-DISTURBANCE = Disturbance("arrivals", runners=8, runner_tokens=384, shortest=30, longest=500, at_once=16)
+DISTURBANCE = Disturbance("arrivals", runners=8, runner_tokens=192, shortest=30, longest=500, at_once=16)
 NAMES = (*(workload.name for workload in WORKLOADS), DISTURBANCE.name)
 
 QUICK_INPUT, QUICK_PREFIX, QUICK_OUTPUT, QUICK_AT_ONCE = 200, 192, 8, 4

@@ -168,6 +168,7 @@ def measure(options: argparse.Namespace) -> Report:
     with wan([EAST, WEST], Line(DELAY_S, FAST)) as network, tempfile.TemporaryDirectory() as folder:
         # Raw frames: a codec would change the bytes with the rate, and take of the cores that prefill competes for.
         environ = {
+            "PRFAAS_DECODE_THRESHOLD_TOKENS": "0",
             "PRFAAS_DTYPE": options.dtype,
             "PRFAAS_THREADS": "1",
             "PRFAAS_CODEC": "raw",

@@ -3,6 +3,7 @@
 import json
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -23,8 +24,10 @@ class Console:
         self._last: dict[str, deque[str]] = {}
 
     def say(self, line: str, details: Iterable[str] = ()) -> None:
-        """Show a line of our own, and lines that belong to it."""
-        print(line, *(f"    {detail}" for detail in details), sep="\n", file=self._console, flush=True)
+        """Show a line of our own, and lines that belong to it; nobody sees them when the terminal has gone."""
+        # Else a suite whose terminal was closed would fail at saying that it stops, and go on.
+        with suppress(OSError):
+            print(line, *(f"    {detail}" for detail in details), sep="\n", file=self._console, flush=True)
 
     def write(self, name: str, line: str) -> None:
         """Keep a line of a process and show it where it is notable."""

@@ -3,9 +3,11 @@
 import asyncio
 import itertools
 import time
+from collections.abc import Iterator
 from functools import partial
 
 from services.decode.ahead import AheadRunner, StepInHand
+from services.decode.following import followers
 from services.decode.memory import RequestMemory
 from services.decode.meter import StepMeter
 from services.decode.pace import StepPace
@@ -156,7 +158,7 @@ class DecodeEngine:
 
     def _plan(self, *, may_preempt: bool) -> DecodeStep:
         batch = [r for r in self._scheduler.schedule(may_preempt=may_preempt) if not r.is_ending]
-        offers = [offer for request in self._scheduler.turns() if (offer := self._offer(request)) is not None]
+        offers = [offer for request in self._ready_tails() if (offer := self._offer(request)) is not None]
         packed = pack(offers, self._pace.tail_tokens(len(batch), len(offers)), self._num_layers)
         step = DecodeStep.of(packed, batch)
         for part in step.rows:
@@ -165,6 +167,19 @@ class DecodeEngine:
             for part in gated.parts:
                 self._memory.cover_tail(part.request, part.tail.chunk_end - part.tail.first)
         return step
+
+    def _ready_tails(self) -> Iterator[Request]:
+        """Yield in turn the tails that wait for no other. Those whose other is gone look again what is held."""
+        turns = self._scheduler.turns()
+        following = followers((request, self._memory.remainder(request)) for request in turns)
+        for request in turns:
+            if request in following:
+                request.follows = True
+                continue
+            if request.follows:
+                request.follows = False
+                self._memory.renew(request)
+            yield request
 
     def _offer(self, request: Request) -> Offer[Request] | None:
         tail = _tail(request)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
+from services.decode.following import Remainder
 from services.decode.holding import Holding
 from services.decode.publisher import BlockPublisher, PublishWork
 from services.decode.ready_pages import ReadyPages
@@ -125,6 +126,22 @@ class RequestMemory:
         # From its own pages: it slides no more.
         self._publish(request, holding, holding.reservation, len(holding.resident))
         self.abandon(request)
+
+    def remainder(self, request: Request) -> Remainder:
+        """Return the full blocks of a tail that are still to be computed; entries that are awaited are none of them."""
+        holding = request.held
+        tail = holding.tail
+        assert tail is not None, "a request in tails has a tail"
+        if holding.fetch is not None:
+            return Remainder((), has_begun=True)
+        keys = request.keys[len(holding.resident) :]  # others find a block when it is shared, not when it is computed
+        return Remainder(keys, tail.next_layer > 0 or tail.first > tail.start)
+
+    def renew(self, request: Request) -> None:
+        """Reserve anew for a request whose tail has not begun: others have computed what it begins with."""
+        self.abandon(request)
+        reserved = self.reserve(request, 0)
+        assert reserved, "what was let go of is enough"
 
     def would_fit(self, request: Request, others: Sequence[Request], /) -> bool:
         return self._num_pages(request) + sum(map(self._num_pages, others)) <= self._kv.num_pages

@@ -36,6 +36,12 @@ class GatewaySettings(ServiceSettings):
         help="policy threshold: above it prefill is remote",
         check=non_negative,
     )
+    decode_threshold_tokens: int = setting(
+        "PRFAAS_DECODE_THRESHOLD_TOKENS",
+        2048,
+        help="policy threshold: up to it the decode worker computes a prompt itself; 0: never",
+        check=non_negative,
+    )
     routing_policy: str = setting(
         "PRFAAS_ROUTING_POLICY", "threshold", help="where prompts are prefilled: threshold, stay_home or least_load"
     )

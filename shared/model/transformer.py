@@ -21,6 +21,7 @@ from shared.model.layers.operations import KvTarget, Operations, TorchOperations
 from shared.model.layers.rotary import RotaryTables, inverse_frequencies, rotary_tables
 from shared.model.layers.states import StepStates
 from shared.model.layers.weights import load_int8, load_weights
+from shared.model.native.attention import NativeAttention
 from shared.model.native.decoder import NativeDecoder, supports
 from shared.model.native.elementwise import NativeOperations
 from shared.model.pages.kv import PagedKv
@@ -43,7 +44,7 @@ class Transformer:
         attention: Attention | None = None,
         kernels: ctypes.CDLL | None = None,
     ) -> None:
-        """`kernels` come from `native.build`; without them PyTorch does everything."""
+        """`kernels` come from `native.build`, and attention is theirs then; without them PyTorch does everything."""
         self.config = config
         self.dtype = weights.embedding.dtype
         self.device = weights.embedding.device
@@ -65,6 +66,7 @@ class Transformer:
         elif kernels is not None and supports(config, self.dtype, self.device):
             self._native = NativeDecoder(kernels, config, weights, self._frequencies)
             self._operations = NativeOperations(kernels, config.norm_eps, self.dtype)
+            self._attention = NativeAttention(kernels)
 
     @classmethod
     def load(

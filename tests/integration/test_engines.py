@@ -127,6 +127,25 @@ async def test_prompts_that_part_within_a_block_compute_what_differs(name: str) 
         assert stranger.cached(130) == 0
 
 
+@pytest.mark.parametrize("name", MODELS)
+async def test_prompts_at_one_moment_compute_what_they_share_once_on_decode_alone(name: str) -> None:
+    """The first may leave while others wait for it; then the next one computes."""
+    async with two_datacenters(name) as dcs:
+        prompts = [[*prompt(400), *prompt(30 + seed, seed=seed)] for seed in range(4)]
+        results = await asyncio.gather(*(dcs.generate(p, prefill=False, num_blocks=0) for p in prompts))
+        assert [r.ids for r in results] == [greedy_reference(name, p, 8) for p in prompts]
+        assert sum(r.decode_computed for r in results) == sum(map(len, prompts)) - 3 * 6 * BLOCK
+        await dcs.assert_idle()
+        again = [[*prompt(600, seed=9), *prompt(30 + seed, seed=seed)] for seed in range(3)]
+        gone, *others = [asyncio.create_task(dcs.generate(p, prefill=False, num_blocks=0)) for p in again]
+        await asyncio.sleep(0.02)
+        gone.cancel()
+        for result, tokens in zip(await asyncio.gather(*others), again[1:], strict=True):
+            assert result.ids == greedy_reference(name, tokens, 8)
+        await asyncio.wait({gone})
+        await dcs.assert_idle()
+
+
 async def test_decode_uses_blocks_on_its_device_that_nobody_told_the_gateway_of() -> None:
     async with two_datacenters("llama") as dcs:
         tokens = prompt(333)

@@ -40,7 +40,7 @@ async def test_three_nodes_are_one_pool(name: str) -> None:
         assert {node.address: published(dcs, node) for node in dcs.nodes["east"]} == shares(dcs, "east", [tokens])
         conversation = tokens + first.ids + prompt(10, seed=5)
         again = await dcs.generate(conversation, 4, prefill=False, wait_ms=0)
-        assert again.cached(len(conversation)) == 640
+        assert again.cached(len(conversation)) == 646  # all but the last token generated
         assert again.ids == greedy_reference(name, conversation, 4)
 
 

@@ -224,7 +224,9 @@ async def running_suite(directory: Path, **settings: Any) -> AsyncIterator[Scrip
         channels = await stack.enter_async_context(Channels())
         parts = make_parts(served_model(directory), channels, metrics)
         executor = stack.enter_context(ThreadPoolExecutor(1))
-        chosen = GatewaySettings(**{"dc": "west", "http_port": 0, "offload_threshold_tokens": 32, **settings})
+        chosen = GatewaySettings(
+            **{"dc": "west", "http_port": 0, "offload_threshold_tokens": 32, "decode_threshold_tokens": 0, **settings}
+        )
         app = make_http_app(parts, chosen, health, inflight, executor, metrics)
         server = await stack.enter_async_context(HttpServer(app, "127.0.0.1", 0))
 

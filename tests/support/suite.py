@@ -237,7 +237,7 @@ class Suite:
             "PYTHONPATH": str(ROOT),
         }
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("PRFAAS_")}
-        return {**inherited, **own, **self._environ}
+        return {**inherited, "PRFAAS_DECODE_THRESHOLD_TOKENS": "0", **own, **self._environ}  # prefill is what is tested
 
     def _knows_all(self, answer: dict[str, Any]) -> bool:
         """Check that a gateway's /health names every service that runs; what the others say needs no check."""

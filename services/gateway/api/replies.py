@@ -4,6 +4,7 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 from services.gateway.api.logprobs import chat_logprobs, completion_logprobs
@@ -52,8 +53,6 @@ class Reply(ABC):
         self._include_usage = include_usage
         self._with_token_ids = with_token_ids
         self._tokenizer = tokenizer
-        self._before = encode({**self._head, "object": self.chunk_object})[:-1] + ', "choices": ['
-        self._after = '], "usage": null}' if include_usage else "]}"
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> Json:
         """Return the answer to a request that does not stream."""
@@ -81,8 +80,14 @@ class Reply(ABC):
         return [encode({**self._head, "object": self.chunk_object, "choices": [], "usage": usage_object(usage)})]
 
     def _chunk(self, choice: Json) -> str:
-        """Only the choice is encoded: all chunks of an answer have the rest in common."""
-        return f"{self._before}{encode(choice)}{self._after}"
+        before, after = self._envelope
+        return f"{before}{encode(choice)}{after}"
+
+    @cached_property
+    def _envelope(self) -> tuple[str, str]:
+        """What goes around the choice of each chunk."""
+        before = encode({**self._head, "object": self.chunk_object})
+        return before[:-1] + ', "choices": [', '], "usage": null}' if self._include_usage else "]}"
 
     def _with_ids(self, choice: Json, ids: Sequence[int]) -> Json:
         return {**choice, "token_ids": list(ids)} if self._with_token_ids else choice

@@ -26,6 +26,8 @@ from shared.sampling.logprobs import MAX_LOGPROBS
 from shared.sampling.params import SamplingParams
 
 MAX_PREFIX_TTL_S = 30 * 86400
+TEMPLATE_CHARS = 32
+"""About as many are a chat template's own for each message."""
 
 
 class Body(BaseModel):
@@ -34,6 +36,11 @@ class Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, hide_input_in_errors=True)
 
     model: str | None = None
+
+    @property
+    def num_chars(self) -> int:
+        """Characters that are to be tokenised."""
+        return 0
 
 
 class StreamOptions(Body):
@@ -165,6 +172,14 @@ class CompletionBody(Sampling):
     def num_logprobs(self) -> int | None:
         return self.logprobs
 
+    @property
+    def num_chars(self) -> int:
+        if isinstance(self.prompt, str):
+            return len(self.prompt)
+        if not self.prompt or not isinstance(self.prompt[0], str):  # all are of one type
+            return 0
+        return sum(len(text) for text in self.prompt if isinstance(text, str))
+
 
 class Message(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
@@ -180,12 +195,22 @@ class Message(BaseModel):
         named = {} if self.name is None else {"name": self.name}
         return {"role": self.role, "content": text, **named}
 
+    @property
+    def num_chars(self) -> int:
+        content = self.content or ""
+        num_chars = len(content) if isinstance(content, str) else sum(len(part.text) for part in content)
+        return num_chars + TEMPLATE_CHARS
+
 
 class Conversation(Body):
     """A chat's messages, as `/v1/chat/completions` and `/tokenize` take them."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
     add_generation_prompt: bool | None = None
+
+    @property
+    def num_chars(self) -> int:
+        return sum(message.num_chars for message in self.messages)
 
 
 class ChatBody(Sampling, Conversation):
@@ -225,11 +250,20 @@ class ChatBody(Sampling, Conversation):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-class PrefixBody(Body):
-    """A prompt's beginning that is to be kept: either `prompt` or `messages`."""
+class PromptOrMessages(Body):
+    """One of both."""
 
     prompt: str | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
+
+    @property
+    def num_chars(self) -> int:
+        return len(self.prompt or "") + sum(message.num_chars for message in self.messages or ())
+
+
+class PrefixBody(PromptOrMessages):
+    """A prompt's beginning that is to be kept."""
+
     ttl_s: Annotated[int, Field(ge=1, le=MAX_PREFIX_TTL_S)] = 3600
     name: Annotated[str, Field(max_length=256)] | None = None
     cache_salt: NonEmpty | None = None
@@ -237,11 +271,9 @@ class PrefixBody(Body):
     add_generation_prompt: bool | None = None
 
 
-class TokenizeBody(Body):
-    """Either `prompt` or `messages`, as vLLM's endpoint."""
+class TokenizeBody(PromptOrMessages):
+    """As vLLM's endpoint takes it."""
 
-    prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     return_token_strs: bool | None = None

@@ -34,6 +34,8 @@ class Arrivals:
 
         `keys` are a request's blocks from the first one on; what a resume behind them does not need is not credited.
         """
+        if not keys:
+            return
         groups, until = needed_groups(self._layout, len(keys)), self._clock() + ASSUMED_S
         for node, blocks in partition(keys, nodes).items():
             holder = self._registry.pool_at(node)

@@ -1,10 +1,10 @@
 """The choices of one request, run at once: their text merged into one stream of deltas."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import aclosing
 from types import TracebackType
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 from services.gateway.metrics import GatewayMetrics, RequestTimer
 from services.gateway.request.attempt import LAST_WORD_S
@@ -15,6 +15,32 @@ from services.gateway.request.usage import PromptUsage, Usage
 from shared.deadline import Deadline
 from shared.model.text.tokenizer import Tokenizer
 from shared.workers.decode import FinishReason
+
+T = TypeVar("T")
+
+
+class Ready(Generic[T]):
+    """Items that wait for one reader, who takes all at once: every token passes here, and `asyncio.Queue` does more."""
+
+    def __init__(self) -> None:
+        self._items: list[T] = []
+        self._awaited: asyncio.Future[None] | None = None
+
+    def put(self, item: T) -> None:
+        self._items.append(item)
+        if self._awaited is not None and not self._awaited.done():
+            self._awaited.set_result(None)
+
+    async def take(self) -> list[T]:
+        """Wait until there is something."""
+        if not self._items:
+            self._awaited = asyncio.get_running_loop().create_future()
+            try:
+                await self._awaited
+            finally:
+                self._awaited = None
+        items, self._items = self._items, []
+        return items
 
 
 class Choices:
@@ -41,7 +67,7 @@ class Choices:
         self._usages = [PromptUsage(len(request.token_ids)) for request in prepared.prompts]
         self._first_seen = [asyncio.Event() for _ in prepared.prompts]
         self._timers = [RequestTimer(self._metrics) for _ in prepared.requests]
-        self._queue: asyncio.Queue[ChoiceDelta | BaseException] = asyncio.Queue()
+        self._ready: Ready[ChoiceDelta | BaseException] = Ready()
         self._tasks: list[asyncio.Task[None]] = []
         self._finished: dict[int, FinishReason] = {}
         self._completion_tokens = 0
@@ -68,25 +94,20 @@ class Choices:
         for index, task in enumerate(self._tasks):
             if index not in self._finished:
                 task.cancel()
+        left: Collection[asyncio.Task[None]] = self._tasks
         try:
-            await asyncio.wait(self._tasks, timeout=LAST_WORD_S)
+            _, left = await asyncio.wait(self._tasks, timeout=LAST_WORD_S)
         finally:
-            for task in self._tasks:
+            for task in left:
                 task.cancel()
-            await asyncio.wait(self._tasks)
+            if left:
+                await asyncio.wait(left)
             self._count_ends(error)
 
     async def __aiter__(self) -> AsyncIterator[list[ChoiceDelta]]:
         """Yield deltas as they come, those that are ready together in one list. Raises what a choice failed with."""
         while len(self._finished) < len(self._tasks):
-            first = await self._queue.get()
-            if self._queue.empty() and not isinstance(first, BaseException):  # a reader that keeps up
-                self._note_taken(first)
-                yield [first]
-                continue
-            items = [first]
-            while not self._queue.empty():
-                items.append(self._queue.get_nowait())
+            items = await self._ready.take()
             merged: dict[int, ChoiceDelta] = {}
             failure: BaseException | None = None
             for item in items:
@@ -115,7 +136,7 @@ class Choices:
                 delta = text.push(event.ids, event.finish_reason, event.logprobs)
                 timer.tokens(delta.num_tokens)
                 ids = tuple(event.ids[: delta.num_tokens])
-                self._queue.put_nowait(ChoiceDelta(index, echo + delta.text, ids, delta.finish_reason, delta.tokens))
+                self._ready.put(ChoiceDelta(index, echo + delta.text, ids, delta.finish_reason, delta.tokens))
                 echo = ""
                 if delta.finish_reason is not None and event.finish_reason is None:
                     return  # a stop string: the workers know nothing of it and are cancelled
@@ -128,7 +149,7 @@ class Choices:
 
     def _note_end(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._queue.put_nowait(error)
+            self._ready.put(error)
 
     def _count_ends(self, error: BaseException | None) -> None:
         unfinished = "error" if isinstance(error, Exception) else "abort"

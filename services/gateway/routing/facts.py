@@ -50,16 +50,19 @@ def facts_of(request: RequestFacts, members: RegistryView, decode: Member, layou
     """Return what is known of a request that `decode` serves."""
     suspects = members.suspects(decode.dc)
     credits = credits_by_dc(request.keys, request.held, members, layout, suspects)
-    combined = no_groups(layout, len(request.keys))
-    for credit in credits.values():
-        combined |= credit.groups
+    num_usable = 0
+    if credits:
+        combined = no_groups(layout, len(request.keys))
+        for credit in credits.values():
+            combined |= credit.groups
+        num_usable = int(longest_resume(layout, combined))
     return Facts(
         request=request,
         decode=decode,
         block_tokens=layout.block_tokens,
         suspects=suspects,
         credits=credits,
-        num_usable=int(longest_resume(layout, combined)),
+        num_usable=num_usable,
         # A block that ends the prompt is taken where it is held, and then decode computes the last token alone. It is
         # not computed ahead: decode has to run that token in any case.
         num_enough=num_prefix_blocks(request.num_tokens, layout.block_tokens),

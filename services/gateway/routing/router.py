@@ -69,6 +69,8 @@ class Router:
         self, facts: Facts, members: RegistryView, prefill: Member | None, num_blocks: int
     ) -> tuple[tuple[Source, ...], tuple[Source, ...]]:
         """Return where decode's pool and the prefill worker's pool pull from."""
+        if not num_blocks:
+            return (), ()
         request, decode, credits = facts.request, facts.decode, facts.credits
         seen_there = credits  # as the prefill worker's pool sees it: each pool has suspects of its own
         if prefill is not None and (suspects := members.suspects(prefill.dc)) != facts.suspects:

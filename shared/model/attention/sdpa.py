@@ -1,4 +1,4 @@
-"""Attention over paged K and V on PyTorch's scaled_dot_product_attention: the reference, and what CPUs use."""
+"""Attention over paged K and V on PyTorch's scaled_dot_product_attention: the reference, and what works everywhere."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from shared.model.attention.base import Attention
-from shared.model.attention.cpu import attend_past_and_present
 from shared.model.layers.batch import Batch, Span
 from shared.model.pages.kv import PagedKv
 
@@ -38,16 +37,16 @@ def _attend(
     if window is not None and window >= span.end:
         window = None
     context = _Context(layer, batch, number, kv, 0 if window is None else max(0, span.start - window + 1))
-    for start, stop in _tiles(span, window, masked=q.device.type != "cpu"):
+    for start, stop in _tiles(span, window):
         first = context.first if window is None else max(context.first, start - window + 1)
         keys, values = context.slice(first, stop)
         tile = slice(start - span.start, stop - span.start)
         out[tile] = _tile(q[tile], keys, values, scale, window)
 
 
-def _tiles(span: Span, window: int | None, masked: bool) -> Iterator[tuple[int, int]]:
+def _tiles(span: Span, window: int | None) -> Iterator[tuple[int, int]]:
     """Cut a span's positions into tiles; what needs no mask, as from the start of a sequence, stays whole."""
-    if window is None and (span.start == 0 or not masked):
+    if window is None and span.start == 0:
         yield span.start, span.end
         return
     step = _TILE_TOKENS if window is None else _WINDOW_TILE_TOKENS
@@ -86,8 +85,6 @@ def _tile(q: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | N
         # One query: the heads that share K and V become its rows, so that K and V are read once.
         grouped = q.view(1, num_kv_heads, num_heads // num_kv_heads, head_dim)
         return scaled_dot_product_attention(grouped, k, v, scale=scale).reshape(1, num_heads, head_dim)
-    if window is None and q.device.type == "cpu":
-        return attend_past_and_present(q, keys, values, scale)
     causal = num_queries == num_keys and window is None
     mask = None if causal else _mask(num_queries, num_keys, window, q.dtype, q.device)
     gqa = num_heads != num_kv_heads

@@ -4,10 +4,8 @@
    in order by one formula (softmax.h): a result is the same to the last bit in whatever step, span or block its row is. Blocks of
    rows, and maxima that wait until the end, are those of FlashAttention-2 (https://arxiv.org/abs/2307.08691). */
 #pragma once
-#include "plan.h"
+#include "batch.h"
 #include "team.h"
-
-#define BATCH_ROWS 24 /* rows whose scores are kept: a panel of K or V stays in the nearest cache for all of them */
 
 /* One layer's attention in a step. Row r's heads, [heads][head_dim], are at element r * stride. */
 typedef struct {
@@ -19,92 +17,6 @@ typedef struct {
     int32_t q_kind, out_kind, table_size;
     float scale;
 } attention;
-
-/* A thread's memory: operands as panels.h has them, and results of a block. */
-typedef struct {
-    float *keys, *values, *queries, *scores, *probabilities;
-    seen sum;
-} workspace;
-
-static int block_rows(const shape *s) { return tokens_of(s, BLOCK_ROWS) * group_of(s); }
-
-static workspace workspace_in(char *room, const shape *s) {
-    workspace w = {.keys = (float *)room};
-    w.values = w.keys + (int64_t)CHUNK * s->head_dim;
-    w.queries = w.values + CHUNK * in_panels(s->head_dim);
-    w.scores = w.queries + (int64_t)block_rows(s) * s->head_dim;
-    w.probabilities = w.scores + BATCH_ROWS * CHUNK;
-    w.sum = seen_at((char *)(w.probabilities + BATCH_ROWS * CHUNK), block_rows(s), s->head_dim);
-    return w;
-}
-
-static int64_t workspace_bytes(const shape *s) {
-    const int64_t floats = CHUNK * (s->head_dim + in_panels(s->head_dim)) + (int64_t)block_rows(s) * s->head_dim + 2 * BATCH_ROWS * CHUNK;
-    return (floats * sizeof(float) + seen_bytes(block_rows(s), s->head_dim) + 63) / 64 * 64;
-}
-
-/* Some rows of a block in one chunk. */
-typedef struct {
-    int head_dim, count;
-    const float *queries; /* [count][units] */
-    visible sees[BATCH_ROWS];
-    factors fold[BATCH_ROWS];
-    float *sum; /* [count][head_dim] */
-} batch;
-
-INLINE visible seen_by(const batch *b, int row, int rows) { return (visible){b->sees[row].first, b->sees[row + rows - 1].end}; }
-
-INLINE int64_t key_units(int kind, int head_dim) { return IN_PAIRS(kind) ? head_dim / 2 : head_dim; }
-
-INLINE int value_units(int kind) { return IN_PAIRS(kind) ? CHUNK / 2 : CHUNK; }
-
-INLINE void score(int Q, int kind, const batch *b, int row, int panel, const float *keys, float *scores) {
-    const int64_t units = key_units(kind, b->head_dim);
-    const visible of = seen_by(b, row, Q);
-    if (of.end <= panel * PANEL || of.first >= (panel + 1) * PANEL) return;
-    vf acc[TILE_QUERIES][TILE_VECTORS];
-    multiply_panel(IN_PAIRS(kind), Q, b->queries + row * units, units, keys, 0, units, acc);
-#pragma GCC unroll 8
-    for (int q = 0; q < Q; q++)
-#pragma GCC unroll 8
-        for (int v = 0; v < TILE_VECTORS; v++) store_f32(scores + (row + q) * CHUNK + panel * PANEL + v * LANES, acc[q][v]);
-}
-
-INLINE void weigh(int Q, int kind, const batch *b, int row, int panel, const float *values, const float *probabilities) {
-    const int units = value_units(kind), per_unit = CHUNK / units;
-    const visible of = seen_by(b, row, Q);
-    vf acc[TILE_QUERIES][TILE_VECTORS];
-    multiply_panel(IN_PAIRS(kind), Q, probabilities + row * units, units, values, of.first / per_unit, (of.end + per_unit - 1) / per_unit, acc);
-#pragma GCC unroll 8
-    for (int q = 0; q < Q; q++)
-#pragma GCC unroll 8
-        for (int v = 0; v < TILE_VECTORS; v++) {
-            const int d = panel * PANEL + v * LANES;
-            if (d < b->head_dim) add_sum(b->fold[row + q], acc[q][v], b->sum + (int64_t)(row + q) * b->head_dim + d);
-        }
-}
-
-/* `sum` of the batch's rows, from `row` on, takes in what they see of a chunk. Its panels are packed already, or one by one `at`
-   their places into the first's room, which then stays in the nearest cache. */
-INLINE void attend_batch(int kind, batch *b, seen sum, int row, float factor, const places *at, const workspace *w) {
-    const int dim = b->head_dim, units = value_units(kind);
-    const visible of = seen_by(b, 0, b->count);
-    for (int panel = of.first / PANEL; panel * PANEL < of.end; panel++) {
-        float *keys = w->keys + (at ? 0 : panel * PANEL * key_units(kind, dim));
-        if (at) pack_keys(kind, dim, at, panel, of.first, of.end, keys);
-        for (int r = 0; r < b->count; r += TILE_QUERIES) FOR_ROWS(b->count - r, score, kind, b, r, panel, keys, w->scores);
-    }
-    for (int r = 0; r < b->count; r++) {
-        float max, weight;
-        soften(IN_PAIRS(kind), w->scores + r * CHUNK, b->sees[r], factor, w->probabilities + r * units, &max, &weight);
-        b->fold[r] = add_weight(sum, row + r, max, weight);
-    }
-    for (int panel = 0; panel * PANEL < dim; panel++) {
-        float *values = w->values + (at ? 0 : panel * PANEL * units);
-        if (at) pack_values(kind, dim, at, panel, of.first, of.end, values);
-        for (int r = 0; r < b->count; r += TILE_QUERIES) FOR_ROWS(b->count - r, weigh, kind, b, r, panel, values, w->probabilities);
-    }
-}
 
 /* Queries of a block, token after token, as units. */
 INLINE void pack_queries(int kind, const attention *a, const shape *s, const block *b, float *queries) {

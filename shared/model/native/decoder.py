@@ -3,7 +3,6 @@
 import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import accumulate
 from weakref import WeakKeyDictionary
 
 import torch
@@ -173,14 +172,7 @@ class NativeDecoder:
         )
 
     def _step(self, batch: Batch) -> _Struct:
-        num_spans = len(batch.spans)
-        starts = accumulate((span.num_tokens for span in batch.spans), initial=0)
-        spans = (c.NativeSpan * num_spans)(
-            *[
-                c.NativeSpan(row, span.start, span.num_tokens, span.stores)
-                for row, span in zip(starts, batch.spans, strict=False)
-            ]
-        )
+        spans = c.spans_of(batch.spans)
         tables = [batch.block_table(group) for group in range(len(batch.spans[0].tables))]
         sizes = torch.tensor([table.shape[1] for table in tables], dtype=torch.int32)
         pointers = (ctypes.c_void_p * len(tables))(*map(address, tables))
@@ -189,7 +181,7 @@ class NativeDecoder:
             table_sizes=address(sizes),
             spans=spans,
             rows=batch.num_tokens,
-            num_spans=num_spans,
+            num_spans=len(spans),
         )
         structs, threads = (ctypes.byref(self._without_pages.value), ctypes.byref(step)), torch.get_num_threads()
         prepared = torch.empty(self._library.prfaas_prepared_bytes(*structs, threads), dtype=torch.uint8)

@@ -8,6 +8,11 @@
 #define CHUNK 128 /* positions that are packed, and whose results are summed, at once: [c * CHUNK, (c + 1) * CHUNK) */
 #define AHEAD 32  /* how many positions ahead keys are asked for */
 
+/* Units of a key, and of a chunk's values. */
+INLINE int64_t key_units(int kind, int head_dim) { return IN_PAIRS(kind) ? head_dim / 2 : head_dim; }
+
+INLINE int value_units(int kind) { return IN_PAIRS(kind) ? CHUNK / 2 : CHUNK; }
+
 /* Where K or V of a chunk's positions are, and of the keys that come next. */
 typedef struct {
     const char *keys[CHUNK + AHEAD], *values[CHUNK + AHEAD];
@@ -91,7 +96,7 @@ INLINE vf load_units(int kind, const char *position, int k, int units) {
 
 /* One panel of keys, of the positions [first, end) of a chunk: units are neighbours in the head, columns are positions. */
 INLINE void pack_keys(int kind, int head_dim, const places *at, int panel, int first, int end, float *to) {
-    const int units = IN_PAIRS(kind) ? head_dim / 2 : head_dim, unit_bytes = IN_PAIRS(kind) ? 4 : bytes_of(kind);
+    const int units = key_units(kind, head_dim), unit_bytes = head_dim * bytes_of(kind) / units;
     const int start = first > panel * PANEL ? first / LANES * LANES : panel * PANEL;
     for (int t = start; t < end && t < (panel + 1) * PANEL; t += LANES) {
         for (int k = 0; k < units; k += LANES) {

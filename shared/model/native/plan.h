@@ -9,11 +9,11 @@
 
 #include "softmax.h"
 
-#define BLOCK_ROWS 192           /* queries that share packed keys, at most: tokens times heads of a group */
-#define FEW_ROWS 48              /* blocks are not made smaller than this to have more of them */
-#define PACKING_ROWS 16          /* packing a chunk takes as long as products of this many rows with it */
-#define UNITS_PER_THREAD 6       /* a thread that is held up leaves units to others */
-#define MAX_PARTIALS (8LL << 20) /* bytes that wait in memory for one block */
+#define BLOCK_ROWS 192            /* queries that share packed keys, at most: tokens times heads of a group */
+#define FEW_ROWS 48               /* blocks are not made smaller than this to have more of them */
+#define PACKING_ROWS 16           /* fetching and packing a chunk takes as long as products of about this many rows */
+#define UNITS_PER_THREAD 6        /* a thread that is held up leaves units to others */
+#define MAX_PARTIALS (64LL << 20) /* bytes of results that may wait in memory */
 
 typedef struct {
     const span *spans;
@@ -91,7 +91,7 @@ static void add_units(plan *p, int number, int64_t fair) {
     const int chunks = b->end - b->first;
     const int64_t parts = fair / chunk_cost(&p->of, b), bytes = chunks * partial_bytes(&p->of, b);
     int most = chunks;
-    if (parts < chunks && chunks > 1 && bytes <= MAX_PARTIALS) {
+    if (parts < chunks && chunks > 1 && p->partial_bytes + bytes <= MAX_PARTIALS) {
         most = parts > 1 ? (int)parts : 1;
         b->partials = p->partial_bytes;
         p->partial_bytes += bytes;

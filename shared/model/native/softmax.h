@@ -95,20 +95,35 @@ INLINE void store_units(int pairs, float *probabilities, int t, vf p) {
     store_f32(probabilities + t, p);
 }
 
-/* Scores of one row to probabilities, as units; what is not visible gets none. Overwrites the scores. */
-INLINE void soften(int pairs, float *scores, visible of, float factor, float *probabilities, float *max, float *weight) {
-    const int first = of.first / LANES * LANES, end = (of.end + LANES - 1) / LANES * LANES;
-    if (of.first > first) hide_others(scores, first, of);
-    if (of.end < end) hide_others(scores, end - LANES, of);
-    vf top = splat(-INFINITY), weights = {};
-    for (int t = first; t < end; t += LANES) top = vmax(top, load_f32(scores + t));
-    *max = maximum(top) * factor;
-    for (int t = 0; t < first; t += LANES) store_units(pairs, probabilities, t, (vf){});
-    for (int t = first; t < end; t += LANES) {
-        const vf p = power_of_two(multiply_add(load_f32(scores + t), splat(factor), splat(-*max)));
-        store_units(pairs, probabilities, t, p);
-        weights += p;
+/* Scores [rows][CHUNK], relative to each row's maximum, to probabilities as units; what a row does not see gets none. Overwrites the
+   scores. All arrays have room for `rows` in whole vectors. */
+INLINE void soften(int pairs, int rows, float *scores, const visible *sees, float factor, float *probabilities, float *max, float *weight) {
+    const int width = pairs ? CHUNK / 2 : CHUNK;
+    vf of_rows[LANES] = {};
+    for (int row = 0; row < rows; row++) {
+        float *s = scores + row * CHUNK;
+        const int first = sees[row].first / LANES * LANES, end = (sees[row].end + LANES - 1) / LANES * LANES;
+        if (sees[row].first > first) hide_others(s, first, sees[row]);
+        if (sees[row].end < end) hide_others(s, end - LANES, sees[row]);
+        vf top = load_f32(s + first);
+        for (int t = first + LANES; t < end; t += LANES) top = vmax(top, load_f32(s + t));
+        of_rows[row % LANES] = top;
+        if (row + 1 == rows || row % LANES == LANES - 1) store_f32(max + row / LANES * LANES, maxima(of_rows) * factor);
     }
-    for (int t = end; t < CHUNK; t += LANES) store_units(pairs, probabilities, t, (vf){});
-    *weight = sum(weights);
+    for (int row = 0; row < rows; row++) {
+        const float *s = scores + row * CHUNK;
+        float *p = probabilities + row * width;
+        const int first = sees[row].first / LANES * LANES, end = (sees[row].end + LANES - 1) / LANES * LANES;
+        const vf less = splat(-max[row]);
+        vf total = {};
+        for (int t = 0; t < first; t += LANES) store_units(pairs, p, t, (vf){});
+        for (int t = first; t < end; t += LANES) {
+            const vf one = power_of_two(multiply_add(load_f32(s + t), splat(factor), less));
+            store_units(pairs, p, t, one);
+            total += one;
+        }
+        for (int t = end; t < CHUNK; t += LANES) store_units(pairs, p, t, (vf){});
+        of_rows[row % LANES] = total;
+        if (row + 1 == rows || row % LANES == LANES - 1) store_f32(weight + row / LANES * LANES, sums(of_rows));
+    }
 }

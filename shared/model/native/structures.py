@@ -1,11 +1,15 @@
 """The structures of layers.c, field by field, and how tensors become pointers."""
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import POINTER, c_float, c_int32, c_void_p
 from enum import IntEnum
+from itertools import accumulate
 
 import torch
 from torch import Tensor
+
+from shared.model.layers.batch import Span
 
 
 class Kind(IntEnum):
@@ -95,6 +99,13 @@ class NativeStep(ctypes.Structure):
         ("rows", c_int32),
         ("num_spans", c_int32),
     )
+
+
+def spans_of(spans: Sequence[Span]) -> "ctypes.Array[NativeSpan]":
+    """Return a step's spans, whose rows lie one after the other."""
+    starts = accumulate((span.num_tokens for span in spans), initial=0)
+    rows = zip(starts, spans, strict=False)
+    return (NativeSpan * len(spans))(*[NativeSpan(row, s.start, s.num_tokens, s.stores) for row, s in rows])
 
 
 def address(tensor: Tensor | None) -> int | None:

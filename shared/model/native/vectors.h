@@ -134,23 +134,30 @@ INLINE float maximum(vf v) { REDUCE(larger, v); }
 #define HALVES {0, 1, 6, 7}, {2, 3, 4, 5}
 #define LAST {0, 5, 2, 7}, {1, 4, 3, 6}
 #endif
-#define FOLD(count, lists)                                                                                       \
-    do {                                                                                                         \
-        const vi of[2] = {lists};                                                                                \
-        _Pragma("GCC unroll 8") for (int i = 0; i < (count); i++)                                                \
-            v[i] = __builtin_shuffle(v[i], v[i + (count)], of[0]) + __builtin_shuffle(v[i], v[i + (count)], of[1]); \
+#define FOLD(op, count, lists)                                                                                          \
+    do {                                                                                                                \
+        const vi of[2] = {lists};                                                                                       \
+        _Pragma("GCC unroll 8") for (int i = 0; i < (count); i++)                                                       \
+            v[i] = op(__builtin_shuffle(v[i], v[i + (count)], of[0]), __builtin_shuffle(v[i], v[i + (count)], of[1])); \
     } while (0)
+#if LANES == 16
+#define FOLD_ALL(op) FOLD(op, 8, HALVES); FOLD(op, 4, QUARTERS); FOLD(op, 2, EIGHTHS); FOLD(op, 1, LAST)
+#elif LANES == 8
+#define FOLD_ALL(op) FOLD(op, 4, HALVES); FOLD(op, 2, QUARTERS); FOLD(op, 1, LAST)
+#else
+#define FOLD_ALL(op) FOLD(op, 2, HALVES); FOLD(op, 1, LAST)
+#endif
+
+INLINE vf plus(vf a, vf b) { return a + b; }
 
 /* The sums of LANES vectors at once, which are lost; each adds up as `sum` does. */
 INLINE vf sums(vf v[LANES]) {
-    FOLD(LANES / 2, HALVES);
-#if LANES >= 8
-    FOLD(LANES / 4, QUARTERS);
-#endif
-#if LANES == 16
-    FOLD(2, EIGHTHS);
-#endif
-    FOLD(1, LAST);
+    FOLD_ALL(plus);
+    return v[0];
+}
+
+INLINE vf maxima(vf v[LANES]) {
+    FOLD_ALL(vmax);
     return v[0];
 }
 

@@ -141,7 +141,9 @@ def outcome(*times_s: float, error: str | None = None) -> RequestOutcome:
 
 def measured(*outcomes: RequestOutcome, seconds: float = 1.0, beside: tuple[RequestOutcome, ...] = ()) -> LoadTurn:
     used = Counter({"decode-west": 0.3, "gateway-west": 0.1})
-    return LoadTurn(Answers(list(outcomes), seconds, list(beside)), used, 0.01, 0.02, 0.03, Counter({"decode-west": 9}))
+    return LoadTurn(
+        Answers(list(outcomes), seconds, list(beside)), seconds, used, 0.01, 0.02, 0.03, Counter({"decode-west": 9})
+    )
 
 
 def test_ours_is_compared_with_theirs() -> None:

@@ -10,7 +10,7 @@ from services.gateway.settings import GatewaySettings
 from shared.errors import SettingsError
 
 POLICIES: Mapping[str, Callable[[GatewaySettings], RoutingPolicy]] = {
-    "threshold": lambda settings: Threshold(settings.offload_threshold_tokens),
+    "threshold": lambda settings: Threshold(settings.offload_threshold_tokens, settings.decode_threshold_tokens),
     "stay_home": lambda _settings: StayHome(),
     "least_load": lambda _settings: LeastLoad(),
 }

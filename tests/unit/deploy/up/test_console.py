@@ -1,5 +1,6 @@
 """What reaches the console and the log files."""
 
+import errno
 import io
 from pathlib import Path
 
@@ -38,6 +39,18 @@ def test_last_lines_are_of_one_life(tmp_path: Path) -> None:
     assert console.take_last_lines("a") == ["next life"]
     assert console.take_last_lines("silent") == []
     console.close()
+
+
+def test_a_closed_terminal_is_no_reason_to_fail(tmp_path: Path) -> None:
+    class Closed(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(errno.EIO, "the terminal has gone")
+
+    console = Console(tmp_path, Closed())
+    console.say("stopping …")
+    console.write("ready", "all set")
+    console.close()
+    assert (tmp_path / "ready.log").read_text() == "all set\n"
 
 
 @pytest.mark.parametrize("line", ["", "text", "{", '{"level": "info", "event": "x"}', "{}", "[1]"])

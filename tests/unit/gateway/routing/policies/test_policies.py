@@ -64,6 +64,14 @@ def test_threshold_sends_long_prompts_away_and_keeps_short_ones() -> None:
     assert ranked(Threshold(16), facts(24, {EAST: 2}))[0] == "home"
 
 
+def test_what_is_computed_sooner_than_handed_over_is_left_to_decode() -> None:
+    assert ranked(Threshold(16, 12), facts(12)) == []
+    assert ranked(Threshold(16, 12), facts(13))[0] == "home"
+    assert ranked(Threshold(16, 12), facts(24, {EAST: 3})) == []  # what a cache has does not count
+    following = facts(12, promised={AWAY.worker: 2})
+    assert ranked(Threshold(16, 12), following)[0] == "away", "whose prefix is being computed is waited for"
+
+
 def test_stay_home_goes_away_only_when_nobody_is_at_home() -> None:
     assert ranked(StayHome(), facts(1000)) == ["home", "home-busy", "away", "away-busy"]
     assert ranked(StayHome(), replace(facts(1000), prefill=(AWAY_BUSY, AWAY))) == ["away", "away-busy"]
@@ -96,13 +104,14 @@ def test_decode_is_the_least_loaded_at_home() -> None:
 @pytest.mark.parametrize("name", POLICIES)
 def test_every_policy_can_be_named_and_plans(name: str) -> None:
     policy = policy_of(load(GatewaySettings, {"PRFAAS_ROUTING_POLICY": name}))
-    assert sorted(ranked(policy, facts(1000))) == ["away", "away-busy", "home", "home-busy"]
+    assert sorted(ranked(policy, facts(3000))) == ["away", "away-busy", "home", "home-busy"]
     assert policy.pick_decode([HOME_BUSY, HOME], WEST) == HOME
 
 
 def test_the_default_is_the_threshold_with_its_setting() -> None:
-    settings = load(GatewaySettings, {"PRFAAS_OFFLOAD_THRESHOLD_TOKENS": "77"})
-    assert policy_of(settings) == Threshold(77)
+    environ = {"PRFAAS_OFFLOAD_THRESHOLD_TOKENS": "77", "PRFAAS_DECODE_THRESHOLD_TOKENS": "7"}
+    settings = load(GatewaySettings, environ)
+    assert policy_of(settings) == Threshold(77, 7)
 
 
 def test_an_unknown_policy_is_named_with_those_there_are() -> None:
