@@ -6,15 +6,15 @@ import time
 from collections.abc import Iterator
 from functools import partial
 
-from services.decode.ahead import AheadRunner, StepInHand
 from services.decode.following import followers
 from services.decode.memory import RequestMemory
 from services.decode.meter import StepMeter
-from services.decode.pace import StepPace
 from services.decode.request import FinishReason, Generation, NewTokens, Request
-from services.decode.runner import DecodeStep, RequestPart, Result, Runner, StepOutcome
 from services.decode.scheduler import DecodeScheduler, Rank
 from services.decode.settings import DecodeSettings
+from services.decode.steps.ahead import AheadRunner, StepInHand
+from services.decode.steps.pace import StepPace
+from services.decode.steps.runner import DecodeStep, RequestPart, Result, Runner, StepOutcome
 from services.decode.tail import Tail
 from shared.engine.loaded import LoadedModel
 from shared.engine.packing import Offer, pack

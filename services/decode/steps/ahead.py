@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from services.decode.holding import Holding
 from services.decode.request import Request
-from services.decode.runner import (
+from services.decode.steps.runner import (
     DecodeStep,
     RequestPart,
     Result,

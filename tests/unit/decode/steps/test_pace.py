@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.decode.pace import MIN_TAIL_TOKENS, CostLine, StepPace
+from services.decode.steps.pace import MIN_TAIL_TOKENS, CostLine, StepPace
 
 PER_STEP_S, PER_ROW_S, PER_TOKEN_S = 0.005, 0.0005, 0.0002
 
