@@ -29,8 +29,8 @@ from shared.model.sampler.sampling import Sampled
 
 log = get_logger()
 
-LAUNCH_LEAD_S = 0.003
-"""How long before the step under way should end the next one is planned: prompts that arrive meanwhile are in it."""
+LAUNCH_LEAD_S = 0.004
+"""How long before the step under way may end the next one is planned: prompts that arrive until then are in it."""
 
 
 class DecodeEngine:
@@ -132,7 +132,7 @@ class DecodeEngine:
         """Plan a step and run it, or launch it behind the one under way and read that one; without either, wait."""
         before = self._under_way
         if before is not None:
-            await self._until_nearly_read(before)
+            await self._until_nearly_read()
         started = time.perf_counter()
         step = self._plan(may_preempt=before is None)
         self.publisher.set_busy(bool(step) or before is not None)
@@ -149,10 +149,9 @@ class DecodeEngine:
         """Whether a step goes without the host. Who waits for a pre-emption waits for nothing to be under way."""
         return bool(step) and not self._scheduler.held_back and self._ahead.can_launch(step)
 
-    async def _until_nearly_read(self, under_way: StepInHand) -> None:
+    async def _until_nearly_read(self) -> None:
         """Wait as long as the next step is launched early enough: who arrives meanwhile is in it."""
-        expected_s = self._pace.cost.expected_s(len(under_way.step.batch), under_way.num_tail_tokens)
-        left_s = max(under_way.started_s, self._read_at_s) + expected_s - LAUNCH_LEAD_S - time.perf_counter()
+        left_s = self._read_at_s + self._ahead.shortest_s - LAUNCH_LEAD_S - time.perf_counter()
         if left_s > 0:
             await asyncio.sleep(left_s)
 

@@ -59,12 +59,6 @@ class StepCost:
     batch: CostLine = field(default_factory=CostLine)
     tails: CostLine = field(default_factory=CostLine)
 
-    def expected_s(self, num_rows: int, tail_tokens: float) -> float:
-        """Return what a step should take; 0 as long as nothing like it was measured."""
-        if not num_rows or not self.batch.is_known or (tail_tokens and not self.tails.is_known):
-            return 0.0
-        return self.batch.at(num_rows) + (self.tails.at(tail_tokens) if tail_tokens else 0.0)
-
     def measured(self, num_rows: int, tail_tokens: float, seconds: float) -> None:
         """Note a step: rows of its batch, tokens of tails (through all layers) and what it took."""
         if not num_rows:
