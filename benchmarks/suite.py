@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,10 +46,12 @@ def suite(procfile: Path = ROOT / "Procfile", /, **environ: str) -> Iterator[Sta
             text=True,
         )
         try:
-            yield Started(_wait_until_ready(process) - started, psutil.Process(process.pid))
+            ready = Started(_wait_until_ready(process) - started, psutil.Process(process.pid))
+            threading.Thread(target=_pass_on, args=(process,), daemon=True).start()
+            yield ready
         finally:
             process.send_signal(signal.SIGINT)
-            process.communicate(timeout=30)
+            process.wait(timeout=30)
 
 
 def process_name(process: psutil.Process) -> str:
@@ -60,6 +63,14 @@ def process_name(process: psutil.Process) -> str:
     if "-m" in command[:-1]:
         return command[command.index("-m") + 1]
     return Path(command[0]).name if command else str(process.pid)
+
+
+def _pass_on(process: "subprocess.Popen[str]") -> None:
+    """Show what the suite says. It would stand still when nobody reads its warnings."""
+    assert process.stdout is not None
+    with process.stdout:
+        for line in process.stdout:
+            sys.stderr.write(line)
 
 
 def _wait_until_ready(process: "subprocess.Popen[str]") -> float:

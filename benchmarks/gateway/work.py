@@ -110,16 +110,17 @@ class Client:
         bodies = [json.dumps(work.body(first + n)).encode() for n in range(work.num_requests)]
         bodies.reverse()
         async with aiohttp.ClientSession(self._url, connector=aiohttp.TCPConnector(limit=0)) as session:
-            await asyncio.gather(*(self._send(session, work.path, []) for _ in range(work.width)))
+            await asyncio.gather(*(self._connect(session) for _ in range(work.width)))
             before = self._gateway.cpu_s()
             await asyncio.gather(*(self._send(session, work.path, bodies) for _ in range(work.width)))
             return (self._gateway.cpu_s() - before) / work.num_requests
 
+    async def _connect(self, session: aiohttp.ClientSession) -> None:
+        async with session.get("models") as response:
+            await response.read()
+
     async def _send(self, session: aiohttp.ClientSession, path: str, bodies: list[bytes]) -> None:
-        """Send what is left, one after another; without bodies connect only."""
-        if not bodies:
-            async with session.get("models") as response:
-                await response.read()
+        """Send what is left, one after another. Raises `RuntimeError` for an answer that is none."""
         while bodies:
             headers = {"Content-Type": "application/json"}
             async with session.post(path, data=bodies.pop(), headers=headers) as response:

@@ -3,9 +3,8 @@
 import asyncio
 import itertools
 import time
-from collections.abc import Iterator
 
-from services.decode.following import followers
+from services.decode.following import in_turn, leaders
 from services.decode.memory import RequestMemory
 from services.decode.meter import StepMeter
 from services.decode.request import FinishReason, Generation, NewTokens, Request
@@ -148,18 +147,13 @@ class DecodeEngine:
                 self._memory.cover_tail(part.request, part.tail.chunk_end - part.tail.first)
         return step
 
-    def _ready_tails(self) -> Iterator[Request]:
-        """Yield in turn the tails that wait for no other. Those whose other is gone look again what is held."""
+    def _ready_tails(self) -> list[Request]:
+        """Return in turn the tails that wait for no other."""
         turns = self._scheduler.turns()
-        following = followers((request, self._memory.remainder(request)) for request in turns)
+        waits_for = leaders([(request, self._memory.tail_blocks(request)) for request in turns])
         for request in turns:
-            if request in following:
-                request.follows = True
-                continue
-            if request.follows:
-                request.follows = False
-                self._memory.renew(request)
-            yield request
+            request.waits_for = waits_for.get(request)
+        return in_turn(turns, waits_for)
 
     def _offer(self, request: Request) -> Offer[Request] | None:
         tail = _tail(request)
@@ -199,6 +193,8 @@ class DecodeEngine:
             self._count_computed(request, last - first)
             if tail.is_chunk_end(last) or result is not None:
                 self._memory.completed(request, last)
+                for other in [other for other in self._scheduler.tails if other.waits_for is request]:
+                    self._memory.renew(other)  # before windows slide past what it shares
         if result is not None:
             self._join_batch(request, tail, result)
 

@@ -1,6 +1,6 @@
 """Which tails wait for another one that computes what they begin with: each block is computed once. Pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
 from shared.ids import BlockKey
@@ -8,23 +8,33 @@ from shared.ids import BlockKey
 R = TypeVar("R")
 
 
-class Remainder(NamedTuple):
-    """What a tail is going to compute."""
+class TailBlocks(NamedTuple):
+    """What a tail computes."""
 
-    keys: Sequence[BlockKey]  # of its full blocks
+    keys: Sequence[BlockKey]  # of its full blocks, from its beginning to its end
     has_begun: bool  # it computes them itself, whoever else does
 
 
-def followers(tails: Iterable[tuple[R, Remainder]]) -> list[R]:
-    """Return the tails whose first block a tail before them computes; they stand in the order of their turns.
+def leaders(tails: Sequence[tuple[R, TailBlocks]]) -> dict[R, R]:
+    """Return who waits for whom: tails whose first block another computes, which has begun or comes before them.
 
-    Who follows computes nothing meanwhile. A tail that has begun does not follow.
+    `tails` stand in the order of their turns. Nobody waits for one that waits.
     """
-    computed: set[BlockKey] = set()
-    found = []
+    computing: dict[BlockKey, R] = {}
     for request, (keys, has_begun) in tails:
-        if keys and keys[0] in computed and not has_begun:
-            found.append(request)
+        if has_begun:
+            computing |= dict.fromkeys(keys, request)
+    found: dict[R, R] = {}
+    for request, (keys, has_begun) in tails:
+        if has_begun:
+            continue
+        if keys and keys[0] in computing:
+            found[request] = computing[keys[0]]
         else:
-            computed.update(keys)
+            computing |= dict.fromkeys((key for key in keys if key not in computing), request)
     return found
+
+
+def in_turn(turns: Sequence[R], waits_for: dict[R, R]) -> list[R]:
+    """Return those of `turns` who wait for nobody, each as early as the first of those who wait for it."""
+    return list(dict.fromkeys(waits_for.get(request, request) for request in turns))

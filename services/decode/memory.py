@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-from services.decode.following import Remainder
+from services.decode.following import TailBlocks
 from services.decode.holding import Holding
 from services.decode.publisher import BlockPublisher, PublishWork
 from services.decode.ready_pages import ReadyPages
@@ -127,15 +127,15 @@ class RequestMemory:
         self._publish(request, holding, holding.reservation, len(holding.resident))
         self.abandon(request)
 
-    def remainder(self, request: Request) -> Remainder:
-        """Return the full blocks of a tail that are still to be computed; entries that are awaited are none of them."""
+    def tail_blocks(self, request: Request) -> TailBlocks:
+        """Return the full blocks that a tail computes, those that it has computed included; none while entries land."""
         holding = request.held
         tail = holding.tail
         assert tail is not None, "a request in tails has a tail"
         if holding.fetch is not None:
-            return Remainder((), has_begun=True)
-        keys = request.keys[len(holding.resident) :]  # others find a block when it is shared, not when it is computed
-        return Remainder(keys, tail.next_layer > 0 or tail.first > tail.start)
+            return TailBlocks((), has_begun=True)
+        keys = request.keys[tail.start // self._layout.block_tokens :]
+        return TailBlocks(keys, tail.next_layer > 0 or tail.first > tail.start)
 
     def renew(self, request: Request) -> None:
         """Reserve anew for a request whose tail has not begun: others have computed what it begins with."""

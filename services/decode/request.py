@@ -79,7 +79,7 @@ class Request:
     gate_opened_at_s: float | None = None  # when the tail's first layer could run; seconds since 1970
     num_coming: int = 0  # tokens that steps under way will bring
     num_computed: int = 0  # tokens of the prompt that were computed here
-    follows: bool = False  # another request computes what its tail begins with
+    waits_for: "Request | None" = None  # computes what this one's tail begins with
     retired: bool = False  # finished, failed or aborted
     _events: "asyncio.Queue[NewTokens | PrfaasError]" = field(default_factory=asyncio.Queue)  # at most max_tokens + 2
 

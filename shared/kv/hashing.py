@@ -34,12 +34,12 @@ def chain_keys(root: BlockKey, token_ids: Sequence[int], block_tokens: int) -> l
     packed = array("I", token_ids[: len(token_ids) // block_tokens * block_tokens])
     if sys.byteorder == "big":
         packed.byteswap()
-    data = memoryview(packed).cast("B")
+    data = packed.tobytes()
     step = block_tokens * packed.itemsize
     keys: list[BlockKey] = []
     previous = root
     for start in range(0, len(data), step):
-        previous = BlockKey(hashlib.sha256(previous + bytes(data[start : start + step])).digest())
+        previous = BlockKey(hashlib.sha256(previous + data[start : start + step]).digest())
         keys.append(previous)
     return keys
 

@@ -8,15 +8,14 @@ from tokenizers.models import BPE
 from shared.errors import ModelFileError
 from shared.model.files.gguf_file import GgufFile
 from shared.model.text.bos import prepend_token
+from shared.model.text.cuts import LLAMA3_WORDS, QWEN2_WORDS
 
 _CONTROL, _USER_DEFINED = 3, 4  # llama.cpp's token types
 _SPACE = "\u2581"  # how SentencePiece spells a space
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-_SPLITS = {"llama3": _LLAMA3, "llama-v3": _LLAMA3, "llama-bpe": _LLAMA3, "qwen2": _QWEN2, "deepseek-r1-qwen": _QWEN2}
+_SPLITS = {
+    **dict.fromkeys(("llama3", "llama-v3", "llama-bpe"), LLAMA3_WORDS),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), QWEN2_WORDS),
+}
 _DIGITS_THEN_GPT2 = ("smollm", "starcoder", "refact", "command-r")
 _GPT2 = ("default", "gpt-2")
 

@@ -64,8 +64,8 @@ INLINE void weigh(int Q, int kind, const batch *b, int row, int panel, const flo
         }
 }
 
-/* `sum` of the batch's rows, from `row` on, takes in what they see of a chunk. Its panels are packed already, or one by one `at`
-   their places into the first's room, which then stays in the nearest cache. */
+/* `sum` of the batch's rows, from `row` on, takes in what they see of a chunk. Its panels are packed already, or are packed one
+   by one from their places `at` into the same room, which then stays in the nearest cache. */
 INLINE void attend_batch(int kind, batch *b, seen sum, int row, float factor, const places *at, const workspace *w) {
     const int dim = b->head_dim, units = value_units(kind);
     const visible of = seen_by(b, 0, b->count);
@@ -78,7 +78,7 @@ INLINE void attend_batch(int kind, batch *b, seen sum, int row, float factor, co
     soften(IN_PAIRS(kind), b->count, w->scores, b->sees, factor, w->probabilities, max, weight);
     for (int r = 0; r < b->count; r++) b->fold[r] = add_weight(sum, row + r, max[r], weight[r]);
     for (int panel = 0; panel * PANEL < dim; panel++) {
-        float *values = w->values + (at ? 0 : panel * PANEL * units);
+        float *values = at ? w->keys : w->values + panel * PANEL * units;
         if (at) pack_values(kind, dim, at, panel, of.first, of.end, values);
         for (int r = 0; r < b->count; r += TILE_QUERIES) FOR_ROWS(b->count - r, weigh, kind, b, r, panel, values, w->probabilities);
     }

@@ -51,12 +51,9 @@ enum { NO_GATE, SILU, GELU };
 #define TILE_TOKENS (LANES == 8 ? 2 : 4)
 #define TILE (TILE_ROWS * TILE_TOKENS)
 
-#define NEAR_BYTES (24 << 10) /* of the matrix, in the first cache while x passes */
-#define STREAMED_ROWS 8
-#ifndef HINT
-#define HINT 3
-#endif
-#define FAR_BYTES (384 << 10) /* of the matrix or of x, in the second */
+#define NEAR_BYTES (24 << 10)  /* of the matrix, in the first cache while x passes */
+#define FAR_BYTES (384 << 10)  /* of the matrix or of x, in the second */
+#define MANY_ROWS 64           /* from here on long rows of x stay in the first cache, and the matrix in the second */
 
 /* Elements [i, i + count) as what is multiplied: LANES floats, or the bits of twice as many bfloat16, zero beyond `count`. */
 INLINE vf operand(int as, int kind, const void *base, int64_t i, int count) {
@@ -78,14 +75,10 @@ INLINE vf accumulate(int as, vf a, vf b, vf to) {
     return multiply_add(a, b, to);
 }
 
-INLINE void tile_step(int as, int kind, int rows, int tokens, const void *w, int64_t ahead, const void *x, int cols, int k, int count,
-                      vf acc[TILE]) {
+INLINE void tile_step(int as, int kind, int rows, int tokens, const void *w, const void *x, int cols, int k, int count, vf acc[TILE]) {
     vf weights[TILE_ROWS];
 #pragma GCC unroll 4
-    for (int r = 0; r < rows; r++) {
-        weights[r] = operand(as, kind, w, (int64_t)r * cols + k, count);
-        __builtin_prefetch((const char *)w + ((int64_t)r * cols + k) * bytes_of(kind) + ahead, 0, HINT);
-    }
+    for (int r = 0; r < rows; r++) weights[r] = operand(as, kind, w, (int64_t)r * cols + k, count);
 #pragma GCC unroll 4
     for (int t = 0; t < tokens; t++) {
         vf v = operand(as, as, x, (int64_t)t * cols + k, count);
@@ -94,34 +87,33 @@ INLINE void tile_step(int as, int kind, int rows, int tokens, const void *w, int
     }
 }
 
-INLINE void tile_of(int as, int kind, int rows, int tokens, const void *w, int64_t ahead, const void *x, int cols, vf out[TILE / LANES]) {
+INLINE void tile_of(int as, int kind, int rows, int tokens, const void *w, const void *x, int cols, vf out[TILE / LANES]) {
     vf acc[TILE];
 #pragma GCC unroll 16
     for (int i = 0; i < TILE; i++) acc[i] = (vf){};
     const int width = as == KIND_BF16 ? 2 * LANES : LANES;
     int k = 0;
-    for (; k + width <= cols; k += width) tile_step(as, kind, rows, tokens, w, ahead, x, cols, k, width, acc);
-    if (k < cols) tile_step(as, kind, rows, tokens, w, ahead, x, cols, k, LANES, acc);
+    for (; k + width <= cols; k += width) tile_step(as, kind, rows, tokens, w, x, cols, k, width, acc);
+    if (k < cols) tile_step(as, kind, rows, tokens, w, x, cols, k, LANES, acc);
 #pragma GCC unroll 4
     for (int i = 0; i < TILE / LANES; i++) out[i] = sums(acc + i * LANES);
 }
 
-/* TILE_ROWS rows from w, or one, times `tokens` rows from x, as [TILE_TOKENS][TILE_ROWS] with zeros where there are fewer.
-   What lies `ahead` bytes behind those rows of w is asked for meanwhile. */
-typedef void tile_function(int rows, int tokens, const void *w, int64_t ahead, const void *x, int cols, vf out[TILE / LANES]);
+/* TILE_ROWS rows from w, or one, times `tokens` rows from x, as [TILE_TOKENS][TILE_ROWS] with zeros where there are fewer. */
+typedef void tile_function(int rows, int tokens, const void *w, const void *x, int cols, vf out[TILE / LANES]);
 
 #define TILE_FUNCTION(name, as, kind)                                                                        \
-    static void name(int rows, int tokens, const void *w, int64_t ahead, const void *x, int cols, vf *out) {        \
+    static void name(int rows, int tokens, const void *w, const void *x, int cols, vf out[TILE / LANES]) {   \
         if (rows == TILE_ROWS) {                                                                             \
-            if (tokens == TILE_TOKENS) tile_of(as, kind, TILE_ROWS, TILE_TOKENS, w, ahead, x, cols, out);           \
-            else if (tokens == 1) tile_of(as, kind, TILE_ROWS, 1, w, ahead, x, cols, out);                          \
-            else if (tokens == 2) tile_of(as, kind, TILE_ROWS, 2, w, ahead, x, cols, out);                          \
-            else if (TILE_TOKENS > 2) tile_of(as, kind, TILE_ROWS, 3, w, ahead, x, cols, out);                      \
+            if (tokens == TILE_TOKENS) tile_of(as, kind, TILE_ROWS, TILE_TOKENS, w, x, cols, out);           \
+            else if (tokens == 1) tile_of(as, kind, TILE_ROWS, 1, w, x, cols, out);                          \
+            else if (tokens == 2) tile_of(as, kind, TILE_ROWS, 2, w, x, cols, out);                          \
+            else if (TILE_TOKENS > 2) tile_of(as, kind, TILE_ROWS, 3, w, x, cols, out);                      \
         } else {                                                                                             \
-            if (tokens == TILE_TOKENS) tile_of(as, kind, 1, TILE_TOKENS, w, ahead, x, cols, out);                   \
-            else if (tokens == 1) tile_of(as, kind, 1, 1, w, ahead, x, cols, out);                                  \
-            else if (tokens == 2) tile_of(as, kind, 1, 2, w, ahead, x, cols, out);                                  \
-            else if (TILE_TOKENS > 2) tile_of(as, kind, 1, 3, w, ahead, x, cols, out);                              \
+            if (tokens == TILE_TOKENS) tile_of(as, kind, 1, TILE_TOKENS, w, x, cols, out);                   \
+            else if (tokens == 1) tile_of(as, kind, 1, 1, w, x, cols, out);                                  \
+            else if (tokens == 2) tile_of(as, kind, 1, 2, w, x, cols, out);                                  \
+            else if (TILE_TOKENS > 2) tile_of(as, kind, 1, 3, w, x, cols, out);                              \
         }                                                                                                    \
     }
 
@@ -152,11 +144,12 @@ INLINE int outputs(const matrix *w, const result *out) { return out->gate == NO_
 static cut cut_of(const matrix *w, const activations *x, const result *out, int parts) {
     cut c = {.expands = w->kind != x->kind && x->rows > TILE_TOKENS};
     const int64_t row_bytes = (int64_t)w->cols * bytes_of(c.expands ? x->kind : w->kind) * (out->gate == NO_GATE ? 1 : 2);
-    const int near = NEAR_BYTES / row_bytes, is_near = near >= (out->gate == NO_GATE ? 4 : 2) * TILE_ROWS, count = outputs(w, out);
+    const int near = NEAR_BYTES / row_bytes, count = outputs(w, out);
+    const int is_near = x->rows <= MANY_ROWS || near >= (out->gate == NO_GATE ? 4 : 2) * TILE_ROWS;
     const int block = FAR_BYTES / ((int64_t)w->cols * bytes_of(x->kind));
     c.num_blocks = is_near && block >= TILE_TOKENS ? (x->rows + block - 1) / block : 1;
     c.block = ((x->rows + c.num_blocks - 1) / c.num_blocks + TILE_TOKENS - 1) / TILE_TOKENS * TILE_TOKENS;
-    c.panel = x->rows <= TILE_TOKENS ? STREAMED_ROWS : is_near ? near : FAR_BYTES / row_bytes;
+    c.panel = is_near ? near : FAR_BYTES / row_bytes;
     const int even = count / (4 * parts) * c.num_blocks;
     if (c.panel > even) c.panel = even; /* all threads are to be busy */
     c.panel = c.panel / TILE_ROWS * TILE_ROWS;
@@ -178,6 +171,11 @@ static void expand(int as, const matrix *w, int64_t row, int count, char *to) {
         if (as == KIND_F32) store(KIND_F32, to, i, v);
         else store(KIND_BF16, to, i, v);
     }
+}
+
+/* Ask for part `part` of `parts` of `bytes` from `data` on. */
+INLINE void fetch(const char *data, int64_t bytes, int part, int parts) {
+    for (int64_t at = bytes * part / parts, end = bytes * (part + 1) / parts; at < end; at += 64) __builtin_prefetch(data + at, 0, 2);
 }
 
 INLINE void scaled(const matrix *w, int64_t row, int rows, vf v[TILE / LANES]) {
@@ -209,27 +207,29 @@ static void panel_product(const matrix *w, const cut *c, int row, int count, con
     const int64_t stride = (int64_t)cols * bytes_of(w->kind), bytes = count * stride, width = (int64_t)cols * bytes_of(kind);
     tile_function *tile = tile_function_of(as, kind);
     const char *data = (const char *)w->data + row * stride, *ups = data + half * stride;
+    const char *next = data + bytes, *next_ups = ups + bytes;
     if (c->expands) {
         expand(as, w, row, count, room);
         data = room;
         if (gate != NO_GATE) expand(as, w, half + row, count, room + count * width);
         ups = room + count * width;
     }
-    const int passes = (end - first + TILE_TOKENS - 1) / TILE_TOKENS;
-    for (int token = first, pass = 0; token < end; token += TILE_TOKENS, pass++) {
+    const int steps = (end - first + TILE_TOKENS - 1) / TILE_TOKENS * ((count + TILE_ROWS - 1) / TILE_ROWS);
+    for (int token = first, step = 0; token < end; token += TILE_TOKENS) {
         const int tokens = end - token < TILE_TOKENS ? end - token : TILE_TOKENS;
         const char *from = (const char *)x->data + (int64_t)token * cols * bytes_of(as);
-        for (int r = 0, rows; r < count; r += rows) {
-            const int64_t ahead = r / TILE_ROWS % passes == pass ? bytes : 0; /* the next panel, spread over the passes */
+        for (int r = 0, rows; r < count; r += rows, step++) {
             rows = count - r >= TILE_ROWS ? TILE_ROWS : 1;
             vf v[TILE / LANES], up[TILE / LANES];
-            tile(rows, tokens, data + r * width, ahead, from, cols, v);
+            tile(rows, tokens, data + r * width, from, cols, v);
+            fetch(next, bytes, step, steps);
             scaled(w, row + r, rows, v);
             if (gate == NO_GATE) {
                 store_tile(KIND_F32, v, rows, tokens, out, token, row + r);
                 continue;
             }
-            tile(rows, tokens, ups + r * width, ahead, from, cols, up);
+            tile(rows, tokens, ups + r * width, from, cols, up);
+            fetch(next_ups, bytes, step, steps);
             scaled(w, half + row + r, rows, up);
             for (int i = 0; i < TILE / LANES; i++) v[i] = (gate == GELU ? gelu_tanh(v[i]) : silu(v[i])) * up[i];
             if (as == KIND_F32) store_tile(KIND_F32, v, rows, tokens, out, token, row + r);

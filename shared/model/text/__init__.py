@@ -1,1 +1,1 @@
-"""Tokeniser and chat template. No torch."""
+"""Tokeniser, what it keeps of texts, chat template. No torch."""

@@ -18,11 +18,12 @@ _LETTERS = (
 _AFTER_A_WORD = rf"(?<=[0-9{_LETTERS}])[ \n]"
 _BEFORE_LINE_ENDS = r"(?<!\n)\n"
 
-_LLAMA3 = (
+LLAMA3_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_SPLITS = (_LLAMA3, _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"))
+QWEN2_WORDS = LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
+"""How these families' tokenisers split words off: no alternative has a letter or digit before a blank."""
 
 
 class Cuts:
@@ -103,7 +104,7 @@ def _replaces_blanks(normalizer: Any) -> bool:
 def _is_known_split(step: Any) -> bool:
     if step["type"] != "Split" or step["behavior"] != "Isolated" or step["invert"]:
         return False
-    return step["pattern"].get("Regex") in _SPLITS
+    return step["pattern"].get("Regex") in (LLAMA3_WORDS, QWEN2_WORDS)
 
 
 def _steps(pre_tokenizer: Any) -> list[Any]:

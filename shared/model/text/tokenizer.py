@@ -12,7 +12,7 @@ from shared.errors import ModelFileError
 from shared.model.text.bos import prepend_token
 from shared.model.text.chat import ChatTemplate, find_template
 from shared.model.text.cuts import Cuts
-from shared.model.text.token_bytes import TokenBytes
+from shared.model.text.token_bytes import ByteDetokenizer, TokenBytes
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what a decoder makes of half a UTF-8 character
 
@@ -81,8 +81,10 @@ class Tokenizer:
         """Return the bytes that one token stands for, by itself."""
         return self._bytes.of(token_id)
 
-    def detokenizer(self, skip_special_tokens: bool = True) -> "Detokenizer":
+    def detokenizer(self, skip_special_tokens: bool = True) -> "Detokenizer | ByteDetokenizer":
         """Return an incremental decoder for one stream of ids."""
+        if self._bytes.can_join:
+            return ByteDetokenizer(self._bytes, self.special_ids if skip_special_tokens else ())
         return Detokenizer(self, skip_special_tokens)
 
 

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.client import RequestOutcome
 from benchmarks.harness import Row
 from benchmarks.startup import _latency_row, memory, memory_checks
-from benchmarks.suite import _wait_until_ready
+from benchmarks.suite import _pass_on, _wait_until_ready
 
 
 def run(program: str, **environment: str) -> subprocess.Popen[str]:
@@ -23,6 +23,13 @@ def test_a_suite_that_ends_without_being_ready_is_an_error_that_shows_why() -> N
         _wait_until_ready(process)
     with run("print('starting'); print('ready after 1.0 s: ...')") as process:
         assert _wait_until_ready(process) > 0
+
+
+def test_a_suite_that_warns_a_lot_does_not_stand_still(capsys: pytest.CaptureFixture[str]) -> None:
+    with run("for _ in range(4000): print('gateway: warning: something is slow')") as process:
+        _pass_on(process)
+        assert process.wait() == 0
+    assert capsys.readouterr().err.count("something is slow") == 4000
 
 
 def test_memory_names_processes_by_their_worker_id() -> None:

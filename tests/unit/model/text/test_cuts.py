@@ -11,11 +11,10 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Backend
 
 from shared.model.files.catalog import BUILT_IN, resolve
-from shared.model.files.gguf_tokenizer import _SPLITS
 from shared.model.text.bos import prepend_token
 from shared.model.text.cached import MIN_CHARS, CachedTokenizer
 from shared.model.text.chat import ChatTemplate
-from shared.model.text.cuts import Cuts
+from shared.model.text.cuts import LLAMA3_WORDS, QWEN2_WORDS, Cuts
 from shared.model.text.tokenizer import Tokenizer
 from tests.support.texts import real_text
 
@@ -76,8 +75,8 @@ def tokenizer_of(backend: Backend) -> Tokenizer:
 
 MADE: dict[str, Callable[[], Backend]] = {
     "gpt2": lambda: trained(gpt2()),
-    "llama3": lambda: trained(split_by(_SPLITS["llama3"])),
-    "qwen2": lambda: trained(split_by(_SPLITS["qwen2"]), normalizers.NFC()),
+    "llama3": lambda: trained(split_by(LLAMA3_WORDS)),
+    "qwen2": lambda: trained(split_by(QWEN2_WORDS), normalizers.NFC()),
     "llama2": lambda: trained(None, sentencepiece()),
     "metaspace": lambda: trained(pre_tokenizers.Metaspace(prepend_scheme="first")),
     "prefixed": lambda: trained(pre_tokenizers.ByteLevel(add_prefix_space=True)),

@@ -5,7 +5,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers
 
-from shared.model.text.token_bytes import TokenBytes
+from shared.model.text.chat import ChatTemplate
+from shared.model.text.token_bytes import ByteDetokenizer, TokenBytes
+from shared.model.text.tokenizer import Detokenizer, Tokenizer
 from tests.support.checkpoints import byte_tokenizer
 
 EOS = 256 + 3
@@ -39,3 +41,29 @@ def test_byte_level_vocabularies_have_every_byte() -> None:
     token_bytes = TokenBytes(byte_tokenizer())
     assert {token_bytes.of(i) for i in range(3, 259)} == {bytes([byte]) for byte in range(256)}
     assert token_bytes.of(1) == b"<s>"
+
+
+def odd_tokenizer() -> Tokenizer:
+    """Bytes, and added tokens that a decoder of bytes takes for others: their letters are in its alphabet or not."""
+    backend = byte_tokenizer()
+    backend.add_tokens(["é!", "a b", "Ġx", "猫", "\N{REPLACEMENT CHARACTER}"])
+    backend.add_special_tokens(["<tool>"])
+    return Tokenizer(backend, ChatTemplate("", "test", {}), ())
+
+
+ODD = odd_tokenizer()
+
+
+@given(
+    st.lists(st.integers(0, ODD.vocab_size + 2) | st.sampled_from([0xC3, 0xA9, 0xF0, 0x9F]), max_size=24), st.booleans()
+)
+def test_bytes_stream_as_the_decoder_decodes(ids: list[int], skip_special_tokens: bool) -> None:
+    quick, slow = ODD.detokenizer(skip_special_tokens), Detokenizer(ODD, skip_special_tokens)
+    assert isinstance(quick, ByteDetokenizer)
+    assert [quick.push(i) for i in ids] == [slow.push(i) for i in ids]
+    assert quick.finish() == slow.finish()
+    assert [quick.push(i) for i in ids] == [slow.push(i) for i in ids], "a stream that starts anew"
+
+
+def test_other_decoders_have_their_context() -> None:
+    assert isinstance(Tokenizer(sentencepiece(), ChatTemplate("", "test", {}), ()).detokenizer(), Detokenizer)
