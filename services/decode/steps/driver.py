@@ -13,8 +13,8 @@ from shared.engine.thread import WorkThread
 from shared.model.pages.kv import PagedKv
 from shared.model.transformer import Transformer
 
-LAUNCH_LEAD_S = 0.004
-"""How long before the step under way may end the next one is planned: prompts that arrive until then are in it."""
+LAUNCH_LEAD_S = 0.003
+"""How long before the step under way may end, at least, the next one is planned."""
 
 
 class PagesInHand(Protocol):
@@ -48,9 +48,10 @@ class StepDriver:
         """What is launched and not handed out: its pages may not be taken, nor slid past."""
 
     async def until_nearly_read(self) -> None:
-        """Wait, if a step is under way, as long as the next one is launched early enough."""
+        """Wait, if a step is under way, for half of it at most: prompts that arrive until then are in the next one."""
         if self.under_way is not None:
-            left_s = self._handed_out_s + self._ahead.shortest_s - LAUNCH_LEAD_S - time.perf_counter()
+            shortest_s = self._ahead.shortest_s
+            left_s = self._handed_out_s + min(shortest_s / 2, shortest_s - LAUNCH_LEAD_S) - time.perf_counter()
             if left_s > 0:
                 await asyncio.sleep(left_s)
 
