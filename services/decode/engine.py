@@ -3,17 +3,17 @@
 import asyncio
 import itertools
 import time
-from functools import partial
 
-from services.decode.ahead import AheadRunner, StepInHand
 from services.decode.following import in_turn, leaders
 from services.decode.memory import RequestMemory
 from services.decode.meter import StepMeter
-from services.decode.pace import StepPace
 from services.decode.request import FinishReason, Generation, NewTokens, Request
-from services.decode.runner import DecodeStep, RequestPart, Result, Runner, StepOutcome
 from services.decode.scheduler import DecodeScheduler, Rank
 from services.decode.settings import DecodeSettings
+from services.decode.steps.ahead import StepInHand
+from services.decode.steps.driver import StepDriver
+from services.decode.steps.pace import StepPace
+from services.decode.steps.runner import DecodeStep, RequestPart, Result, StepOutcome
 from services.decode.tail import Tail
 from shared.engine.loaded import LoadedModel
 from shared.engine.packing import Offer, pack
@@ -27,9 +27,6 @@ from shared.metrics import Metrics
 from shared.model.sampler.sampling import Sampled
 
 log = get_logger()
-
-LAUNCH_LEAD_S = 0.003
-"""How long before the step under way should end the next one is planned: prompts that arrive meanwhile are in it."""
 
 
 class DecodeEngine:
@@ -66,10 +63,7 @@ class DecodeEngine:
         self._memory = RequestMemory(pool, transfer, metrics, settings.chunk_tokens, self._wake.set, self._fail)
         self._scheduler: DecodeScheduler[Request] = DecodeScheduler(self._memory, settings.max_batch)
         self._pace = StepPace(settings.chunk_tokens, settings.inter_token_s)
-        self._runner = Runner(model.transformer, model.kv)
-        self._ahead = AheadRunner(model.transformer, model.kv)
-        self._under_way: StepInHand | None = None  # launched, not read
-        self._read_at_s = 0.0  # when tokens were handed out last
+        self._steps = StepDriver(model.transformer, model.kv, thread, self._memory, self._hand_out)
         self._num_layers = model.layout.num_layers
         self._meter = StepMeter(metrics)
         self._arrivals = itertools.count()
@@ -128,35 +122,21 @@ class DecodeEngine:
         model.transformer.capture_steps(model.kv, model.max_model_len, self._settings.max_batch)
 
     async def _turn(self) -> None:
-        """Plan a step and run it, or launch it behind the one under way and read that one; without either, wait."""
-        before = self._under_way
-        if before is not None:
-            await self._until_nearly_read(before)
+        """Plan a step and have it run; without one, wait."""
+        await self._steps.until_nearly_read()
         started = time.perf_counter()
-        step = self._plan(may_preempt=before is None)
-        self.publisher.set_busy(bool(step) or before is not None)
-        if not step and before is None:
-            await self._wake.wait()
-        elif self._launches(step):
-            await self._fly(StepInHand.of(step, started, self._num_layers), before)
-        elif before is not None:
-            await self._fly(None, before)
+        step = self._plan()
+        is_busy = bool(step) or self._steps.under_way is not None
+        self.publisher.set_busy(is_busy)
+        if is_busy:
+            # Who waits for a pre-emption waits for nothing to be under way.
+            await self._steps.take(step, started, may_launch=not self._scheduler.held_back)
         else:
-            await self._run_alone(StepInHand.of(step, started, self._num_layers))
+            await self._wake.wait()
 
-    def _launches(self, step: DecodeStep) -> bool:
-        """Whether a step goes without the host. Who waits for a pre-emption waits for nothing to be under way."""
-        return bool(step) and not self._scheduler.held_back and self._ahead.can_launch(step)
-
-    async def _until_nearly_read(self, under_way: StepInHand) -> None:
-        """Wait as long as the next step is launched early enough: who arrives meanwhile is in it."""
-        expected_s = self._pace.cost.expected_s(len(under_way.step.batch), under_way.num_tail_tokens)
-        left_s = max(under_way.started_s, self._read_at_s) + expected_s - LAUNCH_LEAD_S - time.perf_counter()
-        if left_s > 0:
-            await asyncio.sleep(left_s)
-
-    def _plan(self, *, may_preempt: bool) -> DecodeStep:
-        batch = [r for r in self._scheduler.schedule(may_preempt=may_preempt) if not r.is_ending]
+    def _plan(self) -> DecodeStep:
+        running = self._scheduler.schedule(may_preempt=self._steps.under_way is None)
+        batch = [request for request in running if not request.is_ending]
         offers = [offer for request in self._ready_tails() if (offer := self._offer(request)) is not None]
         packed = pack(offers, self._pace.tail_tokens(len(batch), len(offers)), self._num_layers)
         step = DecodeStep.of(packed, batch)
@@ -188,55 +168,18 @@ class DecodeEngine:
         return Offer(request, tail.chunk_end - tail.first, tail.next_layer, open_layers)
 
     def _is_under_way(self, request: Request) -> bool:
-        return self._under_way is not None and self._under_way.has_rows_of(request)
+        under_way = self._steps.under_way
+        return under_way is not None and under_way.has_rows_of(request)
 
-    async def _run_alone(self, hand: StepInHand) -> None:
-        """Run a step in the torch thread, then hand its tokens out; they travel while the next step computes."""
-        self._memory.take_in_hand(hand.holdings)
-        try:
-            outcome = await self._thread.run(partial(self._runner.run, hand.step))
-            self._hand_out(hand, outcome)
-        finally:
-            self._memory.put_down(hand.holdings)
-
-    async def _fly(self, hand: StepInHand | None, before: StepInHand | None) -> None:
-        """Launch a step, if there is one, then read the one before, if there is one, and hand out its tokens."""
-        in_hand = [*([] if hand is None else hand.holdings), *([] if before is None else before.holdings)]
-        self._memory.take_in_hand([] if hand is None else hand.holdings)
-        try:
-            outcome = await self._thread.run(partial(self._ahead.launch_and_read, hand, before))
-        except BaseException:
-            # The device may have begun what nobody will read: pages are let go of when it is done.
-            await self._thread.run(self._model.transformer.wait)
-            self._memory.put_down(in_hand)
-            self._under_way = None
-            raise
-        launched = hand is not None and hand.flight is not None
-        self._under_way = hand if launched else None
-        if hand is not None:
-            hand.count_coming(1)
-        if before is not None and outcome is not None:
-            before.count_coming(-1)
-            try:
-                self._hand_out(before, outcome)
-            finally:
-                self._memory.put_down(before.holdings)
-        if hand is not None and not launched:
-            try:
-                await self._run_alone(hand)
-            finally:
-                self._memory.put_down(hand.holdings)
-
-    def _hand_out(self, hand: StepInHand, outcome: StepOutcome) -> None:
+    def _hand_out(self, hand: StepInHand, outcome: StepOutcome, seconds: float) -> None:
+        """Give a step's requests what it brought; tokens travel while the next step computes."""
         for part, tail, first in hand.tails:
             last = tail.first if hand.flight is None else first + part.num_tokens
             self._tail_advanced(part, tail, first, last, outcome.results[part.request])
         for part in hand.step.batch:
             self._generated(part.request, outcome.results[part.request])
-        num_tail_tokens, now = hand.num_tail_tokens, time.perf_counter()
-        self._pace.cost.measured(len(hand.step.batch), num_tail_tokens, outcome.model_s)
-        self._meter.stepped(hand.step, num_tail_tokens, outcome, now - max(hand.started_s, self._read_at_s))
-        self._read_at_s = now
+        self._pace.cost.measured(len(hand.step.batch), hand.num_tail_tokens, outcome.model_s)
+        self._meter.stepped(hand.step, hand.num_tail_tokens, outcome, seconds)
 
     def _tail_advanced(self, part: RequestPart, tail: Tail, first: int, last: int, result: Result) -> None:
         """Take note of a tail's tokens `[first, last)`, which are through all layers now."""
@@ -312,9 +255,7 @@ class DecodeEngine:
         self._wake.set()
 
     async def _clean_up(self) -> None:
-        if self._under_way is not None:
-            await self._thread.run(self._model.transformer.wait)
-            self._memory.put_down(self._under_way.holdings)
+        await self._steps.clean_up()
         for request in [*self._scheduler.waiting, *self._scheduler.tails, *self._scheduler.running]:
             self._fail(request, Draining("this worker is stopping"))
         await self._memory.all_returned()

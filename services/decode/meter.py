@@ -1,6 +1,6 @@
 """What a decode engine measures about itself."""
 
-from services.decode.runner import DecodeStep, StepOutcome
+from services.decode.steps.runner import DecodeStep, StepOutcome
 from shared.metrics import INTER_TOKEN_BUCKETS_S, Metrics
 
 SPEED_SMOOTHING = 0.1

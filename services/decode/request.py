@@ -10,7 +10,7 @@ from services.decode.holding import Holding
 from services.decode.scheduler import Rank
 from shared.deadline import Deadline
 from shared.engine.urgency import Urgency
-from shared.errors import PrfaasError
+from shared.errors import DeadlineExceeded, PrfaasError
 from shared.ids import BlockKey, RequestId
 from shared.kv.codec import Codec, Fidelity
 from shared.kv.entries import Source
@@ -81,7 +81,7 @@ class Request:
     num_computed: int = 0  # tokens of the prompt that were computed here
     waits_for: "Request | None" = None  # computes what this one's tail begins with
     retired: bool = False  # finished, failed or aborted
-    _events: "asyncio.Queue[NewTokens | PrfaasError]" = field(default_factory=asyncio.Queue)  # at most max_tokens + 1
+    _events: "asyncio.Queue[NewTokens | PrfaasError]" = field(default_factory=asyncio.Queue)  # at most max_tokens + 2
 
     def __post_init__(self) -> None:
         self.tokens = list(self.generation.token_ids)
@@ -120,19 +120,24 @@ class Request:
 
         Raises the error that the engine delivered, or `DeadlineExceeded`.
         """
-        while True:
-            async with self.generation.deadline.scope("generating"):
+        late = DeadlineExceeded("the deadline passed while generating")
+        # One timer for all events: one for each would take as long as all the rest of handing a token out.
+        timer = asyncio.get_running_loop().call_later(self.generation.deadline.remaining(), self.deliver, late)
+        try:
+            while True:
                 event = await self._events.get()
-            later: NewTokens | PrfaasError | None = None
-            while isinstance(event, NewTokens) and not self._events.empty():
-                later = self._events.get_nowait()
+                later: NewTokens | PrfaasError | None = None
+                while isinstance(event, NewTokens) and not self._events.empty():
+                    later = self._events.get_nowait()
+                    if isinstance(later, PrfaasError):
+                        break
+                    event = event.joined(later)
+                if isinstance(event, PrfaasError):
+                    raise event
+                yield event
                 if isinstance(later, PrfaasError):
-                    break
-                event = event.joined(later)
-            if isinstance(event, PrfaasError):
-                raise event
-            yield event
-            if isinstance(later, PrfaasError):
-                raise later
-            if event.finish_reason is not None:
-                return
+                    raise later
+                if event.finish_reason is not None:
+                    return
+        finally:
+            timer.cancel()

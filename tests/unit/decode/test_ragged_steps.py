@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from services.decode.pace import MIN_TAIL_TOKENS, StepPace
 from services.decode.scheduler import DecodeScheduler, Rank
+from services.decode.steps.pace import MIN_TAIL_TOKENS, StepPace
 from services.decode.tail import Tail
 from shared.engine.packing import Offer, Packed, pack
 from shared.engine.urgency import Urgency

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.decode.pace import MIN_TAIL_TOKENS, CostLine, StepPace
+from services.decode.steps.pace import MIN_TAIL_TOKENS, CostLine, StepPace
 
 PER_STEP_S, PER_ROW_S, PER_TOKEN_S = 0.005, 0.0005, 0.0002
 
@@ -23,15 +23,6 @@ def test_costs_are_learnt_from_steps() -> None:
     assert cost.batch.at(8) == pytest.approx(PER_STEP_S + 8 * PER_ROW_S, rel=0.01)
     assert cost.tails.slope == pytest.approx(PER_TOKEN_S, rel=0.05)
     assert cost.tails.offset == pytest.approx(0.002, rel=0.1)
-
-
-def test_a_step_is_expected_to_end_no_later_than_it_may() -> None:
-    """Whoever waits for the estimate must not wait longer than for the step."""
-    cost = learnt(per_tails_s=0.03).cost
-    assert cost.expected_s(8, 0) == pytest.approx(PER_STEP_S + 8 * PER_ROW_S, rel=0.01)
-    assert cost.expected_s(8, 2) == pytest.approx(PER_STEP_S + 10 * PER_ROW_S, rel=0.01)
-    assert cost.expected_s(8, 50) <= cost.batch.at(8) + cost.tails.at(50)
-    assert StepPace(512).cost.expected_s(8, 0) == 0
 
 
 def test_tails_take_as_long_as_the_batch() -> None:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from services.decode.ahead import AheadRunner
 from services.decode.engine import DecodeEngine
 from services.decode.request import FinishReason, Request
-from services.decode.runner import Runner
 from services.decode.settings import DecodeSettings
+from services.decode.steps.ahead import AheadRunner
+from services.decode.steps.runner import Runner
 from shared.deadline import Deadline
 from shared.engine.loaded import LoadedModel
 from shared.engine.thread import WorkThread

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from services.decode.holding import Holding
 from services.decode.request import Request
-from services.decode.runner import DecodeStep, Runner, StepOutcome
 from services.decode.scheduler import Rank
+from services.decode.steps.runner import DecodeStep, Runner, StepOutcome
 from services.decode.tail import Tail
 from shared.engine.packing import LayerPass, Packed, RowRange
 from shared.engine.urgency import Urgency

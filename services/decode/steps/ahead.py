@@ -2,6 +2,7 @@
 `can_launch` runs in the torch thread."""
 
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 from services.decode.holding import Holding
 from services.decode.request import Request
-from services.decode.runner import (
+from services.decode.steps.runner import (
     DecodeStep,
     RequestPart,
     Result,
@@ -24,6 +25,8 @@ from shared.model.layers.states import StepStates
 from shared.model.pages.kv import PagedKv
 from shared.model.sampler.sampling import Sampled, takes_best
 from shared.model.transformer import Transformer
+
+NUM_STEPS_LATELY = 16
 
 
 @dataclass
@@ -71,6 +74,12 @@ class AheadRunner:
         self._transformer = transformer
         self._kv = kv
         self._read_s = 0.0  # when the last step was
+        self._lately_s: deque[float] = deque(maxlen=NUM_STEPS_LATELY)
+
+    @property
+    def shortest_s(self) -> float:
+        """What the shortest of the latest steps took; 0 as long as there was none."""
+        return min(self._lately_s, default=0.0)
 
     def can_launch(self, step: DecodeStep) -> bool:
         """Whether the device can do a step without the host."""
@@ -127,6 +136,7 @@ class AheadRunner:
         except RuntimeError as error:
             results = dict.fromkeys(results, error)
         began_s, self._read_s = max(flight.launched_s, self._read_s), time.perf_counter()
+        self._lately_s.append(self._read_s - began_s)
         return StepOutcome(results, self._read_s - began_s)
 
 

@@ -62,17 +62,6 @@ class StepCost:
     batch: CostLine = field(default_factory=CostLine)
     tails: CostLine = field(default_factory=CostLine)
 
-    def expected_s(self, num_rows: int, tail_tokens: float) -> float:
-        """Return what a step should take at least; 0 as long as nothing like it was measured.
-
-        A tail of few tokens may cost no more than rows of the batch do.
-        """
-        if not num_rows or not self.batch.is_known or (tail_tokens and not self.tails.is_known):
-            return 0.0
-        if not tail_tokens:
-            return self.batch.at(num_rows)
-        return min(self.batch.at(num_rows) + self.tails.at(tail_tokens), self.batch.at(num_rows + tail_tokens))
-
     def measured(self, num_rows: int, tail_tokens: float, seconds: float) -> None:
         """Note a step: rows of its batch, tokens of tails (through all layers) and what it took."""
         if not num_rows:
