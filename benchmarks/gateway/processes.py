@@ -14,7 +14,7 @@ START_S = 60.0
 _CPU_CLOCK = 2  # of Linux's clock ids for processes: time on a processor, in nanoseconds
 
 
-class Child:
+class ChildProcess:
     """A process that runs until its standard input closes."""
 
     def __init__(self, process: asyncio.subprocess.Process, said: str) -> None:
@@ -27,7 +27,7 @@ class Child:
 
 
 @asynccontextmanager
-async def child(tree: Path, *command: str) -> AsyncIterator[Child]:
+async def child(tree: Path, *command: str) -> AsyncIterator[ChildProcess]:
     """Run a file of this package on the code of `tree`. Its logs are thrown away, but written."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -44,7 +44,7 @@ async def child(tree: Path, *command: str) -> AsyncIterator[Child]:
     try:
         async with asyncio.timeout(START_S):
             said = (await process.stderr.readline()).decode().strip()
-        yield Child(process, said)
+        yield ChildProcess(process, said)
     finally:
         process.stdin.close()
         await process.wait()

@@ -19,7 +19,7 @@ from shared.workers.decode import FinishReason
 T = TypeVar("T")
 
 
-class Ready(Generic[T]):
+class Inbox(Generic[T]):
     """Items that wait for one reader, who takes all at once: every token passes here, and `asyncio.Queue` does more."""
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class Choices:
         self._usages = [PromptUsage(len(request.token_ids)) for request in prepared.prompts]
         self._first_seen = [asyncio.Event() for _ in prepared.prompts]
         self._timers = [RequestTimer(self._metrics) for _ in prepared.requests]
-        self._ready: Ready[ChoiceDelta | BaseException] = Ready()
+        self._ready: Inbox[ChoiceDelta | BaseException] = Inbox()
         self._tasks: list[asyncio.Task[None]] = []
         self._finished: dict[int, FinishReason] = {}
         self._completion_tokens = 0
