@@ -144,27 +144,27 @@ static void run_layer(const model *m, const layer *l, const step *s, scratch *t,
     };
     const matrix from = rows_from(&l->qkv, first);
     multiply(&from, &normed, &qkv, w->room, w->part, w->parts);
-    wait_for_all(&t->team);
+    wait_for_all(&t->team, w->parts);
     finish_heads(m, l, s, t, w, first_head);
     if (kv_only) return;
-    wait_for_all(&t->team);
+    wait_for_all(&t->team, w->parts);
     attend(&at, p, t->partials, w->room);
-    wait_for_all(&t->team);
+    wait_for_all(&t->team, w->parts);
     if (w->part == 0) p->next = 0; /* for the next layer, which is behind other barriers */
     if (p->partial_bytes) {
         merge(&at, p, t->partials, w->room, w->part, w->parts);
-        wait_for_all(&t->team);
+        wait_for_all(&t->team, w->parts);
     }
     multiply(&l->output, &attended, &projected, w->room, w->part, w->parts);
-    wait_for_all(&t->team);
+    wait_for_all(&t->team, w->parts);
     add_and_norm(m, t->kind, w, t->projected, l->attention_norm, l->mlp_norm);
-    if (is_split) wait_for_all(&t->team);
+    if (is_split) wait_for_all(&t->team, w->parts);
     multiply(&l->gate_up, &normed, &gated, w->room, w->part, w->parts);
-    wait_for_all(&t->team);
+    wait_for_all(&t->team, w->parts);
     multiply(&l->down, &inner, &projected, w->room, w->part, w->parts);
-    wait_for_all(&t->team);
+    wait_for_all(&t->team, w->parts);
     add_and_norm(m, t->kind, w, t->projected, l->post_mlp_norm, next_norm);
-    if (is_split) wait_for_all(&t->team);
+    if (is_split) wait_for_all(&t->team, w->parts);
 }
 
 static int64_t padded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -209,8 +209,8 @@ static int64_t lay_out(const model *m, const step *s, int threads, char *base, s
     return room - base + threads * t->own_bytes;
 }
 
-static worker worker_of(const model *m, const step *s, scratch *t, float *hidden, int part) {
-    const int rows = s->rows, parts = t->team.size;
+static worker worker_of(const model *m, const step *s, const scratch *t, float *hidden, int part, int parts) {
+    const int rows = s->rows;
     char *own = t->own + part * t->own_bytes;
     worker w = {hidden, t->normed, own + t->room_at, share(rows, part, parts), share(rows, part + 1, parts), part, parts};
     if (rows > COPIED_ROWS) return w;
@@ -236,12 +236,10 @@ EXPORT void prfaas_layers(const model *m, const step *s, float *hidden, int firs
     lay_out(m, s, num_threads, room, &t);
 #pragma omp parallel num_threads(num_threads)
     {
-#pragma omp single
-        t.team.size = omp_get_num_threads();
         const int part = omp_get_thread_num();
-        const worker w = worker_of(m, s, &t, hidden, part);
+        const worker w = worker_of(m, s, &t, hidden, part, omp_get_num_threads());
         add_and_norm(m, t.kind, &w, 0, 0, m->layers[first].input_norm);
-        if (s->rows > COPIED_ROWS) wait_for_all(&t.team);
+        if (s->rows > COPIED_ROWS) wait_for_all(&t.team, w.parts);
         for (int i = first; i < last; i++)
             run_layer(m, &m->layers[i], s, &t, &w, i + 1 < last ? m->layers[i + 1].input_norm : 0, kv_only && i + 1 == last);
         if (s->rows <= COPIED_ROWS && part == 0) memcpy(hidden, w.hidden, (int64_t)s->rows * m->hidden * sizeof(float));

@@ -1,5 +1,5 @@
-/* A barrier for the threads of one parallel region. What lies between two barriers takes microseconds, so it spins; but only
-   as long: where another process has the core of a thread that is waited for, sleeping lets the two change places. */
+/* A barrier for the threads of one parallel region. What lies between two barriers may take microseconds, so it spins; but no
+   longer: where another process has the core of a thread that is waited for, sleeping lets the two change places. */
 #pragma once
 #include <limits.h>
 #include <sched.h>
@@ -11,14 +11,13 @@
 #include <unistd.h>
 #endif
 
-#define SPINS 4000 /* some 100 microseconds */
+#define SPINS 200 /* some 5 microseconds, what sleeping and waking would take */
 
 typedef struct {
     atomic_int arrived, round, sleepers;
-    int size;
 } team;
 
-static void sleep_while(team *t, int round) {
+static inline void sleep_while(team *t, int round) {
 #if defined(__linux__)
     atomic_fetch_add(&t->sleepers, 1);
     syscall(SYS_futex, &t->round, FUTEX_WAIT_PRIVATE, round, NULL, NULL, 0); /* returns at once if the round is over */
@@ -29,9 +28,10 @@ static void sleep_while(team *t, int round) {
 #endif
 }
 
-static void wait_for_all(team *t) {
+/* Return when `size` threads, which are all of them, have called. */
+static inline void wait_for_all(team *t, int size) {
     const int round = atomic_load(&t->round);
-    if (atomic_fetch_add(&t->arrived, 1) + 1 == t->size) {
+    if (atomic_fetch_add(&t->arrived, 1) + 1 == size) {
         atomic_store(&t->arrived, 0);
         atomic_store(&t->round, round + 1);
 #if defined(__linux__)

@@ -123,6 +123,52 @@ def test_a_row_does_not_depend_on_the_others(weights: str) -> None:
         torch.set_num_threads(1)
 
 
+@pytest.mark.parametrize("num_tokens", [16, 17, 300])
+def test_long_steps_may_be_left_to_torch(num_tokens: int) -> None:
+    """As beside AMX: what is between the products stays in C."""
+    weights = ModelWeights.build(MODEL, random_weights(torch.bfloat16))
+    native, reference = Transformer(MODEL, weights, kernels=kernels()), Transformer(MODEL, weights)
+    assert native._native is not None
+    native._native.max_rows = 16
+    kv, found = filled(reference, "bfloat16", [LENGTH])
+    spans, ids = [Span(found[0], LENGTH - num_tokens, num_tokens)], [i % 133 for i in range(num_tokens)]
+    torch.testing.assert_close(step(native, kv, spans, ids), step(reference, kv, spans, ids), atol=0.15, rtol=0)
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 65])
+def test_products_are_exact_but_for_the_rounding_of_activations(weights: str, rows: int) -> None:
+    """At sizes that are no multiple of a tile: against sums in float64."""
+    model, _ = model_of(weights)
+    hidden = torch.randn(rows, MODEL.hidden_size, generator=torch.Generator().manual_seed(rows))
+    head, norm = model._weights.head, model._weights.final_norm
+    matrix = head.weight.double() if head.int8 is None else head.int8[0].double() * head.int8[1][:, None]
+    normed = torch.nn.functional.rms_norm(hidden, norm.shape, norm, MODEL.norm_eps)
+    if weights != "float32" and torch.cpu._is_avx512_bf16_supported():
+        normed = normed.bfloat16()
+    expected = normed.double() @ matrix.T
+    assert (model.logits(hidden).double() - expected).abs().max() <= expected.abs().max() * 2**-11
+
+
+@pytest.mark.parametrize("kv_only", [False, True])
+def test_layers_one_by_one_give_the_same_bits(kv_only: bool) -> None:
+    model, dtype = model_of("bfloat16")
+    kv, found = filled(model, dtype, [12 * PAGE])
+    batch, ids = Batch.build([Span(found[0], 6 * PAGE, 6 * PAGE)], PAGE), torch.arange(6 * PAGE)
+    expected = model.forward(ids, batch, kv)
+    pages = [kv.blocks_of(layer).clone() for layer in range(model.num_layers)]
+    for layer in range(model.num_layers):
+        own = found[0][kv.group_of(layer)][6:12]
+        kv.keys_of(layer)[own] = kv.values_of(layer)[own] = 0
+
+    hidden = model.embed(ids)
+    for layer in range(model.num_layers):
+        hidden = model.layer(layer, hidden, batch, kv, kv_only and layer == model.num_layers - 1)
+
+    assert torch.equal(hidden, expected) != kv_only
+    assert all(torch.equal(kv.blocks_of(layer), before) for layer, before in enumerate(pages))
+
+
 @pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
 def test_any_cut_of_a_prompt_gives_the_same_bits(weights: str) -> None:
     model, dtype = model_of(weights)
