@@ -13,7 +13,6 @@ from shared.model.files.convert import quantise_rows
 from shared.model.files.stored import int8_tensors, stored_tensors
 from shared.model.layers.batch import Batch, Span
 from shared.model.layers.layer_weights import ModelWeights
-from shared.model.native.decoder import MAX_ROWS_BESIDE_AMX
 from shared.model.pages.groups import PageGroups
 from shared.model.pages.kv import PagedKv
 from shared.model.transformer import Transformer
@@ -86,18 +85,6 @@ def test_steps_of_any_length_equal_torch(dtype: Dtype, tolerance: float, num_tok
     native, reference = Transformer(MODEL, weights, kernels=kernels()), Transformer(MODEL, weights)
     kv, found = filled(reference, dtype, [LENGTH])
     spans, ids = [Span(found[0], LENGTH - num_tokens, num_tokens)], [i % 133 for i in range(num_tokens)]
-    torch.testing.assert_close(step(native, kv, spans, ids), step(reference, kv, spans, ids), atol=tolerance, rtol=0)
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.15)])
-def test_long_steps_beside_amx_equal_torch(dtype: Dtype, tolerance: float) -> None:
-    """Matrices are PyTorch's then; what lies between them, and attention, are the kernels'."""
-    weights = ModelWeights.build(MODEL, random_weights(getattr(torch, dtype)))
-    native, reference = Transformer(MODEL, weights, kernels=kernels()), Transformer(MODEL, weights)
-    assert native._native is not None
-    native._native.max_rows = MAX_ROWS_BESIDE_AMX
-    kv, found = filled(reference, dtype, [LENGTH, 40])
-    spans, ids = [Span(found[0], 290, 310), Span(found[1], 39, 1)], [i % 133 for i in range(311)]
     torch.testing.assert_close(step(native, kv, spans, ids), step(reference, kv, spans, ids), atol=tolerance, rtol=0)
 
 
