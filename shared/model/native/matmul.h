@@ -53,7 +53,8 @@ enum { NO_GATE, SILU, GELU };
 
 #define NEAR_BYTES (24 << 10)  /* of the matrix, in the first cache while x passes */
 #define FAR_BYTES (384 << 10)  /* of the matrix or of x, in the second */
-#define MANY_ROWS 64           /* from here on long rows of x stay in the first cache, and the matrix in the second */
+#define MANY_ROWS 64           /* above, long rows of x stay in the first cache, and the matrix in the second */
+#define STREAMING_ROWS 8       /* up to here products wait for the matrix to arrive from memory */
 
 /* Elements [i, i + count) as what is multiplied: LANES floats, or the bits of twice as many bfloat16, zero beyond `count`. */
 INLINE vf operand(int as, int kind, const void *base, int64_t i, int count) {
@@ -87,34 +88,46 @@ INLINE void tile_step(int as, int kind, int rows, int tokens, const void *w, con
     }
 }
 
-INLINE void tile_of(int as, int kind, int rows, int tokens, const void *w, const void *x, int cols, vf out[TILE / LANES]) {
+/* Ask for `bytes` of memory from `data` on. The hint says which cache they go to: 3 is the first, 2 the second. */
+#define FETCH(data, bytes, hint)                                                    \
+    for (int64_t at = 0; at < (bytes); at += 64) __builtin_prefetch((data) + at, 0, hint)
+
+INLINE void tile_of(int as, int kind, int rows, int tokens, const void *w, const char *next, int64_t ask, const void *x, int cols,
+                    vf out[TILE / LANES]) {
     vf acc[TILE];
 #pragma GCC unroll 16
     for (int i = 0; i < TILE; i++) acc[i] = (vf){};
     const int width = as == KIND_BF16 ? 2 * LANES : LANES;
     int k = 0;
+    if (ask) /* apart: the loop of long steps is to be tight */
+        for (; k + width <= cols; k += width, next += ask) {
+            tile_step(as, kind, rows, tokens, w, x, cols, k, width, acc);
+            FETCH(next, ask, 3);
+        }
     for (; k + width <= cols; k += width) tile_step(as, kind, rows, tokens, w, x, cols, k, width, acc);
     if (k < cols) tile_step(as, kind, rows, tokens, w, x, cols, k, LANES, acc);
 #pragma GCC unroll 4
     for (int i = 0; i < TILE / LANES; i++) out[i] = sums(acc + i * LANES);
 }
 
-/* TILE_ROWS rows from w, or one, times `tokens` rows from x, as [TILE_TOKENS][TILE_ROWS] with zeros where there are fewer. */
-typedef void tile_function(int rows, int tokens, const void *w, const void *x, int cols, vf out[TILE / LANES]);
+/* TILE_ROWS rows from w, or one, times `tokens` rows from x, as [TILE_TOKENS][TILE_ROWS] with zeros where there are fewer.
+   In each of its steps `ask` bytes more are asked for from `next` on. */
+typedef void tile_function(int rows, int tokens, const void *w, const char *next, int64_t ask, const void *x, int cols, vf out[TILE / LANES]);
 
-#define TILE_FUNCTION(name, as, kind)                                                                        \
-    static void name(int rows, int tokens, const void *w, const void *x, int cols, vf out[TILE / LANES]) {   \
-        if (rows == TILE_ROWS) {                                                                             \
-            if (tokens == TILE_TOKENS) tile_of(as, kind, TILE_ROWS, TILE_TOKENS, w, x, cols, out);           \
-            else if (tokens == 1) tile_of(as, kind, TILE_ROWS, 1, w, x, cols, out);                          \
-            else if (tokens == 2) tile_of(as, kind, TILE_ROWS, 2, w, x, cols, out);                          \
-            else if (TILE_TOKENS > 2) tile_of(as, kind, TILE_ROWS, 3, w, x, cols, out);                      \
-        } else {                                                                                             \
-            if (tokens == TILE_TOKENS) tile_of(as, kind, 1, TILE_TOKENS, w, x, cols, out);                   \
-            else if (tokens == 1) tile_of(as, kind, 1, 1, w, x, cols, out);                                  \
-            else if (tokens == 2) tile_of(as, kind, 1, 2, w, x, cols, out);                                  \
-            else if (TILE_TOKENS > 2) tile_of(as, kind, 1, 3, w, x, cols, out);                              \
-        }                                                                                                    \
+#define TILE_FUNCTION(name, as, kind)                                                                                   \
+    static void name(int rows, int tokens, const void *w, const char *next, int64_t ask, const void *x, int cols,       \
+                     vf out[TILE / LANES]) {                                                                            \
+        if (rows == TILE_ROWS) {                                                                                        \
+            if (tokens == TILE_TOKENS) tile_of(as, kind, TILE_ROWS, TILE_TOKENS, w, next, ask, x, cols, out);           \
+            else if (tokens == 1) tile_of(as, kind, TILE_ROWS, 1, w, next, ask, x, cols, out);                          \
+            else if (tokens == 2) tile_of(as, kind, TILE_ROWS, 2, w, next, ask, x, cols, out);                          \
+            else if (TILE_TOKENS > 2) tile_of(as, kind, TILE_ROWS, 3, w, next, ask, x, cols, out);                      \
+        } else {                                                                                                        \
+            if (tokens == TILE_TOKENS) tile_of(as, kind, 1, TILE_TOKENS, w, next, ask, x, cols, out);                   \
+            else if (tokens == 1) tile_of(as, kind, 1, 1, w, next, ask, x, cols, out);                                  \
+            else if (tokens == 2) tile_of(as, kind, 1, 2, w, next, ask, x, cols, out);                                  \
+            else if (TILE_TOKENS > 2) tile_of(as, kind, 1, 3, w, next, ask, x, cols, out);                              \
+        }                                                                                                               \
     }
 
 TILE_FUNCTION(tile_f32, KIND_F32, KIND_F32)
@@ -144,7 +157,7 @@ INLINE int outputs(const matrix *w, const result *out) { return out->gate == NO_
 static cut cut_of(const matrix *w, const activations *x, const result *out, int parts) {
     cut c = {.expands = w->kind != x->kind && x->rows > TILE_TOKENS};
     const int64_t row_bytes = (int64_t)w->cols * bytes_of(c.expands ? x->kind : w->kind) * (out->gate == NO_GATE ? 1 : 2);
-    const int near = NEAR_BYTES / row_bytes, count = outputs(w, out);
+    const int near = (x->rows <= STREAMING_ROWS ? NEAR_BYTES / 2 : NEAR_BYTES) / row_bytes, count = outputs(w, out);
     const int is_near = x->rows <= MANY_ROWS || near >= (out->gate == NO_GATE ? 4 : 2) * TILE_ROWS;
     const int block = FAR_BYTES / ((int64_t)w->cols * bytes_of(x->kind));
     c.num_blocks = is_near && block >= TILE_TOKENS ? (x->rows + block - 1) / block : 1;
@@ -171,11 +184,6 @@ static void expand(int as, const matrix *w, int64_t row, int count, char *to) {
         if (as == KIND_F32) store(KIND_F32, to, i, v);
         else store(KIND_BF16, to, i, v);
     }
-}
-
-/* Ask for part `part` of `parts` of `bytes` from `data` on. */
-INLINE void fetch(const char *data, int64_t bytes, int part, int parts) {
-    for (int64_t at = bytes * part / parts, end = bytes * (part + 1) / parts; at < end; at += 64) __builtin_prefetch(data + at, 0, 2);
 }
 
 INLINE void scaled(const matrix *w, int64_t row, int rows, vf v[TILE / LANES]) {
@@ -206,30 +214,32 @@ static void panel_product(const matrix *w, const cut *c, int row, int count, con
     const int as = x->kind, gate = out->gate, kind = c->expands ? as : w->kind, cols = w->cols, half = w->rows / 2;
     const int64_t stride = (int64_t)cols * bytes_of(w->kind), bytes = count * stride, width = (int64_t)cols * bytes_of(kind);
     tile_function *tile = tile_function_of(as, kind);
-    const char *data = (const char *)w->data + row * stride, *ups = data + half * stride;
-    const char *next = data + bytes, *next_ups = ups + bytes;
+    const char *source = (const char *)w->data + row * stride, *data = source, *ups = source + half * stride;
     if (c->expands) {
         expand(as, w, row, count, room);
         data = room;
         if (gate != NO_GATE) expand(as, w, half + row, count, room + count * width);
         ups = room + count * width;
     }
-    const int steps = (end - first + TILE_TOKENS - 1) / TILE_TOKENS * ((count + TILE_ROWS - 1) / TILE_ROWS);
-    for (int token = first, step = 0; token < end; token += TILE_TOKENS) {
+    /* The next panel arrives meanwhile, in equal parts: in every step where memory is what is waited for, else after tiles. */
+    const int tiles = (end - first + TILE_TOKENS - 1) / TILE_TOKENS * ((count + TILE_ROWS - 1) / TILE_ROWS);
+    const int64_t part = bytes / tiles, ask = end - first <= STREAMING_ROWS ? part * (as == KIND_BF16 ? 2 * LANES : LANES) / cols + 1 : 0;
+    const char *next = source + bytes;
+    for (int token = first; token < end; token += TILE_TOKENS) {
         const int tokens = end - token < TILE_TOKENS ? end - token : TILE_TOKENS;
         const char *from = (const char *)x->data + (int64_t)token * cols * bytes_of(as);
-        for (int r = 0, rows; r < count; r += rows, step++) {
+        for (int r = 0, rows; r < count; r += rows, next += part) {
             rows = count - r >= TILE_ROWS ? TILE_ROWS : 1;
             vf v[TILE / LANES], up[TILE / LANES];
-            tile(rows, tokens, data + r * width, from, cols, v);
-            fetch(next, bytes, step, steps);
+            tile(rows, tokens, data + r * width, next, ask, from, cols, v);
+            if (!ask) FETCH(next, part, 2);
             scaled(w, row + r, rows, v);
             if (gate == NO_GATE) {
                 store_tile(KIND_F32, v, rows, tokens, out, token, row + r);
                 continue;
             }
-            tile(rows, tokens, ups + r * width, from, cols, up);
-            fetch(next_ups, bytes, step, steps);
+            tile(rows, tokens, ups + r * width, next + half * stride, ask, from, cols, up);
+            if (!ask) FETCH(next + half * stride, part, 2);
             scaled(w, half + row + r, rows, up);
             for (int i = 0; i < TILE / LANES; i++) v[i] = (gate == GELU ? gelu_tanh(v[i]) : silu(v[i])) * up[i];
             if (as == KIND_F32) store_tile(KIND_F32, v, rows, tokens, out, token, row + r);
