@@ -40,7 +40,7 @@ async def test_the_openai_client_chats(suite: Suite) -> None:
     output = run("openai_client.py", suite, real_text(300), "--max-tokens", "5")
     assert re.search(r"\n\[3\d\d prompt tokens, 0 of them cached\]\n$", output)
     assert re.search(
-        r"\n\[3\d\d prompt tokens, 2\d\d of them cached\]\n$", run("openai_client.py", suite, real_text(300))
+        r"\n\[3\d\d prompt tokens, [23]\d\d of them cached\]\n$", run("openai_client.py", suite, real_text(300))
     )
 
 

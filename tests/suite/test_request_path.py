@@ -90,7 +90,7 @@ async def test_a_repeated_prompt_needs_no_prefill(suite: Suite) -> None:
     calls = [await suite.metric(name, "prefill_computed_tokens_total") for name in ("prefill-east", "prefill-west")]
     again = await suite.complete(prompt)
     assert again["choices"][0]["text"] == first["choices"][0]["text"]
-    assert cached_tokens(again) == BLOCK * (799 // BLOCK)
+    assert cached_tokens(again) == 799  # the last token is computed for what it predicts
     assert calls == [
         await suite.metric(name, "prefill_computed_tokens_total") for name in ("prefill-east", "prefill-west")
     ]
