@@ -24,7 +24,7 @@ class EngineSettings(ServiceSettings):
     cache_dir: Path = setting("PRFAAS_CACHE_DIR", Path("~/.cache/prfaas"), help="converted models")
     attention: Literal["auto", "sdpa", "flash"] = setting("PRFAAS_ATTENTION", "auto", help="attention implementation")
     weight_dtype: Literal["auto", "int8"] = setting(
-        "PRFAAS_WEIGHT_DTYPE", "auto", help="auto: PRFAAS_DTYPE; int8: decode steps read int8 copies (CPU only)"
+        "PRFAAS_WEIGHT_DTYPE", "auto", help="auto: PRFAAS_DTYPE; int8: products read int8 copies (CPU only)"
     )
     kernels: Literal["auto", "native", "torch"] = setting(
         "PRFAAS_KERNELS", "auto", help="CPU kernels: auto is native where a C compiler is found, else torch"

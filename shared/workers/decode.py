@@ -81,7 +81,7 @@ class DecodeCall:
 
         Does not fail: a call that is over already says why when it is read.
         """
-        message = pb.Control(start=_message(order))
+        message = _control(order)
         with suppress(PrfaasError), rpc_errors(self._worker):
             if not self._may_change:
                 self._call = self._methods.fixed(message, timeout=timeout_s)
@@ -126,10 +126,9 @@ class DecodeCall:
             await self._call.code()
 
 
-def _message(order: GenerateOrder) -> pb.GenerateRequest:
+def _control(order: GenerateOrder) -> pb.Control:
     prompt = order.prompt
-    return pb.GenerateRequest(
-        token_ids=prompt.token_ids,
+    request = pb.GenerateRequest(
         sampling=sampling_to_message(order.sampling),
         fingerprint=prompt.fingerprint,
         layout_hash=prompt.layout_hash,
@@ -144,3 +143,6 @@ def _message(order: GenerateOrder) -> pb.GenerateRequest:
         pool_nodes=prompt.pool_nodes,
         tenant=prompt.tenant,
     )
+    control = pb.Control(start=request)
+    control.start.token_ids.extend(prompt.token_ids)  # now: a message that is put into another is copied
+    return control

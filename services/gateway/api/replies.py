@@ -20,6 +20,10 @@ encode = json.JSONEncoder(ensure_ascii=False).encode
 """One encoder for all events: `json.dumps` makes one for each that is not to escape what is not ASCII."""
 
 
+_TEXT = "\0"
+"""Stands for a chunk's text, behind which nothing of a chunk is in these quotes."""
+
+
 class Choice(NamedTuple):
     """A finished choice."""
 
@@ -53,6 +57,7 @@ class Reply(ABC):
         self._include_usage = include_usage
         self._with_token_ids = with_token_ids
         self._tokenizer = tokenizer
+        self._around_texts: dict[int, tuple[str, str]] = {}
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> Json:
         """Return the answer to a request that does not stream."""
@@ -68,6 +73,9 @@ class Reply(ABC):
 
     def chunk(self, delta: ChoiceDelta) -> str:
         """Return a chunk as JSON."""
+        if delta.text and delta.finish_reason is None and not (delta.tokens or self._with_token_ids):
+            before, after = self._around_text(delta.index)
+            return f"{before}{encode(delta.text)}{after}"
         choice = self._delta_choice(delta)
         if delta.tokens:
             choice["logprobs"] = self._told(delta.tokens)
@@ -82,6 +90,15 @@ class Reply(ABC):
     def _chunk(self, choice: Json) -> str:
         before, after = self._envelope
         return f"{before}{encode(choice)}{after}"
+
+    def _around_text(self, index: int) -> tuple[str, str]:
+        """Return what goes around the text of most chunks of a choice."""
+        found = self._around_texts.get(index)
+        if found is None:
+            shape = self._chunk(self._delta_choice(ChoiceDelta(index, _TEXT, (), None)))
+            before, _, after = shape.rpartition(encode(_TEXT))
+            found = self._around_texts[index] = before, after
+        return found
 
     @cached_property
     def _envelope(self) -> tuple[str, str]:

@@ -25,8 +25,8 @@ def multiplies_bfloat16(device: str) -> bool:
 class Matrix:
     """A linear map, `[rows, cols]`, with its bias `[rows]`; mapped memory, never written.
 
-    `int8` holds the same rows as integers with one float32 scale each (`weights.load_int8`): what steps of few rows,
-    which are bound by reading weights, read instead.
+    `int8` holds the same rows as integers with one float32 scale each (`weights.load_int8`): what the kernels in C read
+    instead. Products in PyTorch read `weight`.
     """
 
     weight: Tensor

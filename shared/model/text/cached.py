@@ -46,7 +46,8 @@ class CachedTokenizer:
         """Return what the tokenizer would."""
         affixes = self._tokenizer.affixes if add_special_tokens else ((), ())
         if not self._max_bytes or len(text) < MIN_CHARS or affixes is None:
-            self._encoded_chars += len(text)
+            with self._lock:
+                self._encoded_chars += len(text)
             return self._tokenizer.encode(text, add_special_tokens)
         ids = array("I", affixes[0])
         for piece in self._tokenizer.cuts.pieces(text):
