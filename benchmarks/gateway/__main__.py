@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks import harness
 from benchmarks.gateway.processes import child, file_of
-from benchmarks.gateway.work import Client, Workload, works
+from benchmarks.gateway.work import Client, GatewayWork, works
 from benchmarks.harness import ROOT, Report, Spread, at_most
 from shared.model.files.catalog import DEFAULT_MODEL
 from shared.native import default_cache_dir
@@ -19,7 +19,7 @@ from shared.native import default_cache_dir
 SHORT_MS, TOKEN_MS = 1.8, 0.08
 
 
-async def spent(trees: dict[str, Path], options: argparse.Namespace) -> list[tuple[Workload, dict[str, Spread]]]:
+async def spent(trees: dict[str, Path], options: argparse.Namespace) -> list[tuple[GatewayWork, dict[str, Spread]]]:
     """Return each work's spread of milliseconds of CPU a request, by tree."""
     quick = options.quick
     rounds = 2 if quick else options.rounds

@@ -22,7 +22,7 @@ STREAMED_TOKENS = 129
 
 
 @dataclass(frozen=True)
-class Workload:
+class GatewayWork:
     """One kind of request, sent `width` at a time. `bodies` yields a new one for each number."""
 
     name: str
@@ -63,7 +63,7 @@ def conversation(texts: Texts, number: int, num_turns: int) -> list[dict[str, st
     return messages
 
 
-def works(num_short: int, num_long: int, num_turns: int) -> Iterator[Workload]:
+def works(num_short: int, num_long: int, num_turns: int) -> Iterator[GatewayWork]:
     """Yield all works; the numbers of their requests say how long they take."""
     texts = Texts()
 
@@ -81,10 +81,10 @@ def works(num_short: int, num_long: int, num_turns: int) -> Iterator[Workload]:
         return {**extra, "max_tokens": STREAMED_TOKENS, "temperature": 0, "stream": True}
 
     for num_tokens, num_requests in ((30, num_short), (1000, num_long), (6000, num_long)):
-        yield Workload(f"{num_tokens} ids", "completions", partial(of_ids, num_tokens), num_requests)
-        yield Workload(f"{num_tokens} tokens of text", "completions", partial(of_text, num_tokens), num_requests)
-    yield Workload("30 ids, 16 at once", "completions", partial(of_ids, 30), num_short, width=16)
-    yield Workload("turns of conversations", "chat/completions", turn, max(num_long // num_turns, 1) * num_turns)
+        yield GatewayWork(f"{num_tokens} ids", "completions", partial(of_ids, num_tokens), num_requests)
+        yield GatewayWork(f"{num_tokens} tokens of text", "completions", partial(of_text, num_tokens), num_requests)
+    yield GatewayWork("30 ids, 16 at once", "completions", partial(of_ids, 30), num_short, width=16)
+    yield GatewayWork("turns of conversations", "chat/completions", turn, max(num_long // num_turns, 1) * num_turns)
     question = "Say something long."
     for width in (1, 16):
         for path, extra in (
@@ -92,7 +92,7 @@ def works(num_short: int, num_long: int, num_turns: int) -> Iterator[Workload]:
             ("chat/completions", {"messages": [{"role": "user", "content": question}]}),
         ):
             name = f"{path}, streamed, {width} at once"
-            yield Workload(name, path, partial(streamed, extra), 2 * width, width=width, tokens_out=STREAMED_TOKENS)
+            yield GatewayWork(name, path, partial(streamed, extra), 2 * width, width=width, tokens_out=STREAMED_TOKENS)
 
 
 class Client:
@@ -103,7 +103,7 @@ class Client:
         self._url = f"http://127.0.0.1:{gateway.said}/v1/"
         self._next: dict[str, int] = {}
 
-    async def spent_s(self, work: Workload) -> float:
+    async def spent_s(self, work: GatewayWork) -> float:
         """Return the gateway's processor time for each request of a work."""
         first = self._next.get(work.name, 0)
         self._next[work.name] = first + work.num_requests

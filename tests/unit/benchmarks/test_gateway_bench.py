@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from benchmarks.gateway.processes import ChildProcess, child, file_of
-from benchmarks.gateway.work import Client, Workload, works
+from benchmarks.gateway.work import Client, GatewayWork, works
 from benchmarks.harness import ROOT
 from shared.model.files.catalog import DEFAULT_MODEL
 from shared.native import default_cache_dir
@@ -26,6 +26,6 @@ async def test_every_work_is_answered(gateway: ChildProcess) -> None:
     spent = {work.name: await client.spent_s(work) for work in works(2, 1, 2)}
     assert len(spent) == 12
     assert all(value > 0 for value in spent.values())
-    refused = Workload("refused", "completions", lambda _number: {"prompt": []}, 1)
+    refused = GatewayWork("refused", "completions", lambda _number: {"prompt": []}, 1)
     with pytest.raises(RuntimeError, match="400"):
         await client.spent_s(refused)
