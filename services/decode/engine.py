@@ -193,10 +193,15 @@ class DecodeEngine:
             self._count_computed(request, last - first)
             if tail.is_chunk_end(last) or result is not None:
                 self._memory.completed(request, last)
-                for other in [other for other in self._scheduler.tails if other.waits_for is request]:
-                    self._memory.renew(other)  # before windows slide past what it shares
+                self._share(request)
         if result is not None:
             self._join_batch(request, tail, result)
+
+    def _share(self, request: Request) -> None:
+        """Let those who wait for a request hold what it has computed, before its windows slide past it."""
+        for other in [other for other in self._scheduler.tails if other.waits_for is request]:
+            if not self._memory.renew(other):
+                self._scheduler.put_back(other)
 
     def _count_computed(self, request: Request, num_tokens: int) -> None:
         new = min(num_tokens, request.num_prompt_tokens - request.num_computed) if not request.num_generated else 0

@@ -137,11 +137,13 @@ class RequestMemory:
         keys = request.keys[tail.start // self._layout.block_tokens :]
         return TailBlocks(keys, tail.next_layer > 0 or tail.first > tail.start)
 
-    def renew(self, request: Request) -> None:
-        """Reserve anew for a request whose tail has not begun: others have computed what it begins with."""
+    def renew(self, request: Request) -> bool:
+        """Reserve anew for a request whose tail has not begun: others have computed what it begins with.
+
+        False: there is no room for what a resume further on needs, and the request holds nothing any more.
+        """
         self.abandon(request)
-        reserved = self.reserve(request, 0)
-        assert reserved, "what was let go of is enough"
+        return self.reserve(request, 0)
 
     def would_fit(self, request: Request, others: Sequence[Request], /) -> bool:
         return self._num_pages(request) + sum(map(self._num_pages, others)) <= self._kv.num_pages

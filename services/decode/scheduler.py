@@ -86,6 +86,11 @@ class DecodeScheduler(Generic[R]):
             if request in listed:
                 listed.remove(request)
 
+    def put_back(self, request: R) -> None:
+        """Let a request wait again that holds no pages any more."""
+        self.remove(request)
+        self.add(request)
+
     def join(self, request: R) -> None:
         """Let a request whose tail is computed run, from the next step on."""
         self.tails.remove(request)
@@ -142,8 +147,7 @@ class DecodeScheduler(Generic[R]):
         return max(holding, key=_rank) if self._pages.would_fit(request, equals) else None
 
     def _preempt(self, victim: R) -> None:
-        self.remove(victim)
-        self.add(victim)
+        self.put_back(victim)
         self._pages.give_up(victim)
 
 
