@@ -1,5 +1,6 @@
-/* A barrier for the threads of one parallel region. What lies between two barriers may take microseconds, so it spins; but no
-   longer: where another process has the core of a thread that is waited for, sleeping lets the two change places. */
+/* A barrier for the threads of one parallel region. What lies between two barriers may take microseconds, so it spins; but where
+   another process has the core of a thread that is waited for, only sleeping lets the two change places. So it spins for long as
+   long as that helps. */
 #pragma once
 #include <limits.h>
 #include <sched.h>
@@ -11,10 +12,11 @@
 #include <unistd.h>
 #endif
 
-#define SPINS 200 /* some 5 microseconds, what sleeping and waking would take */
+#define SPINS 1000    /* some 25 microseconds */
+#define FEW_SPINS 100 /* once spinning has not helped */
 
 typedef struct {
-    atomic_int arrived, round, sleepers;
+    atomic_int arrived, round, sleepers, slept;
 } team;
 
 static inline void sleep_while(team *t, int round) {
@@ -39,8 +41,10 @@ static inline void wait_for_all(team *t, int size) {
 #endif
         return;
     }
-    for (int spin = 0; atomic_load_explicit(&t->round, memory_order_acquire) == round;) {
-        if (spin++ < SPINS) {
+    const int spins = atomic_load_explicit(&t->slept, memory_order_relaxed) ? FEW_SPINS : SPINS;
+    int spin = 0;
+    while (atomic_load_explicit(&t->round, memory_order_acquire) == round) {
+        if (spin++ < spins) {
 #if defined(__x86_64__)
             __builtin_ia32_pause();
 #endif
@@ -48,6 +52,7 @@ static inline void wait_for_all(team *t, int size) {
             sleep_while(t, round);
         }
     }
+    atomic_store_explicit(&t->slept, spin > spins, memory_order_relaxed);
 }
 
 static inline int share(int count, int part, int parts) { return (int)((int64_t)count * part / parts); }
