@@ -314,6 +314,17 @@ def _check(scheduler: DecodeScheduler[Job], memory: Memory, total: int, batch: l
                 assert other.rank.arrival < one.rank.arrival
 
 
+def test_who_is_put_back_waits_in_its_place_and_is_admitted_again() -> None:
+    first, second, third = jobs = [job(0), job(1), job(2)]
+    scheduler, memory = scheduler_of(5, *jobs)  # room for two
+    scheduler.schedule()
+    memory.release(first)
+    scheduler.put_back(first)
+    assert (scheduler.tails, scheduler.waiting) == ([second], [first, third])
+    scheduler.schedule()
+    assert scheduler.tails == [second, first]
+
+
 def test_turns_go_by_urgency() -> None:
     jobs = [job(0), job(1, deadline_s=10), job(2, priority=-1), job(3)]
     scheduler, _ = scheduler_of(100, *jobs)
