@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 MIN_TAIL_TOKENS = 16
 """What a step computes of waiting prompts at least, whatever it costs its batch."""
 
-WAITING_WEIGHT = 4
+WAITING_WEIGHT = 2
 """How many running requests a waiting prompt counts as: it has nothing yet, they have most of their speed."""
 
 MEMORY = 0.98

@@ -38,8 +38,8 @@ def test_steps_whose_tails_cost_much_whatever_their_number_carry_many() -> None:
 
 def test_a_burst_gets_as_many_times_more() -> None:
     pace = learnt()
-    assert pace.tail_tokens(8, 6) == pytest.approx(3 * pace.tail_tokens(8, 2), abs=4)
-    assert pace.tail_tokens(8, 2) == pytest.approx(pace.tail_tokens(8, 1), abs=1), "few do not outweigh the batch"
+    assert pace.tail_tokens(8, 12) == pytest.approx(3 * pace.tail_tokens(8, 4), abs=4)
+    assert pace.tail_tokens(8, 4) == pytest.approx(pace.tail_tokens(8, 1), abs=1), "few do not outweigh the batch"
 
 
 def test_a_target_bounds_a_step() -> None:
