@@ -114,11 +114,11 @@ def save_checkpoint(name: str, path: Path) -> Any:
 
 
 def served(folder: Path) -> dict[str, str]:
-    """Write a checkpoint whose context is 8,192 tokens; return the settings of a suite that serves it, exactly."""
+    """Write a checkpoint whose context is 16,384 tokens; return the settings of a suite that serves it, exactly."""
     path = folder / "model"
     save_checkpoint("llama", path)
     config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192}))
+    (path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 16384}))
     return {
         "PRFAAS_MODEL": str(path),
         "PRFAAS_CACHE_DIR": str(cache_with_kernels(folder)),
