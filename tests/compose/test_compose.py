@@ -88,7 +88,7 @@ def test_a_long_prompt_is_computed_in_the_east_and_decoded_in_the_west() -> None
     again = ask("/v1/completions", body)
     assert again["choices"][0]["text"] == first["choices"][0]["text"]
     cached = again["usage"]["prompt_tokens_details"]["cached_tokens"]
-    assert cached == again["usage"]["prompt_tokens"] - 1
+    assert cached >= 64 * ((again["usage"]["prompt_tokens"] - 1) // 64)
 
 
 @pytest.mark.usefixtures("suite")
