@@ -23,9 +23,9 @@ _BAD_SUBJECT = re.compile(r"(?:^|(?<=[.:;] ))(?:What|Who|Whoever|Whatever|That o
 
 
 def sizes(page: Page) -> Iterator[Problem]:
-    """Pages are read in one sitting, without scrolling sideways; generated ones are looked up."""
+    """Pages are read in one sitting, without scrolling sideways."""
     lines = page.text.splitlines()
-    if len(lines) > MAX_LINES and not page.is_generated:
+    if len(lines) > MAX_LINES:
         yield Problem(len(lines), f"{len(lines)} lines, more than {MAX_LINES}")
     for number, line in enumerate(lines, 1):
         if len(line) > MAX_COLUMNS:

@@ -18,7 +18,6 @@ from shared.errors import ContextTooLong
 from shared.kv.hashing import chain_keys
 from shared.log import get_logger
 from shared.metrics import Metrics
-from shared.model.pages.prefixes import Chain
 from shared.model.pages.reservation import Reservation
 
 log = get_logger()
@@ -195,7 +194,7 @@ class RequestMemory:
         num_blocks = num_tokens // block_tokens
         while len(keys) < num_blocks:
             start = len(keys) * block_tokens
-            previous = keys[-1] if keys else request.generation.root
+            previous = request.chain.key_before(len(keys))
             keys.extend(chain_keys(previous, request.tokens[start : start + block_tokens], block_tokens))
         holding.resident += [self._layout.all_layers] * (num_blocks - len(holding.resident))
         self._kv.commit(holding.reservation, num_blocks, keys, holding.resident)
@@ -234,14 +233,13 @@ class RequestMemory:
 
     def _borrow(self, request: Request, holding: Holding) -> int:
         """Return how many leading tokens are held: whole pages, and what can be copied of one that begins alike."""
-        reservation, keys = holding.reservation, request.keys
-        held = reservation.cached_blocks * self._layout.block_tokens
-        parent = keys[reservation.cached_blocks - 1] if held else request.generation.root
+        num_blocks = holding.reservation.cached_blocks
+        held = num_blocks * self._layout.block_tokens
         # Not the last token, which is computed whatever is held, and less than a page.
         end = min(len(request.tokens) - 1, held + self._kv.page_tokens - 1)
         if end - held < MIN_BORROWED_TOKENS:
             return held
-        borrowed = self._kv.borrow(parent, request.tokens[held:end])
+        borrowed = self._kv.borrow(request.chain.key_before(num_blocks), request.tokens[held:end])
         if borrowed is None:
             return held
         source, num_tokens = borrowed
@@ -259,9 +257,9 @@ class RequestMemory:
 
     def _remember(self, request: Request, holding: Holding, num_tokens: int) -> None:
         """Let others find the pages of the first `num_tokens` tokens, all of them computed, by what they begin with."""
-        chain = Chain(request.generation.root, request.keys, request.tokens)
-        if num_tokens > holding.num_remembered:
-            self._kv.remember(holding.reservation, chain, holding.num_remembered, num_tokens, holding.resident)
+        first = holding.num_remembered
+        if num_tokens > first:
+            self._kv.remember(holding.reservation, request.chain, first, num_tokens, holding.resident)
             holding.num_remembered = num_tokens
 
     def _start_tail(self, request: Request, holding: Holding, num_blocks: int, num_held: int = 0) -> None:

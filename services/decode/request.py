@@ -14,6 +14,7 @@ from shared.errors import DeadlineExceeded, PrfaasError
 from shared.ids import BlockKey, RequestId
 from shared.kv.codec import Codec, Fidelity
 from shared.kv.entries import Source
+from shared.model.pages.prefixes import Chain
 from shared.model.sampler.penalties import TokenHistory
 from shared.sampling.logprobs import TokenLogprobs
 from shared.sampling.params import SamplingParams
@@ -92,6 +93,10 @@ class Request:
     def held(self) -> Holding:
         assert self.holding is not None, "a request without pages"
         return self.holding
+
+    @property
+    def chain(self) -> Chain:
+        return Chain(self.generation.root, self.keys, self.tokens)
 
     @property
     def num_prompt_tokens(self) -> int:

@@ -175,7 +175,7 @@ class _Inputs:
         """Return the batch that lies on the device."""
         spans = (_NO_SPAN,) * self._size.num_spans
         max_queries = 1 if self._size.is_decode else self._size.num_rows
-        return Batch.of_numbers(spans, self._page_tokens, self._placed, max_queries)
+        return Batch(spans, self._page_tokens, max_queries, self._placed)
 
 
 class CudaRecorder(Recorder):

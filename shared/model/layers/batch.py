@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -16,20 +14,12 @@ __all__ = ["Batch", "Span"]
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """A step over one or more spans; tokens lie span after span. Built once a step, read by every layer.
-
-    On a CPU what depends on the page group is made when the first layer of the group asks for it. On other devices all
-    numbers are placed by one copy.
-    """
+    """A step over one or more spans; tokens lie span after span. Built once a step, read by every layer."""
 
     spans: tuple[Span, ...]
     page_tokens: int
-    positions: Tensor  # [num_tokens] int64, in the sequence
-    token_ids: Tensor  # [num_tokens] int64, if they were given
     max_queries: int  # no span has more tokens
-    placed: StepNumbers[Tensor] | None = None  # where all numbers are on the device
-    _slots: dict[int, Tensor] = field(default_factory=dict, repr=False)
-    _block_tables: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    numbers: StepNumbers[Tensor]  # on the step's device
     _runs: dict[tuple[int, int, int, int], range | Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -46,18 +36,8 @@ class Batch:
             for table in span.tables:
                 if span.num_tokens < 1 or len(table) < pages.stop or min(table[pages]) < 0:
                     raise ValueError(f"{span.num_tokens} tokens up to {span.end} do not fit the pages {table}")
-        device, max_queries = torch.device(device), max(span.num_tokens for span in spans)
-        if device.type == "cpu":
-            positions = torch.tensor([position for span in spans for position in range(span.start, span.end)])
-            return cls(tuple(spans), page_tokens, positions, torch.tensor(token_ids, dtype=torch.int64), max_queries)
-        return cls.of_numbers(spans, page_tokens, place(token_ids, spans, page_tokens, device), max_queries)
-
-    @classmethod
-    def of_numbers(
-        cls, spans: Sequence[Span], page_tokens: int, placed: StepNumbers[Tensor], max_queries: int
-    ) -> "Batch":
-        """Return the batch that numbers on a device describe."""
-        return cls(tuple(spans), page_tokens, placed.positions, placed.token_ids, max_queries, placed)
+        numbers = place(token_ids, spans, page_tokens, torch.device(device))
+        return cls(tuple(spans), page_tokens, max(span.num_tokens for span in spans), numbers)
 
     @property
     def num_tokens(self) -> int:
@@ -68,56 +48,36 @@ class Batch:
         """Whether every span is of one token."""
         return self.max_queries == 1
 
-    @cached_property
+    @property
+    def token_ids(self) -> Tensor:
+        """`[num_tokens]` int64, if they were given."""
+        return self.numbers.token_ids
+
+    @property
+    def positions(self) -> Tensor:
+        """`[num_tokens]` int64, in the sequence."""
+        return self.numbers.positions
+
+    @property
     def lengths(self) -> Tensor:
         """The sequences' lengths after this step, `[num_spans]` int32."""
-        if self.placed is not None:
-            return self.placed.lengths
-        return torch.tensor([span.end for span in self.spans], dtype=torch.int32)
+        return self.numbers.lengths
 
-    @cached_property
+    @property
     def query_starts(self) -> Tensor:
         """The row of each span's first token, and after the last the number of tokens, `[num_spans + 1]` int32."""
-        if self.placed is not None:
-            return self.placed.query_starts
-        return torch.tensor([0, *accumulate(span.num_tokens for span in self.spans)], dtype=torch.int32)
+        return self.numbers.query_starts
 
     def slots_of(self, group: int) -> Tensor:
         """Return where K and V of the step's tokens go in a page group: page * page_tokens + offset, int64.
 
         -1 for tokens of spans that store nothing.
         """
-        if self.placed is not None:
-            return self.placed.slots[group]
-        if group not in self._slots:
-            slots: list[int] = []
-            for span in self.spans:
-                if not span.stores:
-                    slots += [-1] * span.num_tokens
-                    continue
-                table, position = span.tables[group], span.start
-                while position < span.end:
-                    index, offset = divmod(position, self.page_tokens)
-                    count = min(span.end - position, self.page_tokens - offset)
-                    first = table[index] * self.page_tokens + offset
-                    slots += range(first, first + count)
-                    position += count
-            self._slots[group] = torch.tensor(slots)
-        return self._slots[group]
+        return self.numbers.slots[group]
 
     def block_table(self, group: int) -> Tensor:
         """Return `[num_spans, most pages]` int32 on the step's device: each sequence's pages up to its end, else -1."""
-        if self.placed is not None:
-            return self.placed.tables[group]
-        if group not in self._block_tables:
-            lengths = [-(-span.end // self.page_tokens) for span in self.spans]
-            widest = max(lengths)
-            rows = [
-                [*span.tables[group][:length], *[-1] * (widest - length)]
-                for span, length in zip(self.spans, lengths, strict=True)
-            ]
-            self._block_tables[group] = torch.tensor(rows, dtype=torch.int32)
-        return self._block_tables[group]
+        return self.numbers.tables[group]
 
     def page_run(self, span: int, group: int, first: int, last: int) -> range | Tensor:
         """Return the pages `first` to `last` (exclusive) of the sequence of span number `span`.

@@ -1,7 +1,6 @@
 """Attention of steps whose other operators are PyTorch's, through attention.c."""
 
 import ctypes
-from ctypes import POINTER, c_float, c_int32, c_int64, c_void_p
 from weakref import WeakKeyDictionary
 
 import torch
@@ -9,39 +8,16 @@ from torch import Tensor
 
 from shared.model.attention.base import Attention
 from shared.model.layers.batch import Batch
-from shared.model.native.structures import KINDS, NativePages, NativeSpan, address, spans_of
+from shared.model.native.structures import (
+    KINDS,
+    NativeAttentionCall,
+    NativeAttentionShape,
+    NativePages,
+    NativeSpan,
+    address,
+    spans_of,
+)
 from shared.model.pages.kv import PagedKv
-
-
-class _Attention(ctypes.Structure):
-    """`attention` of attention.h."""
-
-    _fields_ = (
-        ("kv", POINTER(NativePages)),
-        ("tables", c_void_p),
-        ("q", c_void_p),
-        ("out", c_void_p),
-        ("q_stride", c_int64),
-        ("out_stride", c_int64),
-        ("q_kind", c_int32),
-        ("out_kind", c_int32),
-        ("table_size", c_int32),
-        ("scale", c_float),
-    )
-
-
-class _Shape(ctypes.Structure):
-    """`shape` of plan.h."""
-
-    _fields_ = (
-        ("spans", POINTER(NativeSpan)),
-        ("num_spans", c_int32),
-        ("heads", c_int32),
-        ("kv_heads", c_int32),
-        ("head_dim", c_int32),
-        ("window", c_int32),
-        ("threads", c_int32),
-    )
 
 
 class NativeAttention(Attention):
@@ -69,12 +45,12 @@ class NativeAttention(Attention):
             address(keys), address(kv.values_of(layer)), KINDS[keys.dtype], page_tokens, num_kv_heads, head_dim
         )
         num_heads, width, kind = q.shape[1], q.stride(0), KINDS[q.dtype]
-        call = _Attention(
+        call = NativeAttentionCall(
             ctypes.pointer(pages), address(table), address(q), address(out), width, width, kind, kind,
             table.shape[1], scale,
         )  # fmt: skip
         threads = torch.get_num_threads()
-        shape = _Shape(spans, len(spans), num_heads, num_kv_heads, head_dim, window or 0, threads)
+        shape = NativeAttentionShape(spans, len(spans), num_heads, num_kv_heads, head_dim, window or 0, threads)
         if self._library.prfaas_attention(ctypes.byref(call), ctypes.byref(shape)) != 0:
             raise RuntimeError(f"no memory for the attention of {batch.num_tokens} rows")
         return out

@@ -23,7 +23,6 @@ MAX_KEPT_LOGITS = 64
 """Rows of logits whose memory is kept for the next call."""
 
 _LANES = 16
-_MAX_GROUP = 16
 _MAX_HEAD = 512
 
 
@@ -35,7 +34,6 @@ def supports(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> b
         and dtype in (torch.float32, torch.bfloat16)
         and all(size % _LANES == 0 for size in sizes)
         and config.head_dim <= _MAX_HEAD
-        and config.num_heads // config.num_kv_heads <= _MAX_GROUP
     )
 
 

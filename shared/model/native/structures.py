@@ -1,8 +1,8 @@
-"""The structures of layers.c, field by field, and how tensors become pointers."""
+"""The structures of the C sources, field by field, and how tensors become pointers."""
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import POINTER, c_float, c_int32, c_void_p
+from ctypes import POINTER, c_float, c_int32, c_int64, c_void_p
 from enum import IntEnum
 from itertools import accumulate
 
@@ -47,6 +47,37 @@ class NativePages(ctypes.Structure):
 
 class NativeSpan(ctypes.Structure):
     _fields_ = (("row", c_int32), ("start", c_int32), ("rows", c_int32), ("stores", c_int32))
+
+
+class NativeAttentionCall(ctypes.Structure):
+    """`attention` of attention.h."""
+
+    _fields_ = (
+        ("kv", POINTER(NativePages)),
+        ("tables", c_void_p),
+        ("q", c_void_p),
+        ("out", c_void_p),
+        ("q_stride", c_int64),
+        ("out_stride", c_int64),
+        ("q_kind", c_int32),
+        ("out_kind", c_int32),
+        ("table_size", c_int32),
+        ("scale", c_float),
+    )
+
+
+class NativeAttentionShape(ctypes.Structure):
+    """`shape` of plan.h."""
+
+    _fields_ = (
+        ("spans", POINTER(NativeSpan)),
+        ("num_spans", c_int32),
+        ("heads", c_int32),
+        ("kv_heads", c_int32),
+        ("head_dim", c_int32),
+        ("window", c_int32),
+        ("threads", c_int32),
+    )
 
 
 class NativeLayer(ctypes.Structure):

@@ -1,74 +1,22 @@
 """The engine's life: what holds after start, abort, a failed step and clean-up. No pool: nothing can be published."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
 from torch import Tensor
 
-from services.decode.engine import DecodeEngine
-from services.decode.request import Request
-from services.decode.settings import DecodeSettings
-from shared.deadline import Deadline
-from shared.engine.loaded import LoadedModel
-from shared.engine.thread import WorkThread
 from shared.errors import ContextTooLong, DeadlineExceeded, Draining, Internal, Overloaded
-from shared.metrics import Metrics
 from shared.model.layers.batch import Batch
 from shared.model.pages.kv import PagedKv
-from shared.pool.memory import MemoryPool
-from tests.support.parts import access_to, generation, transfer_of
+from tests.support.decoding import DecodeBench, decode_bench, ids_of, words
 from tests.support.tiny import greedy_reference, tiny_model
 from tests.support.waiting import until
 
 
-@dataclass
-class Bench:
-    engine: DecodeEngine
-    model: LoadedModel
-    metrics: Metrics
-    tasks: "list[asyncio.Task[None]]"
-
-    def metric(self, name: str) -> float:
-        return self.metrics.registry.get_sample_value(f"prfaas:{name}") or 0.0
-
-    def submit(self, token_ids: list[int], max_tokens: int = 8, deadline_s: float = 20) -> Request:
-        deadline = Deadline.after(deadline_s)
-        return self.engine.submit(generation(self.model, token_ids, max_tokens, deadline=deadline))
-
-    async def stop(self) -> None:
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.wait(self.tasks)
-
-
-@asynccontextmanager
-async def bench(num_pages: int = 64, **settings: Any) -> AsyncIterator[Bench]:
-    model, metrics, thread, nobody = tiny_model("llama", num_pages), Metrics(), WorkThread("torch"), MemoryPool()
-    nobody.is_away = True
-    with transfer_of(model, metrics) as transfer:
-        chosen = DecodeSettings(chunk_tokens=128, **settings)
-        engine = DecodeEngine(chosen, model, thread, access_to(nobody), transfer, metrics)
-        tasks = [asyncio.create_task(engine.run()), asyncio.create_task(engine.publisher.run())]
-        made = Bench(engine, model, metrics, tasks)
-        try:
-            yield made
-        finally:
-            await made.stop()
-            thread.close()
-    assert model.kv.held == 0
-    model.kv.check()
-
-
-async def ids_of(request: Request) -> list[int]:
-    return [token async for event in request.events() for token in event.ids]
-
-
-def words(num_tokens: int, seed: int = 0) -> list[int]:
-    return [(7 * i + 31 * seed) % 198 + 1 for i in range(num_tokens)]
+def bench(num_pages: int = 64, **settings: Any) -> AbstractAsyncContextManager[DecodeBench]:
+    return decode_bench(tiny_model("llama", num_pages), **settings)
 
 
 async def test_clean_up_ends_everything_and_releases_every_page() -> None:

@@ -10,75 +10,27 @@ from typing import Any
 
 import pytest
 
-from services.decode.engine import DecodeEngine
 from services.decode.request import FinishReason, Request
-from services.decode.settings import DecodeSettings
 from services.decode.steps.ahead import AheadRunner
 from services.decode.steps.runner import Runner
-from shared.deadline import Deadline
-from shared.engine.loaded import LoadedModel
-from shared.engine.thread import WorkThread
 from shared.errors import Draining, Internal
-from shared.metrics import Metrics
 from shared.model.transformer import Transformer
-from shared.pool.memory import MemoryPool
-from shared.sampling.params import SamplingParams
+from tests.support.decoding import DecodeBench, decode_bench, ids_of, words
 from tests.support.graphs import Rerun, TensorAttention
-from tests.support.parts import access_to, generation, transfer_of
 from tests.support.tiny import MODELS, greedy_reference, tiny_model
 from tests.support.waiting import until
 
 MAX_BATCH = 6
 
 
-class Bench:
-    def __init__(self, engine: DecodeEngine, model: LoadedModel, recorder: Rerun, metrics: Metrics) -> None:
-        self.engine = engine
-        self.model = model
-        self.recorder = recorder
-        self.metrics = metrics
-        self.tasks = [asyncio.create_task(engine.run()), asyncio.create_task(engine.publisher.run())]
-
-    def metric(self, name: str) -> float:
-        return self.metrics.registry.get_sample_value(f"prfaas:{name}") or 0.0
-
-    def submit(self, token_ids: list[int], max_tokens: int = 8, priority: int = 0, **sampling: Any) -> Request:
-        params = SamplingParams(max_tokens=max_tokens, **{"temperature": 0.0, **sampling})
-        asked = generation(self.model, token_ids, sampling=params, deadline=Deadline.after(60), priority=priority)
-        return self.engine.submit(asked)
-
-    async def stop(self) -> None:
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.wait(self.tasks)
-
-
 @asynccontextmanager
-async def bench(name: str = "llama", num_pages: int = 64) -> AsyncIterator[Bench]:
-    plain, metrics, thread, nobody = tiny_model(name, num_pages), Metrics(), WorkThread("torch"), MemoryPool()
-    nobody.is_away = True
+async def bench(name: str = "llama", num_pages: int = 64) -> AsyncIterator[tuple[DecodeBench, Rerun]]:
+    """Run an engine whose steps are captured, on a device that only runs them again."""
+    plain, recorder = tiny_model(name, num_pages), Rerun()
     transformer = Transformer(plain.config, plain.transformer._weights, TensorAttention())
-    model, recorder = replace(plain, transformer=transformer), Rerun()
-    transformer.capture_steps(model.kv, 1024, MAX_BATCH, recorder)
-    with transfer_of(model, metrics) as transfer:
-        settings = DecodeSettings(chunk_tokens=128, max_batch=MAX_BATCH)
-        engine = DecodeEngine(settings, model, thread, access_to(nobody), transfer, metrics)
-        made = Bench(engine, model, recorder, metrics)
-        try:
-            yield made
-        finally:
-            await made.stop()
-            thread.close()
-    assert model.kv.held == 0
-    model.kv.check()
-
-
-async def ids_of(request: Request) -> list[int]:
-    return [token async for event in request.events() for token in event.ids]
-
-
-def words(num_tokens: int, seed: int = 0) -> list[int]:
-    return [(7 * i + 31 * seed) % 198 + 1 for i in range(num_tokens)]
+    transformer.capture_steps(plain.kv, 1024, MAX_BATCH, recorder)
+    async with decode_bench(replace(plain, transformer=transformer), max_batch=MAX_BATCH) as b:
+        yield b, recorder
 
 
 @pytest.fixture
@@ -96,18 +48,18 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("name", MODELS)
 async def test_tokens_are_those_of_the_plain_model(name: str, alone: list[int]) -> None:
-    async with bench(name) as b:
+    async with bench(name) as (b, recorder):
         lengths = [(70, 9), (5, 40), (64, 1), (130, 20), (63, 70), (1, 2), (200, 12), (30, 30)]
         requests = [b.submit(words(n, seed), count) for seed, (n, count) in enumerate(lengths)]
         found = await asyncio.gather(*map(ids_of, requests))
         for seed, (n, count) in enumerate(lengths):
             assert found[seed] == greedy_reference(name, words(n, seed), count)
-        assert b.recorder.num_replayed > 50
+        assert recorder.num_replayed > 50
         assert not alone
 
 
 async def test_a_stop_token_ends_a_request_whose_next_step_is_under_way() -> None:
-    async with bench() as b:
+    async with bench() as (b, _):
         whole = greedy_reference("llama", words(50), 20)
         stop = next(token for i, token in enumerate(whole) if i >= 5 and token not in whole[:i])
         stopped, other = b.submit(words(50), 20, stop_token_ids=(stop,)), b.submit(words(40, 1), 30)
@@ -120,7 +72,7 @@ async def test_a_stop_token_ends_a_request_whose_next_step_is_under_way() -> Non
 @pytest.mark.parametrize(("name", "num_pages"), [("llama", 14), ("gemma3", 36)])
 async def test_pages_run_out(name: str, num_pages: int) -> None:
     """Who is pre-empted has no step under way, and goes on with the same tokens."""
-    async with bench(name, num_pages) as b:
+    async with bench(name, num_pages) as (b, _):
         requests = [b.submit(words(150, seed), 90) for seed in range(4)]
         found = await asyncio.gather(*map(ids_of, requests))
         assert b.metric("num_preemptions_total") > 0
@@ -129,7 +81,7 @@ async def test_pages_run_out(name: str, num_pages: int) -> None:
 
 
 async def test_who_is_more_urgent_takes_pages_while_steps_are_under_way() -> None:
-    async with bench(num_pages=8) as b:
+    async with bench(num_pages=8) as (b, _):
         low = b.submit(words(300), 120, priority=1)
         await until(lambda: low.num_generated > 3)
         high = b.submit(words(200, 1), 20)
@@ -139,7 +91,7 @@ async def test_who_is_more_urgent_takes_pages_while_steps_are_under_way() -> Non
 
 
 async def test_requests_that_sample_and_requests_that_do_not() -> None:
-    async with bench() as b:
+    async with bench() as (b, _):
         plain = b.submit(words(60), 40)
         await until(lambda: plain.num_generated > 3)
         drawn = [b.submit(words(30, 1), 10, temperature=1.0, seed=5) for _ in range(2)]
@@ -152,7 +104,7 @@ async def test_requests_that_sample_and_requests_that_do_not() -> None:
 
 async def test_aborts_at_any_time() -> None:
     rng = random.Random(1)
-    async with bench(num_pages=24) as b:
+    async with bench(num_pages=24) as (b, _):
         kept = b.submit(words(90), 150)
         for seed in range(12):
             request = b.submit(words(rng.randrange(1, 200), seed), 60)
@@ -166,7 +118,7 @@ def _has_generated(request: Request, count: int) -> bool:
 
 
 async def test_clean_up_with_steps_under_way() -> None:
-    async with bench() as b:
+    async with bench() as (b, _):
         requests = [b.submit(words(100, seed), 300) for seed in range(4)]
         await until(lambda: requests[0].num_generated > 5)
         await b.stop()
@@ -187,7 +139,7 @@ async def test_a_step_that_cannot_be_launched_runs_alone(monkeypatch: pytest.Mon
 
     failing.count = 0  # type: ignore[attr-defined]
     monkeypatch.setattr(AheadRunner, "_launch", failing)
-    async with bench() as b:
+    async with bench() as (b, _):
         requests = [b.submit(words(60, seed), 40) for seed in range(3)]
         for seed, ids in enumerate(await asyncio.gather(*map(ids_of, requests))):
             assert ids == greedy_reference("llama", words(60, seed), 40)
@@ -195,8 +147,8 @@ async def test_a_step_that_cannot_be_launched_runs_alone(monkeypatch: pytest.Mon
 
 
 async def test_what_the_device_raises_ends_what_was_in_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with bench() as b:
-        replay, first = b.recorder.mark, b.submit(words(60), 300)
+    async with bench() as (b, recorder):
+        replay, first = recorder.mark, b.submit(words(60), 300)
         await until(lambda: first.num_generated > 5)
 
         def broken() -> Any:
@@ -205,7 +157,7 @@ async def test_what_the_device_raises_ends_what_was_in_the_step(monkeypatch: pyt
 
             return wait
 
-        monkeypatch.setattr(b.recorder, "mark", broken)
+        monkeypatch.setattr(recorder, "mark", broken)
         with pytest.raises(Internal):
             await ids_of(first)
-        monkeypatch.setattr(b.recorder, "mark", replay)
+        monkeypatch.setattr(recorder, "mark", replay)

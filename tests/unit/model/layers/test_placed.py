@@ -1,10 +1,8 @@
-"""Numbers of a step that are placed at once are those that are made one by one."""
+"""Numbers of a step are what they say of each token, one by one."""
 
 import pytest
-import torch
 
 from shared.model.layers.batch import Batch, Span
-from shared.model.layers.placed import place
 
 PAGE = 8
 SPANS = [
@@ -16,20 +14,18 @@ SPANS = [
 
 
 @pytest.mark.parametrize("spans", [SPANS, SPANS[:1], SPANS[1:3]])
-def test_both_ways_agree(spans: list[Span]) -> None:
+def test_each_token_has_its_place(spans: list[Span]) -> None:
     ids = list(range(100, 100 + sum(span.num_tokens for span in spans)))
-    plain = Batch.build(spans, PAGE, token_ids=ids)
-    longest = max(span.num_tokens for span in spans)
-    placed = Batch.of_numbers(spans, PAGE, place(ids, spans, PAGE, torch.device("cpu")), longest)
-    assert placed.token_ids.tolist() == plain.token_ids.tolist() == ids
-    assert placed.is_decode == plain.is_decode
-    assert placed.num_tokens == plain.num_tokens
-    for ours, theirs in (
-        (placed.positions, plain.positions),
-        (placed.lengths, plain.lengths),
-        (placed.query_starts, plain.query_starts),
-        *((placed.slots_of(group), plain.slots_of(group)) for group in range(2)),
-        *((placed.block_table(group), plain.block_table(group)) for group in range(2)),
-    ):
-        assert ours.dtype == theirs.dtype
-        assert torch.equal(ours, theirs)
+    batch = Batch.build(spans, PAGE, token_ids=ids)
+    tokens = [(span, position) for span in spans for position in range(span.start, span.end)]
+    assert batch.token_ids.tolist() == ids
+    assert batch.positions.tolist() == [position for _, position in tokens]
+    assert batch.lengths.tolist() == [span.end for span in spans]
+    assert batch.query_starts.tolist() == [sum(s.num_tokens for s in spans[:i]) for i in range(len(spans) + 1)]
+    assert batch.is_decode == (len(ids) == len(spans))
+    for group in range(2):
+        slots = [s.tables[group][at // PAGE] * PAGE + at % PAGE if s.stores else -1 for s, at in tokens]
+        assert batch.slots_of(group).tolist() == slots
+        held = [list(span.tables[group][: -(-span.end // PAGE)]) for span in spans]
+        widest = max(map(len, held))
+        assert batch.block_table(group).tolist() == [[*pages, *[-1] * (widest - len(pages))] for pages in held]
