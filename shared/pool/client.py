@@ -24,7 +24,7 @@ from shared.rpc.convert import (
     masks_from_bytes,
     sources_to_messages,
 )
-from shared.rpc.options import SHARED_LANE, Lane
+from shared.rpc.options import SHARED_CHANNEL, ChannelId
 from shared.tenant import NO_TENANT, Tenant
 
 LEASE_S = 15.0
@@ -120,13 +120,13 @@ class PoolClient:
     """One cache pool as its clients see it. Holds no state: channels belong to `Channels`."""
 
     def __init__(
-        self, channels: Channels, address: str, lane: Lane = SHARED_LANE, *, tenant: Tenant = NO_TENANT
+        self, channels: Channels, address: str, channel_id: ChannelId = SHARED_CHANNEL, *, tenant: Tenant = NO_TENANT
     ) -> None:
         """Fetched payloads are views that keep their message alive. `tenant` pays for what is stored and pulled."""
         self._tenant = tenant
         self._channels = channels
         self.address = address
-        self._lane = lane
+        self._channel_id = channel_id
 
     async def fetch(
         self,
@@ -153,7 +153,7 @@ class PoolClient:
             heartbeat_ms=int(crossing.heartbeat_s * 1000),
             urgency=pb.URGENCY_BACKGROUND if crossing.is_background else pb.URGENCY_FOREGROUND,
         )
-        call = fetch_call(self._channels.get(self.address, self._lane))(request, timeout=deadline.remaining())
+        call = fetch_call(self._channels.get(self.address, self._channel_id))(request, timeout=deadline.remaining())
         try:
             with rpc_errors(self.address):
                 async for reply in call:

@@ -13,7 +13,7 @@ MAX_AHEAD = 2
 
 
 @dataclass(eq=False)
-class _Lane:
+class _Queued:
     stream: AsyncGenerator[Arrived, None]
     waiting: deque[Arrived] = field(default_factory=deque)
     room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_AHEAD))
@@ -27,16 +27,16 @@ class _Lane:
 
 async def merged(streams: Sequence[AsyncGenerator[Arrived, None]]) -> AsyncGenerator[Arrived, None]:
     """Yield the messages of all streams. The first stream that raises ends it all with its error."""
-    lanes = [_Lane(stream) for stream in streams]
+    queues = [_Queued(stream) for stream in streams]
     changed = asyncio.Event()
-    tasks = [asyncio.create_task(_pump(lane, changed), name="fetch from a pool node") for lane in lanes]
+    tasks = [asyncio.create_task(_pump(queue, changed), name="fetch from a pool node") for queue in queues]
     try:
         while True:
             changed.clear()
-            if ready := [lane for lane in lanes if lane.waiting]:
-                lane = min(ready, key=lambda lane: lane.next_layer)
-                arrived = lane.waiting.popleft()
-                lane.room.release()
+            if ready := [queue for queue in queues if queue.waiting]:
+                queue = min(ready, key=lambda queue: queue.next_layer)
+                arrived = queue.waiting.popleft()
+                queue.room.release()
                 yield arrived
                 continue
             done = [task for task in tasks if task.done()]
@@ -51,12 +51,12 @@ async def merged(streams: Sequence[AsyncGenerator[Arrived, None]]) -> AsyncGener
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _pump(lane: _Lane, changed: asyncio.Event) -> None:
+async def _pump(queue: _Queued, changed: asyncio.Event) -> None:
     try:
-        async with aclosing(lane.stream) as arrivals:
+        async with aclosing(queue.stream) as arrivals:
             async for arrived in arrivals:
-                await lane.room.acquire()
-                lane.waiting.append(arrived)
+                await queue.room.acquire()
+                queue.waiting.append(arrived)
                 changed.set()
     finally:
         changed.set()

@@ -9,11 +9,18 @@ import grpc.aio
 
 from shared.errors import WorkerLost
 from shared.rpc.interceptors import error_from_call, request_metadata
-from shared.rpc.options import DEFAULT_MAX_MESSAGE_BYTES, SHARED_LANE, Lane, Options, client_options, lane_options
+from shared.rpc.options import (
+    DEFAULT_MAX_MESSAGE_BYTES,
+    SHARED_CHANNEL,
+    ChannelId,
+    Options,
+    channel_options,
+    client_options,
+)
 
 
 class Channels:
-    """Owns one channel for each address and lane; stubs made on them may be kept until `close`."""
+    """Owns one channel for each address and id; stubs made on them may be kept until `close`."""
 
     def __init__(
         self,
@@ -24,20 +31,20 @@ class Channels:
         """Without `credentials` calls are in plain text."""
         self._credentials = credentials
         self._options = client_options(max_message_bytes)
-        self._by_lane: dict[tuple[str, Lane], grpc.aio.Channel] = {}
+        self._by_id: dict[tuple[str, ChannelId], grpc.aio.Channel] = {}
         self._closed = False
 
-    def get(self, address: str, lane: Lane = SHARED_LANE) -> grpc.aio.Channel:
+    def get(self, address: str, channel_id: ChannelId = SHARED_CHANNEL) -> grpc.aio.Channel:
         """Return the channel to `host:port`. It connects by itself, and again after the peer was away.
 
-        Channels of different lanes have TCP connections of their own.
+        Channels of different ids have TCP connections of their own.
         """
         assert not self._closed, "channels are closed"
-        channel = self._by_lane.get((address, lane))
+        channel = self._by_id.get((address, channel_id))
         if channel is None:
-            options = [*self._options, *lane_options(lane)]
+            options = [*self._options, *channel_options(channel_id)]
             channel = _TaggingChannel(self._open(address, options))
-            self._by_lane[address, lane] = channel
+            self._by_id[address, channel_id] = channel
         return channel
 
     def _open(self, address: str, options: Options) -> grpc.aio.Channel:
@@ -47,14 +54,14 @@ class Channels:
 
     async def forget(self, address: str) -> None:
         """Close the channels of a worker that has left for good; its calls in flight end as WorkerLost."""
-        for key in [key for key in self._by_lane if key[0] == address]:
-            if (channel := self._by_lane.pop(key, None)) is not None:
+        for key in [key for key in self._by_id if key[0] == address]:
+            if (channel := self._by_id.pop(key, None)) is not None:
                 await channel.close()
 
     async def close(self) -> None:
         """Close every channel; idempotent."""
         self._closed = True
-        for address in {address for address, _ in self._by_lane}:
+        for address in {address for address, _ in self._by_id}:
             await self.forget(address)
 
     async def __aenter__(self) -> Self:

@@ -10,9 +10,9 @@ Options = list[tuple[str, int]]
 # enlarges the window further on links that need it.
 _STREAM_WINDOW_BYTES = 4 << 20
 
-# Of each of several lanes that share a pull. What a window holds is bound to its lane, be that as slow as it may: small
-# ones let all lanes end together. The probe enlarges these too.
-_LANE_WINDOW_BYTES = 1 << 20
+# Of each of several channels that share a pull. What a window holds is bound to its channel, be that as slow as it
+# may: small ones let all channels end together. The probe enlarges these too.
+_CHANNEL_WINDOW_BYTES = 1 << 20
 
 # What of a background stream may be on its way: the head start that it has over a foreground stream that comes now.
 _BACKGROUND_WINDOW_BYTES = 256 << 10
@@ -23,14 +23,14 @@ KEEPALIVE_TIME_S = 10.0
 KEEPALIVE_TIMEOUT_S = 5.0
 
 
-class Lane(NamedTuple):
+class ChannelId(NamedTuple):
     """Which of several connections to one address; the first is the one that everybody shares."""
 
     number: int = 0
-    is_background: bool = False  # its window is small, so that little of it is in the way of foreground lanes
+    is_background: bool = False  # its window is small, so that little of it is in the way of foreground channels
 
 
-SHARED_LANE = Lane()
+SHARED_CHANNEL = ChannelId()
 
 
 def _common(max_message_bytes: int) -> Options:
@@ -67,11 +67,11 @@ def client_options(max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> Option
     ]
 
 
-def lane_options(lane: Lane) -> Options:
-    """What sets a lane's connection apart. gRPC shares one among channels to an address unless it is told not to."""
-    options: Options = [] if lane == SHARED_LANE else [("grpc.use_local_subchannel_pool", 1)]
-    if lane.number:
-        options.append(("grpc.http2.lookahead_bytes", _LANE_WINDOW_BYTES))
-    if lane.is_background:
+def channel_options(channel_id: ChannelId) -> Options:
+    """What sets a channel's connection apart. gRPC shares one among channels to an address unless it is told not to."""
+    options: Options = [] if channel_id == SHARED_CHANNEL else [("grpc.use_local_subchannel_pool", 1)]
+    if channel_id.number:
+        options.append(("grpc.http2.lookahead_bytes", _CHANNEL_WINDOW_BYTES))
+    if channel_id.is_background:
         options += [("grpc.http2.lookahead_bytes", _BACKGROUND_WINDOW_BYTES), ("grpc.http2.bdp_probe", 0)]
     return options

@@ -16,7 +16,7 @@ from shared.ids import Datacenter
 from shared.kv.frame import Frame
 from shared.metrics import PREFIX, Metrics
 from shared.rpc.convert import MAX_BATCH_BYTES
-from shared.rpc.options import Lane
+from shared.rpc.options import ChannelId
 
 MIN_STREAM_BLOCKS = 4
 """Blocks that are worth a stream of their own."""
@@ -28,13 +28,13 @@ MAX_DATACENTERS = 64
 """Names come from requests: a bound on what is remembered of them."""
 
 
-def lanes(num_blocks: int, num_connections: int, *, is_background: bool = False) -> list[Lane]:
+def channel_ids(num_blocks: int, num_connections: int, *, is_background: bool = False) -> list[ChannelId]:
     """Return the connections that a pull uses: few for few blocks.
 
     One TCP window does not fill a long fat pipe, and one lost packet halves only one of several windows.
     """
     num = max(1, min(num_connections, math.ceil(num_blocks / MIN_STREAM_BLOCKS)))
-    return [Lane(number, is_background) for number in range(num)]
+    return [ChannelId(number, is_background) for number in range(num)]
 
 
 class Sender:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from services.cachepool.links.links import lanes
+from services.cachepool.links.links import channel_ids
 from services.cachepool.metrics import PoolMetrics
 from services.cachepool.peers.stream import PeerNetwork, StreamRequest, Terms, arrivals
 from services.cachepool.peers.suspects import CORRUPT_S, SILENT_S
@@ -19,7 +19,7 @@ from shared.kv.entries import BlockEntries
 from shared.kv.frame import Frame, verify
 from shared.log import get_logger
 from shared.pool.client import SHARE_ID_BYTES
-from shared.rpc.options import Lane
+from shared.rpc.options import ChannelId
 
 log = get_logger()
 
@@ -45,7 +45,7 @@ class Pull:
     plan streams ─► receive ─► verify ─► put                             all streams have ended
                       │          └► corrupt: ask again, alone                │
                       └► the stream is lost: the others go on                ▼
-                                           what is neither here nor denied: ask again, over lanes that were not lost
+                                           what is neither here nor denied: ask again, over channels that were not lost
     """
 
     def __init__(self, context: PullContext, terms: Terms, writer: Writer) -> None:
@@ -57,7 +57,7 @@ class Pull:
         self._address = terms.peer.address
         self._started = context.store.clock()
         self._deadline = Deadline.after(context.limit_s)
-        self._lost: dict[Lane, PrfaasError] = {}
+        self._lost: dict[ChannelId, PrfaasError] = {}
         self._num_refetched = 0
 
     def left(self) -> list[BlockEntries]:
@@ -82,46 +82,52 @@ class Pull:
         A stream that is lost has taken entries from the share that nobody else will send. Which ones is known when
         the others have brought theirs: then they are asked for once more.
         """
-        used = lanes(len(blocks), self._num_connections, is_background=self.terms.is_background)
+        used = channel_ids(len(blocks), self._num_connections, is_background=self.terms.is_background)
         lost = await self._receive_over(used, blocks)
         if len(lost) == len(used) and self._fell_silent(lost):
             self._context.accuse(self._address, SILENT_S)
         if lost and (again := self.left()) and (spare := self._spare(used, lost)):
-            lost = await self._receive_over(spare[: len(lanes(len(again), len(spare)))], again)
+            lost = await self._receive_over(spare[: len(channel_ids(len(again), len(spare)))], again)
         return not lost or not self.writer.granted
 
-    async def _receive_over(self, used: Sequence[Lane], blocks: Sequence[BlockEntries]) -> Mapping[Lane, PrfaasError]:
-        """Ask for entries over several lanes, which share them; return which of the lanes were lost."""
+    async def _receive_over(
+        self, used: Sequence[ChannelId], blocks: Sequence[BlockEntries]
+    ) -> Mapping[ChannelId, PrfaasError]:
+        """Ask for entries over several channels, which share them; return which of the channels were lost."""
         share = os.urandom(SHARE_ID_BYTES) if len(used) > 1 else b""
         waited_s = self._store.clock() - self._started
-        lost: dict[Lane, PrfaasError] = {}
+        lost: dict[ChannelId, PrfaasError] = {}
         async with asyncio.TaskGroup() as streams:
 
             async def receive(request: StreamRequest) -> None:
                 try:
                     await self._receive(request, lambda entry: streams.create_task(self._refetch(entry)))
                 except PrfaasError as error:
-                    lost[request.lane] = self._lost[request.lane] = error
+                    lost[request.channel_id] = self._lost[request.channel_id] = error
                     self._context.metrics.streams_lost.labels(self._address, error.code).inc()
-                    log.warning("pull_stream_lost", peer=self._address, lane=request.lane.number, error=str(error))
+                    log.warning(
+                        "pull_stream_lost", peer=self._address, channel_id=request.channel_id.number, error=str(error)
+                    )
 
-            for lane in used:
-                streams.create_task(receive(StreamRequest(blocks, max(0.0, self.terms.wait_s - waited_s), lane, share)))
+            for channel_id in used:
+                streams.create_task(
+                    receive(StreamRequest(blocks, max(0.0, self.terms.wait_s - waited_s), channel_id, share))
+                )
         return lost
 
-    def _fell_silent(self, lost: Mapping[Lane, PrfaasError]) -> bool:
+    def _fell_silent(self, lost: Mapping[ChannelId, PrfaasError]) -> bool:
         return all(isinstance(error, DeadlineExceeded) for error in lost.values()) and not self._deadline.expired
 
-    def _spare(self, used: Sequence[Lane], lost: Mapping[Lane, PrfaasError]) -> list[Lane]:
-        """Return the lanes to ask again over: those that did it well, or else one that was not tried.
+    def _spare(self, used: Sequence[ChannelId], lost: Mapping[ChannelId, PrfaasError]) -> list[ChannelId]:
+        """Return the channels to ask again over: those that did it well, or else one that was not tried.
 
         Where every stream fell silent the peer hangs: asking it anything costs only time.
         """
-        if healthy := [lane for lane in used if lane not in lost]:
+        if healthy := [channel_id for channel_id in used if channel_id not in lost]:
             return healthy
         if not all(isinstance(error, WorkerLost) for error in lost.values()):
             return []
-        return [Lane(len(used), self.terms.is_background)] if len(used) < max(2, self._num_connections) else []
+        return [ChannelId(len(used), self.terms.is_background)] if len(used) < max(2, self._num_connections) else []
 
     @property
     def _num_connections(self) -> int:
@@ -164,10 +170,11 @@ class Pull:
         self._num_refetched += 1
         try:
             if self._num_refetched <= MAX_REFETCHES:
-                lanes_left = (Lane(n, self.terms.is_background) for n in range(len(self._lost) + 1))
-                lane = next(lane for lane in lanes_left if lane not in self._lost)
+                ids_left = (ChannelId(n, self.terms.is_background) for n in range(len(self._lost) + 1))
+                channel_id = next(channel_id for channel_id in ids_left if channel_id not in self._lost)
                 await self._receive(
-                    StreamRequest([entry], 0.0, lane), lambda _entry: self._context.accuse(self._address, CORRUPT_S)
+                    StreamRequest([entry], 0.0, channel_id),
+                    lambda _entry: self._context.accuse(self._address, CORRUPT_S),
                 )
             else:
                 self._context.accuse(self._address, CORRUPT_S)

@@ -14,7 +14,7 @@ from shared.kv.layout import KvLayout
 from shared.patience import Patience
 from shared.pool.client import Arrived, Crossing, PoolClient
 from shared.rpc.client import Channels
-from shared.rpc.options import Lane
+from shared.rpc.options import ChannelId
 from shared.tenant import Tenant
 
 HEARTBEATS_IN_PATIENCE = 3
@@ -45,7 +45,7 @@ class StreamRequest(NamedTuple):
 
     blocks: Sequence[BlockEntries]
     wait_s: float
-    lane: Lane
+    channel_id: ChannelId
     share: bytes = b""
 
 
@@ -59,7 +59,7 @@ async def arrivals(
     peer, stall_s = terms.peer, network.stall_s
     dc = network.links.dc if network.links.is_remote(peer.dc) else ""
     crossing = Crossing(dc, terms.is_background, request.share, stall_s / HEARTBEATS_IN_PATIENCE)
-    client = PoolClient(network.channels, peer.address, request.lane)
+    client = PoolClient(network.channels, peer.address, request.channel_id)
     fetch = client.fetch(terms.layout, request.blocks, (), request.wait_s, deadline, crossing)
     with network.links.receiver(peer.dc) as receiver:
         async with aclosing(fetch) as arriving:

@@ -2,12 +2,12 @@
 
 import pytest
 
-from services.cachepool.links.links import ASSUMED_BYTES_PER_S, MAX_DATACENTERS, MIN_STREAM_BLOCKS, Links, lanes
+from services.cachepool.links.links import ASSUMED_BYTES_PER_S, MAX_DATACENTERS, MIN_STREAM_BLOCKS, Links, channel_ids
 from shared.errors import BadRequest
 from shared.ids import Datacenter
 from shared.metrics import Metrics
 from shared.rpc.convert import MAX_BATCH_BYTES
-from shared.rpc.options import Lane
+from shared.rpc.options import ChannelId
 from tests.support.samples import ENTRY_BYTES, ManualClock, frame, key
 
 EAST, WEST = Datacenter("east"), Datacenter("west")
@@ -17,8 +17,8 @@ EAST, WEST = Datacenter("east"), Datacenter("west")
     ("num_blocks", "num_streams"), [(1, 1), (MIN_STREAM_BLOCKS, 1), (MIN_STREAM_BLOCKS + 1, 2), (1000, 8)]
 )
 def test_few_blocks_take_few_streams(num_blocks: int, num_streams: int) -> None:
-    used = lanes(num_blocks, 8, is_background=True)
-    assert used == [Lane(number, is_background=True) for number in range(num_streams)]
+    used = channel_ids(num_blocks, 8, is_background=True)
+    assert used == [ChannelId(number, is_background=True) for number in range(num_streams)]
 
 
 def test_streams_at_home_need_no_permit_and_are_not_counted() -> None:
