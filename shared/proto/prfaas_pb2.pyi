@@ -82,6 +82,31 @@ URGENCY_FOREGROUND: Urgency.ValueType  # 1
 URGENCY_BACKGROUND: Urgency.ValueType  # 2
 Global___Urgency: _TypeAlias = Urgency  # noqa: Y015
 
+class _LaneKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LaneKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LaneKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LANE_KIND_UNSPECIFIED: _LaneKind.ValueType  # 0
+    """as gRPC: in the messages of the call"""
+    LANE_KIND_GRPC: _LaneKind.ValueType  # 1
+    LANE_KIND_SHARED_MEMORY: _LaneKind.ValueType  # 2
+    LANE_KIND_SOCKET: _LaneKind.ValueType  # 3
+
+class LaneKind(_LaneKind, metaclass=_LaneKindEnumTypeWrapper):
+    """---------------------------------------------------------------- lanes
+
+    What payloads travel on beside these calls, where both ends can; docs/protocol/lanes.md explains it.
+    """
+
+LANE_KIND_UNSPECIFIED: LaneKind.ValueType  # 0
+"""as gRPC: in the messages of the call"""
+LANE_KIND_GRPC: LaneKind.ValueType  # 1
+LANE_KIND_SHARED_MEMORY: LaneKind.ValueType  # 2
+LANE_KIND_SOCKET: LaneKind.ValueType  # 3
+Global___LaneKind: _TypeAlias = LaneKind  # noqa: Y015
+
 class _FinishReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -270,12 +295,156 @@ class Source(_message.Message):
 Global___Source: _TypeAlias = Source  # noqa: Y015
 
 @_typing.final
+class RecordBatch(_message.Message):
+    """Entries without their payloads: records of 64 bytes, back to back. On shared memory each says where its payload lies."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDS_FIELD_NUMBER: _builtins.int
+    records: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        records: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordBatch: _TypeAlias = RecordBatch  # noqa: Y015
+
+@_typing.final
+class LaneUse(_message.Message):
+    """The lane that a stream uses."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    ATTACHMENT_FIELD_NUMBER: _builtins.int
+    STREAM_FIELD_NUMBER: _builtins.int
+    kind: Global___LaneKind.ValueType
+    attachment: _builtins.int
+    """what the pool called this process when it attached to the lane"""
+    stream: _builtins.int
+    """the caller's number for this stream, once for each attachment"""
+    def __init__(
+        self,
+        *,
+        kind: Global___LaneKind.ValueType = ...,
+        attachment: _builtins.int = ...,
+        stream: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachment", b"attachment", "kind", b"kind", "stream", b"stream"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LaneUse: _TypeAlias = LaneUse  # noqa: Y015
+
+@_typing.final
+class LanesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LanesRequest: _TypeAlias = LanesRequest  # noqa: Y015
+
+@_typing.final
+class LanesReply(_message.Message):
+    """What a pool offers; a lane that is absent cannot be used."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARED_MEMORY_FIELD_NUMBER: _builtins.int
+    SOCKET_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def shared_memory(self) -> Global___SharedMemoryOffer: ...
+    @_builtins.property
+    def socket(self) -> Global___SocketOffer: ...
+    def __init__(
+        self,
+        *,
+        shared_memory: Global___SharedMemoryOffer | None = ...,
+        socket: Global___SocketOffer | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["shared_memory", b"shared_memory", "socket", b"socket"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["shared_memory", b"shared_memory", "socket", b"socket"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LanesReply: _TypeAlias = LanesReply  # noqa: Y015
+
+@_typing.final
+class SharedMemoryOffer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """of a Unix socket that passes a descriptor of the pool's memory to who sends the token"""
+    token: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        token: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SharedMemoryOffer: _TypeAlias = SharedMemoryOffer  # noqa: Y015
+
+@_typing.final
+class SocketOffer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PORT_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    MAX_CONNECTIONS_FIELD_NUMBER: _builtins.int
+    port: _builtins.int
+    """on the host that serves these calls"""
+    token: _builtins.bytes
+    max_connections: _builtins.int
+    """of one process"""
+    def __init__(
+        self,
+        *,
+        port: _builtins.int = ...,
+        token: _builtins.bytes = ...,
+        max_connections: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_connections", b"max_connections", "port", b"port", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SocketOffer: _TypeAlias = SocketOffer  # noqa: Y015
+
+@_typing.final
 class PublishRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     OPEN_FIELD_NUMBER: _builtins.int
     FRAMES_FIELD_NUMBER: _builtins.int
     RENEW_FIELD_NUMBER: _builtins.int
+    PLACED_FIELD_NUMBER: _builtins.int
+    ROOM_FIELD_NUMBER: _builtins.int
+    SENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def open(self) -> Global___PublishOpen:
         """may be sent again, to ask for more entries"""
@@ -286,18 +455,33 @@ class PublishRequest(_message.Message):
     def renew(self) -> Global___PublishRenew:
         """says that the writer is alive while it has nothing to send"""
 
+    @_builtins.property
+    def placed(self) -> Global___RecordBatch:
+        """shared memory: these payloads have been written into slots of the writer's room"""
+
+    @_builtins.property
+    def room(self) -> Global___RoomRequest:
+        """shared memory: asks for slots to write into"""
+
+    @_builtins.property
+    def sent(self) -> Global___LaneCount:
+        """sockets, last: how many entries the writer has put on the lane"""
+
     def __init__(
         self,
         *,
         open: Global___PublishOpen | None = ...,
         frames: Global___FrameBatch | None = ...,
         renew: Global___PublishRenew | None = ...,
+        placed: Global___RecordBatch | None = ...,
+        room: Global___RoomRequest | None = ...,
+        sent: Global___LaneCount | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["frames", b"frames", "message", b"message", "open", b"open", "renew", b"renew"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["frames", b"frames", "message", b"message", "open", b"open", "placed", b"placed", "renew", b"renew", "room", b"room", "sent", b"sent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["frames", b"frames", "message", b"message", "open", b"open", "renew", b"renew"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frames", b"frames", "message", b"message", "open", b"open", "placed", b"placed", "renew", b"renew", "room", b"room", "sent", b"sent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["open", "frames", "renew"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["open", "frames", "renew", "placed", "room", "sent"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -311,6 +495,7 @@ class PublishOpen(_message.Message):
     BLOCKS_FIELD_NUMBER: _builtins.int
     LEASE_MS_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
+    LANE_FIELD_NUMBER: _builtins.int
     lease_ms: _builtins.int
     """the stream fails with LEASE_EXPIRED when it is silent for this long"""
     tenant: _builtins.str
@@ -319,6 +504,10 @@ class PublishOpen(_message.Message):
     def layout(self) -> Global___Layout: ...
     @_builtins.property
     def blocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlockEntries]: ...
+    @_builtins.property
+    def lane(self) -> Global___LaneUse:
+        """how payloads come, from now on; absent: in messages"""
+
     def __init__(
         self,
         *,
@@ -326,10 +515,11 @@ class PublishOpen(_message.Message):
         blocks: _abc.Iterable[Global___BlockEntries] | None = ...,
         lease_ms: _builtins.int = ...,
         tenant: _builtins.str = ...,
+        lane: Global___LaneUse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lane", b"lane", "layout", b"layout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "layout", b"layout", "lease_ms", b"lease_ms", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "lane", b"lane", "layout", b"layout", "lease_ms", b"lease_ms", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -351,11 +541,77 @@ class PublishRenew(_message.Message):
 Global___PublishRenew: _TypeAlias = PublishRenew  # noqa: Y015
 
 @_typing.final
+class RoomRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_SLOTS_FIELD_NUMBER: _builtins.int
+    SLOT_BYTES_FIELD_NUMBER: _builtins.int
+    num_slots: _builtins.int
+    slot_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        num_slots: _builtins.int = ...,
+        slot_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_slots", b"num_slots", "slot_bytes", b"slot_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoomRequest: _TypeAlias = RoomRequest  # noqa: Y015
+
+@_typing.final
+class Room(_message.Message):
+    """Slots that are the writer's until its stream ends or it has placed an entry in them. Fewer than asked for, or none,
+    when the pool has no more to give: what finds no slot comes in messages.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLACES_FIELD_NUMBER: _builtins.int
+    places: _builtins.bytes
+    """offsets into the pool's memory, little-endian uint64 back to back"""
+    def __init__(
+        self,
+        *,
+        places: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["places", b"places"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Room: _TypeAlias = Room  # noqa: Y015
+
+@_typing.final
+class LaneCount(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_ENTRIES_FIELD_NUMBER: _builtins.int
+    num_entries: _builtins.int
+    def __init__(
+        self,
+        *,
+        num_entries: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_entries", b"num_entries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LaneCount: _TypeAlias = LaneCount  # noqa: Y015
+
+@_typing.final
 class PublishReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     GRANT_FIELD_NUMBER: _builtins.int
     STORED_FIELD_NUMBER: _builtins.int
+    ROOM_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def grant(self) -> Global___PublishGrant:
         """one for each open"""
@@ -364,17 +620,22 @@ class PublishReply(_message.Message):
     def stored(self) -> Global___PublishStored:
         """the last message: all granted entries that were sent are stored"""
 
+    @_builtins.property
+    def room(self) -> Global___Room:
+        """one for each request for room"""
+
     def __init__(
         self,
         *,
         grant: Global___PublishGrant | None = ...,
         stored: Global___PublishStored | None = ...,
+        room: Global___Room | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant", "message", b"message", "stored", b"stored"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant", "message", b"message", "room", b"room", "stored", b"stored"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant", "message", b"message", "stored", b"stored"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant", "message", b"message", "room", b"room", "stored", b"stored"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["grant", "stored"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["grant", "stored", "room"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -442,6 +703,8 @@ class FetchRequest(_message.Message):
     URGENCY_FIELD_NUMBER: _builtins.int
     SHARE_FIELD_NUMBER: _builtins.int
     HEARTBEAT_MS_FIELD_NUMBER: _builtins.int
+    LANE_FIELD_NUMBER: _builtins.int
+    DOUBTED_FIELD_NUMBER: _builtins.int
     wait_ms: _builtins.int
     """how long an entry may stay without a writer before it is reported missing"""
     tenant: _builtins.str
@@ -453,6 +716,8 @@ class FetchRequest(_message.Message):
     """16 bytes, or none: streams that name the same share serve one reader, each a part of what is sent"""
     heartbeat_ms: _builtins.int
     """an empty reply is sent whenever there was nothing to send for so long; 0: never"""
+    doubted: _builtins.bool
+    """the reader has found these entries corrupt: the pool checks its own before it sends them"""
     @_builtins.property
     def layout(self) -> Global___Layout: ...
     @_builtins.property
@@ -462,6 +727,10 @@ class FetchRequest(_message.Message):
     @_builtins.property
     def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___Source]:
         """where absent entries are pulled from; indices into `blocks`"""
+
+    @_builtins.property
+    def lane(self) -> Global___LaneUse:
+        """how payloads shall come; absent: in messages"""
 
     def __init__(
         self,
@@ -475,10 +744,12 @@ class FetchRequest(_message.Message):
         urgency: Global___Urgency.ValueType = ...,
         share: _builtins.bytes = ...,
         heartbeat_ms: _builtins.int = ...,
+        lane: Global___LaneUse | None = ...,
+        doubted: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lane", b"lane", "layout", b"layout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "dc", b"dc", "heartbeat_ms", b"heartbeat_ms", "layout", b"layout", "share", b"share", "sources", b"sources", "tenant", b"tenant", "urgency", b"urgency", "wait_ms", b"wait_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "dc", b"dc", "doubted", b"doubted", "heartbeat_ms", b"heartbeat_ms", "lane", b"lane", "layout", b"layout", "share", b"share", "sources", b"sources", "tenant", b"tenant", "urgency", b"urgency", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -490,21 +761,33 @@ class FetchReply(_message.Message):
 
     FRAMES_FIELD_NUMBER: _builtins.int
     MISSING_FIELD_NUMBER: _builtins.int
+    PLACED_FIELD_NUMBER: _builtins.int
+    SENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def frames(self) -> Global___FrameBatch: ...
     @_builtins.property
     def missing(self) -> Global___FetchMissing: ...
+    @_builtins.property
+    def placed(self) -> Global___RecordBatch:
+        """shared memory: where payloads lie, until the reader lets go of the stream"""
+
+    @_builtins.property
+    def sent(self) -> Global___LaneCount:
+        """sockets: how many entries of this stream the pool has put on the lane so far"""
+
     def __init__(
         self,
         *,
         frames: Global___FrameBatch | None = ...,
         missing: Global___FetchMissing | None = ...,
+        placed: Global___RecordBatch | None = ...,
+        sent: Global___LaneCount | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["frames", b"frames", "message", b"message", "missing", b"missing"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["frames", b"frames", "message", b"message", "missing", b"missing", "placed", b"placed", "sent", b"sent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["frames", b"frames", "message", b"message", "missing", b"missing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frames", b"frames", "message", b"message", "missing", b"missing", "placed", b"placed", "sent", b"sent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["frames", "missing"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["frames", "missing", "placed", "sent"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 

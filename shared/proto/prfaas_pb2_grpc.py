@@ -36,6 +36,11 @@ class CachePoolStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.Lanes = channel.unary_unary(
+                '/prfaas.v1.CachePool/Lanes',
+                request_serializer=shared_dot_proto_dot_prfaas__pb2.LanesRequest.SerializeToString,
+                response_deserializer=shared_dot_proto_dot_prfaas__pb2.LanesReply.FromString,
+                _registered_method=True)
         self.Publish = channel.stream_stream(
                 '/prfaas.v1.CachePool/Publish',
                 request_serializer=shared_dot_proto_dot_prfaas__pb2.PublishRequest.SerializeToString,
@@ -72,6 +77,13 @@ class CachePoolServicer:
     """---------------------------------------------------------------- cachepool
 
     """
+
+    def Lanes(self, request, context):
+        """How payloads may travel. A caller that never asks has them in its messages.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def Publish(self, request_iterator, context):
         """A writer asks for entries (open), is granted those that nobody holds or writes, and streams their frames.
@@ -116,6 +128,11 @@ class CachePoolServicer:
 
 def add_CachePoolServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'Lanes': grpc.unary_unary_rpc_method_handler(
+                    servicer.Lanes,
+                    request_deserializer=shared_dot_proto_dot_prfaas__pb2.LanesRequest.FromString,
+                    response_serializer=shared_dot_proto_dot_prfaas__pb2.LanesReply.SerializeToString,
+            ),
             'Publish': grpc.stream_stream_rpc_method_handler(
                     servicer.Publish,
                     request_deserializer=shared_dot_proto_dot_prfaas__pb2.PublishRequest.FromString,
@@ -158,6 +175,33 @@ class CachePool:
     """---------------------------------------------------------------- cachepool
 
     """
+
+    @staticmethod
+    def Lanes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/prfaas.v1.CachePool/Lanes',
+            shared_dot_proto_dot_prfaas__pb2.LanesRequest.SerializeToString,
+            shared_dot_proto_dot_prfaas__pb2.LanesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def Publish(request_iterator,

@@ -33,6 +33,8 @@ class CachePoolStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CachePoolAsyncStub: ...
+    Lanes: _grpc.UnaryUnaryMultiCallable[_prfaas_pb2.LanesRequest, _prfaas_pb2.LanesReply]
+    """How payloads may travel. A caller that never asks has them in its messages."""
     Publish: _grpc.StreamStreamMultiCallable[_prfaas_pb2.PublishRequest, _prfaas_pb2.PublishReply]
     """A writer asks for entries (open), is granted those that nobody holds or writes, and streams their frames."""
     Fetch: _grpc.UnaryStreamMultiCallable[_prfaas_pb2.FetchRequest, _prfaas_pb2.FetchReply]
@@ -49,6 +51,8 @@ class CachePoolAsyncStub(CachePoolStub):
     """---------------------------------------------------------------- cachepool"""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    Lanes: _aio.UnaryUnaryMultiCallable[_prfaas_pb2.LanesRequest, _prfaas_pb2.LanesReply]  # type: ignore[assignment]
+    """How payloads may travel. A caller that never asks has them in its messages."""
     Publish: _aio.StreamStreamMultiCallable[_prfaas_pb2.PublishRequest, _prfaas_pb2.PublishReply]  # type: ignore[assignment]
     """A writer asks for entries (open), is granted those that nobody holds or writes, and streams their frames."""
     Fetch: _aio.UnaryStreamMultiCallable[_prfaas_pb2.FetchRequest, _prfaas_pb2.FetchReply]  # type: ignore[assignment]
@@ -62,6 +66,14 @@ class CachePoolAsyncStub(CachePoolStub):
 
 class CachePoolServicer(metaclass=_abc_1.ABCMeta):
     """---------------------------------------------------------------- cachepool"""
+
+    @_abc_1.abstractmethod
+    def Lanes(
+        self,
+        request: _prfaas_pb2.LanesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_prfaas_pb2.LanesReply, _abc.Awaitable[_prfaas_pb2.LanesReply]]:
+        """How payloads may travel. A caller that never asks has them in its messages."""
 
     @_abc_1.abstractmethod
     def Publish(

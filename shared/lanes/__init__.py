@@ -1,0 +1,1 @@
+"""What payloads travel on beside gRPC: shared memory on one host, sockets between hosts."""
