@@ -13,6 +13,7 @@ PrfaasError
 │   ├── Draining               503  UNAVAILABLE
 │   ├── NoWorker               503  UNAVAILABLE
 │   └── WorkerLost             503  UNAVAILABLE          the peer died or cannot be reached
+│       └── LaneBroken         503  UNAVAILABLE          payloads cannot come that way; they can come in messages
 ├── DeadlineExceeded           504  DEADLINE_EXCEEDED
 ├── LeaseExpired               500  ABORTED              a writer or reader outstayed its lease
 ├── CorruptFrame               500  DATA_LOSS            a checksum or a frame header is wrong
@@ -108,6 +109,10 @@ class NoWorker(Unavailable):
 
 class WorkerLost(Unavailable):
     code = "worker_lost"
+
+
+class LaneBroken(WorkerLost):
+    code = "lane_broken"
 
 
 class DeadlineExceeded(PrfaasError):
