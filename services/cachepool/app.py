@@ -25,6 +25,9 @@ from shared.config import load
 from shared.deadline import Deadline
 from shared.host import SERVES_GRPC, WorkerServer, open_host, status_server
 from shared.ids import BlockKey, Datacenter, Epoch, WorkerId
+from shared.lanes.ahead import TouchAhead
+from shared.lanes.slabs import SLAB_BYTES
+from shared.lanes.slots import SlotMemory, limit_for
 from shared.log import get_logger
 from shared.metrics import Metrics
 from shared.pool.calls import add_pool_servicer
@@ -36,11 +39,15 @@ log = get_logger()
 COLLECT_EVERY = 50_000
 """Objects between two looks for cycles. An entry is six objects without any; by default each message is looked at."""
 
+AHEAD_BYTES = 4 * SLAB_BYTES
+"""Memory that is touched before entries come for it."""
+
 
 @dataclass(frozen=True)
 class PoolParts:
     """The parts of one pool node, wired; nothing runs yet."""
 
+    memory: SlotMemory
     store: Store
     pins: Pins
     feed: PlacementFeed
@@ -66,7 +73,8 @@ def build_pool(
     counters = PoolMetrics(metrics)
     placement = PlacementLog(WorkerId(settings.worker_id), Datacenter(settings.dc), epoch)
     feed = PlacementFeed(placement, publish, settings.heartbeat_s)
-    store = Store(settings.pool_bytes, monotonic, settings.tenant_quota)
+    memory = SlotMemory(limit_for(settings.pool_bytes), shared=False)
+    store = Store(settings.pool_bytes, monotonic, settings.tenant_quota, memory=memory)
     pins = Pins(store, settings.pin_share, settings.tenant_quota, settings.max_pin_s)
     metrics.registry.register(StoreCollector(store, pins, placement))
     tier = open_tier(settings, store, metrics, client) if settings.object_url else None
@@ -82,7 +90,7 @@ def build_pool(
     pulls = PeerPulls(store, channels, links, counters, settings, own_address)
     metrics.registry.register(LinkCollector(pulls.link_loads))
     servicer = PoolServicer(settings, store, pins, placement, tier or NoTier(), pulls, links, counters)
-    return PoolParts(store, pins, feed, tier, pulls, links, servicer)
+    return PoolParts(memory, store, pins, feed, tier, pulls, links, servicer)
 
 
 def holding(store: Store, tier: ObjectTier | None, key: BlockKey) -> tuple[int, int]:
@@ -107,9 +115,11 @@ async def run(lifecycle: Lifecycle) -> None:
             server.producer.publish(TOPIC_PLACEMENT, settings.worker_id, event.encode())
 
         pool = build_pool(settings, server.epoch, host.channels, host.metrics, publish, own_address=server.address)
+        stack.callback(pool.memory.close)
         stack.push_async_callback(pool.pulls.close)
         if pool.tier is not None:
             host.jobs.start(pool.tier.run(), name="object tier")
+        host.jobs.start(TouchAhead(pool.memory, AHEAD_BYTES).run(), name="memory")
         host.jobs.start(pool.feed.run(), name="placement")
         host.jobs.start(pool.pins.run(), name="pins")
         add_pool_servicer(pool.servicer, server.grpc.grpc)
