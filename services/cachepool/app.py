@@ -27,7 +27,7 @@ from shared.config import load
 from shared.deadline import Deadline
 from shared.host import SERVES_GRPC, WorkerServer, open_host, status_server
 from shared.ids import BlockKey, Datacenter, Epoch, WorkerId
-from shared.lanes.ahead import keep_ahead
+from shared.lanes.ahead import TouchAhead
 from shared.lanes.slots import SlotMemory, limit_for
 from shared.log import get_logger
 from shared.metrics import Metrics
@@ -40,6 +40,9 @@ log = get_logger()
 
 COLLECT_EVERY = 50_000
 """Objects between two looks for cycles. An entry is six objects without any; by default each message is looked at."""
+
+AHEAD_BYTES = 4 * SLAB_BYTES
+"""Memory that is touched before entries come for it."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ async def run(lifecycle: Lifecycle) -> None:
             server.producer.publish(TOPIC_PLACEMENT, settings.worker_id, event.encode())
 
         ends = await stack.enter_async_context(lane_ends(settings, host.security))
-        host.jobs.start(keep_ahead(ends.memory, settings.ahead_bytes), name="memory ahead")
+        host.jobs.start(TouchAhead(ends.memory, settings.ahead_bytes).run(), name="memory ahead")
         pool = build_pool(
             settings, server.epoch, host.channels, host.metrics, publish, own_address=server.address, ends=ends
         )
@@ -127,6 +130,7 @@ async def run(lifecycle: Lifecycle) -> None:
         stack.push_async_callback(pool.pulls.close)
         if pool.tier is not None:
             host.jobs.start(pool.tier.run(), name="object tier")
+        host.jobs.start(TouchAhead(pool.memory, AHEAD_BYTES).run(), name="memory")
         host.jobs.start(pool.feed.run(), name="placement")
         host.jobs.start(pool.pins.run(), name="pins")
         add_pool_servicer(pool.servicer, server.grpc.grpc)

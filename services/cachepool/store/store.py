@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from services.cachepool.store.block import Block, Writer
 from services.cachepool.store.eviction import Eviction
-from services.cachepool.store.memory import PayloadMemory
 from services.cachepool.store.shelf import Shelf
 from services.cachepool.store.subscription import Subscription
 from shared.errors import BadRequest, CorruptFrame, Overloaded
@@ -15,6 +14,7 @@ from shared.kv.codec import Codec
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import Frame
 from shared.kv.layout import KvLayout
+from shared.lanes.slots import SlotMemory, limit_for
 from shared.tenant import NO_TENANT, Tenant
 
 _RAW = Codec.RAW  # looking a member up in its Enum is a tenth of what an entry takes
@@ -67,14 +67,17 @@ class Store:
         clock: Callable[[], float],
         tenant_share: float = 1.0,
         policy: type[Eviction] = Eviction,
-        memory: PayloadMemory | None = None,
+        memory: SlotMemory | None = None,
     ) -> None:
         """`tenant_share`: each tenant's quota as a part of the budget; 1: no quota.
 
-        `policy`: what goes first. Benchmarks compare others, and have a `memory` that keeps nothing.
+        `policy`: what goes first. Benchmarks compare others, and have a `memory` that keeps nothing. Without a
+        `memory`, payloads lie in one of the store's own. Raises `SettingsError` when the budget cannot be mapped.
         """
         self.clock = clock
-        self._shelf = Shelf(budget_bytes, clock, tenant_share, policy, memory or PayloadMemory())
+        self._shelf = Shelf(
+            budget_bytes, clock, tenant_share, policy, memory or SlotMemory(limit_for(budget_bytes), shared=False)
+        )
         self._on_settled: Callable[[BlockKey], None] = _nothing
         self._num_leases = 0
         self._num_readers = 0
