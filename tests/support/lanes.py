@@ -138,8 +138,3 @@ def lane_threads() -> list[str]:
 
 def _descriptors() -> set[str]:
     return set(os.listdir("/proc/self/fd"))
-
-
-async def within(awaitable: "asyncio.Future[object]") -> object:
-    async with asyncio.timeout(LIMIT_S):
-        return await awaitable
