@@ -2,17 +2,20 @@
 
 import asyncio
 import os
+import socket
 import ssl
 import threading
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from shared.deadline import Deadline
 from shared.errors import Overloaded
 from shared.ids import BlockKey
 from shared.kv.codec import Codec, Payload
 from shared.kv.frame import Frame, seal
 from shared.lanes.sockets.dial import dial
+from shared.lanes.sockets.hello import NEW_LINK, HelloStatus, receive_answer, send_hello
 from shared.lanes.sockets.link import SocketLink
 from shared.lanes.sockets.options import LinkOptions
 from shared.lanes.sockets.server import SocketServer
@@ -119,6 +122,28 @@ async def linked(
         await server.close()
     await with_all_returned.check()
     assert (far_slots.num_taken, near_slots.num_taken) == (0, 0)
+
+
+async def introduced(server: SocketServer, number: int = NEW_LINK) -> tuple[socket.socket, SocketLink]:
+    """Connect to a server by hand; returns a socket past its first words that does not block, and the server's end."""
+
+    known = server.link(number)
+    num_before = known.num_connections if known is not None else 0
+
+    def connect() -> tuple[socket.socket, int]:
+        sock = socket.create_connection(("127.0.0.1", server.port), timeout=LIMIT_S)
+        deadline = Deadline.after(LIMIT_S)
+        send_hello(sock, server.offer.token, number, deadline)
+        answer = receive_answer(sock, deadline)
+        assert answer.status is HelloStatus.WELCOME
+        sock.setblocking(False)
+        return sock, answer.link
+
+    sock, given = await asyncio.to_thread(connect)
+    link = server.link(given)
+    assert link is not None
+    await until(lambda: link.num_connections > num_before)
+    return sock, link
 
 
 class Census:
