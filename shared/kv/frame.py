@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from shared.errors import CorruptFrame
 from shared.ids import BlockKey
-from shared.kv.checksum import digest, digests
 from shared.kv.codec import Codec, EntryShape, Fidelity, Payload, decode, encode
 from shared.kv.hashing import KEY_BYTES
 from shared.kv.layout import MAX_LAYERS
+from shared.kv.payloads import digest, digests
 
 MAX_RAW_BYTES = 64 * 1024 * 1024
 _HEADER = struct.Struct("<32sHBBI")  # key, layer, codec, fidelity, raw_bytes

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from shared.errors import CorruptFrame
 from shared.ids import BlockKey
-from shared.kv.checksum import digests
 from shared.kv.codec import Codec, EntryShape, Fidelity
 from shared.kv.frame import Frame, _digest, is_intact, open_frame, raw_headers, seal, seal_all, verify, verify_all
+from shared.kv.payloads import digests
 
 KEY = BlockKey(bytes(range(32)))
 

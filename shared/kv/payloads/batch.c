@@ -1,4 +1,4 @@
-/* Checksums of many entries in one call that lets go of the interpreter's lock once, not once for each.
+/* Many payloads in one call that lets go of the interpreter's lock once, not once for each.
 
    Of the interpreter only its stable interface is used (3.11 and later), declared here: its headers are often not
    installed beside it. Functions return 0, or -1 with an exception set. */
@@ -6,7 +6,7 @@
 
 #include "xxh3.h"
 
-#define KEEP_LOCK_BYTES (256 * 1024) /* hashed sooner than another thread gives the lock back */
+#define KEEP_LOCK_BYTES (256 * 1024) /* read sooner than another thread gives the lock back */
 #define CHUNK_BYTES 4096u            /* copied and hashed in turns: stays in the nearest cache */
 
 typedef struct _object PyObject;
@@ -21,6 +21,7 @@ typedef struct {
     void *internal;
 } Py_buffer;
 #define PyBUF_WRITABLE 1
+#define ANY_LENGTH (-1)
 
 extern PyObject *PyList_GetItem(PyObject *, ptrdiff_t);
 extern PyObject *PyErr_NoMemory(void);
@@ -47,8 +48,8 @@ static void release(Py_buffer *views, int64_t count) {
     free(views);
 }
 
-/* Return views of a list's buffers, or NULL with an exception set. */
-static Py_buffer *views_of(PyObject *list, int64_t count, int flags) {
+/* Return views of a list's buffers, all of `length` bytes, or NULL with an exception set. */
+static Py_buffer *views_of(PyObject *list, int64_t count, int flags, int64_t length) {
     Py_buffer *views = malloc((size_t)count * sizeof *views + 1);
     if (!views) {
         PyErr_NoMemory();
@@ -60,13 +61,18 @@ static Py_buffer *views_of(PyObject *list, int64_t count, int flags) {
             release(views, i);
             return NULL;
         }
+        if (length != ANY_LENGTH && views[i].len != length) {
+            release(views, i + 1);
+            failed("memory is not as long as an entry");
+            return NULL;
+        }
     }
     return views;
 }
 
 /* Digest `count` payloads, all longer than XXH3_SHORT, each seeded with the digest of its header. */
 int prfaas_digests(const uint8_t *headers, int64_t header_bytes, PyObject *payloads, int64_t count, uint64_t *digests) {
-    Py_buffer *views = views_of(payloads, count, 0);
+    Py_buffer *views = views_of(payloads, count, 0, ANY_LENGTH);
     if (!views) return -1;
     int64_t total = 0;
     for (int64_t i = 0; i < count; i++) {
@@ -107,18 +113,39 @@ int prfaas_copy_out(const struct parts *parts, const int64_t *numbers, PyObject 
                     const uint8_t *headers, int64_t header_bytes, uint64_t *digests) {
     int64_t length = parts->part_bytes * parts->num_parts;
     if (parts->part_bytes % STRIPE || length <= XXH3_SHORT) return failed("an entry of these parts cannot be copied");
-    Py_buffer *views = views_of(slots, count, PyBUF_WRITABLE);
+    Py_buffer *views = views_of(slots, count, PyBUF_WRITABLE, length);
     if (!views) return -1;
-    for (int64_t i = 0; i < count; i++)
-        if (views[i].len != length) {
-            release(views, count);
-            return failed("a slot is not as long as an entry");
-        }
     PyThreadState *thread = length * count > KEEP_LOCK_BYTES ? PyEval_SaveThread() : NULL;
     for (int64_t i = 0; i < count; i++)
         digests[i] = copy_out(parts, numbers[i], views[i].buf,
                               xxh3_header(headers + i * header_bytes, (size_t)header_bytes));
     if (thread) PyEval_RestoreThread(thread);
+    release(views, count);
+    return 0;
+}
+
+/* Copy payloads, each of exactly an entry's length, to where entries lie. */
+int prfaas_copy_in(const struct parts *parts, const int64_t *numbers, PyObject *payloads, int64_t count) {
+    int64_t length = parts->part_bytes * parts->num_parts;
+    Py_buffer *views = views_of(payloads, count, 0, length);
+    if (!views) return -1;
+    PyThreadState *thread = length * count > KEEP_LOCK_BYTES ? PyEval_SaveThread() : NULL;
+    for (int64_t i = 0; i < count; i++) {
+        uint8_t *part = parts->first + numbers[i] * parts->part_bytes;
+        const uint8_t *payload = views[i].buf;
+        for (int64_t j = 0; j < parts->num_parts; j++, part += parts->part_stride, payload += parts->part_bytes)
+            memcpy(part, payload, (size_t)parts->part_bytes);
+    }
+    if (thread) PyEval_RestoreThread(thread);
+    release(views, count);
+    return 0;
+}
+
+/* Say where payloads lie. */
+int prfaas_addresses(PyObject *payloads, int64_t count, uint64_t *addresses) {
+    Py_buffer *views = views_of(payloads, count, 0, ANY_LENGTH);
+    if (!views) return -1;
+    for (int64_t i = 0; i < count; i++) addresses[i] = (uint64_t)(uintptr_t)views[i].buf;
     release(views, count);
     return 0;
 }

@@ -1,4 +1,4 @@
-"""Checksums in batches are those of the xxhash package, with a C compiler and without one."""
+"""Payloads in batches: with a C compiler and without one, as the xxhash package and NumPy have it."""
 
 import random
 import sys
@@ -10,21 +10,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 from xxhash import xxh3_64_intdigest
 
-from shared.kv import checksum
-from shared.kv.checksum import MAX_HEADER_BYTES, MIN_HEADER_BYTES, SHORT_BYTES, copy_out, digests
-from shared.kv.checksum.native import load_checksums
 from shared.kv.codec import Payload
+from shared.kv.payloads import (
+    MAX_HEADER_BYTES,
+    MIN_HEADER_BYTES,
+    SHORT_BYTES,
+    addresses_of,
+    copies,
+    copy_in,
+    copy_out,
+    digests,
+    load_payload_kernels,
+)
 
 STRIPE, BLOCK = 64, 1024
 HEADER_BYTES = 40
 
-needs_compiler = pytest.mark.skipif(load_checksums() is None, reason="needs a C compiler")
+needs_compiler = pytest.mark.skipif(load_payload_kernels() is None, reason="needs a C compiler")
 
 
 @pytest.fixture(params=[pytest.param("native", marks=needs_compiler), "package"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "package":
-        monkeypatch.setattr(checksum, "load_checksums", lambda: None)
+        for module in (copies, sys.modules[digests.__module__]):
+            monkeypatch.setattr(module, "load_payload_kernels", lambda: None)
 
 
 def header(number: int, num_bytes: int = HEADER_BYTES) -> bytes:
@@ -145,3 +154,28 @@ def test_slots_of_another_length_are_refused(way: None, size: int) -> None:
 def test_slots_that_cannot_be_written_are_refused(way: None) -> None:
     with pytest.raises((BufferError, TypeError)):
         copy_out(np.zeros((2, 6, 1024), np.uint8), [0], [memoryview(bytes(2048))], [header(0)])
+
+
+@pytest.mark.parametrize(("num_parts", "part_bytes"), [(2, 4096), (1, 4480), (3, 100), (2, 1)])
+def test_entries_are_written_where_they_belong_and_nowhere_else(way: None, num_parts: int, part_bytes: int) -> None:
+    rng = np.random.default_rng(part_bytes)
+    source = rng.integers(1, 256, (num_parts, 9, part_bytes), np.uint8)
+    target, numbers = np.zeros_like(source), [7, 0, 8, 3]
+    payloads = [source[:, number].tobytes() for number in numbers]
+    copy_in(target, numbers, [payloads[0], *[memoryview(payload) for payload in payloads[1:]]])
+    assert np.array_equal(target[:, numbers], source[:, numbers])
+    assert not target[:, [1, 2, 4, 5, 6]].any()
+
+
+@pytest.mark.parametrize(("number", "size"), [(6, 2048), (-1, 2048), (0, 2047), (0, 2049)])
+def test_of_entries_that_do_not_fit_none_is_written(way: None, number: int, size: int) -> None:
+    rows = np.zeros((2, 6, 1024), np.uint8)
+    with pytest.raises((IndexError, ValueError)):
+        copy_in(rows, [1, number], [b"x" * 2048, b"x" * size])
+    assert not rows.any()
+
+
+def test_addresses_are_those_of_the_first_bytes(way: None) -> None:
+    rows = np.zeros((4, 100), np.uint8)
+    views: list[Payload] = [*[memoryview(row.data) for row in rows], memoryview(rows[1].data).toreadonly()[5:]]
+    assert addresses_of(views) == [rows.ctypes.data + at for at in (0, 100, 200, 300, 105)]

@@ -1,8 +1,4 @@
-"""XXH3-64 of many entries at once, each seeded with the digest of its header: one call, without the interpreter's lock.
-
-The xxhash package lets go of the lock for each payload. Beside a thread that computes, to get it back takes as long as
-the interpreter's switch interval, which is longer than hashing a hundred payloads.
-"""
+"""XXH3-64 of payloads, each seeded with the digest of its header."""
 
 from collections.abc import Sequence
 from ctypes import Array, byref, c_uint64
@@ -11,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
-from shared.kv.checksum.native import EntryParts, load_checksums
 from shared.kv.codec.spec import Payload
+from shared.kv.payloads.native import EntryParts, load_payload_kernels
 
 SHORT_BYTES = 240
 """Up to here XXH3 is another function, which only the package has. Entries of real models are longer."""
@@ -27,7 +23,7 @@ def digest(header: bytes, payload: Payload) -> int:
 
 def digests(headers: Sequence[bytes], payloads: Sequence[Payload]) -> list[int]:
     """Return `digest` of each; the headers are of one length, 33 to 64 bytes."""
-    library = load_checksums()
+    library = load_payload_kernels()
     if library is None or not payloads or min(map(len, payloads)) <= SHORT_BYTES:
         return [digest(header, payload) for header, payload in zip(headers, payloads, strict=True)]
     joined, header_bytes, found = _outputs(headers, len(payloads))
@@ -43,17 +39,16 @@ def copy_out(
     `rows` is `[parts, all entries, bytes of a part]`, as `shared.kv.tensors.entry_rows` has it; `numbers` say which
     entries. Slots are writable and of exactly an entry's length. What is digested is what was read from `rows`.
     """
-    library = load_checksums()
+    library, parts = load_payload_kernels(), EntryParts.of(rows)
     num_parts, num_entries, part_bytes = rows.shape
     if min(numbers, default=0) < 0 or max(numbers, default=0) >= num_entries:
         raise IndexError(f"no such entry among {num_entries}")
-    if library is None or part_bytes % _STRIPE_BYTES or num_parts * part_bytes <= SHORT_BYTES or not _is_plain(rows):
+    if library is None or parts is None or part_bytes % _STRIPE_BYTES or num_parts * part_bytes <= SHORT_BYTES:
         return [
             _copy_one(rows[:, number], slot, header)
             for number, slot, header in zip(numbers, slots, headers, strict=True)
         ]
     joined, header_bytes, found = _outputs(headers, len(slots))
-    parts = EntryParts(rows.ctypes.data, num_parts, rows.strides[0], part_bytes)
     which = np.fromiter(numbers, np.int64, len(slots))
     library.prfaas_copy_out(byref(parts), which.ctypes.data, list(slots), len(slots), joined, header_bytes, found)
     return list(found)
@@ -63,11 +58,6 @@ def _copy_one(entry: NDArray[np.uint8], slot: memoryview, header: bytes) -> int:
     raw = entry.tobytes()
     slot[:] = raw
     return digest(header, raw)
-
-
-def _is_plain(rows: NDArray[np.uint8]) -> bool:
-    """Return whether a part's bytes, and the parts of one row, lie one after the other."""
-    return rows.strides[1:] == (rows.shape[2], 1)
 
 
 def _outputs(headers: Sequence[bytes], count: int) -> "tuple[bytes, int, Array[c_uint64]]":
