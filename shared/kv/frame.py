@@ -104,12 +104,17 @@ def verify_all(frames: Sequence[Frame]) -> list[bool]:
 
 
 def open_frame(frame: Frame, shape: EntryShape | None = None, at_least: Fidelity = Fidelity.LOSSLESS) -> Payload:
-    """Verify and decode: the only way from a frame to bytes that a model may read.
+    """Verify and decode: the only way from one frame to bytes that a model may read.
 
     Raises `CorruptFrame` when the frame is not what its source sealed, is not an entry of `shape`, or is of a lower
     fidelity than asked for: the key of a lossy entry is another one, so that its holder has mixed them up.
     """
     verify(frame)
+    return open_verified(frame, shape, at_least)
+
+
+def open_verified(frame: Frame, shape: EntryShape | None = None, at_least: Fidelity = Fidelity.LOSSLESS) -> Payload:
+    """Decode a frame that `verify_all` has let pass. Raises `CorruptFrame` as `open_frame` does, but for checksums."""
     if frame.codec.spec.fidelity is not frame.fidelity or not frame.fidelity.satisfies(at_least):
         raise CorruptFrame(f"{frame.codec.name} of {frame.fidelity.name} where {at_least.name} was asked for")
     raw = decode(frame.payload, frame.codec, shape)

@@ -80,6 +80,13 @@ class Publication:
             grant = (await self._read()).grant
         return Grant(masks_from_bytes(grant.granted), masks_from_bytes(grant.present))
 
+    async def room(self, keys: Sequence[BlockKey], num_bytes: int) -> list[memoryview | None]:
+        """Return for each block a writable slot of `num_bytes` in memory that the pool has mapped, too.
+
+        None where there is none: that entry has to travel in a message.
+        """
+        return [None] * len(keys)
+
     async def send(self, frames: Sequence[Frame]) -> None:
         """Write frames of granted entries in one message, at most about `MAX_BATCH_BYTES` of them.
 

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from shared.deadline import Deadline
 from shared.errors import DeadlineExceeded, PrfaasError
+from shared.ids import BlockKey
 from shared.kv.entries import BlockEntries, Source, reindexed
 from shared.kv.frame import Frame
 from shared.kv.layout import KvLayout
@@ -24,6 +25,8 @@ class Publishing(Protocol):
     """An open publication; see `shared.pool.client.Publication`."""
 
     async def open(self, layout: KvLayout, blocks: Sequence[BlockEntries]) -> Grant: ...
+
+    async def room(self, keys: Sequence[BlockKey], num_bytes: int) -> list[memoryview | None]: ...
 
     async def send(self, frames: Sequence[Frame]) -> None: ...
 
