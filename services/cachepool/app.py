@@ -41,9 +41,6 @@ log = get_logger()
 COLLECT_EVERY = 50_000
 """Objects between two looks for cycles. An entry is six objects without any; by default each message is looked at."""
 
-AHEAD_BYTES = 4 * SLAB_BYTES
-"""Memory that is touched before entries come for it."""
-
 
 @dataclass(frozen=True)
 class PoolParts:
