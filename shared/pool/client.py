@@ -11,10 +11,9 @@ from shared.ids import BlockKey
 from shared.kv.entries import BlockEntries, Source
 from shared.kv.frame import Frame
 from shared.kv.layout import KvLayout
-from shared.pool.calls import fetch_call, publish_call
+from shared.pool.calls import fetch_call, lookup_call, publish_call
 from shared.pool.wire import Unreadable
 from shared.proto import prfaas_pb2 as pb
-from shared.proto.prfaas_pb2_grpc import CachePoolStub
 from shared.rpc.client import Channels, rpc_errors
 from shared.rpc.convert import (
     entries_from_messages,
@@ -163,9 +162,9 @@ class PoolClient:
 
     async def lookup(self, keys: Sequence[BlockKey], deadline: Deadline) -> list[int]:
         """Return the layers of each block that the pool has in memory, as bitmasks."""
-        lookup = CachePoolStub(self._channels.get(self.address)).Lookup
+        lookup = lookup_call(self._channels.get(self.address))
         with rpc_errors(self.address):
-            reply = await lookup(pb.LookupRequest(keys=keys), timeout=deadline.remaining())
+            reply = await lookup(keys, timeout=deadline.remaining())
         return lookup_from_message(reply, len(keys))
 
     @asynccontextmanager
