@@ -127,7 +127,6 @@ async def run(lifecycle: Lifecycle) -> None:
         stack.push_async_callback(pool.pulls.close)
         if pool.tier is not None:
             host.jobs.start(pool.tier.run(), name="object tier")
-        host.jobs.start(TouchAhead(pool.memory, AHEAD_BYTES).run(), name="memory")
         host.jobs.start(pool.feed.run(), name="placement")
         host.jobs.start(pool.pins.run(), name="pins")
         add_pool_servicer(pool.servicer, server.grpc.grpc)

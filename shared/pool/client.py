@@ -11,14 +11,13 @@ from shared.ids import BlockKey
 from shared.kv.entries import BlockEntries, Source
 from shared.kv.layout import KvLayout
 from shared.log import get_logger
-from shared.pool.calls import fetch_call, publish_call
+from shared.pool.calls import fetch_call, lookup_call, publish_call
 from shared.pool.lanes.chosen import PoolLanes
 from shared.pool.lanes.lane import Arrived, FetchLane, Lane, PublishLane
 from shared.pool.lanes.messages import IN_MESSAGES
 from shared.pool.outstanding import Outstanding
 from shared.pool.publication import Publication
 from shared.proto import prfaas_pb2 as pb
-from shared.proto.prfaas_pb2_grpc import CachePoolStub
 from shared.rpc.client import Channels, rpc_errors
 from shared.rpc.convert import entries_to_messages, layout_to_message, lookup_from_message, sources_to_messages
 from shared.rpc.options import SHARED_CHANNEL, ChannelId
@@ -134,9 +133,9 @@ class PoolClient:
 
     async def lookup(self, keys: Sequence[BlockKey], deadline: Deadline) -> list[int]:
         """Return the layers of each block that the pool has in memory, as bitmasks."""
-        lookup = CachePoolStub(self._channels.get(self.address)).Lookup
+        lookup = lookup_call(self._channels.get(self.address))
         with rpc_errors(self.address):
-            reply = await lookup(pb.LookupRequest(keys=keys), timeout=deadline.remaining())
+            reply = await lookup(keys, timeout=deadline.remaining())
         return lookup_from_message(reply, len(keys))
 
     async def writing(self) -> PublishLane:

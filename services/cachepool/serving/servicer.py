@@ -24,15 +24,16 @@ from services.cachepool.store.sources import SourcedReader
 from services.cachepool.store.store import Store
 from shared.bus.events import stored_to_messages
 from shared.errors import BadRequest, Overloaded
+from shared.ids import BlockKey
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import Frame, is_intact
 from shared.log import get_logger
 from shared.pool.client import SHARE_ID_BYTES
+from shared.pool.wire import Unreadable
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import CachePoolServicer
 from shared.rpc.convert import (
     entries_to_messages,
-    keys_from_bytes,
     lookup_to_message,
     mask_to_bytes,
     sources_from_messages,
@@ -128,9 +129,12 @@ class PoolServicer(CachePoolServicer):
         self._tier.cancel_unwanted()
         self._pulls.cancel_unwanted()
 
-    async def Lookup(self, request: pb.LookupRequest, context: Context) -> pb.LookupReply:
-        check_size(len(request.keys), self._settings.max_blocks)
-        keys = keys_from_bytes(request.keys)
+    async def Lookup(  # type: ignore[override]
+        self, keys: list[BlockKey] | Unreadable, context: Context
+    ) -> pb.LookupReply:
+        if isinstance(keys, Unreadable):
+            raise keys.error
+        check_size(len(keys), self._settings.max_blocks)
         return lookup_to_message(self._tier.add_readable(keys, self._store.lookup_all(keys)))
 
     async def Pin(self, request: pb.PinRequest, context: Context) -> pb.PinReply:
