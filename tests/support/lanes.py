@@ -1,99 +1,165 @@
-"""Processes that share memory, told what to do line by line: `python -m tests.support.lanes pool FOLDER`, or `client`.
-
-Each prints one line for each thing it was told.
-"""
+"""Both ends of socket lanes in one process, memory that counts, and frames to send."""
 
 import asyncio
-import gc
 import os
-import sys
-from asyncio.subprocess import PIPE, Process
-from pathlib import Path
-from typing import Self
+import socket
+import ssl
+import threading
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
-from shared.lanes.shared_memory.attachment import Attachment
-from shared.lanes.shared_memory.door import MemoryDoor
-from shared.lanes.slabs import SLAB_BYTES
-from shared.lanes.slots import SlotMemory
-from shared.proto import prfaas_pb2 as pb
-from tests.support.waiting import LIMIT_S
+from shared.deadline import Deadline
+from shared.errors import Overloaded
+from shared.ids import BlockKey
+from shared.kv.codec import Codec, Payload
+from shared.kv.frame import Frame, seal
+from shared.lanes.sockets.dial import dial
+from shared.lanes.sockets.hello import NEW_LINK, HelloStatus, receive_answer, send_hello
+from shared.lanes.sockets.link import SocketLink
+from shared.lanes.sockets.options import LinkOptions
+from shared.lanes.sockets.server import SocketServer
+from tests.support.waiting import LIMIT_S, until
 
 
-def descriptors() -> int:
-    """Return how many descriptors this process has, without those that only wait for the collector."""
-    gc.collect()
-    return len(os.listdir("/proc/self/fd"))
+class CountedSlots:
+    """Memory for payloads without slabs: says how much is taken, and takes no more than its limit."""
+
+    def __init__(self, limit_bytes: int = 1 << 30) -> None:
+        self._limit_bytes = limit_bytes
+        self._lock = threading.Lock()
+        self._taken: dict[int, memoryview] = {}
+
+    @property
+    def num_taken(self) -> int:
+        return len(self._taken)
+
+    @property
+    def taken_bytes(self) -> int:
+        with self._lock:
+            return sum(map(len, self._taken.values()))
+
+    def take_all(self, sizes: Iterable[int]) -> list[memoryview]:
+        sizes = list(sizes)
+        with self._lock:
+            if sum(map(len, self._taken.values())) + sum(sizes) > self._limit_bytes:
+                raise Overloaded("no slot is free")
+            views = [memoryview(bytearray(size)) for size in sizes]
+            self._taken |= {id(view.obj): view for view in views}
+            return views
+
+    def free(self, view: Payload) -> None:
+        assert isinstance(view, memoryview)
+        with self._lock:
+            del self._taken[id(view.obj)]
+
+    def free_all(self, frames: Iterable[Frame]) -> None:
+        for frame in frames:
+            self.free(frame.payload)
 
 
-class LaneProcess:
-    """One such process."""
+def sealed(number: int, num_bytes: int, layer: int = 0) -> Frame:
+    """Return a frame whose key and payload follow from its number."""
+    key = BlockKey(number.to_bytes(32, "big"))
+    payload = (number.to_bytes(8, "little") * (num_bytes // 8 + 1))[:num_bytes]
+    return seal(key, layer, payload, Codec.RAW)
 
-    def __init__(self, process: Process) -> None:
-        self.process = process
-        self.first = ""
 
-    @classmethod
-    async def start(cls, *arguments: str) -> Self:
-        started = cls(
-            await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "tests.support.lanes", *arguments, stdin=PIPE, stdout=PIPE
-            )
+def plain(frames: Iterable[Frame]) -> list[Frame]:
+    """Return frames with payloads that can be compared and outlive their slots."""
+    return [frame._replace(payload=bytes(frame.payload)) for frame in frames]
+
+
+@dataclass
+class Ends:
+    """A pool's server, its end of one link, and the client's."""
+
+    server: SocketServer
+    far: SocketLink
+    near: SocketLink
+    far_slots: CountedSlots
+    near_slots: CountedSlots
+
+
+@asynccontextmanager
+async def linked(
+    num_connections: int = 1,
+    *,
+    far: LinkOptions | None = None,
+    near: LinkOptions | None = None,
+    far_slots: CountedSlots | None = None,
+    near_slots: CountedSlots | None = None,
+    tls: tuple[ssl.SSLContext, ssl.SSLContext] | None = None,
+) -> AsyncIterator[Ends]:
+    """Connect a client to a server; afterwards no slot, thread or descriptor of theirs may be left."""
+    far_slots, near_slots = far_slots or CountedSlots(), near_slots or CountedSlots()
+    with_all_returned = Census()
+    server = SocketServer(
+        far_slots,
+        tls[0] if tls else None,
+        max_connections_per_link=max(4, num_connections),
+        options=far or LinkOptions(verify=True),
+    )
+    await server.start("127.0.0.1", 0)
+    try:
+        near_link = await dial(
+            "localhost" if tls else "127.0.0.1",
+            server.offer,
+            near_slots,
+            tls[1] if tls else None,
+            num_connections,
+            timeout_s=LIMIT_S,
+            options=near or LinkOptions(),
         )
-        started.first = await started._line()
-        return started
-
-    @classmethod
-    async def client(cls, offer: pb.SharedMemoryOffer) -> Self:
-        return await cls.start("client", offer.path, offer.token.hex())
-
-    async def tell(self, *words: object) -> str:
-        """Tell it something and return what it says."""
-        assert self.process.stdin is not None
-        self.process.stdin.write((" ".join(map(str, words)) + "\n").encode())
-        return await self._line()
-
-    async def kill(self) -> None:
-        if self.process.returncode is None:
-            self.process.kill()
-        await asyncio.wait_for(self.process.wait(), LIMIT_S)
-
-    async def _line(self) -> str:
-        assert self.process.stdout is not None
-        while not (line := await asyncio.wait_for(self.process.stdout.readline(), LIMIT_S)).startswith(b"> "):
-            assert line, "the process has ended"  # else a line of its log
-        return line[2:].decode().strip()
+        try:
+            far_link = server.link(near_link.number)
+            assert far_link is not None
+            await until(lambda: far_link.num_connections == num_connections)
+            yield Ends(server, far_link, near_link, far_slots, near_slots)
+        finally:
+            await near_link.close()
+    finally:
+        await server.close()
+    await with_all_returned.check()
+    assert (far_slots.num_taken, near_slots.num_taken) == (0, 0)
 
 
-def _say(word: object) -> None:
-    sys.stdout.write(f"> {word}\n")
-    sys.stdout.flush()
+async def introduced(server: SocketServer, number: int = NEW_LINK) -> tuple[socket.socket, SocketLink]:
+    """Connect to a server by hand; returns a socket past its first words that does not block, and the server's end."""
+
+    known = server.link(number)
+    num_before = known.num_connections if known is not None else 0
+
+    def connect() -> tuple[socket.socket, int]:
+        sock = socket.create_connection(("127.0.0.1", server.port), timeout=LIMIT_S)
+        deadline = Deadline.after(LIMIT_S)
+        send_hello(sock, server.offer.token, number, deadline)
+        answer = receive_answer(sock, deadline)
+        assert answer.status is HelloStatus.WELCOME
+        sock.setblocking(False)
+        return sock, answer.link
+
+    sock, given = await asyncio.to_thread(connect)
+    link = server.link(given)
+    assert link is not None
+    await until(lambda: link.num_connections > num_before)
+    return sock, link
 
 
-async def _client(path: str, token: str) -> None:
-    attachment = await Attachment.attach(pb.SharedMemoryOffer(path=path, token=bytes.fromhex(token)), LIMIT_S)
-    _say(attachment.number)
-    while line := (await asyncio.to_thread(sys.stdin.readline)).split():
-        word, numbers = line[0], [int(number) for number in line[1:]]
-        if word == "read":
-            _say(bytes(attachment.view(*numbers)).hex())
-        elif word == "write":
-            place, num_bytes, value = numbers
-            attachment.slot(place, num_bytes)[:] = bytes([value]) * num_bytes
-            _say("written")
-        elif word == "let_go":
-            attachment.let_go(numbers[0])
-            _say("let go")
+class Census:
+    """Descriptors and lane threads of this process when it is made, and whether there are more later."""
+
+    def __init__(self) -> None:
+        self._descriptors = _descriptors()
+
+    async def check(self) -> None:
+        """Fail unless all that came since is gone; the loop's own descriptors and its executor stay."""
+        await until(lambda: not lane_threads() and len(_descriptors()) <= len(self._descriptors))
 
 
-async def _pool(folder: str) -> None:
-    memory = SlotMemory(4 * SLAB_BYTES, shared=True)
-    door = MemoryDoor(memory, Path(folder))
-    await door.start()
-    kept = memory.keep(b"payload" * 100)
-    _say(f"{door.offer.path} {door.offer.token.hex()} {memory.place(kept)}")
-    await asyncio.to_thread(sys.stdin.readline)
-    await door.close()
+def lane_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("lane-")]
 
 
-if __name__ == "__main__":
-    asyncio.run(_client(*sys.argv[2:]) if sys.argv[1] == "client" else _pool(*sys.argv[2:]))
+def _descriptors() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))

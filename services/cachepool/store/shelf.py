@@ -123,6 +123,26 @@ class Shelf:
             block.pinned = layers
             self.settle(block)
 
+    def remove(self, block: Block, layers: int) -> None:
+        """Forget entries that are present."""
+        gone = [frame for layer, frame in enumerate(block.frames) if frame and layers >> layer & 1]
+        for frame in gone:
+            self._memory.free(frame.payload)
+        self.num_entries -= len(gone)
+        if layers == block.present:
+            freed = block.charge
+            block.frames = []
+            self.num_stored -= 1
+            self.num_evicted += 1
+        else:
+            freed = sum(map(entry_charge, gone))
+            block.frames = [None if layers >> layer & 1 else frame for layer, frame in enumerate(block.frames)]
+            self.num_trimmed += len(gone)
+        block.present &= ~layers
+        self._charge(block, -freed)
+        self._tell_groups(block)
+        self.settle(block)
+
     def settle(self, block: Block | None) -> None:
         """Act on a block that nothing may hold any more: offer it for eviction, or drop its record when it is empty."""
         while block is not None and not block.referenced:
@@ -182,26 +202,7 @@ class Shelf:
             victim = next((victim for victim in above if victim), None) or self._eviction.pop()
             if victim is None:
                 raise Overloaded("all blocks of the pool are held by readers and writers, or pinned")
-        self._remove(victim.block, victim.layers)
-
-    def _remove(self, block: Block, layers: int) -> None:
-        gone = [frame for layer, frame in enumerate(block.frames) if frame and layers >> layer & 1]
-        for frame in gone:
-            self._memory.free(frame.payload)
-        self.num_entries -= len(gone)
-        if layers == block.present:
-            freed = block.charge
-            block.frames = []
-            self.num_stored -= 1
-            self.num_evicted += 1
-        else:
-            freed = sum(map(entry_charge, gone))
-            block.frames = [None if layers >> layer & 1 else frame for layer, frame in enumerate(block.frames)]
-            self.num_trimmed += len(gone)
-        block.present &= ~layers
-        self._charge(block, -freed)
-        self._tell_groups(block)
-        self.settle(block)
+        self.remove(victim.block, victim.layers)
 
     def _charge(self, block: Block, num_bytes: int) -> None:
         block.charge += num_bytes

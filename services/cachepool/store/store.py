@@ -131,6 +131,26 @@ class Store:
         """Return what `lookup` returns for each key, in one pass: clients ask for thousands."""
         return self._shelf.present(keys)
 
+    def frames(self, entries: BlockEntries) -> list[Frame]:
+        """Return what is present of some layers of a block. Not a use."""
+        block = self._shelf.get(entries.key)
+        return [
+            frame
+            for frame in (block.frames if block else ())
+            if frame is not None and entries.layers >> frame.layer & 1
+        ]
+
+    def discard(self, frame: Frame) -> bool:
+        """Forget an entry that was found corrupt; False when it is not here any more. Its readers wait for a writer."""
+        block = self._shelf.get(frame.key)
+        if block is None or not any(present is frame for present in block.frames):
+            return False
+        bit, now = 1 << frame.layer, self.clock()
+        for reader, index in block.readers.items():
+            reader.on_lost(index, bit, now)
+        self._shelf.remove(block, bit)
+        return True
+
     def pin(self, key: BlockKey, layers: int) -> None:
         """Keep exactly these layers of a block from eviction, as soon as they are here; 0: none. See `Pins`."""
         self._shelf.pin(key, layers)

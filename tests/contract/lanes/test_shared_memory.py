@@ -17,7 +17,7 @@ from shared.lanes.shared_memory.door import MemoryDoor
 from shared.lanes.slabs import SLAB_BYTES
 from shared.lanes.slots import SlotMemory
 from shared.proto import prfaas_pb2 as pb
-from tests.support.lanes import LaneProcess
+from tests.support.shared_memory import LaneProcess
 from tests.support.waiting import LIMIT_S, until
 
 pytestmark = pytest.mark.suite

@@ -10,7 +10,7 @@ import pytest
 from shared.errors import Overloaded, SettingsError
 from shared.lanes import mapping
 from shared.lanes.mapping import MemoryRange
-from tests.support.lanes import descriptors
+from tests.support.shared_memory import descriptors
 
 NUM_BYTES = 4 << 20
 

@@ -19,7 +19,7 @@ from shared.lanes.shared_memory.folder import listen, open_folder
 from shared.lanes.shared_memory.messages import HELLO, MAGIC, NUMBER, WELCOME
 from shared.lanes.slots import SlotMemory
 from shared.proto import prfaas_pb2 as pb
-from tests.support.lanes import descriptors
+from tests.support.shared_memory import descriptors
 from tests.support.waiting import LIMIT_S, until
 
 NUM_BYTES = 1 << 20

@@ -14,7 +14,7 @@ from shared.lanes.shared_memory.door import MemoryDoor
 from shared.lanes.shared_memory.messages import HELLO, MAGIC, NUMBER, WELCOME
 from shared.lanes.slabs import SLAB_BYTES
 from shared.lanes.slots import SlotMemory
-from tests.support.lanes import descriptors
+from tests.support.shared_memory import descriptors
 from tests.support.waiting import LIMIT_S, until
 
 
