@@ -129,7 +129,7 @@ def test_a_payload_larger_than_a_slab_has_a_slab_of_its_own() -> None:
 def test_slabs_waste_little_beside_what_is_in_them(num_bytes: int) -> None:
     memory = memory_of()
     kept = [memory.keep(bytes(num_bytes)) for _ in range(3 * (SLAB_BYTES // num_bytes))]
-    assert memory.mapped_bytes <= 1.05 * num_bytes * len(kept)
+    assert memory.mapped_bytes <= 1.05 * num_bytes * len(kept) + SLAB_BYTES // 4, "one slab is used in part"
 
 
 def test_slots_taken_in_a_row_are_adjacent_and_none_is_at_the_start(memory: SlotMemory) -> None:
@@ -212,11 +212,11 @@ def test_small_slots_leave_room_for_large_ones_once_they_are_free() -> None:
 
 def test_memory_is_touched_ahead_and_no_further() -> None:
     memory = memory_of(8)
-    told = []
+    told: list[int] = []
     memory.watch(lambda: told.append(memory.touched_bytes))
     memory.touch_ahead(3 * SLAB_BYTES)
     assert memory.mapped_bytes == 3 * SLAB_BYTES
-    assert told == [FIRST_PLACE + count * SLAB_BYTES for count in (1, 2, 3)]
+    assert told == [FIRST_PLACE + count * SLAB_BYTES // 4 for count in range(1, 13)]
     memory.take(SLAB_BYTES)
     assert memory.mapped_bytes == 3 * SLAB_BYTES
     memory.touch_ahead(3 * SLAB_BYTES)
@@ -227,6 +227,7 @@ def test_memory_is_touched_ahead_and_no_further() -> None:
 
 def test_what_the_system_refuses_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = memory_of(8)
+    memory.touch_ahead(SLAB_BYTES)
     first = memory.take(SLAB_BYTES // 2)
 
     def refuse(_self: MemoryRange, _offset: int, _num_bytes: int) -> None:
@@ -289,6 +290,7 @@ def test_what_cannot_be_mapped_is_a_matter_of_settings() -> None:
 def test_an_entry_costs_what_it_is_charged() -> None:
     """Objects of Python beside the payload, for entries that came in messages of twenty."""
     memory = memory_of()
+    memory.touch_ahead(2 * SLAB_BYTES)
     messages = [
         encode_publish([seal(key(f"{number} {place}"), 3, bytes(49152), Codec.RAW) for place in range(20)])
         for number in range(10)
