@@ -14,14 +14,14 @@ from shared.lanes.sockets.batch import (
     unpack_announced,
     unpack_header,
 )
-from shared.lanes.sockets.receiving import Inbox
+from shared.lanes.sockets.receiving import LinkInbox
 from shared.lanes.sockets.sending import SendQueue
 from shared.lanes.sockets.transport import Transport
 
 _DISCARD_BYTES = 256 << 10
 
 
-class Connection:
+class LinkConnection:
     """Owns a transport and two threads: one sends batches of the queue, the other receives into the inbox.
 
     When either ends, for whatever reason, the connection is cut and the other ends too; `on_broken` is called when the
@@ -33,11 +33,11 @@ class Connection:
         name: str,
         transport: Transport,
         queue: SendQueue,
-        inbox: Inbox,
+        inbox: LinkInbox,
         *,
         verify: bool,
         on_broken: Callable[[str], None],
-        on_ended: Callable[["Connection"], None],
+        on_ended: Callable[["LinkConnection"], None],
     ) -> None:
         self.num_bytes_sent = 0
         self.num_bytes_received = 0

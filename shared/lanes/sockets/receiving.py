@@ -34,7 +34,7 @@ class Incoming:
     Raises `LaneBroken` after the last batch when the link breaks: what was on its way is lost. One consumer.
     """
 
-    def __init__(self, inbox: "Inbox", stream: int) -> None:
+    def __init__(self, inbox: "LinkInbox", stream: int) -> None:
         self._inbox = inbox
         self._stream = stream
         self._arrivals: deque[_Arrival] = deque()
@@ -74,7 +74,7 @@ class Incoming:
         self._changed.set()
 
 
-class Inbox:
+class LinkInbox:
     """Takes batches from the receiving threads of a link to its event loop.
 
     Always: the bytes of batches that were admitted and neither consumed nor dropped are at most `max_unread_bytes`, or
