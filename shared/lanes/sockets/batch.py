@@ -43,10 +43,11 @@ class Received(NamedTuple):
 def pack_batch(stream: int, frames: Sequence[Frame]) -> list[Payload]:
     """Return the parts of a batch in the order in which they are sent; payloads are not copied.
 
-    Raises `BadRequest` when it is more than one batch may hold.
+    Raises `BadRequest` when it is more than one batch may hold, or an entry has no bytes.
     """
-    num_bytes = sum(len(frame.payload) for frame in frames)
-    if not 0 < len(frames) <= MAX_ENTRIES or num_bytes > MAX_BATCH_BYTES:
+    sizes = [len(frame.payload) for frame in frames]
+    num_bytes = sum(sizes)
+    if not 0 < len(frames) <= MAX_ENTRIES or not all(sizes) or num_bytes > MAX_BATCH_BYTES:
         raise BadRequest(f"{len(frames)} entries of {num_bytes} bytes make no batch")
     records = pack_records(frames)
     start = _START.pack(_MAGIC, len(frames), stream, num_bytes)

@@ -92,7 +92,7 @@ class SocketLink:
 
         Whoever waits for a free connection is served foreground first, then by the lowest layer, then in order. When
         this is cancelled, a batch that waits is not sent; one that is being sent is finished, and its memory is held
-        until then. Raises `LaneBroken`, and `BadRequest` when the frames are more than one batch holds.
+        until then. Raises `LaneBroken`, and `BadRequest` when the frames are more than a batch holds or have no bytes.
         """
         if not frames:
             return

@@ -25,7 +25,7 @@ class Slots(Protocol):
 class _Arrival(NamedTuple):
     stream: int
     received: Received
-    num_bytes: int  # admitted for it
+    num_bytes: int  # admitted for it: what it holds, records among it
 
 
 class Incoming:
@@ -77,8 +77,9 @@ class Incoming:
 class LinkInbox:
     """Takes batches from the receiving threads of a link to its event loop.
 
-    Always: the bytes of batches that were admitted and neither consumed nor dropped are at most `max_unread_bytes`, or
-    they are one batch. `admit` and `deliver` are for the threads, all else is for the event loop.
+    Always: the bytes of batches, with their records, that were admitted and neither consumed nor dropped are at most
+    `max_unread_bytes`, or they are one batch. `admit` and `deliver` are for the threads, all else is for the event loop
+    unless it says otherwise.
     """
 
     def __init__(self, memory: Slots, max_unread_bytes: int) -> None:
