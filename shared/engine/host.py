@@ -20,10 +20,9 @@ from shared.engine.transfer import FetchMetrics, PageTransfer
 from shared.host import SERVES_GRPC, WorkerServer, open_host, status_server
 from shared.ids import Datacenter, Epoch, WorkerId
 from shared.kv.codec.native import load_kernels
-from shared.lanes.slots import SlotMemory
 from shared.log import get_logger
 from shared.metrics import Metrics
-from shared.pool.lanes.chosen import PoolLanes
+from shared.pool.lanes.chosen import engine_lanes
 from shared.pool.nodes import pool_at
 from shared.rpc.server import GrpcServer
 from shared.service.lifecycle import Background, Lifecycle
@@ -81,13 +80,7 @@ async def serve_engine(
         model = await torch_thread.run(partial(load_model, settings))
         host.health.set(MODEL, True, model.files.name)
         server = WorkerServer(host)
-        lanes = PoolLanes(
-            host.channels,
-            settings.lanes,
-            SlotMemory(settings.lane_bytes, shared=False),
-            num_connections=settings.lane_connections,
-            tls=host.security.lane_client,
-        )
+        lanes = engine_lanes(settings, host.channels, host.security.lane_client)
         stack.push_async_callback(lanes.close)
         pool = PoolAccess((settings.pool,), partial(pool_at, host.channels, lanes=lanes))
         stager = select_stager(torch.device(settings.device))
