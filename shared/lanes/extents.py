@@ -1,6 +1,6 @@
 """Which parts of a range are free: first fit from its start, neighbours joined when they come back."""
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 
 
 class Extents:
@@ -9,8 +9,17 @@ class Extents:
     def __init__(self, first: int, end: int) -> None:
         self.high_water = first
         """The end of the last part that was ever taken."""
-        self._starts = [first]
-        self._ends = [end]
+        self._starts = [first] if first < end else []
+        self._ends = [end] if first < end else []
+
+    def __len__(self) -> int:
+        """Return the number of parts that are free and not adjacent."""
+        return len(self._starts)
+
+    def __contains__(self, offset: int) -> bool:
+        """Return whether a number lies in a free part."""
+        index = bisect_right(self._starts, offset)
+        return index > 0 and offset < self._ends[index - 1]
 
     def take(self, least: int, most: int, below: int) -> tuple[int, int] | None:
         """Take the first free part of `most` bytes that ends at `below` or before, else the largest of `least` or more.

@@ -1,5 +1,6 @@
 """A range of virtual memory that another process may map too, and what turns a part of it into memory that is there."""
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -40,11 +41,7 @@ class MemoryRange:
         except (OSError, OverflowError, ValueError) as error:
             raise SettingsError(f"{num_bytes} bytes cannot be mapped: {error}") from None
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            try:
-                self._memory.madvise(mmap.MADV_HUGEPAGE)  # one fault for 2 MiB, not for each 4 KiB
-            except OSError:
-                pass
+        use_huge_pages(self._memory)
 
     def part(self, offset: int, num_bytes: int) -> NDArray[np.uint8]:
         """Return a part as an array that is the base of its own slices."""
@@ -71,6 +68,13 @@ class MemoryRange:
         if self.fd is not None:
             self.fd = None
             self._close_fd()
+
+
+def use_huge_pages(memory: mmap.mmap) -> None:
+    """Have one fault for 2 MiB, not for each 4 KiB, where the kernel can."""
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
 
 
 def _sealed_file(num_bytes: int) -> int:

@@ -10,6 +10,7 @@ import pytest
 from shared.errors import Overloaded, SettingsError
 from shared.lanes import mapping
 from shared.lanes.mapping import MemoryRange
+from tests.support.shared_memory import descriptors
 
 NUM_BYTES = 4 << 20
 
@@ -90,9 +91,6 @@ def test_without_memfd_the_memory_is_the_process_s_own(monkeypatch: pytest.Monke
 
 @needs_memfd
 def test_a_descriptor_is_closed_with_its_mapping() -> None:
-    def descriptors() -> int:
-        return len(os.listdir("/proc/self/fd"))
-
     before = descriptors()
     for _ in range(5):
         MemoryRange(NUM_BYTES, shared=True)
