@@ -22,6 +22,7 @@ from shared.ids import Datacenter, Epoch, WorkerId
 from shared.kv.codec.native import load_kernels
 from shared.log import get_logger
 from shared.metrics import Metrics
+from shared.pool.lanes.chosen import engine_lanes
 from shared.pool.nodes import pool_at
 from shared.rpc.server import GrpcServer
 from shared.service.lifecycle import Background, Lifecycle
@@ -79,7 +80,9 @@ async def serve_engine(
         model = await torch_thread.run(partial(load_model, settings))
         host.health.set(MODEL, True, model.files.name)
         server = WorkerServer(host)
-        pool = PoolAccess((settings.pool,), partial(pool_at, host.channels))
+        lanes = engine_lanes(settings, host.channels, host.security.lane_client)
+        stack.push_async_callback(lanes.close)
+        pool = PoolAccess((settings.pool,), partial(pool_at, host.channels, lanes=lanes))
         stager = select_stager(torch.device(settings.device))
         transfer = PageTransfer(model.kv, copier, FetchMetrics(host.metrics), stager, codecs)
         load = build(EngineHost(model, torch_thread, pool, transfer, host.metrics, server.grpc, host.jobs))

@@ -10,7 +10,7 @@ from shared.errors import BadRequest, CorruptFrame
 from shared.ids import BlockKey
 from shared.kv.codec import Payload
 from shared.kv.entries import BlockEntries
-from shared.kv.frame import MAX_RAW_BYTES, Frame, is_intact
+from shared.kv.frame import MAX_RAW_BYTES, Frame, verify_all
 from shared.lanes.records import RECORD_BYTES, Record, pack_records, unpack_records
 
 MAX_ENTRIES = 4096
@@ -38,6 +38,11 @@ class Received(NamedTuple):
     frames: list[Frame]  # verified where the link's options say so
     corrupt: list[BlockEntries]  # arrived, but are not what their source sealed: no slot is held
     lost: list[BlockEntries]  # came when there was no slot for them: to be asked for again, or given up
+
+    @property
+    def num_entries(self) -> int:
+        """All that the batch held."""
+        return len(self.frames) + sum(layers.bit_count() for _, layers in (*self.corrupt, *self.lost))
 
 
 def pack_batch(stream: int, frames: Sequence[Frame]) -> list[Payload]:
@@ -77,7 +82,7 @@ def unpack_announced(header: BatchHeader, data: Payload) -> list[Record]:
 
 def are_intact(frames: Sequence[Frame]) -> list[bool]:
     """Return which frames are what their source sealed."""
-    return [is_intact(frame) for frame in frames]
+    return verify_all(frames)
 
 
 def entries_of(records: Iterable[Record | Frame]) -> list[BlockEntries]:
