@@ -1,7 +1,7 @@
 """Processes that share memory, told what to do line by line.
 
-`python -m tests.support.shared_memory pool FOLDER` or `... client PATH TOKEN`. Each prints one line for each thing it
-was told.
+`python -m tests.support.shared_memory pool FOLDER` or `... client PATH TOKEN`: each prints a line for each thing that
+it was told.
 """
 
 import asyncio
