@@ -38,7 +38,8 @@ class SlotMemory:
     Always: bytes under a view do not change while any view of that slot, or of a part of it, is alive, whether it was
     freed or not, unless by those who took the slot and write to it. A slot lies in memory that was touched. Memory that
     was touched once is used again, for slots of any size: no more is touched than the limit, and not before it is
-    needed or asked for (`touch_ahead`). Slots of one size that are taken in a row from fresh memory are adjacent.
+    needed or asked for (`touch_ahead`). A slot that was taken and not kept is its views': it is free again when the
+    last one has gone. Slots of one size that are taken in a row from fresh memory are adjacent.
     """
 
     def __init__(self, limit_bytes: int, *, shared: bool) -> None:
@@ -78,8 +79,10 @@ class SlotMemory:
 
     @property
     def num_taken(self) -> int:
-        """Slots that were taken, and neither kept nor freed."""
-        return len(self._taken)
+        """Slots that were taken, neither kept nor freed, and are still viewed."""
+        with self._lock:
+            self._take_back_unviewed()
+            return len(self._taken)
 
     @property
     def num_kept(self) -> int:
@@ -122,7 +125,8 @@ class SlotMemory:
         size = slot_bytes(num_bytes)
         is_taken = self._taken and type(payload) is memoryview and id(payload.obj) in self._taken
         if is_taken and len(payload.obj) == size:  # type: ignore[union-attr, arg-type]
-            del self._taken[id(payload.obj)]  # type: ignore[union-attr]
+            with self._lock:
+                del self._taken[id(payload.obj)]  # type: ignore[union-attr]
             return payload.toreadonly()  # type: ignore[union-attr]
         while True:
             self._acquire()
@@ -209,6 +213,7 @@ class SlotMemory:
         """See to a free slot of this size: of slots that were viewed, or a new slab. Raises `Overloaded`."""
         with self._lock:
             self._take_back_viewed()
+            self._take_back_unviewed()
             if self._roomy.get(size):
                 return
         num_slots = max(1, SLAB_BYTES // size)
@@ -233,6 +238,11 @@ class SlotMemory:
         while freed:
             take_back = self._viewed.append if is_viewed(freed, -1) else self._give_back
             take_back(freed.pop())
+
+    def _take_back_unviewed(self) -> None:
+        taken = self._taken
+        for number in [number for number in taken if getrefcount(taken[number]) <= IN_A_LIST_ONLY]:
+            self._give_back(taken.pop(number))
 
     def _cut(self, size: int, least: int, most: int) -> tuple[int, int] | None:
         """Take touched memory for slots of a size that no slab has, or that slabs without a slot in use have."""

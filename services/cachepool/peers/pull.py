@@ -17,6 +17,7 @@ from shared.deadline import Deadline
 from shared.errors import CorruptFrame, DeadlineExceeded, Overloaded, PrfaasError, WorkerLost
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import Frame, verify
+from shared.kv.layout import iter_layers
 from shared.log import get_logger
 from shared.pool.client import SHARE_ID_BYTES
 from shared.pool.lanes.messages import IN_MESSAGES
@@ -146,7 +147,7 @@ class Pull:
             async for arrived in arriving:
                 for denied in arrived.missing:
                     self._store.release(self.writer, denied, self._started)
-                corrupt = [(key, layers.bit_length() - 1) for key, layers in arrived.corrupt]
+                corrupt = [(key, layer) for key, layers in arrived.corrupt for layer in iter_layers(layers)]
                 corrupt += [
                     (frame.key, frame.layer) for frame in arrived.frames if not self._put(frame, arrived.is_verified)
                 ]

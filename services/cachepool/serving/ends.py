@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from services.cachepool.settings import PoolSettings
+from shared.lanes.settings import MAX_CONNECTIONS
 from shared.lanes.shared_memory.door import MemoryDoor
 from shared.lanes.slots import SlotMemory, limit_for
 from shared.lanes.sockets.server import SocketServer
@@ -35,7 +36,12 @@ async def lane_ends(settings: PoolSettings, security: Security) -> AsyncIterator
             stack.push_async_callback(door.close)
             await door.start()
         if "socket" in settings.lanes:
-            server = SocketServer(memory, security.lane_server, max_connections=settings.max_lane_connections)
+            server = SocketServer(
+                memory,
+                security.lane_server,
+                max_connections=settings.max_lane_connections,
+                max_connections_per_link=MAX_CONNECTIONS,
+            )
             stack.push_async_callback(server.close)
             await server.start(settings.grpc_host, settings.lane_port)
         yield LaneEnds(memory, door, server)

@@ -8,9 +8,10 @@ from contextlib import ExitStack
 from shared.errors import BadRequest, LaneBroken
 from shared.kv.frame import Frame
 from shared.lanes.records import unpack_records
-from shared.lanes.shared_memory.door import AttachedClient
+from shared.lanes.shared_memory.client import AttachedClient
 from shared.lanes.slots import SlotMemory
-from shared.lanes.sockets.link import Received, SocketLink
+from shared.lanes.sockets.batch import Received
+from shared.lanes.sockets.link import SocketLink
 from shared.proto import prfaas_pb2 as pb
 
 

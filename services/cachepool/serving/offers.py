@@ -10,8 +10,9 @@ from services.cachepool.serving.ends import LaneEnds
 from services.cachepool.serving.intakes import LinkedIntake, MappedIntake, RoomBudget
 from services.cachepool.serving.outlets import LinkedOutlet, MappedOutlet, MessageOutlet
 from shared.errors import LaneBroken
-from shared.lanes.shared_memory.door import AttachedClient
-from shared.lanes.sockets.link import Received, SocketLink
+from shared.lanes.shared_memory.client import AttachedClient
+from shared.lanes.sockets.batch import Received
+from shared.lanes.sockets.link import SocketLink
 from shared.proto import prfaas_pb2 as pb
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -30,10 +31,13 @@ class OfferedLanes:
 
     def reply(self) -> pb.LanesReply:
         """Return what is offered."""
-        return pb.LanesReply(
-            shared_memory=None if self._ends.door is None else self._ends.door.offer,
-            socket=None if self._ends.server is None else self._ends.server.offer,
-        )
+        reply = pb.LanesReply()
+        if self._ends.door is not None:
+            reply.shared_memory.CopyFrom(self._ends.door.offer)
+        if self._ends.server is not None:
+            port, token, max_connections = self._ends.server.offer
+            reply.socket.CopyFrom(pb.SocketOffer(port=port, token=token, max_connections=max_connections))
+        return reply
 
     def outlet(
         self,

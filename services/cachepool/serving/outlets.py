@@ -10,7 +10,7 @@ import grpc.aio
 from shared.kv.frame import Frame
 from shared.lanes.records import pack_records
 from shared.lanes.settings import LaneName
-from shared.lanes.shared_memory.door import AttachedClient
+from shared.lanes.shared_memory.client import AttachedClient
 from shared.lanes.slots import SlotMemory
 from shared.lanes.sockets.link import SocketLink
 from shared.proto import prfaas_pb2 as pb
@@ -67,7 +67,7 @@ class MappedOutlet:
         self._stream = stream
 
     async def send(self, frames: Sequence[Frame]) -> None:
-        views = [frame.payload for frame in frames]
+        views = [frame.payload for frame in frames if isinstance(frame.payload, memoryview)]  # as all that is stored
         self._client.hold(self._stream, views)
         records = pack_records(frames, self._memory.places(views))
         await self._context.write(pb.FetchReply(placed=pb.RecordBatch(records=records)))

@@ -19,7 +19,7 @@ from shared.errors import BadRequest, CorruptFrame, LeaseExpired, Overloaded
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import Frame, verify
 from shared.lanes.settings import LaneName
-from shared.lanes.sockets.link import Received
+from shared.lanes.sockets.batch import Received
 from shared.patience import Patience
 from shared.pool.wire import Unreadable
 from shared.proto import prfaas_pb2 as pb

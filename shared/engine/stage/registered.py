@@ -90,6 +90,15 @@ class RegisteredMemory:
         if self._thread is not None:
             self._thread.submit(self._unregister, address).result()
 
+    def settle(self, timeout_s: float) -> int:
+        """Wait until what was asked for so far is registered, or could not be. Return how many bytes are registered.
+
+        Raises `TimeoutError`.
+        """
+        if self._thread is not None:
+            self._thread.submit(lambda: None).result(timeout_s)
+        return len(self._starts) * REGISTERED_PIECE_BYTES
+
     def runs(self, payloads: Sequence[Payload]) -> Iterator[MemoryRun]:
         """Divide payloads into runs that one copy takes along, as long as they can be, in order.
 

@@ -7,6 +7,8 @@ import weakref
 from collections.abc import Callable
 from threading import Lock
 
+import numpy as np
+
 from shared.errors import CorruptFrame, LaneBroken
 from shared.lanes.mapping import populate
 from shared.lanes.shared_memory.greeting import Welcome, greet
@@ -46,7 +48,8 @@ class Attachment:
         self.ended = asyncio.Event()
         """Set when the pool has gone or wants no more of this process: no new streams, but all views stay readable."""
         self._connection = welcome.connection
-        self._all: memoryview | None = memoryview(welcome.memory)
+        whole = np.frombuffer(welcome.memory, np.uint8)  # gone before the mapping goes, and after all views
+        self._all: memoryview | None = whole.data
         self._loop = asyncio.get_running_loop()
         self._streams = itertools.count(1)
         self._numbers = Numbers()
@@ -130,6 +133,11 @@ class Attachment:
                     await has_grown.wait()
         finally:
             self.unwatch(grown)
+
+    def when_unviewed(self, call: Callable[[], None]) -> None:
+        """Have it called after `close`, when the last view has gone and before memory is unmapped; in any thread."""
+        assert self._all is not None, "closed"
+        weakref.finalize(self._all.obj, call).atexit = False
 
     async def close(self) -> None:
         """Give no more views. The mapping goes with the last view, and the connection with the mapping. Idempotent."""

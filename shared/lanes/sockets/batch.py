@@ -10,7 +10,7 @@ from shared.errors import BadRequest, CorruptFrame
 from shared.ids import BlockKey
 from shared.kv.codec import Payload
 from shared.kv.entries import BlockEntries
-from shared.kv.frame import MAX_RAW_BYTES, Frame, is_intact
+from shared.kv.frame import MAX_RAW_BYTES, Frame, verify_all
 from shared.lanes.records import RECORD_BYTES, Record, pack_records, unpack_records
 
 MAX_ENTRIES = 4096
@@ -39,14 +39,20 @@ class Received(NamedTuple):
     corrupt: list[BlockEntries]  # arrived, but are not what their source sealed: no slot is held
     lost: list[BlockEntries]  # came when there was no slot for them: to be asked for again, or given up
 
+    @property
+    def num_entries(self) -> int:
+        """All that the batch held."""
+        return len(self.frames) + sum(layers.bit_count() for _, layers in (*self.corrupt, *self.lost))
+
 
 def pack_batch(stream: int, frames: Sequence[Frame]) -> list[Payload]:
     """Return the parts of a batch in the order in which they are sent; payloads are not copied.
 
-    Raises `BadRequest` when it is more than one batch may hold.
+    Raises `BadRequest` when it is more than one batch may hold, or an entry has no bytes.
     """
-    num_bytes = sum(len(frame.payload) for frame in frames)
-    if not 0 < len(frames) <= MAX_ENTRIES or num_bytes > MAX_BATCH_BYTES:
+    sizes = [len(frame.payload) for frame in frames]
+    num_bytes = sum(sizes)
+    if not 0 < len(frames) <= MAX_ENTRIES or not all(sizes) or num_bytes > MAX_BATCH_BYTES:
         raise BadRequest(f"{len(frames)} entries of {num_bytes} bytes make no batch")
     records = pack_records(frames)
     start = _START.pack(_MAGIC, len(frames), stream, num_bytes)
@@ -76,7 +82,7 @@ def unpack_announced(header: BatchHeader, data: Payload) -> list[Record]:
 
 def are_intact(frames: Sequence[Frame]) -> list[bool]:
     """Return which frames are what their source sealed."""
-    return [is_intact(frame) for frame in frames]
+    return verify_all(frames)
 
 
 def entries_of(records: Iterable[Record | Frame]) -> list[BlockEntries]:

@@ -14,14 +14,14 @@ from shared.lanes.sockets.batch import (
     unpack_announced,
     unpack_header,
 )
-from shared.lanes.sockets.receiving import Inbox
+from shared.lanes.sockets.receiving import LinkInbox
 from shared.lanes.sockets.sending import SendQueue
 from shared.lanes.sockets.transport import Transport
 
 _DISCARD_BYTES = 256 << 10
 
 
-class Connection:
+class LinkConnection:
     """Owns a transport and two threads: one sends batches of the queue, the other receives into the inbox.
 
     When either ends, for whatever reason, the connection is cut and the other ends too; `on_broken` is called when the
@@ -33,11 +33,11 @@ class Connection:
         name: str,
         transport: Transport,
         queue: SendQueue,
-        inbox: Inbox,
+        inbox: LinkInbox,
         *,
         verify: bool,
         on_broken: Callable[[str], None],
-        on_ended: Callable[["Connection"], None],
+        on_ended: Callable[["LinkConnection"], None],
     ) -> None:
         self.num_bytes_sent = 0
         self.num_bytes_received = 0
@@ -56,8 +56,14 @@ class Connection:
         ]
 
     def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
+        """Begin; where the system has no more threads, end at once."""
+        for position, thread in enumerate(self._threads):
+            try:
+                thread.start()
+            except RuntimeError:
+                for _ in self._threads[position:]:
+                    self._leave("no thread could be started")
+                return
 
     def shut(self) -> None:
         """Cut the connection: both threads end soon. Any thread, before `on_ended`."""
@@ -68,7 +74,8 @@ class Connection:
     def join(self) -> None:
         """Wait for both threads: no time at all after `on_ended`."""
         for thread in self._threads:
-            thread.join()
+            if thread.ident is not None:
+                thread.join()
 
     def _run(self, work: Callable[[], str]) -> None:
         reason = "a thread of the connection failed"
@@ -79,16 +86,19 @@ class Connection:
         except (OSError, CorruptFrame, LaneBroken) as error:
             reason = f"{type(error).__name__}: {error}"
         finally:
-            self.shut()
-            with self._lock:
-                self._num_running -= 1
-                is_last = not self._num_running
-                if is_last:
-                    self._transport.close()
+            self._leave(reason)
+
+    def _leave(self, reason: str) -> None:
+        self.shut()
+        with self._lock:
+            self._num_running -= 1
+            is_last = not self._num_running
             if is_last:
-                self._on_ended(self)
-            else:
-                self._on_broken(f"connection {self._name}: {reason}")
+                self._transport.close()
+        if is_last:
+            self._on_ended(self)
+        else:
+            self._on_broken(f"connection {self._name}: {reason}")
 
     def _send(self) -> str:
         while (batch := self._queue.get()) is not None:
@@ -114,7 +124,8 @@ class Connection:
             self._receive_payloads(head.stream, unpack_announced(head, data), head.num_bytes)
 
     def _receive_payloads(self, stream: int, records: list[Record], num_bytes: int) -> None:
-        if not self._inbox.admit(stream, num_bytes):
+        unread_bytes = num_bytes + len(records) * RECORD_BYTES
+        if not self._inbox.admit(stream, unread_bytes):
             self._discard(num_bytes)
             return
         memory = self._inbox.memory
@@ -123,14 +134,14 @@ class Connection:
         except Overloaded:
             self._inbox.consumed(num_bytes)
             self._discard(num_bytes)
-            self._inbox.deliver(stream, Received([], [], entries_of(records)), 0)
+            self._inbox.deliver(stream, Received([], [], entries_of(records)), unread_bytes - num_bytes)
             return
         try:
             self._transport.receive(views)
         except BaseException:
             for view in views:
                 memory.free(view)
-            self._inbox.consumed(num_bytes)
+            self._inbox.consumed(unread_bytes)
             raise
         self.num_bytes_received += num_bytes
         frames = [record.frame(view) for record, view in zip(records, views, strict=True)]
@@ -140,7 +151,7 @@ class Connection:
             frames = [frame for frame, is_good in zip(frames, intact, strict=True) if is_good]
             for frame in corrupt:
                 memory.free(frame.payload)
-        self._inbox.deliver(stream, Received(frames, entries_of(corrupt), []), num_bytes)
+        self._inbox.deliver(stream, Received(frames, entries_of(corrupt), []), unread_bytes)
 
     def _discard(self, num_bytes: int) -> None:
         buffer = memoryview(bytearray(min(num_bytes, _DISCARD_BYTES)))

@@ -26,7 +26,7 @@ class HelloStatus(IntEnum):
     FULL = 3  # no more connections: of this link, or of all
 
 
-class Answer(NamedTuple):
+class HelloAnswer(NamedTuple):
     """The server's first words."""
 
     status: HelloStatus
@@ -50,18 +50,18 @@ def receive_hello(sock: socket.socket, token: bytes, deadline: Deadline) -> int 
     return int(link) if hmac.compare_digest(theirs, token) else None
 
 
-def send_answer(sock: socket.socket, answer: Answer, deadline: Deadline) -> None:
-    """Answer a hello. Raises OSError."""
+def send_answer(sock: socket.socket, answer: HelloAnswer, deadline: Deadline) -> None:
+    """HelloAnswer a hello. Raises OSError."""
     sock.settimeout(max(deadline.remaining(), 1e-3))
     sock.sendall(_ANSWER.pack(_MAGIC, answer.status, answer.link))
 
 
-def receive_answer(sock: socket.socket, deadline: Deadline) -> Answer:
+def receive_answer(sock: socket.socket, deadline: Deadline) -> HelloAnswer:
     """Return what the server made of a hello. Raises OSError, or `LaneBroken` when this is no server of lanes."""
     magic, status, link = _ANSWER.unpack(_receive(sock, _ANSWER.size, deadline))
     if magic != _MAGIC or status not in HelloStatus._value2member_map_:
         raise LaneBroken("what listens there speaks something else")
-    return Answer(HelloStatus(status), link)
+    return HelloAnswer(HelloStatus(status), link)
 
 
 def _receive(sock: socket.socket, num_bytes: int, deadline: Deadline) -> bytes:

@@ -7,9 +7,9 @@ from typing import TypeVar
 
 from shared.kv.frame import Frame
 from shared.lanes.sockets.batch import pack_batch
-from shared.lanes.sockets.connection import Connection
+from shared.lanes.sockets.connection import LinkConnection
 from shared.lanes.sockets.options import LinkOptions
-from shared.lanes.sockets.receiving import Inbox, Incoming, Slots
+from shared.lanes.sockets.receiving import Incoming, LinkInbox, Slots
 from shared.lanes.sockets.sending import OutgoingBatch, SendQueue
 from shared.lanes.sockets.transport import Transport
 
@@ -36,8 +36,8 @@ class SocketLink:
         self._on_ended = on_ended
         self._loop = asyncio.get_running_loop()
         self._queue = SendQueue()
-        self._inbox = Inbox(memory, options.max_unread_bytes)
-        self._connections: list[Connection] = []
+        self._inbox = LinkInbox(memory, options.max_unread_bytes)
+        self._connections: list[LinkConnection] = []
         self._past_sent = self._past_received = self._num_added = 0
         self._broken: str | None = None
         self._has_ended = asyncio.Event()
@@ -74,7 +74,7 @@ class SocketLink:
     def add(self, transport: Transport) -> None:
         """Serve one more connection, which is the link's from now on."""
         assert self._broken is None, "a link that is broken takes no connections"
-        connection = Connection(
+        connection = LinkConnection(
             f"lane-{self.number & 0xFFFF:04x}-{self._num_added}",
             transport,
             self._queue,
@@ -92,7 +92,7 @@ class SocketLink:
 
         Whoever waits for a free connection is served foreground first, then by the lowest layer, then in order. When
         this is cancelled, a batch that waits is not sent; one that is being sent is finished, and its memory is held
-        until then. Raises `LaneBroken`, and `BadRequest` when the frames are more than one batch holds.
+        until then. Raises `LaneBroken`, and `BadRequest` when the frames are more than a batch holds or have no bytes.
         """
         if not frames:
             return
@@ -129,7 +129,7 @@ class SocketLink:
         if not self._connections:
             self._end()
 
-    def _remove(self, connection: Connection) -> None:
+    def _remove(self, connection: LinkConnection) -> None:
         connection.join()
         self._past_sent += connection.num_bytes_sent
         self._past_received += connection.num_bytes_received

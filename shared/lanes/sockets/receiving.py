@@ -25,7 +25,7 @@ class Slots(Protocol):
 class _Arrival(NamedTuple):
     stream: int
     received: Received
-    num_bytes: int  # admitted for it
+    num_bytes: int  # admitted for it: what it holds, records among it
 
 
 class Incoming:
@@ -34,7 +34,7 @@ class Incoming:
     Raises `LaneBroken` after the last batch when the link breaks: what was on its way is lost. One consumer.
     """
 
-    def __init__(self, inbox: "Inbox", stream: int) -> None:
+    def __init__(self, inbox: "LinkInbox", stream: int) -> None:
         self._inbox = inbox
         self._stream = stream
         self._arrivals: deque[_Arrival] = deque()
@@ -74,11 +74,12 @@ class Incoming:
         self._changed.set()
 
 
-class Inbox:
+class LinkInbox:
     """Takes batches from the receiving threads of a link to its event loop.
 
-    Always: the bytes of batches that were admitted and neither consumed nor dropped are at most `max_unread_bytes`, or
-    they are one batch. `admit` and `deliver` are for the threads, all else is for the event loop.
+    Always: the bytes of batches, with their records, that were admitted and neither consumed nor dropped are at most
+    `max_unread_bytes`, or they are one batch. `admit` and `deliver` are for the threads, all else is for the event loop
+    unless it says otherwise.
     """
 
     def __init__(self, memory: Slots, max_unread_bytes: int) -> None:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from shared.deadline import Deadline
 from shared.errors import LaneBroken
 from shared.lanes.sockets.greeting import encrypted, in_thread, shake_hands
-from shared.lanes.sockets.hello import NEW_LINK, TOKEN_BYTES, Answer, HelloStatus, receive_hello, send_answer
+from shared.lanes.sockets.hello import NEW_LINK, TOKEN_BYTES, HelloAnswer, HelloStatus, receive_hello, send_answer
 from shared.lanes.sockets.link import SocketLink
 from shared.lanes.sockets.options import LaneOffer, LinkOptions, set_options
 from shared.lanes.sockets.receiving import Slots
@@ -144,7 +144,7 @@ class SocketServer:
     async def _answer(self, sock: socket.socket, number: int | None, deadline: Deadline) -> bool:
         """Tell a client what becomes of its connection; True when its link has it."""
         status, link = self._admit(number)
-        answer = Answer(status, NEW_LINK if link is None else link.number)
+        answer = HelloAnswer(status, NEW_LINK if link is None else link.number)
         try:
             await in_thread(self._greeters, sock, lambda: send_answer(sock, answer, deadline))
             if link is None or link.broken is not None:

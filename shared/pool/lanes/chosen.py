@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from time import monotonic
 
 from shared.errors import LaneBroken, PrfaasError
-from shared.lanes.settings import LaneName
+from shared.lanes.settings import LaneName, LaneSettings
 from shared.lanes.shared_memory.attachment import Attachment
 from shared.lanes.slots import SlotMemory
-from shared.lanes.sockets.link import dial
+from shared.lanes.sockets.dial import dial
+from shared.lanes.sockets.options import LaneOffer, LinkOptions
 from shared.log import get_logger
 from shared.pool.lanes.lane import Lane
 from shared.pool.lanes.linked import LinkedLane
@@ -84,6 +85,10 @@ class PoolLanes:
             way.opening = asyncio.create_task(self._reopen(address, way), name=f"lane to {address}")
         return await asyncio.shield(way.opening)
 
+    async def prepare(self, address: str) -> None:
+        """Open the lane that the first request will use."""
+        await self.to(address)
+
     def broke(self, address: str, lane: Lane) -> None:
         """Give a lane up that failed a stream: the next ones speak in messages for a while."""
         way = self._ways.get(address)
@@ -133,12 +138,12 @@ class PoolLanes:
                 if name == "socket" and offered.HasField("socket") and self._memory is not None:
                     link = await dial(
                         address.rpartition(":")[0],
-                        offered.socket,
+                        LaneOffer(offered.socket.port, offered.socket.token, offered.socket.max_connections),
                         self._memory,
                         self._tls,
                         self._num_connections,
-                        verify=self._verifies,
-                        timeout=ATTACH_TIMEOUT_S,
+                        timeout_s=ATTACH_TIMEOUT_S,
+                        options=LinkOptions(verify=self._verifies),
                     )
                     return LinkedLane(link, verifies=self._verifies)
             except LaneBroken as error:
@@ -146,3 +151,21 @@ class PoolLanes:
             if name == "grpc":
                 break
         return IN_MESSAGES
+
+
+def engine_lanes(
+    settings: LaneSettings,
+    channels: Channels,
+    tls: ssl.SSLContext | None = None,
+    on_attached: Callable[[Attachment], None] = lambda _attachment: None,
+) -> PoolLanes:
+    """Return the lanes of an engine, which verifies what it reads from any."""
+    memory = SlotMemory(settings.lane_bytes, shared=False)
+    return PoolLanes(
+        channels,
+        settings.lanes,
+        memory,
+        num_connections=settings.lane_connections,
+        tls=tls,
+        on_attached=on_attached,
+    )

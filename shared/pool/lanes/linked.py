@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import ExitStack
+from itertools import count
 from typing import Any, TypeVar
 
 from shared.errors import LaneBroken
@@ -27,16 +28,17 @@ class LinkedLane:
         """`verifies`: the link has checked what it hands over."""
         self._link = link
         self._verifies = verifies
+        self._streams = count(1)
 
     @property
     def is_broken(self) -> bool:
-        return self._link.broken
+        return self._link.broken is not None
 
     def fetching(self) -> "LinkedFetch":
-        return LinkedFetch(self._link, verifies=self._verifies)
+        return LinkedFetch(self._link, next(self._streams), verifies=self._verifies)
 
     def publishing(self) -> "LinkedPublish":
-        return LinkedPublish(self._link)
+        return LinkedPublish(self._link, next(self._streams))
 
     async def close(self) -> None:
         await self._link.close()
@@ -45,12 +47,12 @@ class LinkedLane:
 class LinkedFetch:
     """A `FetchLane`: batches come on the link, all else in messages."""
 
-    def __init__(self, link: SocketLink, *, verifies: bool) -> None:
+    def __init__(self, link: SocketLink, stream: int, *, verifies: bool) -> None:
+        """Raises `LaneBroken`."""
         self._verifies = verifies
-        self._stream = link.new_stream()
-        self.use = pb.LaneUse(kind=pb.LANE_KIND_SOCKET, attachment=link.number, stream=self._stream)
+        self.use = pb.LaneUse(kind=pb.LANE_KIND_SOCKET, attachment=link.number, stream=stream)
         self._open = ExitStack()
-        self._batches = self._open.enter_context(link.incoming(self._stream))
+        self._batches = self._open.enter_context(link.incoming(stream))
         self._num_announced = 0
         self._num_received = 0
 
@@ -93,10 +95,10 @@ class LinkedFetch:
 class LinkedPublish:
     """A `PublishLane`: batches go on the link, and their number in the end."""
 
-    def __init__(self, link: SocketLink) -> None:
+    def __init__(self, link: SocketLink, stream: int) -> None:
         self._link = link
-        self._stream = link.new_stream()
-        self.use = pb.LaneUse(kind=pb.LANE_KIND_SOCKET, attachment=link.number, stream=self._stream)
+        self._stream = stream
+        self.use = pb.LaneUse(kind=pb.LANE_KIND_SOCKET, attachment=link.number, stream=stream)
         self._num_sent = 0
 
     async def room(self, ask: AskRoom, num_slots: int, slot_bytes: int) -> list[memoryview]:

@@ -49,11 +49,6 @@ def memory(device: Device, monkeypatch: pytest.MonkeyPatch) -> Iterator[Register
     assert not device.pieces
 
 
-def settle(memory: RegisteredMemory) -> None:
-    assert memory._thread is not None
-    memory._thread.submit(lambda: None).result(LIMIT_S)
-
-
 def mapping(num_pieces: int) -> tuple[memoryview, int]:
     content = memoryview(bytearray(num_pieces * PIECE))
     return content, addresses_of([content])[0]
@@ -63,10 +58,10 @@ def test_whole_pieces_are_registered_once_as_the_mapping_grows(memory: Registere
     content, address = mapping(4)
     for num_bytes in (0, PIECE - 1, PIECE, PIECE, 3 * PIECE + 5, 2 * PIECE):
         memory.grow(address, num_bytes)
-    settle(memory)
+    assert memory.settle(LIMIT_S) == 3 * PIECE
     assert device.pieces == {address + i * PIECE: PIECE for i in range(3)}
     memory.grow(address, 4 * PIECE)
-    settle(memory)
+    memory.settle(LIMIT_S)
     assert len(device.pieces) == 4
     del content
 
@@ -74,7 +69,7 @@ def test_whole_pieces_are_registered_once_as_the_mapping_grows(memory: Registere
 def test_runs_are_of_neighbours_in_one_piece(memory: RegisteredMemory) -> None:
     content, address = mapping(3)
     memory.grow(address, 2 * PIECE)
-    settle(memory)
+    memory.settle(LIMIT_S)
     half = PIECE // 2
     views = [content[i * half : (i + 1) * half] for i in range(6)]
     apart = memoryview(bytearray(half))
@@ -101,7 +96,7 @@ def test_what_cannot_be_registered_is_done_without(memory: RegisteredMemory, dev
     content, address = mapping(3)
     device.refused = {address + PIECE}
     memory.grow(address, 3 * PIECE)
-    settle(memory)
+    memory.settle(LIMIT_S)
     assert [run.address for run in memory.runs([content[i * PIECE : (i + 1) * PIECE] for i in range(3)])] == [
         address,
         None,
@@ -113,7 +108,7 @@ def test_a_mapping_that_is_forgotten_is_registered_no_more(memory: RegisteredMem
     (first, address), (second, other) = mapping(4), mapping(1)
     memory.grow(address, PIECE)
     memory.grow(other, PIECE)
-    settle(memory)
+    memory.settle(LIMIT_S)
     device.let.clear()
     memory.grow(address, 4 * PIECE)  # the first of these is held up
     forgetting = threading.Thread(target=memory.forget, args=(address,))
@@ -131,5 +126,6 @@ def test_on_a_cpu_nothing_is_registered() -> None:
     content, address = mapping(1)
     memory.grow(address, 1 << 40)
     assert list(memory.runs([content[:8], content[8:]])) == [MemoryRun(0, 2, None, PIECE)]
+    assert memory.settle(LIMIT_S) == 0
     memory.forget(address)
     memory.close()

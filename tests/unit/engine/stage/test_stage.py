@@ -215,7 +215,7 @@ def test_entries_are_placed_in_slots_whether_these_are_registered_or_not(
     monkeypatch.setattr(registered, "REGISTERED_PIECE_BYTES", 4 * ENTRY_BYTES)
     memory, content = RegisteredMemory(NoDevice()), memoryview(bytearray(16 * ENTRY_BYTES))
     memory.grow(addresses_of([content])[0], pieces * 4 * ENTRY_BYTES)
-    settled(memory)
+    assert memory.settle(LIMIT_S) == pieces * 4 * ENTRY_BYTES
     stager, blocks = CudaStager(torch.device("cuda"), memory), blocks_of(16)
     compute.queue.append(lambda: blocks[0, 3].fill_(77))
     mark = stager.mark()
@@ -241,9 +241,3 @@ def test_when_a_piece_fails_nothing_is_written_any_more(compute: FakeStream) -> 
     with pytest.raises(ValueError, match="no digest"):
         stager.place(None, blocks, range(PER_PIECE * 4), slots, HEADERS[: PER_PIECE * 4], failing)
     assert outwards.num_done == len(outwards.queue)
-
-
-def settled(memory: RegisteredMemory) -> None:
-    """Wait for the thread that registers."""
-    assert memory._thread is not None
-    memory._thread.submit(lambda: None).result(LIMIT_S)

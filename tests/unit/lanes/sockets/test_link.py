@@ -8,6 +8,7 @@ import pytest
 
 from shared.errors import BadRequest, LaneBroken
 from shared.kv.frame import Frame
+from shared.lanes.records import RECORD_BYTES
 from shared.lanes.sockets.batch import MAX_ENTRIES
 from shared.lanes.sockets.link import SocketLink
 from shared.lanes.sockets.options import LinkOptions
@@ -96,14 +97,14 @@ async def test_many_streams_both_ways_at_once(num_connections: int) -> None:
 
 
 async def test_a_consumer_that_stops_stops_its_sender() -> None:
-    size, limit = MIB, 3 * MIB
+    size, limit = MIB, 3 * (MIB + RECORD_BYTES)
     async with linked(2, far=LinkOptions(max_unread_bytes=limit)) as ends:
         with ends.far.incoming(1) as incoming:
             sending = [asyncio.create_task(ends.near.send(1, [sealed(number, size)])) for number in range(1, 60)]
             await until(lambda: ends.far.unread_bytes == limit)
             held = await until_still(lambda: ends.near.num_bytes_sent)
             assert held < 60 * size
-            assert ends.far_slots.taken_bytes == limit
+            assert ends.far_slots.taken_bytes == 3 * MIB
             assert ends.near.num_waiting
             received = await take(incoming, len(sending))
             await asyncio.gather(*sending)
@@ -178,13 +179,13 @@ async def test_who_is_cancelled_while_waiting_sends_nothing() -> None:
 
 
 async def test_what_nobody_awaits_is_thrown_away() -> None:
-    async with linked(far=LinkOptions(max_unread_bytes=4 * MIB)) as ends:
+    async with linked(far=LinkOptions(max_unread_bytes=4 * (MIB + RECORD_BYTES))) as ends:
         with ends.far.incoming(1) as incoming:
             await ends.near.send(1, [sealed(1, MIB)])
             ends.far_slots.free_all(await take(incoming, 1))
             for number in range(2, 6):
                 await ends.near.send(1, [sealed(number, MIB)])
-            await until(lambda: ends.far.unread_bytes == 4 * MIB)
+            await until(lambda: ends.far.unread_bytes == 4 * (MIB + RECORD_BYTES))
         await until(lambda: ends.far.unread_bytes == ends.far_slots.num_taken == 0)  # a thread may just have one
         for number in range(20):
             await ends.near.send(1, [sealed(number, MIB)])
@@ -203,7 +204,7 @@ async def test_a_stream_that_ends_lets_its_link_go_on() -> None:
             with ends.far.incoming(1):
                 sending = [asyncio.create_task(ends.near.send(1, [sealed(number, MIB)])) for number in range(1, 40)]
                 sending.append(asyncio.create_task(ends.near.send(2, [sealed(100, MIB)])))
-                await until(lambda: ends.far.unread_bytes == MIB and ends.near.num_waiting)
+                await until(lambda: ends.far.unread_bytes and ends.near.num_waiting)
                 await until_still(lambda: ends.near.num_bytes_sent)
                 assert ends.near.num_waiting
             received = await take(other, 1)

@@ -14,7 +14,7 @@ from shared.lanes.sockets.dial import dial
 from shared.lanes.sockets.hello import (
     NEW_LINK,
     TOKEN_BYTES,
-    Answer,
+    HelloAnswer,
     HelloStatus,
     receive_answer,
     send_hello,
@@ -54,7 +54,7 @@ async def serving(
     await census.check()
 
 
-def say(server: SocketServer, token: bytes, link: int = NEW_LINK) -> tuple[socket.socket, Answer]:
+def say(server: SocketServer, token: bytes, link: int = NEW_LINK) -> tuple[socket.socket, HelloAnswer]:
     """Connect and say hello; to be run in a thread."""
     sock = socket.create_connection((HOST, server.port), timeout=LIMIT_S)
     send_hello(sock, token, link, Deadline.after(LIMIT_S))
