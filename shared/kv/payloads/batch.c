@@ -124,17 +124,37 @@ int prfaas_copy_out(const struct parts *parts, const int64_t *numbers, PyObject 
     return 0;
 }
 
+static void copy_in(const struct parts *parts, int64_t number, const uint8_t *payload) {
+    uint8_t *part = parts->first + number * parts->part_bytes;
+    for (int64_t i = 0; i < parts->num_parts; i++, part += parts->part_stride, payload += parts->part_bytes)
+        memcpy(part, payload, (size_t)parts->part_bytes);
+}
+
 /* Copy payloads, each of exactly an entry's length, to where entries lie. */
 int prfaas_copy_in(const struct parts *parts, const int64_t *numbers, PyObject *payloads, int64_t count) {
     int64_t length = parts->part_bytes * parts->num_parts;
     Py_buffer *views = views_of(payloads, count, 0, length);
     if (!views) return -1;
     PyThreadState *thread = length * count > KEEP_LOCK_BYTES ? PyEval_SaveThread() : NULL;
+    for (int64_t i = 0; i < count; i++) copy_in(parts, numbers[i], views[i].buf);
+    if (thread) PyEval_RestoreThread(thread);
+    release(views, count);
+    return 0;
+}
+
+/* Do so with those whose digest, as `prfaas_digests` has it, is what it should be; say which these are. A payload is
+   copied right after it was digested, while it is near. */
+int prfaas_copy_in_sealed(const struct parts *parts, const int64_t *numbers, PyObject *payloads, int64_t count,
+                          const uint8_t *headers, int64_t header_bytes, const uint64_t *checksums, uint8_t *intact) {
+    int64_t length = parts->part_bytes * parts->num_parts;
+    if (length <= XXH3_SHORT) return failed("an entry is too short for this");
+    Py_buffer *views = views_of(payloads, count, 0, length);
+    if (!views) return -1;
+    PyThreadState *thread = length * count > KEEP_LOCK_BYTES ? PyEval_SaveThread() : NULL;
     for (int64_t i = 0; i < count; i++) {
-        uint8_t *part = parts->first + numbers[i] * parts->part_bytes;
-        const uint8_t *payload = views[i].buf;
-        for (int64_t j = 0; j < parts->num_parts; j++, part += parts->part_stride, payload += parts->part_bytes)
-            memcpy(part, payload, (size_t)parts->part_bytes);
+        uint64_t seed = xxh3_header(headers + i * header_bytes, (size_t)header_bytes);
+        intact[i] = xxh3_long(views[i].buf, (size_t)length, seed) == checksums[i];
+        if (intact[i]) copy_in(parts, numbers[i], views[i].buf);
     }
     if (thread) PyEval_RestoreThread(thread);
     release(views, count);
