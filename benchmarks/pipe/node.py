@@ -39,13 +39,15 @@ def pool_node(
     return pool_process(*command, sys.executable, *module)
 
 
-async def _pull(pool: PoolParts, name: str, num_blocks: int, source: Source, *, is_background: bool) -> dict[str, Any]:
-    """Be a reader that the pool pulls for; what arrives is taken and dropped, and the pool empty again afterwards."""
-    blocks, changed = chain(name, num_blocks), asyncio.Event()
+async def pull(
+    pool: PoolParts, layout: KvLayout, blocks: Sequence[BlockEntries], source: Source, *, is_background: bool = False
+) -> dict[str, Any]:
+    """Be a reader that the pool pulls for; what arrives is taken and dropped."""
+    changed = asyncio.Event()
     started, first_s, num_bytes = time.perf_counter(), 0.0, 0
-    reader = pool.store.subscribe(LAYOUT, blocks, TIMEOUT_S, changed.set)
+    reader = pool.store.subscribe(layout, blocks, TIMEOUT_S, changed.set)
     try:
-        pool.pulls.start(SourcedReader(reader, LAYOUT, [source], TIMEOUT_S, is_background=is_background))
+        pool.pulls.start(SourcedReader(reader, layout, [source], TIMEOUT_S, is_background=is_background))
         while not reader.done:
             changed.clear()
             while frames := reader.take(1 << 20):
@@ -65,7 +67,8 @@ async def _carry_out(pool: ServedPool, command: Command) -> dict[str, Any]:
         return _fill(pool.parts, command["name"], command["num_blocks"])
     source = Source(0, command["num_blocks"], Datacenter(command["dc"]), (command["address"],))
     is_background = command.get("is_background", False)
-    return await _pull(pool.parts, command["name"], command["num_blocks"], source, is_background=is_background)
+    blocks = chain(command["name"], command["num_blocks"])
+    return await pull(pool.parts, LAYOUT, blocks, source, is_background=is_background)
 
 
 def _fill(pool: PoolParts, name: str, num_blocks: int) -> dict[str, Any]:

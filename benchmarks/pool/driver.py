@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from benchmarks.pool.lines import Child, serve
 
 MAX_CLIENTS = 4
@@ -28,15 +30,34 @@ class Driver:
         num_clients = command.pop("clients", 1)
         while len(self.clients) < num_clients:
             self.clients.append(Child([*self._command, "client", str(len(self.clients)), self.server.about["address"]]))
+        before = self._cpu_s(num_clients)
         for number, client in enumerate(self.clients[:num_clients]):
             client.send(**{**command, "name": f"{command['name']} {number}"})  # keys of its own for each
         answers = [client.answer() for client in self.clients[:num_clients]]
         ends, starts = (max(answer["ended"] for answer in answers), min(answer["started"] for answer in answers))
-        return {**answers[0], "bytes": sum(answer["bytes"] for answer in answers), "seconds": ends - starts}
+        server_cpu_s, client_cpu_s = (now - then for now, then in zip(self._cpu_s(num_clients), before, strict=True))
+        return {
+            **answers[0],
+            "bytes": sum(answer["bytes"] for answer in answers),
+            "seconds": ends - starts,
+            "server_cpu_s": server_cpu_s,
+            "client_cpu_s": client_cpu_s,
+        }
+
+    def _cpu_s(self, num_clients: int) -> tuple[float, float]:
+        """Return the processor seconds of the server, what it has started included, and of so many clients."""
+        return cpu_s(self.server.pid), sum(cpu_s(client.pid) for client in self.clients[:num_clients])
 
     def close(self) -> None:
         for child in (*self.clients, self.server):
             child.close()
+
+
+def cpu_s(pid: int) -> float:
+    """Return the processor seconds of a process and of its living descendants."""
+    process = psutil.Process(pid)
+    times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
+    return float(sum(each.user + each.system for each in times))
 
 
 def resident_bytes(pid: int) -> int:

@@ -55,6 +55,10 @@ class Child:
         )
         self.about: dict[str, Any] = self.answer()["ready"]
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def send(self, **command: Any) -> None:
         assert self._process.stdin is not None
         print(json.dumps(command), file=self._process.stdin, flush=True)

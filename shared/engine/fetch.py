@@ -76,7 +76,7 @@ class PageFetch:
         """
         await self._stream_until_hurried(pool, sources, wait_s, deadline)
         if self.outstanding and (self._hurry.is_set() or self._met_corruption):
-            await self._stream(pool, sources, 0.0, deadline)
+            await self._stream(pool, sources, 0.0, deadline, doubted=self._met_corruption)
         missing = sum(mask.bit_count() for mask in self.outstanding.values())
         if missing:
             self._transfer.fetched.missing.inc(missing)
@@ -96,14 +96,18 @@ class PageFetch:
             stream.cancel()
             await asyncio.wait({stream, hurry})
 
-    async def _stream(self, pool: Pool, sources: Sequence[Source], wait_s: float, deadline: Deadline) -> None:
+    async def _stream(
+        self, pool: Pool, sources: Sequence[Source], wait_s: float, deadline: Deadline, *, doubted: bool = False
+    ) -> None:
         blocks = sorted(self.outstanding)
         wanted = [BlockEntries(self._keys[block], self.outstanding[block]) for block in blocks]
         try:
             async with aclosing(
-                pool.fetch(self._transfer.layout, wanted, reindexed(sources, blocks), wait_s, deadline)
+                pool.fetch(self._transfer.layout, wanted, reindexed(sources, blocks), wait_s, deadline, doubted=doubted)
             ) as stream:
                 async for arrived in stream:
+                    if arrived.corrupt:
+                        self._count_corrupt(sum(layers.bit_count() for _, layers in arrived.corrupt))
                     await self._land(arrived.frames)
         except DeadlineExceeded:
             raise
@@ -121,10 +125,13 @@ class PageFetch:
             self._left_in_layer[layer] -= 1
         self._transfer.fetched.landed.inc(len(landed))
         if len(landed) < len(frames):
-            self._met_corruption = True
-            self._transfer.fetched.corrupt.inc(len(frames) - len(landed))
+            self._count_corrupt(len(frames) - len(landed))
         if landed:
             self._on_landed()
+
+    def _count_corrupt(self, num_entries: int) -> None:
+        self._met_corruption = True
+        self._transfer.fetched.corrupt.inc(num_entries)
 
     def _write(self, frames: list[Frame]) -> list[tuple[int, int]]:
         """Check, decode and write frames; runs in the copier thread. Return the (block, layer) pairs that landed.

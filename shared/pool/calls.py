@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 
+from shared.pool.lookup import decode_lookup, encode_lookup
 from shared.pool.wire import decode_fetch, decode_publish, encode_fetch, encode_publish
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import CachePoolServicer, add_CachePoolServicer_to_server
@@ -19,8 +20,8 @@ SERVICE = "prfaas.v1.CachePool"
 def add_pool_servicer(servicer: CachePoolServicer, server: grpc.aio.Server) -> None:
     """Add a servicer that gets and writes batches as sequences of frames.
 
-    `Publish` gets what `decode_publish` returns, `Fetch` may write what `encode_fetch` takes; the other methods are as
-    generated.
+    `Publish` gets what `decode_publish` returns, `Lookup` what `decode_lookup` returns, `Fetch` may write what
+    `encode_fetch` takes; the other methods are as generated.
     """
     generated: Any = _Collected()
     add_CachePoolServicer_to_server(servicer, generated)
@@ -29,6 +30,9 @@ def add_pool_servicer(servicer: CachePoolServicer, server: grpc.aio.Server) -> N
         servicer.Publish, decode_publish, pb.PublishReply.SerializeToString
     )
     handlers["Fetch"] = grpc.unary_stream_rpc_method_handler(servicer.Fetch, pb.FetchRequest.FromString, encode_fetch)
+    handlers["Lookup"] = grpc.unary_unary_rpc_method_handler(
+        servicer.Lookup, decode_lookup, pb.LookupReply.SerializeToString
+    )
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     server.add_registered_method_handlers(SERVICE, handlers)
 
@@ -48,6 +52,15 @@ def publish_call(channel: grpc.aio.Channel) -> Any:
         f"/{SERVICE}/Publish",
         request_serializer=encode_publish,
         response_deserializer=pb.PublishReply.FromString,
+    )
+
+
+def lookup_call(channel: grpc.aio.Channel) -> Any:
+    """Return the multi-callable of `Lookup` that takes keys."""
+    return channel.unary_unary(
+        f"/{SERVICE}/Lookup",
+        request_serializer=encode_lookup,
+        response_deserializer=pb.LookupReply.FromString,
     )
 
 

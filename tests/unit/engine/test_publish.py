@@ -15,7 +15,7 @@ from shared.ids import BlockKey
 from shared.kv.codec import Codec
 from shared.kv.frame import Frame, open_frame
 from shared.metrics import Metrics
-from shared.pool.client import Publication
+from shared.pool.publication import Publication
 from tests.support.entries import entry_bytes
 from tests.support.tiny import tiny_model
 from tests.support.waiting import LIMIT_S, until
