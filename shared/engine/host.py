@@ -91,6 +91,7 @@ async def serve_engine(
         load = build(EngineHost(model, torch_thread, pool, transfer, host.metrics, server.grpc, host.jobs))
         _export_pages(host.metrics, model)
         membership = _membership(settings, role, model, server.address, server.epoch)
+        host.jobs.start(lanes.prepare(settings.pool), name="lane")
         await server.start(membership, partial(_load_event, settings, server.epoch, model, load))
         log.info(
             "engine_started",

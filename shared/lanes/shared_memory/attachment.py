@@ -99,7 +99,7 @@ class Attachment:
         self._watchers.append(grown)
 
     def when_unviewed(self, call: Callable[[], None]) -> None:
-        """Have it called after `close`, when the last view has gone and before the memory is unmapped; in any thread."""
+        """Have it called after `close`, when the last view has gone and before memory is unmapped; in any thread."""
         assert self._all is not None, "closed"
         weakref.finalize(self._all.obj, call).atexit = False
 
