@@ -1,9 +1,9 @@
 """The engines on one GPU: right, and how near to what it can do. `--device cpu --tiny` is the same in miniature.
 
 Sections: correctness (logits against SDPA in float32, however a prompt is cut), prefill, decode (each beside the
-device's measured limits), emission (KV copied to the host behind the next layer), suite (prefill and decode on the GPU
-in two processes, everything else on its CPUs), load (many requests at once, with a prefill worker and without). Weights
-are random, in the shape of real models.
+device's measured limits), emission (KV copied to the host behind the next layer), room (KV between the device and
+memory that a pool has mapped, too), suite (prefill and decode on the GPU in two processes, everything else on its
+CPUs), load (many requests at once, with a prefill worker and without). Weights are random, in the shape of real models.
 """
 
 import argparse
@@ -12,12 +12,12 @@ import sys
 import torch
 
 from benchmarks import harness
-from benchmarks.device import correctness, decode, emission, limits, load, prefill, serving
+from benchmarks.device import correctness, decode, emission, limits, load, prefill, room, serving
 from benchmarks.device.shapes import FULL, SMALL, config_of, random_weights, transformer
 from benchmarks.harness import Report
 from shared.model.attention.select import select_attention
 
-SECTIONS = ("correctness", "prefill", "decode", "emission", "suite", "load")
+SECTIONS = ("correctness", "prefill", "decode", "emission", "room", "suite", "load")
 OF_PROCESSES = ("suite", "load")
 NEED_MODEL = {"prefill": prefill.measure, "decode": decode.measure, "emission": emission.measure}
 
@@ -47,6 +47,8 @@ def measure(options: argparse.Namespace) -> Report:
             _add(report, section, NEED_MODEL[section](plan, config, model, attention, measured))
         del model
         limits.free(device)
+    if "room" in sections:
+        _add(report, "room", Report(room.measure(device, room.SMALL_ROOM if options.tiny else room.FULL_ROOM)))
     if "suite" in sections:
         _add(report, "suite", serving.measure(plan, device, options.attention))
     if "load" in sections:

@@ -11,12 +11,14 @@ from typing import Any, TypeAlias
 
 from benchmarks.harness import ROOT
 from services.cachepool.app import PoolParts, build_pool
+from services.cachepool.serving.ends import lane_ends
 from services.cachepool.settings import PoolSettings
 from shared.ids import new_epoch
 from shared.metrics import Metrics
 from shared.pool.calls import add_pool_servicer
 from shared.rpc.client import Channels
 from shared.rpc.server import GrpcServer
+from shared.security import NO_SECURITY
 from shared.service.health import Health
 from shared.service.lifecycle import InFlight
 
@@ -77,7 +79,11 @@ async def serve(
         channels = await stack.enter_async_context(Channels())
         server = GrpcServer(host, 0, Health("grpc"), InFlight())
         address = f"{host}:{server.bind()}"
-        parts = build_pool(settings, new_epoch(), channels, Metrics(), lambda _event: None, own_address=address)
+        ends = await stack.enter_async_context(lane_ends(settings, NO_SECURITY))
+        parts = build_pool(
+            settings, new_epoch(), channels, Metrics(), lambda _event: None, own_address=address, ends=ends
+        )
+        stack.push_async_callback(parts.lanes.close)
         add_pool_servicer(parts.servicer, server.grpc)
         await server.start()
         stack.push_async_callback(parts.pulls.close)

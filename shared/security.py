@@ -1,7 +1,8 @@
-"""Who may talk to whom, and how it is encrypted: one answer from the settings, for all four kinds of connection.
+"""Who may talk to whom, and how it is encrypted: one answer from the settings, for all kinds of connection.
 
 Each place that opens or takes connections is handed its part and passes it on to its library: gRPC servers
-(`rpc/server`), gRPC channels (`rpc/client`), HTTP servers (`service/http`) and the clients of Kafka (`bus/connection`).
+(`rpc/server`), gRPC channels (`rpc/client`), HTTP servers (`service/http`), both ends of socket lanes
+(`lanes/sockets`) and the clients of Kafka (`bus/connection`).
 A scheme is added as one function in `SCHEMES`.
 """
 
@@ -35,6 +36,8 @@ class Security:
     grpc_server: grpc.ServerCredentials | None = None
     grpc_channel: grpc.ChannelCredentials | None = None
     http_server: ssl.SSLContext | None = None
+    lane_server: ssl.SSLContext | None = None
+    lane_client: ssl.SSLContext | None = None
     kafka: KafkaSecurity = KafkaSecurity()
 
 

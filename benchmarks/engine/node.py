@@ -30,7 +30,9 @@ from shared.kv.frame import Frame
 from shared.kv.layout import KvLayout
 from shared.log import configure
 from shared.metrics import Metrics
-from shared.pool.client import AT_HOME, Arrived, Crossing, Grant, PoolClient, Publication
+from shared.pool.client import AT_HOME, Crossing, PoolClient
+from shared.pool.lanes.lane import Arrived
+from shared.pool.publication import Grant, Publication
 from shared.rpc.client import Channels
 from shared.rpc.server import GrpcServer
 from shared.sampling.params import SamplingParams
@@ -67,6 +69,8 @@ class NoPool(PoolClient):
         wait_s: float,
         deadline: Deadline,
         crossing: Crossing = AT_HOME,
+        *,
+        doubted: bool = False,
     ) -> AsyncGenerator[Arrived, None]:
         yield Arrived([], list(blocks))
 

@@ -11,6 +11,7 @@ import torch
 from benchmarks.handover.shapes import keys_of, layout_of
 from benchmarks.pool.lines import serve
 from shared.allocator import keep_freed_memory
+from shared.config import load
 from shared.deadline import Deadline
 from shared.engine.fetch import PageFetch
 from shared.engine.publish import PagePublisher, Ready
@@ -20,10 +21,12 @@ from shared.engine.transfer import FetchMetrics, PageTransfer
 from shared.ids import Datacenter
 from shared.kv.codec import Codec
 from shared.kv.entries import BlockEntries, Source
+from shared.lanes.settings import LaneSettings
 from shared.log import configure
 from shared.metrics import Metrics
 from shared.model.pages.kv import PagedKv
 from shared.pool.client import PoolClient
+from shared.pool.lanes.chosen import engine_lanes
 from shared.rpc.client import Channels
 
 LIMIT_S = 60.0
@@ -36,7 +39,7 @@ class HandingEngine:
         layout = layout_of(entry_bytes)
         self._runner = asyncio.Runner()
         self._channels = Channels()
-        self._pool = PoolClient(self._channels, address)
+        self._pool = PoolClient(self._channels, address, lanes=engine_lanes(load(LaneSettings), self._channels))
         self._kv = PagedKv(layout, num_blocks, layout.block_tokens, device)
         reservation = self._kv.reserve([], num_blocks * layout.block_tokens)
         assert reservation is not None

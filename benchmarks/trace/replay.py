@@ -8,7 +8,6 @@ from typing import NamedTuple
 from benchmarks.trace.source import BLOCK_TOKENS, TraceRequest
 from services.cachepool.store.block import Block, Writer, whole_charge
 from services.cachepool.store.eviction import Eviction
-from services.cachepool.store.memory import PayloadMemory
 from services.cachepool.store.reuse import ATTENTION_EQUALS_LINEAR_TOKENS
 from services.cachepool.store.store import Store
 from shared.errors import Overloaded
@@ -17,6 +16,7 @@ from shared.kv.codec import Codec, Fidelity, Payload
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import Frame
 from shared.kv.layout import KvLayout, LayerSpec, iter_layers
+from shared.lanes.slots import SlotMemory
 
 DENSE = KvLayout((LayerSpec(None, 90, 64),), "bfloat16", BLOCK_TOKENS)
 """KV of SmolLM2's size, its 30 layers as one: the store then has one entry for each block."""
@@ -38,7 +38,7 @@ class Lru(Eviction):
         return 0, block.uses.last_at
 
 
-class NotCopied(PayloadMemory):
+class NotCopied(SlotMemory):
     """Keeps what it is given: a replay's payloads are the same bytes again and again, and its pools of any size."""
 
     def keep(self, payload: Payload) -> memoryview:
@@ -86,7 +86,7 @@ class Datacenter:
     payloads: list[bytes] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.store = Store(self.budget_bytes, lambda: self.now, policy=self.policy, memory=NotCopied())
+        self.store = Store(self.budget_bytes, lambda: self.now, policy=self.policy, memory=NotCopied(0, shared=False))
         self.payloads = [bytes(self.layout.entry_bytes(layer)) for layer in range(self.layout.num_layers)]
 
     def serve(self, keys: Sequence[BlockKey], peer: "Datacenter | None") -> tuple[int, int]:

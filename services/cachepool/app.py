@@ -11,6 +11,8 @@ from services.cachepool.links.links import LinkCollector, Links
 from services.cachepool.metrics import PoolMetrics
 from services.cachepool.peers.peers import PeerPulls
 from services.cachepool.placement import PlacementFeed, PlacementLog
+from services.cachepool.serving.ends import LaneEnds, lane_ends
+from services.cachepool.serving.offers import OfferedLanes
 from services.cachepool.serving.servicer import PoolServicer
 from services.cachepool.serving.tier import NoTier
 from services.cachepool.settings import PoolSettings
@@ -25,9 +27,12 @@ from shared.config import load
 from shared.deadline import Deadline
 from shared.host import SERVES_GRPC, WorkerServer, open_host, status_server
 from shared.ids import BlockKey, Datacenter, Epoch, WorkerId
+from shared.lanes.ahead import TouchAhead
+from shared.lanes.slots import SlotMemory, limit_for
 from shared.log import get_logger
 from shared.metrics import Metrics
 from shared.pool.calls import add_pool_servicer
+from shared.pool.lanes.chosen import PoolLanes
 from shared.rpc.client import Channels
 from shared.service.lifecycle import Lifecycle
 
@@ -48,6 +53,7 @@ class PoolParts:
     pulls: PeerPulls
     links: Links
     servicer: PoolServicer
+    lanes: PoolLanes  # to other pools
 
 
 def build_pool(
@@ -58,15 +64,18 @@ def build_pool(
     publish: Callable[[PlacementEvent], None],
     client: ObjectClient | None = None,
     own_address: str = "",
+    ends: LaneEnds | None = None,
 ) -> PoolParts:
     """Wire a pool node whose placement events go to `publish`, which must not block.
 
-    `client` takes the place of the object store that the settings name. Raises `SettingsError` when they name none.
+    `client` takes the place of the object store that the settings name. Without `ends` payloads travel in messages.
+    Raises `SettingsError` when the settings name no object store that there is.
     """
+    ends = ends or LaneEnds(SlotMemory(limit_for(settings.pool_bytes), shared=False))
     counters = PoolMetrics(metrics)
     placement = PlacementLog(WorkerId(settings.worker_id), Datacenter(settings.dc), epoch)
     feed = PlacementFeed(placement, publish, settings.heartbeat_s)
-    store = Store(settings.pool_bytes, monotonic, settings.tenant_quota)
+    store = Store(settings.pool_bytes, monotonic, settings.tenant_quota, memory=ends.memory)
     pins = Pins(store, settings.pin_share, settings.tenant_quota, settings.max_pin_s)
     metrics.registry.register(StoreCollector(store, pins, placement))
     tier = open_tier(settings, store, metrics, client) if settings.object_url else None
@@ -79,10 +88,13 @@ def build_pool(
         tier.index.on_change = note
         store.listen(on_settled=tier.writes.note)
     links = Links(Datacenter(settings.dc), metrics, monotonic)
-    pulls = PeerPulls(store, channels, links, counters, settings, own_address)
+    to_peers = [lane for lane in settings.lanes if lane != "shared_memory"]
+    lanes = PoolLanes(channels, to_peers, ends.memory, num_connections=settings.link_connections, verifies=True)
+    pulls = PeerPulls(store, channels, links, counters, settings, lanes, own_address)
+    offered = OfferedLanes(ends, settings.pool_bytes)
     metrics.registry.register(LinkCollector(pulls.link_loads))
-    servicer = PoolServicer(settings, store, pins, placement, tier or NoTier(), pulls, links, counters)
-    return PoolParts(store, pins, feed, tier, pulls, links, servicer)
+    servicer = PoolServicer(settings, store, pins, placement, tier or NoTier(), pulls, links, offered, counters)
+    return PoolParts(store, pins, feed, tier, pulls, links, servicer, lanes)
 
 
 def holding(store: Store, tier: ObjectTier | None, key: BlockKey) -> tuple[int, int]:
@@ -106,7 +118,12 @@ async def run(lifecycle: Lifecycle) -> None:
         def publish(event: PlacementEvent) -> None:
             server.producer.publish(TOPIC_PLACEMENT, settings.worker_id, event.encode())
 
-        pool = build_pool(settings, server.epoch, host.channels, host.metrics, publish, own_address=server.address)
+        ends = await stack.enter_async_context(lane_ends(settings, host.security))
+        host.jobs.start(TouchAhead(ends.memory, settings.ahead_bytes).run(), name="memory ahead")
+        pool = build_pool(
+            settings, server.epoch, host.channels, host.metrics, publish, own_address=server.address, ends=ends
+        )
+        stack.push_async_callback(pool.lanes.close)
         stack.push_async_callback(pool.pulls.close)
         if pool.tier is not None:
             host.jobs.start(pool.tier.run(), name="object tier")

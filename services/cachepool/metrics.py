@@ -4,6 +4,8 @@ from shared.metrics import Metrics
 
 WRITER = "writer"
 """The label `source` of frames from local writers; frames from peers carry the peer's address."""
+MEMORY = "memory"
+"""That of entries which this pool held, and which a reader found corrupt."""
 
 
 class PoolMetrics:
@@ -18,6 +20,8 @@ class PoolMetrics:
         self.refused = metrics.counter("entries_refused", "Entries dropped because everything in the pool was held.")
         self.fetched = metrics.counter("fetched_entries", "Entries asked for by readers.", ["result"])
         self.fetched_bytes = metrics.counter("fetched_bytes", "Payload bytes sent to readers.")
+        self.lane_sent = metrics.counter("lane_sent_bytes", "Payload bytes sent to readers, by lane.", ["lane"])
+        self.lane_received = metrics.counter("lane_received_bytes", "Payload bytes of writers and pulls.", ["lane"])
         self.pulled = metrics.counter("pulled_entries", "Intact entries that came from a peer pool.", ["peer"])
         self.pulled_bytes = metrics.counter("pulled_bytes", "Payload bytes from a peer pool.", ["peer"])
         self.pulls = metrics.counter("pulls", "Pulls from a peer pool.", ["peer", "outcome"])

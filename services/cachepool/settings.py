@@ -1,20 +1,20 @@
 """Settings of a cache pool."""
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import gettempdir
 from typing import ClassVar
 
-from shared.config import ServiceSettings, fraction, non_negative, parse_bytes, positive, setting
+from shared.config import fraction, non_negative, parse_bytes, port, positive, setting
+from shared.lanes.settings import MAX_CONNECTIONS, LaneSettings, connections
 
-MAX_STREAMS = 64
+MAX_STREAMS = MAX_CONNECTIONS
 """Streams that share one pull at a time."""
 
 
-def _connections(value: float) -> str | None:
-    return None if 1 <= value <= MAX_STREAMS else f"must be 1 to {MAX_STREAMS}"
-
-
 @dataclass(frozen=True, kw_only=True)
-class PoolSettings(ServiceSettings):
+class PoolSettings(LaneSettings):
     """One pool node. Limits on requests keep one client from taking the pool's memory or time."""
 
     service: ClassVar[str] = "cachepool"
@@ -24,6 +24,25 @@ class PoolSettings(ServiceSettings):
         1 << 30,
         help="memory for KV blocks, bookkeeping included",
         parse=parse_bytes,
+        check=positive,
+    )
+    ahead_bytes: int = setting(
+        "PRFAAS_POOL_AHEAD_BYTES",
+        256 << 20,
+        help="memory that is made ready beyond what is in use, in the background",
+        parse=parse_bytes,
+        check=non_negative,
+    )
+    lane_folder: Path = setting(
+        "PRFAAS_POOL_LANE_FOLDER",
+        Path(gettempdir()) / f"prfaas-{os.getuid()}",
+        help="private folder where engines of this host find the pool's shared memory; containers share it as a volume",
+    )
+    lane_port: int = setting("PRFAAS_POOL_LANE_PORT", 0, help="port of the socket lane (0: any free one)", check=port)
+    max_lane_connections: int = setting(
+        "PRFAAS_POOL_MAX_LANE_CONNECTIONS",
+        1024,
+        help="connections of all links, and processes attached",
         check=positive,
     )
     max_streams: int = setting(
@@ -49,7 +68,7 @@ class PoolSettings(ServiceSettings):
         "PRFAAS_POOL_LINK_CONNECTIONS",
         8,
         help="connections that a pull from another datacenter uses (at most 64)",
-        check=_connections,
+        check=connections,
     )
     tenant_quota: float = setting(
         "PRFAAS_POOL_TENANT_QUOTA",

@@ -10,15 +10,17 @@ from shared.engine.stage import Arrival
 from shared.engine.transfer import PageTransfer
 from shared.errors import CorruptFrame, DeadlineExceeded, PrfaasError
 from shared.ids import BlockKey
-from shared.kv.codec import Fidelity, Payload
+from shared.kv.codec import Codec, Fidelity, Payload
 from shared.kv.entries import BlockEntries, Source, reindexed
-from shared.kv.frame import Frame, open_frame
+from shared.kv.frame import Frame, open_verified
 from shared.kv.layout import iter_layers
 from shared.log import get_logger
 from shared.model.pages.reservation import Reservation
 from shared.pool.nodes import Pool
 
 log = get_logger()
+
+_RAW = Codec.RAW  # to look a member up in its Enum takes longer than to compare it
 
 
 class PageFetch:
@@ -71,7 +73,7 @@ class PageFetch:
         """
         await self._stream_until_hurried(pool, sources, wait_s, deadline)
         if self.outstanding and (self._hurry.is_set() or self._met_corruption):
-            await self._stream(pool, sources, 0.0, deadline)
+            await self._stream(pool, sources, 0.0, deadline, doubted=self._met_corruption)
         missing = sum(mask.bit_count() for mask in self.outstanding.values())
         if missing:
             self._transfer.fetched.missing.inc(missing)
@@ -91,14 +93,18 @@ class PageFetch:
             stream.cancel()
             await asyncio.wait({stream, hurry})
 
-    async def _stream(self, pool: Pool, sources: Sequence[Source], wait_s: float, deadline: Deadline) -> None:
+    async def _stream(
+        self, pool: Pool, sources: Sequence[Source], wait_s: float, deadline: Deadline, *, doubted: bool = False
+    ) -> None:
         blocks = sorted(self.outstanding)
         wanted = [BlockEntries(self._keys[block], self.outstanding[block]) for block in blocks]
         try:
             async with aclosing(
-                pool.fetch(self._transfer.layout, wanted, reindexed(sources, blocks), wait_s, deadline)
+                pool.fetch(self._transfer.layout, wanted, reindexed(sources, blocks), wait_s, deadline, doubted=doubted)
             ) as stream:
                 async for arrived in stream:
+                    if arrived.corrupt:
+                        self._count_corrupt(sum(layers.bit_count() for _, layers in arrived.corrupt))
                     await self._land(arrived.frames)
         except DeadlineExceeded:
             raise
@@ -116,34 +122,50 @@ class PageFetch:
             self._left_in_layer[layer] -= 1
         self._transfer.fetched.landed.inc(len(landed))
         if len(landed) < len(frames):
-            self._met_corruption = True
-            self._transfer.fetched.corrupt.inc(len(frames) - len(landed))
+            self._count_corrupt(len(frames) - len(landed))
         if landed:
             self._on_landed()
 
+    def _count_corrupt(self, num_entries: int) -> None:
+        self._met_corruption = True
+        self._transfer.fetched.corrupt.inc(num_entries)
+
     def _write(self, frames: list[Frame]) -> list[tuple[int, int]]:
-        """Check, decode and write frames; runs in the copier thread. Return the (block, layer) pairs that landed."""
+        """Check, decode and write frames; runs in the copier thread. Return the (block, layer) pairs that landed.
+
+        Payloads may lie in memory that a pool writes, too. They are read twice, to be verified and to be copied, and
+        stay what they are in between: the stream's hold on them outlasts this call.
+        """
         kv = self._transfer.kv
         blocks_of = cache(kv.blocks_of)  # a message has many entries of a layer
-        landed: list[tuple[int, int]] = []
+        landed: dict[tuple[int, int], None] = {}
         arrivals: list[Arrival] = []
-        for frame, raw in zip(frames, self._transfer.codecs.map(self._opened, frames), strict=True):
+        for frame, raw in zip(frames, self._opened(frames), strict=True):
             if raw is None:
                 continue
-            block = self._block_of[frame.key]
-            if self.outstanding.get(block, 0) >> frame.layer & 1 and (block, frame.layer) not in landed:
-                number = kv.block_number(frame.layer, self._reservation, block)
-                arrivals.append(Arrival(raw, blocks_of(frame.layer), number))
-                landed.append((block, frame.layer))
+            key, layer = frame.key, frame.layer
+            block = self._block_of[key]
+            if self.outstanding.get(block, 0) >> layer & 1 and (block, layer) not in landed:
+                arrivals.append(Arrival(raw, blocks_of(layer), kv.block_number(layer, self._reservation, block)))
+                landed[block, layer] = None
         self._transfer.stager.land(arrivals)
-        return landed
+        return list(landed)
 
-    def _opened(self, frame: Frame) -> Payload | None:
+    def _opened(self, frames: Sequence[Frame]) -> list[Payload | None]:
+        """Return the entries' bytes, None for those that cannot be used."""
+        checked = list(zip(frames, self._transfer.verified(frames), strict=True))
+        if all(frame.codec is _RAW for frame in frames):  # there is nothing to do side by side
+            return [self._decoded(*entry) for entry in checked]
+        return self._transfer.codecs.map(lambda entry: self._decoded(*entry), checked)
+
+    def _decoded(self, frame: Frame, is_intact: bool) -> Payload | None:
         """Return an entry's bytes, or None when they cannot be used; runs in any thread."""
         try:
+            if not is_intact:
+                raise CorruptFrame("its checksum or its header")
             if frame.key not in self._block_of:
                 raise CorruptFrame("an entry that nobody asked for")
-            return open_frame(frame, self._transfer.layout.entry_shape(frame.layer), self._at_least)
+            return open_verified(frame, self._transfer.layout.entry_shape(frame.layer), self._at_least)
         except (CorruptFrame, IndexError) as error:
             log.warning("frame_corrupt", layer=frame.layer, key=frame.key.hex()[:12], error=repr(error))
             return None

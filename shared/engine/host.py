@@ -14,14 +14,16 @@ from shared.engine.codecs import CodecThreads, codec_threads
 from shared.engine.loaded import LoadedModel, load_model
 from shared.engine.pool_access import PoolAccess
 from shared.engine.settings import EngineSettings
-from shared.engine.stage import select_stager
+from shared.engine.stage import RegisteredMemory, memory_for, select_stager
 from shared.engine.thread import WorkThread
 from shared.engine.transfer import FetchMetrics, PageTransfer
 from shared.host import SERVES_GRPC, WorkerServer, open_host, status_server
 from shared.ids import Datacenter, Epoch, WorkerId
 from shared.kv.codec.native import load_kernels
+from shared.lanes.shared_memory.attachment import Attachment
 from shared.log import get_logger
 from shared.metrics import Metrics
+from shared.pool.lanes.chosen import engine_lanes
 from shared.pool.nodes import pool_at
 from shared.rpc.server import GrpcServer
 from shared.service.lifecycle import Background, Lifecycle
@@ -79,8 +81,12 @@ async def serve_engine(
         model = await torch_thread.run(partial(load_model, settings))
         host.health.set(MODEL, True, model.files.name)
         server = WorkerServer(host)
-        pool = PoolAccess((settings.pool,), partial(pool_at, host.channels))
-        stager = select_stager(torch.device(settings.device))
+        registered = memory_for(torch.device(settings.device))
+        stack.callback(registered.close)
+        lanes = engine_lanes(settings, host.channels, host.security.lane_client, partial(_register, registered))
+        stack.push_async_callback(lanes.close)
+        pool = PoolAccess((settings.pool,), partial(pool_at, host.channels, lanes=lanes))
+        stager = select_stager(torch.device(settings.device), registered)
         transfer = PageTransfer(model.kv, copier, FetchMetrics(host.metrics), stager, codecs)
         load = build(EngineHost(model, torch_thread, pool, transfer, host.metrics, server.grpc, host.jobs))
         _export_pages(host.metrics, model)
@@ -99,6 +105,14 @@ async def serve_engine(
         await server.leave()
         await server.stop()
         log.info("engine_stopped", reservations_held=model.kv.held)
+
+
+def _register(registered: RegisteredMemory, attachment: Attachment) -> None:
+    """Let the device copy from and to a pool's memory, as far as the pool has touched it."""
+    address = attachment.address
+    registered.grow(address, attachment.touched_bytes)
+    attachment.watch(partial(registered.grow, address))
+    attachment.when_unviewed(partial(registered.forget, address))
 
 
 def _membership(

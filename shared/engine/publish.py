@@ -6,17 +6,23 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
+from torch import Tensor
+
 from shared.engine.stage import Mark
 from shared.engine.transfer import PageTransfer
 from shared.ids import BlockKey
 from shared.kv.codec import SINK_TOKENS, Codec, Payload
-from shared.kv.frame import Frame, seal
+from shared.kv.frame import Frame, raw_headers, seal, seal_all
 from shared.model.pages.reservation import Reservation
 from shared.pool.nodes import Publishing
 from shared.rpc.convert import MAX_BATCH_BYTES
 
 MAX_BACKLOG_BYTES = 64 * 1024 * 1024
 """What may be ready and not sent before a publisher says that it is `full`."""
+
+MAX_PLACED_BYTES = 32 * 1024 * 1024
+"""What one message names at most of what lies in the pool's room: much, for there is little in it; not so much that the
+pool's readers wait for the last of it."""
 
 _LEAST_RATIO = {codec: 1 if codec.spec.cost is None else int(codec.spec.cost.ratio) for codec in Codec}
 """How much smaller entries are when they are sealed, at least: a message should be full, and no more than that."""
@@ -37,6 +43,10 @@ class PagePublisher:
     Invariant: `outstanding[block]` is what the pool granted, less what `limit` gave up, less what `emit` queued. So an
     entry is sent at most once for each grant, and never without one. Whoever talks to the pool calls `grant`; whoever
     owns the pages calls `limit`, with what they hold, and `emit`.
+
+    Entries in the codec `RAW` are written into the room that the publication gives, where it gives some, and only named
+    in messages; all others travel in messages. The publication owns the room: an entry that was not sent is its to
+    take back.
 
     The queue holds references to pages; bytes exist for one batch at a time. A slow pool slows the sending first: the
     pages are its buffer. When `backlog_bytes` exceed the limit the publisher is `full`, and whoever computes shall hold
@@ -122,18 +132,45 @@ class PagePublisher:
         """Send what is emitted until `finish`. Raises what the publication raises."""
         while (emitted := await self._queue.get()) is not None:
             ready, blocks = emitted
-            # One reader for all batches: on a GPU it has copied ahead.
-            raws = self._stage(ready, blocks)
-            while blocks:
-                started = time.perf_counter()
-                frames = await self._transfer.copier.run(partial(self._seal_batch, ready.layer, blocks, raws))
-                await self._publication.send(frames)
-                self._count_sent(ready.layer, len(frames))
-                del blocks[: len(frames)]
-                if self._rest is not None:
-                    await self._rest(time.perf_counter() - started)
+            if self._codec is Codec.RAW:
+                blocks = await self._place(ready, blocks)
+            await self._send_in_messages(ready, blocks)
             self._sent_in_layer[ready.layer] = max(self._sent_in_layer[ready.layer], ready.end)
             self._on_sent()
+
+    async def _place(self, ready: Ready, blocks: Sequence[int]) -> list[int]:
+        """Write entries into the room that the pool gives, and name them to it. Return the blocks without room."""
+        num_bytes = self._transfer.layout.entry_bytes(ready.layer)
+        at_once = max(1, MAX_PLACED_BYTES // num_bytes)
+        left: list[int] = []
+        for first in range(0, len(blocks), at_once):
+            started = time.perf_counter()
+            asked = blocks[first : first + at_once]
+            room = await self._publication.room([self._keys[block] for block in asked], num_bytes)
+            given = [(block, slot) for block, slot in zip(asked, room, strict=True) if slot is not None]
+            left += [block for block, slot in zip(asked, room, strict=True) if slot is None]
+            if not given:
+                left += blocks[first + at_once :]  # as many messages as there would be without a question
+                break
+            placed, slots = zip(*given, strict=True)
+            frames = await self._transfer.copier.run(partial(self._seal_in_place, ready, placed, slots))
+            await self._send(ready.layer, frames, started)
+        return left
+
+    async def _send_in_messages(self, ready: Ready, blocks: list[int]) -> None:
+        # One reader for all batches: on a GPU it has copied ahead.
+        raws = self._stage(ready, blocks)
+        while blocks:
+            started = time.perf_counter()
+            frames = await self._transfer.copier.run(partial(self._seal_batch, ready.layer, blocks, raws))
+            await self._send(ready.layer, frames, started)
+            blocks = blocks[len(frames) :]
+
+    async def _send(self, layer: int, frames: Sequence[Frame], started: float) -> None:
+        await self._publication.send(frames)
+        self._count_sent(layer, len(frames))
+        if self._rest is not None:
+            await self._rest(time.perf_counter() - started)
 
     def _count_sent(self, layer: int, num_entries: int) -> None:
         self.num_entries_sent += num_entries
@@ -142,15 +179,28 @@ class PagePublisher:
         self.backlog_bytes -= num_entries * self._transfer.layout.entry_bytes(layer)
 
     def _stage(self, ready: Ready, blocks: Sequence[int]) -> Iterator[Payload]:
+        return self._transfer.stager.stage(ready.mark, *self._pages(ready.layer, blocks))
+
+    def _pages(self, layer: int, blocks: Sequence[int]) -> tuple[Tensor, list[int]]:
+        """Return a layer's entries, and which of them are those of the blocks."""
         kv = self._transfer.kv
-        numbers = [kv.block_number(ready.layer, self._reservation, block) for block in blocks]
-        return self._transfer.stager.stage(ready.mark, kv.blocks_of(ready.layer), numbers)
+        return kv.blocks_of(layer), [kv.block_number(layer, self._reservation, block) for block in blocks]
+
+    def _seal_in_place(self, ready: Ready, blocks: Sequence[int], slots: Sequence[memoryview]) -> list[Frame]:
+        """Write entries into slots and seal them there; runs in the copier thread."""
+        transfer, keys = self._transfer, [self._keys[block] for block in blocks]
+        headers = raw_headers(keys, ready.layer, transfer.layout.entry_bytes(ready.layer))
+        pages, numbers = self._pages(ready.layer, blocks)
+        checksums = transfer.stager.place(ready.mark, pages, numbers, slots, headers, transfer.digests)
+        return seal_all(keys, ready.layer, slots, checksums)
 
     def _seal_batch(self, layer: int, blocks: Sequence[int], raws: Iterator[Payload]) -> list[Frame]:
         """Seal leading blocks up to one message's worth; runs in the copier thread."""
         transfer, shape = self._transfer, self._transfer.layout.entry_shape(layer)
         limit = MAX_BATCH_BYTES * _LEAST_RATIO[self._codec]
         staged = list(zip(blocks[: -(-limit // shape.num_bytes)], raws, strict=False))
+        if self._codec is Codec.RAW:
+            return seal_all([self._keys[block] for block, _ in staged], layer, [raw for _, raw in staged])
 
         def sealed(entry: tuple[int, Payload]) -> Frame:
             block, raw = entry

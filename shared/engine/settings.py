@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from shared.config import ServiceSettings, non_negative, parse_bytes, positive, setting
+from shared.config import non_negative, parse_bytes, positive, setting
+from shared.lanes.settings import LaneSettings
 
 
 def available_cores() -> int:
@@ -14,7 +15,7 @@ def available_cores() -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineSettings(ServiceSettings):
+class EngineSettings(LaneSettings):
     """Model, memory and threads of an engine, and the pool it belongs to."""
 
     model: str = setting("PRFAAS_MODEL", "smollm2-135m-instruct", help="built-in name, model directory or GGUF file")

@@ -1,13 +1,20 @@
 """The way between an engine's pages and entries' bytes: what all its fetches and publications share."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from shared.engine.codecs import CodecThreads
 from shared.engine.stage import HostStager, Stager
 from shared.engine.thread import WorkThread
+from shared.kv.codec import Payload
+from shared.kv.frame import Frame, verify_all
 from shared.kv.layout import KvLayout
+from shared.kv.payloads import digests
 from shared.metrics import Metrics
 from shared.model.pages.kv import PagedKv
+
+SHARE_BYTES = 1024 * 1024
+"""What is worth a codec thread's waking: it reads this in less time than another takes to wake."""
 
 
 class FetchMetrics:
@@ -32,3 +39,18 @@ class PageTransfer:
     @property
     def layout(self) -> KvLayout:
         return self.kv.layout
+
+    def digests(self, headers: Sequence[bytes], payloads: Sequence[Payload]) -> list[int]:
+        """As `shared.kv.payloads.digests`, divided among the codec threads."""
+        return self.codecs.shares(
+            lambda first, end: digests(headers[first:end], payloads[first:end]), len(payloads), _shares(payloads)
+        )
+
+    def verified(self, frames: Sequence[Frame]) -> list[bool]:
+        """As `shared.kv.frame.verify_all`, divided among the codec threads."""
+        most = _shares([frame.payload for frame in frames])
+        return self.codecs.shares(lambda first, end: verify_all(frames[first:end]), len(frames), most)
+
+
+def _shares(payloads: Sequence[Payload]) -> int:
+    return sum(map(len, payloads)) // SHARE_BYTES

@@ -1,18 +1,19 @@
 """The unit that is stored, sent and checked: one block's KV in one layer, sealed by its source."""
 
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
-
-from xxhash import xxh3_64_intdigest
 
 from shared.errors import CorruptFrame
 from shared.ids import BlockKey
 from shared.kv.codec import Codec, EntryShape, Fidelity, Payload, decode, encode
 from shared.kv.hashing import KEY_BYTES
 from shared.kv.layout import MAX_LAYERS
+from shared.kv.payloads import digest, digests
 
 MAX_RAW_BYTES = 64 * 1024 * 1024
 _HEADER = struct.Struct("<32sHBBI")  # key, layer, codec, fidelity, raw_bytes
+_RAW, _LOSSLESS = Codec.RAW, Fidelity.LOSSLESS  # to look a member up in its Enum takes longer than the rest
 
 
 class Frame(NamedTuple):
@@ -46,6 +47,28 @@ def seal(
     )
 
 
+def seal_all(
+    keys: Sequence[BlockKey], layer: int, payloads: Sequence[Payload], checksums: Sequence[int] | None = None
+) -> list[Frame]:
+    """Seal entries of one layer in the codec `RAW`, as `seal` does. `payloads` are parallel to `keys`.
+
+    `checksums` are known where the payloads were digested as they were copied: with headers of `raw_headers`.
+    """
+    pack, new = _HEADER.pack, tuple.__new__
+    if checksums is None:
+        headers = [pack(key, layer, _RAW, _LOSSLESS, len(raw)) for key, raw in zip(keys, payloads, strict=True)]
+        checksums = digests(headers, payloads)
+    return [
+        new(Frame, (key, layer, _RAW, _LOSSLESS, len(payload), payload, checksum))
+        for key, payload, checksum in zip(keys, payloads, checksums, strict=True)
+    ]
+
+
+def raw_headers(keys: Sequence[BlockKey], layer: int, num_bytes: int) -> list[bytes]:
+    """Return what the checksums of a layer's entries in the codec `RAW` cover besides their `num_bytes` each."""
+    return [_HEADER.pack(key, layer, _RAW, _LOSSLESS, num_bytes) for key in keys]
+
+
 def with_payload(frame: Frame, payload: Payload) -> Frame:
     """Return the same frame with another copy of its payload: `_replace`, but quicker."""
     key, layer, codec, fidelity, raw_bytes, _, checksum = frame
@@ -55,7 +78,7 @@ def with_payload(frame: Frame, payload: Payload) -> Frame:
 def verify(frame: Frame) -> None:
     """Raise `CorruptFrame` unless header and payload are what the source sealed."""
     key, layer, codec, fidelity, raw_bytes, payload, checksum = frame
-    if len(key) != KEY_BYTES or not 0 <= layer < MAX_LAYERS or not 0 < raw_bytes <= MAX_RAW_BYTES:
+    if not _is_possible(frame):
         raise CorruptFrame(f"impossible frame header: layer {layer}, {raw_bytes} bytes")
     if _digest(key, layer, codec, fidelity, raw_bytes, payload) != checksum:
         raise CorruptFrame(f"checksum of block {key.hex()[:12]} layer {layer} does not match")
@@ -70,13 +93,28 @@ def is_intact(frame: Frame) -> bool:
     return True
 
 
+def verify_all(frames: Sequence[Frame]) -> list[bool]:
+    """Return of each frame whether `verify` lets it pass. The interpreter's lock is let go of once for all."""
+    if not all(map(_is_possible, frames)):
+        return [is_intact(frame) for frame in frames]
+    pack = _HEADER.pack
+    headers = [pack(key, layer, codec, fidelity, num_bytes) for key, layer, codec, fidelity, num_bytes, _, _ in frames]
+    found = digests(headers, [frame.payload for frame in frames])
+    return [checksum == frame.checksum for checksum, frame in zip(found, frames, strict=True)]
+
+
 def open_frame(frame: Frame, shape: EntryShape | None = None, at_least: Fidelity = Fidelity.LOSSLESS) -> Payload:
-    """Verify and decode: the only way from a frame to bytes that a model may read.
+    """Verify and decode: the only way from one frame to bytes that a model may read.
 
     Raises `CorruptFrame` when the frame is not what its source sealed, is not an entry of `shape`, or is of a lower
     fidelity than asked for: the key of a lossy entry is another one, so that its holder has mixed them up.
     """
     verify(frame)
+    return open_verified(frame, shape, at_least)
+
+
+def open_verified(frame: Frame, shape: EntryShape | None = None, at_least: Fidelity = Fidelity.LOSSLESS) -> Payload:
+    """Decode a frame that `verify_all` has let pass. Raises `CorruptFrame` as `open_frame` does, but for checksums."""
     if frame.codec.spec.fidelity is not frame.fidelity or not frame.fidelity.satisfies(at_least):
         raise CorruptFrame(f"{frame.codec.name} of {frame.fidelity.name} where {at_least.name} was asked for")
     raw = decode(frame.payload, frame.codec, shape)
@@ -85,6 +123,10 @@ def open_frame(frame: Frame, shape: EntryShape | None = None, at_least: Fidelity
     return raw
 
 
+def _is_possible(frame: Frame) -> bool:
+    key, layer, _, _, raw_bytes, _, _ = frame
+    return len(key) == KEY_BYTES and 0 <= layer < MAX_LAYERS and 0 < raw_bytes <= MAX_RAW_BYTES
+
+
 def _digest(key: BlockKey, layer: int, codec: Codec, fidelity: Fidelity, raw_bytes: int, payload: Payload) -> int:
-    header = _HEADER.pack(key, layer, codec, fidelity, raw_bytes)
-    return xxh3_64_intdigest(payload, xxh3_64_intdigest(header))
+    return digest(_HEADER.pack(key, layer, codec, fidelity, raw_bytes), payload)

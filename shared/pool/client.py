@@ -2,39 +2,30 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, NamedTuple
+from contextlib import aclosing, asynccontextmanager
+from typing import NamedTuple
 
 from shared.deadline import Deadline
-from shared.errors import WorkerLost
+from shared.errors import LaneBroken
 from shared.ids import BlockKey
 from shared.kv.entries import BlockEntries, Source
-from shared.kv.frame import Frame
 from shared.kv.layout import KvLayout
+from shared.log import get_logger
 from shared.pool.calls import fetch_call, lookup_call, publish_call
-from shared.pool.wire import Unreadable
+from shared.pool.lanes.chosen import PoolLanes
+from shared.pool.lanes.lane import Arrived, FetchLane, Lane, PublishLane
+from shared.pool.lanes.messages import IN_MESSAGES
+from shared.pool.outstanding import Outstanding
+from shared.pool.publication import Publication
 from shared.proto import prfaas_pb2 as pb
 from shared.rpc.client import Channels, rpc_errors
-from shared.rpc.convert import (
-    entries_from_messages,
-    entries_to_messages,
-    layout_to_message,
-    lookup_from_message,
-    masks_from_bytes,
-    sources_to_messages,
-)
+from shared.rpc.convert import entries_to_messages, layout_to_message, lookup_from_message, sources_to_messages
 from shared.rpc.options import SHARED_CHANNEL, ChannelId
 from shared.tenant import NO_TENANT, Tenant
 
-LEASE_S = 15.0
+log = get_logger()
+
 SHARE_ID_BYTES = 16
-
-
-class Arrived(NamedTuple):
-    """What one message of a fetch brought."""
-
-    frames: list[Frame]  # not verified
-    missing: list[BlockEntries]  # will not come on this stream
 
 
 class Crossing(NamedTuple):
@@ -49,80 +40,21 @@ class Crossing(NamedTuple):
 AT_HOME = Crossing()
 
 
-class Grant(NamedTuple):
-    """The pool's answer to a writer, parallel to the blocks that were asked for; bitmasks of layers."""
-
-    granted: list[int]  # ours to write
-    present: list[int]  # stored already; the rest is being written by somebody else
-
-
-class Publication:
-    """An open Publish stream: the lease on every entry granted on it. `PoolClient.publish` opens and closes it."""
-
-    def __init__(self, call: Any, peer: str, tenant: Tenant = NO_TENANT) -> None:
-        """`call` is an open `Publish` made by `publish_call`; `peer` names the pool in errors."""
-        self._tenant = tenant
-        self._call = call
-        self._peer = peer
-        self._writing = asyncio.Lock()  # grpc.aio allows one write at a time
-
-    async def open(self, layout: KvLayout, blocks: Sequence[BlockEntries]) -> Grant:
-        """Ask for entries and return what was granted. May be called again for more."""
-        message = pb.PublishOpen(
-            layout=layout_to_message(layout),
-            blocks=entries_to_messages(blocks),
-            lease_ms=int(LEASE_S * 1000),
-            tenant=self._tenant,
-        )
-        with rpc_errors(self._peer):
-            await self._write(pb.PublishRequest(open=message))
-            grant = (await self._read()).grant
-        return Grant(masks_from_bytes(grant.granted), masks_from_bytes(grant.present))
-
-    async def send(self, frames: Sequence[Frame]) -> None:
-        """Write frames of granted entries in one message, at most about `MAX_BATCH_BYTES` of them.
-
-        Waits while the pool's flow-control window is full.
-        """
-        with rpc_errors(self._peer):
-            await self._write(frames)
-
-    async def renew_forever(self) -> None:
-        """Keep the lease while there is nothing to send, for as long as the stream lives."""
-        while True:
-            await asyncio.sleep(LEASE_S / 3)
-            with rpc_errors(self._peer):
-                await self._write(pb.PublishRequest(renew=pb.PublishRenew()))
-
-    async def close(self) -> None:
-        """Say that nothing more comes and wait until the pool has stored all of it."""
-        with rpc_errors(self._peer):
-            async with self._writing:
-                await self._call.done_writing()
-            await self._read()
-
-    def cancel(self) -> None:
-        self._call.cancel()
-
-    async def _write(self, message: "pb.PublishRequest | Sequence[Frame]") -> None:
-        async with self._writing:
-            await self._call.write(message)
-
-    async def _read(self) -> pb.PublishReply:
-        reply = await self._call.read()
-        if not isinstance(reply, pb.PublishReply):  # grpc.aio.EOF: a failed status would have raised
-            raise WorkerLost(f"{self._peer} ended a publication early")
-        return reply
-
-
 class PoolClient:
     """One cache pool as its clients see it. Holds no state: channels belong to `Channels`."""
 
     def __init__(
-        self, channels: Channels, address: str, channel_id: ChannelId = SHARED_CHANNEL, *, tenant: Tenant = NO_TENANT
+        self,
+        channels: Channels,
+        address: str,
+        channel_id: ChannelId = SHARED_CHANNEL,
+        *,
+        tenant: Tenant = NO_TENANT,
+        lanes: PoolLanes | None = None,
     ) -> None:
-        """Fetched payloads are views that keep their message alive. `tenant` pays for what is stored and pulled."""
+        """`tenant` pays for what is stored and pulled. Without `lanes` payloads travel in messages."""
         self._tenant = tenant
+        self._lanes = lanes
         self._channels = channels
         self.address = address
         self._channel_id = channel_id
@@ -135,11 +67,15 @@ class PoolClient:
         wait_s: float,
         deadline: Deadline,
         crossing: Crossing = AT_HOME,
+        *,
+        doubted: bool = False,
     ) -> AsyncGenerator[Arrived, None]:
         """Yield entries as they become available, lowest layer first, until all came or were reported missing.
 
-        Closing the iterator ends the readers' lease. Raises `WorkerLost`, `DeadlineExceeded`, `CorruptFrame` (a frame
-        that cannot be a frame of ours at all).
+        A payload is a view: the caller's until it asks for what comes next, or closes the iterator, which ends the
+        readers' lease. When the lane breaks the rest comes in messages. `doubted`: these entries have come corrupt
+        before, and the pool checks its own. Raises `WorkerLost`, `DeadlineExceeded`, `CorruptFrame` (a frame that
+        cannot be a frame of ours at all).
         """
         request = pb.FetchRequest(
             layout=layout_to_message(layout),
@@ -151,14 +87,49 @@ class PoolClient:
             share=crossing.share,
             heartbeat_ms=int(crossing.heartbeat_s * 1000),
             urgency=pb.URGENCY_BACKGROUND if crossing.is_background else pb.URGENCY_FOREGROUND,
+            doubted=doubted,
         )
+        lane: Lane = IN_MESSAGES
+        if self._lanes is not None and not crossing.share:
+            lane = await self._lanes.to(self.address)
+        if lane is IN_MESSAGES:
+            async for arrived in self._fetch_over(IN_MESSAGES, request, deadline):
+                yield arrived
+            return
+        left = Outstanding(blocks)
+        try:
+            async with aclosing(self._fetch_over(lane.fetching(), request, deadline)) as arrivals:
+                async for arrived in arrivals:
+                    left.remove(arrived)
+                    yield arrived
+            return
+        except LaneBroken as error:
+            num_blocks = len(left.lacking())
+            log.warning("lane_broken", pool=self.address, lane=lane.name, num_blocks=num_blocks, error=str(error))
+            if self._lanes is not None:
+                self._lanes.broke(self.address, lane)
+        del request.blocks[:]
+        request.blocks.extend(entries_to_messages(left.blocks()))
+        async with aclosing(self._fetch_over(IN_MESSAGES, request, deadline)) as arrivals:
+            async for arrived in arrivals:
+                yield arrived
+
+    async def _fetch_over(
+        self, lane: FetchLane, request: pb.FetchRequest, deadline: Deadline
+    ) -> AsyncGenerator[Arrived, None]:
+        if lane.use is None:
+            request.ClearField("lane")
+        else:
+            request.lane.CopyFrom(lane.use)
         call = fetch_call(self._channels.get(self.address, self._channel_id))(request, timeout=deadline.remaining())
         try:
             with rpc_errors(self.address):
-                async for reply in call:
-                    yield _arrived(reply)
+                async with aclosing(lane.arrivals(aiter(call))) as arrivals:
+                    async for arrived in arrivals:
+                        yield arrived
         finally:
             call.cancel()
+            lane.end()
 
     async def lookup(self, keys: Sequence[BlockKey], deadline: Deadline) -> list[int]:
         """Return the layers of each block that the pool has in memory, as bitmasks."""
@@ -167,11 +138,28 @@ class PoolClient:
             reply = await lookup(keys, timeout=deadline.remaining())
         return lookup_from_message(reply, len(keys))
 
+    async def writing(self) -> PublishLane:
+        """Return how payloads of a publication go. Whoever asks ends it, when nothing is written into its room."""
+        return IN_MESSAGES if self._lanes is None else (await self._lanes.to(self.address)).publishing()
+
     @asynccontextmanager
     async def publish(self, deadline: Deadline) -> AsyncIterator[Publication]:
-        """Open a Publish stream. A clean exit waits until everything is stored, an exception gives up the lease."""
+        """Open a Publish stream. A clean exit waits until everything is stored, an exception gives up the lease.
+
+        When the block ends nothing is written any more into the room that the publication gave.
+        """
+        writing = await self.writing()
+        try:
+            async with self.publish_over(writing, deadline) as publication:
+                yield publication
+        finally:
+            writing.end()
+
+    @asynccontextmanager
+    async def publish_over(self, writing: PublishLane, deadline: Deadline) -> AsyncIterator[Publication]:
+        """As `publish`, for who outlives the stream: the caller ends `writing`."""
         call = publish_call(self._channels.get(self.address))(timeout=deadline.remaining())
-        publication = Publication(call, self.address, self._tenant)
+        publication = Publication(call, self.address, self._tenant, writing)
         renewal = asyncio.create_task(publication.renew_forever(), name="publication renewal")
         try:
             yield publication
@@ -182,13 +170,3 @@ class PoolClient:
             await asyncio.wait({renewal})
             if not renewal.cancelled():
                 renewal.exception()  # a broken stream has failed the body too: say it once
-
-
-def _arrived(reply: "pb.FetchReply | list[Frame] | Unreadable") -> Arrived:
-    match reply:
-        case list():
-            return Arrived(reply, [])
-        case Unreadable():
-            raise reply.error
-        case _:
-            return Arrived([], entries_from_messages(reply.missing.blocks))

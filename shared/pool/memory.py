@@ -11,7 +11,8 @@ from shared.ids import BlockKey
 from shared.kv.entries import BlockEntries, Source
 from shared.kv.frame import Frame, verify
 from shared.kv.layout import KvLayout, iter_layers
-from shared.pool.client import Arrived, Grant
+from shared.pool.lanes.lane import Arrived
+from shared.pool.publication import Grant
 
 Entry = tuple[BlockKey, int]
 """A layer of a block."""
@@ -62,6 +63,8 @@ class MemoryPool:
         sources: Iterable[Source],
         wait_s: float,
         deadline: Deadline,
+        *,
+        doubted: bool = False,
     ) -> AsyncGenerator[Arrived, None]:
         """As `PoolClient.fetch`; nothing can be had from `sources`. Raises `DeadlineExceeded`, `WorkerLost`, and
         `BadRequest` for a block that is known with another layout.
@@ -163,6 +166,10 @@ class MemoryPublication:
             granted.append(sum(1 << layer for _, layer in ours))
             present.append(sum(1 << layer for _, layer in asked if (key, layer) in self._pool.frames))
         return Grant(granted, present)
+
+    async def room(self, keys: Sequence[BlockKey], num_bytes: int) -> list[memoryview | None]:
+        """As `Publication.room`; there is none."""
+        return [None] * len(keys)
 
     async def send(self, frames: Sequence[Frame]) -> None:
         """As `Publication.send`. Raises `BadRequest` for what was not granted, `CorruptFrame`, `WorkerLost`."""

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from shared.pool.client import Arrived
+from shared.pool.lanes.lane import Arrived
 
 MAX_AHEAD = 2
 """Messages that one stream may have waiting here: enough to keep it busy, and a slow reader still slows it down."""

@@ -6,13 +6,18 @@ from typing import Protocol
 
 from shared.deadline import Deadline
 from shared.errors import DeadlineExceeded, PrfaasError
+from shared.ids import BlockKey
 from shared.kv.entries import BlockEntries, Source, reindexed
 from shared.kv.frame import Frame
 from shared.kv.layout import KvLayout
 from shared.kv.rendezvous import partition
 from shared.log import get_logger
-from shared.pool.client import Arrived, Grant, PoolClient
+from shared.pool.client import PoolClient
+from shared.pool.lanes.chosen import PoolLanes
+from shared.pool.lanes.lane import Arrived
 from shared.pool.merge import merged
+from shared.pool.outstanding import Outstanding
+from shared.pool.publication import Grant
 from shared.pool.spread import SpreadPublication
 from shared.rpc.client import Channels
 from shared.tenant import NO_TENANT, Tenant
@@ -24,6 +29,8 @@ class Publishing(Protocol):
     """An open publication; see `shared.pool.client.Publication`."""
 
     async def open(self, layout: KvLayout, blocks: Sequence[BlockEntries]) -> Grant: ...
+
+    async def room(self, keys: Sequence[BlockKey], num_bytes: int) -> list[memoryview | None]: ...
 
     async def send(self, frames: Sequence[Frame]) -> None: ...
 
@@ -41,27 +48,32 @@ class Pool(Protocol):
         sources: Iterable[Source],
         wait_s: float,
         deadline: Deadline,
+        *,
+        doubted: bool = False,
     ) -> AsyncGenerator[Arrived, None]: ...
 
     def publish(self, deadline: Deadline) -> AbstractAsyncContextManager[Publishing]: ...
 
 
-def pool_at(channels: Channels, nodes: Sequence[str], tenant: Tenant = NO_TENANT) -> Pool:
+def pool_at(
+    channels: Channels, nodes: Sequence[str], tenant: Tenant = NO_TENANT, lanes: PoolLanes | None = None
+) -> Pool:
     """Return the pool whose blocks are spread over `nodes`, at least one, as `tenant` uses it."""
-    return PoolClient(channels, nodes[0], tenant=tenant) if len(nodes) == 1 else SpreadPool(channels, nodes, tenant)
+    clients = [PoolClient(channels, node, tenant=tenant, lanes=lanes) for node in nodes]
+    return clients[0] if len(clients) == 1 else SpreadPool(clients)
 
 
 class SpreadPool:
     """Several pool nodes. Each block is asked for and written at the node that owns it, and nowhere else.
 
     A node that is down costs misses, never errors: what it should have is reported missing, what it should take is
-    granted and dropped. Holds no state: channels belong to `Channels`.
+    granted and dropped.
     """
 
-    def __init__(self, channels: Channels, nodes: Sequence[str], tenant: Tenant = NO_TENANT) -> None:
-        self._channels = channels
-        self._tenant = tenant
-        self._nodes = tuple(nodes)
+    def __init__(self, clients: Sequence[PoolClient]) -> None:
+        """Each client is of a node with another address."""
+        self._clients = {client.address: client for client in clients}
+        self._nodes = tuple(self._clients)
 
     @property
     def address(self) -> str:
@@ -74,11 +86,21 @@ class SpreadPool:
         sources: Iterable[Source],
         wait_s: float,
         deadline: Deadline,
+        *,
+        doubted: bool = False,
     ) -> AsyncGenerator[Arrived, None]:
         """Yield what the nodes send, lowest layer first among what is here. Raises `DeadlineExceeded`, nothing else."""
         shares, sources = partition([block.key for block in blocks], self._nodes), list(sources)
         streams = [
-            self._fetch_from(node, layout, [blocks[i] for i in share], reindexed(sources, share), wait_s, deadline)
+            self._fetch_from(
+                self._clients[node],
+                layout,
+                [blocks[i] for i in share],
+                reindexed(sources, share),
+                wait_s,
+                deadline,
+                doubted,
+            )
             for node, share in shares.items()
         ]
         async with aclosing(merged(streams)) as arrivals:
@@ -87,36 +109,32 @@ class SpreadPool:
 
     async def _fetch_from(
         self,
-        node: str,
+        client: PoolClient,
         layout: KvLayout,
         blocks: Sequence[BlockEntries],
         sources: Sequence[Source],
         wait_s: float,
         deadline: Deadline,
+        doubted: bool,
     ) -> AsyncGenerator[Arrived, None]:
         """Yield what one node sends; when it is lost, what it has not sent is missing."""
-        left = {block.key: block.layers for block in blocks}
-        client = PoolClient(self._channels, node, tenant=self._tenant)
+        left = Outstanding(blocks)
         try:
-            async with aclosing(client.fetch(layout, blocks, sources, wait_s, deadline)) as arrivals:
+            async with aclosing(client.fetch(layout, blocks, sources, wait_s, deadline, doubted=doubted)) as arrivals:
                 async for arrived in arrivals:
-                    for frame in arrived.frames:
-                        left[frame.key] = left.get(frame.key, 0) & ~(1 << frame.layer)
-                    for denied in arrived.missing:
-                        left[denied.key] = left.get(denied.key, 0) & ~denied.layers
+                    left.remove(arrived)
                     yield arrived
         except DeadlineExceeded:
             raise
         except PrfaasError as error:
-            lost = [BlockEntries(key, layers) for key, layers in left.items() if layers]
-            log.warning("pool_node_lost", node=node, num_blocks=len(lost), code=error.code, error=str(error))
+            lost = left.lacking()
+            log.warning("pool_node_lost", node=client.address, num_blocks=len(lost), code=error.code, error=str(error))
             yield Arrived([], lost)
 
     @asynccontextmanager
     async def publish(self, deadline: Deadline) -> AsyncIterator[SpreadPublication]:
         """As `PoolClient.publish`, over all nodes that own something of what is opened."""
-        clients = [PoolClient(self._channels, node, tenant=self._tenant) for node in self._nodes]
-        publication = SpreadPublication(clients, deadline)
+        publication = SpreadPublication(list(self._clients.values()), deadline)
         try:
             yield publication
             await publication.close()

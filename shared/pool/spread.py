@@ -13,7 +13,9 @@ from shared.kv.layout import KvLayout
 from shared.kv.rendezvous import partition
 from shared.log import get_logger
 from shared.patience import Patience
-from shared.pool.client import Grant, PoolClient, Publication
+from shared.pool.client import PoolClient
+from shared.pool.lanes.lane import PublishLane
+from shared.pool.publication import Grant, Publication
 
 log = get_logger()
 
@@ -45,6 +47,7 @@ class _NodeWriter:
         self._deadline = deadline
         self._queue: asyncio.Queue[_Opening | Sequence[Frame] | None] = asyncio.Queue(MAX_QUEUED)
         self._publication: Publication | None = None
+        self._writing: PublishLane | None = None  # outlives the publication: its room may be written into until the end
         self._task = asyncio.create_task(self._run(), name=f"publication at {client.address}")
 
     async def open(self, layout: KvLayout, blocks: Sequence[BlockEntries]) -> Grant:
@@ -56,6 +59,18 @@ class _NodeWriter:
         except TimeoutError:
             self._give_up()
             return _all_of(blocks)
+
+    async def room(self, keys: Sequence[BlockKey], num_bytes: int) -> list[memoryview | None]:
+        if self.lost is not None or self._publication is None:
+            return [None] * len(keys)
+        try:
+            async with Patience(PATIENCE_S):
+                return await self._publication.room(keys, num_bytes)
+        except TimeoutError:
+            self._give_up()
+        except PrfaasError as error:
+            self._lose(error)
+        return [None] * len(keys)
 
     async def send(self, frames: Sequence[Frame]) -> None:
         try:
@@ -77,13 +92,16 @@ class _NodeWriter:
         """End the writer's lease, if it is still held. Idempotent."""
         self._task.cancel()
         await asyncio.wait({self._task})
+        if self._writing is not None:
+            self._writing.end()
         if not self._task.cancelled():
             self._task.result()
 
     async def _run(self) -> None:
         item: _Opening | Sequence[Frame] | None = None
         try:
-            async with self._client.publish(self._deadline) as self._publication:
+            self._writing = await self._client.writing()
+            async with self._client.publish_over(self._writing, self._deadline) as self._publication:
                 while (item := await self._queue.get()) is not None:
                     await _write(item, self._publication)
             return
@@ -134,6 +152,16 @@ class SpreadPublication:
                     asking.create_task(ask(node, share))
         self._raise_if_alone()
         return grant
+
+    async def room(self, keys: Sequence[BlockKey], num_bytes: int) -> list[memoryview | None]:
+        """As `Publication.room`, of each block at its owner; the blocks were opened before."""
+        slots: dict[BlockKey, memoryview | None] = {}
+        shares: dict[_NodeWriter, list[BlockKey]] = {}
+        for key in keys:
+            shares.setdefault(self._writer_of[key], []).append(key)
+        for writer, share in shares.items():
+            slots |= zip(share, await writer.room(share, num_bytes), strict=True)
+        return [slots[key] for key in keys]
 
     async def send(self, frames: Sequence[Frame]) -> None:
         """As `Publication.send`; the frames' blocks were opened before."""

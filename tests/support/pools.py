@@ -2,13 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
 
 from services.cachepool.app import PoolParts, build_pool
+from services.cachepool.serving.ends import lane_ends
 from services.cachepool.settings import PoolSettings
 from services.cachepool.tiers.bucket import ObjectClient
 from shared.bus.events import PlacementEvent
@@ -17,15 +19,20 @@ from shared.ids import BlockKey, Epoch
 from shared.kv.entries import BlockEntries, Source
 from shared.kv.frame import Frame, open_frame
 from shared.kv.layout import KvLayout, iter_layers
+from shared.lanes.settings import LaneName
+from shared.lanes.slots import SlotMemory
 from shared.metrics import Metrics
 from shared.pool.calls import SERVICE, add_pool_servicer
-from shared.pool.client import AT_HOME, Arrived, Crossing, PoolClient
+from shared.pool.client import AT_HOME, Crossing, PoolClient
+from shared.pool.lanes.chosen import PoolLanes
+from shared.pool.lanes.lane import Arrived
 from shared.pool.nodes import Pool
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import CachePoolStub
 from shared.rpc.client import Channels
 from shared.rpc.convert import add_frames, entries_to_messages, layout_to_message
 from shared.rpc.server import GrpcServer
+from shared.security import NO_SECURITY
 from shared.service.health import Health
 from shared.service.lifecycle import InFlight
 from tests.support.samples import ALL, LAYOUT, frame, keys, wanting
@@ -58,36 +65,56 @@ class Running:
         return all(self.count(name) == 0 for name in ("leases_held", "readers_open", "writers_open"))
 
 
+@dataclass
+class LanesInUse:
+    """What pools offer and clients use; a test may set it."""
+
+    allowed: tuple[LaneName, ...] = ("grpc",)
+    folder: Path = Path("/nonexistent")
+
+
+lanes_in_use = LanesInUse()
+
+
 @asynccontextmanager
 async def serving(channels: Channels, client: ObjectClient | None = None, **settings: Any) -> AsyncIterator[Running]:
     """Run a pool with these settings; `client` is the object store behind it, if any."""
     if client is not None:
         settings = {"object_url": "memory://", **settings}
+    settings = {"lanes": lanes_in_use.allowed, "lane_folder": lanes_in_use.folder, **settings}
     metrics, health, inflight = Metrics(), Health("grpc"), InFlight()
     events: list[PlacementEvent] = []
     server = GrpcServer("127.0.0.1", 0, health, inflight)
     address = f"127.0.0.1:{server.bind()}"
-    pool = build_pool(PoolSettings(**settings), Epoch(7), channels, metrics, events.append, client, own_address=address)
-    add_pool_servicer(pool.servicer, server.grpc)
-    await server.start()
-    stub = CachePoolStub(channels.get(address))
-    loops = [asyncio.create_task(pool.feed.run())]
-    if pool.tier is not None:
-        loops.append(asyncio.create_task(pool.tier.run()))
-    try:
-        yield Running(pool, server, metrics, events, PoolClient(channels, address), stub)
-    finally:
-        await pool.pulls.close()
-        await server.stop(0)
+    async with AsyncExitStack() as stack:
+        known = PoolSettings(**settings)
+        ends = await stack.enter_async_context(lane_ends(known, NO_SECURITY))
+        pool = build_pool(known, Epoch(7), channels, metrics, events.append, client, own_address=address, ends=ends)
+        stack.push_async_callback(pool.lanes.close)
+        add_pool_servicer(pool.servicer, server.grpc)
+        await server.start()
+        stub = CachePoolStub(channels.get(address))
+        loops = [asyncio.create_task(pool.feed.run())]
         if pool.tier is not None:
-            await pool.tier.close(0)
-        for loop in loops:
-            loop.cancel()
-        ends = await asyncio.gather(*loops, return_exceptions=True)
-        assert all(isinstance(end, asyncio.CancelledError) for end in ends), ends
-        assert inflight.count == 0
-        assert pool.store.stats[3:6] == (0, 0, 0), "a lease or a grant outlived its stream"
-        pool.store.check_integrity()
+            loops.append(asyncio.create_task(pool.tier.run()))
+        received = SlotMemory(64 << 20, shared=False)
+        lanes = PoolLanes(channels, known.lanes, received)
+        stack.push_async_callback(lanes.close)
+        try:
+            yield Running(pool, server, metrics, events, PoolClient(channels, address, lanes=lanes), stub)
+        finally:
+            await pool.pulls.close()
+            await server.stop(0)
+            if pool.tier is not None:
+                await pool.tier.close(0)
+            for loop in loops:
+                loop.cancel()
+            results = await asyncio.gather(*loops, return_exceptions=True)
+            assert all(isinstance(result, asyncio.CancelledError) for result in results), results
+            assert inflight.count == 0
+            assert pool.store.stats[3:6] == (0, 0, 0), "a lease or a grant outlived its stream"
+            pool.store.check_integrity()
+            assert received.num_kept == 0
 
 
 def soon() -> Deadline:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from shared.kv.frame import Frame
-from shared.pool.client import Publication
+from shared.pool.publication import Publication
 from tests.support.waiting import until
 
 

@@ -16,6 +16,7 @@ from shared.bus.events import LinkLoad
 from shared.ids import Datacenter
 from shared.kv.entries import BlockEntries
 from shared.log import get_logger
+from shared.pool.lanes.chosen import PoolLanes
 from shared.rpc.client import Channels
 
 log = get_logger()
@@ -38,6 +39,7 @@ class PeerPulls:
         links: Links,
         metrics: PoolMetrics,
         settings: PoolSettings,
+        lanes: PoolLanes,
         own_address: str = "",
     ) -> None:
         """`own_address`: a plan may name this node as a source; it never asks itself."""
@@ -47,7 +49,7 @@ class PeerPulls:
         self._metrics = metrics
         self._context = PullContext(
             store,
-            PeerNetwork(channels, links, settings.stall_s),
+            PeerNetwork(channels, links, lanes, settings.stall_s),
             metrics,
             self._accuse,
             limit_s=settings.pull_timeout_s,

@@ -12,7 +12,9 @@ from shared.errors import DeadlineExceeded
 from shared.kv.entries import BlockEntries
 from shared.kv.layout import KvLayout
 from shared.patience import Patience
-from shared.pool.client import Arrived, Crossing, PoolClient
+from shared.pool.client import Crossing, PoolClient
+from shared.pool.lanes.chosen import PoolLanes
+from shared.pool.lanes.lane import Arrived
 from shared.rpc.client import Channels
 from shared.rpc.options import ChannelId
 from shared.tenant import Tenant
@@ -26,6 +28,7 @@ class PeerNetwork:
 
     channels: Channels
     links: Links
+    lanes: PoolLanes  # sockets beside the calls, where peers have them
     stall_s: float  # a peer that has sent nothing for so long, at home, is given up
 
 
@@ -47,6 +50,7 @@ class StreamRequest(NamedTuple):
     wait_s: float
     channel_id: ChannelId
     share: bytes = b""
+    doubted: bool = False  # these entries came corrupt before
 
 
 async def arrivals(
@@ -59,8 +63,8 @@ async def arrivals(
     peer, stall_s = terms.peer, network.stall_s
     dc = network.links.dc if network.links.is_remote(peer.dc) else ""
     crossing = Crossing(dc, terms.is_background, request.share, stall_s / HEARTBEATS_IN_PATIENCE)
-    client = PoolClient(network.channels, peer.address, request.channel_id)
-    fetch = client.fetch(terms.layout, request.blocks, (), request.wait_s, deadline, crossing)
+    client = PoolClient(network.channels, peer.address, request.channel_id, lanes=network.lanes)
+    fetch = client.fetch(terms.layout, request.blocks, (), request.wait_s, deadline, crossing, doubted=request.doubted)
     with network.links.receiver(peer.dc) as receiver:
         async with aclosing(fetch) as arriving:
             while True:

@@ -1,6 +1,6 @@
 """The writers' side of the pool: a stream is a lease, what it asks for is granted, what it sends is checked."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +9,8 @@ import grpc.aio
 
 from services.cachepool.metrics import WRITER, PoolMetrics
 from services.cachepool.serving.asked import wanted
+from services.cachepool.serving.intakes import LinkedIntake, MappedIntake
+from services.cachepool.serving.offers import OfferedLanes
 from services.cachepool.serving.tier import Tier
 from services.cachepool.settings import PoolSettings
 from services.cachepool.store.block import Writer
@@ -16,6 +18,8 @@ from services.cachepool.store.store import Store
 from shared.errors import BadRequest, CorruptFrame, LeaseExpired, Overloaded
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import Frame, verify
+from shared.lanes.settings import LaneName
+from shared.lanes.sockets.batch import Received
 from shared.patience import Patience
 from shared.pool.wire import Unreadable
 from shared.proto import prfaas_pb2 as pb
@@ -34,15 +38,28 @@ class _Lease:
 
     writer: Writer
     silence_s: float
+    on_life: Callable[[], None] = lambda: None  # the writer was heard of
     num_stored: int = 0
+    intake: MappedIntake | LinkedIntake | None = None  # None: payloads come in messages only
+
+    async def close(self) -> None:
+        """End the intake."""
+        match self.intake:
+            case MappedIntake():
+                self.intake.close()
+            case LinkedIntake():
+                await self.intake.close()
 
 
 class PublishHandler:
     """Serves writers, each for as long as its stream lives and is not silent for longer than its lease."""
 
-    def __init__(self, settings: PoolSettings, store: Store, tier: Tier, metrics: PoolMetrics) -> None:
+    def __init__(
+        self, settings: PoolSettings, store: Store, tier: Tier, lanes: OfferedLanes, metrics: PoolMetrics
+    ) -> None:
         self._settings = settings
         self._store = store
+        self._lanes = lanes
         self._tier = tier
         self._metrics = metrics
         self._num_writers = 0
@@ -53,19 +70,21 @@ class PublishHandler:
             lease = _Lease(self._store.open_writer(), min(DEFAULT_LEASE_S, self._settings.max_lease_s))
             try:
                 async with Patience(lease.silence_s) as silence:
+                    lease.on_life = lambda: silence.renew(lease.silence_s)
                     async for message in messages:
                         await self._on_message(message, lease, context)
                         del message  # or its memory would not be the next one's, warm as it is
-                        silence.renew(lease.silence_s)
+                        lease.on_life()
             except TimeoutError:
                 raise LeaseExpired(f"the writer was silent for {lease.silence_s:g} s") from None
             finally:
+                await lease.close()
                 self._metrics.lost.inc(self._store.abandon(lease.writer))
             await context.write(pb.PublishReply(stored=pb.PublishStored(num_entries=lease.num_stored)))
 
     async def _on_message(self, message: PublishMessage, lease: _Lease, context: Context) -> None:
         if isinstance(message, list):
-            self._ingest(message, lease)
+            self._ingest(message, lease, "grpc")
             return
         if isinstance(message, Unreadable):
             self._metrics.corrupt.labels(WRITER).inc()
@@ -75,6 +94,14 @@ class PublishHandler:
                 await context.write(pb.PublishReply(grant=self._grant(message.open, lease)))
             case "renew":
                 pass  # it has come: that is all it says
+            case "room":
+                await context.write(pb.PublishReply(room=self._mapped(lease).room(message.room)))
+            case "placed":
+                self._ingest(self._mapped(lease).placed(message.placed), lease, "shared_memory")
+            case "sent":
+                if not isinstance(lease.intake, LinkedIntake):
+                    raise BadRequest("this stream has no link")
+                await lease.intake.until(message.sent.num_entries)
             case _:
                 raise BadRequest("an empty publish message")
 
@@ -83,6 +110,8 @@ class PublishHandler:
         lease.writer.tenant = Tenant(message.tenant)
         if message.lease_ms:
             lease.silence_s = min(message.lease_ms / 1000, self._settings.max_lease_s)
+        if message.HasField("lane") and lease.intake is None:
+            lease.intake = self._lanes.intake(message.lane, lambda received: self._on_received(received, lease))
         objects = [self._tier.readable(key, layout) & layers for key, layers in blocks]
         lacking = [BlockEntries(key, layers & ~held) for (key, layers), held in zip(blocks, objects, strict=True)]
         grants = self._store.grant(lease.writer, layout, lacking)
@@ -96,16 +125,33 @@ class PublishHandler:
             present=[mask_to_bytes(present) for present in presents],
         )
 
-    def _ingest(self, frames: Sequence[Frame], lease: _Lease) -> None:
+    def _mapped(self, lease: _Lease) -> MappedIntake:
+        if not isinstance(lease.intake, MappedIntake):
+            raise BadRequest("this stream has no room in shared memory")
+        return lease.intake
+
+    def _on_received(self, received: Received, lease: _Lease) -> None:
+        """Store what came on the writer's link, verified there."""
+        lease.on_life()
+        self._metrics.refused.inc(sum(block.layers.bit_count() for block in received.lost))
+        self._ingest(received.frames, lease, "socket")
+        if received.corrupt:
+            self._metrics.corrupt.labels(WRITER).inc(len(received.corrupt))
+            raise CorruptFrame(f"{len(received.corrupt)} entries on the writer's link were not what it sealed")
+
+    def _ingest(self, frames: Sequence[Frame], lease: _Lease, lane: LaneName) -> None:
         """Store a writer's frames. A corrupt one ends the stream: whatever follows cannot be trusted.
 
-        Each is copied right after it was hashed, while it is in the processor's cache. Not in a thread: hashing takes
-        less time than the copy, and less than it takes to hand it over.
+        Frames from messages are verified here. Those from a link were, and what lies in shared memory is not read here
+        at all: its readers verify what they use. A payload that lies in a slot of this pool's memory stays where it is.
+        Any other is copied right after it was hashed, while it is in the processor's cache. Not in a thread: hashing
+        takes less time than the copy, and less than it takes to hand it over.
         """
         num_stored = num_bytes = 0
         try:
             for frame in frames:
-                verify(frame)
+                if lane == "grpc":
+                    verify(frame)
                 try:
                     self._store.put(lease.writer, frame)
                 except Overloaded:
@@ -121,6 +167,7 @@ class PublishHandler:
             lease.num_stored += num_stored
             self._metrics.published.inc(num_stored)
             self._metrics.published_bytes.inc(num_bytes)
+            self._metrics.lane_received.labels(lane).inc(num_bytes)
 
     @contextmanager
     def _place(self) -> Iterator[None]:

@@ -8,11 +8,13 @@ from typing import Any
 import grpc.aio
 
 from services.cachepool.links.links import Links, Sender
-from services.cachepool.metrics import PoolMetrics
+from services.cachepool.metrics import MEMORY, PoolMetrics
 from services.cachepool.peers.peers import PeerPulls
 from services.cachepool.placement import PlacementLog
 from services.cachepool.serving.asked import check_size, wanted
 from services.cachepool.serving.delivery import Beat, Delivery, Missing, Send, Wait
+from services.cachepool.serving.offers import OfferedLanes
+from services.cachepool.serving.outlets import LinkedOutlet, Outlet
 from services.cachepool.serving.publish import PublishHandler
 from services.cachepool.serving.shares import SharedReaders, Slot
 from services.cachepool.serving.tier import Tier
@@ -23,7 +25,9 @@ from services.cachepool.store.store import Store
 from shared.bus.events import stored_to_messages
 from shared.errors import BadRequest, Overloaded
 from shared.ids import BlockKey
-from shared.kv.frame import Frame
+from shared.kv.entries import BlockEntries
+from shared.kv.frame import Frame, is_intact
+from shared.log import get_logger
 from shared.pool.client import SHARE_ID_BYTES
 from shared.pool.wire import Unreadable
 from shared.proto import prfaas_pb2 as pb
@@ -35,6 +39,8 @@ from shared.rpc.convert import (
     sources_from_messages,
 )
 from shared.tenant import Tenant
+
+log = get_logger()
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -56,6 +62,7 @@ class PoolServicer(CachePoolServicer):
         tier: Tier,
         pulls: PeerPulls,
         links: Links,
+        lanes: OfferedLanes,
         metrics: PoolMetrics,
     ) -> None:
         self._settings = settings
@@ -67,7 +74,11 @@ class PoolServicer(CachePoolServicer):
         self._links = links
         self._shares: SharedReaders[SourcedReader] = SharedReaders()
         self._metrics = metrics
-        self._publishing = PublishHandler(settings, store, tier, metrics)
+        self._lanes = lanes
+        self._publishing = PublishHandler(settings, store, tier, lanes, metrics)
+
+    async def Lanes(self, request: pb.LanesRequest, context: Context) -> pb.LanesReply:
+        return self._lanes.reply()
 
     async def Publish(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
         await self._publishing.serve(request_iterator, context)
@@ -82,6 +93,9 @@ class PoolServicer(CachePoolServicer):
         sender = self._links.sender(request.dc, is_background=is_background)
         if len(request.share) not in (0, SHARE_ID_BYTES):
             raise BadRequest(f"the id of a share has {SHARE_ID_BYTES} bytes")
+        outlet = self._lanes.outlet(request.lane, context, sender.permit, is_background=is_background)
+        if request.doubted:
+            await self._check(blocks)
 
         def opening(notify: Callable[[], None]) -> SourcedReader:
             if self._store.stats.num_readers >= self._settings.max_streams:
@@ -94,7 +108,21 @@ class PoolServicer(CachePoolServicer):
         with self._shares.join(request.share, opening, self._closing) as slot:
             if slot is not None:
                 heartbeat_s = max(request.heartbeat_ms / 1000, MIN_HEARTBEAT_S) if request.heartbeat_ms else None
-                await self._deliver(slot, sender, context, heartbeat_s)
+                try:
+                    await self._deliver(slot, sender, outlet, context, heartbeat_s)
+                    await outlet.finish()
+                finally:
+                    if isinstance(outlet, LinkedOutlet):
+                        await outlet.close()
+
+    async def _check(self, blocks: Sequence[BlockEntries]) -> None:
+        """Forget those of the entries here that are not what their source sealed: a reader has found them corrupt."""
+        frames = [frame for block in blocks for frame in self._store.frames(block)]
+        intact = await asyncio.to_thread(lambda: [is_intact(frame) for frame in frames])
+        for frame in (frame for frame, is_good in zip(frames, intact, strict=True) if not is_good):
+            if self._store.discard(frame):
+                self._metrics.corrupt.labels(MEMORY).inc()
+                log.error("entry_rotten_in_memory", key=frame.key.hex()[:12], layer=frame.layer)
 
     def _closing(self, sourced: SourcedReader) -> None:
         self._store.close(sourced.reader)
@@ -124,12 +152,17 @@ class PoolServicer(CachePoolServicer):
             yield pb.SnapshotReply(epoch=snapshot.epoch, sequence=snapshot.sequence, stored=stored)
 
     async def _deliver(
-        self, slot: Slot[SourcedReader], sender: Sender, context: Context, heartbeat_s: float | None
+        self,
+        slot: Slot[SourcedReader],
+        sender: Sender,
+        outlet: Outlet,
+        context: Context,
+        heartbeat_s: float | None,
     ) -> None:
         """Send what is ready, lowest layer first, until every wanted entry was sent or reported missing."""
         sourced, changed, wake_others = slot
         reader, clock = sourced.reader, self._store.clock
-        delivery = Delivery(reader, sender.max_batch_bytes, heartbeat_s, clock())
+        delivery = Delivery(reader, outlet.batch_bytes or sender.max_batch_bytes, heartbeat_s, clock())
         while not reader.done:
             changed.clear()
             if reader.lost_writers:
@@ -141,7 +174,7 @@ class PoolServicer(CachePoolServicer):
                     async with sender.permit(patience_s) as is_granted:
                         frames = reader.take(max_bytes) if is_granted else []
                         if frames:
-                            await self._send(frames, context)
+                            await self._send(frames, outlet)
                     sender.sent(frames)
                     if not frames:
                         continue  # no permit in time, or another stream of the share was quicker
@@ -156,10 +189,12 @@ class PoolServicer(CachePoolServicer):
             delivery.spoke(clock())
         wake_others()  # they have nothing to wait for any more
 
-    async def _send(self, frames: Sequence[Frame], context: Context) -> None:
-        await context.write(frames)
+    async def _send(self, frames: Sequence[Frame], outlet: Outlet) -> None:
+        await outlet.send(frames)
         self._metrics.fetched.labels("hit").inc(len(frames))
-        self._metrics.fetched_bytes.inc(sum(len(frame.payload) for frame in frames))
+        num_bytes = sum(len(frame.payload) for frame in frames)
+        self._metrics.fetched_bytes.inc(num_bytes)
+        self._metrics.lane_sent.labels(outlet.name).inc(num_bytes)
 
 
 async def _wait(changed: asyncio.Event, limit_s: float | None) -> None:

@@ -52,6 +52,9 @@ class WaitingReader(Protocol):
     def on_orphaned(self, index: int, layers: int, since: float) -> None:
         """Entries have had no writer since then."""
 
+    def on_lost(self, index: int, layers: int, since: float) -> None:
+        """Entries that were present are not any more, and have no writer."""
+
 
 class Block:
     """One block. A layer's entry is *present*, *filling* (some writer holds its grant) or absent (neither bit set).

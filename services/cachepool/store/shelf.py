@@ -5,14 +5,18 @@ from weakref import WeakValueDictionary
 
 from services.cachepool.store.block import BLOCK_OVERHEAD_BYTES, ENTRY_OVERHEAD_BYTES, Block, entry_charge
 from services.cachepool.store.eviction import Eviction
-from services.cachepool.store.memory import PayloadMemory
 from services.cachepool.store.tenants import Tenants
 from shared.errors import BadRequest, Overloaded
 from shared.ids import BlockKey, LayoutHash
+from shared.kv.codec import Payload
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import Frame, with_payload
 from shared.kv.layout import KvLayout
+from shared.lanes.slots import SlotMemory
 from shared.tenant import Tenant
+
+MAX_EVICTED_FOR_SLOT = 64
+"""Blocks that may go for one entry while the budget has room for it, but the memory no slot of its size."""
 
 
 class Shelf:
@@ -29,7 +33,7 @@ class Shelf:
         clock: Callable[[], float],
         tenant_share: float,
         policy: type[Eviction],
-        memory: PayloadMemory,
+        memory: SlotMemory,
     ) -> None:
         self._memory = memory
         self.budget_bytes = budget_bytes
@@ -88,7 +92,7 @@ class Shelf:
         self._eviction.touch(chain)
 
     def insert(self, block: Block, frame: Frame, tenant: Tenant) -> None:
-        """Store an entry, its payload as a copy. Whoever stores the first entry of a block pays for all of it.
+        """Store an entry, its payload as a copy unless it lies in a slot. The first of a block says who pays for all.
 
         Evicts what has to go. Raises `Overloaded`, typed by cause; nothing is stored then.
         """
@@ -96,11 +100,12 @@ class Shelf:
         charge = len(payload) + (ENTRY_OVERHEAD_BYTES if present else ENTRY_OVERHEAD_BYTES + BLOCK_OVERHEAD_BYTES)
         if self.used_bytes + charge > self.budget_bytes:
             self._make_room(block.tenant if present else tenant, charge)
+        kept = self._keep(payload, block.tenant if present else tenant, charge)
         if not present:
             block.frames = [None] * block.layout.num_layers
             block.tenant = tenant
             self.num_stored += 1
-        block.frames[layer] = with_payload(frame, self._memory.keep(payload))
+        block.frames[layer] = with_payload(frame, kept)
         block.present = present = present | 1 << layer
         self._charge(block, charge)
         self.num_entries += 1
@@ -117,6 +122,26 @@ class Shelf:
         if (block := self._blocks.get(key)) is not None:
             block.pinned = layers
             self.settle(block)
+
+    def remove(self, block: Block, layers: int) -> None:
+        """Forget entries that are present."""
+        gone = [frame for layer, frame in enumerate(block.frames) if frame and layers >> layer & 1]
+        for frame in gone:
+            self._memory.free(frame.payload)
+        self.num_entries -= len(gone)
+        if layers == block.present:
+            freed = block.charge
+            block.frames = []
+            self.num_stored -= 1
+            self.num_evicted += 1
+        else:
+            freed = sum(map(entry_charge, gone))
+            block.frames = [None if layers >> layer & 1 else frame for layer, frame in enumerate(block.frames)]
+            self.num_trimmed += len(gone)
+        block.present &= ~layers
+        self._charge(block, -freed)
+        self._tell_groups(block)
+        self.settle(block)
 
     def settle(self, block: Block | None) -> None:
         """Act on a block that nothing may hold any more: offer it for eviction, or drop its record when it is empty."""
@@ -156,6 +181,15 @@ class Shelf:
         while self.used_bytes + num_bytes > self.budget_bytes:
             self._evict_for(payer, num_bytes)
 
+    def _keep(self, payload: Payload, payer: Tenant, charge: int) -> memoryview:
+        """Return a payload that stays, although slots of its size may run out before the budget does."""
+        for _ in range(MAX_EVICTED_FOR_SLOT):
+            try:
+                return self._memory.keep(payload)
+            except Overloaded:
+                self._evict_for(payer, charge)
+        return self._memory.keep(payload)
+
     def _evict_for(self, payer: Tenant, num_bytes: int) -> None:
         """Evict something: of the payer when that is above its quota, else of others that are, else of anybody."""
         tenants = self.tenants
@@ -168,26 +202,7 @@ class Shelf:
             victim = next((victim for victim in above if victim), None) or self._eviction.pop()
             if victim is None:
                 raise Overloaded("all blocks of the pool are held by readers and writers, or pinned")
-        self._remove(victim.block, victim.layers)
-
-    def _remove(self, block: Block, layers: int) -> None:
-        gone = [frame for layer, frame in enumerate(block.frames) if frame and layers >> layer & 1]
-        for frame in gone:
-            self._memory.free(frame.payload)
-        self.num_entries -= len(gone)
-        if layers == block.present:
-            freed = block.charge
-            block.frames = []
-            self.num_stored -= 1
-            self.num_evicted += 1
-        else:
-            freed = sum(map(entry_charge, gone))
-            block.frames = [None if layers >> layer & 1 else frame for layer, frame in enumerate(block.frames)]
-            self.num_trimmed += len(gone)
-        block.present &= ~layers
-        self._charge(block, -freed)
-        self._tell_groups(block)
-        self.settle(block)
+        self.remove(victim.block, victim.layers)
 
     def _charge(self, block: Block, num_bytes: int) -> None:
         block.charge += num_bytes

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from services.cachepool.store.block import Block, Writer
 from services.cachepool.store.eviction import Eviction
-from services.cachepool.store.memory import PayloadMemory
 from services.cachepool.store.shelf import Shelf
 from services.cachepool.store.subscription import Subscription
 from shared.errors import BadRequest, CorruptFrame, Overloaded
@@ -15,6 +14,7 @@ from shared.kv.codec import Codec
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import Frame
 from shared.kv.layout import KvLayout
+from shared.lanes.slots import SlotMemory, limit_for
 from shared.tenant import NO_TENANT, Tenant
 
 _RAW = Codec.RAW  # looking a member up in its Enum is a tenth of what an entry takes
@@ -67,14 +67,17 @@ class Store:
         clock: Callable[[], float],
         tenant_share: float = 1.0,
         policy: type[Eviction] = Eviction,
-        memory: PayloadMemory | None = None,
+        memory: SlotMemory | None = None,
     ) -> None:
         """`tenant_share`: each tenant's quota as a part of the budget; 1: no quota.
 
-        `policy`: what goes first. Benchmarks compare others, and have a `memory` that keeps nothing.
+        `policy`: what goes first. Benchmarks compare others, and have a `memory` that keeps nothing. Without a
+        `memory`, payloads lie in one of the store's own. Raises `SettingsError` when the budget cannot be mapped.
         """
         self.clock = clock
-        self._shelf = Shelf(budget_bytes, clock, tenant_share, policy, memory or PayloadMemory())
+        self._shelf = Shelf(
+            budget_bytes, clock, tenant_share, policy, memory or SlotMemory(limit_for(budget_bytes), shared=False)
+        )
         self._on_settled: Callable[[BlockKey], None] = _nothing
         self._num_leases = 0
         self._num_readers = 0
@@ -127,6 +130,26 @@ class Store:
     def lookup_all(self, keys: Sequence[BlockKey]) -> list[int]:
         """Return what `lookup` returns for each key, in one pass: clients ask for thousands."""
         return self._shelf.present(keys)
+
+    def frames(self, entries: BlockEntries) -> list[Frame]:
+        """Return what is present of some layers of a block. Not a use."""
+        block = self._shelf.get(entries.key)
+        return [
+            frame
+            for frame in (block.frames if block else ())
+            if frame is not None and entries.layers >> frame.layer & 1
+        ]
+
+    def discard(self, frame: Frame) -> bool:
+        """Forget an entry that was found corrupt; False when it is not here any more. Its readers wait for a writer."""
+        block = self._shelf.get(frame.key)
+        if block is None or not any(present is frame for present in block.frames):
+            return False
+        bit, now = 1 << frame.layer, self.clock()
+        for reader, index in block.readers.items():
+            reader.on_lost(index, bit, now)
+        self._shelf.remove(block, bit)
+        return True
 
     def pin(self, key: BlockKey, layers: int) -> None:
         """Keep exactly these layers of a block from eviction, as soon as they are here; 0: none. See `Pins`."""

@@ -143,6 +143,14 @@ class Subscription:
             self.lost_writers = True
             self._notify()
 
+    def on_lost(self, index: int, layers: int, since: float) -> None:
+        """Entries that were present are not any more, and have no writer."""
+        for layer in iter_layers(layers & self._wanted[index]):
+            self._ready[layer] &= ~(1 << index)
+            if not self._ready[layer]:
+                self._ready_layers &= ~(1 << layer)
+        self.on_orphaned(index, layers, since)
+
     def _add_ready(self, layers: int, indices: int) -> None:
         for layer in iter_layers(layers):
             self._ready[layer] = self._ready.get(layer, 0) | indices

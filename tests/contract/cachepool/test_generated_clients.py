@@ -13,6 +13,8 @@ from shared.rpc.convert import entries_to_messages, frame_from_message, layout_t
 from tests.support.pools import CHAIN, Running, frames_of, lying_in_bytes, opening, publish, raw_publish, sending, soon
 from tests.support.samples import ALL, LAYOUT, wanting
 
+LANES = ("grpc",)
+
 
 async def fetched(west: Running) -> list[Frame]:
     request = pb.FetchRequest(layout=layout_to_message(LAYOUT), blocks=entries_to_messages(wanting(CHAIN)), wait_ms=100)

@@ -14,6 +14,8 @@ from tests.support.pools import Fetching, Running, entries, frames_of, publish, 
 from tests.support.samples import ENTRY_BYTES, LAYOUT, keys, wanting
 from tests.support.waiting import until
 
+LANES = ("grpc",)
+
 LONG = keys("long", 40)
 
 

@@ -25,6 +25,8 @@ from tests.support.proxy import Proxy, proxied
 from tests.support.samples import keys, wanting
 from tests.support.waiting import LIMIT_S, until
 
+LANES = ("grpc",)
+
 LAYOUT = KvLayout((LayerSpec(None, 8, 64),) * 4, "bfloat16", block_tokens=16)
 ENTRY_BYTES = LAYOUT.entry_bytes(0)
 BLOCKS = [BlockEntries(key, LAYOUT.all_layers) for key in keys("lost", 40)]

@@ -17,6 +17,8 @@ from shared.rpc.client import Channels
 from tests.support.pools import CHAIN, Fetching, entries, frames_of, serving, soon
 from tests.support.samples import ALL, LAYOUT, wanting
 
+LANES = ("grpc",)
+
 SHORT_S = 0.3
 
 

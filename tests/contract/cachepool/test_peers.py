@@ -171,6 +171,10 @@ class LyingPeer(CachePoolServicer):
 
     async def Publish(self, request_iterator: Any, context: Any) -> Any: ...  # type: ignore[override]
     async def Lookup(self, request: Any, context: Any) -> Any: ...
+
+    async def Lanes(self, request: Any, context: Any) -> pb.LanesReply:
+        return pb.LanesReply()
+
     async def Pin(self, request: Any, context: Any) -> Any: ...
     async def Unpin(self, request: Any, context: Any) -> Any: ...
     async def Snapshot(self, request: Any, context: Any) -> Any: ...  # type: ignore[override]

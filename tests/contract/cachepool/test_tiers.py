@@ -20,6 +20,8 @@ from tests.support.pools import CHAIN, Fetching, Running, entries, publish, serv
 from tests.support.samples import ALL, BLOCK_BYTES, LAYOUT, key, keys, wanting
 from tests.support.waiting import until
 
+LANES = ("grpc",)
+
 OTHER = keys("other", 4)
 
 

@@ -65,6 +65,8 @@ class FakePool(CachePoolServicer):
     def Fetch(self, request: Any, context: Any) -> AsyncIterator[pb.FetchReply]:
         raise NotImplementedError
 
+    async def Lanes(self, request: Any, context: Any) -> Any: ...
+
     async def Lookup(self, request: Any, context: Any) -> Any:
         raise NotImplementedError
 

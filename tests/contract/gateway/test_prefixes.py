@@ -41,6 +41,7 @@ class PinningPool(CachePoolServicer):
     async def Unpin(self, request: pb.UnpinRequest, context: Any) -> pb.UnpinReply:
         return pb.UnpinReply(found=self.pins.pop(request.pin, None) is not None)
 
+    async def Lanes(self, request: Any, context: Any) -> Any: ...
     async def Publish(self, request_iterator: Any, context: Any) -> Any: ...  # type: ignore[override]
     async def Fetch(self, request: Any, context: Any) -> Any: ...  # type: ignore[override]
     async def Lookup(self, request: Any, context: Any) -> Any: ...

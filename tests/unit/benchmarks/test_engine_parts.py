@@ -12,6 +12,7 @@ from benchmarks.engine.overhead import Clock, timed_kernels
 from benchmarks.quality import REFERENCE, VARIANTS, checks, negative_log_likelihood
 from shared.deadline import Deadline
 from shared.kv.entries import BlockEntries
+from shared.pool.lanes.lane import Arrived
 from tests.support.tiny import tiny_model
 
 
@@ -60,7 +61,7 @@ async def test_no_pool_gives_and_takes_nothing() -> None:
     keys = model.keys(list(range(1, 129)), "")
     blocks = [BlockEntries(key, model.layout.all_layers) for key in keys]
     async for arrived in pool.fetch(model.layout, blocks, [], 1.0, Deadline.after(1)):
-        assert arrived == ([], blocks)
+        assert arrived == Arrived([], blocks)
     async with pool.publish(Deadline.after(1)) as publication:
         assert (await publication.open(model.layout, blocks)).granted == [0, 0]
 

@@ -22,7 +22,10 @@ def test_it_runs_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert harness.main("gpu", gpu.measure, gpu.add_options, arguments) == 0
     content = json.loads(found.read_text())
     assert content["settings"]["attention"] == "PyTorch SDPA"
-    assert {row["section"] for row in content["rows"]} == {"correctness", "limits", "prefill", "decode", "emission"}
+    sections = {"correctness", "limits", "prefill", "decode", "emission", "room"}
+    assert {row["section"] for row in content["rows"]} == sections
+    assert [row["error"] for row in content["rows"] if "error" in row] == []
+    assert all(row["is_right"] for row in content["rows"] if "is_right" in row)
     assert content["checks"]
     assert all(check["met"] for check in content["checks"])
     assert "correctness" in capsys.readouterr().out

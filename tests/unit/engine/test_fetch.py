@@ -19,7 +19,7 @@ from shared.kv.entries import BlockEntries, Source
 from shared.kv.frame import Frame, seal
 from shared.kv.layout import KvLayout, iter_layers
 from shared.metrics import Metrics
-from shared.pool.client import Arrived
+from shared.pool.lanes.lane import Arrived
 from shared.pool.memory import MemoryPool
 from shared.pool.nodes import Publishing
 from tests.support.entries import entry_bytes
@@ -50,6 +50,8 @@ class ScriptedPool:
         sources: Iterable[Source],
         wait_s: float,
         deadline: Deadline,
+        *,
+        doubted: bool = False,
     ) -> AsyncGenerator[Arrived, None]:
         self.asked.append((list(blocks), list(sources), wait_s))
         for event in next(self._scripts):

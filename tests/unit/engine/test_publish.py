@@ -1,22 +1,24 @@
 """Publishing from pages: what is granted, once, in order, and how a slow pool is felt."""
 
 import asyncio
-from typing import cast
+import threading
+from typing import Any, cast
 
 import pytest
 
 import shared.engine.publish as publish
 from shared.engine.publish import PagePublisher, Ready
+from shared.engine.stage import HostStager, Stager
 from shared.engine.thread import WorkThread
 from shared.engine.transfer import FetchMetrics, PageTransfer
 from shared.ids import BlockKey
 from shared.kv.codec import Codec
 from shared.kv.frame import Frame, open_frame
 from shared.metrics import Metrics
-from shared.pool.client import Publication
+from shared.pool.publication import Publication
 from tests.support.entries import entry_bytes
 from tests.support.tiny import tiny_model
-from tests.support.waiting import until
+from tests.support.waiting import LIMIT_S, until
 
 NUM_BLOCKS = 6
 KEYS = [BlockKey(bytes([i]) * 32) for i in range(NUM_BLOCKS)]
@@ -27,15 +29,30 @@ class SlowPool:
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []
+        self.messages: list[int] = []  # how many frames each had
         self.let = asyncio.Semaphore(0)
+        self.has_room_for: set[BlockKey] = set()
+        self.asked: list[int] = []  # how much room, each time
+        self.slots: list[memoryview] = []
+
+    async def room(self, keys: list[BlockKey], num_bytes: int) -> list[memoryview | None]:
+        self.asked.append(len(keys))
+        room = [memoryview(bytearray(num_bytes)) if key in self.has_room_for else None for key in keys]
+        self.slots += [slot for slot in room if slot is not None]
+        return room
 
     async def send(self, frames: list[Frame]) -> None:
         await self.let.acquire()
         self.frames += frames
+        self.messages.append(len(frames))
+
+    def placed(self) -> list[Frame]:
+        """Return the frames whose payloads lie in the room that was given."""
+        return [frame for frame in self.frames if any(frame.payload is slot for slot in self.slots)]
 
 
 class Bench:
-    def __init__(self) -> None:
+    def __init__(self, codec: Codec = Codec.RAW) -> None:
         model = tiny_model("llama")
         self.kv, self.pool, self.copier = model.kv, SlowPool(), WorkThread("copier")
         reservation = model.kv.reserve([], NUM_BLOCKS * 64)
@@ -46,11 +63,14 @@ class Bench:
                 k, v = self.kv.block(layer, reservation, block)
                 k.fill_(layer * 100 + block)
                 v.fill_(-layer * 100 - block)
-        transfer = PageTransfer(model.kv, self.copier, FetchMetrics(Metrics()))
         self.num_woken = 0
-        self.publisher = PagePublisher(
-            cast("Publication", self.pool), transfer, reservation, KEYS, Codec.RAW, on_sent=self.woken
-        )
+        self.codec = codec
+        self.publisher = self.made(HostStager())
+
+    def made(self, stager: Stager) -> PagePublisher:
+        transfer = PageTransfer(self.kv, self.copier, FetchMetrics(Metrics()), stager)
+        publication = cast("Publication", self.pool)
+        return PagePublisher(publication, transfer, self.reservation, KEYS, self.codec, on_sent=self.woken)
 
     def woken(self) -> None:
         self.num_woken += 1
@@ -155,4 +175,94 @@ async def test_blocks_count_as_sent_when_all_layers_are_or_need_not_be(bench: Be
     publisher.finish()
     await sending
     assert publisher.num_blocks_sent == 4
+    bench.copier.close()
+
+
+async def test_what_has_room_is_written_there_and_the_rest_travels(bench: Bench) -> None:
+    publisher = bench.publisher
+    bench.pool.has_room_for = {KEYS[0], KEYS[2], KEYS[3]}
+    granted(publisher, *[0b11] * NUM_BLOCKS)
+    for layer in range(2):
+        publisher.emit(Ready(layer, 0, NUM_BLOCKS))
+    publisher.finish()
+    for _ in range(20):
+        bench.pool.let.release()
+    await publisher.run()
+    assert [(frame.layer, KEYS.index(frame.key)) for frame in bench.pool.placed()] == [
+        (layer, block) for layer in range(2) for block in (0, 2, 3)
+    ]
+    assert sorted((frame.layer, KEYS.index(frame.key)) for frame in bench.pool.frames) == [
+        (layer, block) for layer in range(2) for block in range(NUM_BLOCKS)
+    ]
+    for frame in bench.pool.frames:
+        entry = bench.kv.block(frame.layer, bench.reservation, KEYS.index(frame.key))
+        assert open_frame(frame) == entry_bytes(entry)
+    assert (publisher.num_entries_sent, publisher.backlog_bytes) == (12, 0)
+    bench.copier.close()
+
+
+async def test_one_message_names_a_bounded_part_of_the_room(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "MAX_PLACED_BYTES", 4 * bench.kv.layout.entry_bytes(0) + 1)
+    publisher = bench.publisher
+    bench.pool.has_room_for = set(KEYS)
+    granted(publisher, *[0b1] * NUM_BLOCKS)
+    publisher.emit(Ready(0, 0, NUM_BLOCKS))
+    publisher.finish()
+    for _ in range(2):
+        bench.pool.let.release()
+    await publisher.run()
+    assert (bench.pool.asked, bench.pool.messages, len(bench.pool.placed())) == ([4, 2], [4, 2], 6)
+    bench.copier.close()
+
+
+async def test_a_pool_without_room_is_asked_once_for_a_layer(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "MAX_PLACED_BYTES", 1)
+    publisher = bench.publisher
+    granted(publisher, *[0b1] * NUM_BLOCKS)
+    publisher.emit(Ready(0, 0, NUM_BLOCKS))
+    publisher.finish()
+    for _ in range(NUM_BLOCKS):
+        bench.pool.let.release()
+    await publisher.run()
+    assert bench.pool.asked == [1]
+    assert [KEYS.index(frame.key) for frame in bench.pool.frames] == list(range(NUM_BLOCKS))
+    bench.copier.close()
+
+
+async def test_entries_in_another_codec_travel() -> None:
+    bench = Bench(Codec.LZ4)
+    bench.pool.has_room_for = set(KEYS)
+    granted(bench.publisher, 0b1)
+    bench.publisher.emit(Ready(0, 0, 1))
+    bench.publisher.finish()
+    bench.pool.let.release()
+    await bench.publisher.run()
+    assert (bench.pool.asked, len(bench.pool.frames)) == ([], 1)
+    bench.copier.close()
+
+
+async def test_who_is_cancelled_returns_when_its_room_is_not_written_any_more(bench: Bench) -> None:
+    """Whoever owns the room then takes it back."""
+    writing, let = threading.Event(), threading.Event()
+
+    class Held(HostStager):
+        def place(self, *arguments: Any) -> list[int]:
+            writing.set()
+            assert let.wait(LIMIT_S)
+            return super().place(*arguments)
+
+    publisher = bench.made(Held())
+    bench.pool.has_room_for = set(KEYS)
+    granted(publisher, 0b1)
+    publisher.emit(Ready(0, 0, 1))
+    running = asyncio.create_task(publisher.run())
+    await until(writing.is_set)
+    running.cancel()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not running.done()
+    let.set()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert bench.pool.frames == []
     bench.copier.close()

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from shared.errors import CorruptFrame
 from shared.ids import BlockKey
 from shared.kv.codec import Codec, EntryShape, Fidelity
-from shared.kv.frame import Frame, _digest, is_intact, open_frame, seal, verify
+from shared.kv.frame import Frame, _digest, is_intact, open_frame, raw_headers, seal, seal_all, verify, verify_all
+from shared.kv.payloads import digests
 
 KEY = BlockKey(bytes(range(32)))
 
@@ -84,3 +85,43 @@ def test_a_payload_that_passes_its_checksum_but_does_not_decode_is_corrupt() -> 
     with pytest.raises(CorruptFrame, match="not this entry"):
         open_frame(forged._replace(checksum=_digest(*forged[:-1])), SHAPE)
     assert open_frame(liar, SHAPE) == bytes(64)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=700), max_size=6), st.integers(0, 500))
+def test_many_are_sealed_as_one_is(raws: list[bytes], layer: int) -> None:
+    keys = [BlockKey(bytes([i] * 32)) for i in range(len(raws))]
+    frames = seal_all(keys, layer, raws)
+    assert frames == [seal(key, layer, raw, Codec.RAW) for key, raw in zip(keys, raws, strict=True)]
+    assert all(type(frame) is Frame for frame in frames)
+    assert verify_all(frames) == [True] * len(raws)
+
+
+def test_entries_that_were_digested_before_are_sealed_alike() -> None:
+    keys, raws = [KEY, BlockKey(bytes(32))], [bytes(500), bytes(range(250)) * 2]
+    checksums = digests(raw_headers(keys, 7, 500), raws)
+    assert seal_all(keys, 7, raws, checksums) == seal_all(keys, 7, raws)
+
+
+@pytest.mark.parametrize("num_bytes", [64, 4096])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"key": BlockKey(bytes(32))},
+        {"key": BlockKey(b"short")},
+        {"layer": 4},
+        {"layer": -1},
+        {"layer": 70000},
+        {"raw_bytes": 63},
+        {"raw_bytes": 0},
+        {"raw_bytes": 2**33},
+        {"checksum": 1},
+        {"payload": b"other bytes"},
+        {"payload": bytes(5000)},
+        {"codec": Codec.LZ4},
+        {"fidelity": Fidelity.INT8},
+    ],
+)
+def test_of_many_those_that_were_changed_are_found(num_bytes: int, change: dict[str, object]) -> None:
+    frames = [seal(KEY, layer, bytes([layer] * num_bytes), Codec.RAW) for layer in range(4)]
+    frames[2] = frames[2]._replace(**change)  # type: ignore[arg-type]
+    assert verify_all(frames) == [True, True, False, True] == [is_intact(frame) for frame in frames]

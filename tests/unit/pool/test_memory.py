@@ -5,7 +5,7 @@ import pytest
 from shared.errors import CorruptFrame, WorkerLost
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import open_frame
-from shared.pool.client import Arrived
+from shared.pool.lanes.lane import Arrived
 from shared.pool.memory import MemoryPool
 from tests.support.pools import CHAIN, frames_of, soon
 from tests.support.samples import LAYOUT, wanting

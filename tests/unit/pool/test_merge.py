@@ -11,7 +11,7 @@ from shared.ids import BlockKey
 from shared.kv.codec import Codec
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import seal
-from shared.pool.client import Arrived
+from shared.pool.lanes.lane import Arrived
 from shared.pool.merge import MAX_AHEAD, merged
 from tests.support.waiting import until
 

@@ -22,7 +22,7 @@ from shared.kv.entries import BlockEntries
 from shared.kv.frame import open_frame
 from shared.metrics import Metrics
 from shared.model.layers.batch import Batch, Span
-from shared.pool.client import Arrived
+from shared.pool.lanes.lane import Arrived
 from shared.pool.memory import MemoryPool
 from tests.support.entries import entry_bytes
 from tests.support.parts import access_to, transfer_of
@@ -38,9 +38,9 @@ class WatchedPool(MemoryPool):
 
     num_fetches = 0
 
-    def fetch(self, *args: Any) -> AsyncGenerator[Arrived, None]:
+    def fetch(self, *args: Any, doubted: bool = False) -> AsyncGenerator[Arrived, None]:
         self.num_fetches += 1
-        return super().fetch(*args)
+        return super().fetch(*args, doubted=doubted)
 
 
 class Bench:

@@ -3,7 +3,7 @@
 import pytest
 
 from services.cachepool.store.block import BLOCK_OVERHEAD_BYTES, ENTRY_OVERHEAD_BYTES
-from services.cachepool.store.store import BlockGrant
+from services.cachepool.store.store import BlockGrant, Store
 from services.cachepool.store.subscription import Subscription
 from shared.errors import BadRequest, CorruptFrame, Overloaded
 from shared.ids import BlockKey
@@ -11,6 +11,8 @@ from shared.kv.codec import Codec
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import seal
 from shared.kv.layout import KvLayout, LayerSpec
+from shared.lanes.slabs import SLAB_BYTES
+from shared.lanes.slots import SlotMemory
 from tests.support.samples import ALL, BLOCK_BYTES, ENTRY_BYTES, LAYOUT, SamplePool, frame, keys, wanting
 
 A, B, C, D = keys("chain", 4)
@@ -265,6 +267,25 @@ def test_an_entry_beyond_the_whole_budget_evicts_nothing() -> None:
     with pytest.raises(Overloaded, match="exceeds"):
         pool.store.put(writer, frame(B, 0, large))
     assert pool.held(A) == [True]
+
+
+def test_blocks_go_when_slots_of_a_size_run_out_before_the_budget() -> None:
+    pool = SamplePool()
+    pool.store = Store(100 * BLOCK_BYTES, pool.clock, memory=SlotMemory(SLAB_BYTES, shared=False))
+    pool.fill(A, B)  # their slots are of one size, and so are all of the only slab
+    large = KvLayout((LayerSpec(None, 1, 1024),), "float32", block_tokens=4)
+    reader = pool.reader(B)
+    writer = pool.store.open_writer()
+    pool.store.grant(writer, large, [BlockEntries(C, 1)])
+    with pytest.raises(Overloaded, match="held"):
+        pool.store.put(writer, frame(C, 0, large))
+    pool.store.check_integrity()
+    pool.store.close(reader)
+    pool.store.grant(writer, large, [BlockEntries(C, 1)])
+    pool.store.put(writer, frame(C, 0, large))
+    assert pool.store.lookup(C) == 1
+    assert pool.held(A, B) == [False, False]
+    pool.store.check_integrity()
 
 
 def test_nothing_remains_of_blocks_that_never_got_an_entry(pool: SamplePool) -> None:

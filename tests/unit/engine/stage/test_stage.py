@@ -1,15 +1,27 @@
 """Entries on their way to the host: what comes out is what was in the pages when their mark was reached."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import pytest
 import torch
 
-from shared.engine import stage
-from shared.engine.stage import NUM_PIECES, Arrival, CudaStager, HostStager, Stager, select_stager
+from shared.engine.stage import (
+    Arrival,
+    CudaStager,
+    HostStager,
+    RegisteredMemory,
+    Stager,
+    cuda,
+    registered,
+    select_stager,
+)
+from shared.engine.stage.cuda import NUM_PIECES
+from shared.kv.codec import Payload
+from shared.kv.payloads import addresses_of, digests
 from tests.support.entries import entry_bytes
+from tests.support.waiting import LIMIT_S
 
 ENTRY_BYTES = 2 * 4 * 2 * 8 * 4
 PER_PIECE = 3
@@ -77,6 +89,11 @@ def compute(monkeypatch: pytest.MonkeyPatch) -> FakeStream:
         yield
         FakeStream.current = before
 
+    from_buffer = torch.frombuffer
+
+    def mapped(*args: Any, **options: Any) -> torch.Tensor:
+        return from_buffer(*args, **options).as_subclass(DeviceTensor)
+
     def made(*shape: Any, pin_memory: bool = False, device: torch.device | None = None, **options: Any) -> torch.Tensor:
         assert pin_memory != (device is not None), "pageable memory would make copies wait"
         return empty(*shape, **options).as_subclass(DeviceTensor)
@@ -87,7 +104,8 @@ def compute(monkeypatch: pytest.MonkeyPatch) -> FakeStream:
     monkeypatch.setattr(torch.cuda, "stream", on)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
     monkeypatch.setattr(torch, "empty", made)
-    monkeypatch.setattr(stage, "PIECE_BYTES", PER_PIECE * ENTRY_BYTES)
+    monkeypatch.setattr(torch, "frombuffer", mapped)
+    monkeypatch.setattr(cuda, "PIECE_BYTES", PER_PIECE * ENTRY_BYTES)
     return stream
 
 
@@ -152,3 +170,74 @@ def test_entries_land_in_host_memory(num_parts: int) -> None:
 def test_entries_have_landed_when_the_call_returns(compute: FakeStream, num_parts: int) -> None:
     compute.queue.append(lambda: pytest.fail("landing waits for nothing that is computed"))
     landed(CudaStager(torch.device("cuda")), torch.zeros(num_parts, 6, 4, 2, 8).as_subclass(DeviceTensor))
+
+
+HEADERS = [bytes([i] * 40) for i in range(32)]
+
+
+class NoDevice:
+    """Registers nothing, and remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.registered: list[tuple[int, int]] = []
+
+    def register(self, address: int, num_bytes: int) -> None:
+        self.registered.append((address, num_bytes))
+
+    def unregister(self, address: int) -> None:
+        self.registered = [piece for piece in self.registered if piece[0] != address]
+
+
+def placed(stager: Stager, blocks: torch.Tensor, numbers: list[int], slots: list[memoryview], mark: Any = None) -> None:
+    headers = HEADERS[: len(numbers)]
+    wanted = entries(blocks, numbers)
+    assert stager.place(mark, blocks, numbers, slots, headers, digests) == digests(headers, wanted)
+    assert [bytes(slot) for slot in slots] == wanted
+
+
+def slots_in(memory: memoryview, *places: int) -> list[memoryview]:
+    return [memory[place * ENTRY_BYTES : (place + 1) * ENTRY_BYTES] for place in places]
+
+
+@pytest.mark.parametrize("num_parts", [1, 2])
+def test_entries_are_placed_in_slots_of_host_memory(num_parts: int) -> None:
+    memory = memoryview(bytearray(16 * ENTRY_BYTES))
+    slots = [slot[: num_parts * ENTRY_BYTES // 2] for slot in slots_in(memory, 3, 0, 7)]
+    placed(HostStager(), blocks_of(6, num_parts), [4, 0, 5], slots)
+
+
+@pytest.mark.parametrize("pieces", [0, 1, 2])
+@pytest.mark.parametrize("places", [range(9), [0, 1, 2, 6, 5, 4, 3, 8, 7], [3], [*range(4, 12), 0]])
+def test_entries_are_placed_in_slots_whether_these_are_registered_or_not(
+    compute: FakeStream, monkeypatch: pytest.MonkeyPatch, pieces: int, places: Sequence[int]
+) -> None:
+    """Pieces are so small that there are runs over two of them, and slots behind the last one."""
+    monkeypatch.setattr(registered, "REGISTERED_PIECE_BYTES", 4 * ENTRY_BYTES)
+    memory, content = RegisteredMemory(NoDevice()), memoryview(bytearray(16 * ENTRY_BYTES))
+    memory.grow(addresses_of([content])[0], pieces * 4 * ENTRY_BYTES)
+    assert memory.settle(LIMIT_S) == pieces * 4 * ENTRY_BYTES
+    stager, blocks = CudaStager(torch.device("cuda"), memory), blocks_of(16)
+    compute.queue.append(lambda: blocks[0, 3].fill_(77))
+    mark = stager.mark()
+    numbers = [15 - place for place in places]
+    slots = slots_in(content, *places)
+    found = stager.place(mark, blocks, numbers, slots, HEADERS[: len(slots)], digests)
+    assert [bytes(slot) for slot in slots] == entries(blocks, numbers)
+    assert found == digests(HEADERS[: len(slots)], slots)
+    target = torch.zeros_like(blocks).as_subclass(DeviceTensor)
+    stager.land([Arrival(slot.toreadonly(), target, number) for slot, number in zip(slots, numbers, strict=True)])
+    assert torch.equal(target.as_subclass(torch.Tensor)[:, numbers], blocks[:, numbers])
+    memory.close()
+
+
+def test_when_a_piece_fails_nothing_is_written_any_more(compute: FakeStream) -> None:
+    stager, blocks = CudaStager(torch.device("cuda")), blocks_of(PER_PIECE * 4)
+    outwards: Any = stager._outwards
+
+    def failing(headers: Sequence[bytes], payloads: Sequence[Payload]) -> list[int]:
+        raise ValueError("no digest")
+
+    slots = slots_in(memoryview(bytearray(PER_PIECE * 4 * ENTRY_BYTES)), *range(PER_PIECE * 4))
+    with pytest.raises(ValueError, match="no digest"):
+        stager.place(None, blocks, range(PER_PIECE * 4), slots, HEADERS[: PER_PIECE * 4], failing)
+    assert outwards.num_done == len(outwards.queue)

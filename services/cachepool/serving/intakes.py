@@ -1,0 +1,114 @@
+"""How the payloads of one Publish stream come, where it is not in its messages: into slots of a room, or on a link."""
+
+import asyncio
+from array import array
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from shared.errors import BadRequest, LaneBroken
+from shared.kv.frame import Frame
+from shared.lanes.records import unpack_records
+from shared.lanes.shared_memory.client import AttachedClient
+from shared.lanes.slots import SlotMemory
+from shared.lanes.sockets.batch import Received
+from shared.lanes.sockets.link import SocketLink
+from shared.proto import prfaas_pb2 as pb
+
+
+class RoomBudget:
+    """How many bytes of slots writers may have that have not placed anything in them yet."""
+
+    def __init__(self, limit_bytes: int, writer_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._writer_bytes = writer_bytes
+        self._given_bytes = 0
+
+    def take(self, num_slots: int, slot_bytes: int, held_bytes: int) -> int:
+        """Return how many slots a writer gets that has `held_bytes` already. They count until `give_back`."""
+        left = min(self._limit_bytes - self._given_bytes, self._writer_bytes - held_bytes)
+        num = max(0, min(num_slots, left // slot_bytes))
+        self._given_bytes += num * slot_bytes
+        return num
+
+    def give_back(self, num_bytes: int) -> None:
+        self._given_bytes -= num_bytes
+
+
+class MappedIntake:
+    """The room of one writer on this host: slots that are its own until it has placed an entry in them, or is gone."""
+
+    def __init__(self, memory: SlotMemory, budget: RoomBudget, client: AttachedClient, stream: int) -> None:
+        self._memory = memory
+        self._budget = budget
+        self._client = client
+        self._stream = stream
+        self._room: dict[int, memoryview] = {}  # by place
+        self._held_bytes = 0
+
+    def room(self, request: pb.RoomRequest) -> pb.Room:
+        """Give slots. The attached process holds them: they are nobody else's before it has let go of the stream."""
+        if not request.slot_bytes:
+            raise BadRequest("a slot has at least one byte")
+        num_slots = self._budget.take(request.num_slots, request.slot_bytes, self._held_bytes)
+        self._held_bytes += num_slots * request.slot_bytes
+        views = self._memory.take_all([request.slot_bytes] * num_slots)
+        self._client.hold(self._stream, views)
+        places = self._memory.places(views)
+        self._room |= zip(places, views, strict=True)
+        return pb.Room(places=array("Q", places).tobytes())
+
+    def placed(self, batch: pb.RecordBatch) -> list[Frame]:
+        """Return the entries that the writer says it has written, not verified. Raises `BadRequest`, `CorruptFrame`."""
+        frames = []
+        for record in unpack_records(batch.records):
+            view = self._room.pop(record.place, None)
+            if view is None or len(view) != record.num_bytes:
+                raise BadRequest(f"no slot of {record.num_bytes} bytes at {record.place} is this writer's")
+            self._give_back(record.num_bytes)
+            frames.append(record.frame(view))
+        return frames
+
+    def close(self) -> None:
+        """End the room; idempotent."""
+        self._room.clear()
+        self._give_back(self._held_bytes)
+
+    def _give_back(self, num_bytes: int) -> None:
+        self._held_bytes -= num_bytes
+        self._budget.give_back(num_bytes)
+
+
+class LinkedIntake:
+    """A writer's batches on a link, ingested as they come."""
+
+    def __init__(self, link: SocketLink, stream: int, ingest: Callable[[Received], None]) -> None:
+        self._open = ExitStack()
+        self._batches = self._open.enter_context(link.incoming(stream))
+        self._ingest = ingest
+        self._num_received = 0
+        self._changed = asyncio.Event()
+        self._task = asyncio.create_task(self._run(), name="batches of a writer")
+
+    async def until(self, num_entries: int) -> None:
+        """Wait until so many entries have come. Raises `LaneBroken`, and what `ingest` raised."""
+        while self._num_received < num_entries:
+            if self._task.done():
+                self._task.result()
+                raise LaneBroken("the writer's link was closed")
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def close(self) -> None:
+        """Take nothing more; idempotent."""
+        self._task.cancel()
+        await asyncio.wait({self._task})
+        self._open.close()
+
+    async def _run(self) -> None:
+        try:
+            async for received in self._batches:
+                self._num_received += received.num_entries
+                self._ingest(received)
+                self._changed.set()
+        finally:
+            self._changed.set()

@@ -1,0 +1,131 @@
+"""How the payloads of one Fetch stream leave: in its messages, named in shared memory, or on a link beside it."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+
+import grpc.aio
+
+from shared.kv.frame import Frame
+from shared.lanes.records import pack_records
+from shared.lanes.settings import LaneName
+from shared.lanes.shared_memory.client import AttachedClient
+from shared.lanes.slots import SlotMemory
+from shared.lanes.sockets.link import SocketLink
+from shared.proto import prfaas_pb2 as pb
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+MAPPED_BATCH_BYTES = 16 * 1024 * 1024
+"""What one message names at most: names are small, and a reader that copies does so in one go."""
+
+
+class Outlet(Protocol):
+    """Where entries go that were taken for a reader."""
+
+    @property
+    def name(self) -> LaneName: ...
+
+    @property
+    def batch_bytes(self) -> int | None:
+        """What one `send` takes, at home; None: as the link says."""
+
+    async def send(self, frames: Sequence[Frame]) -> None:
+        """Pass frames on; returns when more may follow. Raises `LaneBroken`."""
+
+    async def finish(self) -> None:
+        """Return when all that was passed on has left. Raises `LaneBroken`."""
+
+
+class MessageOutlet:
+    """Frames in messages."""
+
+    name: LaneName = "grpc"
+    batch_bytes: int | None = None
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def send(self, frames: Sequence[Frame]) -> None:
+        await self._context.write(frames)
+
+    async def finish(self) -> None:
+        pass
+
+
+class MappedOutlet:
+    """Frames that lie in memory which the reader has mapped: it is told where, and they stay until it lets go."""
+
+    name: LaneName = "shared_memory"
+    batch_bytes: int | None = MAPPED_BATCH_BYTES
+
+    def __init__(self, context: Context, memory: SlotMemory, client: AttachedClient, stream: int) -> None:
+        self._context = context
+        self._memory = memory
+        self._client = client
+        self._stream = stream
+
+    async def send(self, frames: Sequence[Frame]) -> None:
+        views = [frame.payload for frame in frames if isinstance(frame.payload, memoryview)]  # as all that is stored
+        self._client.hold(self._stream, views)
+        records = pack_records(frames, self._memory.places(views))
+        await self._context.write(pb.FetchReply(placed=pb.RecordBatch(records=records)))
+
+    async def finish(self) -> None:
+        pass
+
+
+class LinkedOutlet:
+    """Frames on the connections of a link, as many batches at a time as there are connections."""
+
+    name: LaneName = "socket"
+    batch_bytes: int | None = None
+
+    def __init__(
+        self,
+        context: Context,
+        link: SocketLink,
+        stream: int,
+        permit: Callable[[], AbstractAsyncContextManager[bool]],
+        *,
+        is_background: bool,
+    ) -> None:
+        """A batch holds a `permit` while it is being sent; one of background has had its own before."""
+        self._context = context
+        self._link = link
+        self._stream = stream
+        self._permit = permit
+        self._is_background = is_background
+        self._sending: set[asyncio.Task[None]] = set()
+        self._num_sent = 0
+
+    async def send(self, frames: Sequence[Frame]) -> None:
+        self._num_sent += len(frames)
+        self._sending.add(asyncio.create_task(self._send(frames), name="batch on a link"))
+        await self._until(self._link.num_connections - 1)
+
+    async def finish(self) -> None:
+        await self._until(0)
+        await self._context.write(pb.FetchReply(sent=pb.LaneCount(num_entries=self._num_sent)))
+
+    async def close(self) -> None:
+        """End what is still waiting for its turn."""
+        for task in self._sending:
+            task.cancel()
+        if self._sending:
+            await asyncio.wait(self._sending)
+
+    async def _until(self, num_left: int) -> None:
+        while len(self._sending) > max(0, num_left):
+            done, self._sending = await asyncio.wait(self._sending, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+
+    async def _send(self, frames: Sequence[Frame]) -> None:
+        layer = frames[0].layer
+        if self._is_background:
+            await self._link.send(self._stream, frames, is_background=True, layer=layer)
+            return
+        async with self._permit():
+            await self._link.send(self._stream, frames, layer=layer)

@@ -1,0 +1,223 @@
+"""Pages in a GPU's memory: copies over side streams, through pinned memory or from and to registered memory."""
+
+import ctypes
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from shared.engine.stage.registered import RegisteredMemory
+from shared.engine.stage.stager import Arrival, Digests, Mark, Stager
+from shared.kv.codec import Payload
+
+PIECE_BYTES = 16 * 1024 * 1024
+"""What one copy to the host takes along: enough to run at the bus's speed, little enough to be ready soon."""
+NUM_PIECES = 2
+"""Copies of one reader that may be under way at once."""
+
+
+class CudaStager(Stager):
+    """Copies on two streams of its own, one each way.
+
+    Outwards, entries are gathered into pieces on the device, so that a copy is long enough for the bus. It waits for
+    the mark of its layer and for nothing that the model computes after it. `NUM_PIECES` bound what a reader that falls
+    behind has under way; the rest stays in the pages. Memory of `memory` is copied from and to directly; all other
+    goes through pinned memory of PyTorch's host allocator.
+    """
+
+    def __init__(self, device: torch.device, memory: RegisteredMemory | None = None) -> None:
+        self._device = device
+        self._memory = memory or RegisteredMemory()
+        # Before the model's next kernels, not after all of them: what gathers is short, and somebody waits for it.
+        self._outwards = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+        self._inwards = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+
+    def mark(self) -> torch.cuda.Event:
+        event = _event()
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def reached(self, mark: Mark) -> None:
+        if mark is not None:
+            mark.synchronize()
+
+    def stage(self, mark: Mark, blocks: torch.Tensor, numbers: Sequence[int]) -> Iterator[Payload]:
+        if mark is not None:
+            self._outwards.wait_event(mark)
+        under_way: deque[_Piece] = deque()
+        for first, end in _pieces(blocks, len(numbers)):
+            under_way.append(self._copy(blocks, numbers[first:end]))
+            if len(under_way) == NUM_PIECES:
+                yield from under_way.popleft().entries()
+        while under_way:
+            yield from under_way.popleft().entries()
+
+    def place(
+        self,
+        mark: Mark,
+        blocks: torch.Tensor,
+        numbers: Sequence[int],
+        slots: Sequence[memoryview],
+        headers: Sequence[bytes],
+        digest: Digests,
+    ) -> list[int]:
+        """Digest a piece while the next one is being copied."""
+        if mark is not None:
+            self._outwards.wait_event(mark)
+        under_way: deque[tuple[int, int, _Placing]] = deque()
+        found: list[int] = []
+
+        def finish() -> None:
+            first, end, placing = under_way[0]
+            placing.finish()
+            under_way.popleft()
+            found.extend(digest(headers[first:end], slots[first:end]))
+
+        try:
+            for first, end in _pieces(blocks, len(numbers)):
+                under_way.append((first, end, self._place(blocks, numbers[first:end], slots[first:end])))
+                if len(under_way) == NUM_PIECES:
+                    finish()
+            while under_way:
+                finish()
+        finally:
+            for _, _, placing in under_way:
+                placing.copied.synchronize()
+        return found
+
+    def land(self, arrivals: Sequence[Arrival]) -> None:
+        if not arrivals:
+            return
+        raws = [arrival.raw for arrival in arrivals]
+        with torch.cuda.stream(self._inwards):
+            arrived = torch.empty(sum(map(len, raws)), dtype=torch.uint8, device=self._device)
+            held = []  # until all has been copied
+            start = 0
+            for run in self._memory.runs(raws):
+                if run.address is None:
+                    host = _joined(raws[run.first : run.end])
+                else:
+                    host = _memory_at(run.address, run.num_bytes)
+                arrived[start : start + run.num_bytes].copy_(host, non_blocking=True)
+                held.append(host)
+                start += run.num_bytes
+            start = 0
+            for blocks, part in _adjacent(arrivals):
+                size = len(part) * _entry_bytes(blocks)
+                target = blocks[:, part.start : part.stop].transpose(0, 1)
+                source = arrived[start : start + size].view(blocks.dtype).view(target.shape)
+                target.copy_(source, non_blocking=True)
+                start += size
+            landed = _event()
+            landed.record(self._inwards)
+        landed.synchronize()
+
+    def _copy(self, blocks: torch.Tensor, numbers: Sequence[int]) -> "_Piece":
+        """Queue a piece's copy. The stream runs copies in order, also those of a closed `stage`."""
+        with torch.cuda.stream(self._outwards):
+            gathered = self._gathered(blocks, numbers)
+            host = torch.empty(gathered.numel(), dtype=torch.uint8, pin_memory=True)
+            host.copy_(gathered, non_blocking=True)
+            copied = _event()
+            copied.record(self._outwards)
+        return _Piece(host, _entry_bytes(blocks), copied)
+
+    def _place(self, blocks: torch.Tensor, numbers: Sequence[int], slots: Sequence[memoryview]) -> "_Placing":
+        """Queue a piece's copies into slots, or into pinned memory for those that are not registered."""
+        staged = []
+        with torch.cuda.stream(self._outwards):
+            gathered = self._gathered(blocks, numbers)
+            start = 0
+            for run in self._memory.runs(slots):
+                part = gathered[start : start + run.num_bytes]
+                start += run.num_bytes
+                if run.address is None:
+                    host = torch.empty(run.num_bytes, dtype=torch.uint8, pin_memory=True)
+                    staged.append((host, slots[run.first : run.end]))
+                else:
+                    host = _memory_at(run.address, run.num_bytes)
+                host.copy_(part, non_blocking=True)
+            copied = _event()
+            copied.record(self._outwards)
+        return _Placing(staged, copied)
+
+    def _gathered(self, blocks: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
+        """Queue the gathering of entries on the device, the parts of an entry side by side; return their bytes."""
+        run = range(numbers[0], numbers[0] + len(numbers))
+        if list(numbers) == list(run):
+            chosen = blocks[:, run.start : run.stop]
+        else:
+            chosen = blocks.index_select(1, torch.tensor(numbers, device=blocks.device))
+        entries = chosen.transpose(0, 1)
+        gathered = torch.empty(entries.shape, dtype=blocks.dtype, device=self._device)
+        gathered.copy_(entries, non_blocking=True)
+        return gathered.view(-1).view(torch.uint8)
+
+
+class _Piece(NamedTuple):
+    """Entries in pinned memory, one after the other, from `copied` on."""
+
+    host: torch.Tensor
+    entry_bytes: int
+    copied: torch.cuda.Event
+
+    def entries(self) -> Iterator[Payload]:
+        self.copied.synchronize()
+        host = self.host.numpy().data
+        for start in range(0, len(host), self.entry_bytes):
+            yield host[start : start + self.entry_bytes]
+
+
+class _Placing(NamedTuple):
+    """Entries on their way into slots: there from `copied` on, but for those that then lie in pinned memory."""
+
+    staged: list[tuple[torch.Tensor, Sequence[memoryview]]]
+    copied: torch.cuda.Event
+
+    def finish(self) -> None:
+        self.copied.synchronize()
+        for pinned, slots in self.staged:
+            host, start = pinned.numpy().data, 0
+            for slot in slots:
+                slot[:] = host[start : start + len(slot)]
+                start += len(slot)
+
+
+def _pieces(blocks: torch.Tensor, count: int) -> Iterator[tuple[int, int]]:
+    at_once = max(1, PIECE_BYTES // _entry_bytes(blocks))
+    for first in range(0, count, at_once):
+        yield first, min(count, first + at_once)
+
+
+def _joined(raws: Sequence[Payload]) -> torch.Tensor:
+    """Return payloads side by side in pinned memory."""
+    host = torch.empty(sum(map(len, raws)), dtype=torch.uint8, pin_memory=True)
+    np.concatenate([np.frombuffer(raw, dtype=np.uint8) for raw in raws], out=host.numpy())
+    return host
+
+
+def _memory_at(address: int, num_bytes: int) -> torch.Tensor:
+    """Return memory of this process as bytes; whoever asks sees to it that it stays."""
+    return torch.frombuffer((ctypes.c_uint8 * num_bytes).from_address(address), dtype=torch.uint8)
+
+
+def _entry_bytes(blocks: torch.Tensor) -> int:
+    return blocks[:, 0].numel() * blocks.element_size()
+
+
+def _adjacent(arrivals: Sequence[Arrival]) -> Iterator[tuple[torch.Tensor, range]]:
+    """Join arrivals that follow one another in the same layer's blocks."""
+    blocks, run = arrivals[0].blocks, range(arrivals[0].number, arrivals[0].number + 1)
+    for _, others, number in arrivals[1:]:
+        if others.data_ptr() == blocks.data_ptr() and number == run.stop:
+            run = range(run.start, number + 1)
+            continue
+        yield blocks, run
+        blocks, run = others, range(number, number + 1)
+    yield blocks, run
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event()  # type: ignore[no-untyped-call]

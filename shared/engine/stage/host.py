@@ -1,0 +1,43 @@
+"""Pages in host memory: bytes are read and written in place."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+import torch
+
+from shared.engine.stage.stager import Arrival, Digests, Mark, Stager
+from shared.kv.codec import Payload
+from shared.kv.payloads import copy_in, copy_out
+from shared.kv.tensors import entry_rows
+
+
+class HostStager(Stager):
+    """Copies in the caller's thread, in one call for each layer; a layer that has returned is complete."""
+
+    def mark(self) -> None:
+        return None
+
+    def reached(self, mark: Mark) -> None:
+        return None
+
+    def stage(self, mark: Mark, blocks: torch.Tensor, numbers: Sequence[int]) -> Iterator[Payload]:
+        rows = entry_rows(blocks)
+        for number in numbers:
+            yield rows[:, number].tobytes()
+
+    def place(
+        self,
+        mark: Mark,
+        blocks: torch.Tensor,
+        numbers: Sequence[int],
+        slots: Sequence[memoryview],
+        headers: Sequence[bytes],
+        digest: Digests,
+    ) -> list[int]:
+        """Digest entries as they are copied, so that `digest` is not needed."""
+        return copy_out(entry_rows(blocks), numbers, slots, headers)
+
+    def land(self, arrivals: Sequence[Arrival]) -> None:
+        for _, group in groupby(arrivals, key=lambda arrival: id(arrival.blocks)):
+            raws, layers, numbers = zip(*group, strict=True)
+            copy_in(entry_rows(layers[0]), numbers, raws)

@@ -1,0 +1,151 @@
+/* Many payloads in one call that lets go of the interpreter's lock once, not once for each.
+
+   Of the interpreter only its stable interface is used (3.11 and later), declared here: its headers are often not
+   installed beside it. Functions return 0, or -1 with an exception set. */
+#include <stdlib.h>
+
+#include "xxh3.h"
+
+#define KEEP_LOCK_BYTES (256 * 1024) /* read sooner than another thread gives the lock back */
+#define CHUNK_BYTES 4096u            /* copied and hashed in turns: stays in the nearest cache */
+
+typedef struct _object PyObject;
+typedef struct _ts PyThreadState;
+typedef struct {
+    void *buf;
+    PyObject *obj;
+    ptrdiff_t len, itemsize;
+    int readonly, ndim;
+    char *format;
+    ptrdiff_t *shape, *strides, *suboffsets;
+    void *internal;
+} Py_buffer;
+#define PyBUF_WRITABLE 1
+#define ANY_LENGTH (-1)
+
+extern PyObject *PyList_GetItem(PyObject *, ptrdiff_t);
+extern PyObject *PyErr_NoMemory(void);
+extern PyObject *PyExc_ValueError;
+extern void PyErr_SetString(PyObject *, const char *);
+extern int PyObject_GetBuffer(PyObject *, Py_buffer *, int);
+extern void PyBuffer_Release(Py_buffer *);
+extern PyThreadState *PyEval_SaveThread(void);
+extern void PyEval_RestoreThread(PyThreadState *);
+
+/* Where a layer's entries lie: `num_parts` rows of `part_bytes` for each. */
+struct parts {
+    uint8_t *first;
+    int64_t num_parts, part_stride, part_bytes;
+};
+
+static int failed(const char *message) {
+    PyErr_SetString(PyExc_ValueError, message);
+    return -1;
+}
+
+static void release(Py_buffer *views, int64_t count) {
+    for (int64_t i = 0; i < count; i++) PyBuffer_Release(views + i);
+    free(views);
+}
+
+/* Return views of a list's buffers, all of `length` bytes, or NULL with an exception set. */
+static Py_buffer *views_of(PyObject *list, int64_t count, int flags, int64_t length) {
+    Py_buffer *views = malloc((size_t)count * sizeof *views + 1);
+    if (!views) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    for (int64_t i = 0; i < count; i++) {
+        PyObject *item = PyList_GetItem(list, i);
+        if (!item || PyObject_GetBuffer(item, views + i, flags)) {
+            release(views, i);
+            return NULL;
+        }
+        if (length != ANY_LENGTH && views[i].len != length) {
+            release(views, i + 1);
+            failed("memory is not as long as an entry");
+            return NULL;
+        }
+    }
+    return views;
+}
+
+/* Digest `count` payloads, all longer than XXH3_SHORT, each seeded with the digest of its header. */
+int prfaas_digests(const uint8_t *headers, int64_t header_bytes, PyObject *payloads, int64_t count, uint64_t *digests) {
+    Py_buffer *views = views_of(payloads, count, 0, ANY_LENGTH);
+    if (!views) return -1;
+    int64_t total = 0;
+    for (int64_t i = 0; i < count; i++) {
+        if (views[i].len <= XXH3_SHORT) {
+            release(views, count);
+            return failed("a payload is too short for this");
+        }
+        total += views[i].len;
+    }
+    PyThreadState *thread = total > KEEP_LOCK_BYTES ? PyEval_SaveThread() : NULL;
+    for (int64_t i = 0; i < count; i++)
+        digests[i] = xxh3_long(views[i].buf, (size_t)views[i].len,
+                               xxh3_header(headers + i * header_bytes, (size_t)header_bytes));
+    if (thread) PyEval_RestoreThread(thread);
+    release(views, count);
+    return 0;
+}
+
+/* Copy one entry, part after part, and digest what was read. */
+static uint64_t copy_out(const struct parts *parts, int64_t number, uint8_t *slot, uint64_t seed) {
+    size_t part_bytes = (size_t)parts->part_bytes, length = part_bytes * (size_t)parts->num_parts;
+    const uint8_t *part = parts->first + number * parts->part_bytes;
+    struct xxh3 state;
+    xxh3_begin(&state, seed);
+    for (int64_t i = 0; i < parts->num_parts; i++, part += parts->part_stride, slot += part_bytes)
+        for (size_t at = 0; at < part_bytes; at += CHUNK_BYTES) {
+            size_t size = part_bytes - at < CHUNK_BYTES ? part_bytes - at : CHUNK_BYTES;
+            int is_last = i + 1 == parts->num_parts && at + size == part_bytes;
+            memcpy(slot + at, part + at, size);
+            xxh3_update(&state, part + at, size / STRIPE - (size_t)is_last);
+        }
+    return xxh3_end(&state, part - parts->part_stride + part_bytes - STRIPE, length);
+}
+
+/* Copy entries into slots of exactly their size, and digest them as `prfaas_digests` does. A part is a multiple of
+   64 bytes, an entry longer than XXH3_SHORT. */
+int prfaas_copy_out(const struct parts *parts, const int64_t *numbers, PyObject *slots, int64_t count,
+                    const uint8_t *headers, int64_t header_bytes, uint64_t *digests) {
+    int64_t length = parts->part_bytes * parts->num_parts;
+    if (parts->part_bytes % STRIPE || length <= XXH3_SHORT) return failed("an entry of these parts cannot be copied");
+    Py_buffer *views = views_of(slots, count, PyBUF_WRITABLE, length);
+    if (!views) return -1;
+    PyThreadState *thread = length * count > KEEP_LOCK_BYTES ? PyEval_SaveThread() : NULL;
+    for (int64_t i = 0; i < count; i++)
+        digests[i] = copy_out(parts, numbers[i], views[i].buf,
+                              xxh3_header(headers + i * header_bytes, (size_t)header_bytes));
+    if (thread) PyEval_RestoreThread(thread);
+    release(views, count);
+    return 0;
+}
+
+/* Copy payloads, each of exactly an entry's length, to where entries lie. */
+int prfaas_copy_in(const struct parts *parts, const int64_t *numbers, PyObject *payloads, int64_t count) {
+    int64_t length = parts->part_bytes * parts->num_parts;
+    Py_buffer *views = views_of(payloads, count, 0, length);
+    if (!views) return -1;
+    PyThreadState *thread = length * count > KEEP_LOCK_BYTES ? PyEval_SaveThread() : NULL;
+    for (int64_t i = 0; i < count; i++) {
+        uint8_t *part = parts->first + numbers[i] * parts->part_bytes;
+        const uint8_t *payload = views[i].buf;
+        for (int64_t j = 0; j < parts->num_parts; j++, part += parts->part_stride, payload += parts->part_bytes)
+            memcpy(part, payload, (size_t)parts->part_bytes);
+    }
+    if (thread) PyEval_RestoreThread(thread);
+    release(views, count);
+    return 0;
+}
+
+/* Say where payloads lie. */
+int prfaas_addresses(PyObject *payloads, int64_t count, uint64_t *addresses) {
+    Py_buffer *views = views_of(payloads, count, 0, ANY_LENGTH);
+    if (!views) return -1;
+    for (int64_t i = 0; i < count; i++) addresses[i] = (uint64_t)(uintptr_t)views[i].buf;
+    release(views, count);
+    return 0;
+}

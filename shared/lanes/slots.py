@@ -1,0 +1,282 @@
+"""Memory of stored payloads: slabs of equal slots, apart from the heap in which messages come and go.
+
+On the heap, payloads that stay would lie between the buffers of messages that pass: gRPC grows such a buffer piece by
+piece, and each time it meets a neighbour it moves, into fresh pages. That costs ten times the CPU of the transfer.
+"""
+
+import mmap
+from collections.abc import Callable, Iterable
+from sys import getrefcount
+from threading import Lock
+
+from shared.errors import Overloaded
+from shared.kv.codec import Payload
+from shared.lanes.addresses import addresses
+from shared.lanes.extents import Extents
+from shared.lanes.mapping import MemoryRange
+from shared.lanes.slabs import IN_A_LIST_ONLY, SLAB_BYTES, SLOT_STEPS, Slab, Slot, is_viewed, slot_bytes
+
+FIRST_PLACE = mmap.PAGESIZE
+"""Where the first slot may lie. Offset 0 stands for no place."""
+_PIECE_BYTES = SLAB_BYTES  # touched in one go: whoever needs memory at once waits for no more than one
+
+
+def limit_for(budget_bytes: int, in_flight_bytes: int | None = None) -> int:
+    """Return the limit of a memory whose payloads keep to a budget.
+
+    A budget counts payloads. Slots are up to 1/32 larger, slots of writers and slots that are freed but still read come
+    on top (`in_flight_bytes`; a quarter of the budget unless given), and of each size one slab may be used in part.
+    """
+    if in_flight_bytes is None:
+        in_flight_bytes = budget_bytes // 4
+    return budget_bytes + budget_bytes // SLOT_STEPS + in_flight_bytes + 32 * SLAB_BYTES
+
+
+class SlotMemory:
+    """Owns one mapping, its slabs and their slots. May be used, and views of it dropped, in any thread.
+
+    Always: bytes under a view do not change while any view of that slot, or of a part of it, is alive, whether it was
+    freed or not, unless by those who took the slot and write to it. A slot lies in memory that was touched. Memory that
+    was touched once is used again, for slots of any size: no more is touched than the limit, and not before it is
+    needed or asked for (`touch_ahead`). A slot that was taken and not kept is its views': it is free again when the
+    last one has gone. Slots of one size that are taken in a row from fresh memory are adjacent.
+    """
+
+    def __init__(self, limit_bytes: int, *, shared: bool) -> None:
+        """`limit_bytes`: what slabs may take of the machine's memory, see `limit_for`; by address it is taken at once.
+
+        `shared`: other processes can map it by `fd`, where the system can do that. Raises `SettingsError` when so much
+        cannot be mapped.
+        """
+        self.size_bytes = FIRST_PLACE + max(1, -(-limit_bytes // mmap.PAGESIZE)) * mmap.PAGESIZE
+        self._mapping = MemoryRange(self.size_bytes, shared=shared)
+        self._lock = Lock()  # of all below: held for no system call, and never while memory is touched or copied
+        self._acquire, self._release = self._lock.acquire, self._lock.release  # `with` takes 0.2 of 8 µs an entry more
+        self._extents = Extents(FIRST_PLACE, self.size_bytes)
+        self._slabs: dict[int, Slab] = {}  # by the id of its `data`, which is the base of its slots
+        self._roomy: dict[int, list[Slab]] = {}  # slot size -> slabs with a free slot
+        self._idle: dict[int, Slab] = {}  # slabs that had no slot in use at some time since they were cut
+        self._viewed: list[Slot] = []  # freed while somebody read them
+        self._taken: dict[int, Slot] = {}  # by id: taken to be written, and neither kept nor freed
+        self._touching = Lock()  # of `_touched`: who holds it touches
+        self._touched = FIRST_PLACE
+        self._watchers: tuple[Callable[[], None], ...] = ()
+
+    @property
+    def fd(self) -> int | None:
+        """The descriptor by which another process maps the memory; None when it is this process's own."""
+        return self._mapping.fd
+
+    @property
+    def touched_bytes(self) -> int:
+        """Where touched memory ends: all places below it are in memory."""
+        return self._touched
+
+    @property
+    def mapped_bytes(self) -> int:
+        """Bytes of the machine's memory that slabs take or may take at once."""
+        return self._touched - FIRST_PLACE
+
+    @property
+    def num_taken(self) -> int:
+        """Slots that were taken, neither kept nor freed, and are still viewed."""
+        with self._lock:
+            self._take_back_unviewed()
+            return len(self._taken)
+
+    @property
+    def num_kept(self) -> int:
+        """Payloads that were kept and not freed."""
+        with self._lock:
+            in_use = sum(slab.num_slots - len(slab.free) for slab in self._slabs.values())
+            return in_use - len(self._viewed) - len(self._taken)
+
+    def take(self, num_bytes: int) -> memoryview:
+        """Return a slot to write to, for `keep` or `free`. Raises `Overloaded` when the limit is reached."""
+        return self.take_all((num_bytes,))[0]
+
+    def take_all(self, sizes: Iterable[int]) -> list[memoryview]:
+        """Return a slot for each size, as `take` does, or raise `Overloaded` and take none."""
+        views: list[memoryview] = []
+        left = list(sizes)
+        left.reverse()
+        try:
+            while left:
+                with self._lock:
+                    while left and (slot := self._pop(slot_bytes(left[-1]))) is not None:
+                        self._taken[id(slot)] = slot
+                        views.append(slot.data[: left.pop()])
+                        del slot
+                if left:
+                    self._grow(slot_bytes(left[-1]))
+        except Overloaded:
+            while views:
+                self.free(views.pop())
+            raise
+        return views
+
+    def keep(self, payload: Payload) -> memoryview:
+        """Return a read-only view of a payload that stays, which goes to `free` in the end.
+
+        The view is of `payload` itself where that lies in a slot of its size that was taken, else of a copy; a slot
+        that is too large for what came to be in it is freed. Raises `Overloaded` when a copy finds no slot.
+        """
+        num_bytes = len(payload)
+        size = slot_bytes(num_bytes)
+        is_taken = self._taken and type(payload) is memoryview and id(payload.obj) in self._taken
+        if is_taken and len(payload.obj) == size:  # type: ignore[union-attr, arg-type]
+            del self._taken[id(payload.obj)]  # type: ignore[union-attr]
+            return payload.toreadonly()  # type: ignore[union-attr]
+        while True:
+            self._acquire()
+            try:
+                slot = self._pop(size)
+            finally:
+                self._release()
+            if slot is not None:
+                break
+            self._grow(size)
+        view = slot.data if num_bytes == size else slot.data[:num_bytes]
+        view[:] = payload
+        if is_taken:
+            self.free(payload)
+        return view.toreadonly()
+
+    def free(self, view: Payload) -> None:
+        """Take a slot back, kept or not: it is used again when its last view has gone."""
+        assert isinstance(view, memoryview), "not a payload that was kept"
+        slot: Slot = view.obj  # type: ignore[assignment]
+        self._acquire()
+        try:
+            if self._taken:
+                self._taken.pop(id(slot), None)
+            self._give_back(slot)
+        finally:
+            self._release()
+
+    def place(self, view: memoryview) -> int:
+        """Return where in the memory a view of it begins, as offset."""
+        return self.places((view,))[0]
+
+    def places(self, views: Iterable[memoryview]) -> list[int]:
+        """Return where in the memory views of it begin, as offsets."""
+        address = self._mapping.address
+        return [found - address for found in addresses(views)]
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Have it said when more memory is used or was touched: in any thread, so it must neither block nor raise."""
+        self._watchers = (*self._watchers, changed)
+
+    def unwatch(self, changed: Callable[[], None]) -> None:
+        """End `watch`."""
+        self._watchers = tuple(watcher for watcher in self._watchers if watcher != changed)
+
+    def touch_ahead(self, num_bytes: int, is_over: Callable[[], bool] = lambda: False) -> None:
+        """Touch memory until there is so much of it beyond what was ever used, or the limit is reached, or it is over.
+
+        Blocks; for a thread of its own. Raises `Overloaded` when the system has no more memory.
+        """
+        ahead = _whole_pages(num_bytes)
+        while self._touched < (end := min(self.size_bytes, self._extents.high_water + ahead)) and not is_over():
+            self._touch(min(end, self._touched + _PIECE_BYTES))
+
+    def close(self) -> None:
+        """Close the descriptor. Views stay good, here and in processes that have mapped it. Idempotent."""
+        self._mapping.close()
+
+    def _pop(self, size: int) -> Slot | None:
+        """Return a free slot that nobody views, of a slab that is there."""
+        roomy = self._roomy.get(size)
+        while roomy:
+            free = roomy[-1].free
+            is_alone = getrefcount(free[-1]) <= IN_A_LIST_ONLY
+            slot = free.pop()
+            if not free:
+                roomy.pop()
+            if is_alone:
+                return slot
+            self._viewed.append(slot)
+        return None
+
+    def _give_back(self, slot: Slot) -> None:
+        slab = self._slabs[id(slot.base)]
+        free = slab.free
+        free.append(slot)
+        num_free = len(free)
+        if num_free == 1:
+            self._roomy.setdefault(slab.slot_bytes, []).insert(0, slab)  # the last stays in use, so others become empty
+        if num_free == slab.num_slots:
+            self._idle[id(slab.data)] = slab
+
+    def _grow(self, size: int) -> None:
+        """See to a free slot of this size: of slots that were viewed, or a new slab. Raises `Overloaded`."""
+        with self._lock:
+            self._take_back_viewed()
+            self._take_back_unviewed()
+            if self._roomy.get(size):
+                return
+        least = _whole_pages(size)
+        most = _whole_pages(max(1, SLAB_BYTES // size) * size)
+        cut = self._cut(most, most)
+        refused: Overloaded | None = None
+        while cut is None and refused is None:
+            end = min(self.size_bytes, self._extents.high_water + most)
+            if end <= self._touched:
+                refused = Overloaded(f"all {self.size_bytes} bytes of memory for payloads are in use or still read")
+            else:
+                try:
+                    self._touch(end)
+                except Overloaded as error:
+                    refused = error
+            cut = self._cut(least if refused else most, most)
+        if cut is None:
+            assert refused is not None
+            raise refused
+        offset, num_bytes = cut
+        slab = Slab(self._mapping.part(offset, num_bytes), offset, size)
+        with self._lock:
+            self._slabs[id(slab.data)] = slab
+            self._roomy.setdefault(size, []).append(slab)
+        for changed in self._watchers:
+            changed()
+
+    def _take_back_viewed(self) -> None:
+        freed, self._viewed = self._viewed, []
+        while freed:
+            take_back = self._viewed.append if is_viewed(freed, -1) else self._give_back
+            take_back(freed.pop())
+
+    def _take_back_unviewed(self) -> None:
+        taken = self._taken
+        for number in [number for number in taken if getrefcount(taken[number]) <= IN_A_LIST_ONLY]:
+            self._give_back(taken.pop(number))
+
+    def _cut(self, least: int, most: int) -> tuple[int, int] | None:
+        """Take touched memory that no slab has, or that slabs without a slot in use have."""
+        with self._lock:
+            viewed = []
+            while (cut := self._extents.take(least, most, self._touched)) is None and self._idle:
+                _, slab = self._idle.popitem()
+                if slab.is_unused:
+                    del self._slabs[id(slab.data)]
+                    self._roomy[slab.slot_bytes].remove(slab)
+                    self._extents.give_back(slab.offset, len(slab.data))
+                elif len(slab.free) == slab.num_slots:
+                    viewed.append(slab)
+            self._idle.update((id(slab.data), slab) for slab in viewed)
+            return cut
+
+    def _touch(self, end: int) -> None:
+        """Touch memory up to there. Raises `Overloaded` when the system has none."""
+        with self._touching:
+            first = self._touched
+            if first >= end:
+                return
+            self._mapping.touch(first, end - first)
+            self._touched = end
+        for changed in self._watchers:
+            changed()
+
+
+def _whole_pages(num_bytes: int) -> int:
+    return -(-num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -1,0 +1,1 @@
+"""Payloads between hosts: a few TCP connections for each attachment, served by threads beside the event loop."""

@@ -1,0 +1,162 @@
+"""One TCP connection of a link and the two threads that serve it."""
+
+import threading
+from collections.abc import Callable
+
+from shared.errors import CorruptFrame, LaneBroken, Overloaded
+from shared.lanes.records import RECORD_BYTES, Record
+from shared.lanes.sockets.batch import (
+    HEADER_BYTES,
+    MAX_ENTRIES,
+    Received,
+    are_intact,
+    entries_of,
+    unpack_announced,
+    unpack_header,
+)
+from shared.lanes.sockets.receiving import LinkInbox
+from shared.lanes.sockets.sending import SendQueue
+from shared.lanes.sockets.transport import Transport
+
+_DISCARD_BYTES = 256 << 10
+
+
+class LinkConnection:
+    """Owns a transport and two threads: one sends batches of the queue, the other receives into the inbox.
+
+    When either ends, for whatever reason, the connection is cut and the other ends too; `on_broken` is called when the
+    first ends, with the reason, and `on_ended` when the descriptor is given back, each once, in that thread.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        transport: Transport,
+        queue: SendQueue,
+        inbox: LinkInbox,
+        *,
+        verify: bool,
+        on_broken: Callable[[str], None],
+        on_ended: Callable[["LinkConnection"], None],
+    ) -> None:
+        self.num_bytes_sent = 0
+        self.num_bytes_received = 0
+        self._name = name
+        self._transport = transport
+        self._queue = queue
+        self._inbox = inbox
+        self._verify = verify
+        self._on_broken = on_broken
+        self._on_ended = on_ended
+        self._lock = threading.Lock()
+        self._num_running = 2
+        self._threads = [
+            threading.Thread(target=self._run, args=(work,), name=f"{name}-{what}")
+            for what, work in (("send", self._send), ("receive", self._receive))
+        ]
+
+    def start(self) -> None:
+        """Begin; where the system has no more threads, end at once."""
+        for position, thread in enumerate(self._threads):
+            try:
+                thread.start()
+            except RuntimeError:
+                for _ in self._threads[position:]:
+                    self._leave("no thread could be started")
+                return
+
+    def shut(self) -> None:
+        """Cut the connection: both threads end soon. Any thread, before `on_ended`."""
+        with self._lock:
+            if self._num_running:
+                self._transport.shut()
+
+    def join(self) -> None:
+        """Wait for both threads: no time at all after `on_ended`."""
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
+
+    def _run(self, work: Callable[[], str]) -> None:
+        reason = "a thread of the connection failed"
+        try:
+            reason = work()
+        except EOFError:
+            reason = "the peer closed the connection"
+        except (OSError, CorruptFrame, LaneBroken) as error:
+            reason = f"{type(error).__name__}: {error}"
+        finally:
+            self._leave(reason)
+
+    def _leave(self, reason: str) -> None:
+        self.shut()
+        with self._lock:
+            self._num_running -= 1
+            is_last = not self._num_running
+            if is_last:
+                self._transport.close()
+        if is_last:
+            self._on_ended(self)
+        else:
+            self._on_broken(f"connection {self._name}: {reason}")
+
+    def _send(self) -> str:
+        while (batch := self._queue.get()) is not None:
+            failure: str | None = f"connection {self._name} broke under a batch"
+            try:
+                self._transport.send(batch.parts)
+                self.num_bytes_sent += batch.num_bytes
+                failure = None
+            finally:
+                batch.finish(failure)
+            del batch  # its payloads are held by nobody while this waits
+        return "the link is closed"
+
+    def _receive(self) -> str:
+        header = memoryview(bytearray(HEADER_BYTES))
+        records_buffer = memoryview(bytearray(MAX_ENTRIES * RECORD_BYTES))
+        while True:
+            self._transport.receive([header], is_start=True)
+            head = unpack_header(header)
+            data = records_buffer[: head.num_entries * RECORD_BYTES]
+            self._transport.receive([data])
+            self.num_bytes_received += HEADER_BYTES + len(data)
+            self._receive_payloads(head.stream, unpack_announced(head, data), head.num_bytes)
+
+    def _receive_payloads(self, stream: int, records: list[Record], num_bytes: int) -> None:
+        unread_bytes = num_bytes + len(records) * RECORD_BYTES
+        if not self._inbox.admit(stream, unread_bytes):
+            self._discard(num_bytes)
+            return
+        memory = self._inbox.memory
+        try:
+            views = memory.take_all([record.num_bytes for record in records])
+        except Overloaded:
+            self._inbox.consumed(num_bytes)
+            self._discard(num_bytes)
+            self._inbox.deliver(stream, Received([], [], entries_of(records)), unread_bytes - num_bytes)
+            return
+        try:
+            self._transport.receive(views)
+        except BaseException:
+            for view in views:
+                memory.free(view)
+            self._inbox.consumed(unread_bytes)
+            raise
+        self.num_bytes_received += num_bytes
+        frames = [record.frame(view) for record, view in zip(records, views, strict=True)]
+        corrupt = []
+        if self._verify and not all(intact := are_intact(frames)):
+            corrupt = [frame for frame, is_good in zip(frames, intact, strict=True) if not is_good]
+            frames = [frame for frame, is_good in zip(frames, intact, strict=True) if is_good]
+            for frame in corrupt:
+                memory.free(frame.payload)
+        self._inbox.deliver(stream, Received(frames, entries_of(corrupt), []), unread_bytes)
+
+    def _discard(self, num_bytes: int) -> None:
+        buffer = memoryview(bytearray(min(num_bytes, _DISCARD_BYTES)))
+        while num_bytes:
+            part = buffer[:num_bytes]
+            self._transport.receive([part])
+            num_bytes -= len(part)
+            self.num_bytes_received += len(part)

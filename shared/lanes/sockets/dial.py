@@ -1,0 +1,117 @@
+"""The client's end of a link: connects to a pool that offers one."""
+
+import asyncio
+import socket
+import ssl
+
+from shared.deadline import Deadline
+from shared.errors import LaneBroken
+from shared.lanes.sockets.greeting import encrypted, in_thread, shake_hands
+from shared.lanes.sockets.hello import NEW_LINK, TOKEN_BYTES, HelloStatus, receive_answer, send_hello
+from shared.lanes.sockets.link import SocketLink
+from shared.lanes.sockets.options import LaneOffer, LinkOptions, set_options
+from shared.lanes.sockets.receiving import Slots
+from shared.lanes.sockets.tls import transport_of
+
+_DEFAULTS = LinkOptions()
+
+
+async def dial(
+    host: str,
+    offer: LaneOffer,
+    memory: Slots,
+    ssl_context: ssl.SSLContext | None,
+    num_connections: int,
+    *,
+    timeout_s: float,
+    options: LinkOptions = _DEFAULTS,
+) -> SocketLink:
+    """Return a link of `num_connections`, or of as many as are offered. `memory` is where payloads arrive.
+
+    `host` must be a name of the pool's certificate where `ssl_context` says that it is checked. Raises `LaneBroken`
+    when any connection cannot be had in `timeout_s`.
+    """
+    num_connections = min(num_connections, offer.max_connections)
+    if num_connections < 1 or len(offer.token) != TOKEN_BYTES:
+        raise LaneBroken("the pool offers no connection")
+    call = _Call(host, offer, ssl_context, options, Deadline.after(timeout_s))
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await call.link(num_connections, memory)
+    except (OSError, ValueError) as error:  # TimeoutError and TLS's errors among them; ValueError: gone before TLS
+        raise LaneBroken(f"{type(error).__name__}: {error}") from error
+
+
+class _Call:
+    """Opens the connections of one link."""
+
+    def __init__(
+        self,
+        host: str,
+        offer: LaneOffer,
+        ssl_context: ssl.SSLContext | None,
+        options: LinkOptions,
+        deadline: Deadline,
+    ) -> None:
+        self._host = host
+        self._offer = offer
+        self._ssl_context = ssl_context
+        self._options = options
+        self._deadline = deadline
+
+    async def link(self, num_connections: int, memory: Slots) -> SocketLink:
+        first, number = await self._connect(NEW_LINK)
+        sockets = [first]
+        try:
+            others = [asyncio.create_task(self._connect(number)) for _ in range(num_connections - 1)]
+            try:
+                await asyncio.gather(*others)
+            finally:
+                for task in others:
+                    task.cancel()
+                done = await asyncio.gather(*others, return_exceptions=True)
+                sockets += [result[0] for result in done if not isinstance(result, BaseException)]
+            link = SocketLink(number, memory, self._options)
+        except BaseException:
+            for sock in sockets:
+                sock.close()
+            raise
+        for sock in sockets:
+            link.add(transport_of(sock, self._options))
+        return link
+
+    async def _connect(self, link: int) -> tuple[socket.socket, int]:
+        sock = await self._reach()
+        try:
+            set_options(sock, self._options)
+            sock = encrypted(sock, self._ssl_context, server_name=self._host)
+            return sock, await in_thread(None, sock, lambda: self._introduce(sock, link))
+        except BaseException:
+            sock.close()
+            raise
+
+    async def _reach(self) -> socket.socket:
+        loop = asyncio.get_running_loop()
+        addresses = await loop.getaddrinfo(self._host, self._offer.port, type=socket.SOCK_STREAM)
+        failure: OSError = OSError(f"{self._host} has no address")
+        for family, kind, protocol, _, address in addresses:
+            sock = socket.socket(family, kind, protocol)
+            try:
+                sock.setblocking(False)
+                await loop.sock_connect(sock, address)
+                return sock
+            except OSError as error:
+                sock.close()
+                failure = error
+            except BaseException:
+                sock.close()
+                raise
+        raise failure
+
+    def _introduce(self, sock: socket.socket, link: int) -> int:
+        shake_hands(sock, self._deadline)
+        send_hello(sock, self._offer.token, link, self._deadline)
+        status, number = receive_answer(sock, self._deadline)
+        if status is not HelloStatus.WELCOME:
+            raise LaneBroken(f"the pool refuses the connection: {status.name}")
+        return number

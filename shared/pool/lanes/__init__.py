@@ -1,0 +1,1 @@
+"""How a pool's client carries payloads: one module a lane, and who chooses among them."""

@@ -1,0 +1,119 @@
+"""Payloads on sockets beside the call, moved by threads: messages say only what does not come."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import ExitStack
+from itertools import count
+from typing import Any, TypeVar
+
+from shared.errors import LaneBroken
+from shared.kv.frame import Frame
+from shared.lanes.sockets.link import SocketLink
+from shared.pool.lanes.lane import Arrived, AskRoom, Replies, Write, arrived
+from shared.pool.wire import Unreadable
+from shared.proto import prfaas_pb2 as pb
+
+T = TypeVar("T")
+
+LAST_PATIENCE_S = 10.0
+"""How long what the pool says it has sent may take to come when it says nothing else any more."""
+
+
+class LinkedLane:
+    """A `Lane` over one link to a pool."""
+
+    name = "socket"
+
+    def __init__(self, link: SocketLink, *, verifies: bool) -> None:
+        """`verifies`: the link has checked what it hands over."""
+        self._link = link
+        self._verifies = verifies
+        self._streams = count(1)
+
+    @property
+    def is_broken(self) -> bool:
+        return self._link.broken is not None
+
+    def fetching(self) -> "LinkedFetch":
+        return LinkedFetch(self._link, next(self._streams), verifies=self._verifies)
+
+    def publishing(self) -> "LinkedPublish":
+        return LinkedPublish(self._link, next(self._streams))
+
+    async def close(self) -> None:
+        await self._link.close()
+
+
+class LinkedFetch:
+    """A `FetchLane`: batches come on the link, all else in messages."""
+
+    def __init__(self, link: SocketLink, stream: int, *, verifies: bool) -> None:
+        """Raises `LaneBroken`."""
+        self._verifies = verifies
+        self.use = pb.LaneUse(kind=pb.LANE_KIND_SOCKET, attachment=link.number, stream=stream)
+        self._open = ExitStack()
+        self._batches = self._open.enter_context(link.incoming(stream))
+        self._num_announced = 0
+        self._num_received = 0
+
+    async def arrivals(self, replies: Replies) -> AsyncGenerator[Arrived, None]:
+        batches = aiter(self._batches)
+        talking: asyncio.Task[pb.FetchReply | list[Frame] | Unreadable | None] | None
+        talking = asyncio.create_task(_next(replies), name="fetch messages")
+        carrying = asyncio.create_task(_next(batches), name="fetch batches")
+        try:
+            while talking is not None or self._num_received < self._num_announced:
+                waiting: set[asyncio.Task[Any]] = {carrying} if talking is None else {carrying, talking}
+                patience_s: float | None = LAST_PATIENCE_S if talking is None else None
+                done, _ = await asyncio.wait(waiting, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+                if not done:
+                    raise LaneBroken(f"announced batches have not come for {LAST_PATIENCE_S:g} s")
+                if carrying in done:
+                    received = carrying.result()
+                    if received is None:
+                        raise LaneBroken("the link was closed")
+                    carrying = asyncio.create_task(_next(batches), name="fetch batches")
+                    self._num_received += received.num_entries
+                    yield Arrived(received.frames, received.lost, received.corrupt, self._verifies)
+                if talking in done:
+                    reply = talking.result()
+                    talking = None if reply is None else asyncio.create_task(_next(replies), name="fetch messages")
+                    if isinstance(reply, pb.FetchReply) and reply.HasField("sent"):
+                        self._num_announced = reply.sent.num_entries
+                    elif reply is not None:
+                        yield arrived(reply)
+        finally:
+            tasks = {carrying} if talking is None else {carrying, talking}
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    def end(self) -> None:
+        self._open.close()
+
+
+class LinkedPublish:
+    """A `PublishLane`: batches go on the link, and their number in the end."""
+
+    def __init__(self, link: SocketLink, stream: int) -> None:
+        self._link = link
+        self._stream = stream
+        self.use = pb.LaneUse(kind=pb.LANE_KIND_SOCKET, attachment=link.number, stream=stream)
+        self._num_sent = 0
+
+    async def room(self, ask: AskRoom, num_slots: int, slot_bytes: int) -> list[memoryview]:
+        return []
+
+    async def send(self, frames: Sequence[Frame], write: Write) -> None:
+        self._num_sent += len(frames)
+        await self._link.send(self._stream, frames, layer=frames[0].layer if frames else 0)
+
+    async def finish(self, write: Write) -> None:
+        await write(pb.PublishRequest(sent=pb.LaneCount(num_entries=self._num_sent)))
+
+    def end(self) -> None:
+        pass
+
+
+async def _next(items: AsyncIterator[T]) -> T | None:
+    return await anext(items, None)
