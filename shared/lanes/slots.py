@@ -125,8 +125,9 @@ class SlotMemory:
         size = slot_bytes(num_bytes)
         is_taken = self._taken and type(payload) is memoryview and id(payload.obj) in self._taken
         if is_taken and len(payload.obj) == size:  # type: ignore[union-attr, arg-type]
-            with self._lock:
-                del self._taken[id(payload.obj)]  # type: ignore[union-attr]
+            self._acquire()
+            self._taken.pop(id(payload.obj), None)  # type: ignore[union-attr]
+            self._release()
             return payload.toreadonly()  # type: ignore[union-attr]
         while True:
             self._acquire()
