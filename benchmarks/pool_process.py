@@ -14,13 +14,14 @@ from services.cachepool.app import PoolParts, build_pool
 from services.cachepool.serving.ends import lane_ends
 from services.cachepool.settings import PoolSettings
 from shared.ids import new_epoch
+from shared.lanes.ahead import TouchAhead
 from shared.metrics import Metrics
 from shared.pool.calls import add_pool_servicer
 from shared.rpc.client import Channels
 from shared.rpc.server import GrpcServer
 from shared.security import NO_SECURITY
 from shared.service.health import Health
-from shared.service.lifecycle import InFlight
+from shared.service.lifecycle import InFlight, background
 
 TIMEOUT_S = 120.0
 MAX_LINE_BYTES = 1 << 20
@@ -80,6 +81,8 @@ async def serve(
         server = GrpcServer(host, 0, Health("grpc"), InFlight())
         address = f"{host}:{server.bind()}"
         ends = await stack.enter_async_context(lane_ends(settings, NO_SECURITY))
+        jobs = await stack.enter_async_context(background())
+        jobs.start(TouchAhead(ends.memory, settings.ahead_bytes).run(), name="memory ahead")
         parts = build_pool(
             settings, new_epoch(), channels, Metrics(), lambda _event: None, own_address=address, ends=ends
         )

@@ -130,7 +130,7 @@ def _staged_rows(way: Way, entry_bytes: int, passes: int) -> list[Row]:
 
 def measure(options: argparse.Namespace) -> Report:
     lanes = options.lane or ["auto"]
-    passes, sizes = (QUICK_PASSES, QUICK_SIZES) if options.quick else (PASSES, tuple(SHAPES))
+    passes, sizes = (QUICK_PASSES, QUICK_SIZES) if options.quick else (options.passes, tuple(SHAPES))
     sizes = tuple(size * KIB for size in options.entry_kib) if options.entry_kib else sizes
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     with counting() as counted:
@@ -147,6 +147,7 @@ def measure(options: argparse.Namespace) -> Report:
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lane", action="append", choices=LANES, help="may be repeated; default: auto")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="where the pages are; default: a GPU if there is one")
+    parser.add_argument("--passes", type=int, default=PASSES, help="that are counted (default: %(default)s)")
     parser.add_argument(
         "--entry-kib", type=int, action="append", choices=[size // KIB for size in SHAPES], help="may be repeated"
     )

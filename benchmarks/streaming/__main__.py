@@ -4,25 +4,25 @@ faster and slower, streamed layer by layer and, beside it, stored and forwarded.
 Prefill has one core (one thread) that nothing else runs on; relay, pools, gateways and decode share the others: where
 all of this is one machine, prefill must not slow down because a link is busy. Rates are chosen from what prefill takes
 on this machine. The stored runs use a second gateway (PRFAAS_HAND_OFF=stored) and the same engines; they also say how
-long prefill takes while nothing is transferred. Needs root (network namespaces).
+long prefill takes while nothing is transferred.
+
+`--table rival` measures what round trips and lengths that a rival has published add to the time to the first token, and
+its load (`benchmarks.streaming.rival`). Needs root (network namespaces).
 """
 
 import argparse
 import asyncio
-import random
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import aiohttp
-
 from benchmarks import harness, serve
-from benchmarks.client import CompletionRequest, complete
 from benchmarks.harness import Check, Report, Row, Spread, at_most
-from benchmarks.prompts import BenchPrompt, make_prompt
+from benchmarks.pool.turns import LANES
+from benchmarks.streaming import rival
+from benchmarks.streaming.asking import Bench, open_bench
 from benchmarks.streaming.plot import Point, draw
 from benchmarks.wan.line import Line
 from benchmarks.wan.network import Wan, WanUnavailable, wan
@@ -46,44 +46,27 @@ class Sample(NamedTuple):
     wire_bytes: int  # over the link, with all headers
 
 
-@dataclass(frozen=True)
-class Bench:
-    """A running suite and a prompt that is new to it whenever it is asked."""
+async def sample(bench: Bench, *, stored: bool = False, num_tokens: int | None = None) -> Sample:
+    """Ask for a prompt that nobody has seen. Raises `RuntimeError`, and `LookupError` when no prefill is logged."""
+    url = bench.suite.stored_url if stored else bench.suite.url
+    answer = await bench.ask(url, bench.new_prompt(num_tokens or len(bench.prompt)))
+    prefilled = bench.suite.last_event("prefill-east", "prompt_prefilled")
+    return Sample(answer.ttft_s, prefilled["stored_at_s"] - prefilled["started_at_s"], answer.wire_bytes)
 
-    network: Wan
-    suite: WanSuite
-    session: aiohttp.ClientSession
-    model: str
-    prompt: list[int]
 
-    async def ask(self, *, stored: bool = False) -> Sample:
-        """Ask for one token of a prompt that nobody has seen. Raises RuntimeError."""
-        tokens = [random.randrange(1000, 40_000), *self.prompt[1:]]
-        before = self.network.carried(EAST, WEST).num_bytes
-        url = self.suite.stored_url if stored else self.suite.url
-        outcome = await complete(
-            self.session, CompletionRequest(url, self.model, BenchPrompt(tokens, len(tokens)), output_len=2)
-        )
-        if outcome.error is not None:
-            raise RuntimeError(outcome.error)
-        wire_bytes = self.network.carried(EAST, WEST).num_bytes - before
-        prefilled = self.suite.last_event("prefill-east", "prompt_prefilled")
-        return Sample(outcome.ttft_s, prefilled["stored_at_s"] - prefilled["started_at_s"], wire_bytes)
-
-    async def warm_up(self) -> None:
-        """Both gateways know the prefill worker, every connection is open, every page was touched once."""
-        short = replace(self, prompt=self.prompt[:WARM_UP_TOKENS])
-        for stored in (False, True):
-            for _ in range(MAX_WARM_UPS):
-                before = self.suite.log("prefill-east").count("prompt_prefilled")
-                try:
-                    await short.ask(stored=stored)
-                except LookupError:
-                    continue  # decode computed it alone
-                if self.suite.log("prefill-east").count("prompt_prefilled") > before:
-                    break
-            else:
-                raise RuntimeError("no request is sent to the east: see the gateway's log")
+async def warm_up(bench: Bench) -> None:
+    """Both gateways know the prefill worker, every connection is open, every page was touched once."""
+    for stored in (False, True):
+        for _ in range(MAX_WARM_UPS):
+            before = bench.suite.log("prefill-east").count("prompt_prefilled")
+            try:
+                await sample(bench, stored=stored, num_tokens=WARM_UP_TOKENS)
+            except LookupError:
+                continue  # decode computed it alone
+            if bench.suite.log("prefill-east").count("prompt_prefilled") > before:
+                break
+        else:
+            raise RuntimeError("no request is sent to the east: see the gateway's log")
 
 
 class StreamingFound(NamedTuple):
@@ -96,27 +79,23 @@ class StreamingFound(NamedTuple):
 
 async def sweep(bench: Bench, ratios: Sequence[float], repetitions: int) -> tuple[list[StreamingFound], list[Sample]]:
     """Return the streamed samples by ratio, and the stored ones of ratio 1; all are asked in turn."""
-    trials = [await bench.ask(stored=True) for _ in range(1 if repetitions == 1 else 3)]
+    trials = [await sample(bench, stored=True) for _ in range(1 if repetitions == 1 else 3)]
     prefill_s = Spread.of([trial.prefill_s for trial in trials]).median
     found = [StreamingFound(ratio, trials[0].wire_bytes / (ratio * prefill_s), []) for ratio in ratios]
     stored: list[Sample] = []
     for repetition in range(repetitions):
         for ratio, rate, samples in found if repetition % 2 == 0 else reversed(found):
             bench.network.shape(Line(DELAY_S, rate))
-            samples.append(await bench.ask())
+            samples.append(await sample(bench))
             if ratio == 1.0:
-                stored.append(await bench.ask(stored=True))
+                stored.append(await sample(bench, stored=True))
     return found, stored
 
 
 async def run(network: Wan, suite: WanSuite, options: argparse.Namespace) -> tuple[list[StreamingFound], list[Sample]]:
-    await suite.ready()
     async with serve.new_session() as session:
-        model = await serve.first_model(session, suite.url)
-        prompt = await make_prompt(session, suite.url, model, "text", 1, options.tokens)
-        assert isinstance(prompt.content, list)
-        bench = Bench(network, suite, session, model, prompt.content)
-        await bench.warm_up()
+        bench = await open_bench(network, suite, session, options.tokens)
+        await warm_up(bench)
         return await sweep(bench, (1.0,) if options.quick else RATIOS, 1 if options.quick else options.repetitions)
 
 
@@ -164,6 +143,10 @@ def report(found: Sequence[StreamingFound], stored: Sequence[Sample], settings: 
 
 
 def measure(options: argparse.Namespace) -> Report:
+    return rival.measure(options) if options.table == "rival" else measure_sweep(options)
+
+
+def measure_sweep(options: argparse.Namespace) -> Report:
     options.tokens = options.tokens or (1000 if options.quick else 2000)
     with wan([EAST, WEST], Line(DELAY_S, FAST)) as network, tempfile.TemporaryDirectory() as folder:
         # Raw frames: a codec would change the bytes with the rate, and take of the cores that prefill competes for.
@@ -174,6 +157,7 @@ def measure(options: argparse.Namespace) -> Report:
             "PRFAAS_CODEC": "raw",
             "PRFAAS_REQUEST_TIMEOUT_S": "300",
         }
+        environ |= rival.lanes(options.lane)
         with network.inside(WEST), wan_suite(network, Path(folder), **environ) as suite:
             found, stored = asyncio.run(run(network, suite, options))
     settings: Row = {
@@ -198,6 +182,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="of weights and KV (default: %(default)s, which every CPU is quick in)",
     )
+    parser.add_argument("--table", choices=("sweep", "rival"), default="sweep", help="default: %(default)s")
+    parser.add_argument("--lane", choices=LANES, default="auto", help="default: %(default)s")
+    rival.add_options(parser)
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the table")
 
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,18 +38,35 @@ START_LIMIT_S = 90.0
 class WanSuite:
     """Owns its processes. Ask it from inside the west: the thread must be there (`Wan.inside`)."""
 
-    def __init__(self, network: Wan, folder: Path, environ: dict[str, str]) -> None:
+    def __init__(
+        self,
+        network: Wan,
+        folder: Path,
+        environ: Mapping[str, str],
+        gateways: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
+        """`gateways` are more of them in the west, by name, with what sets each apart."""
         self._network = network
         self._folder = folder
         self._environ = environ
+        self._gateways = {f"gateway-{name}-west": own for name, own in (gateways or {}).items()}
+        self._sites = {**SITES, **dict.fromkeys(self._gateways, WEST)}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.url, self.stored_url = self._http("gateway-west"), self._http("gateway-stored-west")
+
+    def gateway_url(self, name: str) -> str:
+        """Return the URL of one of `gateways`."""
+        return self._http(f"gateway-{name}-west")
+
+    def grpc_address(self, name: str) -> str:
+        """Return the address of one process's gRPC server."""
+        return f"{self._network.address(self._sites[name])}:{GRPC_PORT + list(self._sites).index(name)}"
 
     def start(self) -> None:
         """Two datacenters share no cores: one is left to prefill, all else, the WAN included, keeps to the others."""
         first, *others = sorted(os.sched_getaffinity(0))
         self._network.keep_to(others or [first])
-        for name, site in SITES.items():
+        for name, site in self._sites.items():
             command = [sys.executable, "-m", f"services.{name.partition('-')[0]}"]
             if name.startswith("broker"):
                 host = self._network.address(site)
@@ -73,7 +90,7 @@ class WanSuite:
 
     async def ready(self) -> None:
         """Wait until the gateway has a decode worker, and both engines and pools their buses. Raises RuntimeError."""
-        names = [name for name in SITES if not name.startswith("broker")]
+        names = [name for name in self._sites if not name.startswith("broker")]
         deadline = time.monotonic() + START_LIMIT_S
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(2)) as session:
             while names:
@@ -110,14 +127,11 @@ class WanSuite:
         return (self._folder / f"{name}.log").read_text()
 
     def _http(self, name: str) -> str:
-        return f"http://{self._network.address(SITES[name])}:{HTTP_PORT + list(SITES).index(name)}"
-
-    def _grpc(self, name: str) -> str:
-        return f"{self._network.address(SITES[name])}:{GRPC_PORT + list(SITES).index(name)}"
+        return f"http://{self._network.address(self._sites[name])}:{HTTP_PORT + list(self._sites).index(name)}"
 
     def _env(self, name: str) -> dict[str, str]:
-        site = SITES[name]
-        address, number = self._network.address(site), list(SITES).index(name)
+        site = self._sites[name]
+        address, number = self._network.address(site), list(self._sites).index(name)
         own = {
             "PRFAAS_DC": site,
             "PRFAAS_WORKER_ID": name,
@@ -126,7 +140,7 @@ class WanSuite:
             "PRFAAS_HTTP_HOST": address,
             "PRFAAS_HTTP_PORT": str(HTTP_PORT + number),
             "PRFAAS_KAFKA": f"{self._network.address(WEST)}:{BROKER_PORT}",
-            "PRFAAS_POOL": self._grpc(f"cachepool-{site}"),
+            "PRFAAS_POOL": self.grpc_address(f"cachepool-{site}"),
             "PRFAAS_DRAIN_S": "2",
             "OMP_WAIT_POLICY": "PASSIVE",
             "TOKENIZERS_PARALLELISM": "false",
@@ -134,13 +148,15 @@ class WanSuite:
         if name == "gateway-stored-west":
             own["PRFAAS_HAND_OFF"] = "stored"
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("PRFAAS_")}
-        return {**inherited, **own, **self._environ}
+        return {**inherited, **own, **self._environ, **self._gateways.get(name, {})}
 
 
 @contextmanager
-def wan_suite(network: Wan, folder: Path, **environ: str) -> Iterator[WanSuite]:
+def wan_suite(
+    network: Wan, folder: Path, gateways: Mapping[str, Mapping[str, str]] | None = None, /, **environ: str
+) -> Iterator[WanSuite]:
     """Start all processes with `environ` on top of the defaults; end them with the context."""
-    suite = WanSuite(network, folder, environ)
+    suite = WanSuite(network, folder, environ, gateways)
     try:
         suite.start()
         yield suite
