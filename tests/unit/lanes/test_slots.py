@@ -1,5 +1,6 @@
 """Slots of payloads: nothing under a view changes while the view lives, and memory is used again."""
 
+import gc
 import os
 import threading
 import tracemalloc
@@ -272,6 +273,34 @@ def test_threads_share_a_memory() -> None:
         thread.join(60)
     assert not wrong
     assert (memory.num_kept, memory.num_taken) == (0, 0)
+
+
+def test_what_the_collector_ends_meanwhile_may_free(memory: SlotMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never_ends(view: memoryview) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            memory.free(view)
+
+    class Cycle:
+        def __init__(self) -> None:
+            self.itself = self
+            self.work = never_ends(memory.keep(b"x" * 1000))
+            next(self.work)
+
+    pop = memory._pop
+
+    def collect_and_pop(size: int) -> object:
+        gc.collect()
+        return pop(size)
+
+    monkeypatch.setattr(memory, "_pop", collect_and_pop)
+    taken: list[memoryview] = []
+    for _ in range(5):
+        Cycle()
+        taken += memory.take_all([1000])
+    assert (memory.num_kept, memory.num_taken) == (0, 5)
+    assert len(set(memory.places(taken))) == 5
 
 
 def test_the_limit_of_a_budget_has_room_for_what_is_in_flight() -> None:
