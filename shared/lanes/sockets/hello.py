@@ -16,7 +16,7 @@ _HELLO = struct.Struct(f"<4s{TOKEN_BYTES}sQ")  # magic, token, number of the lin
 _ANSWER = struct.Struct("<4sB3xQ")  # magic, status, number of the link
 
 
-class Line(Protocol):
+class HelloSocket(Protocol):
     """What first words are spoken on: a socket, or one with TLS above it."""
 
     def settimeout(self, seconds: float, /) -> None: ...
@@ -42,13 +42,13 @@ class HelloAnswer(NamedTuple):
     link: int  # NEW_LINK unless the connection is welcome
 
 
-def send_hello(line: Line, token: bytes, link: int, deadline: Deadline) -> None:
+def send_hello(line: HelloSocket, token: bytes, link: int, deadline: Deadline) -> None:
     """Say which link a connection is for: `NEW_LINK` for the first of its link. Raises OSError."""
     line.settimeout(max(deadline.remaining(), 1e-3))
     line.sendall(_HELLO.pack(_MAGIC, token, link))
 
 
-def receive_hello(line: Line, token: bytes, deadline: Deadline) -> int | None:
+def receive_hello(line: HelloSocket, token: bytes, deadline: Deadline) -> int | None:
     """Return the link that a client names; None when its token is another one.
 
     Raises OSError when it says nothing in time, `LaneBroken` when this is no client.
@@ -59,13 +59,13 @@ def receive_hello(line: Line, token: bytes, deadline: Deadline) -> int | None:
     return int(link) if hmac.compare_digest(theirs, token) else None
 
 
-def send_answer(line: Line, answer: HelloAnswer, deadline: Deadline) -> None:
+def send_answer(line: HelloSocket, answer: HelloAnswer, deadline: Deadline) -> None:
     """HelloAnswer a hello. Raises OSError."""
     line.settimeout(max(deadline.remaining(), 1e-3))
     line.sendall(_ANSWER.pack(_MAGIC, answer.status, answer.link))
 
 
-def receive_answer(line: Line, deadline: Deadline) -> HelloAnswer:
+def receive_answer(line: HelloSocket, deadline: Deadline) -> HelloAnswer:
     """Return what the server made of a hello. Raises OSError, or `LaneBroken` when this is no server of lanes."""
     magic, status, link = _ANSWER.unpack(_receive(line, _ANSWER.size, deadline))
     if magic != _MAGIC or status not in HelloStatus._value2member_map_:
@@ -73,7 +73,7 @@ def receive_answer(line: Line, deadline: Deadline) -> HelloAnswer:
     return HelloAnswer(HelloStatus(status), link)
 
 
-def _receive(line: Line, num_bytes: int, deadline: Deadline) -> bytes:
+def _receive(line: HelloSocket, num_bytes: int, deadline: Deadline) -> bytes:
     data = b""
     while len(data) < num_bytes:
         line.settimeout(max(deadline.remaining(), 1e-3))
