@@ -32,6 +32,7 @@ from shared.proto.prfaas_pb2_grpc import PrefillStub
 from shared.rpc.client import Channels, rpc_errors
 
 TIMEOUT_S = 120.0
+POOL_AHEAD_BYTES = 4 << 30  # some of the longest prompts
 _POOL = "exec env PRFAAS_DC={dc} PRFAAS_GRPC_PORT={{pool_{dc}}} PRFAAS_HTTP_PORT={{{status}}} {{pool}} {{cachepool}}"
 _LINES = {
     "broker": "exec python -m deploy.devbroker --port {broker}",
@@ -99,7 +100,10 @@ def running_suite(model: DeviceModel, without: Sequence[str] = ()) -> Iterator[d
     }
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "Procfile"
-        pool = f"PRFAAS_POOL_BYTES={model.shape.pool_bytes} PRFAAS_POOL_OBJECT_URL="
+        pool = (
+            f"PRFAAS_POOL_BYTES={model.shape.pool_bytes} PRFAAS_POOL_AHEAD_BYTES={POOL_AHEAD_BYTES} "
+            "PRFAAS_POOL_OBJECT_URL="
+        )
         path.write_text(procfile(ports, pool, model.engine, without))
         with suite(path, **environ):
             yield ports

@@ -27,6 +27,7 @@ from shared.config import load
 from shared.deadline import Deadline
 from shared.host import SERVES_GRPC, WorkerServer, open_host, status_server
 from shared.ids import BlockKey, Datacenter, Epoch, WorkerId
+from shared.interpreter import take_turns_often
 from shared.lanes.ahead import TouchAhead
 from shared.lanes.slots import SlotMemory, limit_for
 from shared.log import get_logger
@@ -110,6 +111,7 @@ async def run(lifecycle: Lifecycle) -> None:
     """Serve until told to stop. Raises `SettingsError`; everything opened is closed in reverse order."""
     settings = load(PoolSettings)
     keep_freed_memory()
+    take_turns_often()
     async with AsyncExitStack() as stack:
         host = await stack.enter_async_context(open_host(settings, SERVES_GRPC))
         await stack.enter_async_context(status_server(host))

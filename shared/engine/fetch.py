@@ -4,6 +4,9 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import cache, partial
+from itertools import compress
+
+from torch import Tensor
 
 from shared.deadline import Deadline
 from shared.engine.stage import Arrival
@@ -12,7 +15,7 @@ from shared.errors import CorruptFrame, DeadlineExceeded, PrfaasError
 from shared.ids import BlockKey
 from shared.kv.codec import Codec, Fidelity, Payload
 from shared.kv.entries import BlockEntries, Source, reindexed
-from shared.kv.frame import Frame, open_verified
+from shared.kv.frame import Frame, headers_of, open_frame
 from shared.kv.layout import iter_layers
 from shared.log import get_logger
 from shared.model.pages.reservation import Reservation
@@ -20,7 +23,7 @@ from shared.pool.nodes import Pool
 
 log = get_logger()
 
-_RAW = Codec.RAW  # to look a member up in its Enum takes longer than to compare it
+_RAW, _LOSSLESS = Codec.RAW, Fidelity.LOSSLESS  # to look a member up in its Enum takes longer than to compare it
 
 
 class PageFetch:
@@ -136,36 +139,69 @@ class PageFetch:
         Payloads may lie in memory that a pool writes, too. They are read twice, to be verified and to be copied, and
         stay what they are in between: the stream's hold on them outlasts this call.
         """
-        kv = self._transfer.kv
-        blocks_of = cache(kv.blocks_of)  # a message has many entries of a layer
-        landed: dict[tuple[int, int], None] = {}
-        arrivals: list[Arrival] = []
-        for frame, raw in zip(frames, self._opened(frames), strict=True):
-            if raw is None:
+        taken: set[tuple[int, int]] = set()
+        landed = self._land_raw([frame for frame in frames if frame.codec is _RAW], taken)
+        return landed + self._land_encoded([frame for frame in frames if frame.codec is not _RAW], taken)
+
+    def _land_raw(self, frames: Sequence[Frame], taken: set[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Verify and write frames whose payloads are the entries themselves."""
+        blocks_of = cache(self._transfer.kv.blocks_of)  # a message has many entries of a layer
+        sealed, arrivals, entries = [], [], []
+        for frame in frames:
+            entry = self._wanted(frame, taken)
+            if entry is None or not self._is_entry(frame):
+                _refuse(frame, "not an entry that was asked for")
                 continue
-            key, layer = frame.key, frame.layer
-            block = self._block_of[key]
-            if self.outstanding.get(block, 0) >> layer & 1 and (block, layer) not in landed:
-                arrivals.append(Arrival(raw, blocks_of(layer), kv.block_number(layer, self._reservation, block)))
-                landed[block, layer] = None
+            sealed.append(frame)
+            entries.append(entry)
+            arrivals.append(self._arrival(entry, frame.payload, blocks_of))
+        checksums = [frame.checksum for frame in sealed]
+        transfer = self._transfer
+        intact = transfer.stager.land_sealed(arrivals, headers_of(sealed), checksums, transfer.digests)
+        for frame, passed in zip(sealed, intact, strict=True):
+            if not passed:
+                _refuse(frame, "its checksum does not match")
+        return list(compress(entries, intact))
+
+    def _land_encoded(self, frames: Sequence[Frame], taken: set[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Verify, decode and write other frames."""
+        blocks_of = cache(self._transfer.kv.blocks_of)
+        arrivals, entries = [], []
+        for frame, raw in zip(frames, self._transfer.codecs.map(self._opened, frames), strict=True):
+            entry = self._wanted(frame, taken)
+            if raw is not None and entry is not None:
+                entries.append(entry)
+                arrivals.append(self._arrival(entry, raw, blocks_of))
         self._transfer.stager.land(arrivals)
-        return list(landed)
+        return entries
 
-    def _opened(self, frames: Sequence[Frame]) -> list[Payload | None]:
-        """Return the entries' bytes, None for those that cannot be used."""
-        checked = list(zip(frames, self._transfer.verified(frames), strict=True))
-        if all(frame.codec is _RAW for frame in frames):  # there is nothing to do side by side
-            return [self._decoded(*entry) for entry in checked]
-        return self._transfer.codecs.map(lambda entry: self._decoded(*entry), checked)
+    def _wanted(self, frame: Frame, taken: set[tuple[int, int]]) -> tuple[int, int] | None:
+        """Return which (block, layer) a frame says it is, and take it, if that has not landed and is not taken yet."""
+        block, layer = self._block_of.get(frame.key), frame.layer
+        if block is None or layer < 0 or not self.outstanding.get(block, 0) >> layer & 1 or (block, layer) in taken:
+            return None
+        taken.add((block, layer))
+        return block, layer
 
-    def _decoded(self, frame: Frame, is_intact: bool) -> Payload | None:
+    def _is_entry(self, frame: Frame) -> bool:
+        """Return whether a frame in the codec `RAW`, of a layer that the model has, can hold an entry of it."""
+        num_bytes = self._transfer.layout.entry_bytes(frame.layer)
+        return frame.fidelity is _LOSSLESS and len(frame.payload) == frame.raw_bytes == num_bytes
+
+    def _arrival(self, entry: tuple[int, int], raw: Payload, blocks_of: Callable[[int], Tensor]) -> Arrival:
+        block, layer = entry
+        return Arrival(raw, blocks_of(layer), self._transfer.kv.block_number(layer, self._reservation, block))
+
+    def _opened(self, frame: Frame) -> Payload | None:
         """Return an entry's bytes, or None when they cannot be used; runs in any thread."""
         try:
-            if not is_intact:
-                raise CorruptFrame("its checksum or its header")
             if frame.key not in self._block_of:
                 raise CorruptFrame("an entry that nobody asked for")
-            return open_verified(frame, self._transfer.layout.entry_shape(frame.layer), self._at_least)
+            return open_frame(frame, self._transfer.layout.entry_shape(frame.layer), self._at_least)
         except (CorruptFrame, IndexError) as error:
-            log.warning("frame_corrupt", layer=frame.layer, key=frame.key.hex()[:12], error=repr(error))
+            _refuse(frame, repr(error))
             return None
+
+
+def _refuse(frame: Frame, reason: str) -> None:
+    log.warning("frame_corrupt", layer=frame.layer, key=frame.key.hex()[:12], error=reason)

@@ -19,6 +19,7 @@ from shared.engine.thread import WorkThread
 from shared.engine.transfer import FetchMetrics, PageTransfer
 from shared.host import SERVES_GRPC, WorkerServer, open_host, status_server
 from shared.ids import Datacenter, Epoch, WorkerId
+from shared.interpreter import take_turns_often
 from shared.kv.codec.native import load_kernels
 from shared.lanes.shared_memory.attachment import Attachment
 from shared.log import get_logger
@@ -67,6 +68,7 @@ async def serve_engine(
     `build` returns the function that states the engine's load.
     """
     keep_freed_memory()
+    take_turns_often()
     async with AsyncExitStack() as stack:
         torch_thread = WorkThread("torch", partial(torch.set_num_threads, settings.num_threads))
         stack.callback(torch_thread.close)
@@ -91,6 +93,7 @@ async def serve_engine(
         load = build(EngineHost(model, torch_thread, pool, transfer, host.metrics, server.grpc, host.jobs))
         _export_pages(host.metrics, model)
         membership = _membership(settings, role, model, server.address, server.epoch)
+        host.jobs.start(lanes.prepare(settings.pool), name="lane")
         await server.start(membership, partial(_load_event, settings, server.epoch, model, load))
         log.info(
             "engine_started",

@@ -17,7 +17,7 @@ from shared.model.pages.reservation import Reservation
 from shared.pool.nodes import Publishing
 from shared.rpc.convert import MAX_BATCH_BYTES
 
-MAX_BACKLOG_BYTES = 64 * 1024 * 1024
+MAX_BACKLOG_BYTES = 256 * 1024 * 1024
 """What may be ready and not sent before a publisher says that it is `full`."""
 
 MAX_PLACED_BYTES = 32 * 1024 * 1024

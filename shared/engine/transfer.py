@@ -7,7 +7,6 @@ from shared.engine.codecs import CodecThreads
 from shared.engine.stage import HostStager, Stager
 from shared.engine.thread import WorkThread
 from shared.kv.codec import Payload
-from shared.kv.frame import Frame, verify_all
 from shared.kv.layout import KvLayout
 from shared.kv.payloads import digests
 from shared.metrics import Metrics
@@ -43,14 +42,7 @@ class PageTransfer:
     def digests(self, headers: Sequence[bytes], payloads: Sequence[Payload]) -> list[int]:
         """As `shared.kv.payloads.digests`, divided among the codec threads."""
         return self.codecs.shares(
-            lambda first, end: digests(headers[first:end], payloads[first:end]), len(payloads), _shares(payloads)
+            lambda first, end: digests(headers[first:end], payloads[first:end]),
+            len(payloads),
+            sum(map(len, payloads)) // SHARE_BYTES,
         )
-
-    def verified(self, frames: Sequence[Frame]) -> list[bool]:
-        """As `shared.kv.frame.verify_all`, divided among the codec threads."""
-        most = _shares([frame.payload for frame in frames])
-        return self.codecs.shares(lambda first, end: verify_all(frames[first:end]), len(frames), most)
-
-
-def _shares(payloads: Sequence[Payload]) -> int:
-    return sum(map(len, payloads)) // SHARE_BYTES

@@ -69,6 +69,12 @@ def raw_headers(keys: Sequence[BlockKey], layer: int, num_bytes: int) -> list[by
     return [_HEADER.pack(key, layer, _RAW, _LOSSLESS, num_bytes) for key in keys]
 
 
+def headers_of(frames: Sequence[Frame]) -> list[bytes]:
+    """Return what frames' checksums cover besides their payloads. No number in the headers is impossible."""
+    pack = _HEADER.pack
+    return [pack(key, layer, codec, fidelity, num_bytes) for key, layer, codec, fidelity, num_bytes, _, _ in frames]
+
+
 def with_payload(frame: Frame, payload: Payload) -> Frame:
     """Return the same frame with another copy of its payload: `_replace`, but quicker."""
     key, layer, codec, fidelity, raw_bytes, _, checksum = frame
@@ -97,9 +103,7 @@ def verify_all(frames: Sequence[Frame]) -> list[bool]:
     """Return of each frame whether `verify` lets it pass. The interpreter's lock is let go of once for all."""
     if not all(map(_is_possible, frames)):
         return [is_intact(frame) for frame in frames]
-    pack = _HEADER.pack
-    headers = [pack(key, layer, codec, fidelity, num_bytes) for key, layer, codec, fidelity, num_bytes, _, _ in frames]
-    found = digests(headers, [frame.payload for frame in frames])
+    found = digests(headers_of(frames), [frame.payload for frame in frames])
     return [checksum == frame.checksum for checksum, frame in zip(found, frames, strict=True)]
 
 
@@ -110,11 +114,6 @@ def open_frame(frame: Frame, shape: EntryShape | None = None, at_least: Fidelity
     fidelity than asked for: the key of a lossy entry is another one, so that its holder has mixed them up.
     """
     verify(frame)
-    return open_verified(frame, shape, at_least)
-
-
-def open_verified(frame: Frame, shape: EntryShape | None = None, at_least: Fidelity = Fidelity.LOSSLESS) -> Payload:
-    """Decode a frame that `verify_all` has let pass. Raises `CorruptFrame` as `open_frame` does, but for checksums."""
     if frame.codec.spec.fidelity is not frame.fidelity or not frame.fidelity.satisfies(at_least):
         raise CorruptFrame(f"{frame.codec.name} of {frame.fidelity.name} where {at_least.name} was asked for")
     raw = decode(frame.payload, frame.codec, shape)

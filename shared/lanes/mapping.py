@@ -53,7 +53,7 @@ class MemoryRange:
         Raises `Overloaded` when the system has none. Where the kernel cannot be asked, a private part is taken at its
         first use.
         """
-        code = _populate(self.address + offset, num_bytes)
+        code = populate(self.address + offset, num_bytes)
         if code in _UNKNOWN and self.fd is not None:
             try:
                 os.posix_fallocate(self.fd, offset, num_bytes)
@@ -90,8 +90,11 @@ def _sealed_file(num_bytes: int) -> int:
     return fd
 
 
-def _populate(address: int, num_bytes: int) -> int:
-    """Return 0, or the error number why the kernel does not take memory at once."""
+def populate(address: int, num_bytes: int) -> int:
+    """Map what is behind a range as if it had been written to; what is in it stays. Other threads run meanwhile.
+
+    Returns 0, or the error number why the kernel does not.
+    """
     madvise = _madvise()
     if madvise is None:
         return errno.ENOSYS

@@ -7,7 +7,7 @@ piece, and each time it meets a neighbour it moves, into fresh pages. That costs
 import mmap
 from collections.abc import Callable, Iterable
 from sys import getrefcount
-from threading import Lock
+from threading import Lock, RLock
 
 from shared.errors import Overloaded
 from shared.kv.codec import Payload
@@ -18,7 +18,7 @@ from shared.lanes.slabs import IN_A_LIST_ONLY, SLAB_BYTES, SLOT_STEPS, Slab, Slo
 
 FIRST_PLACE = mmap.PAGESIZE
 """Where the first slot may lie. Offset 0 stands for no place."""
-_PIECE_BYTES = SLAB_BYTES  # touched in one go: whoever needs memory at once waits for no more than one
+_PIECE_BYTES = SLAB_BYTES // 4  # touched in one go: whoever needs memory at once waits for no more than one
 
 
 def limit_for(budget_bytes: int, in_flight_bytes: int | None = None) -> int:
@@ -50,7 +50,9 @@ class SlotMemory:
         """
         self.size_bytes = FIRST_PLACE + max(1, -(-limit_bytes // mmap.PAGESIZE)) * mmap.PAGESIZE
         self._mapping = MemoryRange(self.size_bytes, shared=shared)
-        self._lock = Lock()  # of all below: held for no system call, and never while memory is touched or copied
+        # Of all below; held for no system call, nor while memory is touched or copied. The collector may run within,
+        # and end a coroutine that frees what it has.
+        self._lock = RLock()
         self._acquire, self._release = self._lock.acquire, self._lock.release  # `with` takes 0.2 of 8 µs an entry more
         self._extents = Extents(FIRST_PLACE, self.size_bytes)
         self._slabs: dict[int, Slab] = {}  # by the id of its `data`, which is the base of its slots
@@ -125,7 +127,9 @@ class SlotMemory:
         size = slot_bytes(num_bytes)
         is_taken = self._taken and type(payload) is memoryview and id(payload.obj) in self._taken
         if is_taken and len(payload.obj) == size:  # type: ignore[union-attr, arg-type]
-            del self._taken[id(payload.obj)]  # type: ignore[union-attr]
+            self._acquire()
+            self._taken.pop(id(payload.obj), None)  # type: ignore[union-attr]
+            self._release()
             return payload.toreadonly()  # type: ignore[union-attr]
         while True:
             self._acquire()
@@ -215,23 +219,15 @@ class SlotMemory:
             self._take_back_unviewed()
             if self._roomy.get(size):
                 return
-        least = _whole_pages(size)
-        most = _whole_pages(max(1, SLAB_BYTES // size) * size)
-        cut = self._cut(most, most)
-        refused: Overloaded | None = None
-        while cut is None and refused is None:
-            end = min(self.size_bytes, self._extents.high_water + most)
-            if end <= self._touched:
-                refused = Overloaded(f"all {self.size_bytes} bytes of memory for payloads are in use or still read")
-            else:
-                try:
-                    self._touch(end)
-                except Overloaded as error:
-                    refused = error
-            cut = self._cut(least if refused else most, most)
-        if cut is None:
-            assert refused is not None
-            raise refused
+        num_slots = max(1, SLAB_BYTES // size)
+        some, most = max(1, num_slots // 4) * size, num_slots * size
+        while (cut := self._cut(size, some, most)) is None:
+            try:
+                self._touch_next(some)
+            except Overloaded:
+                if (cut := self._cut(size, size, most)) is None:
+                    raise
+                break
         offset, num_bytes = cut
         slab = Slab(self._mapping.part(offset, num_bytes), offset, size)
         with self._lock:
@@ -251,8 +247,9 @@ class SlotMemory:
         for number in [number for number in taken if getrefcount(taken[number]) <= IN_A_LIST_ONLY]:
             self._give_back(taken.pop(number))
 
-    def _cut(self, least: int, most: int) -> tuple[int, int] | None:
-        """Take touched memory that no slab has, or that slabs without a slot in use have."""
+    def _cut(self, size: int, least: int, most: int) -> tuple[int, int] | None:
+        """Take touched memory for slots of a size that no slab has, or that slabs without a slot in use have."""
+        least, most = _whole_pages(least), _whole_pages(most)
         with self._lock:
             viewed = []
             while (cut := self._extents.take(least, most, self._touched)) is None and self._idle:
@@ -264,7 +261,21 @@ class SlotMemory:
                 elif len(slab.free) == slab.num_slots:
                     viewed.append(slab)
             self._idle.update((id(slab.data), slab) for slab in viewed)
-            return cut
+            if cut is None:
+                return None
+            offset, num_bytes = cut
+            used = _whole_pages(num_bytes // size * size)
+            if used < num_bytes:
+                self._extents.give_back(offset + used, num_bytes - used)
+            return offset, used
+
+    def _touch_next(self, num_bytes: int) -> None:
+        """Touch so much beyond what was ever used, unless it is. Raises `Overloaded` at the limit."""
+        end = min(self.size_bytes, self._extents.high_water + _whole_pages(num_bytes))
+        if end > self._touched:
+            self._touch(end)
+        elif end == self.size_bytes:
+            raise Overloaded(f"all {self.size_bytes} bytes of memory for payloads are in use or still read")
 
     def _touch(self, end: int) -> None:
         """Touch memory up to there. Raises `Overloaded` when the system has none."""

@@ -3,14 +3,17 @@
 import random
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from math import lcm
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.device.checksums import MIB, mapped
 from benchmarks.device.shapes import GEMMA_270M, SMOLLM2_135M, config_of, random_weights, transformer
-from shared.engine.stage import Arrival, CudaStager
+from shared.engine.stage import Arrival, CudaStager, memory_for
+from shared.kv.payloads import addresses_of, digests
 from shared.model.attention.select import select_attention
 from shared.model.layers.batch import Batch, Span
 from shared.model.pages.kv import PagedKv
@@ -82,6 +85,35 @@ def test_what_has_landed_is_seen_by_what_is_submitted_afterwards() -> None:
     numbers = [*range(20), 39, *range(20, 39)]
     stager.land([Arrival(raw, target, i) for raw, i in zip(entries(source, numbers), numbers, strict=True)])
     assert torch.equal(target, source)
+
+
+@pytest.mark.parametrize("is_registered", [True, False])
+def test_entries_go_into_mapped_memory_and_come_back_but_for_the_corrupt_ones(is_registered: bool) -> None:
+    """256 KiB each, in slots over three pieces, side by side and apart."""
+    source, target, size = pages(600), torch.zeros_like(pages(600)), 256 * 1024
+    numbers = [*range(300), *range(599, 299, -1)]
+    with closing(memory_for(DEVICE)) as memory, mapped(192 * MIB, shared=True) as content:
+        if is_registered:
+            [address] = addresses_of([content])
+            memory.grow(address, len(content))
+            assert memory.settle(60) == len(content)
+        stager = CudaStager(DEVICE, memory)
+        slots = [content[i * size : (i + 1) * size] for i in numbers]
+        headers = [i.to_bytes(40, "big") for i in range(len(numbers))]
+        source.add_(1)
+        checksums = stager.place(stager.mark(), source, numbers, slots, headers, digests)
+        torch.cuda.synchronize()
+        assert [bytes(slot) for slot in slots] == entries(source, numbers)
+        assert checksums == digests(headers, slots)
+        slots[7][5] ^= 1
+        slots[431][-1] ^= 128
+        arrivals = [Arrival(slot, target, number) for slot, number in zip(slots, numbers, strict=True)]
+        assert stager.land_sealed(arrivals, headers, checksums, digests) == [i not in (7, 431) for i in range(600)]
+        for number in (numbers[7], numbers[431]):
+            assert not target[:, number].any()
+            source[:, number] = 0
+        assert torch.equal(target, source)
+        del slots, arrivals
 
 
 @pytest.mark.parametrize("shape", [SMOLLM2_135M, GEMMA_270M], ids=["smollm2", "gemma3"])

@@ -208,13 +208,13 @@ async def test_corrupt_entries_are_never_decoded_from(where: str) -> None:
         await dcs.pull_west(tokens) if where == "pool_west" else None
         store = getattr(dcs, where).pool.store
         for block in list(store._shelf)[2:4]:
-            frame = block.frames[1]
-            block.frames[1] = frame._replace(payload=bytes([frame.payload[0] ^ 1]) + frame.payload[1:])
+            block.frames[1].payload.obj[0] ^= 1
         result = await dcs.generate(tokens, prefill=False, wait_ms=0)
         assert result.ids == greedy_reference("llama", tokens, 8)
         assert result.cached(333) == 2 * BLOCK  # what precedes the first bad block
         if where == "pool_west":
-            assert dcs.decode.metric("corrupt_entries_total") == 4  # both asked for twice
+            assert dcs.decode.metric("corrupt_entries_total") == 2
+            assert dcs.pool_west.metric("corrupt_frames_total", source="memory") == 2  # found when it was doubted
         await dcs.assert_idle()
 
 

@@ -11,6 +11,7 @@ import grpc.aio
 import pytest
 
 from services.cachepool.app import PoolParts, build_pool
+from services.cachepool.serving.ends import lane_ends
 from services.cachepool.settings import PoolSettings
 from services.decode.app import build_decode
 from services.decode.settings import DecodeSettings
@@ -30,6 +31,7 @@ from shared.kv.entries import BlockEntries, Source
 from shared.kv.hashing import num_prefix_blocks
 from shared.metrics import Metrics
 from shared.pool.calls import add_pool_servicer
+from shared.pool.lanes.chosen import engine_lanes
 from shared.pool.nodes import pool_at
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import DecodeStub, PrefillStub
@@ -38,6 +40,7 @@ from shared.rpc.convert import sources_to_messages
 from shared.rpc.sampling import logprobs_from_message
 from shared.rpc.server import GrpcServer
 from shared.sampling.logprobs import TokenLogprobs
+from shared.security import NO_SECURITY
 from shared.service.health import Health
 from shared.service.lifecycle import InFlight, background
 from tests.support.tiny import tiny_model
@@ -284,18 +287,19 @@ async def _pool(dc: str, pools: Pools) -> AsyncIterator[Node]:
         settings = PoolSettings(dc=dc, **pools.settings)
         server = GrpcServer("127.0.0.1", 0, Health("grpc"), inflight)
         address = f"127.0.0.1:{server.bind()}"
-        pool = build_pool(
-            settings, new_epoch(), channels, metrics, pools.publish or (lambda _event: None), own_address=address
-        )
-        add_pool_servicer(pool.servicer, server.grpc)
-        await server.start()
-        if pools.publish is not None:
-            jobs.start(pool.feed.run(), name="placement")
-        try:
-            yield Node(address, metrics, inflight, server, pool=pool)
-        finally:
-            await server.stop(0)
-            await pool.pulls.close()
+        async with lane_ends(settings, NO_SECURITY) as ends:
+            publish = pools.publish or (lambda _event: None)
+            pool = build_pool(settings, new_epoch(), channels, metrics, publish, own_address=address, ends=ends)
+            add_pool_servicer(pool.servicer, server.grpc)
+            await server.start()
+            if pools.publish is not None:
+                jobs.start(pool.feed.run(), name="placement")
+            try:
+                yield Node(address, metrics, inflight, server, pool=pool)
+            finally:
+                await server.stop(0)
+                await pool.pulls.close()
+                await pool.lanes.close()
 
 
 @asynccontextmanager
@@ -303,7 +307,8 @@ async def _engine(name: str, num_pages: int, settings: EngineSettings) -> AsyncI
     async with Channels() as channels, background() as jobs:
         metrics, inflight = Metrics(), InFlight()
         model, torch_thread, copier = tiny_model(name, num_pages), WorkThread("torch"), WorkThread("copier")
-        pool = PoolAccess((settings.pool,), partial(pool_at, channels))
+        lanes = engine_lanes(settings, channels)
+        pool = PoolAccess((settings.pool,), partial(pool_at, channels, lanes=lanes))
         transfer = PageTransfer(model.kv, copier, FetchMetrics(metrics))
         server = GrpcServer("127.0.0.1", 0, Health("grpc"), inflight)
         host = EngineHost(model, torch_thread, pool, transfer, metrics, server, jobs)
@@ -317,5 +322,6 @@ async def _engine(name: str, num_pages: int, settings: EngineSettings) -> AsyncI
             yield Node(f"127.0.0.1:{await server.start()}", metrics, inflight, server, model=model)
         finally:
             await server.stop(0)
+            await lanes.close()
             torch_thread.close()
             copier.close()

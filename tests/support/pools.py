@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import grpc
 
@@ -67,10 +67,10 @@ class Running:
 
 @dataclass
 class LanesInUse:
-    """What pools offer and clients use; a test may set it."""
+    """What pools offer and clients use: all, unless a test sets it."""
 
-    allowed: tuple[LaneName, ...] = ("grpc",)
-    folder: Path = Path("/nonexistent")
+    allowed: tuple[LaneName, ...] = get_args(LaneName)
+    folder: Path = PoolSettings.lane_folder
 
 
 lanes_in_use = LanesInUse()

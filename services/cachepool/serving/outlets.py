@@ -1,6 +1,7 @@
 """How the payloads of one Fetch stream leave: in its messages, named in shared memory, or on a link beside it."""
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
@@ -14,11 +15,17 @@ from shared.lanes.shared_memory.client import AttachedClient
 from shared.lanes.slots import SlotMemory
 from shared.lanes.sockets.link import SocketLink
 from shared.proto import prfaas_pb2 as pb
+from shared.rpc.convert import MAX_BATCH_BYTES
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 MAPPED_BATCH_BYTES = 16 * 1024 * 1024
 """What one message names at most: names are small, and a reader that copies does so in one go."""
+
+QUICK_S = 0.005
+"""A batch that the kernel took in less was on a quick connection: larger ones delay nothing there that is urgent."""
+QUICK_BATCH_BYTES = 4 * 1024 * 1024
+"""What one batch holds on such a connection: it takes as long to hand a batch to a thread as to send a MiB."""
 
 
 class Outlet(Protocol):
@@ -27,9 +34,8 @@ class Outlet(Protocol):
     @property
     def name(self) -> LaneName: ...
 
-    @property
-    def batch_bytes(self) -> int | None:
-        """What one `send` takes, at home; None: as the link says."""
+    def limit(self, num_bytes: int) -> int:
+        """Return how much one `send` takes at most where a message would take `num_bytes`."""
 
     async def send(self, frames: Sequence[Frame]) -> None:
         """Pass frames on; returns when more may follow. Raises `LaneBroken`."""
@@ -42,10 +48,12 @@ class MessageOutlet:
     """Frames in messages."""
 
     name: LaneName = "grpc"
-    batch_bytes: int | None = None
 
     def __init__(self, context: Context) -> None:
         self._context = context
+
+    def limit(self, num_bytes: int) -> int:
+        return num_bytes
 
     async def send(self, frames: Sequence[Frame]) -> None:
         await self._context.write(frames)
@@ -58,13 +66,15 @@ class MappedOutlet:
     """Frames that lie in memory which the reader has mapped: it is told where, and they stay until it lets go."""
 
     name: LaneName = "shared_memory"
-    batch_bytes: int | None = MAPPED_BATCH_BYTES
 
     def __init__(self, context: Context, memory: SlotMemory, client: AttachedClient, stream: int) -> None:
         self._context = context
         self._memory = memory
         self._client = client
         self._stream = stream
+
+    def limit(self, num_bytes: int) -> int:
+        return MAPPED_BATCH_BYTES if num_bytes >= MAX_BATCH_BYTES else num_bytes
 
     async def send(self, frames: Sequence[Frame]) -> None:
         views = [frame.payload for frame in frames if isinstance(frame.payload, memoryview)]  # as all that is stored
@@ -80,7 +90,6 @@ class LinkedOutlet:
     """Frames on the connections of a link, as many batches at a time as there are connections."""
 
     name: LaneName = "socket"
-    batch_bytes: int | None = None
 
     def __init__(
         self,
@@ -99,6 +108,10 @@ class LinkedOutlet:
         self._is_background = is_background
         self._sending: set[asyncio.Task[None]] = set()
         self._num_sent = 0
+        self._is_quick = False
+
+    def limit(self, num_bytes: int) -> int:
+        return QUICK_BATCH_BYTES if self._is_quick and num_bytes >= MAX_BATCH_BYTES else num_bytes
 
     async def send(self, frames: Sequence[Frame]) -> None:
         self._num_sent += len(frames)
@@ -128,4 +141,6 @@ class LinkedOutlet:
             await self._link.send(self._stream, frames, is_background=True, layer=layer)
             return
         async with self._permit():
+            started = time.perf_counter()
             await self._link.send(self._stream, frames, layer=layer)
+            self._is_quick = time.perf_counter() - started < QUICK_S

@@ -162,7 +162,7 @@ class PoolServicer(CachePoolServicer):
         """Send what is ready, lowest layer first, until every wanted entry was sent or reported missing."""
         sourced, changed, wake_others = slot
         reader, clock = sourced.reader, self._store.clock
-        delivery = Delivery(reader, outlet.batch_bytes or sender.max_batch_bytes, heartbeat_s, clock())
+        delivery = Delivery(reader, sender.max_batch_bytes, heartbeat_s, clock())
         while not reader.done:
             changed.clear()
             if reader.lost_writers:
@@ -172,7 +172,7 @@ class PoolServicer(CachePoolServicer):
             match delivery.next_action(clock()):
                 case Send(max_bytes, patience_s):
                     async with sender.permit(patience_s) as is_granted:
-                        frames = reader.take(max_bytes) if is_granted else []
+                        frames = reader.take(outlet.limit(max_bytes)) if is_granted else []
                         if frames:
                             await self._send(frames, outlet)
                     sender.sent(frames)

@@ -2,7 +2,7 @@
 
 import ctypes
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -88,31 +88,47 @@ class CudaStager(Stager):
         return found
 
     def land(self, arrivals: Sequence[Arrival]) -> None:
-        if not arrivals:
-            return
+        self._land(arrivals, lambda: [True] * len(arrivals))
+
+    def land_sealed(
+        self, arrivals: Sequence[Arrival], headers: Sequence[bytes], checksums: Sequence[int], digest: Digests
+    ) -> list[bool]:
+        """Digest entries on the host while they are copied to the device; what is intact goes from there to pages."""
         raws = [arrival.raw for arrival in arrivals]
+        return self._land(arrivals, lambda: [a == b for a, b in zip(digest(headers, raws), checksums, strict=True)])
+
+    def _land(self, arrivals: Sequence[Arrival], check: Callable[[], list[bool]]) -> list[bool]:
+        """Land the arrivals that `check` finds intact. It runs while all are copied to the device."""
+        if not arrivals:
+            return []
         with torch.cuda.stream(self._inwards):
-            arrived = torch.empty(sum(map(len, raws)), dtype=torch.uint8, device=self._device)
-            held = []  # until all has been copied
-            start = 0
-            for run in self._memory.runs(raws):
-                if run.address is None:
-                    host = _joined(raws[run.first : run.end])
-                else:
-                    host = _memory_at(run.address, run.num_bytes)
-                arrived[start : start + run.num_bytes].copy_(host, non_blocking=True)
-                held.append(host)
-                start += run.num_bytes
-            start = 0
-            for blocks, part in _adjacent(arrivals):
-                size = len(part) * _entry_bytes(blocks)
-                target = blocks[:, part.start : part.stop].transpose(0, 1)
-                source = arrived[start : start + size].view(blocks.dtype).view(target.shape)
-                target.copy_(source, non_blocking=True)
-                start += size
-            landed = _event()
-            landed.record(self._inwards)
-        landed.synchronize()
+            arrived, held = self._brought([arrival.raw for arrival in arrivals])
+            try:
+                intact = check()
+                for blocks, part, start in _adjacent(arrivals, intact):
+                    target = blocks[:, part.start : part.stop].transpose(0, 1)
+                    source = arrived[start : start + len(part) * _entry_bytes(blocks)]
+                    target.copy_(source.view(blocks.dtype).view(target.shape), non_blocking=True)
+            finally:
+                landed = _event()
+                landed.record(self._inwards)
+                landed.synchronize()
+                del held  # read until then
+        return intact
+
+    def _brought(self, raws: Sequence[Payload]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Queue copies of payloads to the device. Return where they arrive, side by side, and what is read for it."""
+        arrived = torch.empty(sum(map(len, raws)), dtype=torch.uint8, device=self._device)
+        held, start = [], 0
+        for run in self._memory.runs(raws):
+            if run.address is None:
+                host = _joined(raws[run.first : run.end])
+            else:
+                host = _memory_at(run.address, run.num_bytes)
+            arrived[start : start + run.num_bytes].copy_(host, non_blocking=True)
+            held.append(host)
+            start += run.num_bytes
+        return arrived, held
 
     def _copy(self, blocks: torch.Tensor, numbers: Sequence[int]) -> "_Piece":
         """Queue a piece's copy. The stream runs copies in order, also those of a closed `stage`."""
@@ -207,16 +223,22 @@ def _entry_bytes(blocks: torch.Tensor) -> int:
     return blocks[:, 0].numel() * blocks.element_size()
 
 
-def _adjacent(arrivals: Sequence[Arrival]) -> Iterator[tuple[torch.Tensor, range]]:
-    """Join arrivals that follow one another in the same layer's blocks."""
-    blocks, run = arrivals[0].blocks, range(arrivals[0].number, arrivals[0].number + 1)
-    for _, others, number in arrivals[1:]:
-        if others.data_ptr() == blocks.data_ptr() and number == run.stop:
+def _adjacent(arrivals: Sequence[Arrival], intact: Sequence[bool]) -> Iterator[tuple[torch.Tensor, range, int]]:
+    """Join intact arrivals that follow one another, in the same layer's blocks too. Also yield where their bytes begin
+    among all arrivals'."""
+    blocks, run, begin, start = arrivals[0].blocks, range(0), 0, 0
+    for (raw, others, number), is_intact in zip(arrivals, intact, strict=True):
+        follows = run and is_intact and number == run.stop and others.data_ptr() == blocks.data_ptr()
+        if run and not follows:
+            yield blocks, run, begin
+            run = range(0)
+        if follows:
             run = range(run.start, number + 1)
-            continue
-        yield blocks, run
-        blocks, run = others, range(number, number + 1)
-    yield blocks, run
+        elif is_intact:
+            blocks, run, begin = others, range(number, number + 1), start
+        start += len(raw)
+    if run:
+        yield blocks, run, begin
 
 
 def _event() -> torch.cuda.Event:

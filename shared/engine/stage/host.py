@@ -1,13 +1,12 @@
 """Pages in host memory: bytes are read and written in place."""
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 
 import torch
 
 from shared.engine.stage.stager import Arrival, Digests, Mark, Stager
 from shared.kv.codec import Payload
-from shared.kv.payloads import copy_in, copy_out
+from shared.kv.payloads import copy_in, copy_in_sealed, copy_out
 from shared.kv.tensors import entry_rows
 
 
@@ -38,6 +37,27 @@ class HostStager(Stager):
         return copy_out(entry_rows(blocks), numbers, slots, headers)
 
     def land(self, arrivals: Sequence[Arrival]) -> None:
-        for _, group in groupby(arrivals, key=lambda arrival: id(arrival.blocks)):
-            raws, layers, numbers = zip(*group, strict=True)
-            copy_in(entry_rows(layers[0]), numbers, raws)
+        for first, end in _layers(arrivals):
+            raws, blocks, numbers = zip(*arrivals[first:end], strict=True)
+            copy_in(entry_rows(blocks[0]), numbers, raws)
+
+    def land_sealed(
+        self, arrivals: Sequence[Arrival], headers: Sequence[bytes], checksums: Sequence[int], digest: Digests
+    ) -> list[bool]:
+        """Digest an entry and copy it while it is in the processor's cache, so that `digest` is not needed."""
+        intact: list[bool] = []
+        for first, end in _layers(arrivals):
+            raws, blocks, numbers = zip(*arrivals[first:end], strict=True)
+            intact += copy_in_sealed(entry_rows(blocks[0]), numbers, raws, headers[first:end], checksums[first:end])
+        return intact
+
+
+def _layers(arrivals: Sequence[Arrival]) -> Iterator[tuple[int, int]]:
+    """Divide arrivals into ranges of one layer each."""
+    first = 0
+    for i, arrival in enumerate(arrivals):
+        if arrival.blocks is not arrivals[first].blocks:
+            yield first, i
+            first = i
+    if arrivals:
+        yield first, len(arrivals)

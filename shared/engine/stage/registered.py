@@ -1,9 +1,9 @@
 """Mapped memory that a GPU may copy from and to by itself: registered with CUDA piece by piece, ahead of its use."""
 
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from threading import Lock
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from queue import SimpleQueue
+from threading import Event, Thread, current_thread
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -16,6 +16,8 @@ log = get_logger()
 
 REGISTERED_PIECE_BYTES = 64 * 1024 * 1024
 """What is registered by one call: some tens of milliseconds, in which the driver holds up who maps memory."""
+FORGET_S = 60.0
+"""How long it may take to unregister a mapping; then it goes as it is."""
 _PORTABLE = 1  # cudaHostRegisterPortable: for all devices of this process
 
 
@@ -54,50 +56,59 @@ class MemoryRun(NamedTuple):
 
 
 class RegisteredMemory:
-    """Which parts of mappings are registered; for any thread. Without a registrar nothing ever is.
+    """How much of each mapping's beginning is registered; for any thread. Without a registrar nothing ever is.
 
     Who owns a mapping says how much of its beginning is in use with `grow`, as often as that grows, and calls `forget`
     before the mapping goes, when no copy from or to it is under way. What is not registered has to be copied through
-    other memory.
+    other memory. One thread registers; what others call takes no lock, so that it may be called by the garbage
+    collector, from within anything.
     """
 
     def __init__(self, registrar: HostRegistrar | None = None) -> None:
         self._registrar = registrar
-        self._lock = Lock()
-        self._asked: dict[int, int] = {}  # by mapping: up to where pieces were asked for
-        self._pieces: dict[int, list[int]] = {}  # by mapping: starts
-        self._starts: list[int] = []  # of all mappings, in order: a new list for each change
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="registering") if registrar is not None else None
+        self._ends: dict[int, int] = {}  # by mapping, of what is registered; written by the thread alone
+        self._leaving: set[int] = set()  # mappings of which nothing more is to be registered
+        self._work: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._thread = Thread(target=self._run, name="registering", daemon=True) if registrar is not None else None
+        if self._thread is not None:
+            self._thread.start()
 
     def grow(self, address: int, num_bytes: int) -> None:
         """Register the leading bytes of a mapping in the background. `address` is the mapping's own, page-aligned.
 
-        A piece is registered once it is in use wholly: what is left waits until more of the mapping is.
+        A piece is registered once it is in use wholly: what is left waits until more of the mapping is. When one
+        cannot be registered, no further one of the mapping is until it grows again.
         """
-        if self._thread is None:
-            return
-        with self._lock:
-            asked = self._asked.setdefault(address, address)
-            whole = address + num_bytes // REGISTERED_PIECE_BYTES * REGISTERED_PIECE_BYTES
-            self._asked[address] = max(asked, whole)
-            for start in range(asked, whole, REGISTERED_PIECE_BYTES):
-                self._thread.submit(self._register, address, start)
+        if self._thread is not None:
+            self._work.put(partial(self._grow, address, num_bytes))
 
     def forget(self, address: int) -> None:
         """Unregister a mapping; return when it is done. Idempotent."""
-        with self._lock:
-            self._asked.pop(address, None)  # what waits in the thread finds that
-        if self._thread is not None:
-            self._thread.submit(self._unregister, address).result()
+        if self._thread is None:
+            return
+        self._leaving.add(address)
+        if current_thread() is self._thread:  # a collection of garbage in the midst of its work
+            self._unregister(address)
+            self._work.put(partial(self._leaving.discard, address))
+            return
+        self._work.put(partial(self._unregister, address))
+        self._work.put(partial(self._leaving.discard, address))
+        try:
+            self.settle(FORGET_S)
+        except TimeoutError:
+            log.warning("memory_not_unregistered", error=f"not within {FORGET_S:g} s")
 
     def settle(self, timeout_s: float) -> int:
-        """Wait until what was asked for so far is registered, or could not be. Return how many bytes are registered.
+        """Wait until what was asked for so far has been done. Return how many bytes are registered.
 
         Raises `TimeoutError`.
         """
         if self._thread is not None:
-            self._thread.submit(lambda: None).result(timeout_s)
-        return len(self._starts) * REGISTERED_PIECE_BYTES
+            done = Event()
+            self._work.put(done.set)
+            if not done.wait(timeout_s):
+                raise TimeoutError(f"memory is being registered for longer than {timeout_s:g} s")
+        return sum(end - address for address, end in self._ends.copy().items())
 
     def runs(self, payloads: Sequence[Payload]) -> Iterator[MemoryRun]:
         """Divide payloads into runs that one copy takes along, as long as they can be, in order.
@@ -105,10 +116,10 @@ class RegisteredMemory:
         No run is of two pieces: CUDA refuses a copy over several registrations.
         """
         first, address, piece, size = 0, 0, None, 0
-        starts = self._starts
-        places = addresses_of(payloads) if starts else [0] * len(payloads)
+        mappings = list(self._ends.copy().items())
+        places = addresses_of(payloads) if mappings else [0] * len(payloads)
         for i, (payload, place) in enumerate(zip(payloads, places, strict=True)):
-            found = _piece_of(starts, place, len(payload))
+            found = _piece_of(mappings, place, len(payload))
             if i > first and (found != piece or (found is not None and place != address + size)):
                 yield MemoryRun(first, i, None if piece is None else address, size)
                 first, size = i, 0
@@ -120,41 +131,53 @@ class RegisteredMemory:
 
     def close(self) -> None:
         """Unregister everything and end the thread. Idempotent."""
-        for address in [*self._asked, *self._pieces]:
-            self.forget(address)
-        if self._thread is not None:
-            self._thread.shutdown(wait=True)
-            self._thread = None
+        if self._thread is None:
+            return
+        self._leaving.update(self._ends.copy())
+        self._work.put(None)
+        self._thread.join(FORGET_S)
+        self._thread = None
 
-    def _register(self, address: int, start: int) -> None:
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            work()
+        for address in list(self._ends):
+            self._unregister(address)
+
+    def _grow(self, address: int, num_bytes: int) -> None:
         assert self._registrar is not None
-        if address not in self._asked:
-            return
-        try:
-            self._registrar.register(start, REGISTERED_PIECE_BYTES)
-        except (OSError, RuntimeError) as error:
-            log.warning("memory_not_registered", num_bytes=REGISTERED_PIECE_BYTES, error=str(error))
-            return
-        with self._lock:
-            self._pieces.setdefault(address, []).append(start)
-            self._starts = sorted([*self._starts, start])
+        start = self._ends.get(address, address)
+        while start + REGISTERED_PIECE_BYTES <= address + num_bytes and address not in self._leaving:
+            try:
+                self._registrar.register(start, REGISTERED_PIECE_BYTES)
+            except (OSError, RuntimeError) as error:
+                log.warning("memory_not_registered", num_bytes=REGISTERED_PIECE_BYTES, error=str(error))
+                return
+            if address in self._leaving:  # and perhaps unregistered as far as was known
+                self._undo(start)
+                return
+            start += REGISTERED_PIECE_BYTES
+            self._ends[address] = start
 
     def _unregister(self, address: int) -> None:
+        for start in range(address, self._ends.pop(address, address), REGISTERED_PIECE_BYTES):
+            self._undo(start)
+
+    def _undo(self, start: int) -> None:
         assert self._registrar is not None
-        with self._lock:
-            gone = self._pieces.pop(address, [])
-            self._starts = [start for start in self._starts if start not in gone]
-        for start in gone:
-            try:
-                self._registrar.unregister(start)
-            except (OSError, RuntimeError) as error:
-                log.warning("memory_not_unregistered", num_bytes=REGISTERED_PIECE_BYTES, error=str(error))
+        try:
+            self._registrar.unregister(start)
+        except (OSError, RuntimeError) as error:
+            log.warning("memory_not_unregistered", num_bytes=REGISTERED_PIECE_BYTES, error=str(error))
 
 
-def _piece_of(starts: Sequence[int], address: int, num_bytes: int) -> int | None:
-    """Return the start of the piece that holds this memory wholly."""
-    at = bisect_right(starts, address) - 1
-    return starts[at] if at >= 0 and address + num_bytes <= starts[at] + REGISTERED_PIECE_BYTES else None
+def _piece_of(mappings: Iterable[tuple[int, int]], address: int, num_bytes: int) -> int | None:
+    """Return the start of the registered piece that holds this memory wholly."""
+    for start, end in mappings:
+        if start <= address < end:
+            place = (address - start) % REGISTERED_PIECE_BYTES
+            return address - place if place + num_bytes <= REGISTERED_PIECE_BYTES else None
+    return None
 
 
 def _runtime() -> Any:

@@ -64,3 +64,12 @@ class Stager(ABC):
     @abstractmethod
     def land(self, arrivals: Sequence[Arrival]) -> None:
         """Write entries into pages that nothing submitted reads or writes. What is submitted afterwards finds them."""
+
+    @abstractmethod
+    def land_sealed(
+        self, arrivals: Sequence[Arrival], headers: Sequence[bytes], checksums: Sequence[int], digest: Digests
+    ) -> list[bool]:
+        """As `land`, but only of entries whose `digest` with their header is their checksum; return which these are.
+
+        No byte of another reaches the pages.
+        """

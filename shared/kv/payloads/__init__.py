@@ -5,7 +5,7 @@ Calls for one payload each let go of the lock each time. Beside a thread that co
 the interpreter's switch interval, which is longer than to read a hundred payloads.
 """
 
-from shared.kv.payloads.copies import addresses_of, copy_in
+from shared.kv.payloads.copies import addresses_of, copy_in, copy_in_sealed
 from shared.kv.payloads.digests import MAX_HEADER_BYTES, MIN_HEADER_BYTES, SHORT_BYTES, copy_out, digest, digests
 from shared.kv.payloads.native import load_payload_kernels
 
@@ -15,6 +15,7 @@ __all__ = [
     "SHORT_BYTES",
     "addresses_of",
     "copy_in",
+    "copy_in_sealed",
     "copy_out",
     "digest",
     "digests",

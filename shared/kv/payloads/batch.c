@@ -7,7 +7,7 @@
 #include "xxh3.h"
 
 #define KEEP_LOCK_BYTES (256 * 1024) /* read sooner than another thread gives the lock back */
-#define CHUNK_BYTES 4096u            /* copied and hashed in turns: stays in the nearest cache */
+#define CHUNK_BYTES (16u * 1024)     /* copied and hashed in turns: stays in the nearest cache */
 
 typedef struct _object PyObject;
 typedef struct _ts PyThreadState;
@@ -91,6 +91,30 @@ int prfaas_digests(const uint8_t *headers, int64_t header_bytes, PyObject *paylo
     return 0;
 }
 
+/* Copy a multiple of 64 bytes to memory that this processor will not read: past its caches, so that neither is the
+   memory read before it is written, nor what a model computes with driven out. */
+static void copy_past_caches(uint8_t *target, const uint8_t *source, size_t size) {
+#ifdef __AVX2__
+    if ((uintptr_t)target % sizeof(__m256i) == 0) {
+        for (size_t at = 0; at < size; at += 64) {
+            __m256i low = _mm256_loadu_si256((const void *)(source + at));
+            __m256i high = _mm256_loadu_si256((const void *)(source + at + 32));
+            _mm256_stream_si256((void *)(target + at), low);
+            _mm256_stream_si256((void *)(target + at + 32), high);
+        }
+        return;
+    }
+#endif
+    memcpy(target, source, size);
+}
+
+/* Have everything that was copied past the caches seen by others before what is written from now on. */
+static void fence(void) {
+#ifdef __AVX2__
+    _mm_sfence();
+#endif
+}
+
 /* Copy one entry, part after part, and digest what was read. */
 static uint64_t copy_out(const struct parts *parts, int64_t number, uint8_t *slot, uint64_t seed) {
     size_t part_bytes = (size_t)parts->part_bytes, length = part_bytes * (size_t)parts->num_parts;
@@ -101,7 +125,7 @@ static uint64_t copy_out(const struct parts *parts, int64_t number, uint8_t *slo
         for (size_t at = 0; at < part_bytes; at += CHUNK_BYTES) {
             size_t size = part_bytes - at < CHUNK_BYTES ? part_bytes - at : CHUNK_BYTES;
             int is_last = i + 1 == parts->num_parts && at + size == part_bytes;
-            memcpy(slot + at, part + at, size);
+            copy_past_caches(slot + at, part + at, size);
             xxh3_update(&state, part + at, size / STRIPE - (size_t)is_last);
         }
     return xxh3_end(&state, part - parts->part_stride + part_bytes - STRIPE, length);
@@ -119,9 +143,16 @@ int prfaas_copy_out(const struct parts *parts, const int64_t *numbers, PyObject 
     for (int64_t i = 0; i < count; i++)
         digests[i] = copy_out(parts, numbers[i], views[i].buf,
                               xxh3_header(headers + i * header_bytes, (size_t)header_bytes));
+    fence();
     if (thread) PyEval_RestoreThread(thread);
     release(views, count);
     return 0;
+}
+
+static void copy_in(const struct parts *parts, int64_t number, const uint8_t *payload) {
+    uint8_t *part = parts->first + number * parts->part_bytes;
+    for (int64_t i = 0; i < parts->num_parts; i++, part += parts->part_stride, payload += parts->part_bytes)
+        memcpy(part, payload, (size_t)parts->part_bytes);
 }
 
 /* Copy payloads, each of exactly an entry's length, to where entries lie. */
@@ -130,11 +161,25 @@ int prfaas_copy_in(const struct parts *parts, const int64_t *numbers, PyObject *
     Py_buffer *views = views_of(payloads, count, 0, length);
     if (!views) return -1;
     PyThreadState *thread = length * count > KEEP_LOCK_BYTES ? PyEval_SaveThread() : NULL;
+    for (int64_t i = 0; i < count; i++) copy_in(parts, numbers[i], views[i].buf);
+    if (thread) PyEval_RestoreThread(thread);
+    release(views, count);
+    return 0;
+}
+
+/* Do so with those whose digest, as `prfaas_digests` has it, is what it should be; say which these are. A payload is
+   copied right after it was digested, while it is near. */
+int prfaas_copy_in_sealed(const struct parts *parts, const int64_t *numbers, PyObject *payloads, int64_t count,
+                          const uint8_t *headers, int64_t header_bytes, const uint64_t *checksums, uint8_t *intact) {
+    int64_t length = parts->part_bytes * parts->num_parts;
+    if (length <= XXH3_SHORT) return failed("an entry is too short for this");
+    Py_buffer *views = views_of(payloads, count, 0, length);
+    if (!views) return -1;
+    PyThreadState *thread = length * count > KEEP_LOCK_BYTES ? PyEval_SaveThread() : NULL;
     for (int64_t i = 0; i < count; i++) {
-        uint8_t *part = parts->first + numbers[i] * parts->part_bytes;
-        const uint8_t *payload = views[i].buf;
-        for (int64_t j = 0; j < parts->num_parts; j++, part += parts->part_stride, payload += parts->part_bytes)
-            memcpy(part, payload, (size_t)parts->part_bytes);
+        uint64_t seed = xxh3_header(headers + i * header_bytes, (size_t)header_bytes);
+        intact[i] = xxh3_long(views[i].buf, (size_t)length, seed) == checksums[i];
+        if (intact[i]) copy_in(parts, numbers[i], views[i].buf);
     }
     if (thread) PyEval_RestoreThread(thread);
     release(views, count);

@@ -1,7 +1,7 @@
 """XXH3-64 of payloads, each seeded with the digest of its header."""
 
 from collections.abc import Sequence
-from ctypes import Array, byref, c_uint64
+from ctypes import byref, c_uint64
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,8 @@ def digests(headers: Sequence[bytes], payloads: Sequence[Payload]) -> list[int]:
     library = load_payload_kernels()
     if library is None or not payloads or min(map(len, payloads)) <= SHORT_BYTES:
         return [digest(header, payload) for header, payload in zip(headers, payloads, strict=True)]
-    joined, header_bytes, found = _outputs(headers, len(payloads))
+    joined, header_bytes = side_by_side(headers, len(payloads))
+    found = (c_uint64 * len(payloads))()
     library.prfaas_digests(joined, header_bytes, list(payloads), len(payloads), found)
     return list(found)
 
@@ -43,12 +44,15 @@ def copy_out(
     num_parts, num_entries, part_bytes = rows.shape
     if min(numbers, default=0) < 0 or max(numbers, default=0) >= num_entries:
         raise IndexError(f"no such entry among {num_entries}")
+    if not slots:
+        return []
     if library is None or parts is None or part_bytes % _STRIPE_BYTES or num_parts * part_bytes <= SHORT_BYTES:
         return [
             _copy_one(rows[:, number], slot, header)
             for number, slot, header in zip(numbers, slots, headers, strict=True)
         ]
-    joined, header_bytes, found = _outputs(headers, len(slots))
+    joined, header_bytes = side_by_side(headers, len(slots))
+    found = (c_uint64 * len(slots))()
     which = np.fromiter(numbers, np.int64, len(slots))
     library.prfaas_copy_out(byref(parts), which.ctypes.data, list(slots), len(slots), joined, header_bytes, found)
     return list(found)
@@ -60,11 +64,11 @@ def _copy_one(entry: NDArray[np.uint8], slot: memoryview, header: bytes) -> int:
     return digest(header, raw)
 
 
-def _outputs(headers: Sequence[bytes], count: int) -> "tuple[bytes, int, Array[c_uint64]]":
-    """Return the headers side by side, the length of one, and where `count` digests go."""
+def side_by_side(headers: Sequence[bytes], count: int) -> tuple[bytes, int]:
+    """Return `count` headers as one, and the length of each."""
     joined = b"".join(headers)
     header_bytes = len(joined) // max(1, count)
     assert len(headers) == count, "one header for each"
     assert len(joined) == header_bytes * count, "of one length"
     assert MIN_HEADER_BYTES <= header_bytes <= MAX_HEADER_BYTES, "of a length that is known here"
-    return joined, header_bytes, (c_uint64 * count)()
+    return joined, header_bytes

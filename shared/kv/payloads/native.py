@@ -46,6 +46,7 @@ def load_payload_kernels() -> PyDLL | None:
     library.prfaas_digests.argtypes = (c_char_p, number, py_object, number, at)
     library.prfaas_copy_out.argtypes = (parts, at, py_object, number, c_char_p, number, at)
     library.prfaas_copy_in.argtypes = (parts, at, py_object, number)
+    library.prfaas_copy_in_sealed.argtypes = (parts, at, py_object, number, c_char_p, number, at, c_char_p)
     library.prfaas_addresses.argtypes = (py_object, number, at)
     return library
 

@@ -10,6 +10,7 @@ from threading import Lock
 import numpy as np
 
 from shared.errors import CorruptFrame, LaneBroken
+from shared.lanes.mapping import populate
 from shared.lanes.shared_memory.greeting import Welcome, greet
 from shared.lanes.shared_memory.messages import NUMBER, READ_BYTES, Numbers
 from shared.log import get_logger
@@ -19,6 +20,12 @@ log = get_logger()
 
 MAX_UNSENT_BYTES = 1 << 20
 """Of words to a pool that does not read; a process that has more to say gives the lane up."""
+_PIECE_BYTES = 16 << 20
+
+
+def _map(_memory: memoryview, address: int, num_bytes: int) -> None:
+    """Map a part of a memory, which stays while this runs. Where the kernel cannot, pages are mapped at first use."""
+    populate(address, num_bytes)
 
 
 class Attachment:
@@ -98,8 +105,37 @@ class Attachment:
         """Have it said, on the event loop, when the pool has touched more memory: `grown(touched_bytes)`."""
         self._watchers.append(grown)
 
+    def unwatch(self, grown: Callable[[int], None]) -> None:
+        """End `watch`."""
+        self._watchers.remove(grown)
+
+    async def keep_mapped(self) -> None:
+        """Map memory into this process, in a thread, as far as the pool has touched it, until cancelled.
+
+        Else each first use of a page waits for the kernel, which takes longer than to write it.
+        """
+        has_grown = asyncio.Event()
+
+        def grown(_touched_bytes: int) -> None:
+            has_grown.set()
+
+        self.watch(grown)
+        mapped = 0
+        try:
+            while (memory := self._all) is not None:
+                if mapped < self.touched_bytes:
+                    end = min(mapped + _PIECE_BYTES, self.touched_bytes)
+                    await asyncio.to_thread(_map, memory, self.address + mapped, end - mapped)
+                    mapped = end
+                else:
+                    del memory
+                    has_grown.clear()
+                    await has_grown.wait()
+        finally:
+            self.unwatch(grown)
+
     def when_unviewed(self, call: Callable[[], None]) -> None:
-        """Have it called after `close`, when the last view has gone and before the memory is unmapped; in any thread."""
+        """Have it called after `close`, when the last view has gone and before memory is unmapped; in any thread."""
         assert self._all is not None, "closed"
         weakref.finalize(self._all.obj, call).atexit = False
 

@@ -1,7 +1,7 @@
 """The wire form of a batch: a header, the records of its entries, then their payloads; and what became of it."""
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from xxhash import xxh3_64_intdigest
@@ -78,6 +78,25 @@ def unpack_announced(header: BatchHeader, data: Payload) -> list[Record]:
     if (announced := sum(record.num_bytes for record in records)) != header.num_bytes:
         raise CorruptFrame(f"the records of a batch announce {announced} bytes, its header {header.num_bytes}")
     return records
+
+
+def frames_of(records: Sequence[Record], payloads: Sequence[Payload]) -> list[Frame]:
+    """Return the frames of parallel records and payloads."""
+    new = tuple.__new__
+    return [
+        new(Frame, (key, layer, codec, fidelity, raw_bytes, payload, checksum))
+        for (key, checksum, _, _, raw_bytes, layer, codec, fidelity), payload in zip(records, payloads, strict=True)
+    ]
+
+
+def in_groups(frames: Sequence[Frame], least_bytes: int) -> Iterator[Sequence[Frame]]:
+    """Divide frames into runs whose payloads are `least_bytes` or a little more; the last one may be smaller."""
+    first = num_bytes = 0
+    for at, frame in enumerate(frames, 1):
+        num_bytes += len(frame.payload)
+        if num_bytes >= least_bytes or at == len(frames):
+            yield frames[first:at]
+            first, num_bytes = at, 0
 
 
 def are_intact(frames: Sequence[Frame]) -> list[bool]:

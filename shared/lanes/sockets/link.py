@@ -110,7 +110,7 @@ class SocketLink:
         Each stream number is used once. Entering it raises `LaneBroken` on a broken link, `BadRequest` for a number
         that is in use.
         """
-        return Incoming(self._inbox, stream)
+        return self._inbox.stream(stream)
 
     async def close(self) -> None:
         """Cut all connections and return when their threads have ended; whoever sends or receives gets `LaneBroken`."""

@@ -97,6 +97,10 @@ class LinkInbox:
     def unread_bytes(self) -> int:
         return self._unread_bytes
 
+    def stream(self, number: int) -> Incoming:
+        """Return what will arrive on a stream, from when its context is entered."""
+        return Incoming(self, number)
+
     def admit(self, stream: int, num_bytes: int) -> bool:
         """Wait until a batch may be received; False when nobody awaits its stream. Raises `LaneBroken` at the end.
 

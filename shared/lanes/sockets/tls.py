@@ -10,7 +10,7 @@ from shared.kv.codec import Payload
 from shared.lanes.sockets.options import LinkOptions
 from shared.lanes.sockets.transport import PlainTransport, Transport, shut_down
 
-_PART_BYTES = 16 << 10  # a record of TLS, and the longest that the other thread waits for the session
+_PART_BYTES = 64 << 10  # what one call encrypts: the other thread waits for the session no longer than that takes
 
 
 def transport_of(sock: socket.socket, options: LinkOptions) -> Transport:

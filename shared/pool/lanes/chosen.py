@@ -85,6 +85,10 @@ class PoolLanes:
             way.opening = asyncio.create_task(self._reopen(address, way), name=f"lane to {address}")
         return await asyncio.shield(way.opening)
 
+    async def prepare(self, address: str) -> None:
+        """Open the lane that the first request will use."""
+        await self.to(address)
+
     def broke(self, address: str, lane: Lane) -> None:
         """Give a lane up that failed a stream: the next ones speak in messages for a while."""
         way = self._ways.get(address)

@@ -18,6 +18,7 @@ from shared.kv.payloads import (
     addresses_of,
     copies,
     copy_in,
+    copy_in_sealed,
     copy_out,
     digests,
     load_payload_kernels,
@@ -165,6 +166,25 @@ def test_entries_are_written_where_they_belong_and_nowhere_else(way: None, num_p
     copy_in(target, numbers, [payloads[0], *[memoryview(payload) for payload in payloads[1:]]])
     assert np.array_equal(target[:, numbers], source[:, numbers])
     assert not target[:, [1, 2, 4, 5, 6]].any()
+
+
+@pytest.mark.parametrize(("num_parts", "part_bytes"), [(2, 4096), (1, 4480), (3, 100), (2, 1)])
+def test_of_sealed_entries_only_the_intact_ones_are_written(way: None, num_parts: int, part_bytes: int) -> None:
+    rng = np.random.default_rng(part_bytes)
+    source = rng.integers(1, 256, (num_parts, 9, part_bytes), np.uint8)
+    target, numbers = np.zeros_like(source), [7, 0, 8, 3]
+    payloads: list[Payload] = [source[:, number].tobytes() for number in numbers]
+    heads = [header(number) for number in numbers]
+    checksums = expected(heads, payloads)
+    checksums[1] ^= 1
+    heads[2] = header(5)
+    assert copy_in_sealed(target, numbers, payloads, heads, checksums) == [True, False, False, True]
+    assert np.array_equal(target[:, [7, 3]], source[:, [7, 3]])
+    assert not target[:, [0, 1, 2, 4, 5, 6, 8]].any()
+    assert copy_in_sealed(target, [], [], [], []) == []
+    with pytest.raises(ValueError):
+        copy_in_sealed(target, [1], [payloads[0][1:]], heads[:1], checksums[:1])
+    assert not target[:, 1].any()
 
 
 @pytest.mark.parametrize(("number", "size"), [(6, 2048), (-1, 2048), (0, 2047), (0, 2049)])

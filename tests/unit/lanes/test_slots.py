@@ -1,5 +1,6 @@
 """Slots of payloads: nothing under a view changes while the view lives, and memory is used again."""
 
+import gc
 import os
 import threading
 import tracemalloc
@@ -129,7 +130,7 @@ def test_a_payload_larger_than_a_slab_has_a_slab_of_its_own() -> None:
 def test_slabs_waste_little_beside_what_is_in_them(num_bytes: int) -> None:
     memory = memory_of()
     kept = [memory.keep(bytes(num_bytes)) for _ in range(3 * (SLAB_BYTES // num_bytes))]
-    assert memory.mapped_bytes <= 1.05 * num_bytes * len(kept)
+    assert memory.mapped_bytes <= 1.05 * num_bytes * len(kept) + SLAB_BYTES // 4, "one slab is used in part"
 
 
 def test_slots_taken_in_a_row_are_adjacent_and_none_is_at_the_start(memory: SlotMemory) -> None:
@@ -212,11 +213,11 @@ def test_small_slots_leave_room_for_large_ones_once_they_are_free() -> None:
 
 def test_memory_is_touched_ahead_and_no_further() -> None:
     memory = memory_of(8)
-    told = []
+    told: list[int] = []
     memory.watch(lambda: told.append(memory.touched_bytes))
     memory.touch_ahead(3 * SLAB_BYTES)
     assert memory.mapped_bytes == 3 * SLAB_BYTES
-    assert told == [FIRST_PLACE + count * SLAB_BYTES for count in (1, 2, 3)]
+    assert told == [FIRST_PLACE + count * SLAB_BYTES // 4 for count in range(1, 13)]
     memory.take(SLAB_BYTES)
     assert memory.mapped_bytes == 3 * SLAB_BYTES
     memory.touch_ahead(3 * SLAB_BYTES)
@@ -227,6 +228,7 @@ def test_memory_is_touched_ahead_and_no_further() -> None:
 
 def test_what_the_system_refuses_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = memory_of(8)
+    memory.touch_ahead(SLAB_BYTES)
     first = memory.take(SLAB_BYTES // 2)
 
     def refuse(_self: MemoryRange, _offset: int, _num_bytes: int) -> None:
@@ -273,6 +275,34 @@ def test_threads_share_a_memory() -> None:
     assert (memory.num_kept, memory.num_taken) == (0, 0)
 
 
+def test_what_the_collector_ends_meanwhile_may_free(memory: SlotMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never_ends(view: memoryview) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            memory.free(view)
+
+    class Cycle:
+        def __init__(self) -> None:
+            self.itself = self
+            self.work = never_ends(memory.keep(b"x" * 1000))
+            next(self.work)
+
+    pop = memory._pop
+
+    def collect_and_pop(size: int) -> object:
+        gc.collect()
+        return pop(size)
+
+    monkeypatch.setattr(memory, "_pop", collect_and_pop)
+    taken: list[memoryview] = []
+    for _ in range(5):
+        Cycle()
+        taken += memory.take_all([1000])
+    assert (memory.num_kept, memory.num_taken) == (0, 5)
+    assert len(set(memory.places(taken))) == 5
+
+
 def test_the_limit_of_a_budget_has_room_for_what_is_in_flight() -> None:
     budget = 1 << 30
     assert limit_for(budget) > budget * 33 / 32 + budget / 5
@@ -289,6 +319,7 @@ def test_what_cannot_be_mapped_is_a_matter_of_settings() -> None:
 def test_an_entry_costs_what_it_is_charged() -> None:
     """Objects of Python beside the payload, for entries that came in messages of twenty."""
     memory = memory_of()
+    memory.touch_ahead(2 * SLAB_BYTES)
     messages = [
         encode_publish([seal(key(f"{number} {place}"), 3, bytes(49152), Codec.RAW) for place in range(20)])
         for number in range(10)

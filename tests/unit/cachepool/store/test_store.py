@@ -271,7 +271,9 @@ def test_an_entry_beyond_the_whole_budget_evicts_nothing() -> None:
 
 def test_blocks_go_when_slots_of_a_size_run_out_before_the_budget() -> None:
     pool = SamplePool()
-    pool.store = Store(100 * BLOCK_BYTES, pool.clock, memory=SlotMemory(SLAB_BYTES, shared=False))
+    memory = SlotMemory(SLAB_BYTES, shared=False)
+    memory.touch_ahead(SLAB_BYTES)
+    pool.store = Store(100 * BLOCK_BYTES, pool.clock, memory=memory)
     pool.fill(A, B)  # their slots are of one size, and so are all of the only slab
     large = KvLayout((LayerSpec(None, 1, 1024),), "float32", block_tokens=4)
     reader = pool.reader(B)

@@ -92,16 +92,18 @@ def test_runs_are_of_neighbours_in_one_piece(memory: RegisteredMemory) -> None:
     assert list(memory.runs([])) == []
 
 
-def test_what_cannot_be_registered_is_done_without(memory: RegisteredMemory, device: Device) -> None:
+def test_what_cannot_be_registered_is_done_without_until_the_mapping_grows(
+    memory: RegisteredMemory, device: Device
+) -> None:
     content, address = mapping(3)
     device.refused = {address + PIECE}
+    memory.grow(address, 2 * PIECE)
+    assert memory.settle(LIMIT_S) == PIECE
+    views = [content[i * PIECE : (i + 1) * PIECE] for i in range(3)]
+    assert list(memory.runs(views)) == [MemoryRun(0, 1, address, PIECE), MemoryRun(1, 3, None, 2 * PIECE)]
+    device.refused.clear()
     memory.grow(address, 3 * PIECE)
-    memory.settle(LIMIT_S)
-    assert [run.address for run in memory.runs([content[i * PIECE : (i + 1) * PIECE] for i in range(3)])] == [
-        address,
-        None,
-        address + 2 * PIECE,
-    ]
+    assert memory.settle(LIMIT_S) == 3 * PIECE
 
 
 def test_a_mapping_that_is_forgotten_is_registered_no_more(memory: RegisteredMemory, device: Device) -> None:
@@ -119,6 +121,28 @@ def test_a_mapping_that_is_forgotten_is_registered_no_more(memory: RegisteredMem
     assert list(device.pieces) == [other]
     assert [run.address for run in memory.runs([first[:8], second[:8]])] == [None, other]
     memory.forget(address)
+
+
+def test_a_mapping_may_be_forgotten_by_the_thread_that_registers(memory: RegisteredMemory, device: Device) -> None:
+    """As when the garbage collector finds its last view there, in the midst of a mapping's registering."""
+    (first, address), (second, other) = mapping(2), mapping(3)
+    memory.grow(address, 2 * PIECE)
+    memory.settle(LIMIT_S)
+    register, forgotten = device.register, {other + PIECE: [address, other]}
+
+    def collecting(start: int, num_bytes: int) -> None:
+        register(start, num_bytes)
+        for mapped in forgotten.get(start, []):
+            memory.forget(mapped)
+
+    device.register = collecting  # type: ignore[assignment,method-assign]
+    memory.grow(other, 3 * PIECE)
+    assert memory.settle(LIMIT_S) == 0
+    assert not device.pieces
+    forgotten.clear()
+    memory.grow(other, 3 * PIECE)  # another mapping, at the same address
+    assert memory.settle(LIMIT_S) == 3 * PIECE
+    del first, second
 
 
 def test_on_a_cpu_nothing_is_registered() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import compress
 from typing import Any, ClassVar
 
 import pytest
@@ -216,7 +217,7 @@ def test_entries_are_placed_in_slots_whether_these_are_registered_or_not(
     memory, content = RegisteredMemory(NoDevice()), memoryview(bytearray(16 * ENTRY_BYTES))
     memory.grow(addresses_of([content])[0], pieces * 4 * ENTRY_BYTES)
     assert memory.settle(LIMIT_S) == pieces * 4 * ENTRY_BYTES
-    stager, blocks = CudaStager(torch.device("cuda"), memory), blocks_of(16)
+    stager, blocks = CudaStager(torch.device("cuda"), memory), blocks_of(16) + 1
     compute.queue.append(lambda: blocks[0, 3].fill_(77))
     mark = stager.mark()
     numbers = [15 - place for place in places]
@@ -227,7 +228,59 @@ def test_entries_are_placed_in_slots_whether_these_are_registered_or_not(
     target = torch.zeros_like(blocks).as_subclass(DeviceTensor)
     stager.land([Arrival(slot.toreadonly(), target, number) for slot, number in zip(slots, numbers, strict=True)])
     assert torch.equal(target.as_subclass(torch.Tensor)[:, numbers], blocks[:, numbers])
+    landed_sealed(stager, torch.zeros_like(blocks).as_subclass(DeviceTensor), blocks, numbers, slots)
     memory.close()
+
+
+def landed_sealed(
+    stager: Stager, target: torch.Tensor, blocks: torch.Tensor, numbers: Sequence[int], slots: Sequence[memoryview]
+) -> None:
+    """Every third entry is not what was sealed."""
+    arrivals = [Arrival(slot.toreadonly(), target, number) for slot, number in zip(slots, numbers, strict=True)]
+    headers = HEADERS[: len(slots)]
+    checksums = [found ^ (i % 3 == 1) for i, found in enumerate(digests(headers, slots))]
+    wanted = [i % 3 != 1 for i in range(len(slots))]
+    assert stager.land_sealed(arrivals, headers, checksums, digests) == wanted
+    good = list(compress(numbers, wanted))
+    others = [number for number in range(blocks.shape[1]) if number not in good]
+    found = target.as_subclass(torch.Tensor)
+    assert torch.equal(found[:, good], blocks[:, good])
+    assert not found[:, others].any()
+    assert stager.land_sealed([], [], [], digests) == []
+
+
+@pytest.mark.parametrize("num_parts", [1, 2])
+def test_of_sealed_entries_only_the_intact_ones_land_in_host_memory(num_parts: int) -> None:
+    blocks, numbers = blocks_of(9, num_parts) + 1, [4, 0, 1, 2, 5, 6, 7]
+    slots = [memoryview(raw) for raw in entries(blocks, numbers)]
+    landed_sealed(HostStager(), torch.zeros_like(blocks), blocks, numbers, slots)
+
+
+def test_entries_of_several_layers_land_each_in_its_own() -> None:
+    layers, targets = [blocks_of(4) + layer for layer in range(3)], [torch.zeros(2, 4, 4, 2, 8) for _ in range(3)]
+    places = [(0, 1), (0, 2), (1, 0), (2, 3), (0, 3)]
+    raws = [entry_bytes(layers[layer][:, i]) for layer, i in places]
+    arrivals = [Arrival(raw, targets[layer], i) for raw, (layer, i) in zip(raws, places, strict=True)]
+    HostStager().land(arrivals)
+    for target, layer in zip(targets, range(3), strict=True):
+        chosen = [i for of, i in places if of == layer]
+        assert torch.equal(target[:, chosen], layers[layer][:, chosen])
+    for target in targets:
+        target.zero_()
+    assert HostStager().land_sealed(arrivals, HEADERS[:5], digests(HEADERS[:5], raws), digests) == [True] * 5
+    assert torch.equal(targets[2][:, 3], layers[2][:, 3])
+
+
+def test_when_checking_fails_nothing_is_read_any_more(compute: FakeStream) -> None:
+    stager, target = CudaStager(torch.device("cuda")), torch.zeros(2, 6, 4, 2, 8).as_subclass(DeviceTensor)
+    inwards: Any = stager._inwards
+
+    def failing(headers: Sequence[bytes], payloads: Sequence[Payload]) -> list[int]:
+        raise ValueError("no digest")
+
+    with pytest.raises(ValueError, match="no digest"):
+        stager.land_sealed([Arrival(bytes(ENTRY_BYTES), target, 0)], HEADERS[:1], [0], failing)
+    assert inwards.num_done == len(inwards.queue) > 0
 
 
 def test_when_a_piece_fails_nothing_is_written_any_more(compute: FakeStream) -> None:

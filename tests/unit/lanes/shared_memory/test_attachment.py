@@ -17,6 +17,7 @@ from shared.lanes.shared_memory.attachment import Attachment
 from shared.lanes.shared_memory.door import MemoryDoor
 from shared.lanes.shared_memory.folder import listen, open_folder
 from shared.lanes.shared_memory.messages import HELLO, MAGIC, NUMBER, WELCOME
+from shared.lanes.slabs import SLAB_BYTES
 from shared.lanes.slots import SlotMemory
 from shared.proto import prfaas_pb2 as pb
 from tests.support.shared_memory import descriptors
@@ -253,3 +254,24 @@ async def test_nothing_of_an_attachment_is_left(door: MemoryDoor, memory: SlotMe
         assert maps() == num_maps
     await until(lambda: door.num_clients == 0)
     assert (descriptors(), maps()) == (num_descriptors, num_maps)
+
+
+async def test_pages_are_mapped_as_the_pool_touches_them(door: MemoryDoor, memory: SlotMemory) -> None:
+    attachment = await Attachment.attach(door.offer, LIMIT_S)
+    job = asyncio.create_task(attachment.keep_mapped())
+    memory.touch_ahead(3 * SLAB_BYTES)
+    await until(lambda: resident(attachment.address) >= memory.touched_bytes)
+    job.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await job
+    assert not attachment._watchers
+    await attachment.close()
+
+
+def resident(address: int) -> int:
+    """Return how many bytes of the mapping at this address are mapped into this process."""
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    for line in lines:
+        if line.startswith(f"{address:x}-"):
+            break
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("Rss:"))

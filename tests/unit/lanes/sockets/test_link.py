@@ -9,10 +9,13 @@ import pytest
 from shared.errors import BadRequest, LaneBroken
 from shared.kv.frame import Frame
 from shared.lanes.records import RECORD_BYTES
+from shared.lanes.slots import SlotMemory
 from shared.lanes.sockets.batch import MAX_ENTRIES
+from shared.lanes.sockets.dial import dial
 from shared.lanes.sockets.link import SocketLink
 from shared.lanes.sockets.options import LinkOptions
 from shared.lanes.sockets.receiving import Incoming
+from shared.lanes.sockets.server import SocketServer
 from tests.support.lanes import CountedSlots, linked, plain, sealed
 from tests.support.waiting import LIMIT_S, until
 
@@ -285,3 +288,38 @@ async def test_counts_stay_when_connections_have_gone() -> None:
         assert ends.near.num_bytes_sent == sent > 1000
         await until(lambda: ends.far.broken)
         assert ends.far.num_bytes_received == sent
+
+
+async def test_payloads_arrive_in_the_slots_that_the_pool_keeps() -> None:
+    """With the pool's own memory: nothing is copied from where it arrived, and all of it can be used again."""
+    memory = SlotMemory(64 * MIB, shared=True)
+    server = SocketServer(memory)
+    await server.start("127.0.0.1", 0)
+    link = await dial("127.0.0.1", server.offer, CountedSlots(), None, 2, timeout_s=LIMIT_S)
+    far = server.link(link.number)
+    assert far is not None
+    frames = [sealed(number, 49_000 + number) for number in range(1, 40)]
+    try:
+        with far.incoming(1) as incoming:
+            for _ in range(60):  # more than twice the memory
+                await link.send(1, frames)
+                received = await take(incoming, len(frames))
+                places = [memory.place(frame.payload) for frame in received]  # type: ignore[arg-type]
+                kept = [frame._replace(payload=memory.keep(frame.payload)) for frame in received]
+                assert [memory.place(frame.payload) for frame in kept] == places  # type: ignore[arg-type]
+                assert plain(kept) == frames
+                assert memory.num_kept == len(frames)
+                del received
+                while kept:
+                    memory.free(kept.pop().payload)
+            await link.send(1, [*frames, frames[0]._replace(payload=bytes(100))])
+            async with asyncio.timeout(LIMIT_S):
+                last = await anext(incoming)
+            assert last.corrupt == [(frames[0].key, 1)]
+        for frame in last.frames:
+            memory.free(frame.payload)
+    finally:
+        await link.close()
+        await server.close()
+        memory.close()
+    assert memory.num_taken == memory.num_kept == 0
