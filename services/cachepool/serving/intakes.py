@@ -5,10 +5,11 @@ from array import array
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from shared.errors import BadRequest, LaneBroken
+from shared.errors import BadRequest, LaneBroken, Overloaded
 from shared.kv.frame import Frame
 from shared.lanes.records import unpack_records
 from shared.lanes.shared_memory.client import AttachedClient
+from shared.lanes.slabs import slot_bytes
 from shared.lanes.slots import SlotMemory
 from shared.lanes.sockets.batch import Received
 from shared.lanes.sockets.link import SocketLink
@@ -49,9 +50,13 @@ class MappedIntake:
         """Give slots. The attached process holds them: they are nobody else's before it has let go of the stream."""
         if not request.slot_bytes:
             raise BadRequest("a slot has at least one byte")
-        num_slots = self._budget.take(request.num_slots, request.slot_bytes, self._held_bytes)
-        self._held_bytes += num_slots * request.slot_bytes
-        views = self._memory.take_all([request.slot_bytes] * num_slots)
+        num_slots = self._budget.take(request.num_slots, slot_bytes(request.slot_bytes), self._held_bytes)
+        try:
+            views = self._memory.take_all([request.slot_bytes] * num_slots)
+        except Overloaded:  # entries can come in messages still, and blocks be evicted for them
+            self._budget.give_back(num_slots * slot_bytes(request.slot_bytes))
+            return pb.Room()
+        self._held_bytes += num_slots * slot_bytes(request.slot_bytes)
         self._client.hold(self._stream, views)
         places = self._memory.places(views)
         self._room |= zip(places, views, strict=True)
@@ -64,7 +69,7 @@ class MappedIntake:
             view = self._room.pop(record.place, None)
             if view is None or len(view) != record.num_bytes:
                 raise BadRequest(f"no slot of {record.num_bytes} bytes at {record.place} is this writer's")
-            self._give_back(record.num_bytes)
+            self._give_back(slot_bytes(record.num_bytes))
             frames.append(record.frame(view))
         return frames
 
@@ -98,10 +103,10 @@ class LinkedIntake:
             self._changed.clear()
             await self._changed.wait()
 
-    async def close(self) -> None:
-        """Take nothing more; idempotent."""
-        self._task.cancel()
-        await asyncio.wait({self._task})
+    def close(self) -> None:
+        """Take nothing more; idempotent. Does not wait: a call that ends may be cancelled again at any `await`."""
+        if not self._task.cancel() and not self._task.cancelled():
+            self._task.exception()  # the call fails for a reason of its own, or `until` has said it
         self._open.close()
 
     async def _run(self) -> None:
