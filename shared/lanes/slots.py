@@ -125,7 +125,8 @@ class SlotMemory:
         """
         num_bytes = len(payload)
         size = slot_bytes(num_bytes)
-        is_taken = self._taken and type(payload) is memoryview and id(payload.obj) in self._taken
+        # `bool`: the dictionary itself may be filled by others before this is looked at again.
+        is_taken = bool(self._taken) and type(payload) is memoryview and id(payload.obj) in self._taken
         if is_taken and len(payload.obj) == size:  # type: ignore[union-attr, arg-type]
             self._acquire()
             self._taken.pop(id(payload.obj), None)  # type: ignore[union-attr]

@@ -27,6 +27,15 @@ def ends_of(running: Running) -> LaneEnds:
     return running.pool.servicer._lanes._ends
 
 
+def cut_lanes(ends: LaneEnds) -> None:
+    """End every connection of the lanes, as the pool's host would see it; calls live on."""
+    for client in list(ends.door._clients.values()) if ends.door is not None else ():
+        client.cut()
+    for link in list(ends.server._links.values()) if ends.server is not None else ():
+        for connection in link._connections:
+            connection.shut()
+
+
 def held(running: Running) -> Held:
     ends, store = ends_of(running), running.pool.store
     return Held(

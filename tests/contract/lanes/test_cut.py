@@ -21,7 +21,7 @@ from shared.proto import prfaas_pb2 as pb
 from shared.rpc.client import Channels
 from tests.support.lanes import introduced
 from tests.support.large import LARGE, LONG, Reading, large_frames, placed_or_sent, write_all
-from tests.support.ledger import Ledger, ends_of
+from tests.support.ledger import Ledger, cut_lanes, ends_of
 from tests.support.pools import Running, soon
 from tests.support.proxy import Proxy, proxied
 from tests.support.samples import wanting
@@ -31,16 +31,6 @@ BESIDE = pytest.mark.parametrize("lane", ["shared_memory", "socket"], indirect=T
 """The lanes that have connections of their own."""
 SOCKET = pytest.mark.parametrize("lane", ["socket"], indirect=True)
 HALF = len(LONG) // 2
-
-
-def cut(west: Running) -> None:
-    """End every connection of the lane, as the pool's host sees it."""
-    ends = ends_of(west)
-    for client in list(ends.door._clients.values()) if ends.door is not None else ():
-        client.cut()
-    for link in list(ends.server._links.values()) if ends.server is not None else ():
-        for connection in link._connections:
-            connection.shut()
 
 
 async def lane_of(running: Running) -> Lane:
@@ -61,7 +51,7 @@ async def test_the_rest_of_a_fetch_comes_in_messages(
         nonlocal is_cut
         if not is_cut:
             is_cut = True
-            cut(west)
+            cut_lanes(ends_of(west))
             await write_all(by_message, LONG[HALF:])
 
     reading = await Reading(west.client, LONG, wait_s=LIMIT_S).run(then)
@@ -90,7 +80,7 @@ async def test_a_publication_fails_or_goes_on_with_the_room_it_has(
             await publication.open(LARGE, wanting(LONG, LARGE.all_layers))
             await placed_or_sent(publication, large_frames(LONG[:HALF], 1))
             await until(lambda: west.count("stored_entries") == HALF)
-            cut(west)
+            cut_lanes(ends_of(west))
             await until(lambda: its_lane.is_broken)
             await placed_or_sent(publication, large_frames(LONG[HALF:], 1))
     except PrfaasError:

@@ -16,10 +16,10 @@ from shared.lanes.shared_memory.attachment import Attachment
 from shared.pool.client import PoolClient
 from shared.proto import prfaas_pb2 as pb
 from shared.rpc.client import Channels, rpc_errors
-from shared.rpc.convert import MAX_BATCH_BYTES
+from shared.rpc.convert import MAX_BATCH_BYTES, entries_to_messages, layout_to_message
 from tests.support.large import LARGE, LARGE_BYTES, LONG, Reading, large_entries, large_frames, write_all
 from tests.support.ledger import Ledger, held
-from tests.support.pools import Running, opening, raw_publish, serving, soon
+from tests.support.pools import Running, raw_publish, serving, soon
 from tests.support.samples import frame, key, keys, wanting
 from tests.support.waiting import LIMIT_S, until
 
@@ -89,10 +89,9 @@ async def room_of(
     running: Running, attachment: Attachment, block_keys: list[Any], slot_bytes: int = LARGE_BYTES
 ) -> tuple[Any, list[int]]:
     """Open a raw publication with room for one layer of blocks; returns the call and the places."""
-    message = opening(block_keys, layout=LARGE)
-    message.open.lane.CopyFrom(
-        pb.LaneUse(kind=pb.LANE_KIND_SHARED_MEMORY, attachment=attachment.number, stream=attachment.new_stream())
-    )
+    use = pb.LaneUse(kind=pb.LANE_KIND_SHARED_MEMORY, attachment=attachment.number, stream=attachment.new_stream())
+    blocks = entries_to_messages(wanting(block_keys, LARGE.all_layers))
+    message = pb.PublishRequest(open=pb.PublishOpen(layout=layout_to_message(LARGE), blocks=blocks, lane=use))
     room = pb.PublishRequest(room=pb.RoomRequest(num_slots=len(block_keys), slot_bytes=slot_bytes))
     call = await raw_publish(running, message, room)
     with rpc_errors("west"):
@@ -161,10 +160,11 @@ async def test_room_of_tiny_slots_takes_no_more_than_its_share(west: Running) ->
 
 @MAPPED
 async def test_without_memory_for_room_entries_go_in_messages(
-    channels: Channels, monkeypatch: pytest.MonkeyPatch
+    lane: LaneName, channels: Channels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ends, "limit_for", lambda _budget: 24 << 20)
     async with serving(channels, pool_bytes=512 << 20) as west:
+        await write_all(west.client, keys("first", 1))
         names = keys("many", 400)
         ledger = await Ledger.of(west)
         num_placed = await write_all(west.client, names)  # 37 MiB; room is 64 MiB at most
@@ -197,6 +197,6 @@ async def test_a_pool_whose_memory_is_all_held_refuses_and_goes_on(
         assert west.count("entries_refused_total") > 0
         stop.set()
         assert large_entries(LONG) <= set((await reading).got)
-        await write_all(west.client, keys("later", 20))
+        await write_all(by_message, keys("later", 20))
         assert (await Reading(west.client, keys("later", 20)).run()).has_all
         await ledger.balanced()

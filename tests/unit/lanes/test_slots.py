@@ -160,6 +160,19 @@ def test_what_was_written_into_a_slot_is_kept_where_it_lies(memory: SlotMemory) 
     assert memory.num_kept == 0
 
 
+def test_a_copy_is_kept_while_others_take_slots(memory: SlotMemory) -> None:
+    """What is copied lies in nobody's slot, also when the first slot is taken in the meantime."""
+    taken: list[memoryview] = []
+
+    def grown() -> None:
+        memory.unwatch(grown)
+        taken.append(memory.take(1000))
+
+    memory.watch(grown)
+    assert memory.keep(memoryview(b"x" * 1000)) == b"x" * 1000
+    assert (memory.num_kept, memory.num_taken) == (1, 1)
+
+
 def test_what_is_much_smaller_than_its_slot_moves_to_one_of_its_size(memory: SlotMemory) -> None:
     slot = memory.take(65536)
     kept = memory.keep(slot[:1000])
