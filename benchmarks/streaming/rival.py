@@ -9,8 +9,8 @@ bytes a model has for a token. Ways:
 - pulled: the prompt is in the other datacenter's pool already, and nobody computes it again;
 - control: as streamed, over a line without delay and as fast as this machine is; alone: decode computes the prompt.
 
-All but `pulled` are prompts that nobody has seen. `added` is the time beyond the control of the same length, for those that compute the same. `cold` is
-the first hand-over after the start, its engines being warm and its connections not open.
+All but `pulled` are prompts that nobody has seen. `added` is the time beyond the control of the same length, for ways
+that compute the same. `cold` is the first hand-over after the start: engines are warm, connections not open.
 """
 
 import argparse
