@@ -101,19 +101,19 @@ class Shelf:
         """Renew the use of a chain: see `Eviction.touch`."""
         self._eviction.touch(chain)
 
-    def insert(self, blocks: Sequence[Block], frames: Sequence[Frame], tenant: Tenant) -> list[Refusal]:
+    def insert(self, blocks: Sequence[Block], frames: Sequence[Frame], num_bytes: int, tenant: Tenant) -> list[Refusal]:
         """Store entries, payloads as copies unless they lie in slots, and return those that do not fit.
 
-        `blocks` are parallel to `frames`, referenced, and have none of these entries yet. The first entry of a block
-        says who pays for all. What has to go is evicted for all of them at once, where one tenant pays for them.
+        `blocks` are parallel to `frames`, referenced, and have none of these entries yet. `num_bytes`: of all payloads.
+        The first entry of a block says who pays for all. What has to go is evicted for all of them at once, where one
+        tenant pays for them.
         """
-        new = {block for block in blocks if not block.present}
-        payers = {block.tenant for block in blocks if block not in new} | ({tenant} if new else set())
-        num_bytes = sum([len(frame[5]) for frame in frames])
-        num_bytes += ENTRY_OVERHEAD_BYTES * len(frames) + BLOCK_OVERHEAD_BYTES * len(new)
+        payers = {block.tenant if block.present else tenant for block in blocks}
         payer = payers.pop()
         if payers:
             return self._insert_each(blocks, frames, tenant)
+        num_new = len({block for block in blocks if not block.present})
+        num_bytes += ENTRY_OVERHEAD_BYTES * len(frames) + BLOCK_OVERHEAD_BYTES * num_new
         if self.used_bytes + num_bytes > self.budget_bytes:
             try:
                 self._make_room(payer, num_bytes)
@@ -198,7 +198,7 @@ class Shelf:
         """Store those entries for which there is room, or can be made."""
         refused = []
         for block, frame in zip(blocks, frames, strict=True):
-            refused += self.insert((block,), (frame,), tenant)
+            refused += self.insert((block,), (frame,), len(frame.payload), tenant)
         return refused
 
     def _insert_all(self, blocks: Sequence[Block], frames: Sequence[Frame], payer: Tenant) -> list[Refusal]:
@@ -207,6 +207,7 @@ class Shelf:
         refused: list[Refusal] = []
         complete: list[Block] = []
         num_stored = num_new = num_bytes = 0
+        layout, last_layer, group = None, -1, 0
         try:
             for block, frame in zip(blocks, frames, strict=True):
                 key, layer, codec, fidelity, raw_bytes, payload, checksum = frame
@@ -230,7 +231,9 @@ class Shelf:
                 block.charge += charge
                 num_bytes += charge
                 num_stored += 1
-                group = block.layout.group_layers[layer]
+                if layer != last_layer or block.layout is not layout:
+                    layout, last_layer = block.layout, layer
+                    group = layout.group_layers[layer]
                 if present & group == group:
                     complete.append(block)
         finally:

@@ -236,9 +236,10 @@ class Store:
         keep others from being stored. The grants of all frames before a wrong one end, whether they are stored or not.
         """
         blocks, layers_of, error = self._check(writer, frames)
-        frames = frames[: len(blocks)]
+        if error is not None:
+            frames = frames[: len(blocks)]
         num_bytes = sum([len(frame[5]) for frame in frames])
-        refused = self._shelf.insert(blocks, frames, writer.tenant) if blocks else []
+        refused = self._shelf.insert(blocks, frames, num_bytes, writer.tenant) if blocks else []
         self._end_grants(writer, layers_of)
         stored = layers_of
         if refused:
@@ -338,12 +339,16 @@ class Store:
         get, granted = self._shelf.get, writer.granted
         blocks: list[Block] = []
         layers_of: dict[Block, int] = {}
+        layout, last_layer, entry_bytes = None, -1, 0  # most batches are of one layer
         for key, layer, codec, _, raw_bytes, payload, _ in frames:
             block, bit = get(key), 1 << layer
             if block is None or not granted.get(block, 0) & ~(layers := layers_of.get(block, 0)) & bit:
                 error = BadRequest(f"block {key.hex()[:12]} layer {layer} was not granted to this writer")
                 return blocks, layers_of, error
-            if raw_bytes != block.layout.entry_bytes(layer) or (codec is _RAW and len(payload) != raw_bytes):
+            if layer != last_layer or block.layout is not layout:
+                layout, last_layer = block.layout, layer
+                entry_bytes = layout.entry_bytes(layer)
+            if raw_bytes != entry_bytes or (codec is _RAW and len(payload) != raw_bytes):
                 wrong = CorruptFrame(f"{raw_bytes} bytes in layer {layer} are not what the KV layout says")
                 return blocks, layers_of, wrong
             layers_of[block] = layers | bit
