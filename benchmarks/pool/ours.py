@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Coroutine, Iterator
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack, aclosing, closing
 from itertools import cycle
 from typing import Any
 
@@ -26,7 +26,6 @@ from shared.allocator import keep_freed_memory
 from shared.config import load as load_settings
 from shared.deadline import Deadline
 from shared.ids import BlockKey
-from shared.kv.codec import Payload
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import Frame, open_frame, seal_all
 from shared.kv.layout import KvLayout, LayerSpec
@@ -38,6 +37,8 @@ from shared.rpc.client import Channels
 LIMIT_S = 120.0
 LANDED_BYTES = 64 << 20
 """Of the client: beyond any cache, as pages are."""
+ROOM_BYTES = 32 << 20
+"""Asked for at a time, as engines do."""
 # Layouts whose entries have these sizes, in bfloat16 and blocks of 64 tokens: (layers, KV heads, head size).
 SHAPES = {
     4 * 1024: (1, 1, 16),  # for lookups: blocks of one small entry
@@ -110,11 +111,15 @@ class OurClient:
     def __init__(self, address: str) -> None:
         self._runner = asyncio.Runner()
         self._channels = Channels()
-        self._pool = PoolClient(
-            self._channels, address, lanes=engine_lanes(load_settings(LaneSettings), self._channels)
-        )
+        self._lanes = engine_lanes(load_settings(LaneSettings), self._channels)
+        self._pool = PoolClient(self._channels, address, lanes=self._lanes)
         self._payloads = Payloads()
         self._landed = memoryview(bytearray(LANDED_BYTES))
+
+    def close(self) -> None:
+        self._runner.run(self._lanes.close())
+        self._runner.run(self._channels.close())
+        self._runner.close()
 
     def do(self, command: dict[str, Any]) -> dict[str, Any]:
         load = PoolLoad.of(command)
@@ -130,9 +135,17 @@ class OurClient:
         async with self._pool.publish(Deadline.after(LIMIT_S)) as publication:
             grant = await publication.open(layout, blocks)
             assert grant.granted == [layout.all_layers] * len(blocks)
-            for keys, layer in _batches(blocks, layout, load.entries_per_message):
+            for keys, layer in _batches(blocks, layout, max(1, ROOM_BYTES // load.entry_bytes)):
                 room = await publication.room(keys, load.entry_bytes)
-                await publication.send(seal_all(keys, layer, [_placed(next(payloads), slot) for slot in room]))
+                given = [(key, slot) for key, slot in zip(keys, room, strict=True) if slot is not None]
+                for _, slot in given:
+                    slot[:] = next(payloads)
+                if given:
+                    await publication.send(seal_all([key for key, _ in given], layer, [slot for _, slot in given]))
+                left = [key for key, slot in zip(keys, room, strict=True) if slot is None]
+                for first in range(0, len(left), load.entries_per_message):
+                    few = left[first : first + load.entries_per_message]
+                    await publication.send(seal_all(few, layer, [next(payloads) for _ in few]))
         return {"bytes": len(blocks) * layout.block_bytes}
 
     async def _get(self, load: PoolLoad) -> dict[str, Any]:
@@ -180,16 +193,8 @@ class OurClient:
         return {"bytes": 0, "median_s": statistics.median(seconds)}
 
 
-def _placed(payload: bytes, slot: memoryview | None) -> Payload:
-    """Copy a payload into the room that was given for it, if any was."""
-    if slot is None:
-        return payload
-    slot[:] = payload
-    return slot
-
-
 def _batches(blocks: list[BlockEntries], layout: KvLayout, size: int) -> Iterator[tuple[list[BlockKey], int]]:
-    """Yield what goes into one message, layer by layer, as an engine sends it."""
+    """Yield what room is asked for at a time, layer by layer, as an engine sends it."""
     for layer in range(layout.num_layers):
         for first in range(0, len(blocks), size):
             yield [key for key, _ in blocks[first : first + size]], layer
@@ -205,4 +210,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "server":
         run_server()
     else:
-        serve({}, OurClient(sys.argv[3]).do)
+        with closing(OurClient(sys.argv[3])) as client:
+            serve({}, client.do)

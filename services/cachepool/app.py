@@ -1,5 +1,6 @@
 """Composition root of the cache pool: what is opened, in which order, and how it ends."""
 
+import asyncio
 import gc
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -28,6 +29,7 @@ from shared.deadline import Deadline
 from shared.host import SERVES_GRPC, WorkerServer, open_host, status_server
 from shared.ids import BlockKey, Datacenter, Epoch, WorkerId
 from shared.interpreter import take_turns_often
+from shared.kv.payloads.native import load_payload_kernels
 from shared.lanes.ahead import TouchAhead
 from shared.lanes.slots import SlotMemory, limit_for
 from shared.log import get_logger
@@ -120,6 +122,9 @@ async def run(lifecycle: Lifecycle) -> None:
         def publish(event: PlacementEvent) -> None:
             server.producer.publish(TOPIC_PLACEMENT, settings.worker_id, event.encode())
 
+        await asyncio.to_thread(
+            load_payload_kernels
+        )  # which may compile them; without, entries are verified one by one
         ends = await stack.enter_async_context(lane_ends(settings, host.security))
         host.jobs.start(TouchAhead(ends.memory, settings.ahead_bytes).run(), name="memory ahead")
         pool = build_pool(

@@ -116,7 +116,7 @@ class PrefillWorker:
                 yield Progress(start, 0, finished=False)
                 computing = self._compute(work, start)
                 await _all(computing, publisher.run())
-            self._report(publisher, num_blocks, start)
+            self._report(publisher, prompt.codec, num_blocks, start)
         yield Progress(num_blocks, num_tokens - start * layout.block_tokens, finished=True)
 
     async def _reuse(self, work: _Work, deadline: Deadline) -> int:
@@ -188,7 +188,7 @@ class PrefillWorker:
         work.pages.commit(start, end)
         work.promise.keep(end)
 
-    def _report(self, publisher: PagePublisher, num_blocks: int, start: int) -> None:
+    def _report(self, publisher: PagePublisher, codec: Codec, num_blocks: int, start: int) -> None:
         stored_at_s, computed_at_s = time.time(), publisher.finished_at_s
         if publisher.num_entries_sent and computed_at_s is not None:
             self._exposed_s.inc(max(0.0, stored_at_s - computed_at_s))
@@ -196,6 +196,7 @@ class PrefillWorker:
             "prompt_prefilled",
             num_blocks=num_blocks,
             reused_blocks=start,
+            codec=codec.name.lower(),
             started_at_s=publisher.opened_at_s,
             num_entries_sent=publisher.num_entries_sent,
             first_entry_sent_at_s=publisher.first_sent_at_s,

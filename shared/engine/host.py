@@ -21,6 +21,7 @@ from shared.host import SERVES_GRPC, WorkerServer, open_host, status_server
 from shared.ids import Datacenter, Epoch, WorkerId
 from shared.interpreter import take_turns_often
 from shared.kv.codec.native import load_kernels
+from shared.kv.payloads.native import load_payload_kernels
 from shared.lanes.shared_memory.attachment import Attachment
 from shared.log import get_logger
 from shared.metrics import Metrics
@@ -80,6 +81,8 @@ async def serve_engine(
         await stack.enter_async_context(status_server(host))
         if await copier.run(load_kernels) is None:
             log.warning("codec_kernels_unavailable", consequence="int8 and int4 take up to four times as long")
+        if await copier.run(load_payload_kernels) is None:
+            log.warning("payload_kernels_unavailable", consequence="entries are copied and verified one by one")
         model = await torch_thread.run(partial(load_model, settings))
         host.health.set(MODEL, True, model.files.name)
         server = WorkerServer(host)

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 from torch import Tensor
@@ -35,6 +36,18 @@ class Ready(NamedTuple):
     first: int
     end: int
     mark: Mark = None  # where they are complete
+
+
+_Emitted = tuple[Ready, list[int]]
+"""Blocks of a layer that are to be sent."""
+
+
+class _Placing(NamedTuple):
+    """Blocks of a layer, and a slot for each."""
+
+    ready: Ready
+    blocks: list[int]
+    slots: list[memoryview]
 
 
 class PagePublisher:
@@ -77,7 +90,8 @@ class PagePublisher:
         self._on_sent = on_sent
         self._rest = rest
         self.backlog_bytes = 0  # of entries that are ready and not sent, before the codec
-        self._queue: asyncio.Queue[tuple[Ready, list[int]] | None] = asyncio.Queue()
+        self._queue: asyncio.Queue[_Emitted | None] = asyncio.Queue()
+        self._is_over = False  # nothing more will be emitted
         self._outstanding = [0] * len(keys)
         self._sent_in_layer = [0] * transfer.layout.num_layers
         self.num_entries_sent = 0
@@ -130,32 +144,62 @@ class PagePublisher:
 
     async def run(self) -> None:
         """Send what is emitted until `finish`. Raises what the publication raises."""
-        while (emitted := await self._queue.get()) is not None:
-            ready, blocks = emitted
+        while emitted := await self._next():
             if self._codec is Codec.RAW:
-                blocks = await self._place(ready, blocks)
-            await self._send_in_messages(ready, blocks)
-            self._sent_in_layer[ready.layer] = max(self._sent_in_layer[ready.layer], ready.end)
-            self._on_sent()
+                emitted = await self._place(emitted)
+            for ready, blocks in emitted:
+                await self._send_in_messages(ready, blocks)
+                self._sent_in_layer[ready.layer] = max(self._sent_in_layer[ready.layer], ready.end)
+                self._on_sent()
 
-    async def _place(self, ready: Ready, blocks: Sequence[int]) -> list[int]:
-        """Write entries into the room that the pool gives, and name them to it. Return the blocks without room."""
-        num_bytes = self._transfer.layout.entry_bytes(ready.layer)
-        at_once = max(1, MAX_PLACED_BYTES // num_bytes)
-        left: list[int] = []
-        for first in range(0, len(blocks), at_once):
-            started = time.perf_counter()
-            asked = blocks[first : first + at_once]
-            room = await self._publication.room([self._keys[block] for block in asked], num_bytes)
-            given = [(block, slot) for block, slot in zip(asked, room, strict=True) if slot is not None]
-            left += [block for block, slot in zip(asked, room, strict=True) if slot is None]
-            if not given:
-                left += blocks[first + at_once :]  # as many messages as there would be without a question
-                break
-            placed, slots = zip(*given, strict=True)
-            frames = await self._transfer.copier.run(partial(self._seal_in_place, ready, placed, slots))
-            await self._send(ready.layer, frames, started)
+    async def _next(self) -> list[_Emitted]:
+        """Return what was emitted next, with more of it where this publisher is behind; nothing at the end."""
+        emitted: list[_Emitted] = []
+        num_bytes = 0
+        while not self._is_over and (not emitted or (num_bytes < MAX_PLACED_BYTES and not self._queue.empty())):
+            item = await self._queue.get()
+            if item is None:
+                self._is_over = True
+            else:
+                emitted.append(item)
+                num_bytes += len(item[1]) * self._transfer.layout.entry_bytes(item[0].layer)
+        return emitted
+
+    async def _place(self, emitted: Sequence[_Emitted]) -> list[_Emitted]:
+        """Write entries into the room that the pool gives, and name them to it. Return what found none."""
+        left = []
+        placings: list[_Placing] = []
+        num_bytes = 0
+        started = time.perf_counter()
+        for ready, blocks in emitted:
+            rest = list(blocks)
+            entry_bytes = self._transfer.layout.entry_bytes(ready.layer)
+            while rest:
+                asked = rest[: max(1, (MAX_PLACED_BYTES - num_bytes) // entry_bytes)]
+                room = await self._publication.room([self._keys[block] for block in asked], entry_bytes)
+                given = [(block, slot) for block, slot in zip(asked, room, strict=True) if slot is not None]
+                if not given:
+                    break  # as many messages as there would be without a question
+                placings.append(_Placing(ready, *map(list, zip(*given, strict=True))))
+                num_bytes += len(given) * entry_bytes
+                found = {block for block, _ in given}
+                rest = [block for block in rest if block not in found]
+                if num_bytes + entry_bytes > MAX_PLACED_BYTES:
+                    started = await self._send_placed(placings, started)
+                    placings, num_bytes = [], 0
+            left.append((ready, rest))
+        if placings:
+            await self._send_placed(placings, started)
         return left
+
+    async def _send_placed(self, placings: Sequence[_Placing], started: float) -> float:
+        frames = await self._transfer.copier.run(lambda: [self._seal_in_place(*placing) for placing in placings])
+        await self._publication.send(list(chain.from_iterable(frames)))
+        for placing in placings:
+            self._count_sent(placing.ready.layer, len(placing.blocks))
+        if self._rest is not None:
+            await self._rest(time.perf_counter() - started)
+        return time.perf_counter()
 
     async def _send_in_messages(self, ready: Ready, blocks: list[int]) -> None:
         # One reader for all batches: on a GPU it has copied ahead.

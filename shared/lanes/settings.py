@@ -39,7 +39,7 @@ class LaneSettings(ServiceSettings):
         parse=_lanes,
     )
     lane_connections: int = setting(
-        "PRFAAS_LANE_CONNECTIONS", 4, help="connections of a link within a datacenter (at most 64)", check=connections
+        "PRFAAS_LANE_CONNECTIONS", 2, help="connections of a link within a datacenter (at most 64)", check=connections
     )
     lane_bytes: int = setting(
         "PRFAAS_LANE_BYTES",

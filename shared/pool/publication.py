@@ -36,6 +36,7 @@ class Publication:
         self._peer = peer
         self._lane = lane
         self._writing = asyncio.Lock()  # grpc.aio allows one write at a time
+        self._num_to_come = 0  # entries that were granted and not sent
         self._asking = asyncio.Lock()  # answers come in the order of the questions
 
     async def open(self, layout: KvLayout, blocks: Sequence[BlockEntries]) -> Grant:
@@ -49,7 +50,9 @@ class Publication:
         )
         with rpc_errors(self._peer):
             grant = (await self._ask(pb.PublishRequest(open=message))).grant
-        return Grant(masks_from_bytes(grant.granted), masks_from_bytes(grant.present))
+        granted = masks_from_bytes(grant.granted)
+        self._num_to_come += sum(map(int.bit_count, granted))
+        return Grant(granted, masks_from_bytes(grant.present))
 
     async def room(self, keys: Sequence[BlockKey], num_bytes: int) -> list[memoryview | None]:
         """Return for each block a slot of exactly `num_bytes` in the pool's own memory, to write an entry into.
@@ -57,7 +60,7 @@ class Publication:
         None: this entry has to be sent with bytes of its own. `send` places what was written into a slot.
         """
         with rpc_errors(self._peer):
-            slots = await self._lane.room(self._ask_room, len(keys), num_bytes)
+            slots = await self._lane.room(self._ask_room, len(keys), num_bytes, self._num_to_come)
         return [*slots, *[None] * (len(keys) - len(slots))]
 
     async def send(self, frames: Sequence[Frame]) -> None:
@@ -65,6 +68,7 @@ class Publication:
 
         Waits while the pool takes no more.
         """
+        self._num_to_come -= len(frames)
         with rpc_errors(self._peer):
             await self._lane.send(frames, self._write)
 

@@ -49,6 +49,12 @@ class Goodput:
         else:
             self._owed.discard(stream)
 
+    def carried(self, num_bytes: int, seconds: float) -> None:
+        """So many bytes have come, in time in which the link was busy: who receives them has measured it."""
+        fade = math.exp(-seconds / self._memory_s)
+        self._bytes = self._bytes * fade + num_bytes
+        self._seconds = self._seconds * fade + seconds
+
     def ended(self, stream: Hashable) -> None:
         """A stream is over, whatever it was owed."""
         self._pass_time()

@@ -88,8 +88,11 @@ class Receiver:
         """Return how long to wait for a message of a peer that is well."""
         return stall_s
 
-    def arrived(self, frames: Sequence[Frame]) -> None:
-        """A message is here. Only what comes from another datacenter is counted."""
+    def arrived(self, frames: Sequence[Frame], busy_s: float | None = None) -> None:
+        """A message is here. Only what comes from another datacenter is counted.
+
+        `busy_s`: how long the link was busy with it, if that was measured.
+        """
 
 
 class LinkReceiver(Receiver):
@@ -106,14 +109,17 @@ class LinkReceiver(Receiver):
         speed = self._goodput.bytes_per_s or ASSUMED_BYTES_PER_S
         return stall_s + 2 * max(1, self._goodput.num_carrying) * MAX_BATCH_BYTES / speed
 
-    def arrived(self, frames: Sequence[Frame]) -> None:
+    def arrived(self, frames: Sequence[Frame], busy_s: float | None = None) -> None:
         """A message fills up only while the one before it is being sent: behind a full one more was ready. Background
         messages never get that full: what their small windows let through says little of the link.
         """
         sizes = [len(frame.payload) for frame in frames]
         num_bytes = sum(sizes)
         is_full = bool(sizes) and num_bytes + max(sizes) > MAX_BATCH_BYTES
-        self._goodput.arrived(self, num_bytes, more=is_full)
+        if busy_s is None:
+            self._goodput.arrived(self, num_bytes, more=is_full)
+        else:
+            self._goodput.carried(num_bytes, busy_s)
         self._crossed(num_bytes)
         self._received_entries.inc(len(frames))
         self._received_bytes.inc(num_bytes)

@@ -76,5 +76,5 @@ async def arrivals(
                     raise DeadlineExceeded(f"{peer.address} has sent nothing for {patience_s:.1f} s") from None
                 if arrived is None:
                     return
-                receiver.arrived(arrived.frames)
+                receiver.arrived(arrived.frames, arrived.busy_s)
                 yield arrived

@@ -38,6 +38,7 @@ class Received(NamedTuple):
     frames: list[Frame]  # verified where the link's options say so
     corrupt: list[BlockEntries]  # arrived, but are not what their source sealed: no slot is held
     lost: list[BlockEntries]  # came when there was no slot for them: to be asked for again, or given up
+    busy_s: float = 0.0  # in which any connection of the link was receiving payloads, since the batch that came before
 
     @property
     def num_entries(self) -> int:

@@ -143,7 +143,8 @@ class LinkConnection:
             return
         frames = frames_of(records, views)
         try:
-            intact = self._fill(frames)
+            with self._inbox.receiving():
+                intact = self._fill(frames)
         except BaseException:
             for view in views:
                 memory.free(view)

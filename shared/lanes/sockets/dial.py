@@ -3,15 +3,16 @@
 import asyncio
 import socket
 import ssl
+from typing import NamedTuple
 
 from shared.deadline import Deadline
 from shared.errors import LaneBroken
-from shared.lanes.sockets.greeting import encrypted, in_thread, shake_hands
+from shared.lanes.sockets.greeting import encrypted, in_thread, shake_hands, transport_of
 from shared.lanes.sockets.hello import NEW_LINK, TOKEN_BYTES, HelloStatus, receive_answer, send_hello
 from shared.lanes.sockets.link import SocketLink
 from shared.lanes.sockets.options import LaneOffer, LinkOptions, set_options
 from shared.lanes.sockets.receiving import Slots
-from shared.lanes.sockets.tls import transport_of
+from shared.lanes.sockets.tls import TlsSocket
 
 _DEFAULTS = LinkOptions()
 
@@ -38,8 +39,14 @@ async def dial(
     try:
         async with asyncio.timeout(timeout_s):
             return await call.link(num_connections, memory)
-    except (OSError, ValueError) as error:  # TimeoutError and TLS's errors among them; ValueError: gone before TLS
+    except (OSError, ValueError) as error:  # TimeoutError and TLS's errors among them; ValueError: no possible host
         raise LaneBroken(f"{type(error).__name__}: {error}") from error
+
+
+class _Opened(NamedTuple):
+    sock: socket.socket
+    line: socket.socket | TlsSocket
+    link: int
 
 
 class _Call:
@@ -60,32 +67,32 @@ class _Call:
         self._deadline = deadline
 
     async def link(self, num_connections: int, memory: Slots) -> SocketLink:
-        first, number = await self._connect(NEW_LINK)
-        sockets = [first]
+        first = await self._connect(NEW_LINK)
+        opened = [first]
         try:
-            others = [asyncio.create_task(self._connect(number)) for _ in range(num_connections - 1)]
+            others = [asyncio.create_task(self._connect(first.link)) for _ in range(num_connections - 1)]
             try:
                 await asyncio.gather(*others)
             finally:
                 for task in others:
                     task.cancel()
                 done = await asyncio.gather(*others, return_exceptions=True)
-                sockets += [result[0] for result in done if not isinstance(result, BaseException)]
-            link = SocketLink(number, memory, self._options)
+                opened += [result for result in done if not isinstance(result, BaseException)]
+            link = SocketLink(first.link, memory, self._options)
         except BaseException:
-            for sock in sockets:
-                sock.close()
+            for each in opened:
+                each.sock.close()
             raise
-        for sock in sockets:
-            link.add(transport_of(sock, self._options))
+        for each in opened:
+            link.add(transport_of(each.sock, each.line, self._options))
         return link
 
-    async def _connect(self, link: int) -> tuple[socket.socket, int]:
+    async def _connect(self, link: int) -> _Opened:
         sock = await self._reach()
         try:
             set_options(sock, self._options)
-            sock = encrypted(sock, self._ssl_context, server_name=self._host)
-            return sock, await in_thread(None, sock, lambda: self._introduce(sock, link))
+            line = encrypted(sock, self._ssl_context, server_name=self._host)
+            return _Opened(sock, line, await in_thread(None, sock, lambda: self._introduce(line, link)))
         except BaseException:
             sock.close()
             raise
@@ -108,10 +115,10 @@ class _Call:
                 raise
         raise failure
 
-    def _introduce(self, sock: socket.socket, link: int) -> int:
-        shake_hands(sock, self._deadline)
-        send_hello(sock, self._offer.token, link, self._deadline)
-        status, number = receive_answer(sock, self._deadline)
+    def _introduce(self, line: socket.socket | TlsSocket, link: int) -> int:
+        shake_hands(line, self._deadline)
+        send_hello(line, self._offer.token, link, self._deadline)
+        status, number = receive_answer(line, self._deadline)
         if status is not HelloStatus.WELCOME:
             raise LaneBroken(f"the pool refuses the connection: {status.name}")
         return number

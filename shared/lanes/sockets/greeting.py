@@ -8,33 +8,29 @@ from concurrent.futures import Executor
 from typing import TypeVar
 
 from shared.deadline import Deadline
-from shared.lanes.sockets.transport import shut_down
+from shared.lanes.sockets.options import LinkOptions
+from shared.lanes.sockets.tls import TlsSocket, TlsTransport
+from shared.lanes.sockets.transport import PlainTransport, Transport, shut_down
 
 T = TypeVar("T")
 
 
 def encrypted(
     sock: socket.socket, context: ssl.SSLContext | None, *, server_name: str | None = None
-) -> socket.socket | ssl.SSLSocket:
-    """Return the socket to use in place of `sock`, before any handshake. `server_name` is for the client's end.
-
-    Raises OSError or ValueError when the peer has gone already.
-    """
-    if context is None:
-        return sock
-    return context.wrap_socket(
-        sock,
-        server_side=server_name is None,
-        server_hostname=server_name,
-        do_handshake_on_connect=False,
-    )
+) -> socket.socket | TlsSocket:
+    """Return what first words are spoken on; `sock` stays the caller's. `server_name` is for the client's end."""
+    return sock if context is None else TlsSocket(sock, context, server_name=server_name)
 
 
-def shake_hands(sock: socket.socket, deadline: Deadline) -> None:
+def shake_hands(line: socket.socket | TlsSocket, deadline: Deadline) -> None:
     """Agree on keys where the connection is encrypted. Raises OSError."""
-    if isinstance(sock, ssl.SSLSocket):
-        sock.settimeout(max(deadline.remaining(), 1e-3))
-        sock.do_handshake()
+    if isinstance(line, TlsSocket):
+        line.shake_hands(deadline)
+
+
+def transport_of(sock: socket.socket, line: socket.socket | TlsSocket, options: LinkOptions) -> Transport:
+    """Return what carries batches, when all words are spoken. The socket belongs to it from now on."""
+    return TlsTransport(sock, line, options) if isinstance(line, TlsSocket) else PlainTransport(sock, options)
 
 
 async def in_thread(executor: Executor | None, sock: socket.socket, work: Callable[[], T]) -> T:

@@ -1,10 +1,9 @@
 """How a connection begins: the client names the token and the link that it belongs to, the server answers."""
 
 import hmac
-import socket
 import struct
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from shared.deadline import Deadline
 from shared.errors import LaneBroken
@@ -15,6 +14,16 @@ NEW_LINK = 0
 _MAGIC = b"PfL1"
 _HELLO = struct.Struct(f"<4s{TOKEN_BYTES}sQ")  # magic, token, number of the link
 _ANSWER = struct.Struct("<4sB3xQ")  # magic, status, number of the link
+
+
+class HelloSocket(Protocol):
+    """What first words are spoken on: a socket, or one with TLS above it."""
+
+    def settimeout(self, seconds: float, /) -> None: ...
+
+    def sendall(self, data: bytes, /) -> None: ...
+
+    def recv(self, num_bytes: int, /) -> bytes: ...
 
 
 class HelloStatus(IntEnum):
@@ -33,42 +42,42 @@ class HelloAnswer(NamedTuple):
     link: int  # NEW_LINK unless the connection is welcome
 
 
-def send_hello(sock: socket.socket, token: bytes, link: int, deadline: Deadline) -> None:
+def send_hello(line: HelloSocket, token: bytes, link: int, deadline: Deadline) -> None:
     """Say which link a connection is for: `NEW_LINK` for the first of its link. Raises OSError."""
-    sock.settimeout(max(deadline.remaining(), 1e-3))
-    sock.sendall(_HELLO.pack(_MAGIC, token, link))
+    line.settimeout(max(deadline.remaining(), 1e-3))
+    line.sendall(_HELLO.pack(_MAGIC, token, link))
 
 
-def receive_hello(sock: socket.socket, token: bytes, deadline: Deadline) -> int | None:
+def receive_hello(line: HelloSocket, token: bytes, deadline: Deadline) -> int | None:
     """Return the link that a client names; None when its token is another one.
 
     Raises OSError when it says nothing in time, `LaneBroken` when this is no client.
     """
-    magic, theirs, link = _HELLO.unpack(_receive(sock, _HELLO.size, deadline))
+    magic, theirs, link = _HELLO.unpack(_receive(line, _HELLO.size, deadline))
     if magic != _MAGIC:
         raise LaneBroken("what connected speaks something else")
     return int(link) if hmac.compare_digest(theirs, token) else None
 
 
-def send_answer(sock: socket.socket, answer: HelloAnswer, deadline: Deadline) -> None:
+def send_answer(line: HelloSocket, answer: HelloAnswer, deadline: Deadline) -> None:
     """HelloAnswer a hello. Raises OSError."""
-    sock.settimeout(max(deadline.remaining(), 1e-3))
-    sock.sendall(_ANSWER.pack(_MAGIC, answer.status, answer.link))
+    line.settimeout(max(deadline.remaining(), 1e-3))
+    line.sendall(_ANSWER.pack(_MAGIC, answer.status, answer.link))
 
 
-def receive_answer(sock: socket.socket, deadline: Deadline) -> HelloAnswer:
+def receive_answer(line: HelloSocket, deadline: Deadline) -> HelloAnswer:
     """Return what the server made of a hello. Raises OSError, or `LaneBroken` when this is no server of lanes."""
-    magic, status, link = _ANSWER.unpack(_receive(sock, _ANSWER.size, deadline))
+    magic, status, link = _ANSWER.unpack(_receive(line, _ANSWER.size, deadline))
     if magic != _MAGIC or status not in HelloStatus._value2member_map_:
         raise LaneBroken("what listens there speaks something else")
     return HelloAnswer(HelloStatus(status), link)
 
 
-def _receive(sock: socket.socket, num_bytes: int, deadline: Deadline) -> bytes:
+def _receive(line: HelloSocket, num_bytes: int, deadline: Deadline) -> bytes:
     data = b""
     while len(data) < num_bytes:
-        sock.settimeout(max(deadline.remaining(), 1e-3))
-        part = sock.recv(num_bytes - len(data))
+        line.settimeout(max(deadline.remaining(), 1e-3))
+        part = line.recv(num_bytes - len(data))
         if not part:
             raise ConnectionResetError("the connection ended in its first words")
         if deadline.expired:

@@ -2,8 +2,10 @@
 
 import asyncio
 import threading
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import NamedTuple, Protocol
 
@@ -92,6 +94,9 @@ class LinkInbox:
         self._unread_bytes = 0
         self._is_scheduled = False
         self._ended: str | None = None
+        self._num_receiving = 0  # connections in the midst of payloads
+        self._busy_since = 0.0
+        self._busy_s = 0.0  # of the time that no batch has been told
 
     @property
     def unread_bytes(self) -> int:
@@ -116,10 +121,30 @@ class LinkInbox:
                 self._changed.wait()
         raise LaneBroken(self._ended)
 
+    @contextmanager
+    def receiving(self) -> Iterator[None]:
+        """Count the time of the block, once for all connections, as time in which the link is busy."""
+        with self._changed:
+            self._count_time()
+            self._num_receiving += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._count_time()
+                self._num_receiving -= 1
+
+    def _count_time(self) -> None:
+        now = time.monotonic()
+        if self._num_receiving:
+            self._busy_s += now - self._busy_since
+        self._busy_since = now
+
     def deliver(self, stream: int, received: Received, num_bytes: int) -> None:
         """Hand a batch to the event loop; batches that come while it is busy go in one call."""
         with self._changed:
-            self._arrived.append(_Arrival(stream, received, num_bytes))
+            self._arrived.append(_Arrival(stream, received._replace(busy_s=self._busy_s), num_bytes))
+            self._busy_s = 0.0
             is_first, self._is_scheduled = not self._is_scheduled, True
         if is_first:
             try:

@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 from shared.deadline import Deadline
 from shared.errors import LaneBroken
-from shared.lanes.sockets.greeting import encrypted, in_thread, shake_hands
+from shared.lanes.sockets.greeting import encrypted, in_thread, shake_hands, transport_of
 from shared.lanes.sockets.hello import NEW_LINK, TOKEN_BYTES, HelloAnswer, HelloStatus, receive_hello, send_answer
 from shared.lanes.sockets.link import SocketLink
 from shared.lanes.sockets.options import LaneOffer, LinkOptions, set_options
 from shared.lanes.sockets.receiving import Slots
-from shared.lanes.sockets.tls import transport_of
+from shared.lanes.sockets.tls import TlsSocket
 from shared.log import get_logger
 
 _BACKLOG = 128
@@ -128,28 +128,30 @@ class SocketServer:
         is_taken = False
         try:
             set_options(sock, self._options)
-            sock = encrypted(sock, self._ssl_context)
-            number = await in_thread(self._greeters, sock, lambda: self._first_words(sock, deadline))
-            is_taken = await self._answer(sock, number, deadline)
-        except (OSError, ValueError, LaneBroken) as error:  # ValueError: it went before TLS began
+            line = encrypted(sock, self._ssl_context)
+            number = await in_thread(self._greeters, sock, lambda: self._first_words(line, deadline))
+            is_taken = await self._answer(sock, line, number, deadline)
+        except (OSError, LaneBroken) as error:
             get_logger().debug("lane_connection_failed", reason=str(error))
         finally:
             if not is_taken:
                 sock.close()
 
-    def _first_words(self, sock: socket.socket, deadline: Deadline) -> int | None:
-        shake_hands(sock, deadline)
-        return receive_hello(sock, self._token, deadline)
+    def _first_words(self, line: socket.socket | TlsSocket, deadline: Deadline) -> int | None:
+        shake_hands(line, deadline)
+        return receive_hello(line, self._token, deadline)
 
-    async def _answer(self, sock: socket.socket, number: int | None, deadline: Deadline) -> bool:
+    async def _answer(
+        self, sock: socket.socket, line: socket.socket | TlsSocket, number: int | None, deadline: Deadline
+    ) -> bool:
         """Tell a client what becomes of its connection; True when its link has it."""
         status, link = self._admit(number)
         answer = HelloAnswer(status, NEW_LINK if link is None else link.number)
         try:
-            await in_thread(self._greeters, sock, lambda: send_answer(sock, answer, deadline))
+            await in_thread(self._greeters, sock, lambda: send_answer(line, answer, deadline))
             if link is None or link.broken is not None:
                 return False
-            link.add(transport_of(sock, self._options))
+            link.add(transport_of(sock, line, self._options))
             return True
         finally:
             if link is not None:

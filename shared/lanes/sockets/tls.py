@@ -1,80 +1,138 @@
-"""Batches over an encrypted connection: the same as over a plain one, but a system call and a copy for each 16 KiB."""
+"""TLS above a connected socket, for two threads: records are made and read in memory, many for each system call."""
 
-import select
+import contextlib
 import socket
 import ssl
 import threading
 from collections.abc import Sequence
 
+from shared.deadline import Deadline
 from shared.kv.codec import Payload
 from shared.lanes.sockets.options import LinkOptions
-from shared.lanes.sockets.transport import PlainTransport, Transport, shut_down
+from shared.lanes.sockets.transport import PlainTransport
 
-_PART_BYTES = 64 << 10  # what one call encrypts: the other thread waits for the session no longer than that takes
+_PART_BYTES = 64 << 10  # encrypted in one go: the thread that receives waits for the session no longer than that takes
+_BUFFER_BYTES = 256 << 10
 
 
-def transport_of(sock: socket.socket, options: LinkOptions) -> Transport:
-    """Return what carries batches over a socket, which belongs to it from now on."""
-    if isinstance(sock, ssl.SSLSocket):
-        return TlsTransport(sock, options)
-    return PlainTransport(sock, options)
+class TlsSocket:
+    """A session over a socket that somebody else closes. One thread at a time may use it, and none waits meanwhile.
+
+    Only whoever sends flushes what the session has to say, so that records leave in the order in which they were made.
+    """
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext, *, server_name: str | None) -> None:
+        """`server_name` is for the client's end; None makes this the server's."""
+        self._sock = sock
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._session = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_name is None, server_hostname=server_name
+        )
+        self._lock = threading.Lock()
+        self._buffer = memoryview(bytearray(_BUFFER_BYTES))
+
+    def shake_hands(self, deadline: Deadline) -> None:
+        """Agree on keys. Raises OSError."""
+        while True:
+            self.settimeout(max(deadline.remaining(), 1e-3))
+            try:
+                self._session.do_handshake()
+            except ssl.SSLWantReadError:
+                self._flush()
+            except ssl.SSLError:
+                with contextlib.suppress(OSError):
+                    self._flush()  # the peer is told why
+                raise
+            else:
+                self._flush()
+                return
+            if deadline.expired:
+                raise TimeoutError("the handshake took too long")
+            if not self.feed():
+                raise ConnectionResetError("the peer went in the handshake")
+
+    def settimeout(self, seconds: float) -> None:
+        self._sock.settimeout(seconds)
+
+    def sendall(self, data: bytes) -> None:
+        self.encrypt(memoryview(data))
+        self._flush()
+
+    def recv(self, num_bytes: int) -> bytes:
+        """As a socket's."""
+        view = memoryview(bytearray(num_bytes))
+        while (found := self.decrypt(view)) is None:
+            if not self.feed():
+                return b""
+        return bytes(view[:found])
+
+    def encrypt(self, view: memoryview) -> None:
+        with self._lock:
+            self._session.write(view)
+
+    def encrypted(self) -> bytes:
+        """Take the records that are to be sent now."""
+        with self._lock:
+            return self._outgoing.read()
+
+    def decrypt(self, view: memoryview) -> int | None:
+        """Fill the beginning of a view; None when that needs more of the peer's records, 0 when it has ended."""
+        with self._lock:
+            try:
+                return self._session.read(len(view), view)  # type: ignore[return-value]
+            except ssl.SSLWantReadError:
+                return None
+            except ssl.SSLZeroReturnError:
+                return 0
+
+    def feed(self) -> bool:
+        """Wait for records of the peer; False when there will be none. Raises OSError as the socket does."""
+        num_bytes = self._sock.recv_into(self._buffer)
+        with self._lock:
+            self._incoming.write(self._buffer[:num_bytes])
+        return bool(num_bytes)
+
+    def _flush(self) -> None:
+        if data := self.encrypted():
+            self._sock.sendall(data)
 
 
 class TlsTransport:
-    """TLS over TCP. OpenSSL lets only one thread at a time use a session: nobody waits for the peer while using it."""
+    """Batches over TLS: the same as over plain TCP, and a copy more at each end. One thread sends, another receives."""
 
-    def __init__(self, sock: ssl.SSLSocket, options: LinkOptions) -> None:
-        sock.setblocking(False)
-        self._sock = sock
-        self._stall_ms = max(1, round(options.stall_s * 1000))
-        self._session = threading.Lock()
+    def __init__(self, sock: socket.socket, session: TlsSocket, options: LinkOptions) -> None:
+        self._plain = PlainTransport(sock, options)
+        self._session = session
 
     def send(self, parts: Sequence[Payload]) -> None:
         for part in parts:
             view = memoryview(part)
             while view:
-                view = view[self._send_some(view[:_PART_BYTES]) :]
+                self._session.encrypt(view[:_PART_BYTES])
+                view = view[_PART_BYTES:]
+                self._plain.send([self._session.encrypted()])
 
     def receive(self, views: Sequence[memoryview], *, is_start: bool = False) -> None:
         for view in views:
             while view:
-                moved = self._receive_some(view, is_start=is_start)
-                if not moved:
+                found = self._receive_some(view, is_start=is_start)
+                if not found:
                     raise EOFError if is_start else ConnectionResetError("the peer went in the midst of a batch")
-                view = view[moved:]
+                view = view[found:]
                 is_start = False
 
     def shut(self) -> None:
-        shut_down(self._sock)
+        self._plain.shut()
 
     def close(self) -> None:
-        self._sock.close()
-
-    def _send_some(self, view: memoryview) -> int:
-        while True:
-            try:
-                with self._session:
-                    return self._sock.send(view)
-            except ssl.SSLWantWriteError:
-                event = select.POLLOUT
-            except ssl.SSLWantReadError:
-                event = select.POLLIN
-            if not self._wait(event):
-                raise TimeoutError("the peer takes nothing")
+        self._plain.close()
 
     def _receive_some(self, view: memoryview, *, is_start: bool) -> int:
-        while True:
+        while (found := self._session.decrypt(view)) is None:
             try:
-                with self._session:
-                    return self._sock.recv_into(view)
-            except ssl.SSLWantReadError:
-                event = select.POLLIN
-            except ssl.SSLWantWriteError:
-                event = select.POLLOUT
-            if not self._wait(event) and not is_start:
-                raise TimeoutError("the peer stopped in the midst of a batch")
-
-    def _wait(self, event: int) -> bool:
-        poll = select.poll()
-        poll.register(self._sock, event)
-        return bool(poll.poll(self._stall_ms))
+                if not self._session.feed():
+                    return 0
+            except BlockingIOError:
+                if not is_start:
+                    raise TimeoutError("the peer stopped in the midst of a batch") from None
+        return found

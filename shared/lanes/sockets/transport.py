@@ -79,6 +79,6 @@ def after(parts: list[memoryview], num_bytes: int) -> list[memoryview]:
 
 
 def shut_down(sock: socket.socket) -> None:
-    """Cut a connection, encrypted or not, without touching anything that another thread uses."""
-    with contextlib.suppress(OSError):  # it is cut already
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)  # not SSLSocket's: that drops its state under readers
+    """Cut a connection, if it is not cut already: whoever sends or receives on it is woken."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)

@@ -17,6 +17,7 @@ class Arrived(NamedTuple):
     missing: list[BlockEntries]  # will not come on this stream
     corrupt: Sequence[BlockEntries] = ()  # came, and were not what their source sealed
     is_verified: bool = False  # the frames' checksums were found right on their way
+    busy_s: float | None = None  # time in which their lane was receiving, since the last that came; None: unknown
 
 
 Replies = AsyncIterator["pb.FetchReply | list[Frame] | Unreadable"]
@@ -34,7 +35,7 @@ class FetchLane(Protocol):
     def arrivals(self, replies: Replies) -> AsyncGenerator[Arrived, None]:
         """Yield what comes, by message or beside them. Raises `LaneBroken`, `CorruptFrame`, and what `replies` raise.
 
-        What was yielded is the caller's until it asks for more, or until `end`.
+        What was yielded is the caller's until `end`.
         """
 
     def end(self) -> None:
@@ -48,8 +49,11 @@ class PublishLane(Protocol):
     def use(self) -> pb.LaneUse | None:
         """What `open` says; None: payloads go in the messages."""
 
-    async def room(self, ask: AskRoom, num_slots: int, slot_bytes: int) -> list[memoryview]:
-        """Return slots of the pool's memory to write payloads into, as many as can be had."""
+    async def room(self, ask: AskRoom, num_slots: int, slot_bytes: int, num_to_come: int) -> list[memoryview]:
+        """Return slots of the pool's memory to write payloads into, as many as can be had.
+
+        So many entries the writer has to send in all, `num_to_come`: slots for some may be asked for ahead.
+        """
 
     async def send(self, frames: Sequence[Frame], write: Write) -> None:
         """Hand frames over. Those whose payload is a slot of `room`, that very object, are placed."""

@@ -74,7 +74,7 @@ class LinkedFetch:
                         raise LaneBroken("the link was closed")
                     carrying = asyncio.create_task(_next(batches), name="fetch batches")
                     self._num_received += received.num_entries
-                    yield Arrived(received.frames, received.lost, received.corrupt, self._verifies)
+                    yield Arrived(received.frames, received.lost, received.corrupt, self._verifies, received.busy_s)
                 if talking in done:
                     reply = talking.result()
                     talking = None if reply is None else asyncio.create_task(_next(replies), name="fetch messages")
@@ -101,7 +101,7 @@ class LinkedPublish:
         self.use = pb.LaneUse(kind=pb.LANE_KIND_SOCKET, attachment=link.number, stream=stream)
         self._num_sent = 0
 
-    async def room(self, ask: AskRoom, num_slots: int, slot_bytes: int) -> list[memoryview]:
+    async def room(self, ask: AskRoom, num_slots: int, slot_bytes: int, num_to_come: int) -> list[memoryview]:
         return []
 
     async def send(self, frames: Sequence[Frame], write: Write) -> None:

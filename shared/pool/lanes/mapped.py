@@ -1,6 +1,7 @@
 """Payloads in the pool's own memory, which this process has mapped: messages only say where they lie."""
 
 from array import array
+from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 
 from shared.kv.frame import Frame
@@ -8,6 +9,9 @@ from shared.lanes.records import pack_records, unpack_records
 from shared.lanes.shared_memory.attachment import Attachment
 from shared.pool.lanes.lane import Arrived, AskRoom, Replies, Write, arrived
 from shared.proto import prfaas_pb2 as pb
+
+AHEAD_BYTES = 64 * 1024 * 1024
+"""What a writer asks room for at once, if it has so much to send: a question costs as much as some MB of copying."""
 
 
 class MappedLane:
@@ -66,10 +70,15 @@ class MappedPublish(_MappedStream):
 
     def __init__(self, attachment: Attachment) -> None:
         super().__init__(attachment)
+        self._spare: dict[int, deque[int]] = {}  # places that nobody has been given yet, by the size of their slots
         self._room: dict[int, tuple[memoryview, int]] = {}  # by the id of the slot's view: the view, and its place
 
-    async def room(self, ask: AskRoom, num_slots: int, slot_bytes: int) -> list[memoryview]:
-        places = array("Q", (await ask(pb.RoomRequest(num_slots=num_slots, slot_bytes=slot_bytes))).places)
+    async def room(self, ask: AskRoom, num_slots: int, slot_bytes: int, num_to_come: int) -> list[memoryview]:
+        spare = self._spare.setdefault(slot_bytes, deque())
+        if len(spare) < num_slots:
+            num_wanted = max(num_slots, min(num_to_come, AHEAD_BYTES // slot_bytes)) - len(spare)
+            spare.extend(array("Q", (await ask(pb.RoomRequest(num_slots=num_wanted, slot_bytes=slot_bytes))).places))
+        places = [spare.popleft() for _ in range(min(num_slots, len(spare)))]
         slots = [self._attachment.slot(place, slot_bytes) for place in places]
         self._room |= {id(slot): (slot, place) for slot, place in zip(slots, places, strict=True)}
         return slots

@@ -23,7 +23,7 @@ class MessageLane:
         async for reply in replies:
             yield arrived(reply)
 
-    async def room(self, ask: AskRoom, num_slots: int, slot_bytes: int) -> list[memoryview]:
+    async def room(self, ask: AskRoom, num_slots: int, slot_bytes: int, num_to_come: int) -> list[memoryview]:
         return []
 
     async def send(self, frames: Sequence[Frame], write: Write) -> None:
