@@ -5,6 +5,7 @@ are made only when a model is loaded or a peer has answered. A test compares the
 """
 
 import ast
+import os
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -202,6 +203,10 @@ def _default(item: Field[Any]) -> str:
         return "required"
     if item.default in ("", None):
         return "empty"
+    if isinstance(item.default, tuple):
+        return f"`{','.join(item.default)}`"
+    if isinstance(item.default, Path):  # in this machine's folder for temporary files, this user's
+        return f"`{item.default.name.replace(str(os.getuid()), 'UID')}` in the temporary folder"
     for size, unit in UNITS:
         if item.metadata["parse"] is not None and item.default and item.default % size == 0:
             return f"`{item.default // size}{unit}`"

@@ -3,10 +3,11 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -25,12 +26,12 @@ from shared.engine.settings import EngineSettings
 from shared.engine.thread import WorkThread
 from shared.engine.transfer import FetchMetrics, PageTransfer
 from shared.kv.codec import Codec
-from shared.kv.entries import BlockEntries, Source
+from shared.kv.entries import BlockEntries
 from shared.kv.frame import Frame
 from shared.kv.layout import KvLayout
 from shared.log import configure
 from shared.metrics import Metrics
-from shared.pool.client import AT_HOME, Crossing, PoolClient
+from shared.pool.client import PoolClient
 from shared.pool.lanes.lane import Arrived
 from shared.pool.publication import Grant, Publication
 from shared.rpc.client import Channels
@@ -62,15 +63,7 @@ class NoPool(PoolClient):
         self.address = "none"
 
     async def fetch(
-        self,
-        layout: KvLayout,
-        blocks: Sequence[BlockEntries],
-        sources: Iterable[Source],
-        wait_s: float,
-        deadline: Deadline,
-        crossing: Crossing = AT_HOME,
-        *,
-        doubted: bool = False,
+        self, layout: KvLayout, blocks: Sequence[BlockEntries], *_how: Any, **_options: Any
     ) -> AsyncGenerator[Arrived, None]:
         yield Arrived([], list(blocks))
 

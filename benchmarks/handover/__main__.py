@@ -26,7 +26,7 @@ from benchmarks import harness
 from benchmarks.handover import bounds
 from benchmarks.handover.counting import Counting, Used, counting
 from benchmarks.handover.shapes import KIB, MIB, SHAPES
-from benchmarks.handover.way import HOPS, LANES, PASS_BYTES, POOL_BYTES, Moved, Way, open_way
+from benchmarks.handover.way import HOPS, LANES, PASS_BYTES, POOL_BYTES, HandoverWay, Moved, open_way
 from benchmarks.harness import Report, Row, Spread
 
 FILLING_PASSES = POOL_BYTES // PASS_BYTES + 1
@@ -57,7 +57,7 @@ async def measure_size(
     return rows + staged
 
 
-async def _pass(way: Way, name: str) -> dict[str, Moved]:
+async def _pass(way: HandoverWay, name: str) -> dict[str, Moved]:
     return {hop: await way.move(hop, name) for hop in HOPS}
 
 
@@ -114,7 +114,7 @@ def _per(amount: float, unit: float) -> float | None:
     return None if math.isnan(amount) else round(amount / unit, 3)
 
 
-def _staged_rows(way: Way, entry_bytes: int, passes: int) -> list[Row]:
+def _staged_rows(way: HandoverWay, entry_bytes: int, passes: int) -> list[Row]:
     """Pages on a device: what its copies to the host and back reach without a pool."""
     way.staged()  # takes the host's pinned memory
     found = [way.staged() for _ in range(passes)]

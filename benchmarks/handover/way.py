@@ -39,7 +39,7 @@ class Moved(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Way:
+class HandoverWay:
     """The processes of one lane; commands go to one hop at a time."""
 
     writer: Child
@@ -93,15 +93,15 @@ _ENDS = {
     "all three at once": ("writer", "east", "west", "reader"),
 }
 _WORK = {
-    "engine -> pool": Way._publish,
-    "pool -> pool": Way._pull,
-    "pool -> engine": Way._fetch,
-    "all three at once": Way._all,
+    "engine -> pool": HandoverWay._publish,
+    "pool -> pool": HandoverWay._pull,
+    "pool -> engine": HandoverWay._fetch,
+    "all three at once": HandoverWay._all,
 }
 
 
 @asynccontextmanager
-async def open_way(counting: Counting, lane: str, device: str, entry_bytes: int) -> AsyncIterator[Way]:
+async def open_way(counting: Counting, lane: str, device: str, entry_bytes: int) -> AsyncIterator[HandoverWay]:
     """Start the four processes of a lane; end them with the context."""
     num_blocks = PASS_BYTES // layout_of(entry_bytes).block_bytes
     counters = {end: counting.counter() for end in _ENDS["all three at once"]}
@@ -123,7 +123,7 @@ async def open_way(counting: Counting, lane: str, device: str, entry_bytes: int)
             reader = engine("reader", west)
             pids = {"writer": writer.pid, "east": east.process.pid, "west": west.process.pid, "reader": reader.pid}
             ends = {end: End(pid, counters[end]) for end, pid in pids.items()}
-            yield Way(writer, east, west, reader, ends, num_blocks)
+            yield HandoverWay(writer, east, west, reader, ends, num_blocks)
         finally:
             writer.close()
             if reader is not None:

@@ -18,7 +18,7 @@ _FIDELITIES = {int(fidelity): fidelity for fidelity in Fidelity}
 NO_PLACE = 0
 
 
-class Record(NamedTuple):
+class EntryRecord(NamedTuple):
     """One entry as a lane announces it; not verified, but no number in it is impossible."""
 
     key: BlockKey
@@ -48,7 +48,7 @@ def pack_records(frames: Sequence[Frame], places: Iterable[int] | None = None) -
     )
 
 
-def unpack_records(data: Payload) -> list[Record]:
+def unpack_records(data: Payload) -> list[EntryRecord]:
     """Undo `pack_records`. Raises `CorruptFrame` unless these are whole records of possible entries."""
     if len(data) % RECORD_BYTES:
         raise CorruptFrame(f"{len(data)} bytes are no whole number of records")
@@ -61,5 +61,5 @@ def unpack_records(data: Payload) -> list[Record]:
             known = _CODECS[codec], _FIDELITIES[fidelity]
         except KeyError:
             raise CorruptFrame(f"a record names codec {codec} and fidelity {fidelity}") from None
-        records.append(new(Record, (key, checksum, place, num_bytes, raw_bytes, layer, *known)))
+        records.append(new(EntryRecord, (key, checksum, place, num_bytes, raw_bytes, layer, *known)))
     return records

@@ -149,7 +149,7 @@ async def test_what_a_withdrawn_prompt_computed_and_did_not_send_is_sent_by_thos
         on_publish, leases = pool.servicer._publishing._on_message, list[Any]()
 
         async def hang_the_first(message: Any, lease: Any, context: Any) -> None:
-            if isinstance(message, list):  # frames
+            if isinstance(message, list) or message.HasField("placed"):
                 leases.append(lease)
                 if lease is leases[0]:
                     await asyncio.sleep(30)

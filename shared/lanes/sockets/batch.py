@@ -11,7 +11,7 @@ from shared.ids import BlockKey
 from shared.kv.codec import Payload
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import MAX_RAW_BYTES, Frame
-from shared.lanes.records import RECORD_BYTES, Record, pack_records, unpack_records
+from shared.lanes.records import RECORD_BYTES, EntryRecord, pack_records, unpack_records
 
 MAX_ENTRIES = 4096
 MAX_BATCH_BYTES = 2 * MAX_RAW_BYTES
@@ -71,7 +71,7 @@ def unpack_header(data: Payload) -> BatchHeader:
     return BatchHeader(stream, num_entries, num_bytes, xxh3_64_intdigest(start), digest)
 
 
-def unpack_announced(header: BatchHeader, data: Payload) -> list[Record]:
+def unpack_announced(header: BatchHeader, data: Payload) -> list[EntryRecord]:
     """Return the records that follow a header: `num_entries * RECORD_BYTES`. Raises `CorruptFrame` if they do not."""
     if len(data) != header.num_entries * RECORD_BYTES or xxh3_64_intdigest(data, header.seed) != header.digest:
         raise CorruptFrame("the records of a batch are not those that were sent")
@@ -81,7 +81,7 @@ def unpack_announced(header: BatchHeader, data: Payload) -> list[Record]:
     return records
 
 
-def frames_of(records: Sequence[Record], payloads: Sequence[Payload]) -> list[Frame]:
+def frames_of(records: Sequence[EntryRecord], payloads: Sequence[Payload]) -> list[Frame]:
     """Return the frames of parallel records and payloads."""
     new = tuple.__new__
     return [
@@ -90,7 +90,7 @@ def frames_of(records: Sequence[Record], payloads: Sequence[Payload]) -> list[Fr
     ]
 
 
-def entries_of(records: Iterable[Record | Frame]) -> list[BlockEntries]:
+def entries_of(records: Iterable[EntryRecord | Frame]) -> list[BlockEntries]:
     """Return the entries that records or frames stand for, one item for each block, in order of appearance."""
     layers: dict[BlockKey, int] = {}
     for record in records:

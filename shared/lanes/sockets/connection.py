@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from shared.errors import CorruptFrame, LaneBroken, Overloaded
 from shared.kv.frame import Frame, headers_of, verify_all
-from shared.lanes.records import RECORD_BYTES, Record
+from shared.lanes.records import RECORD_BYTES, EntryRecord
 from shared.lanes.sockets.batch import (
     HEADER_BYTES,
     MAX_ENTRIES,
@@ -124,7 +124,7 @@ class LinkConnection:
             self.num_bytes_received += HEADER_BYTES + len(data)
             self._receive_payloads(head.stream, unpack_announced(head, data), head.num_bytes)
 
-    def _receive_payloads(self, stream: int, records: list[Record], num_bytes: int) -> None:
+    def _receive_payloads(self, stream: int, records: list[EntryRecord], num_bytes: int) -> None:
         unread_bytes = num_bytes + len(records) * RECORD_BYTES
         if not self._inbox.admit(stream, unread_bytes):
             self._discard(num_bytes)

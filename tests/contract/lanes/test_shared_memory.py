@@ -24,12 +24,6 @@ pytestmark = pytest.mark.suite
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="prfaas-") as folder:
-        yield Path(folder) / "lanes"
-
-
-@pytest.fixture
 def memory() -> Iterator[SlotMemory]:
     memory = SlotMemory(4 * SLAB_BYTES, shared=True)
     yield memory
@@ -42,6 +36,12 @@ async def door(memory: SlotMemory, folder: Path) -> AsyncIterator[MemoryDoor]:
     await door.start()
     yield door
     await door.close()
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="prfaas-") as folder:
+        yield Path(folder) / "lanes"
 
 
 @pytest.fixture
