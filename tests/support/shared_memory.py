@@ -10,7 +10,7 @@ import os
 import sys
 from asyncio.subprocess import PIPE, Process
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 from shared.lanes.shared_memory.attachment import Attachment
 from shared.lanes.shared_memory.door import MemoryDoor
@@ -29,6 +29,8 @@ def descriptors() -> int:
 class LaneProcess:
     """One such process."""
 
+    module: ClassVar[str] = "tests.support.shared_memory"
+
     def __init__(self, process: Process) -> None:
         self.process = process
         self.first = ""
@@ -36,9 +38,7 @@ class LaneProcess:
     @classmethod
     async def start(cls, *arguments: str) -> Self:
         started = cls(
-            await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "tests.support.shared_memory", *arguments, stdin=PIPE, stdout=PIPE
-            )
+            await asyncio.create_subprocess_exec(sys.executable, "-m", cls.module, *arguments, stdin=PIPE, stdout=PIPE)
         )
         started.first = await started._line()
         return started
@@ -65,25 +65,26 @@ class LaneProcess:
         return line[2:].decode().strip()
 
 
-def _say(word: object) -> None:
+def say(word: object) -> None:
+    """Answer whoever has started this process."""
     sys.stdout.write(f"> {word}\n")
     sys.stdout.flush()
 
 
 async def _client(path: str, token: str) -> None:
     attachment = await Attachment.attach(pb.SharedMemoryOffer(path=path, token=bytes.fromhex(token)), LIMIT_S)
-    _say(attachment.number)
+    say(attachment.number)
     while line := (await asyncio.to_thread(sys.stdin.readline)).split():
         word, numbers = line[0], [int(number) for number in line[1:]]
         if word == "read":
-            _say(bytes(attachment.view(*numbers)).hex())
+            say(bytes(attachment.view(*numbers)).hex())
         elif word == "write":
             place, num_bytes, value = numbers
             attachment.slot(place, num_bytes)[:] = bytes([value]) * num_bytes
-            _say("written")
+            say("written")
         elif word == "let_go":
             attachment.let_go(numbers[0])
-            _say("let go")
+            say("let go")
 
 
 async def _pool(folder: str) -> None:
@@ -91,7 +92,7 @@ async def _pool(folder: str) -> None:
     door = MemoryDoor(memory, Path(folder))
     await door.start()
     kept = memory.keep(b"payload" * 100)
-    _say(f"{door.offer.path} {door.offer.token.hex()} {memory.place(kept)}")
+    say(f"{door.offer.path} {door.offer.token.hex()} {memory.place(kept)}")
     await asyncio.to_thread(sys.stdin.readline)
     await door.close()
 

@@ -119,10 +119,10 @@ class LinkedIntake:
             self._changed.clear()
             await self._changed.wait()
 
-    async def close(self) -> None:
-        """Take nothing more; idempotent."""
-        self._task.cancel()
-        await asyncio.wait({self._task})
+    def close(self) -> None:
+        """Take nothing more; idempotent. Does not wait: a call that ends may be cancelled again at any `await`."""
+        if not self._task.cancel() and not self._task.cancelled():
+            self._task.exception()  # the call fails for a reason of its own, or `until` has said it
         self._open.close()
 
     async def _run(self) -> None:

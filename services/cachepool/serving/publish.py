@@ -42,13 +42,10 @@ class _Lease:
     num_stored: int = 0
     intake: MappedIntake | LinkedIntake | None = None  # None: payloads come in messages only
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """End the intake."""
-        match self.intake:
-            case MappedIntake():
-                self.intake.close()
-            case LinkedIntake():
-                await self.intake.close()
+        if self.intake is not None:
+            self.intake.close()
 
 
 class PublishHandler:
@@ -78,7 +75,7 @@ class PublishHandler:
             except TimeoutError:
                 raise LeaseExpired(f"the writer was silent for {lease.silence_s:g} s") from None
             finally:
-                await lease.close()
+                lease.close()
                 self._metrics.lost.inc(self._store.abandon(lease.writer))
             await context.write(pb.PublishReply(stored=pb.PublishStored(num_entries=lease.num_stored)))
 

@@ -109,7 +109,8 @@ class LinkedPublish:
         await self._link.send(self._stream, frames, layer=frames[0].layer if frames else 0)
 
     async def finish(self, write: Write) -> None:
-        await write(pb.PublishRequest(sent=pb.LaneCount(num_entries=self._num_sent)))
+        if self._num_sent:  # else the stream may not even have been opened
+            await write(pb.PublishRequest(sent=pb.LaneCount(num_entries=self._num_sent)))
 
     def end(self) -> None:
         pass
