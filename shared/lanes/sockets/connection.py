@@ -52,7 +52,7 @@ class LinkConnection:
         self._lock = threading.Lock()
         self._num_running = 2
         self._threads = [
-            threading.Thread(target=self._run, args=(work,), name=f"{name}-{what}")
+            threading.Thread(target=self._run, args=(work,), name=f"{name}-{what}", daemon=True)
             for what, work in (("send", self._send), ("receive", self._receive))
         ]
 
