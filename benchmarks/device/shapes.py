@@ -1,7 +1,7 @@
 """Models of random weights in the shapes of real ones, and how much of them each section measures."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -59,17 +59,23 @@ TINY = {
 
 @dataclass(frozen=True)
 class ServedShape:
-    """A model that the whole suite serves. Lengths are those of prompts."""
+    """A model that the whole suite serves. Lengths are those of prompts, limits those of a GPU."""
 
     name: str
     config: Mapping[str, Any]
     lengths: tuple[int, ...]
-    chunk_tokens: int
+    chunk_tokens: int  # of the decode worker
+    prefill_chunk_tokens: int
     max_tokens: int
     kv_bytes: int
     pool_bytes: int
+    entry_bytes: int  # of the hand-over that is measured without a model
     output_tokens: int = 48
     batch: int = 8
+    batch_output_tokens: int = 256  # while other prompts arrive
+    arriving_tokens: int | None = None  # of the prompts that arrive beside a running batch; None: not measured
+    most_times_alone: Mapping[int, float] = field(default_factory=dict)  # by length: TTFT in times of decode alone
+    most_from_pool_s: Mapping[int, float] = field(default_factory=dict)  # by length: TTFT of what decode's pool has
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,7 @@ class DevicePlan:
     decode_steps: int = 24
     emission_tokens: int = 16384
     repetitions: int = 3
+    suite_repetitions: int = 5  # of the suite section
 
 
 FULL = DevicePlan(
@@ -111,8 +118,32 @@ FULL = DevicePlan(
         "SmolLM2 135M": SMOLLM2_135M,
     },
     served=(
-        ServedShape("8B GQA", LLAMA_8B, (2048, 8192), 2048, 16384, kv_bytes=14 << 30, pool_bytes=16 << 30),
-        ServedShape("Gemma 3 270M", GEMMA_270M, (8192, 32000), 2048, 32768, kv_bytes=4 << 30, pool_bytes=4 << 30),
+        ServedShape(
+            "8B GQA",
+            LLAMA_8B,
+            lengths=(2048, 8192),
+            chunk_tokens=2048,
+            prefill_chunk_tokens=8192,
+            max_tokens=16384,
+            kv_bytes=14 << 30,
+            pool_bytes=16 << 30,
+            entry_bytes=256 << 10,
+            arriving_tokens=8192,
+            most_times_alone={2048: 1.5, 8192: 1.25},
+            most_from_pool_s={8192: 0.25},
+        ),
+        ServedShape(
+            "Gemma 3 270M",
+            GEMMA_270M,
+            lengths=(8192, 32000),
+            chunk_tokens=2048,
+            prefill_chunk_tokens=8192,
+            max_tokens=32768,
+            kv_bytes=4 << 30,
+            pool_bytes=4 << 30,
+            entry_bytes=64 << 10,
+            most_times_alone={32000: 1.15},
+        ),
     ),
     bursts=(Burst(128, 48, 64, 384, least_per_s=100), Burst(1024, 48, 32, 128, least_per_s=20)),
 )
@@ -122,7 +153,19 @@ SMALL = DevicePlan(
     checked={"tiny GQA": {**LLAMA_8B, **TINY}, "tiny windows": {**GEMMA_270M, **TINY, "sliding_window": 40}},
     served=(
         ServedShape(
-            "tiny GQA", {**LLAMA_8B, **TINY}, (200, 500), 128, 1024, 64 << 20, 64 << 20, output_tokens=8, batch=2
+            "tiny GQA",
+            {**LLAMA_8B, **TINY},
+            lengths=(200, 500),
+            chunk_tokens=128,
+            prefill_chunk_tokens=256,
+            max_tokens=1024,
+            kv_bytes=64 << 20,
+            pool_bytes=64 << 20,
+            entry_bytes=48 << 10,
+            output_tokens=8,
+            batch=2,
+            batch_output_tokens=64,
+            arriving_tokens=500,
         ),
     ),
     bursts=(Burst(100, 4, 4, 8),),
@@ -133,6 +176,7 @@ SMALL = DevicePlan(
     decode_steps=3,
     emission_tokens=256,
     repetitions=1,
+    suite_repetitions=1,
 )
 
 

@@ -133,7 +133,7 @@ def measure(options: argparse.Namespace) -> Report:
     passes, sizes = (QUICK_PASSES, QUICK_SIZES) if options.quick else (options.passes, tuple(SHAPES))
     sizes = tuple(size * KIB for size in options.entry_kib) if options.entry_kib else sizes
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    with counting() as counted:
+    with counting(copies=not options.no_count) as counted:
         report = Report(settings={"device": device, "pass_mib": PASS_BYTES // MIB, "passes": passes})
         report.settings["memory_bandwidth"] = "no counter is read"
         if counted.absent is not None:
@@ -148,6 +148,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lane", action="append", choices=LANES, help="may be repeated; default: auto")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="where the pages are; default: a GPU if there is one")
     parser.add_argument("--passes", type=int, default=PASSES, help="that are counted (default: %(default)s)")
+    parser.add_argument("--no-count", action="store_true", help="count no copies: nothing stands in front of libc")
     parser.add_argument(
         "--entry-kib", type=int, action="append", choices=[size // KIB for size in SHAPES], help="may be repeated"
     )

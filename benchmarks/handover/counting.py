@@ -63,15 +63,20 @@ class Counter:
 class Counting:
     """Hands out counters; knows whether this machine has a C compiler to count copies with."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, copies: bool = True) -> None:
+        """Without `copies` no library stands in front of libc, and neither copies nor crossings are counted."""
         self._folder = folder
         self._number = 0
         self.absent: str | None = None  # why copies are not counted
+        self._library: Path | None = None
+        if not copies:
+            self.absent = "not asked for"
+            return
         try:
             library = load_native("counting", [_SOURCE], _FLAGS, default_cache_dir())
-            self._library: Path | None = Path(library._name)
+            self._library = Path(library._name)
         except KernelsUnavailable as error:
-            self._library, self.absent = None, str(error)
+            self.absent = str(error)
 
     def counter(self) -> Counter:
         self._number += 1
@@ -79,9 +84,9 @@ class Counting:
 
 
 @contextmanager
-def counting() -> Iterator[Counting]:
+def counting(*, copies: bool = True) -> Iterator[Counting]:
     with tempfile.TemporaryDirectory() as folder:
-        yield Counting(Path(folder))
+        yield Counting(Path(folder), copies=copies)
 
 
 def _switches(pid: int) -> int:

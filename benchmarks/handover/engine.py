@@ -4,6 +4,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Coroutine
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -39,7 +40,8 @@ class HandingEngine:
         layout = layout_of(entry_bytes)
         self._runner = asyncio.Runner()
         self._channels = Channels()
-        self._pool = PoolClient(self._channels, address, lanes=engine_lanes(load(LaneSettings), self._channels))
+        self._lanes = engine_lanes(load(LaneSettings), self._channels)
+        self._pool = PoolClient(self._channels, address, lanes=self._lanes)
         self._kv = PagedKv(layout, num_blocks, layout.block_tokens, device)
         reservation = self._kv.reserve([], num_blocks * layout.block_tokens)
         assert reservation is not None
@@ -48,6 +50,12 @@ class HandingEngine:
         self._transfer = PageTransfer(self._kv, WorkThread("copier"), FetchMetrics(Metrics()), select_stager(device))
         for layer in range(layout.num_layers):
             self._kv.blocks_of(layer).normal_()
+
+    def close(self) -> None:
+        self._runner.run(self._lanes.close())
+        self._runner.run(self._channels.close())
+        self._runner.close()
+        self._transfer.copier.close()
 
     def do(self, command: dict[str, Any]) -> dict[str, Any]:
         if command["do"] == "stage":
@@ -114,4 +122,5 @@ if __name__ == "__main__":
     configure("engine", level="ERROR")
     torch.set_num_threads(1)
     address, device, entry_bytes, num_blocks = sys.argv[1:]
-    serve({}, HandingEngine(address, torch.device(device), int(entry_bytes), int(num_blocks)).do)
+    with closing(HandingEngine(address, torch.device(device), int(entry_bytes), int(num_blocks))) as engine:
+        serve({}, engine.do)

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Coroutine, Iterator
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack, aclosing, closing
 from itertools import cycle
 from typing import Any
 
@@ -111,11 +111,15 @@ class OurClient:
     def __init__(self, address: str) -> None:
         self._runner = asyncio.Runner()
         self._channels = Channels()
-        self._pool = PoolClient(
-            self._channels, address, lanes=engine_lanes(load_settings(LaneSettings), self._channels)
-        )
+        self._lanes = engine_lanes(load_settings(LaneSettings), self._channels)
+        self._pool = PoolClient(self._channels, address, lanes=self._lanes)
         self._payloads = Payloads()
         self._landed = memoryview(bytearray(LANDED_BYTES))
+
+    def close(self) -> None:
+        self._runner.run(self._lanes.close())
+        self._runner.run(self._channels.close())
+        self._runner.close()
 
     def do(self, command: dict[str, Any]) -> dict[str, Any]:
         load = PoolLoad.of(command)
@@ -206,4 +210,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "server":
         run_server()
     else:
-        serve({}, OurClient(sys.argv[3]).do)
+        with closing(OurClient(sys.argv[3])) as client:
+            serve({}, client.do)

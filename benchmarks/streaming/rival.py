@@ -9,8 +9,8 @@ bytes a model has for a token. Ways:
 - pulled: the prompt is in the other datacenter's pool already, and nobody computes it again;
 - control: as streamed, over a line without delay and as fast as this machine is; alone: decode computes the prompt.
 
-All but `pulled` are prompts that nobody has seen. `added` is the time beyond the control of the same length. `cold` is
-the first hand-over after the start, its engines being warm and its connections not open.
+All but `pulled` are prompts that nobody has seen. `added` is the time beyond the control of the same length, for ways
+that compute the same. `cold` is the first hand-over after the start: engines are warm, connections not open.
 """
 
 import argparse
@@ -185,7 +185,9 @@ def table_rows(cold_s: float, cells: Sequence[Cell]) -> tuple[list[Row], list[Ch
                 "mbit_per_s": round(cell.rate * 8 / 1e6) if is_remote else None,
                 "wire_mb": round(wire_bytes / 1e6, 1),
                 **ttft_s.cells("ttft_s", 3),
-                "added_ms": round(1000 * (ttft_s.median - typical["control", cell.num_tokens])) if is_remote else None,
+                "added_ms": None
+                if cell.way in ("pulled", "control", "alone")
+                else round(1000 * (ttft_s.median - typical["control", cell.num_tokens])),
                 "cold_s": round(cold_s, 3) if cell.way == "streamed" and cell.num_tokens == shortest else None,
                 "rival_s": rival_s if is_remote else None,
             }

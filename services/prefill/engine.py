@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from services.prefill.scheduler import Chunk, Job, PrefillScheduler
-from services.prefill.step import PrefillStep, PromptPart
+from services.prefill.step import LayerDone, LayerNews, PrefillStep, PromptPart
 from shared.engine.publish import Ready
-from shared.engine.stage import Mark
 from shared.engine.thread import WorkThread, outlast
 from shared.engine.transfer import PageTransfer
 from shared.errors import Draining, Internal
@@ -121,8 +120,8 @@ class PrefillEngine:
         jobs = [chunk.job for chunk in chunks]
         loop = asyncio.get_running_loop()
 
-        def on_layer(layer: int, mark: Mark, parts: Sequence[int]) -> None:
-            loop.call_soon_threadsafe(self._completed, [chunks[part] for part in parts], layer, mark)
+        last = self._model.num_layers - 1
+        news = LayerNews(last, lambda done: loop.call_soon_threadsafe(self._completed, chunks, done))
 
         def on_left(part: int) -> None:
             loop.call_soon_threadsafe(self._end, jobs[part])
@@ -132,7 +131,7 @@ class PrefillEngine:
         step = PrefillStep(self._model, self._kv, self._stager, [_part(chunk) for chunk in chunks])
         self._in_hand.update(jobs)
         try:
-            await self._thread.run(partial(step.run, on_layer, on_left), step.stop)
+            await self._thread.run(partial(step.run, news.add, on_left), step.stop)
         except RuntimeError as error:  # torch's own errors, out of memory included
             log.exception("step_failed", num_prompts=len(jobs), num_tokens=sum(c.num_tokens for c in chunks))
             for job in jobs:
@@ -143,11 +142,12 @@ class PrefillEngine:
             self._in_hand.clear()
         return step
 
-    def _completed(self, chunks: Sequence[Chunk[ComputeJob]], layer: int, mark: Mark) -> None:
-        for chunk in chunks:
-            job = chunk.job
-            if not job.withdrawn:
-                job.on_layer(Ready(layer, chunk.first // self._block_tokens, chunk.end // self._block_tokens, mark))
+    def _completed(self, chunks: Sequence[Chunk[ComputeJob]], done: Sequence[LayerDone]) -> None:
+        for layer, mark, parts in done:
+            for chunk in (chunks[part] for part in parts):
+                job = chunk.job
+                if not job.withdrawn:
+                    job.on_layer(Ready(layer, chunk.first // self._block_tokens, chunk.end // self._block_tokens, mark))
 
     def _finish(self, chunks: Sequence[Chunk[ComputeJob]], seconds: float) -> None:
         done = [chunk for chunk in chunks if not chunk.job.withdrawn]

@@ -11,6 +11,9 @@ from shared.model.layers.batch import Batch, Span
 from shared.model.pages.kv import PagedKv
 from shared.model.transformer import Transformer
 
+NEWS_S = 0.003
+"""Between two times that the event loop hears of layers."""
+
 
 class PromptPart(NamedTuple):
     """One prompt's tokens of a step."""
@@ -18,6 +21,37 @@ class PromptPart(NamedTuple):
     span: Span
     token_ids: Sequence[int]  # of the span only
     withdrawn: Callable[[], bool]  # asked between layers; once true, the prompt's pages are left alone
+
+
+class LayerDone(NamedTuple):
+    """A layer that some parts of a step are complete in, from `mark` on."""
+
+    layer: int
+    mark: Mark
+    parts: Sequence[int]
+
+
+class LayerNews:
+    """Tells of a step's layers at most once in `NEWS_S`, and of the last at once; for the thread that computes it.
+
+    On a GPU a layer is launched in less time than the event loop takes to hear of it, and each time it hears it holds
+    up who launches the next.
+    """
+
+    def __init__(self, last_layer: int, tell: Callable[[Sequence[LayerDone]], object]) -> None:
+        self._last_layer = last_layer
+        self._tell = tell
+        self._told_s = 0.0  # of `time.perf_counter`
+        self._untold: list[LayerDone] = []
+
+    def add(self, layer: int, mark: Mark, parts: Sequence[int]) -> None:
+        """Note a layer, as `PrefillStep.run` calls `on_layer`."""
+        self._untold.append(LayerDone(layer, mark, parts))
+        now_s = time.perf_counter()
+        if now_s - self._told_s >= NEWS_S or layer == self._last_layer:
+            self._told_s = now_s
+            untold, self._untold = self._untold, []
+            self._tell(untold)
 
 
 class PrefillStep:

@@ -9,6 +9,7 @@ from itertools import compress
 from torch import Tensor
 
 from shared.deadline import Deadline
+from shared.engine.gather import gathered
 from shared.engine.stage import Arrival
 from shared.engine.transfer import PageTransfer
 from shared.errors import CorruptFrame, DeadlineExceeded, PrfaasError
@@ -22,6 +23,9 @@ from shared.model.pages.reservation import Reservation
 from shared.pool.nodes import Pool
 
 log = get_logger()
+
+MAX_AHEAD_BYTES = 32 * 1024 * 1024
+"""What may wait to be landed, and is then landed together: a copy to a device is as quick as it is long."""
 
 _RAW, _LOSSLESS = Codec.RAW, Fidelity.LOSSLESS  # to look a member up in its Enum takes longer than to compare it
 
@@ -102,19 +106,23 @@ class PageFetch:
         blocks = sorted(self.outstanding)
         wanted = [BlockEntries(self._keys[block], self.outstanding[block]) for block in blocks]
         try:
-            async with aclosing(
-                pool.fetch(self._transfer.layout, wanted, reindexed(sources, blocks), wait_s, deadline, doubted=doubted)
-            ) as stream:
-                async for arrived in stream:
-                    if arrived.corrupt:
-                        self._count_corrupt(sum(layers.bit_count() for _, layers in arrived.corrupt))
-                    await self._land(arrived.frames)
+            stream = pool.fetch(
+                self._transfer.layout, wanted, reindexed(sources, blocks), wait_s, deadline, doubted=doubted
+            )
+            async with aclosing(gathered(stream, MAX_AHEAD_BYTES)) as arrivals:
+                async for together in arrivals:
+                    corrupt = [layers for arrived in together for _, layers in arrived.corrupt]
+                    if corrupt:
+                        self._count_corrupt(sum(map(int.bit_count, corrupt)))
+                    await self._land([frame for arrived in together for frame in arrived.frames])
         except DeadlineExceeded:
             raise
         except PrfaasError as error:
             log.warning("fetch_failed", pool=pool.address, error=str(error), code=error.code)
 
     async def _land(self, frames: list[Frame]) -> None:
+        if not frames:
+            return
         landed = await self._transfer.copier.run(partial(self._write, frames))
         for block, layer in landed:
             left = self.outstanding[block] & ~(1 << layer)

@@ -72,10 +72,9 @@ class PoolClient:
     ) -> AsyncGenerator[Arrived, None]:
         """Yield entries as they become available, lowest layer first, until all came or were reported missing.
 
-        A payload is a view: the caller's until it asks for what comes next, or closes the iterator, which ends the
-        readers' lease. When the lane breaks the rest comes in messages. `doubted`: these entries have come corrupt
-        before, and the pool checks its own. Raises `WorkerLost`, `DeadlineExceeded`, `CorruptFrame` (a frame that
-        cannot be a frame of ours at all).
+        A payload is a view: the caller's until it closes the iterator, which ends the reader's lease. When the lane
+        breaks the rest comes in messages. `doubted`: these entries have come corrupt before, and the pool checks its
+        own. Raises `WorkerLost`, `DeadlineExceeded`, `CorruptFrame` (a frame that cannot be a frame of ours at all).
         """
         request = pb.FetchRequest(
             layout=layout_to_message(layout),

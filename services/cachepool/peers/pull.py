@@ -14,9 +14,9 @@ from services.cachepool.store.block import Writer
 from services.cachepool.store.store import Store
 from services.cachepool.store.subscription import Subscription
 from shared.deadline import Deadline
-from shared.errors import CorruptFrame, DeadlineExceeded, Overloaded, PrfaasError, WorkerLost
+from shared.errors import CorruptFrame, DeadlineExceeded, PrfaasError, WorkerLost
 from shared.kv.entries import BlockEntries
-from shared.kv.frame import Frame, verify
+from shared.kv.frame import Frame, verify_all
 from shared.kv.layout import iter_layers
 from shared.log import get_logger
 from shared.pool.client import SHARE_ID_BYTES
@@ -148,30 +148,36 @@ class Pull:
                 for denied in arrived.missing:
                     self._store.release(self.writer, denied, self._started)
                 corrupt = [(key, layer) for key, layers in arrived.corrupt for layer in iter_layers(layers)]
-                corrupt += [
-                    (frame.key, frame.layer) for frame in arrived.frames if not self._put(frame, arrived.is_verified)
-                ]
+                corrupt += [(bad.key, bad.layer) for bad in self._put(arrived.frames, arrived.is_verified)]
                 self._context.metrics.corrupt.labels(self._address).inc(len(corrupt))
                 for key, layer in corrupt:
                     if 0 <= layer < self.terms.layout.num_layers:  # else nobody can tell which entry this was
                         on_corrupt(BlockEntries(key, 1 << layer))
 
-    def _put(self, frame: Frame, is_verified: bool) -> bool:
-        """Store a frame; False when it is not what its source sealed, or is no KV of this layout all the same."""
+    def _put(self, frames: Sequence[Frame], is_verified: bool) -> list[Frame]:
+        """Store frames; return those that are not what their source sealed, or are no KV of this layout all the same.
+
+        Raises `BadRequest` when the peer sends what it was not asked for.
+        """
+        intact = [True] * len(frames) if is_verified else verify_all(frames)
+        corrupt = [frame for frame, is_good in zip(frames, intact, strict=True) if not is_good]
+        left = frames if not corrupt else [frame for frame, is_good in zip(frames, intact, strict=True) if is_good]
         metrics = self._context.metrics
-        try:
-            if not is_verified:
-                verify(frame)
-            self._store.put(self.writer, frame)
-        except Overloaded:
-            metrics.refused.inc()
-        except CorruptFrame:
-            return False
-        # It has crossed the link, stored or not.
-        metrics.pulled.labels(self._address).inc()
-        metrics.pulled_bytes.labels(self._address).inc(len(frame.payload))
-        metrics.lane_received.labels("socket" if is_verified else "grpc").inc(len(frame.payload))
-        return True
+        while left:
+            result = self._store.put_all(self.writer, left)
+            done, left = left[: result.num_done], left[result.num_done :]
+            metrics.refused.inc(len(result.refused))
+            # They have crossed the link, stored or not.
+            num_bytes = sum(len(frame.payload) for frame in done)
+            metrics.pulled.labels(self._address).inc(len(done))
+            metrics.pulled_bytes.labels(self._address).inc(num_bytes)
+            metrics.lane_received.labels("socket" if is_verified else "grpc").inc(num_bytes)
+            if isinstance(result.error, CorruptFrame):
+                corrupt.append(left[0])
+                left = left[1:]
+            elif result.error is not None:
+                raise result.error
+        return corrupt
 
     async def _refetch(self, entry: BlockEntries) -> None:
         """Ask once more for an entry that came corrupt, alone; the pull gives it up when that fails too."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from shared.errors import BadRequest, LaneBroken, Overloaded
-from shared.kv.frame import Frame
+from shared.kv.frame import MAX_RAW_BYTES, Frame
 from shared.lanes.records import unpack_records
 from shared.lanes.shared_memory.client import AttachedClient
 from shared.lanes.slabs import slot_bytes
@@ -14,6 +14,9 @@ from shared.lanes.slots import SlotMemory
 from shared.lanes.sockets.batch import Received
 from shared.lanes.sockets.link import SocketLink
 from shared.proto import prfaas_pb2 as pb
+
+MAX_SLOTS = 4096
+"""What one question for room is answered with at most: each slot is a view here, and a place in the answer."""
 
 
 class RoomBudget:
@@ -24,11 +27,14 @@ class RoomBudget:
         self._writer_bytes = writer_bytes
         self._given_bytes = 0
 
-    def take(self, num_slots: int, slot_bytes: int, held_bytes: int) -> int:
-        """Return how many slots a writer gets that has `held_bytes` already. They count until `give_back`."""
+    def take(self, num_slots: int, num_bytes: int, held_bytes: int) -> int:
+        """Return how many slots of so many bytes a writer gets that has `held_bytes` already, `MAX_SLOTS` at most.
+
+        `num_bytes` are those that a slot takes. They count until `give_back`.
+        """
         left = min(self._limit_bytes - self._given_bytes, self._writer_bytes - held_bytes)
-        num = max(0, min(num_slots, left // slot_bytes))
-        self._given_bytes += num * slot_bytes
+        num = max(0, min(num_slots, MAX_SLOTS, left // num_bytes))
+        self._given_bytes += num * num_bytes
         return num
 
     def give_back(self, num_bytes: int) -> None:
@@ -47,16 +53,19 @@ class MappedIntake:
         self._held_bytes = 0
 
     def room(self, request: pb.RoomRequest) -> pb.Room:
-        """Give slots. The attached process holds them: they are nobody else's before it has let go of the stream."""
-        if not request.slot_bytes:
-            raise BadRequest("a slot has at least one byte")
-        num_slots = self._budget.take(request.num_slots, slot_bytes(request.slot_bytes), self._held_bytes)
+        """Give slots, none where memory has none left. The attached process holds them: they are nobody else's before
+        it has let go of the stream. Raises `BadRequest`, `LaneBroken`.
+        """
+        if not 0 < request.slot_bytes <= MAX_RAW_BYTES:
+            raise BadRequest(f"a slot has 1 to {MAX_RAW_BYTES} bytes")
+        num_bytes = slot_bytes(request.slot_bytes)
+        num_slots = self._budget.take(request.num_slots, num_bytes, self._held_bytes)
+        self._held_bytes += num_slots * num_bytes
         try:
             views = self._memory.take_all([request.slot_bytes] * num_slots)
-        except Overloaded:  # entries can come in messages still, and blocks be evicted for them
-            self._budget.give_back(num_slots * slot_bytes(request.slot_bytes))
+        except Overloaded:
+            self._give_back(num_slots * num_bytes)
             return pb.Room()
-        self._held_bytes += num_slots * slot_bytes(request.slot_bytes)
         self._client.hold(self._stream, views)
         places = self._memory.places(views)
         self._room |= zip(places, views, strict=True)
@@ -64,13 +73,20 @@ class MappedIntake:
 
     def placed(self, batch: pb.RecordBatch) -> list[Frame]:
         """Return the entries that the writer says it has written, not verified. Raises `BadRequest`, `CorruptFrame`."""
-        frames = []
-        for record in unpack_records(batch.records):
-            view = self._room.pop(record.place, None)
-            if view is None or len(view) != record.num_bytes:
-                raise BadRequest(f"no slot of {record.num_bytes} bytes at {record.place} is this writer's")
-            self._give_back(slot_bytes(record.num_bytes))
-            frames.append(record.frame(view))
+        frames: list[Frame] = []
+        placed_bytes = 0
+        pop, make = self._room.pop, tuple.__new__
+        try:
+            for key, checksum, place, num_bytes, raw_bytes, layer, codec, fidelity in unpack_records(batch.records):
+                view = pop(place, None)
+                if view is None:
+                    raise BadRequest(f"no slot at {place} is this writer's")
+                placed_bytes += slot_bytes(len(view))
+                if len(view) != num_bytes:
+                    raise BadRequest(f"the slot at {place} is of {len(view)} bytes, not of {num_bytes}")
+                frames.append(make(Frame, (key, layer, codec, fidelity, raw_bytes, view, checksum)))
+        finally:
+            self._give_back(placed_bytes)
         return frames
 
     def close(self) -> None:

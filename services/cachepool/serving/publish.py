@@ -17,7 +17,7 @@ from services.cachepool.store.block import Writer
 from services.cachepool.store.store import Store
 from shared.errors import BadRequest, CorruptFrame, LeaseExpired, Overloaded
 from shared.kv.entries import BlockEntries
-from shared.kv.frame import Frame, verify
+from shared.kv.frame import Frame, verify, verify_all
 from shared.lanes.settings import LaneName
 from shared.lanes.sockets.batch import Received
 from shared.patience import Patience
@@ -141,30 +141,27 @@ class PublishHandler:
 
         Frames from messages are verified here. Those from a link were, and what lies in shared memory is not read here
         at all: its readers verify what they use. A payload that lies in a slot of this pool's memory stays where it is.
-        Any other is copied right after it was hashed, while it is in the processor's cache. Not in a thread: hashing
-        takes less time than the copy, and less than it takes to hand it over.
+        Any other is copied right after its message was hashed, while it is in the processor's cache. Not in a thread:
+        hashing takes less time than the copy, and less than it takes to hand it over.
         """
-        num_stored = num_bytes = 0
+        intact = verify_all(frames) if lane == "grpc" else ()
+        good = frames[: intact.index(False)] if False in intact else frames
+        result = self._store.put_all(lease.writer, good)
+        lease.num_stored += result.num_stored
+        metrics = self._metrics
+        # A full pool is no fault of the writer's: it goes on, its readers wait for another or compute.
+        metrics.refused.inc(len(result.refused))
+        metrics.published.inc(result.num_stored)
+        metrics.published_bytes.inc(result.num_bytes)
+        metrics.lane_received.labels(lane).inc(result.num_bytes)
         try:
-            for frame in frames:
-                if lane == "grpc":
-                    verify(frame)
-                try:
-                    self._store.put(lease.writer, frame)
-                except Overloaded:
-                    # A full pool is no fault of the writer's: it goes on, its readers wait for another or compute.
-                    self._metrics.refused.inc()
-                else:
-                    num_stored += 1
-                    num_bytes += len(frame.payload)
+            if result.error is not None:
+                raise result.error
+            if len(good) < len(frames):
+                verify(frames[len(good)])  # says what is wrong with it
         except CorruptFrame:
-            self._metrics.corrupt.labels(WRITER).inc()
+            metrics.corrupt.labels(WRITER).inc()
             raise
-        finally:
-            lease.num_stored += num_stored
-            self._metrics.published.inc(num_stored)
-            self._metrics.published_bytes.inc(num_bytes)
-            self._metrics.lane_received.labels(lane).inc(num_bytes)
 
     @contextmanager
     def _place(self) -> Iterator[None]:

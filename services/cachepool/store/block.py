@@ -1,5 +1,6 @@
 """The records of the store: a block with the state of each layer's entry, and the writer who fills some of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -43,8 +44,8 @@ class WaitingReader(Protocol):
     def wants(self, index: int) -> int:
         """Return the layers of a block that were neither delivered nor reported missing."""
 
-    def on_present(self, index: int, layers: int) -> None:
-        """Entries can be delivered."""
+    def on_present(self, indices: Sequence[int], layers: int) -> None:
+        """Entries can be delivered: these layers of some blocks, at least one."""
 
     def on_granted(self, index: int, layers: int) -> None:
         """Entries found a writer."""

@@ -1,6 +1,8 @@
 """What a pool has: records of blocks in chains, the entries in them, who pays, and what goes when room is needed."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from services.cachepool.store.block import BLOCK_OVERHEAD_BYTES, ENTRY_OVERHEAD_BYTES, Block, entry_charge
@@ -10,13 +12,21 @@ from shared.errors import BadRequest, Overloaded
 from shared.ids import BlockKey, LayoutHash
 from shared.kv.codec import Payload
 from shared.kv.entries import BlockEntries
-from shared.kv.frame import Frame, with_payload
+from shared.kv.frame import Frame
 from shared.kv.layout import KvLayout
 from shared.lanes.slots import SlotMemory
 from shared.tenant import Tenant
 
 MAX_EVICTED_FOR_SLOT = 64
 """Blocks that may go for one entry while the budget has room for it, but the memory no slot of its size."""
+
+
+class Refusal(NamedTuple):
+    """An entry that was not stored, and why."""
+
+    block: Block
+    frame: Frame
+    error: Overloaded
 
 
 class Shelf:
@@ -91,27 +101,27 @@ class Shelf:
         """Renew the use of a chain: see `Eviction.touch`."""
         self._eviction.touch(chain)
 
-    def insert(self, block: Block, frame: Frame, tenant: Tenant) -> None:
-        """Store an entry, its payload as a copy unless it lies in a slot. The first of a block says who pays for all.
+    def insert(self, blocks: Sequence[Block], frames: Sequence[Frame], num_bytes: int, tenant: Tenant) -> list[Refusal]:
+        """Store entries, payloads as copies unless they lie in slots, and return those that do not fit.
 
-        Evicts what has to go. Raises `Overloaded`, typed by cause; nothing is stored then.
+        `blocks` are parallel to `frames`, referenced, and have none of these entries yet. `num_bytes`: of all payloads.
+        The first entry of a block says who pays for all. What has to go is evicted for all of them at once, where one
+        tenant pays for them.
         """
-        layer, payload, present = frame.layer, frame.payload, block.present
-        charge = len(payload) + (ENTRY_OVERHEAD_BYTES if present else ENTRY_OVERHEAD_BYTES + BLOCK_OVERHEAD_BYTES)
-        if self.used_bytes + charge > self.budget_bytes:
-            self._make_room(block.tenant if present else tenant, charge)
-        kept = self._keep(payload, block.tenant if present else tenant, charge)
-        if not present:
-            block.frames = [None] * block.layout.num_layers
-            block.tenant = tenant
-            self.num_stored += 1
-        block.frames[layer] = with_payload(frame, kept)
-        block.present = present = present | 1 << layer
-        self._charge(block, charge)
-        self.num_entries += 1
-        group = block.layout.group_layers[layer]
-        if present & group == group:
-            self._tell_groups(block)
+        payers = {block.tenant if block.present else tenant for block in blocks}
+        payer = payers.pop()
+        if payers:
+            return self._insert_each(blocks, frames, tenant)
+        num_new = len({block for block in blocks if not block.present})
+        num_bytes += ENTRY_OVERHEAD_BYTES * len(frames) + BLOCK_OVERHEAD_BYTES * num_new
+        if self.used_bytes + num_bytes > self.budget_bytes:
+            try:
+                self._make_room(payer, num_bytes)
+            except Overloaded as error:
+                if len(frames) > 1:
+                    return self._insert_each(blocks, frames, tenant)
+                return [Refusal(blocks[0], frames[0], error)]
+        return self._insert_all(blocks, frames, payer)
 
     def pin(self, key: BlockKey, layers: int) -> None:
         """Keep these layers of a block from eviction, once they are here, and no others; 0: none."""
@@ -125,21 +135,24 @@ class Shelf:
 
     def remove(self, block: Block, layers: int) -> None:
         """Forget entries that are present."""
-        gone = [frame for layer, frame in enumerate(block.frames) if frame and layers >> layer & 1]
-        for frame in gone:
-            self._memory.free(frame.payload)
-        self.num_entries -= len(gone)
         if layers == block.present:
+            gone = [frame for frame in block.frames if frame]
             freed = block.charge
             block.frames = []
             self.num_stored -= 1
             self.num_evicted += 1
         else:
+            gone = [frame for layer, frame in enumerate(block.frames) if frame and layers >> layer & 1]
             freed = sum(map(entry_charge, gone))
             block.frames = [None if layers >> layer & 1 else frame for layer, frame in enumerate(block.frames)]
             self.num_trimmed += len(gone)
+        free = self._memory.free
+        for frame in gone:
+            free(frame.payload)
+        self.num_entries -= len(gone)
         block.present &= ~layers
-        self._charge(block, -freed)
+        block.charge -= freed
+        self._charge(block.tenant, -freed)
         self._tell_groups(block)
         self.settle(block)
 
@@ -181,14 +194,63 @@ class Shelf:
         while self.used_bytes + num_bytes > self.budget_bytes:
             self._evict_for(payer, num_bytes)
 
+    def _insert_each(self, blocks: Sequence[Block], frames: Sequence[Frame], tenant: Tenant) -> list[Refusal]:
+        """Store those entries for which there is room, or can be made."""
+        refused = []
+        for block, frame in zip(blocks, frames, strict=True):
+            refused += self.insert((block,), (frame,), len(frame.payload), tenant)
+        return refused
+
+    def _insert_all(self, blocks: Sequence[Block], frames: Sequence[Frame], payer: Tenant) -> list[Refusal]:
+        """Store entries for which the budget has room, and one tenant pays; slots may lack all the same."""
+        keep, make = self._memory.keep, tuple.__new__
+        refused: list[Refusal] = []
+        complete: list[Block] = []
+        num_stored = num_new = num_bytes = 0
+        layout, last_layer, group = None, -1, 0
+        try:
+            for block, frame in zip(blocks, frames, strict=True):
+                key, layer, codec, fidelity, raw_bytes, payload, checksum = frame
+                charge = len(payload) + ENTRY_OVERHEAD_BYTES
+                try:
+                    kept = keep(payload)
+                except Overloaded:
+                    try:
+                        kept = self._keep(payload, payer, charge)
+                    except Overloaded as error:
+                        refused.append(Refusal(block, frame, error))
+                        continue
+                present = block.present
+                if not present:
+                    block.frames = [None] * block.layout.num_layers
+                    block.tenant = payer
+                    charge += BLOCK_OVERHEAD_BYTES
+                    num_new += 1
+                block.frames[layer] = make(Frame, (key, layer, codec, fidelity, raw_bytes, kept, checksum))
+                block.present = present = present | 1 << layer
+                block.charge += charge
+                num_bytes += charge
+                num_stored += 1
+                if layer != last_layer or block.layout is not layout:
+                    layout, last_layer = block.layout, layer
+                    group = layout.group_layers[layer]
+                if present & group == group:
+                    complete.append(block)
+        finally:
+            self.num_entries += num_stored
+            self.num_stored += num_new
+            self._charge(payer, num_bytes)
+        for block in complete:
+            self._tell_groups(block)
+        return refused
+
     def _keep(self, payload: Payload, payer: Tenant, charge: int) -> memoryview:
-        """Return a payload that stays, although slots of its size may run out before the budget does."""
+        """Evict until a payload can stay: slots of its size may run out before the budget does."""
         for _ in range(MAX_EVICTED_FOR_SLOT):
-            try:
+            self._evict_for(payer, charge)
+            with suppress(Overloaded):
                 return self._memory.keep(payload)
-            except Overloaded:
-                self._evict_for(payer, charge)
-        return self._memory.keep(payload)
+        raise Overloaded(f"no slot for {len(payload)} bytes, although {MAX_EVICTED_FOR_SLOT} blocks have gone for it")
 
     def _evict_for(self, payer: Tenant, num_bytes: int) -> None:
         """Evict something: of the payer when that is above its quota, else of others that are, else of anybody."""
@@ -204,11 +266,10 @@ class Shelf:
                 raise Overloaded("all blocks of the pool are held by readers and writers, or pinned")
         self.remove(victim.block, victim.layers)
 
-    def _charge(self, block: Block, num_bytes: int) -> None:
-        block.charge += num_bytes
+    def _charge(self, payer: Tenant, num_bytes: int) -> None:
         self.used_bytes += num_bytes
-        if not self.tenants.charge(block.tenant, num_bytes):
-            self._eviction.forget_tenant(block.tenant)
+        if not self.tenants.charge(payer, num_bytes):
+            self._eviction.forget_tenant(payer)
 
     def _tell_groups(self, block: Block) -> None:
         groups = block.layout.group_mask(block.present)

@@ -1,10 +1,10 @@
 """The pool's state: entries by (block, layer), who writes them, who waits for them. No I/O."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from typing import NamedTuple
 
-from services.cachepool.store.block import Block, Writer
+from services.cachepool.store.block import Block, WaitingReader, Writer
 from services.cachepool.store.eviction import Eviction
 from services.cachepool.store.shelf import Shelf
 from services.cachepool.store.subscription import Subscription
@@ -25,6 +25,20 @@ class BlockGrant(NamedTuple):
 
     granted: int  # layer bitmask: the writer's to fill
     present: int  # layer bitmask: stored already
+
+
+class PutResult(NamedTuple):
+    """What became of frames, up to the first one that is wrong."""
+
+    num_stored: int
+    num_bytes: int  # of stored payloads
+    refused: Sequence[Overloaded]  # why those were not stored that do not fit
+    error: BadRequest | CorruptFrame | None  # what is wrong with the next frame, which ended it
+
+    @property
+    def num_done(self) -> int:
+        """Frames before the wrong one."""
+        return self.num_stored + len(self.refused)
 
 
 class StoreStats(NamedTuple):
@@ -207,28 +221,41 @@ class Store:
         return grants
 
     def put(self, writer: Writer, frame: Frame) -> None:
-        """Store a copy of a verified frame and hand it to its readers. The grant ends, whether it is stored or not.
+        """Store one frame, as `put_all` does. Raises what that returns."""
+        result = self.put_all(writer, (frame,))
+        if result.error is not None:
+            raise result.error
+        if result.refused:
+            raise result.refused[0]
 
-        Raises `BadRequest` when the writer holds no grant for it, `CorruptFrame` when it cannot be this layer's KV,
-        `Overloaded` when it does not fit because readers and writers hold all there is.
+    def put_all(self, writer: Writer, frames: Sequence[Frame]) -> PutResult:
+        """Store verified frames and hand them to their readers, up to the first one that is wrong.
+
+        A frame is wrong when the writer holds no grant for it (`BadRequest`), or when it cannot be this layer's KV
+        (`CorruptFrame`). One that does not fit, because readers and writers hold all there is (`Overloaded`), does not
+        keep others from being stored. The grants of all frames before a wrong one end, whether they are stored or not.
         """
-        key, layer, codec, _, raw_bytes, payload, _ = frame
-        block, bit = self._shelf.get(key), 1 << layer
-        if block is None or not writer.granted.get(block, 0) & bit:
-            raise BadRequest(f"block {key.hex()[:12]} layer {layer} was not granted to this writer")
-        if raw_bytes != block.layout.entry_bytes(layer) or (codec is _RAW and len(payload) != raw_bytes):
-            raise CorruptFrame(f"{raw_bytes} bytes in layer {layer} are not what the KV layout says")
-        try:
-            self._shelf.insert(block, frame, writer.tenant)
-        except Overloaded:
-            self._release(writer, block, bit, self.clock())
-            raise
-        self._end_grant(writer, block, bit)
-        for reader, index in block.readers.items():
-            reader.on_present(index, bit)
-        if not block.filling:  # else it is not settled
-            self._on_settled(block.key)
-            self._shelf.settle(block)
+        blocks, layers_of, error = self._check(writer, frames)
+        if error is not None:
+            frames = frames[: len(blocks)]
+        num_bytes = sum([len(frame[5]) for frame in frames])
+        refused = self._shelf.insert(blocks, frames, num_bytes, writer.tenant) if blocks else []
+        self._end_grants(writer, layers_of)
+        stored = layers_of
+        if refused:
+            stored, now = dict(layers_of), self.clock()
+            for block, frame, _ in refused:
+                num_bytes -= len(frame.payload)
+                stored[block] ^= 1 << frame.layer
+                for reader, index in block.readers.items():
+                    reader.on_orphaned(index, 1 << frame.layer, now)
+        _tell_present(stored)
+        for block in layers_of:
+            if not block.filling:  # else it is not settled
+                if block.present:
+                    self._on_settled(block.key)
+                self._shelf.settle(block)
+        return PutResult(len(blocks) - len(refused), num_bytes, [refusal.error for refusal in refused], error)
 
     def release(self, writer: Writer, entries: BlockEntries, since: float) -> None:
         """Take grants back from a writer that will not fill them. Its readers' patience counts from `since`."""
@@ -305,16 +332,40 @@ class Store:
         for block in reversed(chain):
             self._shelf.settle(block)
 
-    def _end_grant(self, writer: Writer, block: Block, layers: int) -> None:
-        block.filling &= ~layers
-        left = writer.granted[block] & ~layers
-        if left:
-            writer.granted[block] = left
-        else:
-            del writer.granted[block]
+    def _check(
+        self, writer: Writer, frames: Sequence[Frame]
+    ) -> tuple[list[Block], dict[Block, int], BadRequest | CorruptFrame | None]:
+        """Return the blocks of frames up to the first one that is wrong, their layers by block, and what is wrong."""
+        get, granted = self._shelf.get, writer.granted
+        blocks: list[Block] = []
+        layers_of: dict[Block, int] = {}
+        layout, last_layer, entry_bytes = None, -1, 0  # most batches are of one layer
+        for key, layer, codec, _, raw_bytes, payload, _ in frames:
+            block, bit = get(key), 1 << layer
+            if block is None or not granted.get(block, 0) & ~(layers := layers_of.get(block, 0)) & bit:
+                error = BadRequest(f"block {key.hex()[:12]} layer {layer} was not granted to this writer")
+                return blocks, layers_of, error
+            if layer != last_layer or block.layout is not layout:
+                layout, last_layer = block.layout, layer
+                entry_bytes = layout.entry_bytes(layer)
+            if raw_bytes != entry_bytes or (codec is _RAW and len(payload) != raw_bytes):
+                wrong = CorruptFrame(f"{raw_bytes} bytes in layer {layer} are not what the KV layout says")
+                return blocks, layers_of, wrong
+            layers_of[block] = layers | bit
+            blocks.append(block)
+        return blocks, layers_of, None
+
+    def _end_grants(self, writer: Writer, layers_of: Mapping[Block, int]) -> None:
+        granted = writer.granted
+        for block, layers in layers_of.items():
+            block.filling ^= layers
+            if granted[block] == layers:
+                del granted[block]
+            else:
+                granted[block] ^= layers
 
     def _release(self, writer: Writer, block: Block, layers: int, since: float) -> None:
-        self._end_grant(writer, block, layers)
+        self._end_grants(writer, {block: layers})
         for reader, index in block.readers.items():
             reader.on_orphaned(index, layers, since)
         if block.present and not block.filling:
@@ -325,6 +376,17 @@ class Store:
         """Recount everything and assert the class's invariants: for tests, and for a pool that has gone idle."""
         self._shelf.check_integrity()
         assert self._num_leases == sum(len(block.readers) for block in self._shelf)
+
+
+def _tell_present(layers_of: Mapping[Block, int]) -> None:
+    """Tell the readers of blocks of the layers that have come, once for all blocks of which the same have."""
+    told: dict[tuple[WaitingReader, int], list[int]] = {}
+    for block, layers in layers_of.items():
+        if layers:
+            for reader, index in block.readers.items():
+                told.setdefault((reader, layers), []).append(index)
+    for (reader, layers), indices in told.items():
+        reader.on_present(indices, layers)
 
 
 def _nothing(_key: BlockKey) -> None:

@@ -10,6 +10,8 @@ from shared.kv.frame import Frame
 from shared.kv.layout import iter_layers
 from shared.tenant import NO_TENANT, Tenant
 
+_PART = (1 << 60) - 1  # as many bits as the interpreter handles at about the speed of one
+
 
 @dataclass(order=True, slots=True)
 class _Orphans:
@@ -73,20 +75,26 @@ class Subscription:
     def take(self, max_bytes: int) -> list[Frame]:
         """Remove and return ready frames, at least one if any is ready, at most about `max_bytes` of payload."""
         frames: list[Frame] = []
+        blocks, wanted = self.blocks, self._wanted
         size = 0
         while self._ready_layers and size < max_bytes:
             layer = _lowest_bit(self._ready_layers)
             bit, ready = 1 << layer, self._ready[layer]
-            while ready:
-                index = _lowest_bit(ready)
-                frame = self.blocks[index].frames[layer]
-                assert frame is not None, "an entry vanished under a reader's lease"
-                size += len(frame.payload)
-                if frames and size > max_bytes:
-                    break
-                frames.append(frame)
-                self._wanted[index] &= ~bit
-                ready &= ready - 1
+            while ready and size < max_bytes:
+                first = _lowest_bit(ready)
+                part = left = ready >> first & _PART  # a chain's mask may be thousands of bits long
+                while left:
+                    low = left & -left
+                    index = first + low.bit_length() - 1
+                    frame = blocks[index].frames[layer]
+                    assert frame is not None, "an entry vanished under a reader's lease"
+                    size += len(frame[5])
+                    if size > max_bytes and frames:
+                        break
+                    frames.append(frame)
+                    wanted[index] ^= bit
+                    left ^= low
+                ready ^= (part ^ left) << first
             self._ready[layer] = ready
             if not ready:
                 self._ready_layers &= ~bit
@@ -121,11 +129,17 @@ class Subscription:
             if layers:
                 yield index, layers
 
-    def on_present(self, index: int, layers: int) -> None:
+    def on_present(self, indices: Sequence[int], layers: int) -> None:
         """Entries can be delivered. Those that are not wanted (any more) are ignored."""
-        layers &= self._wanted[index]
-        if layers:
-            self._add_ready(layers, 1 << index)
+        wanted, first, is_awaited = self._wanted, min(indices), False
+        for layer in iter_layers(layers):
+            ready = 0  # a chain's mask may be thousands of bits long: that of a batch is put together apart
+            for index in indices:
+                ready |= (wanted[index] >> layer & 1) << (index - first)
+            if ready:
+                self._add_ready(1 << layer, ready << first)
+                is_awaited = True
+        if is_awaited:
             self._notify()
 
     def on_granted(self, index: int, layers: int) -> None:

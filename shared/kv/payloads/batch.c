@@ -2,12 +2,18 @@
 
    Of the interpreter only its stable interface is used (3.11 and later), declared here: its headers are often not
    installed beside it. Functions return 0, or -1 with an exception set. */
+#include <errno.h>
 #include <stdlib.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
 
 #include "xxh3.h"
 
 #define KEEP_LOCK_BYTES (256 * 1024) /* read sooner than another thread gives the lock back */
 #define CHUNK_BYTES (16u * 1024)     /* copied and hashed in turns: stays in the nearest cache */
+#define HOT_BYTES (768 * 1024)       /* received and hashed in turns: stays in a processor's own cache */
+#define MAX_PARTS 64                 /* payloads that one system call receives */
+#define PEER_ENDED (-2)
 
 typedef struct _object PyObject;
 typedef struct _ts PyThreadState;
@@ -184,6 +190,54 @@ int prfaas_copy_in_sealed(const struct parts *parts, const int64_t *numbers, PyO
     if (thread) PyEval_RestoreThread(thread);
     release(views, count);
     return 0;
+}
+
+/* Fill memory from a blocking socket. Return 0, PEER_ENDED, or the number of the error. */
+static int fill(int fd, struct iovec *parts, int count) {
+    while (count) {
+        struct msghdr message = {.msg_iov = parts, .msg_iovlen = (size_t)count};
+        ssize_t moved = recvmsg(fd, &message, MSG_WAITALL);
+        if (moved == 0) return PEER_ENDED;
+        if (moved < 0 && errno != EINTR) return errno;
+        while (moved > 0 && count) {
+            size_t taken = (size_t)moved < parts->iov_len ? (size_t)moved : parts->iov_len;
+            parts->iov_base = (uint8_t *)parts->iov_base + taken;
+            parts->iov_len -= taken;
+            moved -= (ssize_t)taken;
+            if (!parts->iov_len) parts++, count--;
+        }
+    }
+    return 0;
+}
+
+/* Receive payloads, all longer than XXH3_SHORT, one after the other, and digest them as `prfaas_digests` does, some at
+   a time, while they are near. Return 0, or what `fill` returns. */
+int prfaas_receive(int fd, PyObject *payloads, int64_t count, const uint8_t *headers, int64_t header_bytes,
+                   uint64_t *digests) {
+    Py_buffer *views = views_of(payloads, count, PyBUF_WRITABLE, ANY_LENGTH);
+    if (!views) return -1;
+    for (int64_t i = 0; i < count; i++)
+        if (views[i].len <= XXH3_SHORT) {
+            release(views, count);
+            return failed("a payload is too short for this");
+        }
+    PyThreadState *thread = PyEval_SaveThread();
+    int status = 0;
+    for (int64_t first = 0, end = 0; first < count && !status; first = end) {
+        struct iovec parts[MAX_PARTS];
+        int64_t size = 0;
+        for (; end < count && end - first < MAX_PARTS && (end == first || size < HOT_BYTES); end++) {
+            parts[end - first] = (struct iovec){views[end].buf, (size_t)views[end].len};
+            size += views[end].len;
+        }
+        status = fill(fd, parts, (int)(end - first));
+        for (int64_t i = first; i < end && !status; i++)
+            digests[i] = xxh3_long(views[i].buf, (size_t)views[i].len,
+                                   xxh3_header(headers + i * header_bytes, (size_t)header_bytes));
+    }
+    PyEval_RestoreThread(thread);
+    release(views, count);
+    return status;
 }
 
 /* Say where payloads lie. */

@@ -1,7 +1,7 @@
 """batch.c, compiled for this machine at its first use. Without a C compiler NumPy and the xxhash package do the same,
 entry by entry."""
 
-from ctypes import POINTER, PyDLL, Structure, c_char_p, c_int64, c_void_p, py_object
+from ctypes import POINTER, PyDLL, Structure, c_char_p, c_int, c_int64, c_void_p, py_object
 from functools import lru_cache
 from pathlib import Path
 
@@ -47,6 +47,7 @@ def load_payload_kernels() -> PyDLL | None:
     library.prfaas_copy_out.argtypes = (parts, at, py_object, number, c_char_p, number, at)
     library.prfaas_copy_in.argtypes = (parts, at, py_object, number)
     library.prfaas_copy_in_sealed.argtypes = (parts, at, py_object, number, c_char_p, number, at, c_char_p)
+    library.prfaas_receive.argtypes = (c_int, py_object, number, c_char_p, number, at)
     library.prfaas_addresses.argtypes = (py_object, number, at)
     return library
 

@@ -1,7 +1,7 @@
 """The wire form of a batch: a header, the records of its entries, then their payloads; and what became of it."""
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from xxhash import xxh3_64_intdigest
@@ -10,7 +10,7 @@ from shared.errors import BadRequest, CorruptFrame
 from shared.ids import BlockKey
 from shared.kv.codec import Payload
 from shared.kv.entries import BlockEntries
-from shared.kv.frame import MAX_RAW_BYTES, Frame, verify_all
+from shared.kv.frame import MAX_RAW_BYTES, Frame
 from shared.lanes.records import RECORD_BYTES, EntryRecord, pack_records, unpack_records
 
 MAX_ENTRIES = 4096
@@ -88,21 +88,6 @@ def frames_of(records: Sequence[EntryRecord], payloads: Sequence[Payload]) -> li
         new(Frame, (key, layer, codec, fidelity, raw_bytes, payload, checksum))
         for (key, checksum, _, _, raw_bytes, layer, codec, fidelity), payload in zip(records, payloads, strict=True)
     ]
-
-
-def in_groups(frames: Sequence[Frame], least_bytes: int) -> Iterator[Sequence[Frame]]:
-    """Divide frames into runs whose payloads are `least_bytes` or a little more; the last one may be smaller."""
-    first = num_bytes = 0
-    for at, frame in enumerate(frames, 1):
-        num_bytes += len(frame.payload)
-        if num_bytes >= least_bytes or at == len(frames):
-            yield frames[first:at]
-            first, num_bytes = at, 0
-
-
-def are_intact(frames: Sequence[Frame]) -> list[bool]:
-    """Return which frames are what their source sealed."""
-    return verify_all(frames)
 
 
 def entries_of(records: Iterable[EntryRecord | Frame]) -> list[BlockEntries]:

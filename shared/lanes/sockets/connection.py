@@ -4,16 +4,14 @@ import threading
 from collections.abc import Callable
 
 from shared.errors import CorruptFrame, LaneBroken, Overloaded
-from shared.kv.frame import Frame
+from shared.kv.frame import Frame, headers_of, verify_all
 from shared.lanes.records import RECORD_BYTES, EntryRecord
 from shared.lanes.sockets.batch import (
     HEADER_BYTES,
     MAX_ENTRIES,
     Received,
-    are_intact,
     entries_of,
     frames_of,
-    in_groups,
     unpack_announced,
     unpack_header,
 )
@@ -22,8 +20,6 @@ from shared.lanes.sockets.sending import SendQueue
 from shared.lanes.sockets.transport import Transport
 
 _DISCARD_BYTES = 256 << 10
-_HOT_BYTES = 768 << 10
-"""Received before it is verified: what still lies in the processor's cache then."""
 
 
 class LinkConnection:
@@ -56,7 +52,7 @@ class LinkConnection:
         self._lock = threading.Lock()
         self._num_running = 2
         self._threads = [
-            threading.Thread(target=self._run, args=(work,), name=f"{name}-{what}")
+            threading.Thread(target=self._run, args=(work,), name=f"{name}-{what}", daemon=True)
             for what, work in (("send", self._send), ("receive", self._receive))
         ]
 
@@ -160,14 +156,15 @@ class LinkConnection:
 
     def _fill(self, frames: list[Frame]) -> list[bool]:
         """Receive the payloads of frames, and say which may be passed on."""
+        views: list[memoryview] = [frame.payload for frame in frames]  # type: ignore[misc]
         if not self._verify:
-            self._transport.receive([frame.payload for frame in frames])  # type: ignore[misc]
+            self._transport.receive(views)
             return [True] * len(frames)
-        intact = []
-        for group in in_groups(frames, _HOT_BYTES):
-            self._transport.receive([frame.payload for frame in group])  # type: ignore[misc]
-            intact += are_intact(group)
-        return intact
+        digests = self._transport.receive_sealed(views, headers_of(frames))
+        if digests is None:
+            self._transport.receive(views)
+            return verify_all(frames)
+        return [digest == frame.checksum for digest, frame in zip(digests, frames, strict=True)]
 
     def _discard(self, num_bytes: int) -> None:
         buffer = memoryview(bytearray(min(num_bytes, _DISCARD_BYTES)))

@@ -121,6 +121,9 @@ class TlsTransport:
                 view = view[found:]
                 is_start = False
 
+    def receive_sealed(self, payloads: Sequence[memoryview], headers: Sequence[bytes]) -> list[int] | None:
+        return None
+
     def shut(self) -> None:
         self._plain.shut()
 

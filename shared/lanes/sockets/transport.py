@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from shared.kv.codec import Payload
+from shared.kv.payloads.received import receive
 from shared.lanes.sockets.options import LinkOptions, set_timeouts
 
 _MAX_PARTS = min(os.sysconf("SC_IOV_MAX"), 1024)
@@ -24,6 +25,9 @@ class Transport(Protocol):
 
     def receive(self, views: Sequence[memoryview], *, is_start: bool = False) -> None:
         """Fill the views. `is_start`: the first byte may take any time. Raises EOFError if the peer ended before it."""
+
+    def receive_sealed(self, payloads: Sequence[memoryview], headers: Sequence[bytes]) -> list[int] | None:
+        """Fill the payloads and return their digests; None, with nothing received, where `receive` has to do it."""
 
     def shut(self) -> None:
         """Cut the connection: whoever sends or receives is woken. Any thread, any number of times before `close`."""
@@ -61,6 +65,14 @@ class PlainTransport:
                 raise EOFError if is_start else ConnectionResetError("the peer went in the midst of a batch")
             left = after(left, moved)
             is_start = False
+
+    def receive_sealed(self, payloads: Sequence[memoryview], headers: Sequence[bytes]) -> list[int] | None:
+        try:
+            return receive(self._sock.fileno(), payloads, headers)
+        except EOFError:
+            raise ConnectionResetError("the peer went in the midst of a batch") from None
+        except BlockingIOError:
+            raise TimeoutError("the peer stopped in the midst of a batch") from None
 
     def shut(self) -> None:
         shut_down(self._sock)

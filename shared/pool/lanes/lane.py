@@ -35,7 +35,7 @@ class FetchLane(Protocol):
     def arrivals(self, replies: Replies) -> AsyncGenerator[Arrived, None]:
         """Yield what comes, by message or beside them. Raises `LaneBroken`, `CorruptFrame`, and what `replies` raise.
 
-        What was yielded is the caller's until it asks for more, or until `end`.
+        What was yielded is the caller's until `end`.
         """
 
     def end(self) -> None:

@@ -6,7 +6,7 @@ from contextlib import aclosing
 
 import pytest
 
-from services.cachepool.serving.outlets import MAPPED_BATCH_BYTES
+from services.cachepool.serving.outlets import MAPPED_BATCH_BYTES, QUICK_BATCH_BYTES
 from shared.bus.events import StoredBlocks, stored_from_messages, unpack_keys
 from shared.errors import BadRequest, LeaseExpired, Overloaded, WorkerLost
 from shared.kv.codec import Codec
@@ -158,7 +158,7 @@ async def test_lz4_frames_pass_as_they_are(west: Running) -> None:
     assert received == [sealed]
 
 
-async def test_batches_stay_near_one_mebibyte(west: Running, lane: LaneName) -> None:
+async def test_batches_are_as_large_as_their_lane_bears(west: Running, lane: LaneName) -> None:
     layout = KvLayout((LayerSpec(None, 3, 64),) * 2, "bfloat16")  # 48 KiB an entry
     names = keys("large", 60)
     sent = [seal(name, layer, bytes(layout.entry_bytes(0)), Codec.RAW) for layer in range(2) for name in names]
@@ -168,7 +168,8 @@ async def test_batches_stay_near_one_mebibyte(west: Running, lane: LaneName) -> 
     async with aclosing(west.client.fetch(layout, wanting(names, 0b11), (), 0, soon())) as arrivals:
         sizes = [sum(len(got.payload) for got in arrived.frames) async for arrived in arrivals]
     assert sum(sizes) == 120 * 48 * 1024
-    assert max(sizes) <= (MAPPED_BATCH_BYTES if lane == "shared_memory" else 1 << 20)
+    limits = {"shared_memory": MAPPED_BATCH_BYTES, "socket": QUICK_BATCH_BYTES, "grpc": 1 << 20}
+    assert max(sizes) <= limits[lane]
     assert len(sizes) <= 7
 
 

@@ -46,7 +46,7 @@ class Busy:
             if not task.cancelled():
                 task.result()
 
-    async def _write(self, names: list) -> None:  # type: ignore[type-arg]
+    async def _write(self, names: list) -> None:
         async with self._client.publish(soon()) as publication:
             grant = await publication.open(LARGE, wanting(names, LARGE.all_layers))
             masks = dict(zip(names, grant.granted, strict=True))
@@ -54,7 +54,7 @@ class Busy:
             await placed_or_sent(publication, frames)
             self.num_written += len(frames)
 
-    async def _read(self, names: list) -> None:  # type: ignore[type-arg]
+    async def _read(self, names: list) -> None:
         async def then(frames: list[Frame]) -> None:
             await asyncio.sleep(0)
 

@@ -7,10 +7,12 @@ import pytest
 from prometheus_client import generate_latest
 
 from benchmarks import gpu, harness
+from benchmarks.device.asking import itls_together
+from benchmarks.device.first_token import SuiteFigures, checks
 from benchmarks.device.load import WAYS, step_counters
 from benchmarks.device.prefill import computed_operations
 from benchmarks.device.serving import procfile
-from benchmarks.device.shapes import config_of
+from benchmarks.device.shapes import BLOCK_TOKENS, FULL, ServedShape, config_of
 from benchmarks.roofline import LLAMA_8B, prefill
 from services.decode.meter import StepMeter
 from shared.metrics import Metrics
@@ -41,11 +43,15 @@ def test_a_prefill_worker_computes_nothing_after_the_last_keys_and_values() -> N
 def test_a_suite_without_prefill_does_not_wait_for_one() -> None:
     ports = dict.fromkeys(("broker", "pool_east", "pool_west", "prefill", "decode", "gateway"), 1)
     ports |= {"status0": 10, "status1": 11, "status2": 12, "status3": 13}
-    whole, alone = (procfile(ports, "", "", WAYS[way]).splitlines() for way in ("handed over", "decode alone"))
+    settings = {"pool": "", "prefill_engine": "OF=prefill", "decode_engine": "OF=decode"}
+    whole, alone = (procfile(ports, settings, WAYS[way]).splitlines() for way in ("handed over", "decode alone"))
     assert len(whole) == len(alone) + 2
     assert whole[-1].endswith("--also 10 11 12 13")
     assert alone[-1].endswith("--also 11 13")
     assert not any("services.prefill" in line for line in alone)
+    (prefill_line,) = (line for line in whole if "services.prefill" in line)
+    assert "OF=prefill" in prefill_line
+    assert "OF=decode" not in prefill_line
 
 
 def test_what_is_read_of_steps_is_what_decode_says() -> None:
@@ -57,3 +63,26 @@ def test_what_is_read_of_steps_is_what_decode_says() -> None:
         "outside_s": 0,
         "tail_tokens": 0,
     }
+
+
+def test_latencies_count_while_a_whole_batch_runs() -> None:
+    times = [[0.0, 1.0, 2.0, 4.0, 5.0], [1.5, 2.5, 3.5, 4.5]]
+    assert itls_together(times, until=float("inf")) == [2.0, 1.0, 1.0, 1.0]
+    assert itls_together(times, until=4.0) == [2.0, 1.0, 1.0]
+    with pytest.raises(RuntimeError, match="same time"):
+        itls_together([[0.0, 1.0], [1.5, 2.5]], until=float("inf"))
+
+
+def test_targets_of_the_suite_compare_medians() -> None:
+    shape = FULL.served[0]
+    ttft_ms = {("streamed", 2048): 150.0, ("decode alone", 2048): 100.0, ("from the own pool", 8192): 251.0}
+    ttft_ms |= {("streamed", 8192): 250.0, ("decode alone", 8192): 200.0}
+    figures = SuiteFigures(ttft_ms=ttft_ms, itl_p99_ms={"undisturbed": 10.0, "handed over": 13.0})
+    found = [(check.value, check.met) for check in checks(shape, figures)]
+    assert found == [(1.5, True), (1.25, True), (0.251, False), (1.3, False)]
+
+
+@pytest.mark.parametrize("shape", FULL.served, ids=lambda shape: shape.name)
+def test_targets_are_of_lengths_that_are_asked_for(shape: ServedShape) -> None:
+    assert {*shape.most_times_alone, *shape.most_from_pool_s} <= set(shape.lengths)
+    assert config_of(shape.config).kv_layout(BLOCK_TOKENS, "bfloat16").entry_bytes(0) == shape.entry_bytes

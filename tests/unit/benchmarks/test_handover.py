@@ -84,6 +84,12 @@ def test_without_a_compiler_the_rest_is_counted(tmp_path: Path, monkeypatch: pyt
     assert row["user_s_gb"] is not None
 
 
+def test_copies_need_not_be_counted(tmp_path: Path) -> None:
+    counting = Counting(tmp_path, copies=False)
+    assert counting.absent == "not asked for"
+    assert counting.counter().environ() == {}
+
+
 def test_rows_are_totals_over_passes_divided_by_their_payload() -> None:
     writer, pool = Used(1.0, 0.5, 8, 4, 3e9, 1e9, 2000), Used(2.0, 0.0, 0, 0, 2e9, 1e9, 0)
     moves = [Moved(1_000_000_000, seconds, 0.004, (writer, pool)) for seconds in (1.0, 2.0, 4.0)]

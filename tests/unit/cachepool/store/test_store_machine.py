@@ -83,25 +83,34 @@ class PoolMachine(RuleBasedStateMachine):
     def put(self, data: Any, count: int) -> None:
         writer = data.draw(st.sampled_from([w for w in self.writers if self.granted[id(w)]]))
         order = [entry for chain in CHAINS for key in chain for entry in ((key, 0), (key, 1), (key, 2))]
-        for key, layer in sorted(self.granted[id(writer)], key=order.index)[:count]:
-            self.granted[id(writer)].discard((key, layer))
-            kept = {k for expected in self.readers.values() for k in expected.order}
-            before = {k: self.store.lookup(k) for k in kept}
-            for _, layers in self.pinned.values():
-                for k, mask in layers.items():
-                    before[k] = before.get(k, 0) | self.store.lookup(k) & mask
-            full = {k: self.store.lookup(k) & FULL_LAYERS for chain in CHAINS for k in chain}
-            try:
-                self.granted[id(writer)].add((key, layer))  # the grant protects the block until the entry is in
-                self.store.put(writer, frame(key, layer))
-                assert self.store.lookup(key) >> layer & 1
-            except Overloaded:
-                assert not self.store.lookup(key) >> layer & 1
-            finally:
-                self.granted[id(writer)].discard((key, layer))
-            assert all(self.store.lookup(k) & mask == mask for k, mask in before.items())
-            for k, mask in full.items():
-                assert self.store.lookup(k) & mask in (0, mask), "only window entries go before their block"
+        by_layer = data.draw(st.booleans())
+        granted = sorted(self.granted[id(writer)], key=lambda e: (e[1] if by_layer else 0, order.index(e)))[:count]
+        wrong = data.draw(st.sampled_from([None, None, "twice", "size", "unknown"]))
+        frames = [frame(key, layer) for key, layer in granted]
+        bad = {
+            "twice": frames[0],
+            "size": frames[-1]._replace(payload=b"short"),
+            "unknown": frames[0]._replace(key=BlockKey(bytes(32))),
+        }
+        if wrong == "size":
+            frames, granted = frames[:-1], granted[:-1]  # in the place of the last one, whose grant stays
+        batch = frames if wrong is None else [*frames, bad[wrong], frame(*order[0])]
+        kept = {k for expected in self.readers.values() for k in expected.order}
+        before = {k: self.store.lookup(k) for k in kept}
+        for _, layers in self.pinned.values():
+            for k, mask in layers.items():
+                before[k] = before.get(k, 0) | self.store.lookup(k) & mask
+        full = {k: self.store.lookup(k) & FULL_LAYERS for chain in CHAINS for k in chain}
+        result = self.store.put_all(writer, batch)  # grants protect blocks until their entries are in
+        assert (result.error is None) == (wrong is None)
+        assert result.num_done == len(granted)
+        is_here = [bool(self.store.lookup(key) >> layer & 1) for key, layer in granted]
+        assert is_here.count(True) == result.num_stored
+        assert result.num_bytes == ENTRY_BYTES * result.num_stored
+        self.granted[id(writer)] -= set(granted)
+        assert all(self.store.lookup(k) & mask == mask for k, mask in before.items())
+        for k, mask in full.items():
+            assert self.store.lookup(k) & mask in (0, mask), "only window entries go before their block"
 
     @precondition(lambda self: self.writers)
     @rule(data=st.data(), ago=st.sampled_from([0.0, 0.5, 2.0]))

@@ -68,3 +68,15 @@ def test_whoever_stored_a_block_first_pays_for_all_of_it() -> None:
     pool.store.put(second, frame(key("x"), 1, FULL))
     pool.store.put(second, frame(key("x"), 2, FULL))
     assert (pool.store.stats.num_tenants, pool.store.stats.largest_tenant_bytes) == (1, BLOCK_BYTES)
+
+
+def test_a_batch_may_have_blocks_that_others_pay_for() -> None:
+    pool = SamplePool(4, FULL, tenant_share=0.5)
+    names = keys("shared", 2)
+    first = pool.writer(names[0], layers=0b001, tenant=A)
+    second = pool.writer(*names, tenant=B)
+    pool.store.put(first, frame(names[0], 0, FULL))
+    result = pool.store.put_all(second, [frame(key, layer, FULL) for layer in (1, 2) for key in names])
+    assert (result.num_stored, result.error) == (4, None)
+    assert (pool.store.stats.num_tenants, pool.store.stats.largest_tenant_bytes) == (2, BLOCK_BYTES)
+    pool.store.check_integrity()

@@ -13,7 +13,6 @@ from shared.lanes.sockets.batch import (
     MAX_ENTRIES,
     entries_of,
     frames_of,
-    in_groups,
     pack_batch,
     unpack_announced,
     unpack_header,
@@ -68,13 +67,3 @@ def test_what_is_no_batch_is_not_packed() -> None:
 def test_entries_are_named_by_block() -> None:
     named = entries_of([sealed(1, 8, layer=0), sealed(2, 8, layer=1), sealed(1, 8, layer=3)])
     assert named == [(sealed(1, 8).key, 0b1001), (sealed(2, 8).key, 0b10)]
-
-
-@given(SIZES, st.integers(1, 10_000))
-def test_groups_hold_everything_in_order(sizes: list[int], least_bytes: int) -> None:
-    batch = frames(sizes)
-    groups = list(in_groups(batch, least_bytes))
-    assert [frame for group in groups for frame in group] == batch
-    for group in groups[:-1]:
-        lengths = [len(frame.payload) for frame in group]
-        assert sum(lengths[:-1]) < least_bytes <= sum(lengths)

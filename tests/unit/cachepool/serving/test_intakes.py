@@ -1,0 +1,108 @@
+"""The room of writers on this host: what is counted, what happens where there is none."""
+
+from array import array
+from collections.abc import Sequence
+
+import pytest
+
+from services.cachepool.serving.intakes import MAX_SLOTS, MappedIntake, RoomBudget
+from shared.errors import BadRequest, CorruptFrame
+from shared.kv.frame import Frame, open_frame
+from shared.lanes.records import pack_records
+from shared.lanes.slabs import SLAB_BYTES, slot_bytes
+from shared.lanes.slots import SlotMemory
+from shared.proto import prfaas_pb2 as pb
+from tests.support.samples import ENTRY_BYTES, frame, keys
+
+
+class HoldingClient:
+    """An attached process that lets go of nothing."""
+
+    def __init__(self) -> None:
+        self.held: list[memoryview] = []
+
+    def hold(self, stream: int, views: Sequence[memoryview]) -> None:
+        self.held += views
+
+
+class Writing:
+    """One writer's room in a small memory."""
+
+    def __init__(self, limit_bytes: int = 1 << 20, writer_bytes: int = 1 << 20) -> None:
+        self.memory = SlotMemory(SLAB_BYTES, shared=False)
+        self.budget = RoomBudget(limit_bytes, writer_bytes)
+        self.client = HoldingClient()
+        self.intake = self.other()
+
+    def other(self) -> MappedIntake:
+        return MappedIntake(self.memory, self.budget, self.client, 1)  # type: ignore[arg-type]
+
+    def ask(self, num_slots: int, num_bytes: int) -> Sequence[int]:
+        request = pb.RoomRequest(num_slots=num_slots, slot_bytes=num_bytes)
+        return array("Q", self.intake.room(request).places)
+
+    def placed(self, frames: Sequence[Frame], places: Sequence[int]) -> list[Frame]:
+        return self.intake.placed(pb.RecordBatch(records=pack_records(frames, places)))
+
+
+def test_entries_lie_where_the_writer_has_put_them() -> None:
+    writing = Writing()
+    places = writing.ask(2, ENTRY_BYTES)
+    sealed = [frame(key, 0) for key in keys("a", 2)]
+    for view, entry in zip(writing.client.held, sealed, strict=True):
+        view[:] = entry.payload
+    assert writing.placed(sealed, places) == sealed
+    with pytest.raises(BadRequest, match="no slot"):
+        writing.placed(sealed[:1], places[:1])
+
+
+def test_an_entry_of_another_size_than_its_slot_is_refused() -> None:
+    writing = Writing()
+    (place,) = writing.ask(1, ENTRY_BYTES + 1)
+    with pytest.raises(BadRequest, match="bytes"):
+        writing.placed([frame(keys("a", 1)[0], 0)], [place])
+    with pytest.raises(CorruptFrame):
+        writing.intake.placed(pb.RecordBatch(records=b"half"))
+
+
+def test_room_counts_what_slots_take() -> None:
+    least = slot_bytes(1)
+    writing = Writing(limit_bytes=10 * least, writer_bytes=4 * least)
+    assert len(writing.ask(100, 1)) == 4
+    assert len(writing.ask(100, 1)) == 0, "the writer has all it may have"
+    others = [writing.other() for _ in range(3)]
+    given = [len(other.room(pb.RoomRequest(num_slots=4, slot_bytes=1)).places) // 8 for other in others]
+    assert given == [4, 2, 0], "all writers together have a limit"
+    others[0].close()
+    others[0].close()
+    assert len(others[2].room(pb.RoomRequest(num_slots=4, slot_bytes=1)).places) // 8 == 4
+
+
+def test_what_was_placed_counts_no_more() -> None:
+    least = slot_bytes(ENTRY_BYTES)
+    writing = Writing(writer_bytes=2 * least)
+    sealed = [frame(key, 0) for key in keys("a", 2)]
+    for _ in range(3):
+        places = writing.ask(2, ENTRY_BYTES)
+        for view, entry in zip(writing.client.held[-2:], sealed, strict=True):
+            view[:] = entry.payload
+        assert all(open_frame(got) for got in writing.placed(sealed, places))
+
+
+def test_one_question_gives_a_bounded_number_of_slots() -> None:
+    writing = Writing()
+    writing.budget = RoomBudget(1 << 40, 1 << 40)
+    writing.intake = writing.other()
+    assert len(writing.ask(2 * MAX_SLOTS, 1)) == MAX_SLOTS
+    for num_bytes in (0, 1 << 31):
+        with pytest.raises(BadRequest, match="slot"):
+            writing.ask(1, num_bytes)
+
+
+def test_where_memory_has_no_slots_there_is_no_room_and_the_budget_is_whole() -> None:
+    writing = Writing(limit_bytes=4 * SLAB_BYTES, writer_bytes=4 * SLAB_BYTES)
+    assert len(writing.ask(4, SLAB_BYTES // 2)) == 0
+    assert writing.memory.num_taken == 0
+    assert len(writing.ask(1, SLAB_BYTES // 2)) == 1
+    writing.intake.close()
+    assert writing.budget.take(100, SLAB_BYTES, 0) == 4

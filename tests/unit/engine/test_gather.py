@@ -1,0 +1,86 @@
+"""Messages come together where their consumer was busy, in order, bounded, with their errors last."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import pytest
+
+from shared.engine.gather import gathered
+from shared.errors import WorkerLost
+from shared.pool.lanes.lane import Arrived
+from tests.support.samples import frame, keys
+from tests.support.waiting import until
+
+KEYS = keys("a", 20)
+SIZE = len(frame(KEYS[0], 0).payload)
+
+
+def message(number: int) -> Arrived:
+    return Arrived([frame(KEYS[number], 0)], [])
+
+
+class Source:
+    """Sends messages, and remembers how many were asked for."""
+
+    def __init__(self, num_messages: int, error: Exception | None = None) -> None:
+        self.num_taken = 0
+        self.is_closed = False
+        self._num_messages, self._error = num_messages, error
+
+    async def stream(self) -> AsyncGenerator[Arrived, None]:
+        try:
+            for number in range(self._num_messages):
+                self.num_taken += 1
+                yield message(number)
+            if self._error is not None:
+                raise self._error
+        finally:
+            self.is_closed = True
+
+
+def keys_of(together: list[Arrived]) -> list[bytes]:
+    return [found.key for arrived in together for found in arrived.frames]
+
+
+async def test_what_came_meanwhile_comes_together() -> None:
+    source = Source(5)
+    async with aclosing(gathered(source.stream(), 100 * SIZE)) as arrivals:
+        first = await anext(arrivals)
+        await until(lambda: source.num_taken == 5)
+        rest = [together async for together in arrivals]
+    assert keys_of(first) + [found for together in rest for found in keys_of(together)] == KEYS[:5]
+    assert len(rest) <= 1, "what waited was not taken together"
+
+
+async def test_no_more_than_a_bounded_part_is_read_ahead() -> None:
+    source = Source(20)
+    async with aclosing(gathered(source.stream(), 3 * SIZE)) as arrivals:
+        seen = await anext(arrivals)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert source.num_taken <= len(seen) + 3
+        seen += [arrived async for together in arrivals for arrived in together]
+    assert keys_of(seen) == KEYS
+
+
+async def test_an_error_comes_after_what_came_before_it() -> None:
+    source = Source(3, WorkerLost("gone"))
+    seen: list[Arrived] = []
+
+    async def read_all() -> None:
+        async with aclosing(gathered(source.stream(), 100 * SIZE)) as arrivals:
+            async for together in arrivals:
+                seen.extend(together)
+
+    with pytest.raises(WorkerLost, match="gone"):
+        await read_all()
+    assert keys_of(seen) == KEYS[:3]
+
+
+async def test_who_leaves_early_closes_the_stream() -> None:
+    source = Source(20)
+    async with aclosing(gathered(source.stream(), SIZE)) as arrivals:
+        await anext(arrivals)
+        assert not source.is_closed
+    assert source.is_closed
