@@ -37,6 +37,10 @@ class Patience:
         self._limit_s = limit_s
         self._num_left = NUM_TICKS + 1  # the tick that runs has begun earlier
 
+    def give_up(self) -> None:
+        """Wait no longer, whoever has been heard of."""
+        self._timeout.reschedule(asyncio.get_running_loop().time())
+
     def _wait_for_tick(self) -> None:
         self._next = asyncio.get_running_loop().call_later(self._limit_s / NUM_TICKS, self._tick)
 
@@ -45,4 +49,4 @@ class Patience:
         if self._num_left > 0:
             self._wait_for_tick()
         else:
-            self._timeout.reschedule(asyncio.get_running_loop().time())
+            self.give_up()

@@ -5,7 +5,7 @@ from array import array
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from shared.errors import BadRequest, LaneBroken, Overloaded
+from shared.errors import BadRequest, LaneBroken, Overloaded, PrfaasError
 from shared.kv.frame import MAX_RAW_BYTES, Frame
 from shared.lanes.records import unpack_records
 from shared.lanes.shared_memory.client import AttachedClient
@@ -102,7 +102,12 @@ class MappedIntake:
 class LinkedIntake:
     """A writer's batches on a link, ingested as they come."""
 
-    def __init__(self, link: SocketLink, stream: int, ingest: Callable[[Received], None]) -> None:
+    def __init__(
+        self, link: SocketLink, stream: int, ingest: Callable[[Received], None], on_failed: Callable[[], None]
+    ) -> None:
+        """`on_failed`: nothing more comes, `error` says why. The writer may not ask for long."""
+        self.error: PrfaasError | None = None
+        self._on_failed = on_failed
         self._open = ExitStack()
         self._batches = self._open.enter_context(link.incoming(stream))
         self._ingest = ingest
@@ -131,5 +136,9 @@ class LinkedIntake:
                 self._num_received += received.num_entries
                 self._ingest(received)
                 self._changed.set()
+        except PrfaasError as error:
+            self.error = error
+            self._on_failed()
+            raise
         finally:
             self._changed.set()

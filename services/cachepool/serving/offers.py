@@ -58,13 +58,15 @@ class OfferedLanes:
             case _:
                 return MessageOutlet(context)
 
-    def intake(self, use: pb.LaneUse, ingest: Callable[[Received], None]) -> MappedIntake | LinkedIntake | None:
+    def intake(
+        self, use: pb.LaneUse, ingest: Callable[[Received], None], on_failed: Callable[[], None]
+    ) -> MappedIntake | LinkedIntake | None:
         """Return where the payloads of a Publish stream come from; None: its messages. Raises `LaneBroken`."""
         match use.kind:
             case pb.LANE_KIND_SHARED_MEMORY:
                 return MappedIntake(self._ends.memory, self._room, self._client(use.attachment), use.stream)
             case pb.LANE_KIND_SOCKET:
-                return LinkedIntake(self._link(use.attachment), use.stream, ingest)
+                return LinkedIntake(self._link(use.attachment), use.stream, ingest, on_failed)
             case _:
                 return None
 

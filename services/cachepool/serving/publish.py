@@ -39,6 +39,7 @@ class _Lease:
     writer: Writer
     silence_s: float
     on_life: Callable[[], None] = lambda: None  # the writer was heard of
+    on_failed: Callable[[], None] = lambda: None  # its link brings nothing more
     num_stored: int = 0
     intake: MappedIntake | LinkedIntake | None = None  # None: payloads come in messages only
 
@@ -68,11 +69,14 @@ class PublishHandler:
             try:
                 async with Patience(lease.silence_s) as silence:
                     lease.on_life = lambda: silence.renew(lease.silence_s)
+                    lease.on_failed = silence.give_up
                     async for message in messages:
                         await self._on_message(message, lease, context)
                         del message  # or its memory would not be the next one's, warm as it is
                         lease.on_life()
             except TimeoutError:
+                if isinstance(lease.intake, LinkedIntake) and lease.intake.error is not None:
+                    raise lease.intake.error from None
                 raise LeaseExpired(f"the writer was silent for {lease.silence_s:g} s") from None
             finally:
                 lease.close()
@@ -108,7 +112,9 @@ class PublishHandler:
         if message.lease_ms:
             lease.silence_s = min(message.lease_ms / 1000, self._settings.max_lease_s)
         if message.HasField("lane") and lease.intake is None:
-            lease.intake = self._lanes.intake(message.lane, lambda received: self._on_received(received, lease))
+            lease.intake = self._lanes.intake(
+                message.lane, lambda received: self._on_received(received, lease), lease.on_failed
+            )
         objects = [self._tier.readable(key, layout) & layers for key, layers in blocks]
         lacking = [BlockEntries(key, layers & ~held) for (key, layers), held in zip(blocks, objects, strict=True)]
         grants = self._store.grant(lease.writer, layout, lacking)

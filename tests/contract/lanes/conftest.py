@@ -21,15 +21,15 @@ def lane(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.fixture
-async def channels() -> AsyncIterator[Channels]:
-    async with Channels() as channels:
-        yield channels
-
-
-@pytest.fixture
 async def west(lane: LaneName, channels: Channels) -> AsyncIterator[Running]:
     """A pool with the lane that its own client has opened already."""
     async with serving(channels, pool_bytes=64 << 20, max_lease_s=2.0) as running:
         async with running.client.publish(soon()):
             pass
         yield running
+
+
+@pytest.fixture
+async def channels() -> AsyncIterator[Channels]:
+    async with Channels() as channels:
+        yield channels

@@ -8,6 +8,7 @@ from typing import get_args
 
 import pytest
 
+from shared.ids import BlockKey
 from shared.kv.frame import Frame
 from shared.lanes.settings import LaneName
 from shared.lanes.slots import SlotMemory
@@ -46,7 +47,7 @@ class Busy:
             if not task.cancelled():
                 task.result()
 
-    async def _write(self, names: list) -> None:
+    async def _write(self, names: list[BlockKey]) -> None:
         async with self._client.publish(soon()) as publication:
             grant = await publication.open(LARGE, wanting(names, LARGE.all_layers))
             masks = dict(zip(names, grant.granted, strict=True))
@@ -54,7 +55,7 @@ class Busy:
             await placed_or_sent(publication, frames)
             self.num_written += len(frames)
 
-    async def _read(self, names: list) -> None:
+    async def _read(self, names: list[BlockKey]) -> None:
         async def then(frames: list[Frame]) -> None:
             await asyncio.sleep(0)
 

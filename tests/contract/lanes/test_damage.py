@@ -8,7 +8,7 @@ import pytest
 
 from services.cachepool.serving import ends, outlets
 from services.cachepool.serving.servicer import PoolServicer
-from shared.errors import BadRequest, CorruptFrame
+from shared.errors import BadRequest, CorruptFrame, WorkerLost
 from shared.kv.frame import Frame
 from shared.lanes.records import pack_records
 from shared.lanes.settings import LaneName
@@ -77,6 +77,26 @@ async def test_who_waits_for_an_entry_that_is_forgotten_waits_for_the_next_write
     assert not other.done()
     await write_all(west.client, [LONG[7]], 0b10)
     assert (await other).has_all
+    await ledger.balanced()
+
+
+@pytest.mark.parametrize("lane", ["socket", "grpc"], indirect=True)
+async def test_a_writer_of_what_is_corrupt_loses_its_grants_at_once(west: Running) -> None:
+    """Not when it has sent everything: others may write what it held."""
+    ledger = await Ledger.of(west)
+    good, bad = large_frames(LONG[:1])
+
+    async def write() -> None:
+        async with west.client.publish(soon()) as publication:
+            await publication.open(LARGE, wanting(LONG[:3], LARGE.all_layers))
+            await publication.send([good, bad._replace(payload=bytes(LARGE_BYTES))])
+            await until(lambda: west.count("writers_open") == 0)
+
+    with pytest.raises((CorruptFrame, WorkerLost)):  # what it is told depends on whether it asks or says something
+        await write()
+    assert west.count("stored_entries") == 1
+    assert west.count("corrupt_frames_total", source="writer") == 1
+    await write_all(west.client, LONG[1:3])
     await ledger.balanced()
 
 
