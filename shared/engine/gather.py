@@ -32,8 +32,6 @@ async def gathered(stream: AsyncGenerator[Arrived, None], max_bytes: int) -> Asy
     reading.add_done_callback(lambda _task: changed.set())
     try:
         while True:
-            await changed.wait()
-            changed.clear()
             if waiting:
                 taken, waiting[:] = list(waiting), []
                 has_room.set()
@@ -41,6 +39,9 @@ async def gathered(stream: AsyncGenerator[Arrived, None], max_bytes: int) -> Asy
             elif reading.done():
                 reading.result()
                 return
+            else:
+                changed.clear()
+                await changed.wait()
     finally:
         reading.cancel()
         await asyncio.wait({reading})

@@ -10,7 +10,7 @@ from shared.engine.gather import gathered
 from shared.errors import WorkerLost
 from shared.pool.lanes.lane import Arrived
 from tests.support.samples import frame, keys
-from tests.support.waiting import until
+from tests.support.waiting import LIMIT_S, until
 
 KEYS = keys("a", 20)
 SIZE = len(frame(KEYS[0], 0).payload)
@@ -84,3 +84,13 @@ async def test_who_leaves_early_closes_the_stream() -> None:
         await anext(arrivals)
         assert not source.is_closed
     assert source.is_closed
+
+
+async def test_a_stream_that_ends_with_its_last_message_ends_this_one() -> None:
+    source = Source(2)
+    async with aclosing(gathered(source.stream(), 100 * SIZE)) as arrivals, asyncio.timeout(LIMIT_S):
+        first = await anext(arrivals)
+        await until(lambda: source.is_closed)
+        for _ in range(5):
+            await asyncio.sleep(0)  # its end has been heard of while what came before waits
+        assert len(first) + len([arrived async for together in arrivals for arrived in together]) == 2
