@@ -211,7 +211,8 @@ async def test_corrupt_entries_are_never_decoded_from(where: str) -> None:
             block.frames[1].payload.obj[0] ^= 1
         result = await dcs.generate(tokens, prefill=False, wait_ms=0)
         assert result.ids == greedy_reference("llama", tokens, 8)
-        assert result.cached(333) == 2 * BLOCK  # what precedes the first bad block
+        # What precedes the first bad block; or all, since the west's pool pulls again what it was made to forget.
+        assert result.cached(333) == (2 if where == "pool_east" else 5) * BLOCK
         if where == "pool_west":
             assert dcs.decode.metric("corrupt_entries_total") == 2
             assert dcs.pool_west.metric("corrupt_frames_total", source="memory") == 2  # found when it was doubted
