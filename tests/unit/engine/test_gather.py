@@ -87,10 +87,18 @@ async def test_who_leaves_early_closes_the_stream() -> None:
 
 
 async def test_a_stream_that_ends_with_its_last_message_ends_this_one() -> None:
-    source = Source(2)
-    async with aclosing(gathered(source.stream(), 100 * SIZE)) as arrivals, asyncio.timeout(LIMIT_S):
-        first = await anext(arrivals)
-        await until(lambda: source.is_closed)
+    gate, has_ended = asyncio.Event(), asyncio.Event()
+
+    async def stream() -> AsyncGenerator[Arrived, None]:
+        yield message(0)
+        await gate.wait()
+        yield message(1)
+        has_ended.set()
+
+    async with asyncio.timeout(LIMIT_S), aclosing(gathered(stream(), 100 * SIZE)) as arrivals:
+        assert keys_of(await anext(arrivals)) == KEYS[:1]
+        gate.set()
+        await has_ended.wait()
         for _ in range(5):
-            await asyncio.sleep(0)  # its end has been heard of while what came before waits
-        assert len(first) + len([arrived async for together in arrivals for arrived in together]) == 2
+            await asyncio.sleep(0)  # its end has been heard of while its last message waits
+        assert [keys_of(together) async for together in arrivals] == [KEYS[1:2]]
