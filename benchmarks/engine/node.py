@@ -25,6 +25,7 @@ from shared.engine.pool_access import PoolAccess
 from shared.engine.settings import EngineSettings
 from shared.engine.thread import WorkThread
 from shared.engine.transfer import FetchMetrics, PageTransfer
+from shared.interpreter import take_turns_often
 from shared.kv.codec import Codec
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import Frame
@@ -77,6 +78,7 @@ async def host(settings: EngineSettings, pool: PoolClient) -> AsyncIterator[Engi
     """What `serve_engine` opens around a model, without status page, bus and announcements."""
     configure(settings.service, level="ERROR")
     keep_freed_memory()
+    take_turns_often()
     torch_thread = WorkThread("torch", partial(torch.set_num_threads, settings.num_threads))
     copier = WorkThread("copier")
     try:

@@ -20,6 +20,7 @@ from shared.engine.stage import Arrival, select_stager
 from shared.engine.thread import WorkThread
 from shared.engine.transfer import FetchMetrics, PageTransfer
 from shared.ids import Datacenter
+from shared.interpreter import take_turns_often
 from shared.kv.codec import Codec
 from shared.kv.entries import BlockEntries, Source
 from shared.lanes.settings import LaneSettings
@@ -119,6 +120,7 @@ async def _within(work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     keep_freed_memory()
+    take_turns_often()
     configure("engine", level="ERROR")
     torch.set_num_threads(1)
     address, device, entry_bytes, num_blocks = sys.argv[1:]

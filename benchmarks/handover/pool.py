@@ -15,6 +15,7 @@ from services.cachepool.settings import PoolSettings
 from shared.allocator import keep_freed_memory
 from shared.config import load
 from shared.ids import Datacenter
+from shared.interpreter import take_turns_often
 from shared.kv.entries import BlockEntries, Source
 from shared.kv.layout import KvLayout
 from shared.log import configure
@@ -66,6 +67,7 @@ def main() -> None:
     parser.add_argument("--entry-bytes", type=int, required=True)
     options = parser.parse_args()
     keep_freed_memory()
+    take_turns_often()
     configure("pool", level="ERROR")
     asyncio.run(serve("127.0.0.1", load(PoolSettings), HandingPool(layout_of(options.entry_bytes)).carry_out))
 

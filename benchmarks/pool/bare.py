@@ -16,6 +16,7 @@ import grpc.aio
 from benchmarks.pool.lines import open_answers, serve
 from benchmarks.pool.load import Payloads, PoolLoad
 from shared.allocator import keep_freed_memory
+from shared.interpreter import take_turns_often
 from shared.rpc.options import client_options, server_options
 
 SERVICE = "benchmarks.Bare"
@@ -103,6 +104,7 @@ class BareClient:
 
 if __name__ == "__main__":
     keep_freed_memory()
+    take_turns_often()
     if sys.argv[1] == "server":
         asyncio.run(run_server())
     else:

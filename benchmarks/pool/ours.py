@@ -26,6 +26,7 @@ from shared.allocator import keep_freed_memory
 from shared.config import load as load_settings
 from shared.deadline import Deadline
 from shared.ids import BlockKey
+from shared.interpreter import take_turns_often
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import Frame, open_frame, seal_all
 from shared.kv.layout import KvLayout, LayerSpec
@@ -207,6 +208,7 @@ async def _within(work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     keep_freed_memory()
+    take_turns_often()
     if sys.argv[1] == "server":
         run_server()
     else:
