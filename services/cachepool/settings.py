@@ -28,7 +28,7 @@ class PoolSettings(LaneSettings):
     )
     ahead_bytes: int = setting(
         "PRFAAS_POOL_AHEAD_BYTES",
-        256 << 20,
+        64 << 20,
         help="memory that is made ready beyond what is in use, in the background",
         parse=parse_bytes,
         check=non_negative,

@@ -237,7 +237,9 @@ class Suite:
             "PYTHONPATH": str(ROOT),
         }
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("PRFAAS_")}
-        return {**inherited, "PRFAAS_DECODE_THRESHOLD_TOKENS": "0", **own, **self._environ}  # prefill is what is tested
+        # Prefill is what is tested, and a test does not wait for memory that it does not use.
+        small = {"PRFAAS_DECODE_THRESHOLD_TOKENS": "0", "PRFAAS_POOL_AHEAD_BYTES": "8MiB"}
+        return {**inherited, **small, **own, **self._environ}
 
     def _knows_all(self, answer: dict[str, Any]) -> bool:
         """Check that a gateway's /health names every service that runs; what the others say needs no check."""
