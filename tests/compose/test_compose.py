@@ -22,11 +22,11 @@ LOGS = ["docker", "compose", "logs", "--no-color", "--tail", "25"]
 LONG_PROMPT = " ".join(f"On day {day} the harbour master wrote down {day * 7} ships." for day in range(200))
 
 
-def compose(*arguments: str, timeout_s: float = 300) -> str:
+def compose(*arguments: str, timeout_s: float = 300, **environ: str) -> str:
     done = subprocess.run(
         ["docker", "compose", *arguments],
         cwd=ROOT,
-        env=ENVIRONMENT,
+        env={**ENVIRONMENT, **environ},
         capture_output=True,
         text=True,
         timeout=timeout_s,
@@ -56,11 +56,12 @@ def ask(path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     return answer
 
 
-def metric(service: str, name: str) -> float:
-    """The sum of a metric's samples over its labels. The status ports are not published: asked from inside."""
+def metric(service: str, name: str, lane: str = "") -> float:
+    """The sum of a metric's samples, those of one lane if it is named. Status ports are not published: ask inside."""
+    labels = rf'{{[^}}]*lane="{lane}"[^}}]*}}' if lane else "(?:{[^}]*})?"
     program = "from urllib.request import urlopen; print(urlopen('http://127.0.0.1:7200/metrics').read().decode())"
     text = compose("exec", "-T", service, "python", "-c", program)
-    samples = re.findall(rf"^{re.escape(name)}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE)
+    samples = re.findall(rf"^{re.escape(name)}{labels} (\S+)$", text, re.MULTILINE)
     assert samples, f"{service} has no metric {name}:\n{text}"
     return sum(map(float, samples))
 
@@ -84,11 +85,24 @@ def test_a_long_prompt_is_computed_in_the_east_and_decoded_in_the_west() -> None
     assert metric("cachepool-west", "prfaas:pulled_bytes_total") > 0
     assert metric("decode-west", "prfaas:generation_tokens_total") == 8
     assert metric("decode-west", "prfaas:decode_computed_prompt_tokens_total") <= 64
+    assert metric("cachepool-east", "prfaas:lane_sent_bytes_total", lane="socket") > 0
+    assert metric("cachepool-west", "prfaas:lane_sent_bytes_total", lane="shared_memory") > 0
 
     again = ask("/v1/completions", body)
     assert again["choices"][0]["text"] == first["choices"][0]["text"]
     cached = again["usage"]["prompt_tokens_details"]["cached_tokens"]
     assert cached >= 64 * ((again["usage"]["prompt_tokens"] - 1) // 64)
+
+
+@pytest.mark.usefixtures("suite")
+def test_without_shared_memory_the_answer_is_the_same() -> None:
+    model = ask("/v1/models")["data"][0]["id"]
+    body = {"model": model, "prompt": LONG_PROMPT, "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+    before = ask("/v1/completions", body)
+    waiting = ("up", "--detach", "--wait", "--wait-timeout", "420")
+    compose(*waiting, timeout_s=480, PRFAAS_LANES="socket")
+    assert ask("/v1/completions", body)["choices"][0]["text"] == before["choices"][0]["text"]
+    assert metric("cachepool-west", "prfaas:lane_sent_bytes_total", lane="socket") > 0
 
 
 @pytest.mark.usefixtures("suite")
