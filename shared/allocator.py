@@ -1,8 +1,10 @@
 """What costs most about memory is the kernel's first page of it: keep what is freed, map what is needed next."""
 
 import ctypes
+import errno
 import mmap
 import sys
+from functools import lru_cache
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h of glibc
 _KEEP_BYTES = 1 << 30
@@ -26,14 +28,25 @@ def keep_freed_memory() -> bool:
     return all(mallopt(name, value) == 1 for name, value in limits)
 
 
-def map_memory(address: int, num_bytes: int) -> bool:
-    """Map memory behind a part of a private mapping as if it had been written to; what is in it stays.
+def map_memory(address: int, num_bytes: int) -> int:
+    """Map what is behind a part of a mapping as if it had been written to; what is in it stays.
 
-    Other threads run meanwhile. False where the kernel cannot: memory is then taken at its first use.
+    Other threads run meanwhile. Returns 0, or the error number why the kernel does not: memory is then taken at its
+    first use.
     """
-    if not sys.platform.startswith("linux"):
-        return False
+    madvise = _madvise()
+    if madvise is None:
+        return errno.ENOSYS
     first = address // mmap.PAGESIZE * mmap.PAGESIZE
-    call = ctypes.CDLL(None).madvise
     length = ctypes.c_size_t(address + num_bytes - first)
-    return bool(call(ctypes.c_void_p(first), length, _MADV_POPULATE_WRITE) == 0)
+    while madvise(ctypes.c_void_p(first), length, _MADV_POPULATE_WRITE) != 0:
+        if (code := ctypes.get_errno()) not in (errno.EINTR, errno.EAGAIN):
+            return code
+    return 0
+
+
+@lru_cache(maxsize=1)
+def _madvise() -> "ctypes._NamedFuncPointer | None":
+    if not sys.platform.startswith("linux"):
+        return None
+    return ctypes.CDLL(None, use_errno=True).madvise

@@ -92,7 +92,9 @@ def build_pool(
         store.listen(on_settled=tier.writes.note)
     links = Links(Datacenter(settings.dc), metrics, monotonic)
     to_peers = [lane for lane in settings.lanes if lane != "shared_memory"]
-    lanes = PoolLanes(channels, to_peers, ends.memory, num_connections=settings.link_connections, verifies=True)
+    lanes = PoolLanes(
+        channels, to_peers, ends.memory, num_connections=settings.link_connections, verifies=True, tls=ends.tls
+    )
     pulls = PeerPulls(store, channels, links, counters, settings, lanes, own_address)
     offered = OfferedLanes(ends, settings.pool_bytes)
     metrics.registry.register(LinkCollector(pulls.link_loads))

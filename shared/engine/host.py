@@ -88,7 +88,8 @@ async def serve_engine(
         server = WorkerServer(host)
         registered = memory_for(torch.device(settings.device))
         stack.callback(registered.close)
-        lanes = engine_lanes(settings, host.channels, host.security.lane_client, partial(_register, registered))
+        prepare = partial(_prepare, host.jobs, registered)
+        lanes = engine_lanes(settings, host.channels, host.security.lane_client, prepare)
         stack.push_async_callback(lanes.close)
         pool = PoolAccess((settings.pool,), partial(pool_at, host.channels, lanes=lanes))
         stager = select_stager(torch.device(settings.device), registered)
@@ -113,8 +114,14 @@ async def serve_engine(
         log.info("engine_stopped", reservations_held=model.kv.held)
 
 
-def _register(registered: RegisteredMemory, attachment: Attachment) -> None:
-    """Let the device copy from and to a pool's memory, as far as the pool has touched it."""
+def _prepare(jobs: Background, registered: RegisteredMemory, attachment: Attachment) -> None:
+    """Map a pool's memory ahead of its use, and let the device copy from and to it, as far as the pool has touched it.
+
+    To register memory maps it.
+    """
+    if not registered.registers:
+        jobs.start(attachment.keep_mapped(), name="mapping ahead")
+        return
     address = attachment.address
     registered.grow(address, attachment.touched_bytes)
     attachment.watch(partial(registered.grow, address))

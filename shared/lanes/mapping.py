@@ -7,14 +7,13 @@ import mmap
 import os
 import sys
 import weakref
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.allocator import map_memory
 from shared.errors import Overloaded, SettingsError
 
-_MADV_POPULATE_WRITE = 23  # mman.h of Linux 5.14
 _UNKNOWN = (errno.EINVAL, errno.ENOSYS)
 _NORESERVE = 0x4000 if sys.platform.startswith("linux") else 0  # mman.h; Python names it from 3.13 on
 
@@ -53,7 +52,7 @@ class MemoryRange:
         Raises `Overloaded` when the system has none. Where the kernel cannot be asked, a private part is taken at its
         first use.
         """
-        code = populate(self.address + offset, num_bytes)
+        code = map_memory(self.address + offset, num_bytes)
         if code in _UNKNOWN and self.fd is not None:
             try:
                 os.posix_fallocate(self.fd, offset, num_bytes)
@@ -88,26 +87,3 @@ def _sealed_file(num_bytes: int) -> int:
         os.close(fd)
         raise
     return fd
-
-
-def populate(address: int, num_bytes: int) -> int:
-    """Map what is behind a range as if it had been written to; what is in it stays. Other threads run meanwhile.
-
-    Returns 0, or the error number why the kernel does not.
-    """
-    madvise = _madvise()
-    if madvise is None:
-        return errno.ENOSYS
-    first = address // mmap.PAGESIZE * mmap.PAGESIZE
-    length = ctypes.c_size_t(address + num_bytes - first)
-    while madvise(ctypes.c_void_p(first), length, _MADV_POPULATE_WRITE) != 0:
-        if (code := ctypes.get_errno()) not in (errno.EINTR, errno.EAGAIN):
-            return code
-    return 0
-
-
-@lru_cache(maxsize=1)
-def _madvise() -> "ctypes._NamedFuncPointer | None":
-    if not sys.platform.startswith("linux"):
-        return None
-    return ctypes.CDLL(None, use_errno=True).madvise

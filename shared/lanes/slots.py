@@ -11,7 +11,7 @@ from threading import Lock, RLock
 
 from shared.errors import Overloaded
 from shared.kv.codec import Payload
-from shared.lanes.addresses import addresses
+from shared.kv.payloads import addresses_of
 from shared.lanes.extents import Extents
 from shared.lanes.mapping import MemoryRange
 from shared.lanes.slabs import IN_A_LIST_ONLY, SLAB_BYTES, SLOT_STEPS, Slab, Slot, is_viewed, slot_bytes
@@ -166,7 +166,7 @@ class SlotMemory:
     def places(self, views: Iterable[memoryview]) -> list[int]:
         """Return where in the memory views of it begin, as offsets."""
         address = self._mapping.address
-        return [found - address for found in addresses(views)]
+        return [found - address for found in addresses_of(list(views))]
 
     def watch(self, changed: Callable[[], None]) -> None:
         """Have it said when more memory is used or was touched: in any thread, so it must neither block nor raise."""

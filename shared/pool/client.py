@@ -72,9 +72,10 @@ class PoolClient:
     ) -> AsyncGenerator[Arrived, None]:
         """Yield entries as they become available, lowest layer first, until all came or were reported missing.
 
-        A payload is a view: the caller's until it closes the iterator, which ends the reader's lease. When the lane
-        breaks the rest comes in messages. `doubted`: these entries have come corrupt before, and the pool checks its
-        own. Raises `WorkerLost`, `DeadlineExceeded`, `CorruptFrame` (a frame that cannot be a frame of ours at all).
+        A payload is a view: the caller's until it closes the iterator, which ends the reader's lease. What a lane does
+        not bring, for it breaks or finds no memory here, comes in messages. `doubted`: these entries have come corrupt
+        before, and the pool checks its own. Raises `WorkerLost`, `DeadlineExceeded`, `CorruptFrame` (a frame that
+        cannot be a frame of ours at all).
         """
         request = pb.FetchRequest(
             layout=layout_to_message(layout),
@@ -91,24 +92,21 @@ class PoolClient:
         lane: Lane = IN_MESSAGES
         if self._lanes is not None and not crossing.share:
             lane = await self._lanes.to(self.address)
-        if lane is IN_MESSAGES:
-            async for arrived in self._fetch_over(IN_MESSAGES, request, deadline):
-                yield arrived
-            return
-        left = Outstanding(blocks)
-        try:
-            async with aclosing(self._fetch_over(lane.fetching(), request, deadline)) as arrivals:
-                async for arrived in arrivals:
-                    left.remove(arrived)
-                    yield arrived
-            return
-        except LaneBroken as error:
-            num_blocks = len(left.lacking())
-            log.warning("lane_broken", pool=self.address, lane=lane.name, num_blocks=num_blocks, error=str(error))
-            if self._lanes is not None:
-                self._lanes.broke(self.address, lane)
-        del request.blocks[:]
-        request.blocks.extend(entries_to_messages(left.blocks()))
+        if lane is not IN_MESSAGES:
+            left = Outstanding(blocks)
+            try:
+                async with aclosing(self._fetch_over(lane.fetching(), request, deadline)) as arrivals:
+                    async for arrived in arrivals:
+                        left.remove(arrived)
+                        yield arrived
+            except LaneBroken as error:
+                log.warning("lane_broken", pool=self.address, lane=lane.name, error=str(error))
+                if self._lanes is not None:
+                    self._lanes.broke(self.address, lane)
+            if not left.lacking():
+                return
+            del request.blocks[:]
+            request.blocks.extend(entries_to_messages(left.blocks()))
         async with aclosing(self._fetch_over(IN_MESSAGES, request, deadline)) as arrivals:
             async for arrived in arrivals:
                 yield arrived

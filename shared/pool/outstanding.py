@@ -13,11 +13,11 @@ class Outstanding:
         self._left = {block.key: block.layers for block in blocks}
 
     def remove(self, arrived: Arrived) -> None:
-        """Take off what a message answered for. What came corrupt stays."""
+        """Take off what a message answered for. Who is told of what came corrupt asks for that, alone."""
         left = self._left
         for key, layer, *_ in arrived.frames:
             left[key] = left.get(key, 0) & ~(1 << layer)
-        for key, layers in arrived.missing:
+        for key, layers in (*arrived.missing, *arrived.corrupt):
             left[key] = left.get(key, 0) & ~layers
 
     def blocks(self) -> list[BlockEntries]:

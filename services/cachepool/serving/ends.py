@@ -1,5 +1,6 @@
 """The pool's ends of the lanes: its memory, and what leads there."""
 
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ class LaneEnds:
     memory: SlotMemory
     door: MemoryDoor | None = None
     server: SocketServer | None = None
+    tls: ssl.SSLContext | None = None  # of the links to other pools
 
 
 @asynccontextmanager
@@ -44,4 +46,4 @@ async def lane_ends(settings: PoolSettings, security: Security) -> AsyncIterator
             )
             stack.push_async_callback(server.close)
             await server.start(settings.grpc_host, settings.lane_port)
-        yield LaneEnds(memory, door, server)
+        yield LaneEnds(memory, door, server, security.lane_client)

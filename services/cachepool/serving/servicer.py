@@ -26,7 +26,7 @@ from shared.bus.events import stored_to_messages
 from shared.errors import BadRequest, Overloaded
 from shared.ids import BlockKey
 from shared.kv.entries import BlockEntries
-from shared.kv.frame import Frame, is_intact
+from shared.kv.frame import Frame, verify_all
 from shared.log import get_logger
 from shared.pool.client import SHARE_ID_BYTES
 from shared.pool.wire import Unreadable
@@ -118,7 +118,7 @@ class PoolServicer(CachePoolServicer):
     async def _check(self, blocks: Sequence[BlockEntries]) -> None:
         """Forget those of the entries here that are not what their source sealed: a reader has found them corrupt."""
         frames = [frame for block in blocks for frame in self._store.frames(block)]
-        intact = await asyncio.to_thread(lambda: [is_intact(frame) for frame in frames])
+        intact = await asyncio.to_thread(verify_all, frames)
         for frame in (frame for frame, is_good in zip(frames, intact, strict=True) if not is_good):
             if self._store.discard(frame):
                 self._metrics.corrupt.labels(MEMORY).inc()

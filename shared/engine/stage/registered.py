@@ -73,6 +73,11 @@ class RegisteredMemory:
         if self._thread is not None:
             self._thread.start()
 
+    @property
+    def registers(self) -> bool:
+        """Whether there is a registrar."""
+        return self._registrar is not None
+
     def grow(self, address: int, num_bytes: int) -> None:
         """Register the leading bytes of a mapping in the background. `address` is the mapping's own, page-aligned.
 

@@ -9,8 +9,8 @@ from threading import Lock
 
 import numpy as np
 
+from shared.allocator import map_memory
 from shared.errors import CorruptFrame, LaneBroken
-from shared.lanes.mapping import populate
 from shared.lanes.shared_memory.greeting import Welcome, greet
 from shared.lanes.shared_memory.messages import NUMBER, READ_BYTES, Numbers
 from shared.log import get_logger
@@ -25,7 +25,7 @@ _PIECE_BYTES = 16 << 20
 
 def _map(_memory: memoryview, address: int, num_bytes: int) -> None:
     """Map a part of a memory, which stays while this runs. Where the kernel cannot, pages are mapped at first use."""
-    populate(address, num_bytes)
+    map_memory(address, num_bytes)
 
 
 class Attachment:
@@ -54,6 +54,7 @@ class Attachment:
         self._streams = itertools.count(1)
         self._numbers = Numbers()
         self._watchers: list[Callable[[int], None]] = []
+        self._changed = asyncio.Event()  # memory has grown, or is given up: for `keep_mapped`
         self._sending = Lock()  # of what follows: streams are let go in any thread
         self._unsent = bytearray()
         self._is_deaf = False  # the pool does not hear this process any more
@@ -105,34 +106,21 @@ class Attachment:
         """Have it said, on the event loop, when the pool has touched more memory: `grown(touched_bytes)`."""
         self._watchers.append(grown)
 
-    def unwatch(self, grown: Callable[[int], None]) -> None:
-        """End `watch`."""
-        self._watchers.remove(grown)
-
     async def keep_mapped(self) -> None:
-        """Map memory into this process, in a thread, as far as the pool has touched it, until cancelled.
+        """Map memory into this process, in a thread, as far as the pool has touched it, until `close`.
 
         Else each first use of a page waits for the kernel, which takes longer than to write it.
         """
-        has_grown = asyncio.Event()
-
-        def grown(_touched_bytes: int) -> None:
-            has_grown.set()
-
-        self.watch(grown)
         mapped = 0
-        try:
-            while (memory := self._all) is not None:
-                if mapped < self.touched_bytes:
-                    end = min(mapped + _PIECE_BYTES, self.touched_bytes)
-                    await asyncio.to_thread(_map, memory, self.address + mapped, end - mapped)
-                    mapped = end
-                else:
-                    del memory
-                    has_grown.clear()
-                    await has_grown.wait()
-        finally:
-            self.unwatch(grown)
+        while (memory := self._all) is not None:
+            if mapped < self.touched_bytes:
+                end = min(mapped + _PIECE_BYTES, self.touched_bytes)
+                await asyncio.to_thread(_map, memory, self.address + mapped, end - mapped)
+                mapped = end
+            else:
+                del memory
+                self._changed.clear()
+                await self._changed.wait()
 
     def when_unviewed(self, call: Callable[[], None]) -> None:
         """Have it called after `close`, when the last view has gone and before memory is unmapped; in any thread."""
@@ -149,6 +137,7 @@ class Attachment:
                 self._unsent.clear()
                 self._loop.remove_writer(self._connection)
             self._all = None
+            self._changed.set()
 
     def _end(self) -> None:
         if not self.ended.is_set():
@@ -168,7 +157,8 @@ class Attachment:
             return
         if told := self._numbers.feed(data):
             self.touched_bytes = min(max(self.touched_bytes, *told), self.size_bytes)
-            for grown in list(self._watchers):
+            self._changed.set()
+            for grown in self._watchers:
                 grown(self.touched_bytes)
 
     def _send(self) -> None:

@@ -137,7 +137,7 @@ class PoolLanes:
                     return MappedLane(attachment)
                 if name == "socket" and offered.HasField("socket") and self._memory is not None:
                     link = await dial(
-                        address.rpartition(":")[0],
+                        address.rpartition(":")[0].strip("[]"),  # of an IPv6 address
                         LaneOffer(offered.socket.port, offered.socket.token, offered.socket.max_connections),
                         self._memory,
                         self._tls,

@@ -74,7 +74,7 @@ class LinkedFetch:
                         raise LaneBroken("the link was closed")
                     carrying = asyncio.create_task(_next(batches), name="fetch batches")
                     self._num_received += received.num_entries
-                    yield Arrived(received.frames, received.lost, received.corrupt, self._verifies, received.busy_s)
+                    yield Arrived(received.frames, [], received.corrupt, self._verifies, received.busy_s)
                 if talking in done:
                     reply = talking.result()
                     talking = None if reply is None else asyncio.create_task(_next(replies), name="fetch messages")

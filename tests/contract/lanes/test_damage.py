@@ -13,7 +13,9 @@ from shared.kv.frame import Frame
 from shared.lanes.records import pack_records
 from shared.lanes.settings import LaneName
 from shared.lanes.shared_memory.attachment import Attachment
+from shared.lanes.slots import SlotMemory
 from shared.pool.client import PoolClient
+from shared.pool.lanes.chosen import PoolLanes
 from shared.proto import prfaas_pb2 as pb
 from shared.rpc.client import Channels, rpc_errors
 from shared.rpc.convert import MAX_BATCH_BYTES, entries_to_messages, layout_to_message
@@ -221,3 +223,18 @@ async def test_a_pool_whose_memory_is_all_held_refuses_and_goes_on(
         await write_all(by_message, keys("later", 20))
         assert (await Reading(west.client, keys("later", 20)).run()).has_all
         await ledger.balanced()
+
+
+@pytest.mark.parametrize("lane", ["socket"], indirect=True)
+async def test_a_reader_that_has_no_memory_gets_the_rest_in_messages(west: Running, channels: Channels) -> None:
+    await write_all(west.client, LONG)
+    ledger = await Ledger.of(west)
+    memory = SlotMemory(1 << 20, shared=False)
+    taken = memory.take_all([LARGE_BYTES] * 15)  # nearly all of it, by others
+    lanes = PoolLanes(channels, ("socket", "grpc"), memory)
+    reading = await Reading(PoolClient(channels, west.address, lanes=lanes), LONG).run()
+    assert reading.has_all
+    assert west.count("lane_sent_bytes_total", lane="grpc") > 0
+    del taken
+    await lanes.close()
+    await ledger.balanced()

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from shared import allocator
 from shared.errors import Overloaded, SettingsError
 from shared.lanes import mapping
 from shared.lanes.mapping import MemoryRange
@@ -46,7 +47,7 @@ def test_nobody_can_make_it_smaller_or_larger() -> None:
 @pytest.mark.parametrize("with_populate", [True, False])
 def test_only_what_is_touched_takes_memory(with_populate: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not with_populate:
-        monkeypatch.setattr(mapping, "populate", lambda *_: errno.EINVAL)
+        monkeypatch.setattr(mapping, "map_memory", lambda *_: errno.EINVAL)
     shared = MemoryRange(64 << 20, shared=True)
     assert shared.fd is not None
     assert os.fstat(shared.fd).st_blocks == 0
@@ -66,7 +67,7 @@ def test_what_is_in_memory_stays_when_it_is_touched() -> None:
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_memory_that_cannot_be_had_is_refused(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mapping, "populate", lambda *_: errno.ENOMEM)
+    monkeypatch.setattr(mapping, "map_memory", lambda *_: errno.ENOMEM)
     made = MemoryRange(NUM_BYTES, shared=shared)
     with pytest.raises(Overloaded, match="no memory"):
         made.touch(0, 4096)
@@ -74,7 +75,7 @@ def test_memory_that_cannot_be_had_is_refused(shared: bool, monkeypatch: pytest.
 
 
 def test_an_old_kernel_takes_private_memory_at_its_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mapping, "_madvise", lambda: None)
+    monkeypatch.setattr(allocator, "_madvise", lambda: None)
     monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
     own = MemoryRange(NUM_BYTES, shared=False)
     own.touch(0, NUM_BYTES)

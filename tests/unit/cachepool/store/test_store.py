@@ -9,11 +9,11 @@ from shared.errors import BadRequest, CorruptFrame, Overloaded
 from shared.ids import BlockKey
 from shared.kv.codec import Codec
 from shared.kv.entries import BlockEntries
-from shared.kv.frame import Frame, seal
+from shared.kv.frame import seal
 from shared.kv.layout import KvLayout, LayerSpec
 from shared.lanes.slabs import SLAB_BYTES
 from shared.lanes.slots import SlotMemory
-from tests.support.samples import ALL, BLOCK_BYTES, ENTRY_BYTES, FULL, LAYOUT, SamplePool, frame, keys, wanting
+from tests.support.samples import ALL, BLOCK_BYTES, ENTRY_BYTES, LAYOUT, SamplePool, frame, keys, wanting
 
 A, B, C, D = keys("chain", 4)
 
@@ -316,98 +316,3 @@ def test_whole_groups_are_reported_as_they_complete(pool: SamplePool) -> None:
     for layer in (0, 1, 2):
         pool.store.put(writer, frame(A, layer))
     assert pool.groups == [(A, 0b10), (A, 0b11)]
-
-
-# Batches
-
-
-def batch_of(*entries: tuple[BlockKey, int]) -> list[Frame]:
-    return [frame(key, layer) for key, layer in entries]
-
-
-def test_a_batch_ends_at_the_first_frame_that_is_wrong(pool: SamplePool) -> None:
-    writer = pool.writer(A, B)
-    frames = batch_of((A, 0), (B, 0), (A, 0), (B, 1))
-    result = pool.store.put_all(writer, frames)
-    assert (result.num_stored, result.num_bytes, result.refused) == (2, 2 * ENTRY_BYTES, [])
-    assert isinstance(result.error, BadRequest), "an entry was taken twice"
-    frames[2] = frame(A, 1)._replace(payload=b"short")
-    result = pool.store.put_all(writer, frames[2:])
-    assert (result.num_done, type(result.error)) == (0, CorruptFrame)
-    result = pool.store.put_all(writer, [])
-    assert (result.num_done, result.error) == (0, None)
-    assert [pool.store.lookup(key) for key in (A, B)] == [0b001, 0b001]
-    assert list(writer.granted.values()) == [0b110, 0b110], "the other grants stay"
-    pool.store.check_integrity()
-
-
-def test_readers_are_told_once_of_a_layer_of_a_batch() -> None:
-    pool, names = SamplePool(num_blocks=200), keys("long", 200)
-    writer = pool.writer(*names)
-    readers = [pool.reader(*names), pool.reader(*reversed(names[50:]), layers=0b010)]
-    told = pool.num_notified
-    pool.store.put_all(writer, [frame(key, 1) for key in names])
-    assert pool.num_notified == told + 2
-    assert taken(readers[0]) == [(1, key) for key in names]
-    assert taken(readers[1], 3 * ENTRY_BYTES) == [(1, key) for key in names[:-4:-1]]
-    assert taken(readers[1]) == [(1, key) for key in names[-4:49:-1]]
-    assert readers[1].done
-    assert pool.groups == [(key, 0b10) for key in names]
-
-
-def test_readers_that_want_nothing_of_a_batch_are_not_told(pool: SamplePool) -> None:
-    writer = pool.writer(A, B)
-    reader = pool.reader(A, B, layers=0b001)
-    told = pool.num_notified
-    pool.store.put_all(writer, batch_of((A, 1), (B, 1), (A, 2)))
-    assert pool.num_notified == told
-    assert not reader.has_ready
-
-
-def test_a_batch_evicts_for_all_of_its_entries_and_no_more() -> None:
-    pool = SamplePool(4, FULL)
-    pool.fill(*keys("old", 1))
-    pool.fill(*keys("older chain", 3))
-    writer = pool.writer(A, B)
-    assert pool.store.put_all(writer, [frame(key, layer, FULL) for layer in range(3) for key in (A, B)]).num_stored == 6
-    assert pool.store.stats.num_evicted == 2
-    assert pool.held(A, B, *keys("older chain", 3)) == [True, True, True, True, False]
-    pool.store.check_integrity()
-
-
-def test_what_does_not_fit_of_a_batch_is_refused_and_the_rest_goes_on() -> None:
-    pool = SamplePool(num_blocks=2)
-    pool.fill(A)
-    holder = pool.reader(A)
-    settled: list[BlockKey] = []
-    pool.store.listen(on_settled=settled.append)
-    writer = pool.writer(B, C)
-    waiting = pool.reader(C, wait_s=1.0)
-    result = pool.store.put_all(writer, batch_of(*((key, layer) for layer in range(3) for key in (B, C))))
-    # What is left of the budget after two records of blocks holds no entry of C beside B's.
-    num_fit = (BLOCK_BYTES - BLOCK_OVERHEAD_BYTES) // (ENTRY_BYTES + ENTRY_OVERHEAD_BYTES)
-    assert (result.num_stored, len(result.refused), result.error) == (num_fit, 6 - num_fit, None)
-    assert all("held" in str(error) for error in result.refused)
-    assert not writer.granted
-    assert (pool.store.lookup(B), pool.store.lookup(C)) == (ALL, 0)
-    assert settled == [B]
-    assert waiting.next_deadline() == pool.clock.now + 1.0
-    pool.store.close(holder)
-    pool.store.close(waiting)
-    pool.store.check_integrity()
-
-
-def test_entries_that_find_no_slot_are_refused_alone() -> None:
-    pool = SamplePool()
-    memory = SlotMemory(SLAB_BYTES, shared=False)
-    pool.store = Store(1 << 40, pool.clock, memory=memory)
-    large = KvLayout((LayerSpec(None, 1, SLAB_BYTES // 48),), "float32", block_tokens=1)
-    names = keys("large", 100)
-    writer = pool.store.open_writer()
-    pool.store.grant(writer, large, wanting(names, 1))
-    result = pool.store.put_all(writer, [frame(key, 0, large) for key in names])
-    assert 0 < result.num_stored < 100
-    assert result.num_done == 100
-    assert result.num_bytes == result.num_stored * large.entry_bytes(0)
-    assert pool.store.stats.num_entries == result.num_stored
-    pool.store.check_integrity()
