@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import grpc.aio
 
+from services.cachepool.serving.batch_size import BatchSize
 from shared.kv.frame import Frame
 from shared.lanes.records import pack_records
 from shared.lanes.settings import LaneName
@@ -21,11 +22,6 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 MAPPED_BATCH_BYTES = 16 * 1024 * 1024
 """What one message names at most: names are small, and a reader that copies does so in one go."""
-
-QUICK_S = 0.005
-"""A batch that the kernel took in less was on a quick connection: larger ones delay nothing there that is urgent."""
-QUICK_BATCH_BYTES = 4 * 1024 * 1024
-"""What one batch holds on such a connection: it takes as long to hand a batch to a thread as to send a MiB."""
 
 
 class Outlet(Protocol):
@@ -108,10 +104,12 @@ class LinkedOutlet:
         self._is_background = is_background
         self._sending: set[asyncio.Task[None]] = set()
         self._num_sent = 0
-        self._is_quick = False
+        self._size = BatchSize(MAX_BATCH_BYTES)
 
     def limit(self, num_bytes: int) -> int:
-        return QUICK_BATCH_BYTES if self._is_quick and num_bytes >= MAX_BATCH_BYTES else num_bytes
+        if num_bytes < MAX_BATCH_BYTES:  # the stream's first, or one of background
+            return num_bytes
+        return self._size.limit_bytes(self._link.num_connections)
 
     async def send(self, frames: Sequence[Frame]) -> None:
         self._num_sent += len(frames)
@@ -141,6 +139,10 @@ class LinkedOutlet:
             await self._link.send(self._stream, frames, is_background=True, layer=layer)
             return
         async with self._permit():
-            started = time.perf_counter()
-            await self._link.send(self._stream, frames, layer=layer)
-            self._is_quick = time.perf_counter() - started < QUICK_S
+            num_bytes = 0
+            self._size.begun(time.monotonic())
+            try:
+                await self._link.send(self._stream, frames, layer=layer)
+                num_bytes = sum(len(frame.payload) for frame in frames)
+            finally:
+                self._size.ended(num_bytes, time.monotonic())

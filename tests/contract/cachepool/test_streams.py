@@ -6,7 +6,8 @@ from contextlib import aclosing
 
 import pytest
 
-from services.cachepool.serving.outlets import MAPPED_BATCH_BYTES, QUICK_BATCH_BYTES
+from services.cachepool.serving.batch_size import LARGEST_BYTES
+from services.cachepool.serving.outlets import MAPPED_BATCH_BYTES
 from shared.bus.events import StoredBlocks, stored_from_messages, unpack_keys
 from shared.errors import BadRequest, LeaseExpired, Overloaded, WorkerLost
 from shared.kv.codec import Codec
@@ -168,7 +169,7 @@ async def test_batches_are_as_large_as_their_lane_bears(west: Running, lane: Lan
     async with aclosing(west.client.fetch(layout, wanting(names, 0b11), (), 0, soon())) as arrivals:
         sizes = [sum(len(got.payload) for got in arrived.frames) async for arrived in arrivals]
     assert sum(sizes) == 120 * 48 * 1024
-    limits = {"shared_memory": MAPPED_BATCH_BYTES, "socket": QUICK_BATCH_BYTES, "grpc": 1 << 20}
+    limits = {"shared_memory": MAPPED_BATCH_BYTES, "socket": LARGEST_BYTES, "grpc": 1 << 20}
     assert max(sizes) <= limits[lane]
     assert len(sizes) <= 7
 
