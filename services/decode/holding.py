@@ -22,6 +22,7 @@ class Holding:
     borrowed: Reservation | None = None  # a page that the tail begins with a copy of
     num_remembered: int = 0  # leading tokens, of whole pages, that others may find by
     fetch: PageFetch | None = None  # until it was taken stock of
+    num_open_layers: int = 0  # leading layers of what is fetched that had landed when the loop was woken last
     fetch_task: "asyncio.Task[None] | None" = None
     num_users: int = 0
     abandoned: bool = False

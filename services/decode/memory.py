@@ -282,8 +282,9 @@ class RequestMemory:
         now = time.monotonic()
         if request.wait_until_s is None:
             request.wait_until_s = now + generation.wait_s
+        landed = partial(self._landed, holding)
         holding.fetch = PageFetch(
-            self._transfer, holding.reservation, request.keys, wanted, self._on_change, generation.fidelity
+            self._transfer, holding.reservation, request.keys, wanted, landed, generation.fidelity
         )
         holding.fetch_task = asyncio.create_task(
             holding.fetch.run(
@@ -296,6 +297,12 @@ class RequestMemory:
         )
         holding.num_users += 1
         holding.fetch_task.add_done_callback(partial(self._fetch_ended, request, holding))
+
+    def _landed(self, holding: Holding) -> None:
+        """Wake the loop where a gate has opened: most of what lands is a part of a layer."""
+        if holding.fetch is not None and (num_open := holding.fetch.num_open_layers()) > holding.num_open_layers:
+            holding.num_open_layers = num_open
+            self._on_change()
 
     def _fetch_ended(self, request: Request, holding: Holding, task: "asyncio.Task[None]") -> None:
         """Called by the task. The tail is changed later, by the loop, when the torch thread has let go of it."""

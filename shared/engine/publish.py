@@ -2,13 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing
 from functools import partial
-from itertools import chain
 from typing import NamedTuple
 
 from torch import Tensor
 
+from shared.engine.in_order import in_order
 from shared.engine.stage import Mark
 from shared.engine.transfer import PageTransfer
 from shared.ids import BlockKey
@@ -24,6 +25,10 @@ MAX_BACKLOG_BYTES = 256 * 1024 * 1024
 MAX_PLACED_BYTES = 32 * 1024 * 1024
 """What one message names at most of what lies in the pool's room: much, for there is little in it; not so much that the
 pool's readers wait for the last of it."""
+
+MAX_SEALED = 2
+"""Messages of one publisher that are being sealed, wait to be sent, or are being sent: the copier seals one while
+another one leaves."""
 
 _LEAST_RATIO = {codec: 1 if codec.spec.cost is None else int(codec.spec.cost.ratio) for codec in Codec}
 """How much smaller entries are when they are sealed, at least: a message should be full, and no more than that."""
@@ -50,6 +55,14 @@ class _Placing(NamedTuple):
     slots: list[memoryview]
 
 
+class _Message(NamedTuple):
+    """What is sealed and sent together."""
+
+    seal: Callable[[], list[Frame]]  # runs in the copier thread
+    num_bytes: int  # of its entries before the codec; 0: there is nothing to seal
+    ends: Sequence[Ready] = ()  # nothing is left to be sent of these once it is sent
+
+
 class PagePublisher:
     """Sends one request's granted entries in the order in which they become ready.
 
@@ -61,11 +74,11 @@ class PagePublisher:
     in messages; all others travel in messages. The publication owns the room: an entry that was not sent is its to
     take back.
 
-    The queue holds references to pages; bytes exist for one batch at a time. A slow pool slows the sending first: the
-    pages are its buffer. When `backlog_bytes` exceed the limit the publisher is `full`, and whoever computes shall hold
-    this request back until `on_sent` is called, so that the backlog never exceeds the limit by more than what one step
-    computes. The caller owns the reservation and keeps it until `run` has returned or raised: pages of ready entries
-    are only read. Window pages must be kept until `num_blocks_sent` is past them.
+    The queue holds references to pages; bytes exist for `MAX_SEALED` messages at most. A slow pool slows the sending
+    first: the pages are its buffer. When `backlog_bytes` exceed the limit the publisher is `full`, and whoever computes
+    shall hold this request back until `on_sent` is called, so that the backlog never exceeds the limit by more than
+    what one step computes. The caller owns the reservation and keeps it until `run` has returned or raised: pages of
+    ready entries are only read. Window pages must be kept until `num_blocks_sent` is past them.
     """
 
     def __init__(
@@ -144,13 +157,31 @@ class PagePublisher:
 
     async def run(self) -> None:
         """Send what is emitted until `finish`. Raises what the publication raises."""
-        while emitted := await self._next():
-            if self._codec is Codec.RAW:
-                emitted = await self._place(emitted)
-            for ready, blocks in emitted:
-                await self._send_in_messages(ready, blocks)
-                self._sent_in_layer[ready.layer] = max(self._sent_in_layer[ready.layer], ready.end)
-                self._on_sent()
+        async with aclosing(in_order(self._messages(), self._sealed, MAX_SEALED)) as messages:
+            async for message, (frames, seconds) in messages:
+                if frames:
+                    await self._send(message, frames, seconds)
+                for ready in message.ends:
+                    self._sent_in_layer[ready.layer] = max(self._sent_in_layer[ready.layer], ready.end)
+                    self._on_sent()
+
+    async def _sealed(self, message: _Message) -> tuple[list[Frame], float]:
+        """Return a message's frames, and the seconds that it took to seal them."""
+        if not message.num_bytes:
+            return [], 0.0
+        started = time.perf_counter()
+        frames = await self._transfer.copier.run(message.seal)
+        return frames, time.perf_counter() - started
+
+    async def _send(self, message: _Message, frames: Sequence[Frame], seconds: float) -> None:
+        started = time.perf_counter()
+        await self._publication.send(frames)
+        self.num_entries_sent += len(frames)
+        self.last_sent_at_s = time.time()
+        self.first_sent_at_s = self.first_sent_at_s or self.last_sent_at_s
+        self.backlog_bytes -= message.num_bytes
+        if self._rest is not None:
+            await self._rest(seconds + time.perf_counter() - started)
 
     async def _next(self) -> list[_Emitted]:
         """Return what was emitted next, with more of it where this publisher is behind; nothing at the end."""
@@ -165,16 +196,30 @@ class PagePublisher:
                 num_bytes += len(item[1]) * self._transfer.layout.entry_bytes(item[0].layer)
         return emitted
 
-    async def _place(self, emitted: Sequence[_Emitted]) -> list[_Emitted]:
-        """Write entries into the room that the pool gives, and name them to it. Return what found none."""
-        left = []
+    async def _messages(self) -> AsyncGenerator[_Message, None]:
+        """Yield what is to be sealed and sent, in order."""
+        while emitted := await self._next():
+            if self._codec is Codec.RAW:
+                async for message in self._placed(emitted):
+                    yield message
+                continue
+            for ready, blocks in emitted:
+                for message in self._in_messages(ready, blocks):
+                    yield message
+
+    async def _placed(self, emitted: Sequence[_Emitted]) -> AsyncGenerator[_Message, None]:
+        """Yield messages that name entries in the room that the pool gives, then those of what found none."""
+        left: list[_Emitted] = []
         placings: list[_Placing] = []
+        ends: list[Ready] = []
         num_bytes = 0
-        started = time.perf_counter()
         for ready, blocks in emitted:
             rest = list(blocks)
             entry_bytes = self._transfer.layout.entry_bytes(ready.layer)
             while rest:
+                if placings and num_bytes + entry_bytes > MAX_PLACED_BYTES:
+                    yield _Message(partial(self._seal_in_place, placings), num_bytes, ends)
+                    placings, num_bytes, ends = [], 0, []
                 asked = rest[: max(1, (MAX_PLACED_BYTES - num_bytes) // entry_bytes)]
                 room = await self._publication.room([self._keys[block] for block in asked], entry_bytes)
                 given = [(block, slot) for block, slot in zip(asked, room, strict=True) if slot is not None]
@@ -184,43 +229,26 @@ class PagePublisher:
                 num_bytes += len(given) * entry_bytes
                 found = {block for block, _ in given}
                 rest = [block for block in rest if block not in found]
-                if num_bytes + entry_bytes > MAX_PLACED_BYTES:
-                    started = await self._send_placed(placings, started)
-                    placings, num_bytes = [], 0
-            left.append((ready, rest))
-        if placings:
-            await self._send_placed(placings, started)
-        return left
+            if rest or left:  # later blocks of a layer are not sent before earlier ones
+                left.append((ready, rest))
+            else:
+                ends.append(ready)
+        if placings or ends:
+            yield _Message(partial(self._seal_in_place, placings), num_bytes, ends)
+        for ready, rest in left:
+            for message in self._in_messages(ready, rest):
+                yield message
 
-    async def _send_placed(self, placings: Sequence[_Placing], started: float) -> float:
-        frames = await self._transfer.copier.run(lambda: [self._seal_in_place(*placing) for placing in placings])
-        await self._publication.send(list(chain.from_iterable(frames)))
-        for placing in placings:
-            self._count_sent(placing.ready.layer, len(placing.blocks))
-        if self._rest is not None:
-            await self._rest(time.perf_counter() - started)
-        return time.perf_counter()
-
-    async def _send_in_messages(self, ready: Ready, blocks: list[int]) -> None:
+    def _in_messages(self, ready: Ready, blocks: Sequence[int]) -> Iterator[_Message]:
+        """Yield messages that bring blocks of a layer; one without any, if there are none."""
+        shape = self._transfer.layout.entry_shape(ready.layer)
+        at_once = -(-MAX_BATCH_BYTES * _LEAST_RATIO[self._codec] // shape.num_bytes)
         # One reader for all batches: on a GPU it has copied ahead.
         raws = self._stage(ready, blocks)
-        while blocks:
-            started = time.perf_counter()
-            frames = await self._transfer.copier.run(partial(self._seal_batch, ready.layer, blocks, raws))
-            await self._send(ready.layer, frames, started)
-            blocks = blocks[len(frames) :]
-
-    async def _send(self, layer: int, frames: Sequence[Frame], started: float) -> None:
-        await self._publication.send(frames)
-        self._count_sent(layer, len(frames))
-        if self._rest is not None:
-            await self._rest(time.perf_counter() - started)
-
-    def _count_sent(self, layer: int, num_entries: int) -> None:
-        self.num_entries_sent += num_entries
-        self.last_sent_at_s = time.time()
-        self.first_sent_at_s = self.first_sent_at_s or self.last_sent_at_s
-        self.backlog_bytes -= num_entries * self._transfer.layout.entry_bytes(layer)
+        for first in range(0, max(1, len(blocks)), at_once):
+            part = blocks[first : first + at_once]
+            ends = [ready] if first + at_once >= len(blocks) else []
+            yield _Message(partial(self._seal_batch, ready.layer, part, raws), len(part) * shape.num_bytes, ends)
 
     def _stage(self, ready: Ready, blocks: Sequence[int]) -> Iterator[Payload]:
         return self._transfer.stager.stage(ready.mark, *self._pages(ready.layer, blocks))
@@ -230,19 +258,21 @@ class PagePublisher:
         kv = self._transfer.kv
         return kv.blocks_of(layer), [kv.block_number(layer, self._reservation, block) for block in blocks]
 
-    def _seal_in_place(self, ready: Ready, blocks: Sequence[int], slots: Sequence[memoryview]) -> list[Frame]:
+    def _seal_in_place(self, placings: Sequence[_Placing]) -> list[Frame]:
         """Write entries into slots and seal them there; runs in the copier thread."""
-        transfer, keys = self._transfer, [self._keys[block] for block in blocks]
-        headers = raw_headers(keys, ready.layer, transfer.layout.entry_bytes(ready.layer))
-        pages, numbers = self._pages(ready.layer, blocks)
-        checksums = transfer.stager.place(ready.mark, pages, numbers, slots, headers, transfer.digests)
-        return seal_all(keys, ready.layer, slots, checksums)
+        transfer, frames = self._transfer, list[Frame]()
+        for ready, blocks, slots in placings:
+            keys = [self._keys[block] for block in blocks]
+            headers = raw_headers(keys, ready.layer, transfer.layout.entry_bytes(ready.layer))
+            pages, numbers = self._pages(ready.layer, blocks)
+            checksums = transfer.stager.place(ready.mark, pages, numbers, slots, headers, transfer.digests)
+            frames += seal_all(keys, ready.layer, slots, checksums)
+        return frames
 
     def _seal_batch(self, layer: int, blocks: Sequence[int], raws: Iterator[Payload]) -> list[Frame]:
-        """Seal leading blocks up to one message's worth; runs in the copier thread."""
+        """Seal one message's blocks; runs in the copier thread."""
         transfer, shape = self._transfer, self._transfer.layout.entry_shape(layer)
-        limit = MAX_BATCH_BYTES * _LEAST_RATIO[self._codec]
-        staged = list(zip(blocks[: -(-limit // shape.num_bytes)], raws, strict=False))
+        staged = list(zip(blocks, raws, strict=False))
         if self._codec is Codec.RAW:
             return seal_all([self._keys[block] for block, _ in staged], layer, [raw for _, raw in staged])
 

@@ -38,10 +38,14 @@ class Bench:
     def __init__(self, model: LoadedModel, transfer: PageTransfer, metrics: Metrics) -> None:
         self.model, self.pool = model, MemoryPool()
         self.failed: list[tuple[Request, BaseException]] = []
+        self.num_changes = 0
         self.kv, self.layout = transfer.kv, transfer.layout
         self.memory = RequestMemory(
-            access_to(self.pool), transfer, metrics, CHUNK, lambda: None, lambda *failure: self.failed.append(failure)
+            access_to(self.pool), transfer, metrics, CHUNK, self.changed, lambda *failure: self.failed.append(failure)
         )
+
+    def changed(self) -> None:
+        self.num_changes += 1
 
     def request(self, tokens: list[int] = TOKENS, **changes: Any) -> Request:
         return Request(generation(self.model, tokens, **changes), Rank(0, 0), Urgency(0, 0))
@@ -66,6 +70,11 @@ class Bench:
 
     async def open_layers(self, request: Request, num_layers: int) -> None:
         await until(lambda: self.memory.num_open_layers(request) == num_layers)
+
+    async def outstanding(self, request: Request, num_blocks: int) -> None:
+        fetch = request.held.fetch
+        assert fetch is not None
+        await until(lambda: len(fetch.outstanding) == num_blocks)
 
     def tail(self, request: Request) -> tuple[int, int]:
         tail = request.held.tail
@@ -109,6 +118,18 @@ async def test_gates_open_layer_by_layer_while_a_writer_is_at_it() -> None:
         for block, key in enumerate(request.keys):
             for layer in range(NUM_LAYERS):
                 assert b.content(request, block, layer) == open_frame(b.frame(key, layer))
+        b.memory.abandon(request)
+
+
+async def test_the_loop_is_woken_by_gates_and_not_by_parts_of_layers() -> None:
+    async with bench() as b:
+        request = b.reserved(num_blocks=3, wait_s=60.0)
+        await b.publish(request.keys, 0b1110)
+        for number, key in enumerate(request.keys):
+            assert b.num_changes == 0
+            await b.publish([key], 0b0001)
+            await b.outstanding(request, 2 - number)
+        await until(lambda: b.num_changes == 2)  # all gates have opened at once, and the fetch has ended
         b.memory.abandon(request)
 
 

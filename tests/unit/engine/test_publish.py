@@ -229,6 +229,35 @@ async def test_a_pool_without_room_is_asked_once_for_a_layer(bench: Bench, monke
     bench.copier.close()
 
 
+async def test_the_next_message_is_sealed_while_one_leaves_but_no_further_one(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish, "MAX_PLACED_BYTES", bench.kv.layout.entry_bytes(0))
+    bench.pool.has_room_for = set(KEYS)
+    granted(bench.publisher, 0b1111)
+    running = asyncio.create_task(bench.publisher.run())
+    for layer in range(4):
+        bench.publisher.emit(Ready(layer, 0, 1))
+    bench.publisher.finish()
+    pool = bench.pool
+
+    async def until_sent(count: int) -> None:
+        await until(lambda: len(pool.frames) == count)
+
+    async def until_begun(count: int) -> None:
+        await until(lambda: len(pool.slots) >= count)
+        await asyncio.sleep(0.01)
+        assert len(pool.slots) == count
+
+    for num_sent in range(4):
+        await until_begun(min(4, num_sent + publish.MAX_SEALED))
+        pool.let.release()
+        await until_sent(num_sent + 1)
+    await running
+    assert [frame.layer for frame in bench.pool.placed()] == list(range(4))
+    bench.copier.close()
+
+
 async def test_entries_in_another_codec_travel() -> None:
     bench = Bench(Codec.LZ4)
     bench.pool.has_room_for = set(KEYS)

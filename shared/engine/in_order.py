@@ -1,0 +1,52 @@
+"""Work on the items of a stream ahead of their consumer, who gets them in order."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+async def in_order(
+    items: AsyncGenerator[T, None], work: Callable[[T], Coroutine[Any, Any, R]], most: int
+) -> AsyncGenerator[tuple[T, R], None]:
+    """Yield each item with what `work` made of it; closes `items`.
+
+    Of so many items at `most` the work has begun and the consumer is not done yet. The next one is asked for when there
+    are fewer. Raises what `items` and `work` raise, after all that came before. When this is closed the work that has
+    begun is cancelled, and has ended on return.
+    """
+    begun: asyncio.Queue[tuple[T, asyncio.Task[R]] | None] = asyncio.Queue()
+    room = asyncio.Semaphore(most)
+    tasks: set[asyncio.Task[R]] = set()
+
+    async def begin() -> None:
+        try:
+            async with aclosing(items):
+                await room.acquire()
+                async for item in items:
+                    task = asyncio.create_task(work(item), name="work ahead")
+                    tasks.add(task)
+                    begun.put_nowait((item, task))
+                    await room.acquire()
+        finally:
+            begun.put_nowait(None)
+
+    beginning = asyncio.create_task(begin(), name="reading ahead")
+    try:
+        while (found := await begun.get()) is not None:
+            item, task = found
+            result = await task
+            tasks.discard(task)
+            yield item, result
+            room.release()
+        await beginning
+    finally:
+        for one in (beginning, *tasks):
+            one.cancel()
+        done, _ = await asyncio.wait({beginning, *tasks})
+        for ended in done:
+            if not ended.cancelled():
+                ended.exception()  # this generator raises the first error, or is closed for another reason
