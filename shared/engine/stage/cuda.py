@@ -1,15 +1,16 @@
 """Pages in a GPU's memory: copies over side streams, through pinned memory or from and to registered memory."""
 
-import ctypes
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, compress
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from shared.engine.stage.registered import RegisteredMemory
-from shared.engine.stage.stager import Arrival, Digests, Mark, Stager
+from shared.engine.stage.copies import queue_copies
+from shared.engine.stage.registered import MemoryRun, RegisteredMemory
+from shared.engine.stage.stager import Arrival, Digests, Mark, Stager, layers
 from shared.kv.codec import Payload
 
 PIECE_BYTES = 16 * 1024 * 1024
@@ -105,10 +106,11 @@ class CudaStager(Stager):
             arrived, held = self._brought([arrival.raw for arrival in arrivals])
             try:
                 intact = check()
-                for blocks, part, start in _adjacent(arrivals, intact):
-                    target = blocks[:, part.start : part.stop].transpose(0, 1)
-                    source = arrived[start : start + len(part) * _entry_bytes(blocks)]
-                    target.copy_(source.view(blocks.dtype).view(target.shape), non_blocking=True)
+                start = 0
+                for first, end in layers(arrivals):
+                    size = sum(len(arrival.raw) for arrival in arrivals[first:end])
+                    self._write(arrivals[first:end], intact[first:end], arrived[start : start + size])
+                    start += size
             finally:
                 landed = _event()
                 landed.record(self._inwards)
@@ -118,17 +120,24 @@ class CudaStager(Stager):
 
     def _brought(self, raws: Sequence[Payload]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Queue copies of payloads to the device. Return where they arrive, side by side, and what is read for it."""
-        arrived = torch.empty(sum(map(len, raws)), dtype=torch.uint8, device=self._device)
-        held, start = [], 0
-        for run in self._memory.runs(raws):
-            if run.address is None:
-                host = _joined(raws[run.first : run.end])
-            else:
-                host = _memory_at(run.address, run.num_bytes)
-            arrived[start : start + run.num_bytes].copy_(host, non_blocking=True)
-            held.append(host)
-            start += run.num_bytes
-        return arrived, held
+        runs = self._memory.runs(raws)
+        held = {run.first: _joined(raws[run.first : run.end]) for run in runs if run.address is None}
+        arrived = torch.empty(sum(run.num_bytes for run in runs), dtype=torch.uint8, device=self._device)
+        sources = [held[run.first].data_ptr() if run.address is None else run.address for run in runs]
+        queue_copies(_side_by_side(arrived, runs), sources, [run.num_bytes for run in runs], self._inwards)
+        return arrived, list(held.values())
+
+    def _write(self, arrivals: Sequence[Arrival], intact: Sequence[bool], arrived: torch.Tensor) -> None:
+        """Queue the writing of intact entries of one layer, which have arrived side by side, to its blocks."""
+        blocks, numbers = arrivals[0].blocks, [arrival.number for arrival in arrivals]
+        entries = arrived.view(blocks.dtype).view(len(numbers), len(blocks), *blocks.shape[2:])
+        if not all(intact):
+            for number, entry in compress(zip(numbers, entries, strict=True), intact):
+                blocks[:, number].copy_(entry, non_blocking=True)
+        elif (run := _run(numbers)) is not None:
+            blocks[:, run.start : run.stop].copy_(entries.transpose(0, 1), non_blocking=True)
+        else:
+            blocks.index_copy_(1, _on_device(numbers, self._device), entries.transpose(0, 1))
 
     def _copy(self, blocks: torch.Tensor, numbers: Sequence[int]) -> "_Piece":
         """Queue a piece's copy. The stream runs copies in order, also those of a closed `stage`."""
@@ -142,30 +151,27 @@ class CudaStager(Stager):
 
     def _place(self, blocks: torch.Tensor, numbers: Sequence[int], slots: Sequence[memoryview]) -> "_Placing":
         """Queue a piece's copies into slots, or into pinned memory for those that are not registered."""
-        staged = []
+        runs = self._memory.runs(slots)
+        pinned = {
+            run.first: torch.empty(run.num_bytes, dtype=torch.uint8, pin_memory=True)
+            for run in runs
+            if run.address is None
+        }
         with torch.cuda.stream(self._outwards):
             gathered = self._gathered(blocks, numbers)
-            start = 0
-            for run in self._memory.runs(slots):
-                part = gathered[start : start + run.num_bytes]
-                start += run.num_bytes
-                if run.address is None:
-                    host = torch.empty(run.num_bytes, dtype=torch.uint8, pin_memory=True)
-                    staged.append((host, slots[run.first : run.end]))
-                else:
-                    host = _memory_at(run.address, run.num_bytes)
-                host.copy_(part, non_blocking=True)
+            targets = [pinned[run.first].data_ptr() if run.address is None else run.address for run in runs]
+            queue_copies(targets, _side_by_side(gathered, runs), [run.num_bytes for run in runs], self._outwards)
             copied = _event()
             copied.record(self._outwards)
+        staged = [(pinned[run.first], slots[run.first : run.end]) for run in runs if run.address is None]
         return _Placing(staged, copied)
 
     def _gathered(self, blocks: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
         """Queue the gathering of entries on the device, the parts of an entry side by side; return their bytes."""
-        run = range(numbers[0], numbers[0] + len(numbers))
-        if list(numbers) == list(run):
+        if (run := _run(numbers)) is not None:
             chosen = blocks[:, run.start : run.stop]
         else:
-            chosen = blocks.index_select(1, torch.tensor(numbers, device=blocks.device))
+            chosen = blocks.index_select(1, _on_device(numbers, self._device))
         entries = chosen.transpose(0, 1)
         gathered = torch.empty(entries.shape, dtype=blocks.dtype, device=self._device)
         gathered.copy_(entries, non_blocking=True)
@@ -214,31 +220,24 @@ def _joined(raws: Sequence[Payload]) -> torch.Tensor:
     return host
 
 
-def _memory_at(address: int, num_bytes: int) -> torch.Tensor:
-    """Return memory of this process as bytes; whoever asks sees to it that it stays."""
-    return torch.frombuffer((ctypes.c_uint8 * num_bytes).from_address(address), dtype=torch.uint8)
+def _side_by_side(memory: torch.Tensor, runs: Sequence[MemoryRun]) -> list[int]:
+    """Return the addresses of runs that lie one after the other in `memory`."""
+    return list(accumulate((run.num_bytes for run in runs[:-1]), initial=memory.data_ptr()))
+
+
+def _run(numbers: Sequence[int]) -> range | None:
+    """Return numbers as a range, if each is one more than that before it."""
+    run = range(numbers[0], numbers[0] + len(numbers))
+    return run if list(numbers) == list(run) else None
+
+
+def _on_device(numbers: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Return numbers on the device. The current stream brings them in its order, and nobody waits for it."""
+    return torch.tensor(numbers, pin_memory=True).to(device, non_blocking=True)
 
 
 def _entry_bytes(blocks: torch.Tensor) -> int:
     return blocks[:, 0].numel() * blocks.element_size()
-
-
-def _adjacent(arrivals: Sequence[Arrival], intact: Sequence[bool]) -> Iterator[tuple[torch.Tensor, range, int]]:
-    """Join intact arrivals that follow one another, in the same layer's blocks too. Also yield where their bytes begin
-    among all arrivals'."""
-    blocks, run, begin, start = arrivals[0].blocks, range(0), 0, 0
-    for (raw, others, number), is_intact in zip(arrivals, intact, strict=True):
-        follows = run and is_intact and number == run.stop and others.data_ptr() == blocks.data_ptr()
-        if run and not follows:
-            yield blocks, run, begin
-            run = range(0)
-        if follows:
-            run = range(run.start, number + 1)
-        elif is_intact:
-            blocks, run, begin = others, range(number, number + 1), start
-        start += len(raw)
-    if run:
-        yield blocks, run, begin
 
 
 def _event() -> torch.cuda.Event:

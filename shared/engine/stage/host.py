@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from shared.engine.stage.stager import Arrival, Digests, Mark, Stager
+from shared.engine.stage.stager import Arrival, Digests, Mark, Stager, layers
 from shared.kv.codec import Payload
 from shared.kv.payloads import copy_in, copy_in_sealed, copy_out
 from shared.kv.tensors import entry_rows
@@ -37,7 +37,7 @@ class HostStager(Stager):
         return copy_out(entry_rows(blocks), numbers, slots, headers)
 
     def land(self, arrivals: Sequence[Arrival]) -> None:
-        for first, end in _layers(arrivals):
+        for first, end in layers(arrivals):
             raws, blocks, numbers = zip(*arrivals[first:end], strict=True)
             copy_in(entry_rows(blocks[0]), numbers, raws)
 
@@ -46,18 +46,7 @@ class HostStager(Stager):
     ) -> list[bool]:
         """Digest an entry and copy it while it is in the processor's cache, so that `digest` is not needed."""
         intact: list[bool] = []
-        for first, end in _layers(arrivals):
+        for first, end in layers(arrivals):
             raws, blocks, numbers = zip(*arrivals[first:end], strict=True)
             intact += copy_in_sealed(entry_rows(blocks[0]), numbers, raws, headers[first:end], checksums[first:end])
         return intact
-
-
-def _layers(arrivals: Sequence[Arrival]) -> Iterator[tuple[int, int]]:
-    """Divide arrivals into ranges of one layer each."""
-    first = 0
-    for i, arrival in enumerate(arrivals):
-        if arrival.blocks is not arrivals[first].blocks:
-            yield first, i
-            first = i
-    if arrivals:
-        yield first, len(arrivals)

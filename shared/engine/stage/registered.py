@@ -1,12 +1,14 @@
 """Mapped memory that a GPU may copy from and to by itself: registered with CUDA piece by piece, ahead of its use."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from queue import SimpleQueue
 from threading import Event, Thread, current_thread
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from shared.kv.codec import Payload
 from shared.kv.payloads import addresses_of
@@ -18,6 +20,7 @@ REGISTERED_PIECE_BYTES = 64 * 1024 * 1024
 """What is registered by one call: some tens of milliseconds, in which the driver holds up who maps memory."""
 FORGET_S = 60.0
 """How long it may take to unregister a mapping; then it goes as it is."""
+_NO_PIECE = 0
 _PORTABLE = 1  # cudaHostRegisterPortable: for all devices of this process
 
 
@@ -115,24 +118,28 @@ class RegisteredMemory:
                 raise TimeoutError(f"memory is being registered for longer than {timeout_s:g} s")
         return sum(end - address for address, end in self._ends.copy().items())
 
-    def runs(self, payloads: Sequence[Payload]) -> Iterator[MemoryRun]:
+    def runs(self, payloads: Sequence[Payload]) -> list[MemoryRun]:
         """Divide payloads into runs that one copy takes along, as long as they can be, in order.
 
         No run is of two pieces: CUDA refuses a copy over several registrations.
         """
-        first, address, piece, size = 0, 0, None, 0
+        if not payloads:
+            return []
         mappings = list(self._ends.copy().items())
-        places = addresses_of(payloads) if mappings else [0] * len(payloads)
-        for i, (payload, place) in enumerate(zip(payloads, places, strict=True)):
-            found = _piece_of(mappings, place, len(payload))
-            if i > first and (found != piece or (found is not None and place != address + size)):
-                yield MemoryRun(first, i, None if piece is None else address, size)
-                first, size = i, 0
-            if i == first:
-                address, piece = place, found
-            size += len(payload)
-        if payloads:
-            yield MemoryRun(first, len(payloads), None if piece is None else address, size)
+        sizes = np.fromiter(map(len, payloads), np.int64, len(payloads))
+        if not mappings:
+            return [MemoryRun(0, len(payloads), None, int(sizes.sum()))]
+        places = np.array(addresses_of(payloads), np.int64)
+        pieces = _pieces_of(mappings, places, sizes)
+        follows = (pieces[1:] == pieces[:-1]) & ((pieces[1:] == _NO_PIECE) | (places[1:] == places[:-1] + sizes[:-1]))
+        firsts = np.concatenate(([0], np.flatnonzero(~follows) + 1))
+        ends = [*firsts[1:].tolist(), len(payloads)]
+        addresses = np.where(pieces == _NO_PIECE, _NO_PIECE, places)[firsts].tolist()
+        lengths = np.add.reduceat(sizes, firsts).tolist()
+        return [
+            MemoryRun(first, end, None if address == _NO_PIECE else address, num_bytes)
+            for first, end, address, num_bytes in zip(firsts.tolist(), ends, addresses, lengths, strict=True)
+        ]
 
     def close(self) -> None:
         """Unregister everything and end the thread. Idempotent."""
@@ -176,13 +183,16 @@ class RegisteredMemory:
             log.warning("memory_not_unregistered", num_bytes=REGISTERED_PIECE_BYTES, error=str(error))
 
 
-def _piece_of(mappings: Iterable[tuple[int, int]], address: int, num_bytes: int) -> int | None:
-    """Return the start of the registered piece that holds this memory wholly."""
+def _pieces_of(
+    mappings: Iterable[tuple[int, int]], places: NDArray[np.int64], sizes: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return for each payload the start of the registered piece that holds it wholly, or `_NO_PIECE`."""
+    pieces = np.full_like(places, _NO_PIECE)
     for start, end in mappings:
-        if start <= address < end:
-            place = (address - start) % REGISTERED_PIECE_BYTES
-            return address - place if place + num_bytes <= REGISTERED_PIECE_BYTES else None
-    return None
+        offsets = (places - start) % REGISTERED_PIECE_BYTES
+        is_inside = (places >= start) & (places < end) & (offsets + sizes <= REGISTERED_PIECE_BYTES)
+        pieces[is_inside] = (places - offsets)[is_inside]
+    return pieces
 
 
 def _runtime() -> Any:

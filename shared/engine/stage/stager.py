@@ -73,3 +73,14 @@ class Stager(ABC):
 
         No byte of another reaches the pages.
         """
+
+
+def layers(arrivals: Sequence[Arrival]) -> Iterator[tuple[int, int]]:
+    """Divide arrivals into ranges of one layer each."""
+    first = 0
+    for i, arrival in enumerate(arrivals):
+        if arrival.blocks is not arrivals[first].blocks:
+            yield first, i
+            first = i
+    if arrivals:
+        yield first, len(arrivals)

@@ -49,6 +49,7 @@ def load_payload_kernels() -> PyDLL | None:
     library.prfaas_copy_in_sealed.argtypes = (parts, at, py_object, number, c_char_p, number, at, c_char_p)
     library.prfaas_receive.argtypes = (c_int, py_object, number, c_char_p, number, at)
     library.prfaas_addresses.argtypes = (py_object, number, at)
+    library.prfaas_queue_copies.argtypes = (at, at, at, at, number, at)
     return library
 
 

@@ -1,5 +1,6 @@
 """Entries on their way to the host: what comes out is what was in the pages when their mark was reached."""
 
+import ctypes
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import compress
@@ -78,6 +79,11 @@ class DeviceTensor(torch.Tensor):
         FakeStream.current.queue.append(lambda: target.copy_(source.as_subclass(torch.Tensor)))
         return self
 
+    def index_copy_(self, dim: int, index: torch.Tensor, source: torch.Tensor) -> "DeviceTensor":
+        target = self.as_subclass(torch.Tensor)
+        FakeStream.current.queue.append(lambda: target.index_copy_(dim, index, source.as_subclass(torch.Tensor)))
+        return self
+
 
 @pytest.fixture
 def compute(monkeypatch: pytest.MonkeyPatch) -> FakeStream:
@@ -90,10 +96,8 @@ def compute(monkeypatch: pytest.MonkeyPatch) -> FakeStream:
         yield
         FakeStream.current = before
 
-    from_buffer = torch.frombuffer
-
-    def mapped(*args: Any, **options: Any) -> torch.Tensor:
-        return from_buffer(*args, **options).as_subclass(DeviceTensor)
+    def queue_copies(targets: Sequence[int], sources: Sequence[int], sizes: Sequence[int], stream: FakeStream) -> None:
+        stream.queue.append(lambda: [*map(ctypes.memmove, targets, sources, sizes)])
 
     def made(*shape: Any, pin_memory: bool = False, device: torch.device | None = None, **options: Any) -> torch.Tensor:
         assert pin_memory != (device is not None), "pageable memory would make copies wait"
@@ -105,7 +109,8 @@ def compute(monkeypatch: pytest.MonkeyPatch) -> FakeStream:
     monkeypatch.setattr(torch.cuda, "stream", on)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
     monkeypatch.setattr(torch, "empty", made)
-    monkeypatch.setattr(torch, "frombuffer", mapped)
+    monkeypatch.setattr(cuda, "queue_copies", queue_copies)
+    monkeypatch.setattr(cuda, "_on_device", lambda numbers, _device: torch.tensor(numbers))
     monkeypatch.setattr(cuda, "PIECE_BYTES", PER_PIECE * ENTRY_BYTES)
     return stream
 
