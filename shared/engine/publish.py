@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from shared.engine.in_order import in_order
-from shared.engine.stage import Mark
+from shared.engine.stage import Departure, Mark
 from shared.engine.transfer import PageTransfer
 from shared.ids import BlockKey
 from shared.kv.codec import SINK_TOKENS, Codec, Payload
@@ -260,14 +260,18 @@ class PagePublisher:
 
     def _seal_in_place(self, placings: Sequence[_Placing]) -> list[Frame]:
         """Write entries into slots and seal them there; runs in the copier thread."""
-        transfer, frames = self._transfer, list[Frame]()
-        for ready, blocks, slots in placings:
-            keys = [self._keys[block] for block in blocks]
-            headers = raw_headers(keys, ready.layer, transfer.layout.entry_bytes(ready.layer))
-            pages, numbers = self._pages(ready.layer, blocks)
-            checksums = transfer.stager.place(ready.mark, pages, numbers, slots, headers, transfer.digests)
-            frames += seal_all(keys, ready.layer, slots, checksums)
-        return frames
+        transfer = self._transfer
+        keys = [[self._keys[block] for block in placing.blocks] for placing in placings]
+        departures: list[Departure] = []
+        for of_blocks, (ready, blocks, slots) in zip(keys, placings, strict=True):
+            headers = raw_headers(of_blocks, ready.layer, transfer.layout.entry_bytes(ready.layer))
+            departures.append(Departure(ready.mark, *self._pages(ready.layer, blocks), slots, headers))
+        checksums = transfer.stager.place(departures, transfer.digests)
+        return [
+            frame
+            for of_blocks, placing, found in zip(keys, placings, checksums, strict=True)
+            for frame in seal_all(of_blocks, placing.ready.layer, placing.slots, found)
+        ]
 
     def _seal_batch(self, layer: int, blocks: Sequence[int], raws: Iterator[Payload]) -> list[Frame]:
         """Seal one message's blocks; runs in the copier thread."""

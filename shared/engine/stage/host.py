@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from shared.engine.stage.stager import Arrival, Digests, Mark, Stager
+from shared.engine.stage.stager import Arrival, Departure, Digests, Mark, Stager
 from shared.kv.codec import Payload
 from shared.kv.payloads import copy_in, copy_in_sealed, copy_out
 from shared.kv.tensors import entry_rows
@@ -24,17 +24,11 @@ class HostStager(Stager):
         for number in numbers:
             yield rows[:, number].tobytes()
 
-    def place(
-        self,
-        mark: Mark,
-        blocks: torch.Tensor,
-        numbers: Sequence[int],
-        slots: Sequence[memoryview],
-        headers: Sequence[bytes],
-        digest: Digests,
-    ) -> list[int]:
+    def place(self, departures: Sequence[Departure], digest: Digests) -> list[list[int]]:
         """Digest entries as they are copied, so that `digest` is not needed."""
-        return copy_out(entry_rows(blocks), numbers, slots, headers)
+        return [
+            copy_out(entry_rows(blocks), numbers, slots, headers) for _, blocks, numbers, slots, headers in departures
+        ]
 
     def land(self, arrivals: Sequence[Arrival]) -> None:
         for first, end in _layers(arrivals):

@@ -275,7 +275,7 @@ async def test_who_is_cancelled_returns_when_its_room_is_not_written_any_more(be
     writing, let = threading.Event(), threading.Event()
 
     class Held(HostStager):
-        def place(self, *arguments: Any) -> list[int]:
+        def place(self, *arguments: Any) -> list[list[int]]:
             writing.set()
             assert let.wait(LIMIT_S)
             return super().place(*arguments)

@@ -11,6 +11,7 @@ import torch
 from shared.engine.stage import (
     Arrival,
     CudaStager,
+    Departure,
     HostStager,
     RegisteredMemory,
     Stager,
@@ -192,7 +193,8 @@ class NoDevice:
 def placed(stager: Stager, blocks: torch.Tensor, numbers: list[int], slots: list[memoryview], mark: Any = None) -> None:
     headers = HEADERS[: len(numbers)]
     wanted = entries(blocks, numbers)
-    assert stager.place(mark, blocks, numbers, slots, headers, digests) == digests(headers, wanted)
+    departure = Departure(mark, blocks, numbers, slots, headers)
+    assert stager.place([departure], digests) == [digests(headers, wanted)]
     assert [bytes(slot) for slot in slots] == wanted
 
 
@@ -222,7 +224,7 @@ def test_entries_are_placed_in_slots_whether_these_are_registered_or_not(
     mark = stager.mark()
     numbers = [15 - place for place in places]
     slots = slots_in(content, *places)
-    found = stager.place(mark, blocks, numbers, slots, HEADERS[: len(slots)], digests)
+    [found] = stager.place([Departure(mark, blocks, numbers, slots, HEADERS[: len(slots)])], digests)
     assert [bytes(slot) for slot in slots] == entries(blocks, numbers)
     assert found == digests(HEADERS[: len(slots)], slots)
     target = torch.zeros_like(blocks).as_subclass(DeviceTensor)
@@ -230,6 +232,27 @@ def test_entries_are_placed_in_slots_whether_these_are_registered_or_not(
     assert torch.equal(target.as_subclass(torch.Tensor)[:, numbers], blocks[:, numbers])
     landed_sealed(stager, torch.zeros_like(blocks).as_subclass(DeviceTensor), blocks, numbers, slots)
     memory.close()
+
+
+def test_the_next_layer_is_copied_while_one_is_digested_and_no_layer_before_its_mark(compute: FakeStream) -> None:
+    stager, layers = CudaStager(torch.device("cuda")), [blocks_of(2), blocks_of(2), blocks_of(2)]
+    outwards: Any = stager._outwards
+    departures, begun = [], []
+    slots = slots_in(memoryview(bytearray(6 * ENTRY_BYTES)), *range(6))
+    for layer, blocks in enumerate(layers):
+        compute.queue.append(lambda blocks=blocks, layer=layer: blocks[0].fill_(100 + layer))
+        of_layer = slots[2 * layer : 2 * layer + 2]
+        departures.append(Departure(stager.mark(), blocks, [0, 1], of_layer, HEADERS[2 * layer : 2 * layer + 2]))
+
+    def digesting(headers: Sequence[bytes], payloads: Sequence[Payload]) -> list[int]:
+        begun.append(len(outwards.queue) // 3)  # waited for a mark, gathered, copied
+        return digests(headers, payloads)
+
+    found = stager.place(departures, digesting)
+    assert begun == [2, 3, 3]
+    assert [bytes(slot) for slot in slots] == [raw for blocks in layers for raw in entries(blocks, [0, 1])]
+    assert [digest for of_layer in found for digest in of_layer] == digests(HEADERS[:6], slots)
+    assert stager.place([], digests) == []
 
 
 def landed_sealed(
@@ -292,5 +315,5 @@ def test_when_a_piece_fails_nothing_is_written_any_more(compute: FakeStream) -> 
 
     slots = slots_in(memoryview(bytearray(PER_PIECE * 4 * ENTRY_BYTES)), *range(PER_PIECE * 4))
     with pytest.raises(ValueError, match="no digest"):
-        stager.place(None, blocks, range(PER_PIECE * 4), slots, HEADERS[: PER_PIECE * 4], failing)
+        stager.place([Departure(None, blocks, range(PER_PIECE * 4), slots, HEADERS[: PER_PIECE * 4])], failing)
     assert outwards.num_done == len(outwards.queue)
