@@ -43,6 +43,9 @@ class CudaStager(Stager):
         if mark is not None:
             mark.synchronize()
 
+    def is_reached(self, mark: Mark) -> bool:
+        return mark is None or mark.query()
+
     def stage(self, mark: Mark, blocks: torch.Tensor, numbers: Sequence[int]) -> Iterator[Payload]:
         if mark is not None:
             self._outwards.wait_event(mark)

@@ -49,6 +49,10 @@ class Stager(ABC):
         """Block until a mark is reached."""
 
     @abstractmethod
+    def is_reached(self, mark: Mark) -> bool:
+        """Return whether a mark is reached, at once and in any thread."""
+
+    @abstractmethod
     def stage(self, mark: Mark, blocks: torch.Tensor, numbers: Sequence[int]) -> Iterator[Payload]:
         """Yield the bytes of some of a layer's blocks, part by part, as they are once `mark` is reached.
 

@@ -69,6 +69,9 @@ class FakeEvent:
         if self.stream is not None:
             self.stream.run_until(self.end)
 
+    def query(self) -> bool:
+        return self.stream is None or self.stream.num_done >= self.end
+
 
 class DeviceTensor(torch.Tensor):
     """What was made on a stream: filled when the stream gets there, like its copies to and from the host."""
@@ -115,6 +118,7 @@ def compute(monkeypatch: pytest.MonkeyPatch) -> FakeStream:
 def test_on_the_host_bytes_come_straight_from_the_pages(num_parts: int) -> None:
     stager: Stager = HostStager()
     mark = stager.mark()
+    assert stager.is_reached(mark)
     stager.reached(mark)
     blocks = blocks_of(3, num_parts)
     assert list(stager.stage(mark, blocks, [2, 0])) == entries(blocks, [2, 0])
@@ -137,7 +141,9 @@ def test_a_copy_waits_for_its_mark_and_not_for_what_is_computed_after_it(compute
     compute.queue.append(lambda: blocks[0].fill_(7))
     mark = stager.mark()
     compute.queue.append(lambda: blocks[0].fill_(8))
+    assert (stager.is_reached(mark), stager.is_reached(None)) == (False, True)
     [raw] = stager.stage(mark, blocks, [0])
+    assert stager.is_reached(mark)
     assert compute.num_done == 1
     assert raw == entry_bytes(torch.stack((torch.full((4, 2, 8), 7.0), blocks[1, 0])))
 
