@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.device import checksums
 from benchmarks.device.checksums import MIB, Row, mapped, speed
-from shared.engine.stage import Arrival, memory_for, select_stager
+from shared.engine.stage import Arrival, Departure, memory_for, select_stager
 from shared.kv.payloads import addresses_of, digests
 
 _GB = 1e9
@@ -172,7 +172,7 @@ def _stager(device: torch.device, plan: RoomPlan, *, is_registered: bool) -> lis
         def place(slots: Sequence[memoryview], digest: Callable[..., list[int]]) -> None:
             for part in batches:
                 chosen = slots[part.start : part.stop]
-                stager.place(None, blocks, part, chosen, headers[part.start : part.stop], digest)
+                stager.place([Departure(None, blocks, part, chosen, headers[part.start : part.stop])], digest)
 
         def land(slots: Sequence[memoryview]) -> None:
             for part in batches:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from shared.deadline import Deadline
 from shared.engine.gather import gathered
+from shared.engine.in_order import in_order
 from shared.engine.stage import Arrival
 from shared.engine.transfer import PageTransfer
 from shared.errors import CorruptFrame, DeadlineExceeded, PrfaasError
@@ -20,12 +21,16 @@ from shared.kv.frame import Frame, headers_of, open_frame
 from shared.kv.layout import iter_layers
 from shared.log import get_logger
 from shared.model.pages.reservation import Reservation
+from shared.pool.lanes.lane import Arrived
 from shared.pool.nodes import Pool
 
 log = get_logger()
 
 MAX_AHEAD_BYTES = 32 * 1024 * 1024
 """What may wait to be landed, and is then landed together: a copy to a device is as quick as it is long."""
+
+MAX_LANDING = 2
+"""Landings of one fetch that the copier has to do: with the next one in hand it does not wait for the event loop."""
 
 _RAW, _LOSSLESS = Codec.RAW, Fidelity.LOSSLESS  # to look a member up in its Enum takes longer than to compare it
 
@@ -59,6 +64,8 @@ class PageFetch:
         self._hurry = asyncio.Event()
         self._met_corruption = False
         self.outstanding = dict(wanted)
+        self._asked: dict[int, int] = {}  # what was outstanding when the stream in hand began; for the copier
+        self._taken: set[tuple[int, int]] = set()  # (block, layer) of it that have landed or are about to; the copier's
         self._left_in_layer = [0] * transfer.layout.num_layers
         for mask in wanted.values():
             for layer in iter_layers(mask):
@@ -105,25 +112,30 @@ class PageFetch:
     ) -> None:
         blocks = sorted(self.outstanding)
         wanted = [BlockEntries(self._keys[block], self.outstanding[block]) for block in blocks]
+        self._asked, self._taken = dict(self.outstanding), set()
+        stream = pool.fetch(
+            self._transfer.layout, wanted, reindexed(sources, blocks), wait_s, deadline, doubted=doubted
+        )
         try:
-            stream = pool.fetch(
-                self._transfer.layout, wanted, reindexed(sources, blocks), wait_s, deadline, doubted=doubted
-            )
-            async with aclosing(gathered(stream, MAX_AHEAD_BYTES)) as arrivals:
-                async for together in arrivals:
-                    corrupt = [layers for arrived in together for _, layers in arrived.corrupt]
-                    if corrupt:
-                        self._count_corrupt(sum(map(int.bit_count, corrupt)))
-                    await self._land([frame for arrived in together for frame in arrived.frames])
+            async with (
+                aclosing(stream),  # not before all has landed: it lends the payloads
+                aclosing(in_order(gathered(stream, MAX_AHEAD_BYTES, wanted), self._landed, MAX_LANDING)) as landed,
+            ):
+                async for _, (frames, entries) in landed:
+                    self._count_landed(frames, entries)
         except DeadlineExceeded:
             raise
         except PrfaasError as error:
             log.warning("fetch_failed", pool=pool.address, error=str(error), code=error.code)
 
-    async def _land(self, frames: list[Frame]) -> None:
-        if not frames:
-            return
-        landed = await self._transfer.copier.run(partial(self._write, frames))
+    async def _landed(self, together: Sequence[Arrived]) -> tuple[list[Frame], list[tuple[int, int]]]:
+        """Land what came together. Return its frames, and which (block, layer) of them have landed."""
+        if corrupt := [layers for arrived in together for _, layers in arrived.corrupt]:
+            self._count_corrupt(sum(map(int.bit_count, corrupt)))
+        frames = [frame for arrived in together for frame in arrived.frames]
+        return frames, await self._transfer.copier.run(partial(self._write, frames)) if frames else []
+
+    def _count_landed(self, frames: Sequence[Frame], landed: Sequence[tuple[int, int]]) -> None:
         for block, layer in landed:
             left = self.outstanding[block] & ~(1 << layer)
             if left:
@@ -147,17 +159,19 @@ class PageFetch:
         Payloads may lie in memory that a pool writes, too. They are read twice, to be verified and to be copied, and
         stay what they are in between: the stream's hold on them outlasts this call.
         """
-        taken: set[tuple[int, int]] = set()
-        landed = self._land_raw([frame for frame in frames if frame.codec is _RAW], taken)
-        return landed + self._land_encoded([frame for frame in frames if frame.codec is not _RAW], taken)
+        landed = self._land_raw([frame for frame in frames if frame.codec is _RAW])
+        return landed + self._land_encoded([frame for frame in frames if frame.codec is not _RAW])
 
-    def _land_raw(self, frames: Sequence[Frame], taken: set[tuple[int, int]]) -> list[tuple[int, int]]:
+    def _land_raw(self, frames: Sequence[Frame]) -> list[tuple[int, int]]:
         """Verify and write frames whose payloads are the entries themselves."""
         blocks_of = cache(self._transfer.kv.blocks_of)  # a message has many entries of a layer
         sealed, arrivals, entries = [], [], []
         for frame in frames:
-            entry = self._wanted(frame, taken)
-            if entry is None or not self._is_entry(frame):
+            entry = self._wanted(frame)
+            if entry is not None and not self._is_entry(frame):
+                self._taken.discard(entry)
+                entry = None
+            if entry is None:
                 _refuse(frame, "not an entry that was asked for")
                 continue
             sealed.append(frame)
@@ -166,29 +180,29 @@ class PageFetch:
         checksums = [frame.checksum for frame in sealed]
         transfer = self._transfer
         intact = transfer.stager.land_sealed(arrivals, headers_of(sealed), checksums, transfer.digests)
-        for frame, passed in zip(sealed, intact, strict=True):
+        for frame, entry, passed in zip(sealed, entries, intact, strict=True):
             if not passed:
+                self._taken.discard(entry)
                 _refuse(frame, "its checksum does not match")
         return list(compress(entries, intact))
 
-    def _land_encoded(self, frames: Sequence[Frame], taken: set[tuple[int, int]]) -> list[tuple[int, int]]:
+    def _land_encoded(self, frames: Sequence[Frame]) -> list[tuple[int, int]]:
         """Verify, decode and write other frames."""
         blocks_of = cache(self._transfer.kv.blocks_of)
         arrivals, entries = [], []
         for frame, raw in zip(frames, self._transfer.codecs.map(self._opened, frames), strict=True):
-            entry = self._wanted(frame, taken)
-            if raw is not None and entry is not None:
+            if raw is not None and (entry := self._wanted(frame)) is not None:
                 entries.append(entry)
                 arrivals.append(self._arrival(entry, raw, blocks_of))
         self._transfer.stager.land(arrivals)
         return entries
 
-    def _wanted(self, frame: Frame, taken: set[tuple[int, int]]) -> tuple[int, int] | None:
-        """Return which (block, layer) a frame says it is, and take it, if that has not landed and is not taken yet."""
+    def _wanted(self, frame: Frame) -> tuple[int, int] | None:
+        """Return which (block, layer) a frame says it is, and take it, if it is asked for and not taken yet."""
         block, layer = self._block_of.get(frame.key), frame.layer
-        if block is None or layer < 0 or not self.outstanding.get(block, 0) >> layer & 1 or (block, layer) in taken:
+        if block is None or layer < 0 or not self._asked[block] >> layer & 1 or (block, layer) in self._taken:
             return None
-        taken.add((block, layer))
+        self._taken.add((block, layer))
         return block, layer
 
     def _is_entry(self, frame: Frame) -> bool:

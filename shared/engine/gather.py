@@ -1,32 +1,35 @@
 """Messages of a stream, together where their consumer is busy: what costs much for each call pays for many then."""
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 
+from shared.kv.entries import BlockEntries
 from shared.pool.lanes.lane import Arrived
 
 
-async def gathered(stream: AsyncGenerator[Arrived, None], max_bytes: int) -> AsyncGenerator[list[Arrived], None]:
-    """Yield the messages that have come since the last time, at least one, in their order; closes the stream.
+async def gathered(
+    stream: AsyncIterator[Arrived], max_bytes: int, wanted: Iterable[BlockEntries]
+) -> AsyncGenerator[list[Arrived], None]:
+    """Yield the messages that have come since the last time, at least one, in their order.
 
-    The stream is read ahead while the consumer is busy, until about `max_bytes` of payload wait. Raises what the stream
-    raises, after all that came before.
+    The stream is read ahead while the consumer is busy, until about `max_bytes` of payload wait, and not any further
+    once all that is `wanted` has come or was denied. It is still open then, and what it lent is still the consumer's.
+    Who owns it closes it. Raises what the stream raises, after all that came before.
     """
     waiting: list[Arrived] = []
     changed = asyncio.Event()
     has_room = asyncio.Event()
 
     async def read() -> None:
-        num_bytes = 0
-        async with aclosing(stream) as arrivals:
-            async for arrived in arrivals:
-                num_bytes = num_bytes + _size(arrived) if waiting else _size(arrived)
-                waiting.append(arrived)
-                changed.set()
-                if num_bytes >= max_bytes:
-                    has_room.clear()
-                    await has_room.wait()
+        num_bytes, left = 0, _Unanswered(wanted)
+        while left.num_entries and (arrived := await anext(stream, None)) is not None:
+            num_bytes = num_bytes + _size(arrived) if waiting else _size(arrived)
+            left.remove(arrived)
+            waiting.append(arrived)
+            changed.set()
+            if num_bytes >= max_bytes:
+                has_room.clear()
+                await has_room.wait()
 
     reading = asyncio.create_task(read(), name="reading ahead")
     reading.add_done_callback(lambda _task: changed.set())
@@ -45,6 +48,26 @@ async def gathered(stream: AsyncGenerator[Arrived, None], max_bytes: int) -> Asy
     finally:
         reading.cancel()
         await asyncio.wait({reading})
+
+
+class _Unanswered:
+    """Counts the wanted entries that neither came nor were denied."""
+
+    def __init__(self, wanted: Iterable[BlockEntries]) -> None:
+        self._left = dict(wanted)
+        self.num_entries = sum(map(int.bit_count, self._left.values()))
+
+    def remove(self, arrived: Arrived) -> None:
+        left = self._left
+        for key, layer, *_ in arrived.frames:
+            layers = left.get(key, 0)
+            if layer >= 0 and layers >> layer & 1:
+                left[key] = layers ^ 1 << layer
+                self.num_entries -= 1
+        for key, denied in (*arrived.missing, *arrived.corrupt):
+            layers = left.get(key, 0)
+            left[key] = layers & ~denied
+            self.num_entries -= (layers & denied).bit_count()
 
 
 def _size(arrived: Arrived) -> int:

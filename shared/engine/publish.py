@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -10,7 +11,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from shared.engine.in_order import in_order
-from shared.engine.stage import Mark
+from shared.engine.stage import Departure, Mark
 from shared.engine.transfer import PageTransfer
 from shared.ids import BlockKey
 from shared.kv.codec import SINK_TOKENS, Codec, Payload
@@ -103,7 +104,8 @@ class PagePublisher:
         self._on_sent = on_sent
         self._rest = rest
         self.backlog_bytes = 0  # of entries that are ready and not sent, before the codec
-        self._queue: asyncio.Queue[_Emitted | None] = asyncio.Queue()
+        self._queue: deque[_Emitted] = deque()
+        self._changed = asyncio.Event()
         self._is_over = False  # nothing more will be emitted
         self._outstanding = [0] * len(keys)
         self._sent_in_layer = [0] * transfer.layout.num_layers
@@ -136,12 +138,14 @@ class PagePublisher:
         for block in blocks:
             self._outstanding[block] &= ~bit
         self.backlog_bytes += len(blocks) * self._transfer.layout.entry_bytes(ready.layer)
-        self._queue.put_nowait((ready, blocks))
+        self._queue.append((ready, blocks))
+        self._changed.set()
 
     def finish(self) -> None:
         """Say that nothing more will be emitted: `run` returns when the queue is empty."""
         self.finished_at_s = time.time()
-        self._queue.put_nowait(None)
+        self._is_over = True
+        self._changed.set()
 
     @property
     def full(self) -> bool:
@@ -184,17 +188,24 @@ class PagePublisher:
             await self._rest(seconds + time.perf_counter() - started)
 
     async def _next(self) -> list[_Emitted]:
-        """Return what was emitted next, with more of it where this publisher is behind; nothing at the end."""
+        """Return what was emitted next, with more of it where this publisher is behind; nothing at the end.
+
+        What the device has still to compute is left for later: who reads the first of it would wait for the last.
+        """
+        while not self._queue and not self._is_over:
+            self._changed.clear()
+            await self._changed.wait()
         emitted: list[_Emitted] = []
         num_bytes = 0
-        while not self._is_over and (not emitted or (num_bytes < MAX_PLACED_BYTES and not self._queue.empty())):
-            item = await self._queue.get()
-            if item is None:
-                self._is_over = True
-            else:
-                emitted.append(item)
-                num_bytes += len(item[1]) * self._transfer.layout.entry_bytes(item[0].layer)
+        while self._queue and (not emitted or (num_bytes < MAX_PLACED_BYTES and self._is_complete(self._queue[0]))):
+            ready, blocks = self._queue.popleft()
+            emitted.append((ready, blocks))
+            num_bytes += len(blocks) * self._transfer.layout.entry_bytes(ready.layer)
         return emitted
+
+    def _is_complete(self, emitted: _Emitted) -> bool:
+        ready, blocks = emitted
+        return not blocks or self._transfer.stager.is_reached(ready.mark)
 
     async def _messages(self) -> AsyncGenerator[_Message, None]:
         """Yield what is to be sealed and sent, in order."""
@@ -260,14 +271,18 @@ class PagePublisher:
 
     def _seal_in_place(self, placings: Sequence[_Placing]) -> list[Frame]:
         """Write entries into slots and seal them there; runs in the copier thread."""
-        transfer, frames = self._transfer, list[Frame]()
-        for ready, blocks, slots in placings:
-            keys = [self._keys[block] for block in blocks]
-            headers = raw_headers(keys, ready.layer, transfer.layout.entry_bytes(ready.layer))
-            pages, numbers = self._pages(ready.layer, blocks)
-            checksums = transfer.stager.place(ready.mark, pages, numbers, slots, headers, transfer.digests)
-            frames += seal_all(keys, ready.layer, slots, checksums)
-        return frames
+        transfer = self._transfer
+        keys = [[self._keys[block] for block in placing.blocks] for placing in placings]
+        departures: list[Departure] = []
+        for of_blocks, (ready, blocks, slots) in zip(keys, placings, strict=True):
+            headers = raw_headers(of_blocks, ready.layer, transfer.layout.entry_bytes(ready.layer))
+            departures.append(Departure(ready.mark, *self._pages(ready.layer, blocks), slots, headers))
+        checksums = transfer.stager.place(departures, transfer.digests)
+        return [
+            frame
+            for of_blocks, placing, found in zip(keys, placings, checksums, strict=True)
+            for frame in seal_all(of_blocks, placing.ready.layer, placing.slots, found)
+        ]
 
     def _seal_batch(self, layer: int, blocks: Sequence[int], raws: Iterator[Payload]) -> list[Frame]:
         """Seal one message's blocks; runs in the copier thread."""

@@ -13,7 +13,7 @@ from shared.metrics import Metrics
 from shared.model.pages.kv import PagedKv
 
 SHARE_BYTES = 1024 * 1024
-"""What is worth a codec thread's waking: it reads this in less time than another takes to wake."""
+"""What is worth another thread: it reads this in about the time that the thread takes to begin."""
 
 
 class FetchMetrics:
@@ -40,9 +40,6 @@ class PageTransfer:
         return self.kv.layout
 
     def digests(self, headers: Sequence[bytes], payloads: Sequence[Payload]) -> list[int]:
-        """As `shared.kv.payloads.digests`, divided among the codec threads."""
-        return self.codecs.shares(
-            lambda first, end: digests(headers[first:end], payloads[first:end]),
-            len(payloads),
-            sum(map(len, payloads)) // SHARE_BYTES,
-        )
+        """As `shared.kv.payloads.digests`, in as many threads as the engine gives to codecs."""
+        num_threads = min(self.codecs.num_threads, sum(map(len, payloads)) // SHARE_BYTES)
+        return digests(headers, payloads, num_threads)

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.device.checksums import MIB, mapped
 from benchmarks.device.shapes import GEMMA_270M, SMOLLM2_135M, config_of, random_weights, transformer
-from shared.engine.stage import Arrival, CudaStager, memory_for
+from shared.engine.stage import Arrival, CudaStager, Departure, memory_for
 from shared.kv.payloads import addresses_of, digests
 from shared.model.attention.select import select_attention
 from shared.model.layers.batch import Batch, Span
@@ -101,7 +101,7 @@ def test_entries_go_into_mapped_memory_and_come_back_but_for_the_corrupt_ones(is
         slots = [content[i * size : (i + 1) * size] for i in numbers]
         headers = [i.to_bytes(40, "big") for i in range(len(numbers))]
         source.add_(1)
-        checksums = stager.place(stager.mark(), source, numbers, slots, headers, digests)
+        [checksums] = stager.place([Departure(stager.mark(), source, numbers, slots, headers)], digests)
         torch.cuda.synchronize()
         assert [bytes(slot) for slot in slots] == entries(source, numbers)
         assert checksums == digests(headers, slots)

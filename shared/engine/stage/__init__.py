@@ -5,11 +5,12 @@ import torch
 from shared.engine.stage.cuda import CudaStager
 from shared.engine.stage.host import HostStager
 from shared.engine.stage.registered import CudaRegistrar, RegisteredMemory
-from shared.engine.stage.stager import Arrival, Mark, Stager
+from shared.engine.stage.stager import Arrival, Departure, Mark, Stager
 
 __all__ = [
     "Arrival",
     "CudaStager",
+    "Departure",
     "HostStager",
     "Mark",
     "RegisteredMemory",

@@ -10,7 +10,7 @@ import torch
 
 from shared.engine.stage.copies import queue_copies
 from shared.engine.stage.registered import MemoryRun, RegisteredMemory
-from shared.engine.stage.stager import Arrival, Digests, Mark, Stager, layers
+from shared.engine.stage.stager import Arrival, Departure, Digests, Mark, Stager, layers
 from shared.kv.codec import Payload
 
 PIECE_BYTES = 16 * 1024 * 1024
@@ -44,6 +44,9 @@ class CudaStager(Stager):
         if mark is not None:
             mark.synchronize()
 
+    def is_reached(self, mark: Mark) -> bool:
+        return mark is None or mark.query()
+
     def stage(self, mark: Mark, blocks: torch.Tensor, numbers: Sequence[int]) -> Iterator[Payload]:
         if mark is not None:
             self._outwards.wait_event(mark)
@@ -55,38 +58,32 @@ class CudaStager(Stager):
         while under_way:
             yield from under_way.popleft().entries()
 
-    def place(
-        self,
-        mark: Mark,
-        blocks: torch.Tensor,
-        numbers: Sequence[int],
-        slots: Sequence[memoryview],
-        headers: Sequence[bytes],
-        digest: Digests,
-    ) -> list[int]:
-        """Digest a piece while the next one is being copied."""
-        if mark is not None:
-            self._outwards.wait_event(mark)
-        under_way: deque[tuple[int, int, _Placing]] = deque()
-        found: list[int] = []
+    def place(self, departures: Sequence[Departure], digest: Digests) -> list[list[int]]:
+        """Digest a piece while the next one is being copied, be it of the next layer."""
+        under_way: deque[tuple[_Placing, list[int], Sequence[bytes], Sequence[memoryview]]] = deque()
 
         def finish() -> None:
-            first, end, placing = under_way[0]
+            placing, found, headers, slots = under_way[0]
             placing.finish()
             under_way.popleft()
-            found.extend(digest(headers[first:end], slots[first:end]))
+            found.extend(digest(headers, slots))
 
+        digests: list[list[int]] = [[] for _ in departures]
         try:
-            for first, end in _pieces(blocks, len(numbers)):
-                under_way.append((first, end, self._place(blocks, numbers[first:end], slots[first:end])))
-                if len(under_way) == NUM_PIECES:
-                    finish()
+            for found, (mark, blocks, numbers, slots, headers) in zip(digests, departures, strict=True):
+                if mark is not None:
+                    self._outwards.wait_event(mark)
+                for first, end in _pieces(blocks, len(numbers)):
+                    placing = self._place(blocks, numbers[first:end], slots[first:end])
+                    under_way.append((placing, found, headers[first:end], slots[first:end]))
+                    if len(under_way) == NUM_PIECES:
+                        finish()
             while under_way:
                 finish()
         finally:
-            for _, _, placing in under_way:
+            for placing, *_ in under_way:
                 placing.copied.synchronize()
-        return found
+        return digests
 
     def land(self, arrivals: Sequence[Arrival]) -> None:
         self._land(arrivals, lambda: [True] * len(arrivals))

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from shared.engine.stage.stager import Arrival, Digests, Mark, Stager, layers
+from shared.engine.stage.stager import Arrival, Departure, Digests, Mark, Stager, layers
 from shared.kv.codec import Payload
 from shared.kv.payloads import copy_in, copy_in_sealed, copy_out
 from shared.kv.tensors import entry_rows
@@ -19,22 +19,19 @@ class HostStager(Stager):
     def reached(self, mark: Mark) -> None:
         return None
 
+    def is_reached(self, mark: Mark) -> bool:
+        return True
+
     def stage(self, mark: Mark, blocks: torch.Tensor, numbers: Sequence[int]) -> Iterator[Payload]:
         rows = entry_rows(blocks)
         for number in numbers:
             yield rows[:, number].tobytes()
 
-    def place(
-        self,
-        mark: Mark,
-        blocks: torch.Tensor,
-        numbers: Sequence[int],
-        slots: Sequence[memoryview],
-        headers: Sequence[bytes],
-        digest: Digests,
-    ) -> list[int]:
+    def place(self, departures: Sequence[Departure], digest: Digests) -> list[list[int]]:
         """Digest entries as they are copied, so that `digest` is not needed."""
-        return copy_out(entry_rows(blocks), numbers, slots, headers)
+        return [
+            copy_out(entry_rows(blocks), numbers, slots, headers) for _, blocks, numbers, slots, headers in departures
+        ]
 
     def land(self, arrivals: Sequence[Arrival]) -> None:
         for first, end in layers(arrivals):

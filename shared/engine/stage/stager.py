@@ -23,6 +23,16 @@ class Arrival(NamedTuple):
     number: int
 
 
+class Departure(NamedTuple):
+    """Entries of one layer, complete from `mark` on, and the slots of exactly their length that they go to."""
+
+    mark: Mark
+    blocks: torch.Tensor  # of the layer, as `PagedKv.blocks_of` returns them
+    numbers: Sequence[int]
+    slots: Sequence[memoryview]
+    headers: Sequence[bytes]  # what is digested with them
+
+
 class Stager(ABC):
     """Moves entries out of pages and into pages while the model goes on computing with others.
 
@@ -39,6 +49,10 @@ class Stager(ABC):
         """Block until a mark is reached."""
 
     @abstractmethod
+    def is_reached(self, mark: Mark) -> bool:
+        """Return whether a mark is reached, at once and in any thread."""
+
+    @abstractmethod
     def stage(self, mark: Mark, blocks: torch.Tensor, numbers: Sequence[int]) -> Iterator[Payload]:
         """Yield the bytes of some of a layer's blocks, part by part, as they are once `mark` is reached.
 
@@ -47,16 +61,8 @@ class Stager(ABC):
         """
 
     @abstractmethod
-    def place(
-        self,
-        mark: Mark,
-        blocks: torch.Tensor,
-        numbers: Sequence[int],
-        slots: Sequence[memoryview],
-        headers: Sequence[bytes],
-        digest: Digests,
-    ) -> list[int]:
-        """Write the bytes that `stage` would yield into slots of exactly their length; return their digests.
+    def place(self, departures: Sequence[Departure], digest: Digests) -> list[list[int]]:
+        """Write the bytes that `stage` would yield into slots; return the digests of each departure's.
 
         All is written when the call returns, and nothing is written any more when it raises.
         """

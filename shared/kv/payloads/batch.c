@@ -3,6 +3,8 @@
    Of the interpreter only its stable interface is used (3.11 and later), declared here: its headers are often not
    installed beside it. Functions return 0, or -1 with an exception set. */
 #include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -14,6 +16,7 @@
 #define HOT_BYTES (768 * 1024)       /* received and hashed in turns: stays in a processor's own cache */
 #define MAX_PARTS 64                 /* payloads that one system call receives */
 #define PEER_ENDED (-2)
+#define MAX_HELPERS 15
 
 typedef struct _object PyObject;
 typedef struct _ts PyThreadState;
@@ -76,8 +79,75 @@ static Py_buffer *views_of(PyObject *list, int64_t count, int flags, int64_t len
     return views;
 }
 
-/* Digest `count` payloads, all longer than XXH3_SHORT, each seeded with the digest of its header. */
-int prfaas_digests(const uint8_t *headers, int64_t header_bytes, PyObject *payloads, int64_t count, uint64_t *digests) {
+/* Payloads that several threads digest: each takes the next one. */
+struct digesting {
+    const Py_buffer *views;
+    const uint8_t *headers;
+    int64_t header_bytes, count;
+    uint64_t *digests;
+    atomic_llong next;
+    int64_t num_threads; /* that may be at it, with the one it belongs to */
+    int64_t num_others;  /* that are; of `pool` */
+};
+
+static void digest(struct digesting *work) {
+    for (int64_t i; (i = atomic_fetch_add(&work->next, 1)) < work->count;)
+        work->digests[i] = xxh3_long(work->views[i].buf, (size_t)work->views[i].len,
+                                     xxh3_header(work->headers + i * work->header_bytes, (size_t)work->header_bytes));
+}
+
+/* Threads that help, for as long as the process lives, and never need the interpreter's lock. */
+static struct {
+    pthread_mutex_t lock;
+    pthread_cond_t offered, left;
+    struct digesting *work; /* that has payloads nobody has taken, or NULL */
+    int64_t num_threads;
+} pool = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, PTHREAD_COND_INITIALIZER, NULL, 0};
+
+static void *help(void *nothing) {
+    pthread_mutex_lock(&pool.lock);
+    for (;;) {
+        struct digesting *work = pool.work;
+        if (!work || work->num_others + 1 >= work->num_threads) {
+            pthread_cond_wait(&pool.offered, &pool.lock);
+            continue;
+        }
+        work->num_others++;
+        pthread_mutex_unlock(&pool.lock);
+        digest(work);
+        pthread_mutex_lock(&pool.lock);
+        if (pool.work == work) pool.work = NULL;
+        if (!--work->num_others) pthread_cond_broadcast(&pool.left);
+    }
+    return nothing;
+}
+
+/* Digest with help, if nobody else has it. Who has not begun when all is taken is not waited for. */
+static void digest_together(struct digesting *work) {
+    pthread_mutex_lock(&pool.lock);
+    while (pool.num_threads + 1 < work->num_threads && pool.num_threads < MAX_HELPERS) {
+        pthread_t thread;
+        if (pthread_create(&thread, NULL, help, NULL)) break;
+        pthread_detach(thread);
+        pool.num_threads++;
+    }
+    if (!pool.work) {
+        pool.work = work;
+        pthread_cond_broadcast(&pool.offered);
+    }
+    pthread_mutex_unlock(&pool.lock);
+    digest(work);
+    pthread_mutex_lock(&pool.lock);
+    if (pool.work == work) pool.work = NULL;
+    while (work->num_others) pthread_cond_wait(&pool.left, &pool.lock);
+    pthread_mutex_unlock(&pool.lock);
+}
+
+/* Digest `count` payloads, all longer than XXH3_SHORT, each seeded with the digest of its header. It is done in
+   `num_threads` at most, this one among them. Where others hold the interpreter's lock, to wait for it would take
+   longer than to digest a megabyte. */
+int prfaas_digests(const uint8_t *headers, int64_t header_bytes, PyObject *payloads, int64_t count, uint64_t *digests,
+                   int64_t num_threads) {
     Py_buffer *views = views_of(payloads, count, 0, ANY_LENGTH);
     if (!views) return -1;
     int64_t total = 0;
@@ -88,10 +158,12 @@ int prfaas_digests(const uint8_t *headers, int64_t header_bytes, PyObject *paylo
         }
         total += views[i].len;
     }
+    struct digesting work = {views, headers, header_bytes, count, digests, 0, num_threads, 0};
     PyThreadState *thread = total > KEEP_LOCK_BYTES ? PyEval_SaveThread() : NULL;
-    for (int64_t i = 0; i < count; i++)
-        digests[i] = xxh3_long(views[i].buf, (size_t)views[i].len,
-                               xxh3_header(headers + i * header_bytes, (size_t)header_bytes));
+    if (num_threads > 1 && count > 1)
+        digest_together(&work);
+    else
+        digest(&work);
     if (thread) PyEval_RestoreThread(thread);
     release(views, count);
     return 0;

@@ -21,14 +21,17 @@ def digest(header: bytes, payload: Payload) -> int:
     return xxh3_64_intdigest(payload, xxh3_64_intdigest(header))
 
 
-def digests(headers: Sequence[bytes], payloads: Sequence[Payload]) -> list[int]:
-    """Return `digest` of each; the headers are of one length, 33 to 64 bytes."""
+def digests(headers: Sequence[bytes], payloads: Sequence[Payload], num_threads: int = 1) -> list[int]:
+    """Return `digest` of each; the headers are of one length, 33 to 64 bytes.
+
+    So many threads share the work at most, this one among them, where it is done without the interpreter.
+    """
     library = load_payload_kernels()
     if library is None or not payloads or min(map(len, payloads)) <= SHORT_BYTES:
         return [digest(header, payload) for header, payload in zip(headers, payloads, strict=True)]
     joined, header_bytes = side_by_side(headers, len(payloads))
     found = (c_uint64 * len(payloads))()
-    library.prfaas_digests(joined, header_bytes, list(payloads), len(payloads), found)
+    library.prfaas_digests(joined, header_bytes, list(payloads), len(payloads), found, num_threads)
     return list(found)
 
 

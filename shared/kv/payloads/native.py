@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from shared.native import KernelsUnavailable, default_cache_dir, load_native
 
 _SOURCES = (Path(__file__).with_name("batch.c"), Path(__file__).with_name("xxh3.h"))
-_FLAGS = ("-std=c11", "-O3", "-march=native")
+_FLAGS = ("-std=c11", "-O3", "-march=native", "-pthread")
 
 
 class EntryParts(Structure):
@@ -43,7 +43,7 @@ def load_payload_kernels() -> PyDLL | None:
         return None
     assert isinstance(library, PyDLL)
     at, number, parts = c_void_p, c_int64, POINTER(EntryParts)
-    library.prfaas_digests.argtypes = (c_char_p, number, py_object, number, at)
+    library.prfaas_digests.argtypes = (c_char_p, number, py_object, number, at, number)
     library.prfaas_copy_out.argtypes = (parts, at, py_object, number, c_char_p, number, at)
     library.prfaas_copy_in.argtypes = (parts, at, py_object, number)
     library.prfaas_copy_in_sealed.argtypes = (parts, at, py_object, number, c_char_p, number, at, c_char_p)

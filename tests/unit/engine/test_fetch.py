@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -268,13 +269,16 @@ class SlowStager(HostStager):
 
     def __init__(self) -> None:
         self.is_writing = False
+        self.num_begun = 0
         self.let = threading.Event()
 
-    def land(self, arrivals: Sequence[Arrival]) -> None:
+    def land_sealed(self, arrivals: Sequence[Arrival], *arguments: Any) -> list[bool]:
+        self.num_begun += 1
         self.is_writing = True
         assert self.let.wait(LIMIT_S)
-        super().land(arrivals)
+        intact = super().land_sealed(arrivals, *arguments)
         self.is_writing = False
+        return intact
 
 
 async def test_a_fetch_that_is_cancelled_returns_when_its_pages_are_not_written_any_more() -> None:
@@ -291,3 +295,29 @@ async def test_a_fetch_that_is_cancelled_returns_when_its_pages_are_not_written_
         with pytest.raises(asyncio.CancelledError):
             await running
         assert not stager.is_writing
+
+
+async def test_the_copier_has_the_next_landing_in_hand_and_the_stream_lends_payloads_until_the_last() -> None:
+    stager = SlowStager()
+    async with made(stager) as bench:
+
+        class Lending(ScriptedPool):
+            is_open = True
+
+            async def fetch(self, *arguments: Any, **options: Any) -> AsyncGenerator[Arrived, None]:
+                try:
+                    async for arrived in super().fetch(*arguments, **options):
+                        yield arrived
+                        await until(lambda: stager.num_begun)
+                finally:
+                    self.is_open = False
+
+        pool, fetch = Lending([[bench.frame(0, 0)], [bench.frame(0, 1)]]), bench.fetch({0: 0b0011})
+        running = asyncio.create_task(fetch.run(pool, [], 0.0, soon()))
+        await until(lambda: stager.num_begun == 1)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert pool.is_open
+        stager.let.set()
+        await running
+        assert (bench.landed(), pool.is_open, stager.num_begun) == ({(0, 0), (0, 1)}, False, 2)

@@ -258,6 +258,42 @@ async def test_the_next_message_is_sealed_while_one_leaves_but_no_further_one(
     bench.copier.close()
 
 
+async def test_what_is_complete_goes_together_and_what_is_not_goes_alone(bench: Bench) -> None:
+    """A message with layers that are still to be computed would leave with the last of them."""
+
+    class Computing(HostStager):
+        num_complete = 0
+
+        def is_reached(self, mark: Any) -> bool:
+            return mark < self.num_complete
+
+    stager = Computing()
+    publisher = bench.made(stager)
+    bench.pool.has_room_for = set(KEYS)
+    granted(publisher, 0b1111)
+    for layer in range(3):
+        publisher.emit(Ready(layer, 0, 1, cast("Any", layer)))
+    for _ in range(4):
+        bench.pool.let.release()
+    running = asyncio.create_task(publisher.run())
+    await until(lambda: len(bench.pool.messages) == 3)
+    stager.num_complete = 4
+    publisher.emit(Ready(3, 0, 1, cast("Any", 3)))
+    publisher.emit(Ready(3, 0, 1, cast("Any", 9)))  # nothing of it is ours
+    publisher.finish()
+    await running
+    assert bench.pool.messages == [1, 1, 1, 1]
+    behind = bench.made(stager)
+    granted(behind, 0b1111)
+    for layer in range(4):
+        behind.emit(Ready(layer, 0, 1, cast("Any", layer)))
+    behind.finish()
+    bench.pool.let.release()
+    await behind.run()
+    assert bench.pool.messages[4:] == [4]
+    bench.copier.close()
+
+
 async def test_entries_in_another_codec_travel() -> None:
     bench = Bench(Codec.LZ4)
     bench.pool.has_room_for = set(KEYS)
@@ -275,7 +311,7 @@ async def test_who_is_cancelled_returns_when_its_room_is_not_written_any_more(be
     writing, let = threading.Event(), threading.Event()
 
     class Held(HostStager):
-        def place(self, *arguments: Any) -> list[int]:
+        def place(self, *arguments: Any) -> list[list[int]]:
             writing.set()
             assert let.wait(LIMIT_S)
             return super().place(*arguments)

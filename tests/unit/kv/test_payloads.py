@@ -72,6 +72,15 @@ def test_any_payloads(sizes: list[int], rng: random.Random) -> None:
     assert digests(heads, list(payloads)) == expected(heads, list(payloads))
 
 
+@pytest.mark.parametrize("num_threads", [0, 1, 2, 5, 64])
+@pytest.mark.parametrize("count", [0, 1, 3, 40])
+def test_several_threads_find_what_one_does(way: None, num_threads: int, count: int) -> None:
+    data = random.Random(count).randbytes(40_000)
+    heads = [header(i) for i in range(count)]
+    payloads: list[Payload] = [memoryview(data)[i * 100 : 30_000 + 7 * i] for i in range(count)]
+    assert digests(heads, payloads, num_threads) == expected(heads, payloads)
+
+
 def test_views_of_all_kinds(way: None) -> None:
     data = bytearray(header(0, 5000))
     payloads: list[Payload] = [

@@ -12,6 +12,7 @@ import torch
 from shared.engine.stage import (
     Arrival,
     CudaStager,
+    Departure,
     HostStager,
     RegisteredMemory,
     Stager,
@@ -69,6 +70,9 @@ class FakeEvent:
         if self.stream is not None:
             self.stream.run_until(self.end)
 
+    def query(self) -> bool:
+        return self.stream is None or self.stream.num_done >= self.end
+
 
 class DeviceTensor(torch.Tensor):
     """What was made on a stream: filled when the stream gets there, like its copies to and from the host."""
@@ -119,6 +123,7 @@ def compute(monkeypatch: pytest.MonkeyPatch) -> FakeStream:
 def test_on_the_host_bytes_come_straight_from_the_pages(num_parts: int) -> None:
     stager: Stager = HostStager()
     mark = stager.mark()
+    assert stager.is_reached(mark)
     stager.reached(mark)
     blocks = blocks_of(3, num_parts)
     assert list(stager.stage(mark, blocks, [2, 0])) == entries(blocks, [2, 0])
@@ -141,7 +146,9 @@ def test_a_copy_waits_for_its_mark_and_not_for_what_is_computed_after_it(compute
     compute.queue.append(lambda: blocks[0].fill_(7))
     mark = stager.mark()
     compute.queue.append(lambda: blocks[0].fill_(8))
+    assert (stager.is_reached(mark), stager.is_reached(None)) == (False, True)
     [raw] = stager.stage(mark, blocks, [0])
+    assert stager.is_reached(mark)
     assert compute.num_done == 1
     assert raw == entry_bytes(torch.stack((torch.full((4, 2, 8), 7.0), blocks[1, 0])))
 
@@ -197,7 +204,8 @@ class NoDevice:
 def placed(stager: Stager, blocks: torch.Tensor, numbers: list[int], slots: list[memoryview], mark: Any = None) -> None:
     headers = HEADERS[: len(numbers)]
     wanted = entries(blocks, numbers)
-    assert stager.place(mark, blocks, numbers, slots, headers, digests) == digests(headers, wanted)
+    departure = Departure(mark, blocks, numbers, slots, headers)
+    assert stager.place([departure], digests) == [digests(headers, wanted)]
     assert [bytes(slot) for slot in slots] == wanted
 
 
@@ -227,7 +235,7 @@ def test_entries_are_placed_in_slots_whether_these_are_registered_or_not(
     mark = stager.mark()
     numbers = [15 - place for place in places]
     slots = slots_in(content, *places)
-    found = stager.place(mark, blocks, numbers, slots, HEADERS[: len(slots)], digests)
+    [found] = stager.place([Departure(mark, blocks, numbers, slots, HEADERS[: len(slots)])], digests)
     assert [bytes(slot) for slot in slots] == entries(blocks, numbers)
     assert found == digests(HEADERS[: len(slots)], slots)
     target = torch.zeros_like(blocks).as_subclass(DeviceTensor)
@@ -235,6 +243,27 @@ def test_entries_are_placed_in_slots_whether_these_are_registered_or_not(
     assert torch.equal(target.as_subclass(torch.Tensor)[:, numbers], blocks[:, numbers])
     landed_sealed(stager, torch.zeros_like(blocks).as_subclass(DeviceTensor), blocks, numbers, slots)
     memory.close()
+
+
+def test_the_next_layer_is_copied_while_one_is_digested_and_no_layer_before_its_mark(compute: FakeStream) -> None:
+    stager, layers = CudaStager(torch.device("cuda")), [blocks_of(2), blocks_of(2), blocks_of(2)]
+    outwards: Any = stager._outwards
+    departures, begun = [], []
+    slots = slots_in(memoryview(bytearray(6 * ENTRY_BYTES)), *range(6))
+    for layer, blocks in enumerate(layers):
+        compute.queue.append(lambda blocks=blocks, layer=layer: blocks[0].fill_(100 + layer))
+        of_layer = slots[2 * layer : 2 * layer + 2]
+        departures.append(Departure(stager.mark(), blocks, [0, 1], of_layer, HEADERS[2 * layer : 2 * layer + 2]))
+
+    def digesting(headers: Sequence[bytes], payloads: Sequence[Payload]) -> list[int]:
+        begun.append(len(outwards.queue) // 3)  # waited for a mark, gathered, copied
+        return digests(headers, payloads)
+
+    found = stager.place(departures, digesting)
+    assert begun == [2, 3, 3]
+    assert [bytes(slot) for slot in slots] == [raw for blocks in layers for raw in entries(blocks, [0, 1])]
+    assert [digest for of_layer in found for digest in of_layer] == digests(HEADERS[:6], slots)
+    assert stager.place([], digests) == []
 
 
 def landed_sealed(
@@ -297,5 +326,5 @@ def test_when_a_piece_fails_nothing_is_written_any_more(compute: FakeStream) -> 
 
     slots = slots_in(memoryview(bytearray(PER_PIECE * 4 * ENTRY_BYTES)), *range(PER_PIECE * 4))
     with pytest.raises(ValueError, match="no digest"):
-        stager.place(None, blocks, range(PER_PIECE * 4), slots, HEADERS[: PER_PIECE * 4], failing)
+        stager.place([Departure(None, blocks, range(PER_PIECE * 4), slots, HEADERS[: PER_PIECE * 4])], failing)
     assert outwards.num_done == len(outwards.queue)
