@@ -1,8 +1,12 @@
 """The pool as the product runs it: the process `services.cachepool` with its broker, and the engines' `PoolClient`.
 
-Entries are sealed by the client, and verified by the client when they are got, if not on their way; a pool verifies
-what it receives. What is put lies in memory already, in the codec `raw`, and is copied into the room that the lane
-gives. What is got is copied into memory of the client, as an engine lands it in its pages.
+Entries are sealed by the client, and each is verified by the client when it is got; a pool verifies what it receives.
+What is put lies in memory already, in the codec `raw`. An engine's calls move it: into the room that the lane gives it
+is copied and digested in one call.
+
+A get ends with verified bytes in memory of the client's own, on every lane. From memory that the pool shares they are
+copied as engines copy them into their pages. Messages and sockets end in the client's memory already, as those of the
+bare stream and of the peers do: there they are verified where they lie.
 """
 
 import asyncio
@@ -17,8 +21,11 @@ import threading
 import time
 from collections.abc import Coroutine, Iterator
 from contextlib import ExitStack, aclosing, closing
-from itertools import cycle
+from itertools import count, cycle
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.pool.lines import ROOT, open_answers, serve
 from benchmarks.pool.load import Payloads, PoolLoad
@@ -28,16 +35,22 @@ from shared.deadline import Deadline
 from shared.ids import BlockKey
 from shared.interpreter import take_turns_often
 from shared.kv.entries import BlockEntries
-from shared.kv.frame import Frame, open_frame, seal_all
+from shared.kv.frame import Frame, headers_of, raw_headers, seal_all, verify_all
 from shared.kv.layout import KvLayout, LayerSpec
+from shared.kv.payloads import copy_in_sealed, copy_out
 from shared.lanes.settings import LaneSettings
+from shared.lanes.slots import SlotMemory
 from shared.pool.client import PoolClient
-from shared.pool.lanes.chosen import engine_lanes
+from shared.pool.lanes.chosen import PoolLanes
+from shared.pool.lanes.mapped import MappedLane
 from shared.rpc.client import Channels
+from shared.service.lifecycle import new_event_loop
 
 LIMIT_S = 120.0
-LANDED_BYTES = 64 << 20
-"""Of the client: beyond any cache, as pages are."""
+PAGES_BYTES = 64 << 20
+"""Of the client, to put from and to get into: beyond any cache, as an engine's are."""
+NUM_PARTS = 2
+"""Of an entry in pages: keys and values lie apart."""
 ROOM_BYTES = 32 << 20
 """Asked for at a time, as engines do."""
 # Layouts whose entries have these sizes, in bfloat16 and blocks of 64 tokens: (layers, KV heads, head size).
@@ -59,8 +72,9 @@ def layout_of(entry_bytes: int) -> KvLayout:
 
 def blocks_of(load: PoolLoad, layout: KvLayout) -> list[BlockEntries]:
     """Return a chain with at least the load's entries in whole blocks."""
-    count = -(-load.num_entries // layout.num_layers)
-    keys = (hashlib.sha256(f"{load.name} {load.entry_bytes} {number}".encode()).digest() for number in range(count))
+    num_blocks = -(-load.num_entries // layout.num_layers)
+    names = (f"{load.name} {load.entry_bytes} {number}" for number in range(num_blocks))
+    keys = (hashlib.sha256(name.encode()).digest() for name in names)
     return [BlockEntries(BlockKey(key), layout.all_layers) for key in keys]
 
 
@@ -110,12 +124,20 @@ def _free_port() -> int:
 
 class OurClient:
     def __init__(self, address: str) -> None:
-        self._runner = asyncio.Runner()
+        self._runner = asyncio.Runner(loop_factory=new_event_loop)
         self._channels = Channels()
-        self._lanes = engine_lanes(load_settings(LaneSettings), self._channels)
+        settings = load_settings(LaneSettings)
+        self._lanes = PoolLanes(
+            self._channels,
+            settings.lanes,
+            SlotMemory(settings.lane_bytes, shared=False),
+            num_connections=settings.lane_connections,
+            verifies=True,
+        )
         self._pool = PoolClient(self._channels, address, lanes=self._lanes)
         self._payloads = Payloads()
-        self._landed = memoryview(bytearray(LANDED_BYTES))
+        self._numbers = count()
+        self._pages = np.frombuffer(os.urandom(PAGES_BYTES), np.uint8).copy()
 
     def close(self) -> None:
         self._runner.run(self._lanes.close())
@@ -139,29 +161,46 @@ class OurClient:
             for keys, layer in _batches(blocks, layout, max(1, ROOM_BYTES // load.entry_bytes)):
                 room = await publication.room(keys, load.entry_bytes)
                 given = [(key, slot) for key, slot in zip(keys, room, strict=True) if slot is not None]
-                for _, slot in given:
-                    slot[:] = next(payloads)
                 if given:
-                    await publication.send(seal_all([key for key, _ in given], layer, [slot for _, slot in given]))
+                    await publication.send(self._placed(load, layer, *map(list, zip(*given, strict=True))))
                 left = [key for key, slot in zip(keys, room, strict=True) if slot is None]
                 for first in range(0, len(left), load.entries_per_message):
                     few = left[first : first + load.entries_per_message]
                     await publication.send(seal_all(few, layer, [next(payloads) for _ in few]))
         return {"bytes": len(blocks) * layout.block_bytes}
 
+    def _placed(self, load: PoolLoad, layer: int, keys: list[BlockKey], slots: list[memoryview]) -> list[Frame]:
+        """Copy entries into slots and seal them there, as an engine's stager does."""
+        rows, numbers = self._next_pages(load.entry_bytes, len(keys))
+        checksums = copy_out(rows, numbers, slots, raw_headers(keys, layer, load.entry_bytes))
+        return seal_all(keys, layer, slots, checksums)
+
+    def _next_pages(self, entry_bytes: int, num_entries: int) -> tuple[NDArray[np.uint8], list[int]]:
+        """Return the pages as entries, `[parts, all entries, bytes of a part]`, and which of them come next."""
+        num_all = len(self._pages) // entry_bytes
+        rows = self._pages[: num_all * entry_bytes].reshape(NUM_PARTS, num_all, entry_bytes // NUM_PARTS)
+        return rows, [next(self._numbers) % num_all for _ in range(num_entries)]
+
     async def _get(self, load: PoolLoad) -> dict[str, Any]:
         layout = layout_of(load.entry_bytes)
         blocks = blocks_of(load, layout)
-        size = at = 0
+        num_entries = 0
+        is_mapped = isinstance(await self._lanes.to(self._pool.address), MappedLane)
         async with aclosing(self._pool.fetch(layout, blocks, (), 0.0, Deadline.after(LIMIT_S))) as arrivals:
             async for arrived in arrivals:
-                for frame in arrived.frames:
-                    raw = frame.payload if arrived.is_verified else open_frame(frame)
-                    at = at + len(raw) if at + 2 * len(raw) <= LANDED_BYTES else 0
-                    self._landed[at : at + len(raw)] = raw
-                    size += len(raw)
-        assert size == len(blocks) * layout.block_bytes, "not all of it came"
-        return {"bytes": size}
+                if not arrived.is_verified:
+                    assert all(self._verified(load, arrived.frames, is_mapped=is_mapped)), "corrupt"
+                num_entries += len(arrived.frames)
+        assert num_entries == len(blocks) * layout.num_layers, "not all of it came"
+        return {"bytes": num_entries * load.entry_bytes}
+
+    def _verified(self, load: PoolLoad, frames: list[Frame], *, is_mapped: bool) -> list[bool]:
+        """Verify frames, of mapped memory on their way into pages; return which are intact."""
+        if not is_mapped:
+            return verify_all(frames)
+        rows, numbers = self._next_pages(load.entry_bytes, len(frames))
+        payloads, checksums = [frame.payload for frame in frames], [frame.checksum for frame in frames]
+        return copy_in_sealed(rows, numbers, payloads, headers_of(frames), checksums)
 
     async def _first_frame(self, load: PoolLoad) -> dict[str, Any]:
         """Seconds from asking for all of a chain to its first verified entries.
@@ -174,8 +213,8 @@ class OurClient:
         for _ in range(30):
             started = time.perf_counter()
             async with aclosing(self._pool.fetch(layout, blocks, (), 0.0, Deadline.after(LIMIT_S))) as arrivals:
-                first: list[Frame] = (await anext(arrivals)).frames
-                open_frame(first[0])
+                first = await anext(arrivals)
+                assert first.is_verified or all(verify_all(first.frames)), "corrupt"
                 seconds.append(time.perf_counter() - started)
                 async for _ in arrivals:
                     pass

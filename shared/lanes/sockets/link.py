@@ -96,13 +96,29 @@ class SocketLink:
         """
         if not frames:
             return
-        batch = OutgoingBatch(pack_batch(stream, frames), is_background=is_background, layer=layer)
-        self._queue.put(batch)
+        batch = self.post(stream, frames, is_background=is_background, layer=layer)
         try:
             await batch.done
         except asyncio.CancelledError:
             self._queue.withdraw(batch)
             raise
+
+    def post(
+        self, stream: int, frames: Sequence[Frame], *, is_background: bool = False, layer: int = 0
+    ) -> OutgoingBatch:
+        """Begin what `send` does and return at once; `done` of the batch says when it is over. At least one frame.
+
+        Whoever posts awaits `done` or calls `withdraw`. Raises as `send` does.
+        """
+        batch = OutgoingBatch(pack_batch(stream, frames), is_background=is_background, layer=layer)
+        self._queue.put(batch)
+        return batch
+
+    def withdraw(self, batch: OutgoingBatch) -> None:
+        """Give up a batch that was posted: it is not sent if it still waits, and nobody asks what became of it."""
+        self._queue.withdraw(batch)
+        if not batch.done.cancel() and not batch.done.cancelled():
+            batch.done.exception()
 
     def incoming(self, stream: int) -> Incoming:
         """Return what arrives on a stream, while its context lasts; what comes before or after is thrown away.

@@ -40,7 +40,7 @@ class OutgoingBatch:
 class SendQueue:
     """Hands batches to the sending threads of a link: foreground first, then the lowest layer, then as they came.
 
-    Holds one batch for each call of `send` that waits.
+    Holds the batches that wait.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,7 @@
 """Payloads on sockets beside the call, moved by threads: messages say only what does not come."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import ExitStack
 from itertools import count
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 from shared.errors import LaneBroken
 from shared.kv.frame import Frame
 from shared.lanes.sockets.link import SocketLink
+from shared.lanes.sockets.sending import OutgoingBatch
 from shared.pool.lanes.lane import Arrived, AskRoom, Replies, Write, arrived
 from shared.pool.wire import Unreadable
 from shared.proto import prfaas_pb2 as pb
@@ -93,27 +95,42 @@ class LinkedFetch:
 
 
 class LinkedPublish:
-    """A `PublishLane`: batches go on the link, and their number in the end."""
+    """A `PublishLane`: batches go on the link, as many at a time as it has connections, and their number in the end.
+
+    While one is on its way its writer can seal the next. That one failed is said by a later call.
+    """
 
     def __init__(self, link: SocketLink, stream: int) -> None:
         self._link = link
         self._stream = stream
         self.use = pb.LaneUse(kind=pb.LANE_KIND_SOCKET, attachment=link.number, stream=stream)
         self._num_sent = 0
+        self._under_way: deque[OutgoingBatch] = deque()
 
     async def room(self, ask: AskRoom, num_slots: int, slot_bytes: int, num_to_come: int) -> list[memoryview]:
         return []
 
     async def send(self, frames: Sequence[Frame], write: Write) -> None:
+        if not frames:
+            return
+        while len(self._under_way) >= max(1, self._link.num_connections):
+            await self._next_sent()
+        self._under_way.append(self._link.post(self._stream, frames, layer=frames[0].layer))
         self._num_sent += len(frames)
-        await self._link.send(self._stream, frames, layer=frames[0].layer if frames else 0)
 
     async def finish(self, write: Write) -> None:
+        while self._under_way:
+            await self._next_sent()
         if self._num_sent:  # else the stream may not even have been opened
             await write(pb.PublishRequest(sent=pb.LaneCount(num_entries=self._num_sent)))
 
     def end(self) -> None:
-        pass
+        while self._under_way:
+            self._link.withdraw(self._under_way.popleft())
+
+    async def _next_sent(self) -> None:
+        await self._under_way[0].done
+        self._under_way.popleft()
 
 
 async def _next(items: AsyncIterator[T]) -> T | None:
