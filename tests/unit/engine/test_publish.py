@@ -265,7 +265,7 @@ async def test_what_is_complete_goes_together_and_what_is_not_goes_alone(bench: 
         num_complete = 0
 
         def is_reached(self, mark: Any) -> bool:
-            return mark < self.num_complete
+            return bool(mark < self.num_complete)
 
     stager = Computing()
     publisher = bench.made(stager)
