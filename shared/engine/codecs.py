@@ -35,18 +35,20 @@ class CodecThreads:
 
     def map(self, call: Callable[[T], R], items: Sequence[T]) -> list[R]:
         """Return `call` of each item, in order. When some raise, the first one's error; all have ended then."""
-        count = len(items)
-        num_shares = min(self._num_threads, count)
-        if self._others is None or num_shares < 2:
-            return [call(item) for item in items]
+        return self.shares(lambda first, end: [call(item) for item in items[first:end]], len(items), self._num_threads)
 
-        def share(first: int) -> list[R]:
-            return [call(item) for item in items[first : first + size]]
+    def shares(self, call: Callable[[int, int], list[R]], count: int, most: int) -> list[R]:
+        """Return what `call` returns of the ranges `[first, end)` that make up `count` items, joined in order.
 
+        There are at most so many ranges as there are threads, and at most `most`. Errors are as those of `map`.
+        """
+        num_shares = max(1, min(self._num_threads, most, count))
+        if self._others is None or num_shares == 1:
+            return call(0, count)
         size = -(-count // num_shares)
-        futures = [self._others.submit(share, first) for first in range(size, count, size)]
+        futures = [self._others.submit(call, first, min(count, first + size)) for first in range(size, count, size)]
         try:
-            results = share(0)
+            results = call(0, size)
         finally:
             for future in futures:
                 future.exception()  # waits: an entry's memory may be the caller's

@@ -62,6 +62,7 @@ class _Message(NamedTuple):
     seal: Callable[[], list[Frame]]  # runs in the copier thread
     num_bytes: int  # of its entries before the codec; 0: there is nothing to seal
     ends: Sequence[Ready] = ()  # nothing is left to be sent of these once it is sent
+    is_placed: bool = False  # its entries are in the pool's room
 
 
 class PagePublisher:
@@ -105,6 +106,7 @@ class PagePublisher:
         self._rest = rest
         self.backlog_bytes = 0  # of entries that are ready and not sent, before the codec
         self._queue: deque[_Emitted] = deque()
+        self._num_placed = 0  # messages that name entries in the pool's room and are not sent yet
         self._changed = asyncio.Event()
         self._is_over = False  # nothing more will be emitted
         self._outstanding = [0] * len(keys)
@@ -165,6 +167,9 @@ class PagePublisher:
             async for message, (frames, seconds) in messages:
                 if frames:
                     await self._send(message, frames, seconds)
+                if message.is_placed:
+                    self._num_placed -= 1
+                    self._changed.set()
                 for ready in message.ends:
                     self._sent_in_layer[ready.layer] = max(self._sent_in_layer[ready.layer], ready.end)
                     self._on_sent()
@@ -229,11 +234,17 @@ class PagePublisher:
             entry_bytes = self._transfer.layout.entry_bytes(ready.layer)
             while rest:
                 if placings and num_bytes + entry_bytes > MAX_PLACED_BYTES:
-                    yield _Message(partial(self._seal_in_place, placings), num_bytes, ends)
+                    yield self._message(placings, num_bytes, ends)
                     placings, num_bytes, ends = [], 0, []
                 asked = rest[: max(1, (MAX_PLACED_BYTES - num_bytes) // entry_bytes)]
                 room = await self._publication.room([self._keys[block] for block in asked], entry_bytes)
                 given = [(block, slot) for block, slot in zip(asked, room, strict=True) if slot is not None]
+                if not given and (placings or self._num_placed):
+                    if placings:
+                        yield self._message(placings, num_bytes, ends)
+                        placings, num_bytes, ends = [], 0, []
+                    await self._all_sent()  # then the pool has room again
+                    continue
                 if not given:
                     break  # as many messages as there would be without a question
                 placings.append(_Placing(ready, *map(list, zip(*given, strict=True))))
@@ -245,10 +256,20 @@ class PagePublisher:
             else:
                 ends.append(ready)
         if placings or ends:
-            yield _Message(partial(self._seal_in_place, placings), num_bytes, ends)
+            yield self._message(placings, num_bytes, ends)
         for ready, rest in left:
             for message in self._in_messages(ready, rest):
                 yield message
+
+    def _message(self, placings: Sequence[_Placing], num_bytes: int, ends: Sequence[Ready]) -> _Message:
+        self._num_placed += 1
+        return _Message(partial(self._seal_in_place, placings), num_bytes, ends, is_placed=True)
+
+    async def _all_sent(self) -> None:
+        """Wait until every message is sent that names entries in the pool's room."""
+        while self._num_placed:
+            self._changed.clear()
+            await self._changed.wait()
 
     def _in_messages(self, ready: Ready, blocks: Sequence[int]) -> Iterator[_Message]:
         """Yield messages that bring blocks of a layer; one without any, if there are none."""

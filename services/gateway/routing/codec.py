@@ -19,24 +19,27 @@ class Way(NamedTuple):
     goodput_bytes_per_s: float = 0.0  # of the link between them; 0: not known
     encode_threads: int = 1
     decode_threads: int = 1
+    is_one_host: bool = False  # both pools are on it
 
 
 def way_between(members: RegistryView, maker: Member, user: Member) -> Way:
     """Return what is known of the way between two engines."""
     goodput = link_goodput(members, maker.dc, user.dc)
-    return Way(maker.dc, user.dc, goodput, maker.codec_threads, user.codec_threads)
+    is_one_host = _host(maker.pool_address) == _host(user.pool_address)
+    return Way(maker.dc, user.dc, goodput, maker.codec_threads, user.codec_threads, is_one_host)
 
 
 def choose_codec(choice: str, fidelity: Fidelity, way: Way) -> Codec:
     """Return the codec for blocks that go this way, within a datacenter or between two; `choice` is the setting's.
 
     Encoding, the link and decoding work at the same time on a stream of blocks, so that the slowest of them sets the
-    pace. Within a datacenter nothing beats raw. A link of unknown goodput is taken to be slower than any codec.
+    pace. Within a datacenter nothing beats raw. A link of unknown goodput is taken to be slower than any codec, unless
+    it does not leave a host: then it is taken to be quicker.
     Lossy codecs are considered only if `fidelity` allows them. A fixed choice holds for everything lossless.
     """
     if choice != AUTO and fidelity is Fidelity.LOSSLESS:
         return Codec[choice.upper()]
-    if way.from_dc == way.to_dc:
+    if way.from_dc == way.to_dc or (way.is_one_host and not way.goodput_bytes_per_s):
         return Codec.RAW
     allowed = [codec for codec in COSTS if codec.spec.fidelity.satisfies(fidelity)]
     return max(allowed, key=lambda codec: (_pace(COSTS[codec], way), -codec.spec.fidelity))
@@ -55,3 +58,7 @@ def link_goodput(members: RegistryView, from_dc: Datacenter, to_dc: Datacenter) 
     """Return what the pool nodes of `to_dc` together have pulled from `from_dc`, in bytes/s; 0: not known."""
     links = (link for pool in members.pools.values() if pool.dc == to_dc for link in pool.links)
     return sum(link.goodput_bytes_per_s for link in links if link.peer_dc == from_dc)
+
+
+def _host(address: str) -> str:
+    return address.rpartition(":")[0]

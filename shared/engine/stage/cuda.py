@@ -45,7 +45,7 @@ class CudaStager(Stager):
             mark.synchronize()
 
     def is_reached(self, mark: Mark) -> bool:
-        return mark is None or mark.query()
+        return mark is None or bool(mark.query())  # type: ignore[no-untyped-call]
 
     def stage(self, mark: Mark, blocks: torch.Tensor, numbers: Sequence[int]) -> Iterator[Payload]:
         if mark is not None:

@@ -45,3 +45,20 @@ def test_an_error_is_raised_when_all_have_ended(bad: int) -> None:
     finally:
         threads.close()
     threads.close()
+
+
+@pytest.mark.parametrize("most", [0, 1, 2, 9])
+@pytest.mark.parametrize("count", [0, 1, 5, 8])
+def test_shares_are_ranges_in_order_and_no_more_than_asked_for(most: int, count: int) -> None:
+    threads, ranges = CodecThreads(3), []
+
+    def call(first: int, end: int) -> list[int]:
+        ranges.append((first, end))
+        return list(range(first, end))
+
+    try:
+        assert threads.shares(call, count, most) == list(range(count))
+        assert len(ranges) <= max(1, min(3, most))
+        assert all(first < end for first, end in ranges if count)
+    finally:
+        threads.close()

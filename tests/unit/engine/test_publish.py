@@ -258,6 +258,32 @@ async def test_the_next_message_is_sealed_while_one_leaves_but_no_further_one(
     bench.copier.close()
 
 
+async def test_a_pool_with_little_room_is_asked_again_when_it_has_taken_what_is_there(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Entries would travel that need not, for no more than that their room was asked for early."""
+    monkeypatch.setattr(publish, "MAX_PLACED_BYTES", 2 * bench.kv.layout.entry_bytes(0))
+
+    class Little(SlowPool):
+        async def room(self, keys: list[BlockKey], num_bytes: int) -> list[memoryview | None]:
+            self.has_room_for = set(keys[: 3 - len(self.slots) + len(self.frames)])
+            return await super().room(keys, num_bytes)
+
+    bench.pool = pool = Little()
+    publisher = bench.made(HostStager())
+    granted(publisher, *[0b11] * NUM_BLOCKS)
+    for layer in range(2):
+        publisher.emit(Ready(layer, 0, NUM_BLOCKS))
+    publisher.finish()
+    for _ in range(2 * NUM_BLOCKS):
+        pool.let.release()
+    await publisher.run()
+    assert len(pool.placed()) == len(pool.frames) == 2 * NUM_BLOCKS
+    assert publisher.num_blocks_sent == 0, "there are more layers"
+    assert publisher.backlog_bytes == 0
+    bench.copier.close()
+
+
 async def test_what_is_complete_goes_together_and_what_is_not_goes_alone(bench: Bench) -> None:
     """A message with layers that are still to be computed would leave with the last of them."""
 
@@ -265,7 +291,7 @@ async def test_what_is_complete_goes_together_and_what_is_not_goes_alone(bench: 
         num_complete = 0
 
         def is_reached(self, mark: Any) -> bool:
-            return mark < self.num_complete
+            return bool(mark < self.num_complete)
 
     stager = Computing()
     publisher = bench.made(stager)

@@ -3,6 +3,7 @@
 import ctypes
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import compress
 from typing import Any, ClassVar
 
@@ -251,7 +252,7 @@ def test_the_next_layer_is_copied_while_one_is_digested_and_no_layer_before_its_
     departures, begun = [], []
     slots = slots_in(memoryview(bytearray(6 * ENTRY_BYTES)), *range(6))
     for layer, blocks in enumerate(layers):
-        compute.queue.append(lambda blocks=blocks, layer=layer: blocks[0].fill_(100 + layer))
+        compute.queue.append(partial(blocks[0].fill_, 100 + layer))
         of_layer = slots[2 * layer : 2 * layer + 2]
         departures.append(Departure(stager.mark(), blocks, [0, 1], of_layer, HEADERS[2 * layer : 2 * layer + 2]))
 

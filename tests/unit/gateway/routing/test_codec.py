@@ -33,6 +33,15 @@ def test_over_a_link_the_codec_that_keeps_it_fullest_wins(fidelity: Fidelity, go
     assert choose_codec("auto", fidelity, Way(EAST, WEST, goodput)) is expected
 
 
+@pytest.mark.parametrize("fidelity", Fidelity)
+def test_what_stays_on_a_host_is_raw_until_its_goodput_is_known(fidelity: Fidelity) -> None:
+    way = Way(EAST, WEST, is_one_host=True)
+    assert choose_codec("auto", fidelity, way) is Codec.RAW
+    slow = way._replace(goodput_bytes_per_s=0.1 * GBIT)
+    assert choose_codec("auto", fidelity, slow) is choose_codec("auto", fidelity, slow._replace(is_one_host=False))
+    assert choose_codec("zstd", Fidelity.LOSSLESS, way) is Codec.ZSTD
+
+
 @pytest.mark.parametrize(
     ("encode_threads", "decode_threads", "expected"),
     [(1, 1, Codec.RAW), (4, 1, Codec.RAW), (1, 4, Codec.RAW), (4, 4, Codec.ZSTD)],
@@ -76,3 +85,12 @@ def test_a_way_has_the_threads_of_the_engine_at_either_end() -> None:
     user = Member(WorkerId("decode"), WEST, "d:1", "b:1", codec_threads=2)
     view = RegistryView(pools={WorkerId("b"): PoolMember(WEST, "b:1", (LinkLoad(EAST, 5.0, 0, 0),))})
     assert way_between(view, maker, user) == Way(EAST, WEST, 5.0, encode_threads=4, decode_threads=2)
+
+
+@pytest.mark.parametrize(
+    ("pool", "is_one_host"),
+    [("10.0.0.1:2", True), ("10.0.0.2:1", False), ("[fe80::1]:1", False), ("pool-east:1", False)],
+)
+def test_a_way_knows_whether_it_leaves_a_host(pool: str, is_one_host: bool) -> None:
+    maker, user = Member(WorkerId("p"), EAST, "a:1", "10.0.0.1:1"), Member(WorkerId("d"), WEST, "a:2", pool)
+    assert way_between(RegistryView(), maker, user).is_one_host is is_one_host
