@@ -159,14 +159,16 @@ class OurClient:
             grant = await publication.open(layout, blocks)
             assert grant.granted == [layout.all_layers] * len(blocks)
             for keys, layer in _batches(blocks, layout, max(1, ROOM_BYTES // load.entry_bytes)):
-                room = await publication.room(keys, load.entry_bytes)
-                given = [(key, slot) for key, slot in zip(keys, room, strict=True) if slot is not None]
-                if given:
-                    await publication.send(self._placed(load, layer, *map(list, zip(*given, strict=True))))
-                left = [key for key, slot in zip(keys, room, strict=True) if slot is None]
-                for first in range(0, len(left), load.entries_per_message):
-                    few = left[first : first + load.entries_per_message]
-                    await publication.send(seal_all(few, layer, [next(payloads) for _ in few]))
+                while keys:
+                    room = await publication.room(keys, load.entry_bytes)
+                    slots = [slot for slot in room if slot is not None]  # of the first keys
+                    if slots:
+                        few = keys[: len(slots)]
+                        await publication.send(self._placed(load, layer, few, slots))
+                    else:
+                        few = keys[: load.entries_per_message]
+                        await publication.send(seal_all(few, layer, [next(payloads) for _ in few]))
+                    keys = keys[len(few) :]
         return {"bytes": len(blocks) * layout.block_bytes}
 
     def _placed(self, load: PoolLoad, layer: int, keys: list[BlockKey], slots: list[memoryview]) -> list[Frame]:

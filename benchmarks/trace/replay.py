@@ -1,7 +1,7 @@
 """Drives stores as prefill and decode do, request by request, on the trace's own clock."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -41,10 +41,10 @@ class Lru(Eviction):
 class NotCopied(SlotMemory):
     """Keeps what it is given: a replay's payloads are the same bytes again and again, and its pools of any size."""
 
-    def keep(self, payload: Payload) -> memoryview:
-        return memoryview(payload)
+    def keep_all(self, payloads: Iterable[Payload]) -> list[memoryview | None]:
+        return [memoryview(payload) for payload in payloads]
 
-    def free(self, view: Payload) -> None:
+    def free_all(self, views: Iterable[Payload]) -> None:
         pass
 
 

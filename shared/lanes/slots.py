@@ -6,6 +6,7 @@ piece, and each time it meets a neighbour it moves, into fresh pages. That costs
 
 import mmap
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from sys import getrefcount
 from threading import Lock, RLock
 
@@ -107,13 +108,13 @@ class SlotMemory:
                 with self._lock:
                     while left and (slot := self._pop(slot_bytes(left[-1]))) is not None:
                         self._taken[id(slot)] = slot
-                        views.append(slot.data[: left.pop()])
+                        num_bytes = left.pop()
+                        views.append(slot.data if len(slot) == num_bytes else slot.data[:num_bytes])
                         del slot
                 if left:
                     self._grow(slot_bytes(left[-1]))
         except Overloaded:
-            while views:
-                self.free(views.pop())
+            self.free_all(views)
             raise
         return views
 
@@ -147,17 +148,39 @@ class SlotMemory:
             self.free(payload)
         return view.toreadonly()
 
+    def keep_all(self, payloads: Iterable[Payload]) -> list[memoryview | None]:
+        """Return what `keep` returns of each; None for those that find no slot."""
+        kept: list[memoryview | None] = []
+        others: list[tuple[int, Payload]] = []
+        with self._lock:
+            taken = self._taken
+            for payload in payloads:
+                if type(payload) is memoryview and (slot := taken.get(id(payload.obj))) is not None:
+                    if len(slot) == slot_bytes(len(payload)):
+                        del taken[id(slot)], slot
+                        kept.append(payload.toreadonly())
+                        continue
+                    del slot
+                others.append((len(kept), payload))
+                kept.append(None)
+        for number, payload in others:
+            with suppress(Overloaded):
+                kept[number] = self.keep(payload)
+        return kept
+
     def free(self, view: Payload) -> None:
         """Take a slot back, kept or not: it is used again when its last view has gone."""
-        assert isinstance(view, memoryview), "not a payload that was kept"
-        slot: Slot = view.obj  # type: ignore[assignment]
-        self._acquire()
-        try:
+        self.free_all((view,))
+
+    def free_all(self, views: Iterable[Payload]) -> None:
+        """Take slots back, as `free` does."""
+        slots: list[Slot] = [view.obj for view in views]  # type: ignore[union-attr, misc]
+        with self._lock:
             if self._taken:
-                self._taken.pop(id(slot), None)
-            self._give_back(slot)
-        finally:
-            self._release()
+                for slot in slots:
+                    self._taken.pop(id(slot), None)
+            while slots:
+                self._give_back(slots.pop())
 
     def place(self, view: memoryview) -> int:
         """Return where in the memory a view of it begins, as offset."""

@@ -20,25 +20,32 @@ MAX_SLOTS = 4096
 
 
 class RoomBudget:
-    """How many bytes of slots writers may have that have not placed anything in them yet."""
+    """How many bytes of slots writers have that have not placed anything in them yet: equal shares for all who do."""
 
     def __init__(self, limit_bytes: int, writer_bytes: int) -> None:
         self._limit_bytes = limit_bytes
         self._writer_bytes = writer_bytes
         self._given_bytes = 0
+        self._held_bytes: dict[object, int] = {}  # by writer, never 0
 
-    def take(self, num_slots: int, num_bytes: int, held_bytes: int) -> int:
-        """Return how many slots of so many bytes a writer gets that has `held_bytes` already, `MAX_SLOTS` at most.
-
-        `num_bytes` are those that a slot takes. They count until `give_back`.
-        """
-        left = min(self._limit_bytes - self._given_bytes, self._writer_bytes - held_bytes)
+    def take(self, writer: object, num_slots: int, num_bytes: int) -> int:
+        """Return how many slots of `num_bytes` a writer gets, `MAX_SLOTS` at most. They count until `give_back`."""
+        held = self._held_bytes.get(writer, 0)
+        share = self._limit_bytes // len(self._held_bytes.keys() | {writer})
+        left = min(self._limit_bytes - self._given_bytes, min(share, self._writer_bytes) - held)
         num = max(0, min(num_slots, MAX_SLOTS, left // num_bytes))
-        self._given_bytes += num * num_bytes
+        if num:
+            self._given_bytes += num * num_bytes
+            self._held_bytes[writer] = held + num * num_bytes
         return num
 
-    def give_back(self, num_bytes: int) -> None:
-        self._given_bytes -= num_bytes
+    def give_back(self, writer: object, num_bytes: int | None = None) -> None:
+        """Count so much of a writer's slots no more; None: all of them."""
+        held = self._held_bytes.pop(writer, 0)
+        given_back = held if num_bytes is None else num_bytes
+        self._given_bytes -= given_back
+        if held > given_back:
+            self._held_bytes[writer] = held - given_back
 
 
 class MappedIntake:
@@ -50,7 +57,6 @@ class MappedIntake:
         self._client = client
         self._stream = stream
         self._room: dict[int, memoryview] = {}  # by place
-        self._held_bytes = 0
 
     def room(self, request: pb.RoomRequest) -> pb.Room:
         """Give slots, none where memory has none left. The attached process holds them: they are nobody else's before
@@ -59,12 +65,11 @@ class MappedIntake:
         if not 0 < request.slot_bytes <= MAX_RAW_BYTES:
             raise BadRequest(f"a slot has 1 to {MAX_RAW_BYTES} bytes")
         num_bytes = slot_bytes(request.slot_bytes)
-        num_slots = self._budget.take(request.num_slots, num_bytes, self._held_bytes)
-        self._held_bytes += num_slots * num_bytes
+        num_slots = self._budget.take(self, request.num_slots, num_bytes)
         try:
             views = self._memory.take_all([request.slot_bytes] * num_slots)
         except Overloaded:
-            self._give_back(num_slots * num_bytes)
+            self._budget.give_back(self, num_slots * num_bytes)
             return pb.Room()
         self._client.hold(self._stream, views)
         places = self._memory.places(views)
@@ -74,29 +79,28 @@ class MappedIntake:
     def placed(self, batch: pb.RecordBatch) -> list[Frame]:
         """Return the entries that the writer says it has written, not verified. Raises `BadRequest`, `CorruptFrame`."""
         frames: list[Frame] = []
-        placed_bytes = 0
+        placed_bytes = last_bytes = last_slot_bytes = 0
         pop, make = self._room.pop, tuple.__new__
         try:
             for key, checksum, place, num_bytes, raw_bytes, layer, codec, fidelity in unpack_records(batch.records):
                 view = pop(place, None)
                 if view is None:
                     raise BadRequest(f"no slot at {place} is this writer's")
-                placed_bytes += slot_bytes(len(view))
-                if len(view) != num_bytes:
-                    raise BadRequest(f"the slot at {place} is of {len(view)} bytes, not of {num_bytes}")
+                if len(view) != last_bytes:  # most batches are of one size
+                    last_bytes = len(view)
+                    last_slot_bytes = slot_bytes(last_bytes)
+                placed_bytes += last_slot_bytes
+                if last_bytes != num_bytes:
+                    raise BadRequest(f"the slot at {place} is of {last_bytes} bytes, not of {num_bytes}")
                 frames.append(make(Frame, (key, layer, codec, fidelity, raw_bytes, view, checksum)))
         finally:
-            self._give_back(placed_bytes)
+            self._budget.give_back(self, placed_bytes)
         return frames
 
     def close(self) -> None:
         """End the room; idempotent."""
         self._room.clear()
-        self._give_back(self._held_bytes)
-
-    def _give_back(self, num_bytes: int) -> None:
-        self._held_bytes -= num_bytes
-        self._budget.give_back(num_bytes)
+        self._budget.give_back(self)
 
 
 class LinkedIntake:

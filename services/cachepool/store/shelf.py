@@ -146,9 +146,7 @@ class Shelf:
             freed = sum(map(entry_charge, gone))
             block.frames = [None if layers >> layer & 1 else frame for layer, frame in enumerate(block.frames)]
             self.num_trimmed += len(gone)
-        free = self._memory.free
-        for frame in gone:
-            free(frame.payload)
+        self._memory.free_all([frame.payload for frame in gone])
         self.num_entries -= len(gone)
         block.present &= ~layers
         block.charge -= freed
@@ -203,18 +201,16 @@ class Shelf:
 
     def _insert_all(self, blocks: Sequence[Block], frames: Sequence[Frame], payer: Tenant) -> list[Refusal]:
         """Store entries for which the budget has room, and one tenant pays; slots may lack all the same."""
-        keep, make = self._memory.keep, tuple.__new__
+        make = tuple.__new__
         refused: list[Refusal] = []
         complete: list[Block] = []
         num_stored = num_new = num_bytes = 0
         layout, last_layer, group = None, -1, 0
         try:
-            for block, frame in zip(blocks, frames, strict=True):
+            for block, frame, kept in zip(blocks, frames, self._memory.keep_all([f[5] for f in frames]), strict=True):
                 key, layer, codec, fidelity, raw_bytes, payload, checksum = frame
                 charge = len(payload) + ENTRY_OVERHEAD_BYTES
-                try:
-                    kept = keep(payload)
-                except Overloaded:
+                if kept is None:
                     try:
                         kept = self._keep(payload, payer, charge)
                     except Overloaded as error:

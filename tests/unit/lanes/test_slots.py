@@ -350,3 +350,24 @@ def test_an_entry_costs_what_it_is_charged() -> None:
         tracemalloc.stop()
     slabs = 2 * SLAB_BYTES // 49152 * 16  # lists of slots
     assert 0.75 * ENTRY_OVERHEAD_BYTES <= (num_bytes - slabs) / len(kept) <= ENTRY_OVERHEAD_BYTES
+
+
+def test_many_are_kept_and_freed_as_one_by_one() -> None:
+    memory = SlotMemory(2 * SLAB_BYTES, shared=False)
+    in_place, too_large = memory.take(1000), memory.take(4000)
+    in_place[:], too_large[:900] = b"a" * 1000, b"b" * 900
+    kept = memory.keep_all([in_place, too_large[:900], b"c" * 1000, bytes(2 * SLAB_BYTES), b"d"])
+    assert [None if view is None else bytes(view) for view in kept] == [
+        b"a" * 1000,
+        b"b" * 900,
+        b"c" * 1000,
+        None,  # there is no slot for it
+        b"d",
+    ]
+    assert kept[0] is not None
+    assert kept[0].obj is in_place.obj, "it lies where it was written"
+    assert memory.num_taken == 0
+    assert memory.num_kept == 4
+    memory.free_all([view for view in kept if view is not None])
+    assert memory.num_kept == 0
+    memory.free_all([])

@@ -67,15 +67,20 @@ def test_an_entry_of_another_size_than_its_slot_is_refused() -> None:
 
 def test_room_counts_what_slots_take() -> None:
     least = slot_bytes(1)
-    writing = Writing(limit_bytes=10 * least, writer_bytes=4 * least)
-    assert len(writing.ask(100, 1)) == 4
+    writing = Writing(limit_bytes=12 * least, writer_bytes=8 * least)
+    assert len(writing.ask(100, 1)) == 8
     assert len(writing.ask(100, 1)) == 0, "the writer has all it may have"
     others = [writing.other() for _ in range(3)]
-    given = [len(other.room(pb.RoomRequest(num_slots=4, slot_bytes=1)).places) // 8 for other in others]
-    assert given == [4, 2, 0], "all writers together have a limit"
+
+    def given(number: int) -> int:
+        return len(others[number].room(pb.RoomRequest(num_slots=100, slot_bytes=1)).places) // 8
+
+    assert [given(0), given(1)] == [4, 0], "all writers together have a limit"
+    writing.intake.close()
+    writing.intake.close()
+    assert [given(1), given(0), given(2)] == [6, 2, 0], "each has an equal share"
     others[0].close()
-    others[0].close()
-    assert len(others[2].room(pb.RoomRequest(num_slots=4, slot_bytes=1)).places) // 8 == 4
+    assert [given(2), given(1)] == [6, 0]
 
 
 def test_what_was_placed_counts_no_more() -> None:
@@ -105,4 +110,4 @@ def test_where_memory_has_no_slots_there_is_no_room_and_the_budget_is_whole() ->
     assert writing.memory.num_taken == 0
     assert len(writing.ask(1, SLAB_BYTES // 2)) == 1
     writing.intake.close()
-    assert writing.budget.take(100, SLAB_BYTES, 0) == 4
+    assert writing.budget.take(writing, 100, SLAB_BYTES) == 4
