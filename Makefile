@@ -47,7 +47,7 @@ fmt: setup ## format and fix what can be fixed
 lint: setup ## ruff, mypy, import contracts, checks of the tree and its documents, freshness of generated code
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers=2
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m deploy.structure
 	$(BIN)/python -m deploy.duplicates

@@ -22,8 +22,8 @@ SHORT_MS, TOKEN_MS = 1.8, 0.08
 async def spent(trees: dict[str, Path], options: argparse.Namespace) -> list[tuple[GatewayWork, dict[str, Spread]]]:
     """Return each work's spread of milliseconds of CPU a request, by tree."""
     quick = options.quick
-    rounds = 2 if quick else options.rounds
-    chosen = list(works(40, 10, 10) if quick else works(200, 36, 12))
+    rounds = 1 if quick else options.rounds
+    chosen = list(works(40, 10, 10, num_streamed=1) if quick else works(200, 36, 12))
     measured: dict[str, dict[str, list[float]]] = {work.name: {name: [] for name in trees} for work in chosen}
     async with AsyncExitStack() as stack:
         workers = await stack.enter_async_context(child(ROOT, file_of("workers.py")))

@@ -63,8 +63,8 @@ def conversation(texts: Texts, number: int, num_turns: int) -> list[dict[str, st
     return messages
 
 
-def works(num_short: int, num_long: int, num_turns: int) -> Iterator[GatewayWork]:
-    """Yield all works; the numbers of their requests say how long they take."""
+def works(num_short: int, num_long: int, num_turns: int, num_streamed: int = 2) -> Iterator[GatewayWork]:
+    """Yield all works; the numbers of their requests say how long they take, `num_streamed` one after another."""
     texts = Texts()
 
     def of_ids(num_tokens: int, number: int) -> Body:
@@ -92,7 +92,9 @@ def works(num_short: int, num_long: int, num_turns: int) -> Iterator[GatewayWork
             ("chat/completions", {"messages": [{"role": "user", "content": question}]}),
         ):
             name = f"{path}, streamed, {width} at once"
-            yield GatewayWork(name, path, partial(streamed, extra), 2 * width, width=width, tokens_out=STREAMED_TOKENS)
+            yield GatewayWork(
+                name, path, partial(streamed, extra), num_streamed * width, width=width, tokens_out=STREAMED_TOKENS
+            )
 
 
 class Client:

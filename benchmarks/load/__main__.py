@@ -30,13 +30,13 @@ from benchmarks.load.workloads import (
     WORKLOADS,
     Disturbance,
     Workload,
-    in_miniature,
+    miniatures,
 )
 from benchmarks.peers.found import VLLM, pythons
 from benchmarks.peers.process import PeerFailed
 from shared.model.files.catalog import BUILT_IN, ModelFiles, resolve
 
-QUICK_SECONDS, QUICK_ROUNDS = 1.0, 1
+QUICK_SECONDS, QUICK_ROUNDS = 0.5, 1
 WARM_SHARE = 5  # of a turn, before the first one
 
 
@@ -104,9 +104,9 @@ def _measured(files: ModelFiles, options: argparse.Namespace, rounds: int, secon
             servers.append(stack.enter_context(theirs))
         except PeerFailed as error:
             yield Report([{"server": THEIRS, "absent": str(error)}])
-        for workload in WORKLOADS:
-            if workload.name in (options.only or NAMES):
-                yield _workload(in_miniature(workload) if options.quick else workload, servers, rounds, seconds)
+        chosen = [workload for workload in WORKLOADS if workload.name in (options.only or NAMES)]
+        for workload in miniatures(chosen) if options.quick else chosen:
+            yield _workload(workload, servers, rounds, seconds)
         if DISTURBANCE.name in (options.only or NAMES):
             disturbance = QUICK_DISTURBANCE if options.quick else DISTURBANCE
             yield _disturbance(disturbance, servers, rounds, seconds)

@@ -1,5 +1,6 @@
 """What is asked of both servers: lengths, how many at once, and which figures have a target."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -56,6 +57,14 @@ def in_miniature(workload: Workload) -> Workload:
         output_tokens=min(workload.output_tokens, QUICK_OUTPUT),
         at_once=min(workload.at_once, QUICK_AT_ONCE),
     )
+
+
+def miniatures(workloads: Iterable[Workload]) -> list[Workload]:
+    """Return workloads in miniature: of those that are alike then, the first."""
+    kinds: dict[Workload, Workload] = {}
+    for small in map(in_miniature, workloads):
+        kinds.setdefault(replace(small, name="", targets=()), small)
+    return list(kinds.values())
 
 
 QUICK_DISTURBANCE = replace(DISTURBANCE, runners=2, runner_tokens=32, longest=QUICK_INPUT, at_once=2)

@@ -3,14 +3,15 @@
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 
+from shared.deadline import Deadline
 from shared.ids import BlockKey
 from shared.kv.frame import Frame, open_frame
 from shared.kv.layout import KvLayout, LayerSpec, iter_layers
 from shared.pool.client import PoolClient
 from shared.pool.publication import Publication
 from shared.rpc.convert import MAX_BATCH_BYTES
-from tests.support.pools import Entry, soon
 from tests.support.samples import frame, keys, wanting
+from tests.support.waiting import LIMIT_S
 
 LARGE = KvLayout((LayerSpec(None, 3, 64),) * 2, "bfloat16")
 """Two layers of 48 KiB a block."""
@@ -24,7 +25,7 @@ def large_frames(block_keys: Sequence[BlockKey], layers: int = LARGE.all_layers)
     return [frame(name, layer, LARGE) for layer in iter_layers(layers) for name in block_keys]
 
 
-def large_entries(block_keys: Sequence[BlockKey]) -> set[Entry]:
+def large_entries(block_keys: Sequence[BlockKey]) -> set[tuple[BlockKey, int]]:
     return {(name, layer) for name in block_keys for layer in range(LARGE.num_layers)}
 
 
@@ -43,7 +44,7 @@ async def placed_or_sent(publication: Publication, frames: Sequence[Frame]) -> i
 
 async def write_all(client: PoolClient, block_keys: Sequence[BlockKey], layers: int = LARGE.all_layers) -> int:
     """Publish blocks that nobody has written; return how many entries were written in the pool's own memory."""
-    async with client.publish(soon()) as publication:
+    async with client.publish(Deadline.after(2 * LIMIT_S)) as publication:
         grant = await publication.open(LARGE, wanting(block_keys, layers))
         assert grant.granted == [layers] * len(block_keys)
         return await placed_or_sent(publication, large_frames(block_keys, layers))
@@ -55,8 +56,8 @@ class Reading:
     def __init__(self, client: PoolClient, block_keys: Sequence[BlockKey], wait_s: float = 0.0) -> None:
         self.client = client
         self.keys = block_keys
-        self.got: list[Entry] = []
-        self.missing: set[Entry] = set()
+        self.got: list[tuple[BlockKey, int]] = []
+        self.missing: set[tuple[BlockKey, int]] = set()
         self.wait_s = wait_s
 
     async def run(
@@ -64,7 +65,9 @@ class Reading:
     ) -> "Reading":
         """Read all; `then` is awaited with the frames of each message, while they may be looked at."""
         blocks = wanting(self.keys, LARGE.all_layers)
-        async with aclosing(self.client.fetch(LARGE, blocks, (), self.wait_s, soon(), doubted=doubted)) as arrivals:
+        async with aclosing(
+            self.client.fetch(LARGE, blocks, (), self.wait_s, Deadline.after(2 * LIMIT_S), doubted=doubted)
+        ) as arrivals:
             async for arrived in arrivals:
                 for came in arrived.frames:
                     assert open_frame(came) == frame(came.key, came.layer, LARGE).payload

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from shared.deadline import Deadline
 from shared.errors import PrfaasError
 from shared.kv.frame import Frame
 from shared.lanes.settings import LaneName
@@ -22,9 +23,9 @@ from shared.pool.lanes.chosen import PoolLanes
 from shared.pool.publication import Publication
 from shared.rpc.client import Channels
 from tests.support.large import LARGE, LARGE_BYTES, LONG, Reading, large_frames, write_all
-from tests.support.pools import lanes_in_use, serving, soon
 from tests.support.samples import wanting
 from tests.support.shared_memory import LaneProcess, say
+from tests.support.waiting import LIMIT_S
 
 
 class PoolPeer(LaneProcess):
@@ -57,7 +58,7 @@ class _Client:
         return (await self._client._lanes.to(self._client.address)).name
 
     async def _open(self) -> int:
-        self._publication = await self._stack.enter_async_context(self._client.publish(soon()))
+        self._publication = await self._stack.enter_async_context(self._client.publish(Deadline.after(2 * LIMIT_S)))
         grant = await self._publication.open(LARGE, wanting(LONG, LARGE.all_layers))
         return sum(mask.bit_count() for mask in grant.granted)
 
@@ -106,7 +107,7 @@ async def _client(address: str, lane: LaneName, spare_bytes: int) -> None:
         stack.push_async_callback(lanes.close)
         client = _Client(PoolClient(channels, address, lanes=lanes), stack)
         if spare_bytes:
-            await PoolClient(channels, address).lookup(LONG, soon())  # gRPC has its threads then
+            await PoolClient(channels, address).lookup(LONG, Deadline.after(2 * LIMIT_S))  # gRPC has its threads then
             limit = psutil.Process().memory_info().vms + spare_bytes
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         say("ready")
@@ -120,6 +121,8 @@ async def _client(address: str, lane: LaneName, spare_bytes: int) -> None:
 @asynccontextmanager
 async def _pool(lane: LaneName, folder: str) -> AsyncIterator[None]:
     """A pool that has the first half of `LONG`."""
+    from tests.support.pools import lanes_in_use, serving  # deferred: what a client's start need not wait for
+
     lanes_in_use.allowed = (lane, "grpc")
     lanes_in_use.folder = Path(folder)
     async with Channels() as channels, serving(channels, pool_bytes=64 << 20) as running:

@@ -12,7 +12,9 @@ from tests.support.pools import Running, lanes_in_use, serving
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test over all lanes, unless its module says that it is about one: `LANES`."""
+    """Run a test over all lanes, unless its module says that it is about one, `LANES`, or the test itself does."""
+    if any(mark.args[0] == "lane" for mark in metafunc.definition.iter_markers("parametrize")):
+        return
     metafunc.parametrize("lane", getattr(metafunc.module, "LANES", get_args(LaneName)), indirect=True)
 
 

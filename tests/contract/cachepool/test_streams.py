@@ -127,6 +127,7 @@ async def test_a_next_writer_serves_the_readers_of_a_dead_one(west: Running) -> 
     assert west.count("entries_published_total") == 12
 
 
+@pytest.mark.parametrize("lane", ["grpc"], indirect=True)
 async def test_a_silent_writer_loses_its_lease(west: Running) -> None:
     call = await raw_publish(west, opening(CHAIN, lease_ms=1000))
     with rpc_errors("west"):

@@ -23,7 +23,7 @@ async def gateway() -> AsyncIterator[ChildProcess]:
 @pytest.mark.slow
 async def test_every_work_is_answered(gateway: ChildProcess) -> None:
     client = Client(gateway)
-    spent = {work.name: await client.spent_s(work) for work in works(2, 1, 2)}
+    spent = {work.name: await client.spent_s(work) for work in works(2, 1, 2, num_streamed=1)}
     assert len(spent) == 12
     assert all(value > 0 for value in spent.values())
     refused = GatewayWork("refused", "completions", lambda _number: {"prompt": []}, 1)

@@ -18,7 +18,15 @@ from benchmarks.load.__main__ import add_options, assignment
 from benchmarks.load.asking import Answers, Asking
 from benchmarks.load.servers import OURS, THEIRS, LoadServer
 from benchmarks.load.turns import LoadTurn, turn
-from benchmarks.load.workloads import DISTURBANCE, NAMES, WORKLOADS, Disturbance, Workload, in_miniature
+from benchmarks.load.workloads import (
+    DISTURBANCE,
+    NAMES,
+    WORKLOADS,
+    Disturbance,
+    Workload,
+    in_miniature,
+    miniatures,
+)
 from benchmarks.serve import new_session
 
 CLOSED = Workload("closed", 30, 1, 3, ("requests_per_s",))
@@ -203,3 +211,9 @@ def test_miniatures_keep_names_and_shapes() -> None:
         assert small.name == workload.name
         assert small.prefix_tokens < small.input_tokens
         assert (small.output_tokens > 1) == (workload.output_tokens > 1)
+
+
+def test_what_miniature_makes_alike_is_asked_once() -> None:
+    names = [workload.name for workload in miniatures(WORKLOADS)]
+    assert names == ["short-1", "short-16", "cached", "answers", "prompts-512"]
+    assert [workload.name for workload in miniatures(w for w in WORKLOADS if w.name == "short-64")] == ["short-64"]
