@@ -106,6 +106,7 @@ class PagePublisher:
         self._rest = rest
         self.backlog_bytes = 0  # of entries that are ready and not sent, before the codec
         self._queue: deque[_Emitted] = deque()
+        self._ahead: dict[int, memoryview | None] = {}  # room for the first layer, by block
         self._num_placed = 0  # messages that name entries in the pool's room and are not sent yet
         self._changed = asyncio.Event()
         self._is_over = False  # nothing more will be emitted
@@ -214,6 +215,8 @@ class PagePublisher:
 
     async def _messages(self) -> AsyncGenerator[_Message, None]:
         """Yield what is to be sealed and sent, in order."""
+        if self._codec is Codec.RAW:
+            await self._ask_ahead()
         while emitted := await self._next():
             if self._codec is Codec.RAW:
                 async for message in self._placed(emitted):
@@ -237,7 +240,7 @@ class PagePublisher:
                     yield self._message(placings, num_bytes, ends)
                     placings, num_bytes, ends = [], 0, []
                 asked = rest[: max(1, (MAX_PLACED_BYTES - num_bytes) // entry_bytes)]
-                room = await self._publication.room([self._keys[block] for block in asked], entry_bytes)
+                room = await self._room(asked, entry_bytes)
                 given = [(block, slot) for block, slot in zip(asked, room, strict=True) if slot is not None]
                 if not given and (placings or self._num_placed):
                     if placings:
@@ -260,6 +263,20 @@ class PagePublisher:
         for ready, rest in left:
             for message in self._in_messages(ready, rest):
                 yield message
+
+    async def _ask_ahead(self) -> None:
+        """Have room for the first layer when it is complete: a question takes about as long as to copy it."""
+        num_bytes = self._transfer.layout.entry_bytes(0)
+        blocks = [block for block, layers in enumerate(self._outstanding) if layers & 1]
+        blocks = blocks[: MAX_PLACED_BYTES // num_bytes]
+        if blocks:
+            self._ahead = dict(zip(blocks, await self._room(blocks, num_bytes), strict=True))
+
+    async def _room(self, blocks: Sequence[int], num_bytes: int) -> list[memoryview | None]:
+        ahead = [self._ahead.pop(block, None) for block in blocks]
+        if any(slot is not None and len(slot) == num_bytes for slot in ahead):
+            return [slot if slot is not None and len(slot) == num_bytes else None for slot in ahead]
+        return await self._publication.room([self._keys[block] for block in blocks], num_bytes)
 
     def _message(self, placings: Sequence[_Placing], num_bytes: int, ends: Sequence[Ready]) -> _Message:
         self._num_placed += 1

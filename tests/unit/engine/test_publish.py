@@ -258,6 +258,27 @@ async def test_the_next_message_is_sealed_while_one_leaves_but_no_further_one(
     bench.copier.close()
 
 
+async def test_the_first_layer_finds_room_that_was_asked_for_while_it_was_computed(bench: Bench) -> None:
+    publisher, pool = bench.publisher, bench.pool
+    pool.has_room_for = set(KEYS) - {KEYS[1]}
+    granted(publisher, *[0b11] * NUM_BLOCKS)
+    running = asyncio.create_task(publisher.run())
+    await until(lambda: pool.asked == [NUM_BLOCKS])
+    pool.has_room_for = set(KEYS)
+    for _ in range(9):
+        pool.let.release()
+    publisher.emit(Ready(0, 0, 4))
+    await until(lambda: len(pool.frames) == 4)
+    assert pool.asked == [NUM_BLOCKS, 1], "only what had found none"
+    publisher.emit(Ready(0, 4, NUM_BLOCKS))
+    publisher.emit(Ready(1, 0, NUM_BLOCKS))
+    publisher.finish()
+    await running
+    assert pool.asked == [NUM_BLOCKS, 1, NUM_BLOCKS]
+    assert len(pool.placed()) == len(pool.slots) == 2 * NUM_BLOCKS
+    bench.copier.close()
+
+
 async def test_a_pool_with_little_room_is_asked_again_when_it_has_taken_what_is_there(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
