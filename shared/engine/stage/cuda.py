@@ -1,15 +1,16 @@
 """Pages in a GPU's memory: copies over side streams, through pinned memory or from and to registered memory."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate, compress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import compress
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from shared.engine.stage.copies import queue_copies
-from shared.engine.stage.registered import MemoryRun, RegisteredMemory
+from shared.engine.stage.copies import Addresses, queue_copies
+from shared.engine.stage.registered import NOWHERE, RegisteredMemory
 from shared.engine.stage.stager import Arrival, Departure, Digests, Mark, Stager, layers
 from shared.kv.codec import Payload
 
@@ -22,10 +23,11 @@ NUM_PIECES = 2
 class CudaStager(Stager):
     """Copies on two streams of its own, one each way.
 
-    Outwards, entries are gathered into pieces on the device, so that a copy is long enough for the bus. It waits for
-    the mark of its layer and for nothing that the model computes after it. `NUM_PIECES` bound what a reader that falls
-    behind has under way; the rest stays in the pages. Memory of `memory` is copied from and to directly; all other
-    goes through pinned memory of PyTorch's host allocator.
+    Between pages and slots the device's copy engines do all of it, part by part: a kernel would wait for its turn
+    beside what other processes compute. What `stage` yields is gathered into pieces on the device, and copied as one.
+    A copy waits for the mark of its layer and for nothing that the model computes after it. `NUM_PIECES` bound what a
+    reader that falls behind has under way; the rest stays in the pages. Memory of `memory` is copied from and to
+    directly; all other goes through pinned memory of PyTorch's host allocator.
     """
 
     def __init__(self, device: torch.device, memory: RegisteredMemory | None = None) -> None:
@@ -51,7 +53,7 @@ class CudaStager(Stager):
         if mark is not None:
             self._outwards.wait_event(mark)
         under_way: deque[_Piece] = deque()
-        for first, end in _pieces(blocks, len(numbers)):
+        for first, end in _pieces([_entry_bytes(blocks)] * len(numbers)):
             under_way.append(self._copy(blocks, numbers[first:end]))
             if len(under_way) == NUM_PIECES:
                 yield from under_way.popleft().entries()
@@ -73,7 +75,7 @@ class CudaStager(Stager):
             for found, (mark, blocks, numbers, slots, headers) in zip(digests, departures, strict=True):
                 if mark is not None:
                     self._outwards.wait_event(mark)
-                for first, end in _pieces(blocks, len(numbers)):
+                for first, end in _pieces([_entry_bytes(blocks)] * len(numbers)):
                     placing = self._place(blocks, numbers[first:end], slots[first:end])
                     under_way.append((placing, found, headers[first:end], slots[first:end]))
                     if len(under_way) == NUM_PIECES:
@@ -86,28 +88,28 @@ class CudaStager(Stager):
         return digests
 
     def land(self, arrivals: Sequence[Arrival]) -> None:
-        self._land(arrivals, lambda: [True] * len(arrivals))
+        self._land(arrivals, lambda first, end: [True] * (end - first))
 
     def land_sealed(
         self, arrivals: Sequence[Arrival], headers: Sequence[bytes], checksums: Sequence[int], digest: Digests
     ) -> list[bool]:
-        """Digest entries on the host while they are copied to the device; what is intact goes from there to pages."""
-        raws = [arrival.raw for arrival in arrivals]
-        return self._land(arrivals, lambda: [a == b for a, b in zip(digest(headers, raws), checksums, strict=True)])
+        """Digest a piece on the host while the one before it is copied to its pages."""
 
-    def _land(self, arrivals: Sequence[Arrival], check: Callable[[], list[bool]]) -> list[bool]:
-        """Land the arrivals that `check` finds intact. It runs while all are copied to the device."""
-        if not arrivals:
-            return []
+        def check(first: int, end: int) -> list[bool]:
+            found = digest(headers[first:end], [arrival.raw for arrival in arrivals[first:end]])
+            return [a == b for a, b in zip(found, checksums[first:end], strict=True)]
+
+        return self._land(arrivals, check)
+
+    def _land(self, arrivals: Sequence[Arrival], check: Callable[[int, int], list[bool]]) -> list[bool]:
+        """Land the arrivals that `check` finds intact, a piece at a time."""
+        intact: list[bool] = []
+        held: list[torch.Tensor | None] = []
         with torch.cuda.stream(self._inwards):
-            arrived, held = self._brought([arrival.raw for arrival in arrivals])
             try:
-                intact = check()
-                start = 0
-                for first, end in layers(arrivals):
-                    size = sum(len(arrival.raw) for arrival in arrivals[first:end])
-                    self._write(arrivals[first:end], intact[first:end], arrived[start : start + size])
-                    start += size
+                for first, end in _pieces(len(arrival.raw) for arrival in arrivals):
+                    intact += check(first, end)
+                    held.append(self._bring(list(compress(arrivals[first:end], intact[first:end]))))
             finally:
                 landed = _event()
                 landed.record(self._inwards)
@@ -115,26 +117,30 @@ class CudaStager(Stager):
                 del held  # read until then
         return intact
 
-    def _brought(self, raws: Sequence[Payload]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Queue copies of payloads to the device. Return where they arrive, side by side, and what is read for it."""
-        runs = self._memory.runs(raws)
-        held = {run.first: _joined(raws[run.first : run.end]) for run in runs if run.address is None}
-        arrived = torch.empty(sum(run.num_bytes for run in runs), dtype=torch.uint8, device=self._device)
-        sources = [held[run.first].data_ptr() if run.address is None else run.address for run in runs]
-        queue_copies(_side_by_side(arrived, runs), sources, [run.num_bytes for run in runs], self._inwards)
-        return arrived, list(held.values())
+    def _bring(self, arrivals: Sequence[Arrival]) -> torch.Tensor | None:
+        """Queue copies of entries to their pages, part by part; return what of them has to be held."""
+        raws = [arrival.raw for arrival in arrivals]
+        places, pinned, others = self._places(raws)
+        if pinned is not None:
+            np.concatenate([np.frombuffer(raws[i], np.uint8) for i in others], out=pinned.numpy())
+        for first, end in layers(arrivals):
+            blocks, numbers = arrivals[first].blocks, [arrival.number for arrival in arrivals[first:end]]
+            queue_copies(*_parts_in_pages(blocks, numbers, places[first:end]), self._inwards)
+        return pinned
 
-    def _write(self, arrivals: Sequence[Arrival], intact: Sequence[bool], arrived: torch.Tensor) -> None:
-        """Queue the writing of intact entries of one layer, which have arrived side by side, to its blocks."""
-        blocks, numbers = arrivals[0].blocks, [arrival.number for arrival in arrivals]
-        entries = arrived.view(blocks.dtype).view(len(numbers), len(blocks), *blocks.shape[2:])
-        if not all(intact):
-            for number, entry in compress(zip(numbers, entries, strict=True), intact):
-                blocks[:, number].copy_(entry, non_blocking=True)
-        elif (run := _run(numbers)) is not None:
-            blocks[:, run.start : run.stop].copy_(entries.transpose(0, 1), non_blocking=True)
-        else:
-            blocks.index_copy_(1, _on_device(numbers, self._device), entries.transpose(0, 1))
+    def _places(self, payloads: Sequence[Payload]) -> tuple[Addresses, torch.Tensor | None, list[int]]:
+        """Return where each payload may be copied from or to: in place, or in pinned memory that is made here.
+
+        There are those of which it says the numbers, side by side.
+        """
+        places = self._memory.addresses(payloads)
+        others = np.flatnonzero(places == NOWHERE)
+        if not len(others):
+            return places, None, []
+        sizes = np.fromiter((len(payloads[i]) for i in others), np.int64, len(others))
+        pinned = torch.empty(int(sizes.sum()), dtype=torch.uint8, pin_memory=True)
+        places[others] = pinned.data_ptr() + np.cumsum(sizes) - sizes
+        return places, pinned, others.tolist()
 
     def _copy(self, blocks: torch.Tensor, numbers: Sequence[int]) -> "_Piece":
         """Queue a piece's copy. The stream runs copies in order, also those of a closed `stage`."""
@@ -147,25 +153,19 @@ class CudaStager(Stager):
         return _Piece(host, _entry_bytes(blocks), copied)
 
     def _place(self, blocks: torch.Tensor, numbers: Sequence[int], slots: Sequence[memoryview]) -> "_Placing":
-        """Queue a piece's copies into slots, or into pinned memory for those that are not registered."""
-        runs = self._memory.runs(slots)
-        pinned = {
-            run.first: torch.empty(run.num_bytes, dtype=torch.uint8, pin_memory=True)
-            for run in runs
-            if run.address is None
-        }
+        """Queue copies of a piece's entries into slots, or into pinned memory for those that are not registered."""
+        places, pinned, others = self._places(slots)
         with torch.cuda.stream(self._outwards):
-            gathered = self._gathered(blocks, numbers)
-            targets = [pinned[run.first].data_ptr() if run.address is None else run.address for run in runs]
-            queue_copies(targets, _side_by_side(gathered, runs), [run.num_bytes for run in runs], self._outwards)
+            pages, inside, sizes = _parts_in_pages(blocks, numbers, places)
+            queue_copies(inside, pages, sizes, self._outwards)
             copied = _event()
             copied.record(self._outwards)
-        staged = [(pinned[run.first], slots[run.first : run.end]) for run in runs if run.address is None]
-        return _Placing(staged, copied)
+        return _Placing(pinned, [slots[i] for i in others], copied)
 
     def _gathered(self, blocks: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
         """Queue the gathering of entries on the device, the parts of an entry side by side; return their bytes."""
-        if (run := _run(numbers)) is not None:
+        run = range(numbers[0], numbers[0] + len(numbers))
+        if list(numbers) == list(run):
             chosen = blocks[:, run.start : run.stop]
         else:
             chosen = blocks.index_select(1, _on_device(numbers, self._device))
@@ -192,40 +192,45 @@ class _Piece(NamedTuple):
 class _Placing(NamedTuple):
     """Entries on their way into slots: there from `copied` on, but for those that then lie in pinned memory."""
 
-    staged: list[tuple[torch.Tensor, Sequence[memoryview]]]
+    pinned: torch.Tensor | None
+    slots: Sequence[memoryview]
     copied: torch.cuda.Event
 
     def finish(self) -> None:
         self.copied.synchronize()
-        for pinned, slots in self.staged:
-            host, start = pinned.numpy().data, 0
-            for slot in slots:
+        if self.pinned is not None:
+            host, start = self.pinned.numpy().data, 0
+            for slot in self.slots:
                 slot[:] = host[start : start + len(slot)]
                 start += len(slot)
 
 
-def _pieces(blocks: torch.Tensor, count: int) -> Iterator[tuple[int, int]]:
-    at_once = max(1, PIECE_BYTES // _entry_bytes(blocks))
-    for first in range(0, count, at_once):
-        yield first, min(count, first + at_once)
+def _pieces(sizes: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Divide entries of these sizes into ranges of at most `PIECE_BYTES`, or one entry."""
+    first = end = num_bytes = 0
+    for end, size in enumerate(sizes):
+        if end > first and num_bytes + size > PIECE_BYTES:
+            yield first, end
+            first, num_bytes = end, 0
+        num_bytes += size
+    if num_bytes:
+        yield first, end + 1
 
 
-def _joined(raws: Sequence[Payload]) -> torch.Tensor:
-    """Return payloads side by side in pinned memory."""
-    host = torch.empty(sum(map(len, raws)), dtype=torch.uint8, pin_memory=True)
-    np.concatenate([np.frombuffer(raw, dtype=np.uint8) for raw in raws], out=host.numpy())
-    return host
+def _parts_in_pages(
+    blocks: torch.Tensor, numbers: Sequence[int], places: Addresses
+) -> tuple[Addresses, Addresses, NDArray[np.int64]]:
+    """Return for each part of these blocks where it lies in the pages, and where in an entry at `places`; their sizes.
 
-
-def _side_by_side(memory: torch.Tensor, runs: Sequence[MemoryRun]) -> list[int]:
-    """Return the addresses of runs that lie one after the other in `memory`."""
-    return list(accumulate((run.num_bytes for run in runs[:-1]), initial=memory.data_ptr()))
-
-
-def _run(numbers: Sequence[int]) -> range | None:
-    """Return numbers as a range, if each is one more than that before it."""
-    run = range(numbers[0], numbers[0] + len(numbers))
-    return run if list(numbers) == list(run) else None
+    `places` has an address for each of `numbers`.
+    """
+    num_parts, part_bytes = len(blocks), _entry_bytes(blocks) // len(blocks)
+    assert blocks[0, 0].is_contiguous(), "a part lies in one piece"
+    parts = np.arange(num_parts)
+    part_stride, block_stride = (stride * blocks.element_size() for stride in blocks.stride()[:2])
+    pages = blocks.data_ptr() + np.array(numbers, np.int64)[:, None] * block_stride + parts * part_stride
+    inside = places[:, None] + parts * part_bytes
+    return pages.ravel(), inside.ravel(), np.full(pages.size, part_bytes)
 
 
 def _on_device(numbers: Sequence[int], device: torch.device) -> torch.Tensor:

@@ -1,10 +1,10 @@
 """Mapped memory that a GPU may copy from and to by itself: registered with CUDA piece by piece, ahead of its use."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from queue import SimpleQueue
 from threading import Event, Thread, current_thread
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,9 +18,9 @@ log = get_logger()
 
 REGISTERED_PIECE_BYTES = 64 * 1024 * 1024
 """What is registered by one call: some tens of milliseconds, in which the driver holds up who maps memory."""
+NOWHERE = 0
 FORGET_S = 60.0
 """How long it may take to unregister a mapping; then it goes as it is."""
-_NO_PIECE = 0
 _PORTABLE = 1  # cudaHostRegisterPortable: for all devices of this process
 
 
@@ -47,15 +47,6 @@ class CudaRegistrar:
     def unregister(self, address: int) -> None:
         with torch.cuda.device(self._device):
             _check(_runtime().cudaHostUnregister(address))
-
-
-class MemoryRun(NamedTuple):
-    """Payloads `[first, end)` of some: they lie side by side in one registered piece, or have no address to copy at."""
-
-    first: int
-    end: int
-    address: int | None
-    num_bytes: int
 
 
 class RegisteredMemory:
@@ -118,28 +109,22 @@ class RegisteredMemory:
                 raise TimeoutError(f"memory is being registered for longer than {timeout_s:g} s")
         return sum(end - address for address, end in self._ends.copy().items())
 
-    def runs(self, payloads: Sequence[Payload]) -> list[MemoryRun]:
-        """Divide payloads into runs that one copy takes along, as long as they can be, in order.
+    def addresses(self, payloads: Sequence[Payload]) -> NDArray[np.int64]:
+        """Return where a device may copy each payload from or to, `NOWHERE` for those that it may not.
 
-        No run is of two pieces: CUDA refuses a copy over several registrations.
+        That is none that reaches from one piece into the next: CUDA refuses a copy over several registrations.
         """
-        if not payloads:
-            return []
+        found = np.full(len(payloads), NOWHERE, np.int64)
         mappings = list(self._ends.copy().items())
-        sizes = np.fromiter(map(len, payloads), np.int64, len(payloads))
-        if not mappings:
-            return [MemoryRun(0, len(payloads), None, int(sizes.sum()))]
+        if not mappings or not payloads:
+            return found
         places = np.array(addresses_of(payloads), np.int64)
-        pieces = _pieces_of(mappings, places, sizes)
-        follows = (pieces[1:] == pieces[:-1]) & ((pieces[1:] == _NO_PIECE) | (places[1:] == places[:-1] + sizes[:-1]))
-        firsts = np.concatenate(([0], np.flatnonzero(~follows) + 1))
-        ends = [*firsts[1:].tolist(), len(payloads)]
-        addresses = np.where(pieces == _NO_PIECE, _NO_PIECE, places)[firsts].tolist()
-        lengths = np.add.reduceat(sizes, firsts).tolist()
-        return [
-            MemoryRun(first, end, None if address == _NO_PIECE else address, num_bytes)
-            for first, end, address, num_bytes in zip(firsts.tolist(), ends, addresses, lengths, strict=True)
-        ]
+        sizes = np.fromiter(map(len, payloads), np.int64, len(payloads))
+        for start, end in mappings:
+            is_inside = (places >= start) & (places < end)
+            is_inside &= (places - start) % REGISTERED_PIECE_BYTES + sizes <= REGISTERED_PIECE_BYTES
+            found[is_inside] = places[is_inside]
+        return found
 
     def close(self) -> None:
         """Unregister everything and end the thread. Idempotent."""
@@ -181,18 +166,6 @@ class RegisteredMemory:
             self._registrar.unregister(start)
         except (OSError, RuntimeError) as error:
             log.warning("memory_not_unregistered", num_bytes=REGISTERED_PIECE_BYTES, error=str(error))
-
-
-def _pieces_of(
-    mappings: Iterable[tuple[int, int]], places: NDArray[np.int64], sizes: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Return for each payload the start of the registered piece that holds it wholly, or `_NO_PIECE`."""
-    pieces = np.full_like(places, _NO_PIECE)
-    for start, end in mappings:
-        offsets = (places - start) % REGISTERED_PIECE_BYTES
-        is_inside = (places >= start) & (places < end) & (offsets + sizes <= REGISTERED_PIECE_BYTES)
-        pieces[is_inside] = (places - offsets)[is_inside]
-    return pieces
 
 
 def _runtime() -> Any:

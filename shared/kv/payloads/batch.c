@@ -321,13 +321,16 @@ int prfaas_addresses(PyObject *payloads, int64_t count, uint64_t *addresses) {
     return 0;
 }
 
-/* Have `copy`, a driver's call that queues one copy on a stream, called for each; return the first status that is not
-   0, with nothing queued after it. */
-int prfaas_queue_copies(int (*copy)(uint64_t, uint64_t, size_t, void *), const uint64_t *targets,
+/* Have `copy`, CUDA's `cudaMemcpyAsync`, called for each; return the first status that is not 0, with nothing queued
+   after it. The addresses tell which way a copy goes. */
+#define BY_ADDRESS 4
+int prfaas_queue_copies(int (*copy)(void *, const void *, size_t, int, void *), const uint64_t *targets,
                         const uint64_t *sources, const uint64_t *sizes, int64_t count, void *stream) {
     PyThreadState *thread = PyEval_SaveThread();
     int status = 0;
-    for (int64_t i = 0; i < count && !status; i++) status = copy(targets[i], sources[i], (size_t)sizes[i], stream);
+    for (int64_t i = 0; i < count && !status; i++)
+        status = copy((void *)(uintptr_t)targets[i], (const void *)(uintptr_t)sources[i], (size_t)sizes[i], BY_ADDRESS,
+                      stream);
     PyEval_RestoreThread(thread);
     return status;
 }

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from shared.engine.stage import RegisteredMemory, memory_for, registered
-from shared.engine.stage.registered import MemoryRun
+from shared.engine.stage.registered import NOWHERE
 from shared.kv.payloads import addresses_of
 from tests.support.waiting import LIMIT_S
 
@@ -66,30 +66,16 @@ def test_whole_pieces_are_registered_once_as_the_mapping_grows(memory: Registere
     del content
 
 
-def test_runs_are_of_neighbours_in_one_piece(memory: RegisteredMemory) -> None:
+def test_what_lies_in_one_piece_may_be_copied_where_it_is(memory: RegisteredMemory) -> None:
     content, address = mapping(3)
     memory.grow(address, 2 * PIECE)
     memory.settle(LIMIT_S)
     half = PIECE // 2
     views = [content[i * half : (i + 1) * half] for i in range(6)]
-    apart = memoryview(bytearray(half))
-    assert list(memory.runs([views[0], views[1].toreadonly(), views[2], views[3], views[4], apart, views[5]])) == [
-        MemoryRun(0, 2, address, PIECE),
-        MemoryRun(2, 4, address + PIECE, PIECE),
-        MemoryRun(4, 7, None, 3 * half),
-    ]
-    assert list(memory.runs([views[1], views[0]])) == [
-        MemoryRun(0, 1, address + half, half),
-        MemoryRun(1, 2, address, half),
-    ]
-    across = content[half : half + PIECE]
-    assert list(memory.runs([across, views[3], apart, views[0]])) == [
-        MemoryRun(0, 1, None, PIECE),
-        MemoryRun(1, 2, address + 3 * half, half),
-        MemoryRun(2, 3, None, half),
-        MemoryRun(3, 4, address, half),
-    ]
-    assert list(memory.runs([])) == []
+    apart, across = memoryview(bytearray(half)), content[half : half + PIECE]
+    found = memory.addresses([views[1].toreadonly(), views[0], apart, views[3], views[4], across, content[:PIECE]])
+    assert found.tolist() == [address + half, address, NOWHERE, address + 3 * half, NOWHERE, NOWHERE, address]
+    assert memory.addresses([]).tolist() == []
 
 
 def test_what_cannot_be_registered_is_done_without_until_the_mapping_grows(
@@ -100,7 +86,7 @@ def test_what_cannot_be_registered_is_done_without_until_the_mapping_grows(
     memory.grow(address, 2 * PIECE)
     assert memory.settle(LIMIT_S) == PIECE
     views = [content[i * PIECE : (i + 1) * PIECE] for i in range(3)]
-    assert list(memory.runs(views)) == [MemoryRun(0, 1, address, PIECE), MemoryRun(1, 3, None, 2 * PIECE)]
+    assert memory.addresses(views).tolist() == [address, NOWHERE, NOWHERE]
     device.refused.clear()
     memory.grow(address, 3 * PIECE)
     assert memory.settle(LIMIT_S) == 3 * PIECE
@@ -119,7 +105,7 @@ def test_a_mapping_that_is_forgotten_is_registered_no_more(memory: RegisteredMem
     forgetting.join(LIMIT_S)
     assert not forgetting.is_alive()
     assert list(device.pieces) == [other]
-    assert [run.address for run in memory.runs([first[:8], second[:8]])] == [None, other]
+    assert memory.addresses([first[:8], second[:8]]).tolist() == [NOWHERE, other]
     memory.forget(address)
 
 
@@ -149,7 +135,7 @@ def test_on_a_cpu_nothing_is_registered() -> None:
     memory = memory_for(torch.device("cpu"))
     content, address = mapping(1)
     memory.grow(address, 1 << 40)
-    assert list(memory.runs([content[:8], content[8:]])) == [MemoryRun(0, 2, None, PIECE)]
+    assert memory.addresses([content[:8], content[8:]]).tolist() == [NOWHERE, NOWHERE]
     assert memory.settle(LIMIT_S) == 0
     memory.forget(address)
     memory.close()

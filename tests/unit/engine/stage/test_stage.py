@@ -7,8 +7,10 @@ from functools import partial
 from itertools import compress
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from shared.engine.stage import (
     Arrival,
@@ -21,6 +23,7 @@ from shared.engine.stage import (
     registered,
     select_stager,
 )
+from shared.engine.stage.copies import Addresses
 from shared.engine.stage.cuda import NUM_PIECES
 from shared.kv.codec import Payload
 from shared.kv.payloads import addresses_of, digests
@@ -84,11 +87,6 @@ class DeviceTensor(torch.Tensor):
         FakeStream.current.queue.append(lambda: target.copy_(source.as_subclass(torch.Tensor)))
         return self
 
-    def index_copy_(self, dim: int, index: torch.Tensor, source: torch.Tensor) -> "DeviceTensor":
-        target = self.as_subclass(torch.Tensor)
-        FakeStream.current.queue.append(lambda: target.index_copy_(dim, index, source.as_subclass(torch.Tensor)))
-        return self
-
 
 @pytest.fixture
 def compute(monkeypatch: pytest.MonkeyPatch) -> FakeStream:
@@ -101,8 +99,8 @@ def compute(monkeypatch: pytest.MonkeyPatch) -> FakeStream:
         yield
         FakeStream.current = before
 
-    def queue_copies(targets: Sequence[int], sources: Sequence[int], sizes: Sequence[int], stream: FakeStream) -> None:
-        stream.queue.append(lambda: [*map(ctypes.memmove, targets, sources, sizes)])
+    def queue_copies(targets: Addresses, sources: Addresses, sizes: NDArray[np.int64], stream: FakeStream) -> None:
+        stream.queue.append(lambda: [*map(ctypes.memmove, targets.tolist(), sources.tolist(), sizes.tolist())])
 
     def made(*shape: Any, pin_memory: bool = False, device: torch.device | None = None, **options: Any) -> torch.Tensor:
         assert pin_memory != (device is not None), "pageable memory would make copies wait"
@@ -257,7 +255,7 @@ def test_the_next_layer_is_copied_while_one_is_digested_and_no_layer_before_its_
         departures.append(Departure(stager.mark(), blocks, [0, 1], of_layer, HEADERS[2 * layer : 2 * layer + 2]))
 
     def digesting(headers: Sequence[bytes], payloads: Sequence[Payload]) -> list[int]:
-        begun.append(len(outwards.queue) // 3)  # waited for a mark, gathered, copied
+        begun.append(len(outwards.queue) // 2)  # waited for a mark, copied
         return digests(headers, payloads)
 
     found = stager.place(departures, digesting)
@@ -311,10 +309,15 @@ def test_when_checking_fails_nothing_is_read_any_more(compute: FakeStream) -> No
     inwards: Any = stager._inwards
 
     def failing(headers: Sequence[bytes], payloads: Sequence[Payload]) -> list[int]:
-        raise ValueError("no digest")
+        if inwards.queue:  # the first piece is on its way
+            raise ValueError("no digest")
+        return digests(headers, payloads)
 
+    arrivals = [Arrival(bytes(ENTRY_BYTES), target, i) for i in range(PER_PIECE + 1)]
+    headers = HEADERS[: len(arrivals)]
+    checksums = digests(headers, [arrival.raw for arrival in arrivals])
     with pytest.raises(ValueError, match="no digest"):
-        stager.land_sealed([Arrival(bytes(ENTRY_BYTES), target, 0)], HEADERS[:1], [0], failing)
+        stager.land_sealed(arrivals, headers, checksums, failing)
     assert inwards.num_done == len(inwards.queue) > 0
 
 
