@@ -83,7 +83,10 @@ class MappedOutlet:
 
 
 class LinkedOutlet:
-    """Frames on the connections of a link, as many batches at a time as there are connections."""
+    """Frames on the connections of a link: a batch on each, and one that waits for it.
+
+    A connection that has sent its batch finds the next one at once, and not when the event loop has time.
+    """
 
     name: LaneName = "socket"
 
@@ -114,7 +117,7 @@ class LinkedOutlet:
     async def send(self, frames: Sequence[Frame]) -> None:
         self._num_sent += len(frames)
         self._sending.add(asyncio.create_task(self._send(frames), name="batch on a link"))
-        await self._until(self._link.num_connections - 1)
+        await self._until(2 * self._link.num_connections - 1)
 
     async def finish(self) -> None:
         await self._until(0)

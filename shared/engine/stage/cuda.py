@@ -134,13 +134,13 @@ class CudaStager(Stager):
         There are those of which it says the numbers, side by side.
         """
         places = self._memory.addresses(payloads)
-        others = np.flatnonzero(places == NOWHERE)
-        if not len(others):
+        others: list[int] = np.flatnonzero(places == NOWHERE).tolist()
+        if not others:
             return places, None, []
         sizes = np.fromiter((len(payloads[i]) for i in others), np.int64, len(others))
         pinned = torch.empty(int(sizes.sum()), dtype=torch.uint8, pin_memory=True)
         places[others] = pinned.data_ptr() + np.cumsum(sizes) - sizes
-        return places, pinned, others.tolist()
+        return places, pinned, others
 
     def _copy(self, blocks: torch.Tensor, numbers: Sequence[int]) -> "_Piece":
         """Queue a piece's copy. The stream runs copies in order, also those of a closed `stage`."""

@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
@@ -16,6 +17,7 @@
 #define HOT_BYTES (768 * 1024)       /* received and hashed in turns: stays in a processor's own cache */
 #define MAX_PARTS 64                 /* payloads that one system call receives */
 #define PEER_ENDED (-2)
+#define NOTHING_YET (-3)
 #define MAX_HELPERS 15
 
 typedef struct _object PyObject;
@@ -282,13 +284,64 @@ static int fill(int fd, struct iovec *parts, int count) {
     return 0;
 }
 
-/* Receive payloads, all longer than XXH3_SHORT, one after the other, and digest them as `prfaas_digests` does, some at
-   a time, while they are near. Return 0, or what `fill` returns. */
+/* The beginning of a batch: a header that starts with `magic`, then how many records follow. */
+struct head {
+    uint8_t *at;
+    int64_t header_bytes, record_bytes, most;
+    uint32_t magic;
+    int64_t received; /* bytes: the header, and its records unless it cannot be a header */
+};
+
+static size_t head_bytes(const struct head *head) {
+    uint32_t start[2]; /* magic, records */
+    memcpy(start, head->at, sizeof start);
+    int is_head = start[0] == head->magic && start[1] <= head->most;
+    return (size_t)(head->header_bytes + (is_head ? head->record_bytes * start[1] : 0));
+}
+
+/* Take the next batch's beginning along, if all of it is here. */
+static void receive_head_if_here(int fd, struct head *head) {
+    int here = 0;
+    size_t header_bytes = (size_t)head->header_bytes;
+    head->received = 0;
+    if (recv(fd, head->at, header_bytes, MSG_PEEK | MSG_DONTWAIT) != (ssize_t)header_bytes) return;
+    size_t size = head_bytes(head);
+    if (ioctl(fd, FIONREAD, &here) || here < 0 || (size_t)here < size) return;
+    if (recv(fd, head->at, size, MSG_DONTWAIT) == (ssize_t)size) head->received = (int64_t)size;
+}
+
+/* Receive a batch's beginning from a blocking socket. Return 0, PEER_ENDED or NOTHING_YET before its first byte, or the
+   number of the error. */
+int prfaas_receive_head(int fd, struct head *head) {
+    PyThreadState *thread = PyEval_SaveThread();
+    struct iovec part = {head->at, (size_t)head->header_bytes};
+    ssize_t moved;
+    do moved = recv(fd, part.iov_base, part.iov_len, 0);
+    while (moved < 0 && errno == EINTR);
+    int status = moved > 0 ? 0 : moved == 0 ? PEER_ENDED : errno == EAGAIN ? NOTHING_YET : errno;
+    if (!status && (size_t)moved < part.iov_len) {
+        part = (struct iovec){head->at + moved, part.iov_len - (size_t)moved};
+        status = fill(fd, &part, 1);
+        if (status == PEER_ENDED) status = ECONNRESET;
+    }
+    if (!status) {
+        head->received = (int64_t)head_bytes(head);
+        part = (struct iovec){head->at + head->header_bytes, (size_t)(head->received - head->header_bytes)};
+        status = part.iov_len ? fill(fd, &part, 1) : 0;
+        if (status == PEER_ENDED) status = ECONNRESET;
+    }
+    PyEval_RestoreThread(thread);
+    return status;
+}
+
+/* Receive payloads one after the other, and then the next batch's beginning if it is here. With `headers`, digest them
+   as `prfaas_digests` does, some at a time, while they are near: then all are longer than XXH3_SHORT. Return 0, or what
+   `fill` returns. */
 int prfaas_receive(int fd, PyObject *payloads, int64_t count, const uint8_t *headers, int64_t header_bytes,
-                   uint64_t *digests) {
+                   uint64_t *digests, struct head *next) {
     Py_buffer *views = views_of(payloads, count, PyBUF_WRITABLE, ANY_LENGTH);
     if (!views) return -1;
-    for (int64_t i = 0; i < count; i++)
+    for (int64_t i = 0; headers && i < count; i++)
         if (views[i].len <= XXH3_SHORT) {
             release(views, count);
             return failed("a payload is too short for this");
@@ -298,15 +351,16 @@ int prfaas_receive(int fd, PyObject *payloads, int64_t count, const uint8_t *hea
     for (int64_t first = 0, end = 0; first < count && !status; first = end) {
         struct iovec parts[MAX_PARTS];
         int64_t size = 0;
-        for (; end < count && end - first < MAX_PARTS && (end == first || size < HOT_BYTES); end++) {
+        for (; end < count && end - first < MAX_PARTS && (end == first || !headers || size < HOT_BYTES); end++) {
             parts[end - first] = (struct iovec){views[end].buf, (size_t)views[end].len};
             size += views[end].len;
         }
         status = fill(fd, parts, (int)(end - first));
-        for (int64_t i = first; i < end && !status; i++)
+        for (int64_t i = first; headers && i < end && !status; i++)
             digests[i] = xxh3_long(views[i].buf, (size_t)views[i].len,
                                    xxh3_header(headers + i * header_bytes, (size_t)header_bytes));
     }
+    if (!status) receive_head_if_here(fd, next);
     PyEval_RestoreThread(thread);
     release(views, count);
     return status;

@@ -1,7 +1,7 @@
 """batch.c, compiled for this machine at its first use. Without a C compiler NumPy and the xxhash package do the same,
 entry by entry."""
 
-from ctypes import POINTER, PyDLL, Structure, c_char_p, c_int, c_int64, c_void_p, py_object
+from ctypes import POINTER, PyDLL, Structure, c_char_p, c_int, c_int64, c_uint32, c_void_p, py_object
 from functools import lru_cache
 from pathlib import Path
 
@@ -31,6 +31,19 @@ class EntryParts(Structure):
         return cls(rows.ctypes.data, num_parts, rows.strides[0], part_bytes) if _is_plain(rows) else None
 
 
+class HeadParts(Structure):
+    """`struct head` of batch.c."""
+
+    _fields_ = (
+        ("at", c_void_p),
+        ("header_bytes", c_int64),
+        ("record_bytes", c_int64),
+        ("most", c_int64),
+        ("magic", c_uint32),
+        ("received", c_int64),
+    )
+
+
 @lru_cache(maxsize=1)
 def load_payload_kernels() -> PyDLL | None:
     """Return the library, or None where it cannot be had. Compiling takes a second.
@@ -47,7 +60,8 @@ def load_payload_kernels() -> PyDLL | None:
     library.prfaas_copy_out.argtypes = (parts, at, py_object, number, c_char_p, number, at)
     library.prfaas_copy_in.argtypes = (parts, at, py_object, number)
     library.prfaas_copy_in_sealed.argtypes = (parts, at, py_object, number, c_char_p, number, at, c_char_p)
-    library.prfaas_receive.argtypes = (c_int, py_object, number, c_char_p, number, at)
+    library.prfaas_receive.argtypes = (c_int, py_object, number, c_char_p, number, at, POINTER(HeadParts))
+    library.prfaas_receive_head.argtypes = (c_int, POINTER(HeadParts))
     library.prfaas_addresses.argtypes = (py_object, number, at)
     library.prfaas_queue_copies.argtypes = (at, at, at, at, number, at)
     return library

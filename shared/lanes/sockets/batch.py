@@ -11,6 +11,7 @@ from shared.ids import BlockKey
 from shared.kv.codec import Payload
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import MAX_RAW_BYTES, Frame
+from shared.kv.payloads.received import BatchHead
 from shared.lanes.records import RECORD_BYTES, EntryRecord, pack_records, unpack_records
 
 MAX_ENTRIES = 4096
@@ -20,6 +21,11 @@ _MAGIC = b"PfB1"
 _START = struct.Struct("<4sIQQ")  # magic, entries, stream, payload bytes
 _DIGEST = struct.Struct("<Q")  # XXH3-64 of the records, seeded with that of the start
 HEADER_BYTES = _START.size + _DIGEST.size
+
+
+def new_head() -> BatchHead:
+    """Return where the beginnings of a connection's batches come to lie."""
+    return BatchHead(_MAGIC, HEADER_BYTES, RECORD_BYTES, MAX_ENTRIES)
 
 
 class BatchHeader(NamedTuple):

@@ -8,10 +8,10 @@ from shared.kv.frame import Frame, headers_of, verify_all
 from shared.lanes.records import RECORD_BYTES, EntryRecord
 from shared.lanes.sockets.batch import (
     HEADER_BYTES,
-    MAX_ENTRIES,
     Received,
     entries_of,
     frames_of,
+    new_head,
     unpack_announced,
     unpack_header,
 )
@@ -47,6 +47,7 @@ class LinkConnection:
         self._queue = queue
         self._inbox = inbox
         self._verify = verify
+        self._head = new_head()
         self._on_broken = on_broken
         self._on_ended = on_ended
         self._lock = threading.Lock()
@@ -114,15 +115,16 @@ class LinkConnection:
         return "the link is closed"
 
     def _receive(self) -> str:
-        header = memoryview(bytearray(HEADER_BYTES))
-        records_buffer = memoryview(bytearray(MAX_ENTRIES * RECORD_BYTES))
+        head = self._head
         while True:
-            self._transport.receive([header], is_start=True)
-            head = unpack_header(header)
-            data = records_buffer[: head.num_entries * RECORD_BYTES]
-            self._transport.receive([data])
-            self.num_bytes_received += HEADER_BYTES + len(data)
-            self._receive_payloads(head.stream, unpack_announced(head, data), head.num_bytes)
+            if not head.is_here and not self._transport.receive_head(head):
+                self._transport.receive([head.header], is_start=True)
+                unpack_header(head.header)  # before it is believed how many records follow
+                self._transport.receive([head.expect()])
+            header = unpack_header(head.header)
+            records = head.take()
+            self.num_bytes_received += HEADER_BYTES + len(records)
+            self._receive_payloads(header.stream, unpack_announced(header, records), header.num_bytes)
 
     def _receive_payloads(self, stream: int, records: list[EntryRecord], num_bytes: int) -> None:
         unread_bytes = num_bytes + len(records) * RECORD_BYTES
@@ -157,13 +159,13 @@ class LinkConnection:
     def _fill(self, frames: list[Frame]) -> list[bool]:
         """Receive the payloads of frames, and say which may be passed on."""
         views: list[memoryview] = [frame.payload for frame in frames]  # type: ignore[misc]
-        if not self._verify:
-            self._transport.receive(views)
-            return [True] * len(frames)
-        digests = self._transport.receive_sealed(views, headers_of(frames))
+        headers = headers_of(frames) if self._verify else None
+        digests = self._transport.receive_payloads(views, headers, self._head)
         if digests is None:
             self._transport.receive(views)
-            return verify_all(frames)
+            return verify_all(frames) if self._verify else [True] * len(frames)
+        if headers is None:
+            return [True] * len(frames)
         return [digest == frame.checksum for digest, frame in zip(digests, frames, strict=True)]
 
     def _discard(self, num_bytes: int) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from shared.deadline import Deadline
 from shared.kv.codec import Payload
+from shared.kv.payloads.received import BatchHead
 from shared.lanes.sockets.options import LinkOptions
 from shared.lanes.sockets.transport import PlainTransport
 
@@ -121,7 +122,12 @@ class TlsTransport:
                 view = view[found:]
                 is_start = False
 
-    def receive_sealed(self, payloads: Sequence[memoryview], headers: Sequence[bytes]) -> list[int] | None:
+    def receive_head(self, head: BatchHead) -> bool:
+        return False
+
+    def receive_payloads(
+        self, payloads: Sequence[memoryview], headers: Sequence[bytes] | None, head: BatchHead
+    ) -> list[int] | None:
         return None
 
     def shut(self) -> None:

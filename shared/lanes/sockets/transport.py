@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from shared.kv.codec import Payload
-from shared.kv.payloads.received import receive
+from shared.kv.payloads.received import BatchHead, receive, receive_head
 from shared.lanes.sockets.options import LinkOptions, set_timeouts
 
 _MAX_PARTS = min(os.sysconf("SC_IOV_MAX"), 1024)
@@ -26,8 +26,19 @@ class Transport(Protocol):
     def receive(self, views: Sequence[memoryview], *, is_start: bool = False) -> None:
         """Fill the views. `is_start`: the first byte may take any time. Raises EOFError if the peer ended before it."""
 
-    def receive_sealed(self, payloads: Sequence[memoryview], headers: Sequence[bytes]) -> list[int] | None:
-        """Fill the payloads and return their digests; None, with nothing received, where `receive` has to do it."""
+    def receive_head(self, head: BatchHead) -> bool:
+        """Wait for the beginning of a batch; False, with nothing received, where `receive` has to do it.
+
+        Raises EOFError if the peer ended before it.
+        """
+
+    def receive_payloads(
+        self, payloads: Sequence[memoryview], headers: Sequence[bytes] | None, head: BatchHead
+    ) -> list[int] | None:
+        """Fill the payloads and return their digests, none without `headers`. The next beginning may come along.
+
+        None, with nothing received, where `receive` has to do it.
+        """
 
     def shut(self) -> None:
         """Cut the connection: whoever sends or receives is woken. Any thread, any number of times before `close`."""
@@ -66,9 +77,17 @@ class PlainTransport:
             left = after(left, moved)
             is_start = False
 
-    def receive_sealed(self, payloads: Sequence[memoryview], headers: Sequence[bytes]) -> list[int] | None:
+    def receive_head(self, head: BatchHead) -> bool:
         try:
-            return receive(self._sock.fileno(), payloads, headers)
+            return receive_head(self._sock.fileno(), head)
+        except BlockingIOError:
+            raise TimeoutError("the peer stopped in the midst of a batch") from None
+
+    def receive_payloads(
+        self, payloads: Sequence[memoryview], headers: Sequence[bytes] | None, head: BatchHead
+    ) -> list[int] | None:
+        try:
+            return receive(self._sock.fileno(), payloads, headers, head)
         except EOFError:
             raise ConnectionResetError("the peer went in the midst of a batch") from None
         except BlockingIOError:

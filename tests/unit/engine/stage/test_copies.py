@@ -39,7 +39,8 @@ def driver(accepts: Callable[[int], bool] = lambda _size: True) -> Any:
 
 
 def queued(targets: list[int], sources: list[int], sizes: list[int], copy: Any) -> None:
-    queue_copies(*(np.array(row, np.int64) for row in (targets, sources, sizes)), STREAM, copy)
+    at = [np.array(row, np.int64) for row in (targets, sources, sizes)]
+    queue_copies(at[0], at[1], at[2], STREAM, copy)
 
 
 def test_each_goes_where_it_is_meant_to(way: None) -> None:
