@@ -33,7 +33,8 @@ class _Arrival(NamedTuple):
 class Incoming:
     """What arrives on one stream, in the order in which it was received; a context manager that ends the stream.
 
-    Raises `LaneBroken` after the last batch when the link breaks: what was on its way is lost. One consumer.
+    Raises `LaneBroken` after the last batch when the link breaks: what was on its way is lost. One consumer, which
+    iterates, or calls `take` each time that `changed` is set, which it clears before.
     """
 
     def __init__(self, inbox: "LinkInbox", stream: int) -> None:
@@ -41,7 +42,7 @@ class Incoming:
         self._stream = stream
         self._arrivals: deque[_Arrival] = deque()
         self._broken: str | None = None
-        self._changed = asyncio.Event()
+        self.changed = asyncio.Event()
 
     def __enter__(self) -> "Incoming":
         self._inbox.open(self._stream, self)
@@ -61,19 +62,28 @@ class Incoming:
         while not self._arrivals:
             if self._broken is not None:
                 raise LaneBroken(self._broken)
-            self._changed.clear()
-            await self._changed.wait()
+            self.changed.clear()
+            await self.changed.wait()
         arrival = self._arrivals.popleft()
         self._inbox.consumed(arrival.num_bytes)
         return arrival.received
 
+    def take(self) -> list[Received]:
+        """Return all that has arrived, at once."""
+        if not self._arrivals and self._broken is not None:
+            raise LaneBroken(self._broken)
+        arrivals, self._arrivals = self._arrivals, deque()
+        if arrivals:
+            self._inbox.consumed(sum(arrival.num_bytes for arrival in arrivals))
+        return [arrival.received for arrival in arrivals]
+
     def put(self, arrival: _Arrival) -> None:
         self._arrivals.append(arrival)
-        self._changed.set()
+        self.changed.set()
 
     def end(self, reason: str) -> None:
         self._broken = reason
-        self._changed.set()
+        self.changed.set()
 
 
 class LinkInbox:

@@ -1,25 +1,24 @@
 """Payloads on sockets beside the call, moved by threads: messages say only what does not come."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack, suppress
 from itertools import count
-from typing import Any, TypeVar
 
 from shared.errors import LaneBroken, PrfaasError
 from shared.kv.frame import Frame
-from shared.lanes.sockets.batch import MAX_ENTRIES
+from shared.lanes.sockets.batch import MAX_ENTRIES, Received
 from shared.lanes.sockets.link import SocketLink
 from shared.lanes.sockets.sending import OutgoingBatch
 from shared.pool.lanes.lane import Arrived, AskRoom, Replies, Write, arrived
 from shared.pool.wire import Unreadable
 from shared.proto import prfaas_pb2 as pb
 
-T = TypeVar("T")
-
 TOGETHER_BYTES = 4 * 1024 * 1024
 """What a writer has sent in parts goes in one batch up to this size."""
 
+MAX_SAID = 4
+"""Messages of a fetch that were received and that nobody has taken."""
 LAST_PATIENCE_S = 10.0
 """How long what the pool says it has sent may take to come when it says nothing else any more."""
 
@@ -62,36 +61,52 @@ class LinkedFetch:
         self._num_received = 0
 
     async def arrivals(self, replies: Replies) -> AsyncGenerator[Arrived, None]:
-        batches = aiter(self._batches)
-        talking: asyncio.Task[pb.FetchReply | list[Frame] | Unreadable | None] | None
-        talking = asyncio.create_task(_next(replies), name="fetch messages")
-        carrying = asyncio.create_task(_next(batches), name="fetch batches")
+        """As `FetchLane.arrivals`; the batches that have come meanwhile come as one."""
+        changed = self._batches.changed
+        said: asyncio.Queue[pb.FetchReply | list[Frame] | Unreadable] = asyncio.Queue(MAX_SAID)
+
+        async def listen() -> None:
+            async for reply in replies:
+                await said.put(reply)
+                changed.set()
+
+        talking = asyncio.create_task(listen(), name="fetch messages")
+        talking.add_done_callback(lambda _: changed.set())
         try:
-            while talking is not None or self._num_received < self._num_announced:
-                waiting: set[asyncio.Task[Any]] = {carrying} if talking is None else {carrying, talking}
-                patience_s: float | None = LAST_PATIENCE_S if talking is None else None
-                done, _ = await asyncio.wait(waiting, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
-                if not done:
-                    raise LaneBroken(f"announced batches have not come for {LAST_PATIENCE_S:g} s")
-                if carrying in done:
-                    received = carrying.result()
-                    if received is None:
-                        raise LaneBroken("the link was closed")
-                    carrying = asyncio.create_task(_next(batches), name="fetch batches")
-                    self._num_received += received.num_entries
-                    yield Arrived(received.frames, [], received.corrupt, self._verifies, received.busy_s)
-                if talking in done:
-                    reply = talking.result()
-                    talking = None if reply is None else asyncio.create_task(_next(replies), name="fetch messages")
+            while not said.empty() or not talking.done() or self._num_received < self._num_announced:
+                if batches := self._batches.take():
+                    self._num_received += sum(received.num_entries for received in batches)
+                    yield self._joined(batches)
+                elif not said.empty():
+                    reply = said.get_nowait()
                     if isinstance(reply, pb.FetchReply) and reply.HasField("sent"):
                         self._num_announced = reply.sent.num_entries
-                    elif reply is not None:
+                    else:
                         yield arrived(reply)
+                else:
+                    await self._wait(talking)
+            talking.result()
         finally:
-            tasks = {carrying} if talking is None else {carrying, talking}
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+            talking.cancel()
+            await asyncio.wait({talking})
+
+    async def _wait(self, talking: "asyncio.Task[None]") -> None:
+        """Wait for more of either. Raises what the messages raised, `LaneBroken`."""
+        patience_s: float | None = None
+        if talking.done():
+            talking.result()
+            patience_s = LAST_PATIENCE_S
+        self._batches.changed.clear()
+        try:
+            async with asyncio.timeout(patience_s):
+                await self._batches.changed.wait()
+        except TimeoutError:
+            raise LaneBroken(f"announced batches have not come for {LAST_PATIENCE_S:g} s") from None
+
+    def _joined(self, batches: Sequence[Received]) -> Arrived:
+        frames = [frame for received in batches for frame in received.frames]
+        corrupt = [entries for received in batches for entries in received.corrupt]
+        return Arrived(frames, [], corrupt, self._verifies, sum(received.busy_s for received in batches))
 
     def end(self) -> None:
         self._open.close()
@@ -164,7 +179,3 @@ class LinkedPublish:
 
 def _is_sent(batch: OutgoingBatch) -> bool:
     return batch.done.done() and not batch.done.cancelled() and batch.done.exception() is None
-
-
-async def _next(items: AsyncIterator[T]) -> T | None:
-    return await anext(items, None)
