@@ -39,6 +39,7 @@ from shared.kv.frame import Frame, headers_of, raw_headers, seal_all, verify_all
 from shared.kv.layout import KvLayout, LayerSpec
 from shared.kv.payloads import copy_in_sealed, copy_out
 from shared.lanes.settings import LaneSettings
+from shared.lanes.shared_memory.attachment import Attachment
 from shared.lanes.slots import SlotMemory
 from shared.pool.client import PoolClient
 from shared.pool.lanes.chosen import PoolLanes
@@ -133,11 +134,16 @@ class OurClient:
             SlotMemory(settings.lane_bytes, shared=False),
             num_connections=settings.lane_connections,
             verifies=True,
+            on_attached=self._on_attached,
         )
         self._pool = PoolClient(self._channels, address, lanes=self._lanes)
         self._payloads = Payloads()
         self._numbers = count()
         self._pages = np.frombuffer(os.urandom(PAGES_BYTES), np.uint8).copy()
+
+    def _on_attached(self, attachment: Attachment) -> None:
+        """Map the pool's memory ahead, as engines do."""
+        self._mapping = asyncio.get_running_loop().create_task(attachment.keep_mapped())
 
     def close(self) -> None:
         self._runner.run(self._lanes.close())
