@@ -192,14 +192,16 @@ class OurClient:
     async def _get(self, load: PoolLoad) -> dict[str, Any]:
         layout = layout_of(load.entry_bytes)
         blocks = blocks_of(load, layout)
-        num_entries = 0
+        num_entries = num_missing = num_corrupt = 0
         is_mapped = isinstance(await self._lanes.to(self._pool.address), MappedLane)
         async with aclosing(self._pool.fetch(layout, blocks, (), 0.0, Deadline.after(LIMIT_S))) as arrivals:
             async for arrived in arrivals:
                 if not arrived.is_verified:
                     assert all(self._verified(load, arrived.frames, is_mapped=is_mapped)), "corrupt"
                 num_entries += len(arrived.frames)
-        assert num_entries == len(blocks) * layout.num_layers, "not all of it came"
+                num_missing += sum(layers.bit_count() for _, layers in arrived.missing)
+                num_corrupt += sum(layers.bit_count() for _, layers in arrived.corrupt)
+        assert num_entries == len(blocks) * layout.num_layers, f"{num_missing} entries missing, {num_corrupt} corrupt"
         return {"bytes": num_entries * load.entry_bytes}
 
     def _verified(self, load: PoolLoad, frames: list[Frame], *, is_mapped: bool) -> list[bool]:
