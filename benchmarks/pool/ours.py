@@ -39,6 +39,7 @@ from shared.kv.frame import Frame, headers_of, raw_headers, seal_all, verify_all
 from shared.kv.layout import KvLayout, LayerSpec
 from shared.kv.payloads import copy_in_sealed, copy_out
 from shared.lanes.settings import LaneSettings
+from shared.lanes.shared_memory.attachment import Attachment
 from shared.lanes.slots import SlotMemory
 from shared.pool.client import PoolClient
 from shared.pool.lanes.chosen import PoolLanes
@@ -133,11 +134,16 @@ class OurClient:
             SlotMemory(settings.lane_bytes, shared=False),
             num_connections=settings.lane_connections,
             verifies=True,
+            on_attached=self._on_attached,
         )
         self._pool = PoolClient(self._channels, address, lanes=self._lanes)
         self._payloads = Payloads()
         self._numbers = count()
         self._pages = np.frombuffer(os.urandom(PAGES_BYTES), np.uint8).copy()
+
+    def _on_attached(self, attachment: Attachment) -> None:
+        """Map the pool's memory ahead, as engines do."""
+        self._mapping = asyncio.get_running_loop().create_task(attachment.keep_mapped())
 
     def close(self) -> None:
         self._runner.run(self._lanes.close())
@@ -186,14 +192,16 @@ class OurClient:
     async def _get(self, load: PoolLoad) -> dict[str, Any]:
         layout = layout_of(load.entry_bytes)
         blocks = blocks_of(load, layout)
-        num_entries = 0
+        num_entries = num_missing = num_corrupt = 0
         is_mapped = isinstance(await self._lanes.to(self._pool.address), MappedLane)
         async with aclosing(self._pool.fetch(layout, blocks, (), 0.0, Deadline.after(LIMIT_S))) as arrivals:
             async for arrived in arrivals:
                 if not arrived.is_verified:
                     assert all(self._verified(load, arrived.frames, is_mapped=is_mapped)), "corrupt"
                 num_entries += len(arrived.frames)
-        assert num_entries == len(blocks) * layout.num_layers, "not all of it came"
+                num_missing += sum(layers.bit_count() for _, layers in arrived.missing)
+                num_corrupt += sum(layers.bit_count() for _, layers in arrived.corrupt)
+        assert num_entries == len(blocks) * layout.num_layers, f"{num_missing} entries missing, {num_corrupt} corrupt"
         return {"bytes": num_entries * load.entry_bytes}
 
     def _verified(self, load: PoolLoad, frames: list[Frame], *, is_mapped: bool) -> list[bool]:

@@ -20,7 +20,10 @@ MAX_SLOTS = 4096
 
 
 class RoomBudget:
-    """How many bytes of slots writers have that have not placed anything in them yet: equal shares for all who do."""
+    """How many bytes of slots writers have that have not placed anything in them yet.
+
+    All who have some have equal shares, and leave one for who comes next.
+    """
 
     def __init__(self, limit_bytes: int, writer_bytes: int) -> None:
         self._limit_bytes = limit_bytes
@@ -31,7 +34,7 @@ class RoomBudget:
     def take(self, writer: object, num_slots: int, num_bytes: int) -> int:
         """Return how many slots of `num_bytes` a writer gets, `MAX_SLOTS` at most. They count until `give_back`."""
         held = self._held_bytes.get(writer, 0)
-        share = self._limit_bytes // len(self._held_bytes.keys() | {writer})
+        share = self._limit_bytes // (1 + len(self._held_bytes.keys() | {writer}))
         left = min(self._limit_bytes - self._given_bytes, min(share, self._writer_bytes) - held)
         num = max(0, min(num_slots, MAX_SLOTS, left // num_bytes))
         if num:

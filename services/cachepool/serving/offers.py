@@ -17,7 +17,7 @@ from shared.proto import prfaas_pb2 as pb
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-ROOM_SHARE = 8
+ROOM_SHARE = 4
 """Writers have one part in so many of the budget at most as room that they have not written into yet."""
 WRITER_ROOM_BYTES = 128 * 1024 * 1024
 

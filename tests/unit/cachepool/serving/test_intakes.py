@@ -67,20 +67,19 @@ def test_an_entry_of_another_size_than_its_slot_is_refused() -> None:
 
 def test_room_counts_what_slots_take() -> None:
     least = slot_bytes(1)
-    writing = Writing(limit_bytes=12 * least, writer_bytes=8 * least)
-    assert len(writing.ask(100, 1)) == 8
+    writing = Writing(limit_bytes=12 * least, writer_bytes=5 * least)
+    assert len(writing.ask(100, 1)) == 5
     assert len(writing.ask(100, 1)) == 0, "the writer has all it may have"
-    others = [writing.other() for _ in range(3)]
+    others = [writing.other() for _ in range(4)]
 
     def given(number: int) -> int:
         return len(others[number].room(pb.RoomRequest(num_slots=100, slot_bytes=1)).places) // 8
 
-    assert [given(0), given(1)] == [4, 0], "all writers together have a limit"
+    assert [given(0), given(1)] == [4, 3], "each leaves as much as it has for who comes next"
+    assert given(2) == 0, "all writers together have a limit"
     writing.intake.close()
     writing.intake.close()
-    assert [given(1), given(0), given(2)] == [6, 2, 0], "each has an equal share"
-    others[0].close()
-    assert [given(2), given(1)] == [6, 0]
+    assert [given(0), given(1), given(2), given(3)] == [0, 1, 3, 1], "shares are equal"
 
 
 def test_what_was_placed_counts_no_more() -> None:
@@ -110,4 +109,4 @@ def test_where_memory_has_no_slots_there_is_no_room_and_the_budget_is_whole() ->
     assert writing.memory.num_taken == 0
     assert len(writing.ask(1, SLAB_BYTES // 2)) == 1
     writing.intake.close()
-    assert writing.budget.take(writing, 100, SLAB_BYTES) == 4
+    assert writing.budget.take(writing, 100, SLAB_BYTES) == 2
