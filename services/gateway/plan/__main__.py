@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from services.gateway.plan.answers import Answer, capacity_answer, egress_answer
+from services.gateway.plan.answers import PlannerAnswer, capacity_answer, egress_answer
 from services.gateway.plan.inputs import FileBuilder
 from services.gateway.plan.plot import save_plot
 from services.gateway.plan.reading import read
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def answer_of(path: Path, plot: Path | None = None) -> Answer:
+def answer_of(path: Path, plot: Path | None = None) -> PlannerAnswer:
     """Read a file, plan, and draw if asked to. Raises `SettingsError`."""
     file, builder = read(path), FileBuilder(path)
     if isinstance(file, EgressFile):

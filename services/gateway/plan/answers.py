@@ -20,7 +20,7 @@ MEANING = {
 }
 
 
-class Answer(Protocol):
+class PlannerAnswer(Protocol):
     """What the command prints."""
 
     def to_json(self) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class CapacityAnswer:
             "plans": _plans(self.ours),
             "plans_by_other_averaging": _plans(self.others),
             "slo": {"ttft_p90_s": self.file.slo.ttft_p90_s, "met_when_idle": met} if met else None,
-            "published": [figure.to_json() for figure in self._published(self.file.published or PublishedTables())],
+            "published": [figure.to_json() for figure in self.published()],
         }
 
     def lines(self) -> Iterator[str]:
@@ -69,7 +69,7 @@ class CapacityAnswer:
             yield f"SLO of TTFT P90 ({self.file.slo.ttft_p90_s:g} s) in an empty system: {', '.join(verdicts)}"
         if self.file.published is not None:
             yield ""
-            yield from published_table(self._published(self.file.published))
+            yield from published_table(self.published())
 
     def _slo_met(self) -> dict[str, bool]:
         limit_s = self.file.slo.ttft_p90_s
@@ -77,7 +77,9 @@ class CapacityAnswer:
             return {}
         return {field.name: getattr(self.ours, field.name).ttft_p90_s <= limit_s for field in fields(self.ours)}
 
-    def _published(self, tables: PublishedTables) -> list[PublishedFigure]:
+    def published(self) -> list[PublishedFigure]:
+        """Return the file's figures of others beside ours; none if it has none."""
+        tables = self.file.published or PublishedTables()
         return [*beside_ours(tables, self.ours), *recombined(tables, self.case)]
 
 

@@ -5,7 +5,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from services.gateway.routing.planning.case import BYTES_PER_GBIT, Averaging, PlanningCase
+from services.gateway.routing.planning.case import BYTES_PER_GBIT, Averaging, Division, PlanningCase
 from services.gateway.routing.planning.equations import (
     decode_rate_per_s,
     egress_needed_bytes_per_s,
@@ -23,16 +23,6 @@ class Stage(StrEnum):
     LINK = "link"
     PD_PREFILL = "pd_prefill"
     PD_DECODE = "pd_decode"
-
-
-@dataclass(frozen=True, slots=True)
-class Division:
-    """What a plan chooses."""
-
-    threshold_tokens: float  # t: longer requests are offloaded
-    prfaas_instances: int  # N_prfaas
-    prefill_instances: int  # N_p
-    decode_instances: int  # N_d
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
+from numpy.typing import NDArray
 
-from services.gateway.routing.planning.arrays import FloatArray
 from services.gateway.routing.planning.lengths import LengthDistribution
 from services.gateway.routing.planning.profiles import LengthProfile, require_positive
 
@@ -107,6 +107,16 @@ class PlanningCase:
             require_positive(profile, tokens)
 
 
+@dataclass(frozen=True, slots=True)
+class Division:
+    """How a case may be divided: what a plan chooses."""
+
+    threshold_tokens: float  # t: longer requests are offloaded
+    prfaas_instances: int  # N_prfaas
+    prefill_instances: int  # N_p
+    decode_instances: int  # N_d
+
+
 def fastest_decode(points: Sequence[DecodePoint], limit_s: float) -> DecodePoint:
     """Return the point of most tokens per second whose step ends within the SLO of time per output token.
 
@@ -118,7 +128,7 @@ def fastest_decode(points: Sequence[DecodePoint], limit_s: float) -> DecodePoint
     return max(within, key=lambda point: (point.batch / point.step_s, -point.batch))
 
 
-def threshold_grid(lengths: LengthDistribution, step_tokens: float) -> FloatArray:
+def threshold_grid(lengths: LengthDistribution, step_tokens: float) -> NDArray[np.float64]:
     """Return the thresholds of a search: multiples of the step from 0, and the longest length, which offloads none."""
     if not 0 < step_tokens < math.inf:
         raise ValueError("the step of thresholds must be positive")

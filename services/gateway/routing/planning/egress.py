@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from services.gateway.routing.planning.arrays import FloatArray
 from services.gateway.routing.planning.case import WideLink
 from services.gateway.routing.planning.profiles import LengthProfile, require_positive
 
@@ -21,10 +21,10 @@ class EgressDemand:
     """
 
     model: str
-    tokens: FloatArray
-    instance_gbit_s: FloatArray  # (1)
-    cluster_gbit_s: FloatArray  # (2)
-    carried_instances: FloatArray  # that the link can serve, whole ones
+    tokens: NDArray[np.float64]
+    instance_gbit_s: NDArray[np.float64]  # (1)
+    cluster_gbit_s: NDArray[np.float64]  # (2)
+    carried_instances: NDArray[np.float64]  # that the link can serve, whole ones
     is_carried: bool  # whether the link carries the cluster at every length
 
     def to_json(self) -> dict[str, Any]:

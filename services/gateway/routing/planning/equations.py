@@ -7,10 +7,9 @@ asked for, the caller has chosen which one: `case.Averaging`.
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from services.gateway.routing.planning.arrays import FloatArray
-
-N = TypeVar("N", float, FloatArray)
+N = TypeVar("N", float, NDArray[np.float64])
 
 
 def kv_throughput_bytes_per_s(kv_bytes: N, prefill_s: N) -> N:
@@ -38,7 +37,7 @@ def decode_rate_per_s(instances: float, batch: float, step_s: float, output_toke
     return instances * batch / (step_s * output_tokens)
 
 
-def rate_bound_per_s(rate_per_s: FloatArray, share: FloatArray) -> FloatArray:
+def rate_bound_per_s(rate_per_s: NDArray[np.float64], share: NDArray[np.float64]) -> NDArray[np.float64]:
     """(6), one term: the rate of all requests at which a stage that serves a `share` of them is full.
 
     A stage that serves nobody bounds nothing, whatever its rate: infinity.
@@ -49,12 +48,12 @@ def rate_bound_per_s(rate_per_s: FloatArray, share: FloatArray) -> FloatArray:
 
 
 def request_rate_per_s(
-    prfaas_per_s: FloatArray,
-    pd_prefill_per_s: FloatArray,
+    prfaas_per_s: NDArray[np.float64],
+    pd_prefill_per_s: NDArray[np.float64],
     pd_decode_per_s: float,
-    long_share: FloatArray,
-    short_share: FloatArray,
-) -> FloatArray:
+    long_share: NDArray[np.float64],
+    short_share: NDArray[np.float64],
+) -> NDArray[np.float64]:
     """(6) Lambda = min(Th_prfaas / p, Th_pdp / (1 - p), Th_pdd).
 
     The shares p and 1 - p come separately, so that rounding gives neither stage a request that does not exist.

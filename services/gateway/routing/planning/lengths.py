@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
-
-from services.gateway.routing.planning.arrays import FloatArray
+from numpy.typing import NDArray
 
 NODES, NODE_WEIGHTS = np.polynomial.legendre.leggauss(8)
 """Gauss-Legendre nodes of one panel: exact for polynomials up to degree 15."""
@@ -20,22 +19,22 @@ SIGMAS = np.linspace(-8.0, 8.0, 65)
 class PartialSums(NamedTuple):
     """E[f(L); L <= t] and E[f(L); L > t] for each threshold t. Neither is conditional: divide by the share of each."""
 
-    below: FloatArray  # [thresholds]
-    above: FloatArray
+    below: NDArray[np.float64]  # [thresholds]
+    above: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class WeightedLengths:
     """Lengths with weights that add up to one: observations, or the nodes of a numerical integral."""
 
-    tokens: FloatArray  # [n], ascending
-    weights: FloatArray  # [n]
+    tokens: NDArray[np.float64]  # [n], ascending
+    weights: NDArray[np.float64]  # [n]
 
-    def mean(self, values: FloatArray) -> float:
+    def mean(self, values: NDArray[np.float64]) -> float:
         """Return E[f(L)] of a function's `values` at the lengths."""
         return float(self.weights @ values)
 
-    def split(self, values: FloatArray, thresholds: FloatArray) -> PartialSums:
+    def split(self, values: NDArray[np.float64], thresholds: NDArray[np.float64]) -> PartialSums:
         """Return the partial expectations of a function's `values` at the lengths.
 
         Both sides are sums of their own: the difference of one from the whole would lose a small side to rounding.
@@ -46,7 +45,7 @@ class WeightedLengths:
         above = np.concatenate((np.cumsum(terms[::-1])[::-1], [0.0]))
         return PartialSums(below[at], above[at])
 
-    def quantile(self, values: FloatArray, share: float) -> float:
+    def quantile(self, values: NDArray[np.float64], share: float) -> float:
         """Return the least of a function's `values` that at least `share` of the requests do not exceed."""
         order = np.argsort(values, kind="stable")
         reached = np.cumsum(self.weights[order])
@@ -61,7 +60,7 @@ class LengthDistribution(Protocol):
     def max_tokens(self) -> float:
         """The longest request: nothing lies above it."""
 
-    def weighted(self, breaks: FloatArray) -> WeightedLengths:
+    def weighted(self, breaks: NDArray[np.float64]) -> WeightedLengths:
         """Return lengths and weights that give expectations of functions that are smooth but at `breaks`.
 
         A partial expectation is as exact as a whole one if its threshold is among the breaks.
@@ -85,7 +84,7 @@ class TruncatedLogNormal:
         if not 0 < self.min_tokens < self.max_tokens < math.inf:
             raise ValueError("min_tokens must be positive and less than max_tokens")
 
-    def weighted(self, breaks: FloatArray) -> WeightedLengths:
+    def weighted(self, breaks: NDArray[np.float64]) -> WeightedLengths:
         """Integrate by Gauss-Legendre panels in ln L, none of which a break or the bulk's edge divides."""
         low, high = math.log(self.min_tokens), math.log(self.max_tokens)
         inner = breaks[(breaks > self.min_tokens) & (breaks < self.max_tokens)]
@@ -130,6 +129,6 @@ class EmpiricalLengths:
     def max_tokens(self) -> float:
         return self.tokens[-1]
 
-    def weighted(self, breaks: FloatArray) -> WeightedLengths:
+    def weighted(self, breaks: NDArray[np.float64]) -> WeightedLengths:
         counts = np.array(self.counts, np.float64)
         return WeightedLengths(np.array(self.tokens, np.float64), counts / counts.sum())

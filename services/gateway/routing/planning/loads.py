@@ -3,11 +3,14 @@
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from services.gateway.routing.planning.arrays import FloatArray
 from services.gateway.routing.planning.case import Averaging, PlanningCase
 from services.gateway.routing.planning.lengths import PartialSums, WeightedLengths
 from services.gateway.routing.planning.profiles import LengthProfile
+
+NOBODY = 1e-12
+"""A smaller share of requests is none: it is below the rounding of the shares, and no mean over it would be one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,20 +21,20 @@ class StageLoads:
     averaged as the case says, `long_kv_bytes` is the plain mean.
     """
 
-    long_share: FloatArray  # p = P(L > t)
-    short_share: FloatArray  # 1 - p, a sum of its own
-    long_tokens: FloatArray  # l_long = E[L | L > t]
-    short_tokens: FloatArray  # l_short = E[L | L <= t]
-    prfaas_s: FloatArray  # T_prefill of long requests on PrfaaS hardware
-    pd_prefill_s: FloatArray  # T_prefill of short requests on PD hardware
-    link_kv_bytes: FloatArray  # S_kv of long requests as (3) takes it
-    long_kv_bytes: FloatArray  # E[S_kv(L) | L > t]
+    long_share: NDArray[np.float64]  # p = P(L > t)
+    short_share: NDArray[np.float64]  # 1 - p, a sum of its own
+    long_tokens: NDArray[np.float64]  # l_long = E[L | L > t]
+    short_tokens: NDArray[np.float64]  # l_short = E[L | L <= t]
+    prfaas_s: NDArray[np.float64]  # T_prefill of long requests on PrfaaS hardware
+    pd_prefill_s: NDArray[np.float64]  # T_prefill of short requests on PD hardware
+    link_kv_bytes: NDArray[np.float64]  # S_kv of long requests as (3) takes it
+    long_kv_bytes: NDArray[np.float64]  # E[S_kv(L) | L > t]
 
 
-def stage_loads(case: PlanningCase, thresholds: FloatArray) -> StageLoads:
+def stage_loads(case: PlanningCase, thresholds: NDArray[np.float64]) -> StageLoads:
     """Average a case's profiles over the lengths on both sides of each threshold."""
     lengths = case.lengths.weighted(thresholds)
-    shares = PartialSums(*(np.clip(share, 0, 1) for share in lengths.split(np.ones_like(lengths.tokens), thresholds)))
+    shares = PartialSums(*map(_share, lengths.split(np.ones_like(lengths.tokens), thresholds)))
     tokens = lengths.split(lengths.tokens, thresholds)
     long_tokens = _conditional(tokens.above, shares.above)
     short_tokens = _conditional(tokens.below, shares.below)
@@ -50,11 +53,15 @@ def stage_loads(case: PlanningCase, thresholds: FloatArray) -> StageLoads:
     )
 
 
+def _share(weight: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(weight < NOBODY, 0.0, np.minimum(weight, 1.0))
+
+
 def _mean_above(
-    profile: LengthProfile, lengths: WeightedLengths, thresholds: FloatArray, share: FloatArray
-) -> FloatArray:
+    profile: LengthProfile, lengths: WeightedLengths, thresholds: NDArray[np.float64], share: NDArray[np.float64]
+) -> NDArray[np.float64]:
     return _conditional(lengths.split(profile(lengths.tokens), thresholds).above, share)
 
 
-def _conditional(partial: FloatArray, share: FloatArray) -> FloatArray:
+def _conditional(partial: NDArray[np.float64], share: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.divide(partial, share, out=np.full_like(partial, np.nan), where=share > 0)

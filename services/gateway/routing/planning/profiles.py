@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-
-from services.gateway.routing.planning.arrays import FloatArray
+from numpy.typing import NDArray
 
 
 class LengthProfile(Protocol):
     """A positive quantity as a function of uncached tokens. Pure: equal lengths give equal values."""
 
-    def __call__(self, tokens: FloatArray, /) -> FloatArray:
+    def __call__(self, tokens: NDArray[np.float64], /) -> NDArray[np.float64]:
         """Return the quantity at each length, in the shape of `tokens`."""
 
 
@@ -30,7 +29,7 @@ class PolynomialProfile:
         if not 0 < self.unit_tokens < math.inf:
             raise ValueError("the unit of a polynomial must be a positive number of tokens")
 
-    def __call__(self, tokens: FloatArray, /) -> FloatArray:
+    def __call__(self, tokens: NDArray[np.float64], /) -> NDArray[np.float64]:
         return np.asarray(np.polynomial.polynomial.polyval(tokens / self.unit_tokens, self.coefficients), np.float64)
 
     @classmethod
@@ -66,7 +65,7 @@ class TabulatedProfile:
         if not all(0 < value < math.inf for value in self.values):
             raise ValueError("the values of a table must be positive")
 
-    def __call__(self, tokens: FloatArray, /) -> FloatArray:
+    def __call__(self, tokens: NDArray[np.float64], /) -> NDArray[np.float64]:
         inside = np.interp(tokens, self.tokens, self.values)
         slope = (self.values[-1] - self.values[-2]) / (self.tokens[-1] - self.tokens[-2])
         beyond = np.maximum(np.asarray(tokens, np.float64) - self.tokens[-1], 0.0)
@@ -84,11 +83,11 @@ class ScaledProfile:
         if not 0 < self.factor < math.inf:
             raise ValueError("the factor of a profile must be positive")
 
-    def __call__(self, tokens: FloatArray, /) -> FloatArray:
+    def __call__(self, tokens: NDArray[np.float64], /) -> NDArray[np.float64]:
         return self.factor * self.profile(tokens)
 
 
-def require_positive(profile: LengthProfile, tokens: FloatArray) -> None:
+def require_positive(profile: LengthProfile, tokens: NDArray[np.float64]) -> None:
     """Raise ValueError, which names a length, if a profile is not positive and finite at all of `tokens`."""
     values = profile(tokens)
     wrong = ~(np.isfinite(values) & (values > 0))

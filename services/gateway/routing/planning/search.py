@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from services.gateway.routing.planning.arrays import FloatArray
-from services.gateway.routing.planning.capacity import Division
-from services.gateway.routing.planning.case import PlanningCase
+from services.gateway.routing.planning.case import Division, PlanningCase
 from services.gateway.routing.planning.equations import (
     decode_rate_per_s,
     instances_rate_per_s,
@@ -28,10 +27,10 @@ TIED = 1e-9
 class RateSurface:
     """Lambda over all divisions of a case."""
 
-    thresholds: FloatArray  # [T]
+    thresholds: NDArray[np.float64]  # [T]
     prfaas_instances: tuple[int, ...]  # [R]
     prefill_instances: tuple[int, ...]  # [P]
-    requests_per_s: FloatArray  # [R, P, T]
+    requests_per_s: NDArray[np.float64]  # [R, P, T]
     pd_instances: int  # N_p + N_d
 
     def best(self) -> Division:
@@ -51,7 +50,7 @@ class RateSurface:
 
 
 def rate_surface(
-    case: PlanningCase, thresholds: FloatArray, prefill_instances: Sequence[int] | None = None
+    case: PlanningCase, thresholds: NDArray[np.float64], prefill_instances: Sequence[int] | None = None
 ) -> RateSurface:
     """Compute (6) for every threshold, every N_prfaas of the case and every N_p, from 0 to all unless given."""
     num_pd = case.pd.instances
