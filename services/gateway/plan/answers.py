@@ -60,7 +60,7 @@ class CapacityAnswer:
         plan, other = self.ours.prfaas_pd, self.others.prfaas_pd
         yield (
             f"{MEANING[other.averaging]}: Lambda {other.requests_per_s:.2f} "
-            f"({100 * (other.requests_per_s / plan.requests_per_s - 1):+.1f} %), "
+            f"({_change(plan.requests_per_s, other.requests_per_s)}), "
             f"homogeneous {self.others.homogeneous_pd.requests_per_s:.2f}, "
             f"naive {self.others.naive_heterogeneous.requests_per_s:.2f}"
         )
@@ -134,3 +134,7 @@ def _surface(case: PlanningCase, file: CapacityFile) -> RateSurface:
 
 def _plans(deployments: Deployments) -> dict[str, Any]:
     return {field.name: getattr(deployments, field.name).to_json() for field in fields(deployments)}
+
+
+def _change(before: float, after: float) -> str:
+    return f"{100 * (after / before - 1):+.1f} %" if before else "none at all"

@@ -3,6 +3,7 @@
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -20,6 +21,11 @@ def read(path: Path) -> CapacityFile | EgressFile:
         raise SettingsError(f"{path}: is not text in UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path}: is not TOML: {error}") from None
+    return checked(path, data)
+
+
+def checked(path: Path, data: dict[str, Any]) -> CapacityFile | EgressFile:
+    """Check the form of a file's content. Raises `SettingsError`, a line for each problem."""
     try:
         return EgressFile.model_validate(data) if data.get("kind") == "egress" else CapacityFile.model_validate(data)
     except ValidationError as error:
@@ -29,5 +35,6 @@ def read(path: Path) -> CapacityFile | EgressFile:
 def _problems(error: ValidationError) -> Iterator[str]:
     for found in error.errors(include_url=False, include_context=False, include_input=False):
         key = ".".join(str(part) for part in found["loc"] if not str(part).startswith("<"))
-        reason = {"missing": "is required", "extra_forbidden": "is not a known key"}.get(found["type"], found["msg"])
+        message = found["msg"].removeprefix("Value error, ")
+        reason = {"missing": "is required", "extra_forbidden": "is not a known key"}.get(found["type"], message)
         yield f"{key}: {reason[:1].lower()}{reason[1:]}"

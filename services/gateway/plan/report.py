@@ -40,7 +40,8 @@ def deployments_table(ours: Deployments) -> Iterator[str]:
     plans = [getattr(ours, field.name) for field in fields(ours)]
     rows = [(label, *map(text, plans)) for label, text in ROWS]
     base = ours.homogeneous_pd.requests_per_s
-    rows.append(("Lambda / homogeneous", *(f"{plan.requests_per_s / base:.2f}" for plan in plans)))
+    gains = (number(plan.requests_per_s / base if base else None) for plan in plans)
+    rows.append(("Lambda / homogeneous", *gains))
     yield from aligned([("", *TITLES.values()), *rows])
 
 

@@ -2,11 +2,24 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1, le=100_000)]
+# Bounds keep absurd numbers out of arithmetic: no product or quotient of a few of them leaves the range of floats.
+MAX_NUMBER = 1e15
+MAX_COUNT = 100_000
+
+
+def _not_tiny(value: float) -> float:
+    if value < 1 / MAX_NUMBER:
+        raise ValueError(f"must be at least {1 / MAX_NUMBER:g}")
+    return value
+
+
+Finite = Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]
+Positive = Annotated[float, Field(gt=0, le=MAX_NUMBER), AfterValidator(_not_tiny)]
+Share = Annotated[Positive, Field(le=1)]
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+CountOrNone = Annotated[int, Field(ge=0, le=MAX_COUNT)] | None
 
 
 class Section(BaseModel):
@@ -49,7 +62,7 @@ def _profile_kind(value: Any) -> str | None:
 
 def _lengths_kind(value: Any) -> str | None:
     kind = value.get("kind") if isinstance(value, dict) else None
-    return f"<{kind}>" if kind in _LENGTHS else None
+    return f"<{kind}>" if isinstance(kind, str) and kind in _LENGTHS else None
 
 
 Profile = Annotated[
@@ -137,7 +150,7 @@ class PdSection(Section):
 
 class LinkSection(Section):
     capacity_gbit_s: Positive
-    usable_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    usable_share: Share = 1.0
 
 
 class HomogeneousSection(Section):
@@ -152,10 +165,10 @@ class PublishedSection(Section):
     """Figures of others to stand beside ours, by the names of `CapacityPlan`."""
 
     threshold_tokens: Positive | None = None
-    prfaas_instances: int | None = None
-    prefill_instances: int | None = None
-    decode_instances: int | None = None
-    long_share: Finite | None = None
+    prfaas_instances: CountOrNone = None
+    prefill_instances: CountOrNone = None
+    decode_instances: CountOrNone = None
+    long_share: Share | None = None
     long_tokens: Positive | None = None
     prfaas_per_s: Positive | None = None
     pd_prefill_per_s: Positive | None = None

@@ -1,5 +1,6 @@
 """A capacity plan: one threshold, one split of the instances, and what follows from them."""
 
+import math
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
@@ -57,9 +58,10 @@ class CapacityPlan:
     def prefill_to_decode(self) -> float:
         """Th_prfaas + Th_pdp over Th_pdd: (8) asks for 1. Far below it prefill is short of instances, above it decode.
 
-        At the optimum of whole instances it is seldom 1.
+        At the optimum of whole instances it is seldom 1. Without decode instances it is infinite.
         """
-        return ((self.prfaas_per_s or 0.0) + (self.pd_prefill_per_s or 0.0)) / self.pd_decode_per_s
+        prefill_per_s = (self.prfaas_per_s or 0.0) + (self.pd_prefill_per_s or 0.0)
+        return prefill_per_s / self.pd_decode_per_s if self.pd_decode_per_s else math.inf
 
     def to_json(self) -> dict[str, float | str | None]:
         """Return all fields as JSON has them."""

@@ -87,10 +87,14 @@ class ScaledProfile:
         return self.factor * self.profile(tokens)
 
 
+LEAST = 1e-15
+"""The least value of a quantity, in its own unit: a smaller one is taken for none."""
+
+
 def require_positive(profile: LengthProfile, tokens: NDArray[np.float64]) -> None:
     """Raise ValueError, which names a length, if a profile is not positive and finite at all of `tokens`."""
     values = profile(tokens)
-    wrong = ~(np.isfinite(values) & (values > 0))
+    wrong = ~(np.isfinite(values) & (values >= LEAST))
     if wrong.any():
         first = int(np.argmax(wrong))
         raise ValueError(f"must be positive, but is {values[first]:g} at {tokens[first]:,.0f} tokens")

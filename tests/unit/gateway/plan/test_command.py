@@ -34,6 +34,13 @@ def test_the_table_names_the_averaging_the_stage_that_binds_and_the_ttft_model(
     assert [line.split()[2:] for line in lines if line.startswith("bound by")] == [["prfaas", "pd_prefill", "prfaas"]]
 
 
+def test_a_deployment_that_serves_nothing_has_no_gain(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    """One instance alone cannot prefill and decode."""
+    assert main([str(write(then="[homogeneous]\ninstances = 1\n"))]) == 0
+    (gains,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Lambda / ")]
+    assert gains.split()[3:] == ["-", "-", "-"]
+
+
 def test_the_slo_of_ttft_is_judged(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(("token_s = 0.5", "token_s = 0.5\nttft_p90_s = 40"))
     assert main([str(path)]) == 0

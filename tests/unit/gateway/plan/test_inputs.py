@@ -1,17 +1,27 @@
 """Files become cases; every problem names file, key and reason."""
 
+import json
+import math
+import tomllib
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from services.gateway.plan.__main__ import answer_of
-from services.gateway.plan.answers import CapacityAnswer
+from services.gateway.plan.answers import CapacityAnswer, capacity_answer
+from services.gateway.plan.inputs import FileBuilder
+from services.gateway.plan.reading import checked
+from services.gateway.plan.schema import CapacityFile
 from services.gateway.routing.planning.case import Averaging, DecodePoint
 from services.gateway.routing.planning.lengths import EmpiricalLengths, TruncatedLogNormal
 from shared.errors import SettingsError
 from tests.support.planning import by_hand
-from tests.unit.gateway.plan.conftest import Write
+from tests.unit.gateway.plan.conftest import RIGHT, Write
 
 LIST = 'kind = "list"\ntokens = [100, 200, 300, 600]'
 KV = "coefficients = [0, 1_000_000]"
@@ -113,7 +123,12 @@ def test_a_bad_trace_is_told_by_its_line(write: Write, tmp_path: Path, name: str
     [
         ("[link]\ncapacity_gbit_s = 8", "", "link: is required"),
         ("capacity_gbit_s = 8", "capacity_gbit_s = 0", "link.capacity_gbit_s: input should be greater than 0"),
-        ("capacity_gbit_s = 8", "capacity_gbit_s = inf", "link.capacity_gbit_s: input should be a finite number"),
+        (
+            "capacity_gbit_s = 8",
+            "capacity_gbit_s = inf",
+            "link.capacity_gbit_s: input should be less than or equal to 1000000000000000",
+        ),
+        ("capacity_gbit_s = 8", "capacity_gbit_s = 1e-300", "link.capacity_gbit_s: must be at least 1e-15"),
         ("capacity_gbit_s = 8", 'capacity_gbit_s = "8"', "link.capacity_gbit_s: input should be a valid number"),
         ("capacity_gbit_s = 8", "capacity_gbits = 8", "link.capacity_gbits: is not a known key"),
         ("instances = 4", "instances = 4.5", "pd.instances: input should be a valid integer"),
@@ -170,3 +185,40 @@ def test_a_table_of_models_is_checked_like_any_other(tmp_path: Path) -> None:
     assert problem(path) == f"{path}: models.a.kv_gbit_s: must be positive, but is 0 at 1,000 tokens"
     path.write_text(head)
     assert problem(path) == f"{path}: models: is required"
+
+
+def leaves(table: Any, *above: str) -> list[tuple[str, ...]]:
+    """Return where every table and value of TOML's data is."""
+    below = (
+        [place for key, value in table.items() for place in leaves(value, *above, key)]
+        if isinstance(table, dict)
+        else []
+    )
+    return [above, *below] if above else below
+
+
+NUMBERS = [10**400, -(10**400), math.nan, math.inf, -1, 0, 1, 1e15, 1e-15, 1e308, 5e-324, -1e-300, True]
+OTHERS = ["", "trace", [], [1], [1, 2], {}, {"kind": []}, {"tokens": [1, 2], "values": [1e-15, 1e15], "fit_degree": 1}]
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_no_content_ends_in_another_error(data: st.DataObject) -> None:
+    content = tomllib.loads(RIGHT)
+    for _ in range(data.draw(st.integers(1, 3))):
+        *above, last = data.draw(st.sampled_from(leaves(content)))
+        table = content
+        for key in above:
+            table = table[key]
+        table[last] = deepcopy(data.draw(st.sampled_from([*NUMBERS, *OTHERS])))
+    refused = ""
+    try:
+        file = checked(Path("case.toml"), content)
+        assert isinstance(file, CapacityFile)
+        found = capacity_answer(file, FileBuilder(Path("case.toml")))
+    except SettingsError as error:
+        refused = str(error)
+    else:
+        json.dumps(found.to_json(), allow_nan=False)
+        assert list(found.lines())
+    assert all(line.startswith("case.toml: ") for line in refused.splitlines())

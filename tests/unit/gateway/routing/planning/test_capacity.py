@@ -1,6 +1,7 @@
 """One division's plan, worked out by hand; what binds; what leaves as JSON."""
 
 import json
+import math
 from dataclasses import fields
 
 import pytest
@@ -70,6 +71,11 @@ def test_a_plan_that_offloads_everything_needs_no_prefill_at_home() -> None:
     plan = plan_of(by_hand(), Division(0, 9, 0, 4))
     assert (plan.threshold_tokens, plan.long_share, plan.short_tokens, plan.pd_prefill_per_s) == (0, 1.0, None, None)
     assert plan.requests_per_s == pytest.approx(9 / 12.5)
+
+
+def test_without_decode_instances_nothing_is_served() -> None:
+    plan = plan_of(by_hand(), Division(200, 9, 4, 0))
+    assert (plan.requests_per_s, plan.bound_by, plan.prefill_to_decode) == (0.0, Stage.PD_DECODE, math.inf)
 
 
 def test_a_plan_is_flat_json() -> None:
