@@ -40,13 +40,11 @@ class RateSurface:
         link least, then with the fewest prefill instances.
         """
         rates = self.requests_per_s
-        candidates = np.argwhere(rates >= rates.max() * (1 - TIED))
-        r, p, t = min(
-            candidates.tolist(),
-            key=lambda at: (self.prfaas_instances[at[0]], -self.thresholds[at[2]], self.prefill_instances[at[1]]),
-        )
-        prefill = self.prefill_instances[p]
-        return Division(float(self.thresholds[t]), self.prfaas_instances[r], prefill, self.pd_instances - prefill)
+        r, p, t = np.nonzero(rates >= rates.max() * (1 - TIED))
+        num_prfaas, num_prefill = np.array(self.prfaas_instances)[r], np.array(self.prefill_instances)[p]
+        first = np.lexsort((num_prefill, -self.thresholds[t], num_prfaas))[0]
+        prefill = int(num_prefill[first])
+        return Division(float(self.thresholds[t[first]]), int(num_prfaas[first]), prefill, self.pd_instances - prefill)
 
 
 def rate_surface(
