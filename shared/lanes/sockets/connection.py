@@ -1,7 +1,8 @@
 """One TCP connection of a link and the two threads that serve it."""
 
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 
 from shared.errors import CorruptFrame, LaneBroken, Overloaded
 from shared.kv.frame import Frame, headers_of, verify_all
@@ -19,6 +20,9 @@ from shared.lanes.sockets.receiving import LinkInbox
 from shared.lanes.sockets.sending import SendQueue
 from shared.lanes.sockets.transport import Transport
 
+SLOT_PATIENCE_S = 0.5
+"""How long a batch waits for slots, and its connection with it."""
+SLOT_POLL_S = 0.005
 _DISCARD_BYTES = 256 << 10
 
 
@@ -133,7 +137,7 @@ class LinkConnection:
             return
         memory = self._inbox.memory
         try:
-            views = memory.take_all([record.num_bytes for record in records])
+            views = self._slots([record.num_bytes for record in records])
         except Overloaded:
             self._inbox.consumed(num_bytes)
             self._discard(num_bytes)
@@ -155,6 +159,20 @@ class LinkConnection:
             for frame in corrupt:
                 memory.free(frame.payload)
         self._inbox.deliver(stream, Received(frames, entries_of(corrupt), []), unread_bytes)
+
+    def _slots(self, sizes: Sequence[int]) -> list[memoryview]:
+        """Return slots, when there are any: what was received before may be stored meanwhile, and replace other entries.
+
+        Raises `Overloaded`.
+        """
+        give_up_at = time.monotonic() + SLOT_PATIENCE_S
+        while True:
+            try:
+                return self._inbox.memory.take_all(sizes)
+            except Overloaded:
+                if time.monotonic() > give_up_at:
+                    raise
+            time.sleep(SLOT_POLL_S)
 
     def _fill(self, frames: list[Frame]) -> list[bool]:
         """Receive the payloads of frames, and say which may be passed on."""

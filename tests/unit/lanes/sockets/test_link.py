@@ -11,6 +11,7 @@ from shared.kv.frame import Frame
 from shared.lanes.records import RECORD_BYTES
 from shared.lanes.slots import SlotMemory
 from shared.lanes.sockets.batch import MAX_ENTRIES
+from shared.lanes.sockets.connection import SLOT_PATIENCE_S
 from shared.lanes.sockets.dial import dial
 from shared.lanes.sockets.link import SocketLink
 from shared.lanes.sockets.options import LinkOptions
@@ -235,6 +236,18 @@ async def test_without_slots_the_entries_are_lost_and_said_to_be() -> None:
             await ends.near.send(2, [sealed(5, 3 * MIB)])
             held = await take(other, 1)
         assert plain(held) == [sealed(5, 3 * MIB)]
+        ends.far_slots.free_all(held)
+
+
+async def test_a_batch_waits_a_moment_for_slots_that_others_give_back() -> None:
+    async with linked(far_slots=CountedSlots(MIB), far=LinkOptions()) as ends:
+        with ends.far.incoming(1) as incoming:
+            await ends.near.send(1, [sealed(1, MIB)])
+            held = await take(incoming, 1)
+            await ends.near.send(1, [sealed(2, MIB)])
+            asyncio.get_running_loop().call_later(SLOT_PATIENCE_S / 10, ends.far_slots.free_all, held)
+            held = await take(incoming, 1)
+        assert plain(held) == [sealed(2, MIB)]
         ends.far_slots.free_all(held)
 
 
