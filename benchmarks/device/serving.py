@@ -15,7 +15,6 @@ from benchmarks.suite import suite
 from shared.model.attention.select import AttentionName
 from shared.model.files.catalog import ModelFiles, resolve
 
-POOL_AHEAD_BYTES = 4 << 30  # some of the longest prompts
 _POOL = "exec env PRFAAS_DC={dc} PRFAAS_GRPC_PORT={{pool_{dc}}} PRFAAS_HTTP_PORT={{{status}}} {{pool}} {{cachepool}}"
 _LINES = {
     "broker": "exec python -m deploy.devbroker --port {broker}",
@@ -97,8 +96,8 @@ def running_suite(model: DeviceModel, without: Sequence[str] = ()) -> Iterator[d
     }
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "Procfile"
-        pool = (
-            f"PRFAAS_POOL_BYTES={model.shape.pool_bytes} PRFAAS_POOL_AHEAD_BYTES={POOL_AHEAD_BYTES} "
+        pool = (  # its memory is ready and registered from the start, as on every host with a GPU
+            f"PRFAAS_POOL_BYTES={model.shape.pool_bytes} PRFAAS_POOL_AHEAD_BYTES={2 * model.shape.pool_bytes} "
             "PRFAAS_POOL_OBJECT_URL="
         )
         engines = {"prefill_engine": model.prefill_engine, "decode_engine": model.decode_engine}

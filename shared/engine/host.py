@@ -1,5 +1,6 @@
 """The composition root of both engines: everything around the model, opened in order and closed in reverse."""
 
+import gc
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -99,6 +100,7 @@ async def serve_engine(
         membership = _membership(settings, role, model, server.address, server.epoch)
         host.jobs.start(lanes.prepare(settings.pool), name="lane")
         await server.start(membership, partial(_load_event, settings, server.epoch, model, load))
+        gc.freeze()  # the model's and the libraries' objects stay: to look at them again takes a fifth of a second
         log.info(
             "engine_started",
             model=model.files.name,

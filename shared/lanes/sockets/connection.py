@@ -161,7 +161,7 @@ class LinkConnection:
         self._inbox.deliver(stream, Received(frames, entries_of(corrupt), []), unread_bytes)
 
     def _slots(self, sizes: Sequence[int]) -> list[memoryview]:
-        """Return slots, when there are any: what was received before may be stored meanwhile, and replace other entries.
+        """Return slots when there are any: what was received before may be stored meanwhile, in place of other entries.
 
         Raises `Overloaded`.
         """
