@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import structlog
+from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import FilteringBoundLogger, Processor
 
 from shared.ids import RequestId, new_request_id
@@ -81,7 +82,9 @@ def _renderers(fmt: str) -> list[Processor]:
     if fmt == "console":
         return [structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())]
     encode = json.JSONEncoder(default=_jsonable).encode  # `json.dumps` would make an encoder for each line
-    return [structlog.processors.dict_tracebacks, lambda _logger, _method, event: encode(event)]
+    # Without local variables: prompts and weights are among them.
+    tracebacks = structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
+    return [tracebacks, lambda _logger, _method, event: encode(event)]
 
 
 def _jsonable(value: Any) -> str:

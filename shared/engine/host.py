@@ -72,9 +72,9 @@ async def serve_engine(
     keep_freed_memory()
     take_turns_often()
     async with AsyncExitStack() as stack:
-        torch_thread = WorkThread("torch", partial(torch.set_num_threads, settings.num_threads))
+        torch_thread = WorkThread("torch", partial(_begin_torch, settings))
         stack.callback(torch_thread.close)
-        copier = WorkThread("copier")
+        copier = WorkThread("copier", partial(use_device, settings.device))
         stack.callback(copier.close)
         codecs = CodecThreads(codec_threads())
         stack.callback(codecs.close)
@@ -114,6 +114,18 @@ async def serve_engine(
         await server.leave()
         await server.stop()
         log.info("engine_stopped", reservations_held=model.kv.held)
+
+
+def _begin_torch(settings: EngineSettings) -> None:
+    torch.set_num_threads(settings.num_threads)
+    use_device(settings.device)
+
+
+def use_device(name: str) -> None:
+    """Make a GPU this thread's current device: kernels start there, wherever their tensors are."""
+    device = torch.device(name)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
 
 
 def _prepare(jobs: Background, registered: RegisteredMemory, attachment: Attachment) -> None:

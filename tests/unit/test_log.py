@@ -46,8 +46,9 @@ def test_json_lines_carry_service_and_request(capsys: pytest.CaptureFixture[str]
 
 def test_library_records_take_the_same_road(capsys: pytest.CaptureFixture[str]) -> None:
     configure("decode")
+    text = "a prompt"
     try:
-        raise KeyError("gone")
+        raise KeyError(f"gone after {len(text)}")
     except KeyError:
         with bound_request("req-9"):
             logging.getLogger("grpc._cython.cygrpc").exception("Unexpected [%s]", "x")
@@ -56,6 +57,7 @@ def test_library_records_take_the_same_road(capsys: pytest.CaptureFixture[str]) 
     assert (line["level"], line["logger"], line["service"]) == ("error", "grpc._cython.cygrpc", "decode")
     assert line["request_id"] == "req-9"
     assert "KeyError" in json.dumps(line["exception"])
+    assert "a prompt" not in json.dumps(line), "local variables do not get into logs"
 
 
 @pytest.mark.parametrize(("level", "num_lines"), [("info", 0), ("debug", 1)])
