@@ -15,6 +15,7 @@ from services.cachepool.placement import PlacementFeed, PlacementLog
 from services.cachepool.serving.ends import LaneEnds, lane_ends
 from services.cachepool.serving.offers import OfferedLanes
 from services.cachepool.serving.servicer import PoolServicer
+from services.cachepool.serving.shortage import Shortage
 from services.cachepool.serving.tier import NoTier
 from services.cachepool.settings import PoolSettings
 from services.cachepool.store.pins import Pins
@@ -79,6 +80,7 @@ def build_pool(
     placement = PlacementLog(WorkerId(settings.worker_id), Datacenter(settings.dc), epoch)
     feed = PlacementFeed(placement, publish, settings.heartbeat_s)
     store = Store(settings.pool_bytes, monotonic, settings.tenant_quota, memory=ends.memory)
+    ends.memory.on_lack(Shortage(store))
     pins = Pins(store, settings.pin_share, settings.tenant_quota, settings.max_pin_s)
     metrics.registry.register(StoreCollector(store, pins, placement))
     tier = open_tier(settings, store, metrics, client) if settings.object_url else None

@@ -5,7 +5,7 @@ piece, and each time it meets a neighbour it moves, into fresh pages. That costs
 """
 
 import mmap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from sys import getrefcount
 from threading import Lock, RLock
@@ -64,6 +64,7 @@ class SlotMemory:
         self._touching = Lock()  # of `_touched`: who holds it touches
         self._touched = FIRST_PLACE
         self._watchers: tuple[Callable[[], None], ...] = ()
+        self._on_lack: Callable[[Sequence[int]], None] = lambda _sizes: None
 
     @property
     def fd(self) -> int | None:
@@ -100,6 +101,22 @@ class SlotMemory:
 
     def take_all(self, sizes: Iterable[int]) -> list[memoryview]:
         """Return a slot for each size, as `take` does, or raise `Overloaded` and take none."""
+        sizes = list(sizes)
+        try:
+            return self._take_all(sizes)
+        except Overloaded:
+            self._on_lack(sizes)
+            raise
+
+    def has_room(self, sizes: Sequence[int]) -> bool:
+        """Return whether `take_all` would find slots at this moment."""
+        try:
+            self.free_all(self._take_all(sizes))
+        except Overloaded:
+            return False
+        return True
+
+    def _take_all(self, sizes: Sequence[int]) -> list[memoryview]:
         views: list[memoryview] = []
         left = list(sizes)
         left.reverse()
@@ -190,6 +207,10 @@ class SlotMemory:
         """Return where in the memory views of it begin, as offsets."""
         address = self._mapping.address
         return [found - address for found in addresses_of(list(views))]
+
+    def on_lack(self, told: Callable[[Sequence[int]], None]) -> None:
+        """Have it said for which sizes `take_all` found no slots: in any thread, so it must neither block nor raise."""
+        self._on_lack = told
 
     def watch(self, changed: Callable[[], None]) -> None:
         """Have it said when more memory is used or was touched: in any thread, so it must neither block nor raise."""

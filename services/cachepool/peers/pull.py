@@ -153,6 +153,7 @@ class Pull:
                 for key, layer in corrupt:
                     if 0 <= layer < self.terms.layout.num_layers:  # else nobody can tell which entry this was
                         on_corrupt(BlockEntries(key, 1 << layer))
+                del arrived  # or, when this is cancelled, its traceback would hold slots until it is collected
 
     def _put(self, frames: Sequence[Frame], is_verified: bool) -> list[Frame]:
         """Store frames; return those that are not what their source sealed, or are no KV of this layout all the same.

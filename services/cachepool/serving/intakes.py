@@ -143,6 +143,7 @@ class LinkedIntake:
                 self._num_received += received.num_entries
                 self._ingest(received)
                 self._changed.set()
+                del received  # or, when this is cancelled, its traceback would hold slots until it is collected
         except PrfaasError as error:
             self.error = error
             self._on_failed()

@@ -15,7 +15,7 @@ from shared.kv.entries import BlockEntries
 from shared.kv.frame import Frame
 from shared.kv.layout import KvLayout
 from shared.lanes.slots import SlotMemory
-from shared.tenant import Tenant
+from shared.tenant import NO_TENANT, Tenant
 
 MAX_EVICTED_FOR_SLOT = 64
 """Blocks that may go for one entry while the budget has room for it, but the memory no slot of its size."""
@@ -247,6 +247,17 @@ class Shelf:
             with suppress(Overloaded):
                 return self._memory.keep(payload)
         raise Overloaded(f"no slot for {len(payload)} bytes, although {MAX_EVICTED_FOR_SLOT} blocks have gone for it")
+
+    def make_slots(self, sizes: Sequence[int]) -> bool:
+        """Evict until there are slots of all these sizes; False when what may go for them was not enough."""
+        for _ in range(MAX_EVICTED_FOR_SLOT * len(sizes)):
+            if self._memory.has_room(sizes):
+                return True
+            try:
+                self._evict_for(NO_TENANT, 0)
+            except Overloaded:
+                return False
+        return self._memory.has_room(sizes)
 
     def _evict_for(self, payer: Tenant, num_bytes: int) -> None:
         """Evict something: of the payer when that is above its quota, else of others that are, else of anybody."""

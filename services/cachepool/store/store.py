@@ -257,6 +257,10 @@ class Store:
                 self._shelf.settle(block)
         return PutResult(len(blocks) - len(refused), num_bytes, [refusal.error for refusal in refused], error)
 
+    def make_slots(self, sizes: Sequence[int]) -> bool:
+        """Evict for who writes beside the store and finds no slots of these sizes; False when that was not enough."""
+        return self._shelf.make_slots(sizes)
+
     def release(self, writer: Writer, entries: BlockEntries, since: float) -> None:
         """Take grants back from a writer that will not fill them. Its readers' patience counts from `since`."""
         block = self._shelf.get(entries.key)

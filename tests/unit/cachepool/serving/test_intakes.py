@@ -1,18 +1,22 @@
 """The room of writers on this host: what is counted, what happens where there is none."""
 
+import asyncio
+import gc
 from array import array
 from collections.abc import Sequence
 
 import pytest
 
-from services.cachepool.serving.intakes import MAX_SLOTS, MappedIntake, RoomBudget
+from services.cachepool.serving.intakes import MAX_SLOTS, LinkedIntake, MappedIntake, RoomBudget
 from shared.errors import BadRequest, CorruptFrame
 from shared.kv.frame import Frame, open_frame
 from shared.lanes.records import pack_records
 from shared.lanes.slabs import SLAB_BYTES, slot_bytes
 from shared.lanes.slots import SlotMemory
 from shared.proto import prfaas_pb2 as pb
+from tests.support.lanes import linked, sealed
 from tests.support.samples import ENTRY_BYTES, frame, keys
+from tests.support.waiting import LIMIT_S
 
 
 class HoldingClient:
@@ -110,3 +114,20 @@ def test_where_memory_has_no_slots_there_is_no_room_and_the_budget_is_whole() ->
     assert len(writing.ask(1, SLAB_BYTES // 2)) == 1
     writing.intake.close()
     assert writing.budget.take(writing, 100, SLAB_BYTES) == 2
+
+
+async def test_what_a_writer_brought_on_a_link_is_let_go_of_when_it_ends() -> None:
+    """Without the garbage collector: until it looks, slots that are viewed from a cycle are nobody's."""
+    memory = SlotMemory(SLAB_BYTES, shared=False)
+    gc.disable()
+    try:
+        async with linked(far_slots=memory) as ends:  # type: ignore[arg-type]
+            intake = LinkedIntake(ends.far, 1, lambda received: memory.free_all([f[5] for f in received.frames]), int)
+            await ends.near.send(1, [sealed(number, SLAB_BYTES // 4) for number in range(4)])
+            async with asyncio.timeout(LIMIT_S):
+                await intake.until(4)
+            intake.close()
+            await asyncio.sleep(0)
+            assert memory.has_room([SLAB_BYTES // 4] * 4)
+    finally:
+        gc.enable()

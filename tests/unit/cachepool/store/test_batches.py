@@ -1,11 +1,13 @@
 """Entries of one message in the store: one pass, told once, refused one by one."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from services.cachepool.store.block import BLOCK_OVERHEAD_BYTES, ENTRY_OVERHEAD_BYTES
 from services.cachepool.store.store import Store
 from services.cachepool.store.subscription import Subscription
-from shared.errors import BadRequest, CorruptFrame
+from shared.errors import BadRequest, CorruptFrame, Overloaded
 from shared.ids import BlockKey
 from shared.kv.frame import Frame
 from shared.kv.layout import KvLayout, LayerSpec
@@ -114,4 +116,28 @@ def test_entries_that_find_no_slot_are_refused_alone() -> None:
     assert result.num_done == 100
     assert result.num_bytes == result.num_stored * large.entry_bytes(0)
     assert pool.store.stats.num_entries == result.num_stored
+    pool.store.check_integrity()
+
+
+def test_slots_of_another_size_are_made_of_what_is_least_worth() -> None:
+    """A memory that is all cut into slots of one size: who writes beside the store finds none of another."""
+    pool = SamplePool()
+    memory = SlotMemory(SLAB_BYTES, shared=False)
+    pool.store = Store(1 << 40, pool.clock, memory=memory)
+    small = KvLayout((LayerSpec(None, 1, SLAB_BYTES // 64),), "float32", block_tokens=1)
+    names, told = keys("small", 8), list[Sequence[int]]()
+    writer = pool.store.open_writer()
+    pool.store.grant(writer, small, wanting(names, 1))
+    assert not pool.store.put_all(writer, [frame(key, 0, small) for key in names]).refused
+    pool.store.abandon(writer)
+    memory.on_lack(told.append)
+    sizes = [SLAB_BYTES // 2] * 2
+    with pytest.raises(Overloaded):
+        memory.take_all(sizes)
+    assert told == [sizes]
+    assert pool.store.make_slots(sizes)
+    assert len(memory.take_all(sizes)) == 2
+    assert pool.store.stats.num_entries < len(names)
+    assert not pool.store.make_slots([SLAB_BYTES] * 2), "there is not so much memory"
+    assert told == [sizes], "who makes slots is not asked for them"
     pool.store.check_integrity()
