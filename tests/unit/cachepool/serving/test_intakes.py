@@ -122,7 +122,9 @@ async def test_what_a_writer_brought_on_a_link_is_let_go_of_when_it_ends() -> No
     gc.disable()
     try:
         async with linked(far_slots=memory) as ends:  # type: ignore[arg-type]
-            intake = LinkedIntake(ends.far, 1, lambda received: memory.free_all([f[5] for f in received.frames]), int)
+            intake = LinkedIntake(
+                ends.far, 1, lambda received: memory.free_all([f[5] for f in received.frames]), lambda: None
+            )
             await ends.near.send(1, [sealed(number, SLAB_BYTES // 4) for number in range(4)])
             async with asyncio.timeout(LIMIT_S):
                 await intake.until(4)
