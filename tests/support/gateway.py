@@ -43,7 +43,7 @@ MAX_MODEL_LEN = 2048
 EOS = 256
 VOCAB_SIZE = 257
 
-EAST_POOL, WEST_POOL = "127.0.0.1:1", "127.0.0.1:2"
+EAST_POOL, WEST_POOL = "127.0.0.1:1", "127.0.0.2:2"  # on two hosts
 
 Context = "grpc.aio.ServicerContext[Any, Any]"
 Behaviour = Callable[["Call"], AsyncIterator[Any]]
