@@ -19,7 +19,7 @@ TOP_LOGPROBS = 5
 NEAR_TIE = 0.6
 """bfloat16: a prefix computed in other parts moves logits by up to some 0.56. Of tokens so close either is right."""
 
-LARGEST_RATIO = 0.5
+LARGEST_RATIO = 0.15
 WARM_UP_TOKENS = 600
 TIMEOUT_S = 300.0
 

@@ -31,7 +31,9 @@ from benchmarks.pool.turns import (
     taken_in_turn,
 )
 
-TARGETS = {"get": 0.8, "put": 0.7}
+TARGETS = {"grpc": {"get": 0.8, "put": 0.7}, "shared_memory": {"get": 3.0, "put": 3.0}}
+"""By lane, against the bare stream. `auto` is shared memory here."""
+SOCKET_TARGETS = {48 * KIB: 1.2, 64 * KIB: 1.2, MIB: 2.0, 4 * MIB: 2.0}
 CLIENTS = (1, 4)
 ROUNDS = 21
 LATENCY_LIMIT_MS = 2.0
@@ -67,7 +69,9 @@ def speed_checks(found: Moves, size: str) -> list[Check]:
     names = {name for name, _ in found}
     checks: list[Check] = []
     for ours in sorted(name for name in names if name.startswith("ours/")):
-        for operation, target in TARGETS.items():
+        lane = ours.removeprefix("ours/").replace("auto", "shared_memory")
+        for operation in OPERATIONS:
+            target = SOCKET_TARGETS[ENTRIES[size]] if lane == "socket" else TARGETS[lane][operation]
             value = ratio(found, operation, ours, BARE)
             checks.append(at_least(f"{ours}: {operation} of {size} against the bare stream", value, target))
         checks += [

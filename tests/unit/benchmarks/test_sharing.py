@@ -27,9 +27,9 @@ def test_a_text_is_wrong_where_it_leaves_what_was_likely() -> None:
 
 def test_b_is_compared_with_b() -> None:
     ours = {512: [Asked(answer(1.0, "a"), answer(0.1, "a"))], 2048: [Asked(answer(2.0, "a"), answer(0.4, "rare"))]}
-    theirs = {512: [Asked(answer(1.0, "a"), answer(0.25, "a"))]}
+    theirs = {512: [Asked(answer(1.0, "a"), answer(0.8, "a"))]}
     ratio, wrong = checks(ours, theirs)
-    assert (ratio.value, ratio.met) == (0.4, True)
+    assert (ratio.value, ratio.met) == (0.125, True)
     assert (wrong.value, wrong.met) == (1, False)
     assert [check.name for check in checks(ours, {})] == ["wrong texts of our B"]
     first, second = rows("ours", ours)
