@@ -115,9 +115,10 @@ class LinkedOutlet:
         return self._size.limit_bytes(self._link.num_connections)
 
     async def send(self, frames: Sequence[Frame]) -> None:
+        is_first = not self._num_sent  # somebody can begin with it: what comes next is not to be in its way
         self._num_sent += len(frames)
         self._sending.add(asyncio.create_task(self._send(frames), name="batch on a link"))
-        await self._until(2 * self._link.num_connections - 1)
+        await self._until(0 if is_first else 2 * self._link.num_connections - 1)
 
     async def finish(self) -> None:
         await self._until(0)
