@@ -108,21 +108,22 @@ class PagePublisher:
     async def run(self) -> None:
         """Send what is emitted until `finish`. Raises what the publication raises."""
         async with aclosing(in_order(self._batcher.messages(self._outstanding), self._sealed, MAX_SEALED)) as messages:
-            async for message, (frames, seconds) in messages:
+            async for message, frames, seconds in messages:
                 if frames:
                     await self._send(message, frames, seconds)
                 self._batcher.sent(message)
                 for ready in message.ends:
                     self._sent_in_layer[ready.layer] = max(self._sent_in_layer[ready.layer], ready.end)
                     self._on_sent()
+                del message, frames  # their bytes are nobody's while this waits
 
-    async def _sealed(self, message: PublishMessage) -> tuple[list[Frame], float]:
-        """Return a message's frames, and the seconds that it took to seal them."""
+    async def _sealed(self, message: PublishMessage) -> tuple[PublishMessage, list[Frame], float]:
+        """Return a message, its frames, and the seconds that it took to seal them."""
         if not message.num_bytes:
-            return [], 0.0
+            return message, [], 0.0
         started = time.perf_counter()
         frames = await self._transfer.copier.run(message.seal)
-        return frames, time.perf_counter() - started
+        return message, frames, time.perf_counter() - started
 
     async def _send(self, message: PublishMessage, frames: Sequence[Frame], seconds: float) -> None:
         started = time.perf_counter()

@@ -371,10 +371,11 @@ async def test_who_is_cancelled_returns_when_its_room_is_not_written_any_more(be
     publisher.emit(Ready(0, 0, 1))
     running = asyncio.create_task(publisher.run())
     await until(writing.is_set)
-    running.cancel()
-    for _ in range(20):
-        await asyncio.sleep(0)
-    assert not running.done()
+    for _ in range(3):  # a call that ends may be cancelled more than once
+        running.cancel()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not running.done()
     let.set()
     with pytest.raises(asyncio.CancelledError):
         await running
