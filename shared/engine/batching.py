@@ -47,8 +47,8 @@ class _Placing(NamedTuple):
     slots: list[memoryview]
 
 
-class PublishMessage(NamedTuple):
-    """What is sealed and sent together."""
+class UnsealedMessage(NamedTuple):
+    """Entries that are to be sealed and sent together."""
 
     seal: Callable[[], list[Frame]]  # runs in the copier thread
     num_bytes: int  # of its entries before the codec; 0: there is nothing to seal
@@ -93,13 +93,13 @@ class MessageBatcher:
         self._is_over = True
         self._changed.set()
 
-    def sent(self, message: PublishMessage) -> None:
+    def sent(self, message: UnsealedMessage) -> None:
         """Say that a message has been sent: where its entries lay in the pool's room, there is room again."""
         if message.is_placed:
             self._num_placed -= 1
             self._changed.set()
 
-    async def messages(self, outstanding: Sequence[int]) -> AsyncGenerator[PublishMessage, None]:
+    async def messages(self, outstanding: Sequence[int]) -> AsyncGenerator[UnsealedMessage, None]:
         """Yield what is to be sealed and sent, in order.
 
         `outstanding`: the layers of each block that are to come, as bitmasks. Room is asked for ahead by them.
@@ -136,7 +136,7 @@ class MessageBatcher:
         ready, blocks = emitted
         return not blocks or self._transfer.stager.is_reached(ready.mark)
 
-    async def _placed(self, emitted: Sequence[Emitted]) -> AsyncGenerator[PublishMessage, None]:
+    async def _placed(self, emitted: Sequence[Emitted]) -> AsyncGenerator[UnsealedMessage, None]:
         """Yield messages that name entries in the room that the pool gives, then those of what found none."""
         left: list[Emitted] = []
         placings: list[_Placing] = []
@@ -188,9 +188,9 @@ class MessageBatcher:
             return [slot if slot is not None and len(slot) == num_bytes else None for slot in ahead]
         return await self._publication.room([self._keys[block] for block in blocks], num_bytes)
 
-    def _message(self, placings: Sequence[_Placing], num_bytes: int, ends: Sequence[Ready]) -> PublishMessage:
+    def _message(self, placings: Sequence[_Placing], num_bytes: int, ends: Sequence[Ready]) -> UnsealedMessage:
         self._num_placed += 1
-        return PublishMessage(partial(self._seal_in_place, placings), num_bytes, ends, is_placed=True)
+        return UnsealedMessage(partial(self._seal_in_place, placings), num_bytes, ends, is_placed=True)
 
     async def _all_sent(self) -> None:
         """Wait until every message is sent that names entries in the pool's room."""
@@ -198,7 +198,7 @@ class MessageBatcher:
             self._changed.clear()
             await self._changed.wait()
 
-    def _in_messages(self, ready: Ready, blocks: Sequence[int]) -> Iterator[PublishMessage]:
+    def _in_messages(self, ready: Ready, blocks: Sequence[int]) -> Iterator[UnsealedMessage]:
         """Yield messages that bring blocks of a layer; one without any, if there are none."""
         shape = self._transfer.layout.entry_shape(ready.layer)
         at_once = -(-MAX_BATCH_BYTES * _LEAST_RATIO[self._codec] // shape.num_bytes)
@@ -207,7 +207,7 @@ class MessageBatcher:
         for first in range(0, max(1, len(blocks)), at_once):
             part = blocks[first : first + at_once]
             ends = [ready] if first + at_once >= len(blocks) else []
-            yield PublishMessage(partial(self._seal_batch, ready.layer, part, raws), len(part) * shape.num_bytes, ends)
+            yield UnsealedMessage(partial(self._seal_batch, ready.layer, part, raws), len(part) * shape.num_bytes, ends)
 
     def _stage(self, ready: Ready, blocks: Sequence[int]) -> Iterator[Payload]:
         return self._transfer.stager.stage(ready.mark, *self._pages(ready.layer, blocks))

@@ -49,10 +49,4 @@ async def in_order(
             room.release()
         await beginning
     finally:
-        left = (beginning, *tasks)
-        try:
-            await end_all(*left)
-        finally:
-            for ended in left:
-                if not ended.cancelled():
-                    ended.exception()  # this generator raises the first error, or is closed for another reason
+        await end_all(beginning, *tasks)  # this generator raises the first error, or is closed for another reason

@@ -4,7 +4,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 
-from shared.engine.batching import MessageBatcher, PublishMessage, Ready
+from shared.engine.batching import MessageBatcher, Ready, UnsealedMessage
 from shared.engine.in_order import in_order
 from shared.engine.transfer import PageTransfer
 from shared.ids import BlockKey
@@ -117,7 +117,7 @@ class PagePublisher:
                     self._on_sent()
                 del message, frames  # their bytes are nobody's while this waits
 
-    async def _sealed(self, message: PublishMessage) -> tuple[PublishMessage, list[Frame], float]:
+    async def _sealed(self, message: UnsealedMessage) -> tuple[UnsealedMessage, list[Frame], float]:
         """Return a message, its frames, and the seconds that it took to seal them."""
         if not message.num_bytes:
             return message, [], 0.0
@@ -125,7 +125,7 @@ class PagePublisher:
         frames = await self._transfer.copier.run(message.seal)
         return message, frames, time.perf_counter() - started
 
-    async def _send(self, message: PublishMessage, frames: Sequence[Frame], seconds: float) -> None:
+    async def _send(self, message: UnsealedMessage, frames: Sequence[Frame], seconds: float) -> None:
         started = time.perf_counter()
         await self._publication.send(frames)
         self.num_entries_sent += len(frames)

@@ -48,7 +48,10 @@ async def outlast(future: "asyncio.Future[T]") -> None:
 
 
 async def end_all(*tasks: "asyncio.Task[Any]") -> None:
-    """Cancel tasks, and return when all have ended. Whoever is cancelled meanwhile raises that only then."""
+    """Cancel tasks, and return when all have ended. Their errors are dropped.
+
+    Whoever is cancelled meanwhile raises that only then.
+    """
     for task in tasks:
         task.cancel()
     is_cancelled = False
@@ -57,6 +60,9 @@ async def end_all(*tasks: "asyncio.Task[Any]") -> None:
             await asyncio.wait(tasks)
         except asyncio.CancelledError:
             is_cancelled = True
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()
     if is_cancelled:
         raise asyncio.CancelledError
 
