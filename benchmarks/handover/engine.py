@@ -14,8 +14,9 @@ from benchmarks.pool.lines import serve
 from shared.allocator import keep_freed_memory
 from shared.config import load
 from shared.deadline import Deadline
+from shared.engine.batching import Ready
 from shared.engine.fetch import PageFetch
-from shared.engine.publish import PagePublisher, Ready
+from shared.engine.publish import PagePublisher
 from shared.engine.stage import Arrival, select_stager
 from shared.engine.thread import WorkThread
 from shared.engine.transfer import FetchMetrics, PageTransfer

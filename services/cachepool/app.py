@@ -143,6 +143,7 @@ async def run(lifecycle: Lifecycle) -> None:
         add_pool_servicer(pool.servicer, server.grpc.grpc)
         membership = _membership(settings, server.epoch, server.address)
         await server.start(membership, lambda: _load(settings, server.epoch, pool))
+        gc.collect()  # or what is garbage by now would stay
         gc.freeze()  # the libraries' objects stay: no collection has to look at them again
         gc.set_threshold(COLLECT_EVERY)
         log.info("cachepool_ready", address=server.address, budget_bytes=settings.pool_bytes, epoch=server.epoch)

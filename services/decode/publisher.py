@@ -10,9 +10,10 @@ from typing import NamedTuple
 from services.decode.holding import Holding
 from services.decode.request import Request
 from shared.deadline import Deadline
+from shared.engine.batching import Ready
 from shared.engine.duty import DutyCycle
 from shared.engine.pool_access import PoolAccess
-from shared.engine.publish import PagePublisher, Ready
+from shared.engine.publish import PagePublisher
 from shared.engine.transfer import PageTransfer
 from shared.errors import DeadlineExceeded, PrfaasError, Unavailable
 from shared.kv.entries import BlockEntries

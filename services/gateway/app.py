@@ -75,6 +75,7 @@ async def run(lifecycle: Lifecycle) -> None:
         server = await stack.enter_async_context(
             HttpServer(app, settings.http_host, settings.http_port, host.security.http_server)
         )
+        gc.collect()  # or what is garbage by now would stay
         gc.freeze()  # the model's and the libraries' objects stay: no collection has to look at them again
         log.info("gateway_started", port=server.port, model=model.name, layout=model.layout.hash[:12])
 

@@ -12,9 +12,10 @@ from services.prefill.page_queue import PageQueue
 from services.prefill.promises import Promise, Promises
 from services.prefill.prompt_pages import PromptPages
 from shared.deadline import Deadline
+from shared.engine.batching import Ready
 from shared.engine.fetch import PageFetch
 from shared.engine.pool_access import PoolAccess
-from shared.engine.publish import PagePublisher, Ready
+from shared.engine.publish import PagePublisher
 from shared.engine.transfer import PageTransfer
 from shared.engine.urgency import Urgency
 from shared.ids import BlockKey

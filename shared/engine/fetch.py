@@ -12,6 +12,7 @@ from shared.deadline import Deadline
 from shared.engine.gather import gathered
 from shared.engine.in_order import in_order
 from shared.engine.stage import Arrival
+from shared.engine.thread import end_all
 from shared.engine.transfer import PageTransfer
 from shared.errors import CorruptFrame, DeadlineExceeded, PrfaasError
 from shared.ids import BlockKey
@@ -103,9 +104,7 @@ class PageFetch:
             if stream.done():
                 await stream
         finally:
-            hurry.cancel()
-            stream.cancel()
-            await asyncio.wait({stream, hurry})
+            await end_all(stream, hurry)  # nothing is written to the caller's pages afterwards
 
     async def _stream(
         self, pool: Pool, sources: Sequence[Source], wait_s: float, deadline: Deadline, *, doubted: bool = False
@@ -121,21 +120,21 @@ class PageFetch:
                 aclosing(stream),  # not before all has landed: it lends the payloads
                 aclosing(in_order(gathered(stream, MAX_AHEAD_BYTES, wanted), self._landed, MAX_LANDING)) as landed,
             ):
-                async for _, (frames, entries) in landed:
-                    self._count_landed(frames, entries)
+                async for num_frames, entries in landed:
+                    self._count_landed(num_frames, entries)
         except DeadlineExceeded:
             raise
         except PrfaasError as error:
             log.warning("fetch_failed", pool=pool.address, error=str(error), code=error.code)
 
-    async def _landed(self, together: Sequence[Arrived]) -> tuple[list[Frame], list[tuple[int, int]]]:
-        """Land what came together. Return its frames, and which (block, layer) of them have landed."""
+    async def _landed(self, together: Sequence[Arrived]) -> tuple[int, list[tuple[int, int]]]:
+        """Land what came together. Return how many frames it had, and which (block, layer) of them have landed."""
         if corrupt := [layers for arrived in together for _, layers in arrived.corrupt]:
             self._count_corrupt(sum(map(int.bit_count, corrupt)))
         frames = [frame for arrived in together for frame in arrived.frames]
-        return frames, await self._transfer.copier.run(partial(self._write, frames)) if frames else []
+        return len(frames), await self._transfer.copier.run(partial(self._write, frames)) if frames else []
 
-    def _count_landed(self, frames: Sequence[Frame], landed: Sequence[tuple[int, int]]) -> None:
+    def _count_landed(self, num_frames: int, landed: Sequence[tuple[int, int]]) -> None:
         for block, layer in landed:
             left = self.outstanding[block] & ~(1 << layer)
             if left:
@@ -144,8 +143,8 @@ class PageFetch:
                 del self.outstanding[block]
             self._left_in_layer[layer] -= 1
         self._transfer.fetched.landed.inc(len(landed))
-        if len(landed) < len(frames):
-            self._count_corrupt(len(frames) - len(landed))
+        if len(landed) < num_frames:
+            self._count_corrupt(num_frames - len(landed))
         if landed:
             self._on_landed()
 

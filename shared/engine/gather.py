@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 
+from shared.engine.thread import end_all
 from shared.kv.entries import BlockEntries
 from shared.pool.lanes.lane import Arrived
 
@@ -26,6 +27,7 @@ async def gathered(
             num_bytes = num_bytes + _size(arrived) if waiting else _size(arrived)
             left.remove(arrived)
             waiting.append(arrived)
+            del arrived
             changed.set()
             if num_bytes >= max_bytes:
                 has_room.clear()
@@ -39,6 +41,7 @@ async def gathered(
                 taken, waiting[:] = list(waiting), []
                 has_room.set()
                 yield taken
+                del taken  # its payloads are nobody's while this waits
             elif reading.done():
                 reading.result()
                 return
@@ -46,8 +49,7 @@ async def gathered(
                 changed.clear()
                 await changed.wait()
     finally:
-        reading.cancel()
-        await asyncio.wait({reading})
+        await end_all(reading)
 
 
 class _Unanswered:

@@ -100,7 +100,8 @@ async def serve_engine(
         membership = _membership(settings, role, model, server.address, server.epoch)
         host.jobs.start(lanes.prepare(settings.pool), name="lane")
         await server.start(membership, partial(_load_event, settings, server.epoch, model, load))
-        gc.freeze()  # the model's and the libraries' objects stay: to look at them again takes a fifth of a second
+        gc.collect()  # or what is garbage by now would stay
+        gc.freeze()  # the model's and the libraries' objects stay: a collection need not look at them again
         log.info(
             "engine_started",
             model=model.files.name,
@@ -129,9 +130,9 @@ def use_device(name: str) -> None:
 
 
 def _prepare(jobs: Background, registered: RegisteredMemory, attachment: Attachment) -> None:
-    """Map a pool's memory ahead of its use, and let the device copy from and to it, as far as the pool has touched it.
+    """Map a pool's memory ahead of its use, as far as the pool has touched it, and let the device copy from and to it.
 
-    To register memory maps it.
+    Registering memory with the device maps it, too.
     """
     if not registered.registers:
         jobs.start(attachment.keep_mapped(), name="mapping ahead")

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -45,6 +45,26 @@ async def outlast(future: "asyncio.Future[T]") -> None:
             await asyncio.wait({future})
         except asyncio.CancelledError:
             continue  # the caller re-raises the first cancellation
+
+
+async def end_all(*tasks: "asyncio.Task[Any]") -> None:
+    """Cancel tasks, and return when all have ended. Their errors are dropped.
+
+    Whoever is cancelled meanwhile raises that only then.
+    """
+    for task in tasks:
+        task.cancel()
+    is_cancelled = False
+    while not all(task.done() for task in tasks):
+        try:
+            await asyncio.wait(tasks)
+        except asyncio.CancelledError:
+            is_cancelled = True
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()
+    if is_cancelled:
+        raise asyncio.CancelledError
 
 
 async def beside_loop(num_tokens: int, work: Callable[[], T]) -> T:

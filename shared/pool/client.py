@@ -99,6 +99,7 @@ class PoolClient:
                     async for arrived in arrivals:
                         left.remove(arrived)
                         yield arrived
+                        del arrived  # the caller's alone: this waits for the next one
             except LaneBroken as error:
                 log.warning("lane_broken", pool=self.address, lane=lane.name, error=str(error))
                 if self._lanes is not None:
@@ -110,6 +111,7 @@ class PoolClient:
         async with aclosing(self._fetch_over(IN_MESSAGES, request, deadline)) as arrivals:
             async for arrived in arrivals:
                 yield arrived
+                del arrived
 
     async def _fetch_over(
         self, lane: FetchLane, request: pb.FetchRequest, deadline: Deadline
@@ -124,6 +126,7 @@ class PoolClient:
                 async with aclosing(lane.arrivals(aiter(call))) as arrivals:
                     async for arrived in arrivals:
                         yield arrived
+                        del arrived  # as in `fetch`
         finally:
             call.cancel()
             lane.end()

@@ -38,6 +38,7 @@ async def merged(streams: Sequence[AsyncGenerator[Arrived, None]]) -> AsyncGener
                 arrived = queue.waiting.popleft()
                 queue.room.release()
                 yield arrived
+                del arrived  # the consumer's alone: this waits for the next one
                 continue
             done = [task for task in tasks if task.done()]
             for task in done:
@@ -57,6 +58,7 @@ async def _pump(queue: _Queued, changed: asyncio.Event) -> None:
             async for arrived in arrivals:
                 await queue.room.acquire()
                 queue.waiting.append(arrived)
+                del arrived
                 changed.set()
     finally:
         changed.set()

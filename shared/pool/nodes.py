@@ -106,6 +106,7 @@ class SpreadPool:
         async with aclosing(merged(streams)) as arrivals:
             async for arrived in arrivals:
                 yield arrived
+                del arrived  # the caller's alone: this waits for the next one
 
     async def _fetch_from(
         self,
@@ -124,6 +125,7 @@ class SpreadPool:
                 async for arrived in arrivals:
                     left.remove(arrived)
                     yield arrived
+                    del arrived
         except DeadlineExceeded:
             raise
         except PrfaasError as error:

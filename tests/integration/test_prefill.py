@@ -8,6 +8,7 @@ import pytest
 from torch import Tensor
 
 import shared.engine.publish as publish
+from shared.engine.batching import Ready
 from shared.model.layers.batch import Batch
 from shared.model.pages.kv import PagedKv
 from tests.support.engines import TwoDatacenters, two_datacenters
@@ -179,7 +180,7 @@ async def test_a_slow_pool_holds_back_a_prompt_that_is_too_far_ahead_and_corrupt
         most = 0
         emit = publish.PagePublisher.emit
 
-        def watched(self: publish.PagePublisher, ready: publish.Ready) -> None:
+        def watched(self: publish.PagePublisher, ready: Ready) -> None:
             nonlocal most
             emit(self, ready)
             most = max(most, self.backlog_bytes)

@@ -78,3 +78,4 @@ async def arrivals(
                     return
                 receiver.arrived(arrived.frames, arrived.busy_s)
                 yield arrived
+                del arrived  # the consumer's alone: this waits for the next one

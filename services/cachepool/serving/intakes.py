@@ -127,14 +127,13 @@ class LinkedIntake:
         while self._num_received < num_entries:
             if self._task.done():
                 self._task.result()
-                raise LaneBroken("the writer's link was closed")
+                raise self.error or LaneBroken("the writer's link was closed")
             self._changed.clear()
             await self._changed.wait()
 
     def close(self) -> None:
         """Take nothing more; idempotent. Does not wait: a call that ends may be cancelled again at any `await`."""
-        if not self._task.cancel() and not self._task.cancelled():
-            self._task.exception()  # the call fails for a reason of its own, or `until` has said it
+        self._task.cancel()
         self._open.close()
 
     async def _run(self) -> None:
@@ -145,8 +144,7 @@ class LinkedIntake:
                 self._changed.set()
                 del received  # or, when this is cancelled, its traceback would hold slots until it is collected
         except PrfaasError as error:
-            self.error = error
+            self.error = error.with_traceback(None)  # frames in it hold what could not be ingested
             self._on_failed()
-            raise
         finally:
             self._changed.set()

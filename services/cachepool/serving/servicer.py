@@ -178,6 +178,7 @@ class PoolServicer(CachePoolServicer):
                     sender.sent(frames)
                     if not frames:
                         continue  # no permit in time, or another stream of the share was quicker
+                    del frames  # their slots are others', once evicted, while this waits
                 case Missing(blocks):
                     self._metrics.fetched.labels("miss").inc(sum(block.layers.bit_count() for block in blocks))
                     await context.write(pb.FetchReply(missing=pb.FetchMissing(blocks=entries_to_messages(blocks))))

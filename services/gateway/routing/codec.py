@@ -25,7 +25,7 @@ class Way(NamedTuple):
 def way_between(members: RegistryView, maker: Member, user: Member) -> Way:
     """Return what is known of the way between two engines."""
     goodput = link_goodput(members, maker.dc, user.dc)
-    is_one_host = _host(maker.pool_address) == _host(user.pool_address)
+    is_one_host = _host(maker.pool_address) == _host(user.pool_address) != ""
     return Way(maker.dc, user.dc, goodput, maker.codec_threads, user.codec_threads, is_one_host)
 
 

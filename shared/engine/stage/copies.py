@@ -1,7 +1,7 @@
 """Many copies between a device and the host, queued on a stream in one call.
 
-PyTorch takes some ten microseconds of the interpreter for a copy, and a kernel to gather or scatter has to wait for its
-turn where other processes compute on the device. A bus carries a part of an entry in less.
+A copy through PyTorch occupies the interpreter for longer than a bus takes to carry a part of an entry. A kernel that
+gathers or scatters has to wait for its turn where other processes compute on the device.
 """
 
 import ctypes

@@ -82,9 +82,9 @@ class CudaStager(Stager):
                         finish()
             while under_way:
                 finish()
-        finally:
-            for placing, *_ in under_way:
-                placing.copied.synchronize()
+        except BaseException:
+            self._outwards.synchronize()
+            raise
         return digests
 
     def land(self, arrivals: Sequence[Arrival]) -> None:

@@ -100,7 +100,7 @@ class SocketLink:
         try:
             await batch.done
         except asyncio.CancelledError:
-            self._queue.withdraw(batch)
+            self.withdraw(batch)
             raise
 
     def post(

@@ -11,7 +11,7 @@ from shared.kv.codec import Payload
 
 
 class OutgoingBatch:
-    """What one call of `send` hands to a thread. Holds the memory of its parts until it is sent or given up."""
+    """What is handed to a sending thread at once. Holds the memory of its parts until it is sent or has failed."""
 
     def __init__(self, parts: Sequence[Payload], *, is_background: bool, layer: int) -> None:
         self.parts = parts
@@ -29,7 +29,7 @@ class OutgoingBatch:
             return
 
     def _set(self, error: str | None) -> None:
-        if self.done.done():  # its sender was cancelled
+        if self.done.done():  # it was given up
             return
         if error is None:
             self.done.set_result(None)

@@ -15,10 +15,12 @@ from shared.engine.thread import WorkThread
 from shared.engine.transfer import FetchMetrics, PageTransfer
 from shared.errors import DeadlineExceeded, PrfaasError, WorkerLost
 from shared.ids import BlockKey, Datacenter
-from shared.kv.codec import Codec, Fidelity
+from shared.kv.codec import Codec, Fidelity, Payload
 from shared.kv.entries import BlockEntries, Source
 from shared.kv.frame import Frame, seal
 from shared.kv.layout import KvLayout, iter_layers
+from shared.lanes.slabs import SLAB_BYTES
+from shared.lanes.slots import SlotMemory
 from shared.metrics import Metrics
 from shared.pool.lanes.lane import Arrived
 from shared.pool.memory import MemoryPool
@@ -321,3 +323,67 @@ async def test_the_copier_has_the_next_landing_in_hand_and_the_stream_lends_payl
         stager.let.set()
         await running
         assert (bench.landed(), pool.is_open, stager.num_begun) == ({(0, 0), (0, 1)}, False, 2)
+
+
+class LendingPool(ScriptedPool):
+    """Brings entries in slots, each by itself, and then nothing for ever."""
+
+    def __init__(self, memory: SlotMemory, frames: Iterable[Frame]) -> None:
+        super().__init__()
+        self._memory = memory
+        self._frames = list(frames)
+
+    async def fetch(
+        self,
+        layout: KvLayout,
+        blocks: Sequence[BlockEntries],
+        sources: Iterable[Source],
+        wait_s: float,
+        deadline: Deadline,
+        *,
+        doubted: bool = False,
+    ) -> AsyncGenerator[Arrived, None]:
+        for frame in self._frames:
+            yield Arrived([frame._replace(payload=self._lent(frame.payload))], [])
+            await asyncio.sleep(0)
+        await asyncio.Event().wait()
+
+    def _lent(self, payload: Payload) -> memoryview:
+        slot = self._memory.take(len(payload))
+        slot[:] = payload
+        return slot
+
+
+async def test_what_has_landed_is_held_no_more_while_the_rest_is_waited_for(bench: Bench) -> None:
+    """Its slots are free for what comes next, on this stream or another."""
+    memory = SlotMemory(SLAB_BYTES, shared=False)
+    pool = LendingPool(memory, [bench.frame(block, 0) for block in range(3)])
+    running = asyncio.create_task(bench.fetch(dict.fromkeys(range(3), 3)).run(pool, [], 1.0, soon()))
+    await until(lambda: bench.counted()[0] == 3)
+    await until(lambda: memory.num_taken == 0)
+    running.cancel()
+    await asyncio.wait({running})
+
+
+async def test_who_is_cancelled_returns_when_its_pages_are_not_written_any_more() -> None:
+    """A call that ends may be cancelled more than once."""
+    writing, let = threading.Event(), threading.Event()
+
+    class Held(HostStager):
+        def land_sealed(self, *arguments: Any) -> list[bool]:
+            writing.set()
+            assert let.wait(LIMIT_S)
+            return super().land_sealed(*arguments)
+
+    async with made(Held()) as bench:
+        pool = ScriptedPool([[bench.frame(0, 0)]])
+        running = asyncio.create_task(bench.fetch({0: 0b0011}).run(pool, [], 1.0, soon()))
+        await until(writing.is_set)
+        for _ in range(3):
+            running.cancel()
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert not running.done()
+        let.set()
+        with pytest.raises(asyncio.CancelledError):
+            await running

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from shared.engine.thread import LONG_PROMPT_TOKENS, WorkThread, beside_loop
+from shared.engine.thread import LONG_PROMPT_TOKENS, WorkThread, beside_loop, end_all
 from tests.support.waiting import LIMIT_S
 
 
@@ -66,3 +66,27 @@ async def test_a_call_that_can_be_told_is_told_when_its_waiter_is_cancelled() ->
 async def test_a_long_prompt_is_worked_on_beside_the_loop(num_tokens: int, on_loop: bool) -> None:
     ran_in = await beside_loop(num_tokens, threading.current_thread)
     assert (ran_in is threading.current_thread()) == on_loop
+
+
+async def test_tasks_have_ended_whatever_happens_to_who_ends_them() -> None:
+    let = asyncio.Event()
+
+    async def slow() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await let.wait()
+
+    tasks = [asyncio.create_task(slow()) for _ in range(2)]
+    await asyncio.sleep(0)
+    ending = asyncio.create_task(end_all(*tasks))
+    for _ in range(3):
+        await asyncio.sleep(0)
+        ending.cancel()
+    await asyncio.sleep(0)
+    assert not ending.done()
+    let.set()
+    with pytest.raises(asyncio.CancelledError):
+        await ending
+    assert all(task.cancelled() for task in tasks)
+    await end_all(*tasks)

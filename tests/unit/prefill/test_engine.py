@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from services.prefill.engine import ComputeJob, PrefillEngine
-from shared.engine.publish import Ready
+from shared.engine.batching import Ready
 from shared.engine.thread import WorkThread
 from shared.engine.transfer import FetchMetrics, PageTransfer
 from shared.engine.urgency import Urgency

@@ -13,6 +13,7 @@ from shared.kv.frame import Frame, open_frame
 from shared.lanes.records import pack_records
 from shared.lanes.slabs import SLAB_BYTES, slot_bytes
 from shared.lanes.slots import SlotMemory
+from shared.lanes.sockets.batch import Received
 from shared.proto import prfaas_pb2 as pb
 from tests.support.lanes import linked, sealed
 from tests.support.samples import ENTRY_BYTES, frame, keys
@@ -128,6 +129,28 @@ async def test_what_a_writer_brought_on_a_link_is_let_go_of_when_it_ends() -> No
             await ends.near.send(1, [sealed(number, SLAB_BYTES // 4) for number in range(4)])
             async with asyncio.timeout(LIMIT_S):
                 await intake.until(4)
+            intake.close()
+            await asyncio.sleep(0)
+            assert memory.has_room([SLAB_BYTES // 4] * 4)
+    finally:
+        gc.enable()
+
+
+async def test_what_a_writer_brought_and_must_not_is_let_go_of_and_said() -> None:
+    memory, is_failed = SlotMemory(SLAB_BYTES, shared=False), asyncio.Event()
+
+    def refusing(received: Received) -> None:
+        raise BadRequest(f"nobody granted {len(received.frames)} entries")
+
+    gc.disable()
+    try:
+        async with linked(far_slots=memory) as ends:  # type: ignore[arg-type]
+            intake = LinkedIntake(ends.far, 1, refusing, is_failed.set)
+            await ends.near.send(1, [sealed(number, SLAB_BYTES // 4) for number in range(4)])
+            async with asyncio.timeout(LIMIT_S):
+                await is_failed.wait()
+                with pytest.raises(BadRequest, match="nobody granted 4"):
+                    await intake.until(5)
             intake.close()
             await asyncio.sleep(0)
             assert memory.has_room([SLAB_BYTES // 4] * 4)

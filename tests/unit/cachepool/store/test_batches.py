@@ -141,3 +141,30 @@ def test_slots_of_another_size_are_made_of_what_is_least_worth() -> None:
     assert not pool.store.make_slots([SLAB_BYTES] * 2), "there is not so much memory"
     assert told == [sizes], "who makes slots is not asked for them"
     pool.store.check_integrity()
+
+
+def test_many_slots_are_looked_for_seldom_and_little_more_goes_than_has_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, num_asked, num_looks = SamplePool(), 64, 0
+    memory = SlotMemory(SLAB_BYTES, shared=False)
+    pool.store = Store(1 << 40, pool.clock, memory=memory)
+    layout = KvLayout((LayerSpec(None, 1, SLAB_BYTES // 1024),), "float32", block_tokens=1)
+    size = layout.entry_bytes(0)
+    names = keys("small", SLAB_BYTES // size)
+    writer = pool.store.open_writer()
+    pool.store.grant(writer, layout, wanting(names, 1))
+    assert not pool.store.put_all(writer, [frame(key, 0, layout) for key in names]).refused
+    pool.store.abandon(writer)
+    has_room = memory.has_room
+
+    def counted(sizes: Sequence[int]) -> bool:
+        nonlocal num_looks
+        num_looks += 1
+        return has_room(sizes)
+
+    monkeypatch.setattr(memory, "has_room", counted)
+    assert not pool.store.make_slots([size] * (2 * len(names)))
+    assert pool.store.stats.num_entries == len(names), "nothing goes for what can never be had"
+    assert pool.store.make_slots([size] * num_asked)
+    assert num_asked <= len(names) - pool.store.stats.num_entries <= num_asked * 5 // 4 + 1
+    assert num_looks < num_asked // 2
+    pool.store.check_integrity()

@@ -56,6 +56,9 @@ class FakeStream:
     def wait_event(self, event: "FakeEvent") -> None:
         self.queue.append(event.synchronize)
 
+    def synchronize(self) -> None:
+        self.run_until(len(self.queue))
+
     def run_until(self, end: int) -> None:
         while self.num_done < end:
             self.num_done += 1
@@ -332,3 +335,22 @@ def test_when_a_piece_fails_nothing_is_written_any_more(compute: FakeStream) -> 
     with pytest.raises(ValueError, match="no digest"):
         stager.place([Departure(None, blocks, range(PER_PIECE * 4), slots, HEADERS[: PER_PIECE * 4])], failing)
     assert outwards.num_done == len(outwards.queue)
+
+
+def test_when_a_copy_is_refused_nothing_is_written_any_more(
+    compute: FakeStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the same piece before it are under way."""
+    stager, blocks = CudaStager(torch.device("cuda")), blocks_of(PER_PIECE)
+    outwards: Any = stager._outwards
+    queue_copies = vars(cuda)["queue_copies"]
+
+    def refusing(targets: Addresses, sources: Addresses, sizes: NDArray[np.int64], stream: Any) -> None:
+        queue_copies(targets[:1], sources[:1], sizes[:1], stream)
+        raise RuntimeError("refused")
+
+    monkeypatch.setattr(cuda, "queue_copies", refusing)
+    slots = slots_in(memoryview(bytearray(PER_PIECE * ENTRY_BYTES)), *range(PER_PIECE))
+    with pytest.raises(RuntimeError, match="refused"):
+        stager.place([Departure(None, blocks, range(PER_PIECE), slots, HEADERS[:PER_PIECE])], digests)
+    assert outwards.num_done == len(outwards.queue) > 0

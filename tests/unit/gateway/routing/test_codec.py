@@ -94,3 +94,8 @@ def test_a_way_has_the_threads_of_the_engine_at_either_end() -> None:
 def test_a_way_knows_whether_it_leaves_a_host(pool: str, is_one_host: bool) -> None:
     maker, user = Member(WorkerId("p"), EAST, "a:1", "10.0.0.1:1"), Member(WorkerId("d"), WEST, "a:2", pool)
     assert way_between(RegistryView(), maker, user).is_one_host is is_one_host
+
+
+def test_pools_of_no_known_address_are_not_on_one_host() -> None:
+    maker, user = Member(WorkerId("p"), EAST, "a:1", ""), Member(WorkerId("d"), WEST, "a:2", "")
+    assert not way_between(RegistryView(), maker, user).is_one_host
