@@ -7,6 +7,9 @@ from contextlib import suppress
 
 from services.cachepool.store.store import Store
 
+PAUSE_S = 1.0
+"""Nothing is evicted for so long after eviction did not help: what is freed and still viewed makes no slots."""
+
 
 class Shortage:
     """Is told, in any thread, for which sizes memory has no slots: has the event loop evict for them."""
@@ -17,6 +20,7 @@ class Shortage:
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._is_told = False
+        self._paused_until = 0.0  # of the loop's time
 
     def __call__(self, sizes: Sequence[int]) -> None:
         with self._lock:
@@ -29,4 +33,6 @@ class Shortage:
     def _relieve(self, sizes: Sequence[int]) -> None:
         with self._lock:
             self._is_told = False
-        self._store.make_slots(sizes)
+        now = self._loop.time()
+        if now >= self._paused_until and not self._store.make_slots(sizes):
+            self._paused_until = now + PAUSE_S
