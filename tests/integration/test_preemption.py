@@ -2,15 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
-from shared.engine.publish import PagePublisher
+from shared.engine.batching import MessageBatcher
 from shared.errors import ContextTooLong
-from shared.kv.codec import Payload
 from shared.kv.frame import Frame
 from tests.support.engines import Result, TwoDatacenters, two_datacenters
 from tests.support.tiny import MODELS, greedy_reference, prompt
@@ -101,16 +100,19 @@ async def test_blocks_that_the_pool_has_dropped_are_computed_again_at_once(name:
     assert result.ids == (await alone(name)).ids
 
 
+def slowed(seal: Callable[..., list[Frame]]) -> Callable[..., list[Frame]]:
+    def slowly(*args: Any) -> list[Frame]:
+        time.sleep(0.05)
+        return seal(*args)
+
+    return slowly
+
+
 @pytest.mark.parametrize("name", MODELS)
 async def test_pages_are_not_reused_before_they_are_published(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else other content would be published under their keys, and come back as this request's."""
-    send = PagePublisher._seal_batch
-
-    def slowly(publisher: PagePublisher, layer: int, blocks: Sequence[int], raws: Iterator[Payload]) -> list[Frame]:
-        time.sleep(0.05)
-        return send(publisher, layer, blocks, raws)
-
-    monkeypatch.setattr(PagePublisher, "_seal_batch", slowly)
+    for way in ("_seal_batch", "_seal_in_place"):
+        monkeypatch.setattr(MessageBatcher, way, slowed(getattr(MessageBatcher, way)))
     async with squeezed(name) as dcs:
         result = await squeeze(dcs)
         assert dcs.decode.metric("decode_published_blocks_total") > 0
