@@ -146,20 +146,19 @@ class MessageBatcher:
             rest = list(blocks)
             entry_bytes = self._transfer.layout.entry_bytes(ready.layer)
             while rest:
-                if placings and num_bytes + entry_bytes > MAX_PLACED_BYTES:
-                    yield self._message(placings, num_bytes, ends)
-                    placings, num_bytes, ends = [], 0, []
+                is_full = bool(placings) and num_bytes + entry_bytes > MAX_PLACED_BYTES
                 asked = rest[: max(1, (MAX_PLACED_BYTES - num_bytes) // entry_bytes)]
-                room = await self._room(asked, entry_bytes)
+                room = [None] * len(asked) if is_full else await self._room(asked, entry_bytes)
                 given = [(block, slot) for block, slot in zip(asked, room, strict=True) if slot is not None]
-                if not given and (placings or self._num_placed):
+                if not given:
                     if placings:
                         yield self._message(placings, num_bytes, ends)
                         placings, num_bytes, ends = [], 0, []
-                    await self._all_sent()  # then the pool has room again
+                    elif not self._num_placed:
+                        break  # as many messages as there would be without a question
+                    if not is_full:
+                        await self._all_sent()  # then the pool has room again
                     continue
-                if not given:
-                    break  # as many messages as there would be without a question
                 placings.append(_Placing(ready, *map(list, zip(*given, strict=True))))
                 num_bytes += len(given) * entry_bytes
                 found = {block for block, _ in given}

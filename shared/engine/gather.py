@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from shared.engine.thread import end_all
 from shared.kv.entries import BlockEntries
 from shared.pool.lanes.lane import Arrived
+from shared.pool.outstanding import Outstanding
 
 
 async def gathered(
@@ -22,8 +23,8 @@ async def gathered(
     has_room = asyncio.Event()
 
     async def read() -> None:
-        num_bytes, left = 0, _Unanswered(wanted)
-        while left.num_entries and (arrived := await anext(stream, None)) is not None:
+        num_bytes, left = 0, Outstanding(wanted)
+        while not left.is_empty and (arrived := await anext(stream, None)) is not None:
             num_bytes = num_bytes + _size(arrived) if waiting else _size(arrived)
             left.remove(arrived)
             waiting.append(arrived)
@@ -50,26 +51,6 @@ async def gathered(
                 await changed.wait()
     finally:
         await end_all(reading)
-
-
-class _Unanswered:
-    """Counts the wanted entries that neither came nor were denied."""
-
-    def __init__(self, wanted: Iterable[BlockEntries]) -> None:
-        self._left = dict(wanted)
-        self.num_entries = sum(map(int.bit_count, self._left.values()))
-
-    def remove(self, arrived: Arrived) -> None:
-        left = self._left
-        for key, layer, *_ in arrived.frames:
-            layers = left.get(key, 0)
-            if layer >= 0 and layers >> layer & 1:
-                left[key] = layers ^ 1 << layer
-                self.num_entries -= 1
-        for key, denied in (*arrived.missing, *arrived.corrupt):
-            layers = left.get(key, 0)
-            left[key] = layers & ~denied
-            self.num_entries -= (layers & denied).bit_count()
 
 
 def _size(arrived: Arrived) -> int:

@@ -104,7 +104,7 @@ class PoolClient:
                 log.warning("lane_broken", pool=self.address, lane=lane.name, error=str(error))
                 if self._lanes is not None:
                     self._lanes.broke(self.address, lane)
-            if not left.lacking():
+            if left.is_empty:
                 return
             del request.blocks[:]
             request.blocks.extend(entries_to_messages(left.blocks()))

@@ -20,6 +20,11 @@ class Outstanding:
         for key, layers in (*arrived.missing, *arrived.corrupt):
             left[key] = left.get(key, 0) & ~layers
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether all was answered for."""
+        return not any(self._left.values())
+
     def blocks(self) -> list[BlockEntries]:
         """Return all blocks of the request, each with what it lacks: where that is nothing, its place in the chain."""
         return [BlockEntries(key, layers) for key, layers in self._left.items()]

@@ -22,7 +22,7 @@ from shared.lanes.sockets.transport import Transport
 
 SLOT_PATIENCE_S = 0.5
 """How long a batch waits for slots, and its connection with it."""
-SLOT_POLL_S = 0.005
+SLOT_POLL_S = 0.005  # nobody is told when the last view of a slot goes
 _DISCARD_BYTES = 256 << 10
 
 
