@@ -16,9 +16,12 @@ class Outstanding:
         """Take off what a message answered for. Who is told of what came corrupt asks for that, alone."""
         left = self._left
         for key, layer, *_ in arrived.frames:
-            left[key] = left.get(key, 0) & ~(1 << layer)
+            layers = left.get(key, 0)
+            if layer >= 0 and layers >> layer & 1:  # a frame that nobody verified may name any block and layer
+                left[key] = layers ^ 1 << layer
         for key, layers in (*arrived.missing, *arrived.corrupt):
-            left[key] = left.get(key, 0) & ~layers
+            if key in left:
+                left[key] &= ~layers
 
     @property
     def is_empty(self) -> bool:
