@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Self, TypeVar, cast, get_args
+from typing import Any, Literal, NamedTuple, Self, TypeVar, cast, get_args
 
 from google.protobuf.message import DecodeError
 
 from shared.errors import BadEvent
 from shared.ids import BlockKey, Datacenter, Epoch, LayoutHash, ModelFingerprint, WorkerId
 from shared.proto import prfaas_pb2 as pb
+from shared.step_profile import StepProfile
 
 EVENT_VERSION = 2
 KEY_BYTES = 32
@@ -160,6 +161,7 @@ class LinkLoad(NamedTuple):
     goodput_bytes_per_s: float  # smoothed, over the time in which there was something to carry; 0: not known
     backlog_bytes: int  # asked for and not here yet, before any codec
     crossed_bytes: int  # payload, since the pool's start
+    round_trip_s: float = 0.0  # smoothed; 0: not known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +177,15 @@ class LoadEvent:
     at_ms: int
     links: tuple[LinkLoad, ...] = ()  # of a pool, one for each datacenter that it has pulled from
     suspects: tuple[str, ...] = ()  # of a pool: addresses of the peers that it pulls nothing from at present
+    step_profile: StepProfile | None = None  # of an engine
+    queued_s: float = 0.0  # of an engine: what prompts here still take, as it predicts
+    queued_tokens: int = 0  # of prompts, still to be computed
+    context_tokens: int = 0  # of running requests together
+    step_tokens: int = 0  # most prompt tokens that a step computes at present
+    busy: float = 0.0  # share of the last seconds that was spent in steps, 0 to 1
+    arrivals_per_s: float = 0.0  # requests taken, over the last seconds
+    hand_over_bytes_per_s: float = 0.0  # of an engine: KV from or to its pool, while there was some to move; 0: unknown
+    tier_bytes_per_s: float = 0.0  # of a pool: reads from the object tier, while there were some; 0: unknown
 
     def encode(self) -> bytes:
         return pb.LoadEvent(
@@ -188,6 +199,8 @@ class LoadEvent:
             at_ms=self.at_ms,
             links=[pb.LinkLoad(**link._asdict()) for link in self.links],
             suspects=self.suspects,
+            step_profile=None if self.step_profile is None else pb.StepProfile(**self.step_profile._asdict()),
+            **{name: getattr(self, name) for name in _FIGURES},
         ).SerializeToString()
 
     @classmethod
@@ -208,8 +221,22 @@ class LoadEvent:
             at_ms=message.at_ms,
             links=tuple(_link(link) for link in message.links),
             suspects=tuple(message.suspects),
+            step_profile=_profile(message),
+            **{name: _figure(message, name) for name in _FIGURES},
         )
 
+
+_FIGURES = (
+    "queued_s",
+    "queued_tokens",
+    "context_tokens",
+    "step_tokens",
+    "busy",
+    "arrivals_per_s",
+    "hand_over_bytes_per_s",
+    "tier_bytes_per_s",
+)
+"""Fields of a load event that are numbers, not negative, and 0 where a process says nothing of them."""
 
 Event = PlacementEvent | MembershipEvent | LoadEvent
 
@@ -248,7 +275,21 @@ def _link(message: pb.LinkLoad) -> LinkLoad:
     if not 0.0 <= goodput < float("inf"):
         raise BadEvent(f"goodput_bytes_per_s {goodput} is not a speed")
     peer_dc = Datacenter(_present(message.peer_dc, "peer_dc"))
-    return LinkLoad(peer_dc, goodput, message.backlog_bytes, message.crossed_bytes)
+    round_trip_s = _figure(message, "round_trip_s")
+    return LinkLoad(peer_dc, goodput, message.backlog_bytes, message.crossed_bytes, round_trip_s)
+
+
+def _profile(message: pb.LoadEvent) -> StepProfile | None:
+    if not message.HasField("step_profile"):
+        return None
+    return StepProfile(*(_figure(message.step_profile, name) for name in StepProfile._fields))
+
+
+def _figure(message: pb.LoadEvent | pb.LinkLoad | pb.StepProfile, name: str) -> Any:
+    value = getattr(message, name)
+    if not 0 <= value < float("inf"):
+        raise BadEvent(f"{name} {value} is negative or no number")
+    return value
 
 
 def _present(text: str, name: str) -> str:

@@ -1515,6 +1515,15 @@ class LoadEvent(_message.Message):
     AT_MS_FIELD_NUMBER: _builtins.int
     LINKS_FIELD_NUMBER: _builtins.int
     SUSPECTS_FIELD_NUMBER: _builtins.int
+    STEP_PROFILE_FIELD_NUMBER: _builtins.int
+    QUEUED_S_FIELD_NUMBER: _builtins.int
+    QUEUED_TOKENS_FIELD_NUMBER: _builtins.int
+    CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
+    STEP_TOKENS_FIELD_NUMBER: _builtins.int
+    BUSY_FIELD_NUMBER: _builtins.int
+    ARRIVALS_PER_S_FIELD_NUMBER: _builtins.int
+    HAND_OVER_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    TIER_BYTES_PER_S_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     worker: _builtins.str
     epoch: _builtins.int
@@ -1525,6 +1534,22 @@ class LoadEvent(_message.Message):
     tokens_per_s: _builtins.float
     """measured: prefill speed of a prefill worker, decode speed of a decode worker"""
     at_ms: _builtins.int
+    queued_s: _builtins.float
+    """of an engine: what prompts here still take, as it predicts"""
+    queued_tokens: _builtins.int
+    """of prompts, still to be computed"""
+    context_tokens: _builtins.int
+    """of running requests together"""
+    step_tokens: _builtins.int
+    """most prompt tokens that a step computes at present"""
+    busy: _builtins.float
+    """share of the last seconds that was spent in steps, 0 to 1"""
+    arrivals_per_s: _builtins.float
+    """requests taken, over the last seconds"""
+    hand_over_bytes_per_s: _builtins.float
+    """of an engine: KV from or to its pool, while there was some to move; 0: not known"""
+    tier_bytes_per_s: _builtins.float
+    """of a pool: reads from the object tier, while there were some; 0: not known"""
     @_builtins.property
     def links(self) -> _containers.RepeatedCompositeFieldContainer[Global___LinkLoad]:
         """of a pool, one for each datacenter that it pulls from"""
@@ -1532,6 +1557,10 @@ class LoadEvent(_message.Message):
     @_builtins.property
     def suspects(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """of a pool: addresses of the peers that it pulls nothing from at present"""
+
+    @_builtins.property
+    def step_profile(self) -> Global___StepProfile:
+        """of an engine"""
 
     def __init__(
         self,
@@ -1546,14 +1575,65 @@ class LoadEvent(_message.Message):
         at_ms: _builtins.int = ...,
         links: _abc.Iterable[Global___LinkLoad] | None = ...,
         suspects: _abc.Iterable[_builtins.str] | None = ...,
+        step_profile: Global___StepProfile | None = ...,
+        queued_s: _builtins.float = ...,
+        queued_tokens: _builtins.int = ...,
+        context_tokens: _builtins.int = ...,
+        step_tokens: _builtins.int = ...,
+        busy: _builtins.float = ...,
+        arrivals_per_s: _builtins.float = ...,
+        hand_over_bytes_per_s: _builtins.float = ...,
+        tier_bytes_per_s: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["step_profile", b"step_profile"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "epoch", b"epoch", "kv_usage", b"kv_usage", "links", b"links", "running", b"running", "suspects", b"suspects", "tokens_per_s", b"tokens_per_s", "version", b"version", "waiting", b"waiting", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrivals_per_s", b"arrivals_per_s", "at_ms", b"at_ms", "busy", b"busy", "context_tokens", b"context_tokens", "epoch", b"epoch", "hand_over_bytes_per_s", b"hand_over_bytes_per_s", "kv_usage", b"kv_usage", "links", b"links", "queued_s", b"queued_s", "queued_tokens", b"queued_tokens", "running", b"running", "step_profile", b"step_profile", "step_tokens", b"step_tokens", "suspects", b"suspects", "tier_bytes_per_s", b"tier_bytes_per_s", "tokens_per_s", b"tokens_per_s", "version", b"version", "waiting", b"waiting", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LoadEvent: _TypeAlias = LoadEvent  # noqa: Y015
+
+@_typing.final
+class StepProfile(_message.Message):
+    """What a step of an engine's model takes: a sum of these, each times how many of its kind are in the step."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_S_FIELD_NUMBER: _builtins.int
+    TOKEN_S_FIELD_NUMBER: _builtins.int
+    PAIR_S_FIELD_NUMBER: _builtins.int
+    ROW_S_FIELD_NUMBER: _builtins.int
+    CONTEXT_S_FIELD_NUMBER: _builtins.int
+    NUM_STEPS_FIELD_NUMBER: _builtins.int
+    base_s: _builtins.float
+    """a step"""
+    token_s: _builtins.float
+    """a prompt token"""
+    pair_s: _builtins.float
+    """a prompt token and a token before it"""
+    row_s: _builtins.float
+    """a running request"""
+    context_s: _builtins.float
+    """a token of a running request's context"""
+    num_steps: _builtins.float
+    """measured steps that it rests on, older ones counted less; below 1 it is a prior"""
+    def __init__(
+        self,
+        *,
+        base_s: _builtins.float = ...,
+        token_s: _builtins.float = ...,
+        pair_s: _builtins.float = ...,
+        row_s: _builtins.float = ...,
+        context_s: _builtins.float = ...,
+        num_steps: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_s", b"base_s", "context_s", b"context_s", "num_steps", b"num_steps", "pair_s", b"pair_s", "row_s", b"row_s", "token_s", b"token_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepProfile: _TypeAlias = StepProfile  # noqa: Y015
 
 @_typing.final
 class LinkLoad(_message.Message):
@@ -1565,6 +1645,7 @@ class LinkLoad(_message.Message):
     GOODPUT_BYTES_PER_S_FIELD_NUMBER: _builtins.int
     BACKLOG_BYTES_FIELD_NUMBER: _builtins.int
     CROSSED_BYTES_FIELD_NUMBER: _builtins.int
+    ROUND_TRIP_S_FIELD_NUMBER: _builtins.int
     peer_dc: _builtins.str
     goodput_bytes_per_s: _builtins.float
     """smoothed, over the time in which there was something to carry; 0: not known"""
@@ -1572,6 +1653,8 @@ class LinkLoad(_message.Message):
     """asked for and not here yet"""
     crossed_bytes: _builtins.int
     """payload, since the pool's start"""
+    round_trip_s: _builtins.float
+    """smoothed; 0: not known"""
     def __init__(
         self,
         *,
@@ -1579,10 +1662,11 @@ class LinkLoad(_message.Message):
         goodput_bytes_per_s: _builtins.float = ...,
         backlog_bytes: _builtins.int = ...,
         crossed_bytes: _builtins.int = ...,
+        round_trip_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backlog_bytes", b"backlog_bytes", "crossed_bytes", b"crossed_bytes", "goodput_bytes_per_s", b"goodput_bytes_per_s", "peer_dc", b"peer_dc"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backlog_bytes", b"backlog_bytes", "crossed_bytes", b"crossed_bytes", "goodput_bytes_per_s", b"goodput_bytes_per_s", "peer_dc", b"peer_dc", "round_trip_s", b"round_trip_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,6 +22,7 @@ from shared.bus.events import (
 from shared.errors import BadEvent
 from shared.ids import BlockKey, Datacenter, Epoch, LayoutHash, ModelFingerprint, WorkerId
 from shared.proto import prfaas_pb2 as pb
+from shared.step_profile import StepProfile
 
 KEY = BlockKey(bytes(range(32)))
 PLACEMENT = PlacementEvent(
@@ -53,8 +54,17 @@ LOAD = LoadEvent(
     kv_usage=0.25,
     speed_tokens_per_s=31.5,
     at_ms=1_790_000_000_000,
-    links=(LinkLoad(Datacenter("east"), 125e6, 1 << 20, 1 << 40),),
+    links=(LinkLoad(Datacenter("east"), 125e6, 1 << 20, 1 << 40, 0.04),),
     suspects=("127.0.0.1:7101",),
+    step_profile=StepProfile(0.01, 2e-4, 1e-8, 1e-3, 1e-7, 12.5),
+    queued_s=1.5,
+    queued_tokens=4096,
+    context_tokens=1024,
+    step_tokens=512,
+    busy=0.75,
+    arrivals_per_s=2.5,
+    hand_over_bytes_per_s=1e9,
+    tier_bytes_per_s=1e8,
 )
 
 keys = st.lists(st.binary(min_size=32, max_size=32), max_size=5).map(b"".join)
