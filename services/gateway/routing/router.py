@@ -7,7 +7,7 @@ from services.gateway.cluster.registry import RegistryView, no_decode_worker
 from services.gateway.cluster.workers import Member
 from services.gateway.routing.calibration import NO_CORRECTIONS, Corrections
 from services.gateway.routing.codec import choose_codec, way_between
-from services.gateway.routing.costs.forecast import forecast_of
+from services.gateway.routing.costs.candidates import forecast_of
 from services.gateway.routing.datacenters import credits_by_dc
 from services.gateway.routing.facts import Facts, facts_of
 from services.gateway.routing.plan import Plan, PlanKind, RequestFacts

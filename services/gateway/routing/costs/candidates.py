@@ -10,7 +10,6 @@ import numpy as np
 
 from services.gateway.routing.calibration import prior_of
 from services.gateway.routing.costs.others import delay_of_later_s, stall_s
-from services.gateway.routing.costs.prefix import PrefixUse, kv_bytes, lacking_bytes
 from services.gateway.routing.costs.steps import (
     Seconds,
     memory_wait_s,
@@ -19,9 +18,10 @@ from services.gateway.routing.costs.steps import (
     step_s,
     tail_s,
 )
-from services.gateway.routing.costs.ways import gathering, way_cost
+from services.gateway.routing.costs.transfer import PrefixUse, gathering, kv_bytes, lacking_bytes, way_cost
 from services.gateway.routing.facts import Facts
 from services.gateway.routing.plan import Forecast, LinkUse, PlanKind
+from services.gateway.routing.policy import Decision
 from shared.ids import Datacenter
 
 
@@ -124,6 +124,16 @@ def handed_over(facts: Facts, maker: Datacenter, use: PrefixUse, decode: int | N
         decode_s=np.repeat(tail, len(chosen)),
         crossings=crossings,
     )
+
+
+def forecast_of(facts: Facts, decision: Decision) -> Forecast:
+    """Return what is expected of a decision. `facts` have the caches that the decision uses."""
+    use = PrefixUse(facts.num_usable, frozenset(facts.credits))
+    if facts.is_cached or not decision.prefill:
+        return on_decode(facts, use).forecast(facts, decision.decode)
+    row = decision.prefill[0]
+    ways = handed_over(facts, facts.prefill[row].dc, use, decision.decode)
+    return ways.forecast(facts, int(np.flatnonzero(ways.rows == row)[0]))
 
 
 def _decode_for_tail(facts: Facts, end: int) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.gateway.routing.costs.candidates import Candidates, handed_over, on_decode
-from services.gateway.routing.costs.prefix import prefix_uses
+from services.gateway.routing.costs.transfer import prefix_uses
 from services.gateway.routing.facts import Facts
 from services.gateway.routing.plan import Slo
 from services.gateway.routing.policy import Decision, ranked

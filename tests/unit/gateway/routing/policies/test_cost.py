@@ -8,7 +8,7 @@ import pytest
 
 from services.gateway.cluster.links import Links
 from services.gateway.cluster.workers import Workers
-from services.gateway.routing.costs.forecast import forecast_of
+from services.gateway.routing.costs.candidates import forecast_of
 from services.gateway.routing.datacenters import Credit
 from services.gateway.routing.facts import Facts
 from services.gateway.routing.plan import RequestFacts, Slo
