@@ -39,9 +39,10 @@ class OnlineFit:
     """Learns `seconds = sum(coefficient * feature)`; no coefficient is negative.
 
     Errors are relative, to the geometric mean of what was expected and measured: steps of a millisecond count as much
-    as those of a second, and twice as long is as wrong as half as long. A measurement replaces older ones of its own direction only. What steps have not shown for long stays known, and what they never
-    show apart from other features stays near the prior. The prior counts as `strength` steps that consist of one
-    feature alone, for each feature. A speed that changes for good is followed within about twenty steps.
+    as those of a second, and twice as long is as wrong as half as long. A measurement replaces older ones of its own
+    direction only: what steps have not shown for long stays known, and what they never show apart from other features
+    stays near the prior. The prior may be wrong by its own size, a step by a tenth: so the prior counts as a hundredth
+    of a step of each feature alone. When the speed changes, a tenth of the error is left after about twenty steps.
     """
 
     def __init__(self, prior: Sequence[float], strength: float = 0.01) -> None:
@@ -54,14 +55,16 @@ class OnlineFit:
         self._strength = float(strength)
         # In units of the prior all features are alike: a coefficient of 1 is the prior's.
         self._relative = [1.0] * len(prior)
-        self._covariance: Matrix = [
-            [1 / strength if i == j else 0.0 for j in range(len(prior))] for i in range(len(prior))
-        ]
+        self._covariance = self._first_covariance()
         self._scale = MAX_SCALE
         self._run = 0  # outliers in a row, negative where they were quicker than expected
         self._known: tuple[float, ...] | None = None  # `coefficients`, until the next measurement
         self.num_observations = 0.0
         """Measurements that it rests on, older ones counted less; 0: the prior alone."""
+
+    def _first_covariance(self) -> Matrix:
+        size = len(self._prior)
+        return [[1 / self._strength if i == j else 0.0 for j in range(size)] for i in range(size)]
 
     @property
     def num_features(self) -> int:
@@ -128,7 +131,8 @@ class OnlineFit:
         reach = [sum(a * b for a, b in zip(row, shares, strict=True)) for row in covariance]
         variance = sum(a * b for a, b in zip(reach, shares, strict=True))
         if variance <= 0:
-            return  # of rounding alone
+            self._covariance = self._first_covariance()  # rounding has spoilt it
+            return
         gain = 1 / (memory / weight + variance)
         change = (1 - memory) / (memory * variance) - gain / memory
         for i, of_row in enumerate(reach):
@@ -214,7 +218,7 @@ def _non_negative(values: Sequence[float], covariance: Matrix) -> list[float]:
 
 
 def _solved(matrix: Matrix, right: Sequence[float]) -> list[float]:
-    """Return `x` of `matrix x = right` for a symmetric positive matrix, by elimination; where it is singular, some x."""
+    """Return `x` of `matrix x = right` of a symmetric positive matrix, by elimination; some `x` where it is singular."""
     rows = [[*row, value] for row, value in zip(matrix, right, strict=True)]
     size = len(rows)
     for i in range(size):

@@ -72,7 +72,7 @@ class Promises:
             promise.end()
 
     def num_promised(self, keys: Sequence[BlockKey]) -> int:
-        """Return how many leading blocks of `keys` are in others' hands: whoever waits for those need not compute them."""
+        """Return how many leading blocks of `keys` are in the hands of others: they compute those."""
         return next((i for i, key in enumerate(keys) if key not in self._owners), len(keys))
 
     async def _wait(self, keys: Sequence[BlockKey], urgency: Urgency, deadline: Deadline) -> None:

@@ -19,6 +19,9 @@ class StepWork(NamedTuple):
     context_tokens: float = 0.0  # of running requests
 
 
+NOTHING = StepWork()
+
+
 class QueuedWork(NamedTuple):
     """What prompts still need of steps."""
 
@@ -58,7 +61,7 @@ class StepCosts:
             self.fit.measured((1.0, *work)[: self.fit.num_features], seconds)
             self._profile = None
 
-    def queued(self, prompts: Iterable[tuple[int, int]], step_tokens: int, beside: StepWork = StepWork()) -> QueuedWork:
+    def queued(self, prompts: Iterable[tuple[int, int]], step_tokens: int, beside: StepWork = NOTHING) -> QueuedWork:
         """Return what prompts need whose tokens `[first, end)` are left, in steps of `step_tokens`.
 
         Prompts share steps. `beside` is what each of these steps has in it anyway.
