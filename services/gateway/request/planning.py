@@ -11,6 +11,7 @@ from services.gateway.cluster.registry import Registry
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.placement.held import HeldPrefix
 from services.gateway.request.generation import GenerationRequest
+from services.gateway.routing.calibration import Calibration
 from services.gateway.routing.plan import Plan, RequestFacts, sources_text
 from services.gateway.routing.router import Router, prefers_exact
 from shared.ids import BlockKey, WorkerId
@@ -35,6 +36,7 @@ class Planner:
         placements: Placements,
         promises: PrefillPromises,
         registry: Registry,
+        calibration: Calibration,
         metrics: GatewayMetrics,
         clock: Callable[[], float] = time.monotonic,
         draw: Callable[[], float] = random.random,
@@ -44,6 +46,7 @@ class Planner:
         self._placements = placements
         self._promises = promises
         self._registry = registry
+        self._calibration = calibration
         self._metrics = metrics
         self._clock = clock
         self._draw = draw
@@ -87,4 +90,4 @@ class Planner:
             slo=request.slo,
             draw=self._draw(),
         )
-        return self._router.plan(facts, self._registry.view())
+        return self._router.plan(facts, self._registry.view(), self._calibration.corrections(self._clock()))

@@ -51,6 +51,7 @@ class Forecast:
     """What a plan is expected to take, and what it makes others wait for."""
 
     ttft_s: float  # until the first token
+    model_s: float  # the same, before what was measured of such plans corrected it
     time_per_output_token_s: float
     prefill_s: float = 0.0  # of the prefill worker's model
     prefill_tokens: float = 0.0

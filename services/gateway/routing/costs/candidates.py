@@ -39,7 +39,8 @@ class Candidates:
     decode: RowNumbers  # [n], rows of `facts.decode`
     uses: Sequence[PrefixUse]  # of each datacenter that computes, by its number
     dc: RowNumbers  # [n], which datacenter computes
-    ttft_s: Seconds  # [n]
+    model_s: Seconds  # [n]: until the first token, by the model alone
+    ttft_s: Seconds  # [n]: the same, corrected
     time_per_output_token_s: Seconds  # [n]
     others_s: Seconds  # [n]: what others wait longer, together
     prefill_s: Seconds  # [n]
@@ -56,6 +57,7 @@ class Candidates:
         start = max(first, facts.num_enough * block_tokens) if self.is_handed_over else first
         return Forecast(
             ttft_s=float(self.ttft_s[at]),
+            model_s=float(self.model_s[at]),
             time_per_output_token_s=float(self.time_per_output_token_s[at]),
             prefill_s=float(self.prefill_s[at]),
             prefill_tokens=start - first,
@@ -75,12 +77,14 @@ def on_decode(facts: Facts, use: PrefixUse) -> Candidates:
     waiting = rows["queued_s"] + memory_wait_s(rows, num_tokens)
     kind: PlanKind = "none" if use.num_blocks >= facts.num_enough else "decode_only"
     correction = _correction(facts, kind, facts.home)
+    model_s = _gated(facts, waiting, landed, computing)
     return Candidates(
         is_handed_over=False,
         decode=np.arange(len(rows)),
         uses=[use] * len(facts.dcs),
         dc=rows["dc"],
-        ttft_s=correction.offset_s + correction.factor * _gated(facts, waiting, landed, computing),
+        model_s=model_s,
+        ttft_s=correction.offset_s + correction.factor * model_s,
         time_per_output_token_s=step_s(rows, 1, num_tokens),
         others_s=_decode_others_s(facts, rows, first, computing),
         prefill_s=np.zeros(len(rows)),
@@ -113,12 +117,14 @@ def handed_over(facts: Facts, uses: Sequence[PrefixUse], decode: int | None = No
     landed = np.maximum(computed + handing_s / num_pieces, latest)
     tail = tail_s(decoder, end, num_tokens)
     waiting = decoder["queued_s"] + memory_wait_s(decoder, num_tokens)
+    model_s = _gated(facts, waiting, landed, tail)
     return Candidates(
         is_handed_over=True,
         decode=np.full(len(rows), worker),
         uses=uses,
         dc=dc,
-        ttft_s=offset + factor * _gated(facts, waiting, landed, tail),
+        model_s=model_s,
+        ttft_s=offset + factor * model_s,
         time_per_output_token_s=np.repeat(step_s(decoder, 1, num_tokens), len(rows)),
         others_s=delay_of_later_s(rows, computing) + _decode_others_s(facts, decoder, end, tail),
         prefill_s=computing,
