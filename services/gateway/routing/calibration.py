@@ -34,9 +34,6 @@ MAX_OFFSET_S = 0.05
 """What is measured counts within these bounds of the forecast. What is farther off is a fault or a link that has just
 changed: links and workers are measured themselves, and a correction that learnt it would outlast it."""
 
-STRENGTH = 0.05
-"""What the prior weighs, in measurements: the first of them decide."""
-
 FORGOTTEN_AFTER_S = 300.0
 """After so long without a measurement a correction weighs 1/e, and its prior the rest: a way that was given up is
 tried again."""
@@ -70,7 +67,7 @@ class Calibration:
         key = plan.kind, plan.home_dc if plan.prefill is None else plan.prefill.dc
         if key not in self._learnt:
             prior = prior_of(plan.kind)
-            self._learnt[key] = _Learnt(prior, OnlineFit(prior, STRENGTH), now)
+            self._learnt[key] = _Learnt(prior, OnlineFit(prior), now)
         learnt, model_s = self._learnt[key], plan.forecast.model_s
         learnt.fit.measured((1.0, model_s), min(max(ttft_s, model_s / MAX_FACTOR), MAX_FACTOR * model_s + MAX_OFFSET_S))
         learnt.measured_at = now

@@ -34,7 +34,7 @@ def test_a_line_is_learnt() -> None:
         model_s = 0.1 + 0.05 * (number % 20)
         calibration.measured(forecast(model_s), 0.03 + 1.4 * model_s, 0.0)
     for model_s in (0.1, 1.0):
-        assert corrected(calibration, model_s) == pytest.approx(0.03 + 1.4 * model_s, rel=0.03)
+        assert corrected(calibration, model_s) == pytest.approx(0.03 + 1.4 * model_s, rel=0.06)
 
 
 def test_a_link_that_has_just_changed_is_no_error_of_the_model() -> None:
