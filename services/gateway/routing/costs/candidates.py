@@ -73,7 +73,7 @@ def on_decode(facts: Facts, use: PrefixUse) -> Candidates:
     first = min(use.num_blocks * facts.layout.block_tokens, num_tokens - 1)
     computing = tail_s(rows, first, num_tokens)
     gathered = gathering(facts, facts.home, use)
-    landed = gathered.seconds + kv_bytes(facts.layout, 0, use.num_blocks) / rows["hand_over_bytes_per_s"]
+    landed = gathered.seconds + _moved(facts, use.num_blocks) / rows["hand_over_bytes_per_s"]
     waiting = rows["queued_s"] + memory_wait_s(rows, num_tokens)
     kind: PlanKind = "none" if use.num_blocks >= facts.num_enough else "decode_only"
     correction = _correction(facts, kind, facts.home)
@@ -185,6 +185,15 @@ def forecast_of(facts: Facts, decision: Decision) -> Forecast:
     if facts.is_cached or not decision.prefill:
         return on_decode(facts, use).forecast(facts, decision.decode)
     return handed_over(facts, [use] * len(facts.dcs), decision.decode).forecast(facts, decision.prefill[0])
+
+
+def _moved(facts: Facts, num_blocks: int) -> NDArray[np.float64]:
+    """Return the bytes of a prefix that each decode worker takes from its pool: what its device has it does not."""
+    on_device, layout = facts.on_device, facts.layout
+    moved = np.full(len(on_device), kv_bytes(layout, 0, num_blocks))
+    for row in np.flatnonzero(on_device):
+        moved[row] = kv_bytes(layout, min(int(on_device[row]), num_blocks), num_blocks)
+    return moved
 
 
 def _decode_for_tail(facts: Facts, end: int) -> int:
