@@ -4,7 +4,8 @@ Sections: correctness (logits against SDPA in float32, however a prompt is cut),
 device's measured limits), emission (KV copied to the host behind the next layer), room (KV between the device and
 memory that a pool has mapped, too), suite (prefill and decode on the GPU in two processes, everything else on its
 CPUs), choice (what the router chooses beside what could be chosen), load (many requests at once, with a prefill worker
-and without). Weights are random, in the shape of real models. The suite's shapes can be run one by one (`--shape`), and its prefill worker on a device of its own.
+and without). Weights are random, in the shape of real models. The shapes of suite and choice can be run one by one
+(`--shape`), and their prefill worker on a device of its own.
 """
 
 import argparse
