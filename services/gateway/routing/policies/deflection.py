@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from services.gateway.routing.costs.candidates import Candidates, handed_over
+from services.gateway.routing.costs.candidates import handed_over
 from services.gateway.routing.costs.steps import memory_wait_s, prompt_only_s, step_s
-from services.gateway.routing.costs.transfer import PrefixUse
+from services.gateway.routing.costs.transfer import everybody
 from services.gateway.routing.facts import Facts
 from services.gateway.routing.policy import Decision, ranked
 
@@ -30,17 +30,12 @@ class Deflection:
     def decide(self, facts: Facts) -> Decision:
         alone = self._ttft_on_decode_s(facts)
         decode = int(np.argmin(alone))
-        ways = [self._handed_over(facts, number) for number in np.unique(facts.prefill.rows["dc"]).tolist()]
-        if not ways or facts.is_cached:
+        if not len(facts.prefill) or facts.is_cached:
             return Decision(decode if np.isfinite(alone[decode]) else self._idlest(facts))
-        best = min(ways, key=lambda way: float(way.ttft_s.min()))
-        if alone[decode] < (1 - self.margin) * float(best.ttft_s.min()):
+        handed = handed_over(facts, [everybody(facts)] * len(facts.dcs))
+        if alone[decode] < (1 - self.margin) * float(handed.ttft_s.min()):
             return Decision(decode)
-        order = [int(best.rows[at]) for at in ranked(best.ttft_s)]
-        return Decision(int(best.decode[0]), order)
-
-    def _handed_over(self, facts: Facts, dc: int) -> Candidates:
-        return handed_over(facts, facts.dcs[dc], PrefixUse(facts.num_usable, frozenset(facts.credits)))
+        return Decision(int(handed.decode[0]), ranked(handed.ttft_s))
 
     def _ttft_on_decode_s(self, facts: Facts) -> NDArray[np.float64]:
         """Return the TTFT on each decode worker; infinite where no chunk at all keeps the TBT."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from services.gateway.routing.costs.steps import prefill_s, step_s
-from services.gateway.routing.costs.transfer import gathering
+from services.gateway.routing.costs.transfer import everybody, gathering
 from services.gateway.routing.facts import Facts
 from services.gateway.routing.policy import Decision, drawn, ranked, turn
 from shared.ids import Datacenter
@@ -48,4 +48,4 @@ class MooncakeTtft:
 
     def _transfer_s(self, facts: Facts, dc: Datacenter) -> float:
         """Return what it takes until a datacenter has the longest prefix that is cached anywhere."""
-        return gathering(facts, dc, facts.num_usable, frozenset(facts.credits)).seconds
+        return gathering(facts, dc, everybody(facts)).seconds
