@@ -70,6 +70,7 @@ class SimulatedBus:
             layout_hash=self._layout_hash,
             model_name="simulated",
             epoch=Epoch(seat.epoch),
+            capacity=int(seat.group.kv_tokens) if seat.group.kv_tokens < float("inf") else 0,
             pool_address=self._places.pools[dc].address,
         )
 

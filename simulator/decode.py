@@ -12,10 +12,10 @@ from collections.abc import Callable
 from simulator.costs import StepCost
 from simulator.events import EventLoop, SimTimer
 from simulator.meter import WorkMeter
-from simulator.work import PackedStep, PromptWork, advance, packed
+from simulator.work import PackedStep, PromptJob, advance, packed
 
 
-class DecodeRequest(PromptWork):
+class DecodeRequest(PromptJob):
     """A prompt whose rest is computed here and which then grows by `num_output` tokens, the first with its last chunk.
 
     `started` and `ended` are called when the first and the last token exist.
@@ -60,7 +60,7 @@ class SimulatedDecode:
         self.slowdown = 1.0
         self.meter = WorkMeter(loop)
         self.waiting: deque[DecodeRequest] = deque()
-        self.works: deque[PromptWork] = deque()  # whose prompts are being computed
+        self.works: deque[PromptJob] = deque()  # whose prompts are being computed
         self.num_steps = 0
         self.context_tokens = 0
         self._loop = loop
@@ -81,6 +81,11 @@ class SimulatedDecode:
     @property
     def num_rows(self) -> int:
         return len(self._rows)
+
+    @property
+    def kv_usage(self) -> float:
+        """The share of the KV memory that is reserved, from 0 to 1."""
+        return min(1.0, self._reserved / self.kv_tokens)
 
     def add(self, request: DecodeRequest) -> None:
         self.meter.arrived()

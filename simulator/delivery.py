@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from shared.ids import BlockKey
 from shared.kv.entries import Source
-from simulator.fabric import Crossing
+from simulator.fabric import WatchedTransfer
 from simulator.places import Places
 
 
@@ -28,7 +28,7 @@ class KvDelivery:
         self._maker = maker
         self._keys = keys
         self._on_complete = on_complete
-        self._crossings: dict[str, Crossing] = {}
+        self._crossings: dict[str, WatchedTransfer] = {}
         self._is_made = maker is None
         self._is_over = False
         self.ready_blocks = len(keys)
@@ -104,7 +104,7 @@ class KvDelivery:
 
         self._places.loop.after(self._places.fabric.ask_s(dc, self._home), reached)
 
-    def _open(self, dc: str) -> Crossing:
+    def _open(self, dc: str) -> WatchedTransfer:
         crossing = self._crossings[dc] = self._places.fabric.open(
             dc, self._home, lambda: self._arrived(dc), lambda: self._failed(dc)
         )

@@ -10,7 +10,7 @@ from simulator.decode import SimulatedDecode
 from simulator.events import EventLoop
 from simulator.prefill import SimulatedPrefill
 from simulator.scenario import EngineGroup, Scenario
-from simulator.work import PromptWork
+from simulator.work import PromptJob
 
 
 @dataclass(eq=False)
@@ -45,7 +45,7 @@ class EngineSeat:
             epoch=Epoch(self.epoch),
             running=engine.num_running,
             waiting=engine.num_waiting,
-            kv_usage=0.0,
+            kv_usage=engine.kv_usage if isinstance(engine, SimulatedDecode) else 0.0,
             speed_tokens_per_s=0.0,
             at_ms=round(now_s * 1000),
             step_profile=profile,
@@ -102,13 +102,13 @@ class Engines:
         return SimulatedDecode(self._loop, group.cost, group.step_tokens, group.max_batch, group.kv_tokens)
 
 
-def _prompts(engine: SimulatedPrefill | SimulatedDecode) -> Iterable[PromptWork]:
+def _prompts(engine: SimulatedPrefill | SimulatedDecode) -> Iterable[PromptJob]:
     yield from engine.works
     if isinstance(engine, SimulatedDecode):
         yield from engine.waiting
 
 
-def _queued(works: Iterable[PromptWork], profile: StepProfile | None, step_tokens: int) -> tuple[int, float]:
+def _queued(works: Iterable[PromptJob], profile: StepProfile | None, step_tokens: int) -> tuple[int, float]:
     """Return the prompt tokens that are still to be computed, and what they take as the profile has it."""
     tokens, seconds = 0, 0.0
     for work in works:

@@ -10,13 +10,13 @@ from shared.bus.events import LinkLoad
 from shared.ids import Datacenter
 from simulator.events import EventLoop
 from simulator.links import LinkSpec, SharedLink, Transfer
-from simulator.outcome import LinkUse
+from simulator.outcome import LinkHistory
 
 NEVER_SLOW = 1e15
 """Bytes/s of a link that no scenario names."""
 
 
-class Crossing:
+class WatchedTransfer:
     """A transfer whose reader gives up when it does not move for `stall_s`."""
 
     def __init__(self, transfer: Transfer, on_failed: Callable[[], None]) -> None:
@@ -38,7 +38,7 @@ class FabricLink:
         self._loop = loop
         self._stall_s = stall_s
         self._goodput = Goodput(lambda: loop.now_s)
-        self._open: dict[Crossing, None] = {}
+        self._open: dict[WatchedTransfer, None] = {}
         self._seen_bytes = self._seen_busy_s = 0.0
         self._sampled_bytes = 0.0
         self._samples: list[tuple[float, float, float]] = []
@@ -46,7 +46,7 @@ class FabricLink:
         self._moved_bytes = 0.0
         self._is_watched = False
 
-    def open(self, on_arrived: Callable[[], None], on_failed: Callable[[], None]) -> Crossing:
+    def open(self, on_arrived: Callable[[], None], on_failed: Callable[[], None]) -> WatchedTransfer:
         """Begin a transfer. Exactly one of the two is called, unless the crossing is abandoned."""
 
         def arrived() -> None:
@@ -55,7 +55,7 @@ class FabricLink:
                 self._open.pop(crossing, None)
                 on_arrived()
 
-        crossing = Crossing(self.shared.open(arrived), on_failed)
+        crossing = WatchedTransfer(self.shared.open(arrived), on_failed)
         self._open[crossing] = None
         self._watch()
         return crossing
@@ -84,9 +84,9 @@ class FabricLink:
         self._sampled_bytes = shared.crossed_bytes
         self._samples.append((rate, shared.capacity_bytes_per_s, shared.backlog_bytes))
 
-    def use(self) -> LinkUse:
+    def use(self) -> LinkHistory:
         table = np.array(self._samples, np.float64).reshape(-1, 3)
-        return LinkUse(table[:, 0], table[:, 1], table[:, 2])
+        return LinkHistory(table[:, 0], table[:, 1], table[:, 2])
 
     def _watch(self) -> None:
         """Look again in a quarter of the patience, while there is somebody to look after."""
@@ -123,7 +123,9 @@ class Fabric:
         for spec in specs:
             self._add(spec)
 
-    def open(self, from_dc: str, to_dc: str, on_arrived: Callable[[], None], on_failed: Callable[[], None]) -> Crossing:
+    def open(
+        self, from_dc: str, to_dc: str, on_arrived: Callable[[], None], on_failed: Callable[[], None]
+    ) -> WatchedTransfer:
         """Begin a transfer; one that stalls makes its source suspect at its end, as pools have it."""
         link = self._links.get((from_dc, to_dc)) or self._add(LinkSpec(from_dc, to_dc, NEVER_SLOW))
 
@@ -155,7 +157,7 @@ class Fabric:
         for link in self._links.values():
             link.sample(passed_s)
 
-    def uses(self) -> Mapping[tuple[str, str], LinkUse]:
+    def uses(self) -> Mapping[tuple[str, str], LinkHistory]:
         return {ends: link.use() for ends, link in self._links.items()}
 
     def crossed_bytes(self) -> Mapping[tuple[str, str], float]:

@@ -94,6 +94,7 @@ class RequestAttempt:
         self._request: DecodeRequest | None = None
         self._epoch = self._seat.epoch
         self._has_started = False
+        self._num_stored = 0  # leading blocks that home's pool has for this request
 
     def begin(self) -> None:
         route = self._route
@@ -122,6 +123,7 @@ class RequestAttempt:
             self._prefilled(0)
         num_blocks = delivery.ready_blocks
         pool.put(self._keys[:num_blocks])
+        self._num_stored = num_blocks
         num_read = num_blocks if self._route.prefill is None else 0  # else it was read as it came
         delay_s = num_read * kv.block_tokens * kv.bytes_per_token / self._seat.group.hand_over_bytes_per_s
         self._places.loop.after(delay_s, self._join)
@@ -149,7 +151,9 @@ class RequestAttempt:
 
     def _started(self) -> None:
         self._has_started = True
-        self._places.pools[self._home].put(self._query.keys)  # decode publishes the full blocks that it computed
+        pool = self._places.pools[self._home]
+        if len(self._query.keys) > self._num_stored:  # decode publishes the full blocks that it computed
+            pool.put(self._query.keys)
         self._life.started()
 
     def _ended(self) -> None:

@@ -1,5 +1,6 @@
 """What a simulation found: arrays by request, in order of arrival, and the links' use over time."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -7,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.scenario import LatencyTarget
+from services.gateway.routing.plan import Slo
 
 Floats = NDArray[np.float64]
 
 
-class LinkUse(NamedTuple):
+class LinkHistory(NamedTuple):
     """One link over time, a sample every `Scenario.sample_every_s`."""
 
     bytes_per_s: Floats  # carried, since the sample before
@@ -37,9 +38,9 @@ class Outcome:
     finished_s: Floats  # absolute
     rejected: NDArray[np.bool_]
     attempts: NDArray[np.int64]
-    links: Mapping[tuple[str, str], LinkUse]
+    links: Mapping[tuple[str, str], LinkHistory]
     crossed_bytes: Mapping[tuple[str, str], float]
-    slo: LatencyTarget
+    slo: Slo
     num_events: int
     end_s: float
 
@@ -49,10 +50,10 @@ class Outcome:
 
     @property
     def good(self) -> NDArray[np.bool_]:
-        """Requests that met both targets."""
-        tpot = np.nan_to_num(self.time_per_output_token_s, nan=0.0)
-        is_quick = self.ttft_s <= self.slo.ttft_s
-        return np.isfinite(self.finished_s) & is_quick & (tpot <= self.slo.time_per_output_token_s)
+        """Requests that finished and met the SLO; an answer of one token has no time per output token to miss."""
+        most_ttft_s, most_tpot_s = (math.inf if limit is None else limit for limit in self.slo)
+        tpot_s = np.nan_to_num(self.time_per_output_token_s, nan=0.0)
+        return np.isfinite(self.finished_s) & (self.ttft_s <= most_ttft_s) & (tpot_s <= most_tpot_s)
 
     def within(self, from_s: float, until_s: float = float("inf")) -> NDArray[np.bool_]:
         """Return which requests arrived in a span of time: without a run's beginning, say."""

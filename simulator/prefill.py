@@ -6,7 +6,7 @@ from collections import deque
 from simulator.costs import StepCost
 from simulator.events import EventLoop, SimTimer
 from simulator.meter import WorkMeter
-from simulator.work import PackedStep, PromptWork, advance, packed
+from simulator.work import PackedStep, PromptJob, advance, packed
 
 
 class SimulatedPrefill:
@@ -20,7 +20,7 @@ class SimulatedPrefill:
         self.step_tokens = step_tokens
         self.prompts_per_step = prompts_per_step
         self.slowdown = 1.0
-        self.works: deque[PromptWork] = deque()
+        self.works: deque[PromptJob] = deque()
         self.meter = WorkMeter(loop)
         self._loop = loop
         self._step: SimTimer | None = None
@@ -34,7 +34,7 @@ class SimulatedPrefill:
     def num_waiting(self) -> int:
         return len(self.works) - self.num_running
 
-    def add(self, work: PromptWork) -> None:
+    def add(self, work: PromptJob) -> None:
         self.meter.arrived()
         self.works.append(work)
         if self._step is None:

@@ -7,10 +7,10 @@ from shared.ids import BlockKey
 from shared.kv.entries import Source
 from simulator.delivery import KvDelivery
 from simulator.engines import EngineSeat
-from simulator.fabric import Crossing
+from simulator.fabric import WatchedTransfer
 from simulator.places import Places
 from simulator.routes import SimRoute
-from simulator.work import PromptWork
+from simulator.work import PromptJob
 
 
 class PromptPrefill:
@@ -38,9 +38,9 @@ class PromptPrefill:
         self._on_lost = on_lost
         self._workers = [route.prefill, *route.prefill_spares]
         self._dc = places.dc_of(route.prefill)
-        self._pulls: dict[str, Crossing] = {}
+        self._pulls: dict[str, WatchedTransfer] = {}
         self._seat: EngineSeat | None = None
-        self._work: PromptWork | None = None
+        self._work: PromptJob | None = None
         self._sent_tokens = 0  # of those, all that come before are on their way or were never missing
         self._num_computed = 0
 
@@ -86,7 +86,7 @@ class PromptPrefill:
             seat = self._places.seat(self._workers.pop(0))
             if seat.is_present:
                 self._seat = seat
-                work = self._work = PromptWork(self._end, self._opened, self._computed, self._stepped)
+                work = self._work = PromptJob(self._end, self._opened, self._computed, self._stepped)
                 work.expected_first = self._cached_tokens()
                 seat.on_lost[self._lost] = None
                 seat.prefill.add(work)

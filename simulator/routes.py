@@ -32,7 +32,6 @@ class SimRoute:
     decode_sources: tuple[Source, ...]
     prefill_sources: tuple[Source, ...]
     ttft_forecast_s: float = float("nan")  # as the router predicts it
-    token: object = None  # the dispatcher's own
 
 
 class Dispatcher(Protocol):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from services.gateway.routing.plan import Slo
 from services.gateway.routing.policy import RoutingPolicy
 from shared.step_profile import StepProfile
 from simulator.costs import KvSize, StepCost
@@ -69,14 +70,7 @@ class WorkerChange(NamedTuple):
         return cls(at_s, worker, slowdown)
 
 
-class LatencyTarget(NamedTuple):
-    """The SLO: a request is good if it meets both."""
-
-    ttft_s: float
-    time_per_output_token_s: float
-
-
-DEFAULT_TARGET = LatencyTarget(5.0, 0.05)
+DEFAULT_SLO = Slo(ttft_s=5.0, time_per_output_token_s=0.05)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +86,7 @@ class Scenario:
     requests: RequestSource
     kv: KvSize
     policy: Callable[[], RoutingPolicy]
-    slo: LatencyTarget = DEFAULT_TARGET
+    slo: Slo = DEFAULT_SLO  # of every request: routers are told, and `Outcome.good` judges by it
     changes: tuple[WorkerChange, ...] = ()
     absent: frozenset[str] = frozenset()  # engines that join later
     bus: BusTiming = field(default_factory=BusTiming)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from shared.step_profile import num_pairs
 
 
-class PromptWork:
+class PromptJob:
     """Tokens `[next_token, end)` of a prompt that an engine computes.
 
     `opened` is asked once, when the engine reaches the prompt, for the first token that no cache has: until then other
@@ -47,7 +47,7 @@ class PromptWork:
 class StepChunk(NamedTuple):
     """Tokens `[first, end)` of a prompt, to be computed in one step."""
 
-    work: PromptWork
+    work: PromptJob
     first: int
     end: int
 
@@ -60,7 +60,7 @@ class PackedStep(NamedTuple):
     num_pairs: float
 
 
-def packed(works: deque[PromptWork], step_tokens: int, most_prompts: int = sys.maxsize) -> PackedStep:
+def packed(works: deque[PromptJob], step_tokens: int, most_prompts: int = sys.maxsize) -> PackedStep:
     """Fill a step in order of arrival, as engines do: only the last prompt is cut. Opens the prompts that it reaches.
 
     A prompt of which nothing is left gets an empty chunk.
@@ -80,7 +80,7 @@ def packed(works: deque[PromptWork], step_tokens: int, most_prompts: int = sys.m
     return PackedStep(chunks, total, pairs)
 
 
-def advance(works: deque[PromptWork], step: PackedStep) -> Iterator[PromptWork]:
+def advance(works: deque[PromptJob], step: PackedStep) -> Iterator[PromptJob]:
     """Note that a step is over; yield the prompts that it ended, which are no longer among `works`."""
     for chunk in step.chunks:
         chunk.work.next_token = max(chunk.end, chunk.work.next_token)

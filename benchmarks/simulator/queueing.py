@@ -12,7 +12,7 @@ from shared.step_profile import StepProfile
 from simulator.events import EventLoop
 from simulator.links import LinkSpec, SharedLink
 from simulator.prefill import SimulatedPrefill
-from simulator.work import PromptWork
+from simulator.work import PromptJob
 from simulator.workload.arrivals import PoissonArrivals
 
 TOKEN_S = 1e-3
@@ -75,7 +75,7 @@ def mean_wait_s(service: ServiceTimes, draw: random.Random, rate: float, num_req
             waits.append(loop.now_s - arrived_s)
             return 0
 
-        worker.add(PromptWork(service.sample(draw), opened, lambda: None))
+        worker.add(PromptJob(service.sample(draw), opened, lambda: None))
 
     _run(loop, islice(PoissonArrivals(rate).times(draw), num_requests), arrive)
     return statistics.fmean(waits)
