@@ -94,8 +94,11 @@ class KvDelivery:
         if dc != self._maker:
             self._lacks(max(there, source.first), before=source.end)
         crossing = self._crossings.get(dc) or self._open(dc)
-        num_bytes = self._places.blocks_bytes(max(0, min(there, source.end) - source.first))
         is_all = dc != self._maker
+        num_blocks = max(0, min(there, source.end) - source.first)
+        if not is_all and not self._places.scenario.streamed:
+            num_blocks = 0  # its worker sends everything at the end
+        num_bytes = self._places.blocks_bytes(num_blocks)
 
         def reached() -> None:
             crossing.transfer.offer(num_bytes)

@@ -46,8 +46,8 @@ class PromptPrefill:
 
     def begin(self) -> None:
         """Pull what other datacenters have cached, then queue."""
-        pool = self._places.pools[self._dc]
-        self._sent_tokens = self._places.kv.block_tokens * pool.num_leading(self._keys)
+        if self._places.scenario.streamed:
+            self._sent_tokens = self._cached_tokens()
         for source in self._sources:
             self._pull(source)
         if not self._pulls:
@@ -103,7 +103,7 @@ class PromptPrefill:
         first = self._cached_tokens()
         self._places.pools[self._dc].use(self._keys[: first // self._places.kv.block_tokens])
         self._num_computed += self._end - first
-        if first > self._sent_tokens:
+        if first > self._sent_tokens and self._places.scenario.streamed:
             self._send(self._sent_tokens, first, is_last=first == self._end)
         return first
 
