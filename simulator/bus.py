@@ -1,12 +1,13 @@
 """What gateways hear: membership once, loads every so often, placements as they change; all of it late."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
-from services.gateway.placement.index import PlacementIndex
 from shared.bus.events import LoadEvent, MembershipEvent
 from shared.ids import Datacenter, Epoch, LayoutHash, ModelFingerprint, WorkerId
 from simulator.engines import EngineSeat
+from simulator.placements import SharedPlacements
 from simulator.places import Places
 
 FINGERPRINT = ModelFingerprint("simulated")
@@ -34,11 +35,11 @@ class SimulatedBus:
     """
 
     def __init__(
-        self, places: Places, listeners: Mapping[str, Sequence[BusListener]], index: PlacementIndex | None
+        self, places: Places, listeners: Mapping[str, Sequence[BusListener]], placements: SharedPlacements
     ) -> None:
         self._places = places
         self._listeners = listeners
-        self._index = index
+        self._placements = placements
         self._seats = list(places.engines.seats.values())
         self._said_at_s: dict[str, float] = {}
 
@@ -46,14 +47,12 @@ class SimulatedBus:
         """Announce everybody and everything at once, then report for ever."""
         for dc, pool in self._places.pools.items():
             self._publish(dc, [self._pool_membership(dc)], [])
-            if self._index is not None:
-                self._index.apply(pool.log.cleared(), 0.0)
+            self._placements.meet(pool)
         for seat in self._seats:
             if seat.is_present:
                 self._publish(seat.group.dc, [self.membership(seat)], [])
         self._report(0)
-        if self._index is not None:
-            self._place()
+        self._place()
 
     def announce(self, seat: EngineSeat) -> None:
         """Say that an engine has come."""
@@ -144,9 +143,8 @@ class SimulatedBus:
 
     def _place(self) -> None:
         """Tell the index what pools have stored and evicted since the last time."""
-        assert self._index is not None
-        places, index = self._places, self._index
+        places, apply = self._places, self._placements.apply
         for pool in places.pools.values():
             for event in pool.events():
-                places.loop.after(places.scenario.bus.delay_s, lambda e=event: index.apply(e, places.loop.now_s))
+                places.loop.after(places.scenario.bus.delay_s, partial(apply, event))
         places.loop.after(places.scenario.bus.placements_every_s, self._place)

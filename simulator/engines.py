@@ -13,6 +13,10 @@ from simulator.scenario import EngineGroup, Scenario
 from simulator.work import PromptJob
 
 
+AT_ONCE_BYTES_PER_S = 1e12
+"""What an engine reports whose hand-over takes no time."""
+
+
 @dataclass(eq=False)
 class EngineSeat:
     """One engine of a group. `engine` is new after each loss; whoever uses it is told of one."""
@@ -39,7 +43,6 @@ class EngineSeat:
         engine, profile = self.engine, self.group.profile
         queued_tokens, queued_s = _queued(_prompts(engine), profile, self.group.step_tokens)
         busy, arrivals_per_s = engine.meter.read()
-        hand_over = self.group.hand_over_bytes_per_s
         return LoadEvent(
             worker=WorkerId(self.name),
             epoch=Epoch(self.epoch),
@@ -55,7 +58,7 @@ class EngineSeat:
             step_tokens=self.group.step_tokens,
             busy=busy,
             arrivals_per_s=arrivals_per_s,
-            hand_over_bytes_per_s=hand_over if hand_over < float("inf") else 0.0,
+            hand_over_bytes_per_s=min(self.group.hand_over_bytes_per_s, AT_ONCE_BYTES_PER_S),
         )
 
 

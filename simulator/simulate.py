@@ -7,7 +7,6 @@ from itertools import cycle
 
 import numpy as np
 
-from services.gateway.placement.index import PlacementIndex
 from simulator.bus import SimulatedBus
 from simulator.engines import Engines
 from simulator.events import EventLoop
@@ -15,6 +14,7 @@ from simulator.fabric import Fabric
 from simulator.gateway import RoutedGateway
 from simulator.life import RequestLife
 from simulator.outcome import Outcome, RequestRow
+from simulator.placements import SharedPlacements
 from simulator.places import Places
 from simulator.pools import SimulatedPool
 from simulator.routes import Dispatcher
@@ -49,7 +49,6 @@ class Simulation:
         self.rows: list[RequestRow] = []
         self._num_open = 0
         self._arrivals = scenario.requests.requests(scenario.seed, scenario.kv.block_tokens)
-        self.index: PlacementIndex | None = None
         self.gateways: Mapping[str, Sequence[Dispatcher]] = {}
         self._bus: SimulatedBus | None = None
         if dispatch is not None:
@@ -72,14 +71,17 @@ class Simulation:
 
     def _build_gateways(self) -> None:
         scenario, places = self.scenario, self.places
-        index = self.index = PlacementIndex(scenario.kv.layout)
+        placements = SharedPlacements(scenario.kv.layout, self.loop)
         gateways = {
-            dc.name: [RoutedGateway(places, dc.name, number, scenario.policy(), index) for number in range(dc.gateways)]
+            dc.name: [
+                RoutedGateway(places, dc.name, number, scenario.policy(), placements.index)
+                for number in range(dc.gateways)
+            ]
             for dc in scenario.datacenters
             if dc.gateways
         }
         self.gateways = gateways
-        self._bus = SimulatedBus(places, gateways, index)
+        self._bus = SimulatedBus(places, gateways, placements)
 
     def _await_arrival(self, arrivals: Iterator[PromptArrival]) -> None:
         arrival = next(arrivals, None)
