@@ -84,6 +84,7 @@ class RequestRow:
         "finished_s",
         "forecast_s",
         "kind",
+        "number",
         "output_tokens",
         "prefill_dc",
         "prompt_tokens",
@@ -92,7 +93,8 @@ class RequestRow:
         "uncached_tokens",
     )
 
-    def __init__(self, arrival_s: float, dc: str, prompt_tokens: int, output_tokens: int) -> None:
+    def __init__(self, number: int, arrival_s: float, dc: str, prompt_tokens: int, output_tokens: int) -> None:
+        self.number = number
         self.arrival_s = arrival_s
         self.dc = dc
         self.prompt_tokens = prompt_tokens

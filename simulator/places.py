@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from simulator.costs import KvSize
-from simulator.engines import Engines, EngineSeat
+from simulator.caches.pool import SimulatedPool
 from simulator.events import EventLoop
-from simulator.fabric import Fabric
-from simulator.pools import SimulatedPool
+from simulator.kv import KvSize
+from simulator.network.fabric import Fabric
 from simulator.scenario import Scenario
+from simulator.seats import Engines, EngineSeat
 
 
 @dataclass(frozen=True, slots=True)

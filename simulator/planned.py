@@ -12,8 +12,9 @@ from services.gateway.routing.planning.profiles import LengthProfile, Polynomial
 from services.gateway.routing.policies.threshold import Threshold
 from services.gateway.routing.policy import RoutingPolicy
 from shared.step_profile import StepProfile
-from simulator.costs import KvSize, whole_prompt_profile
-from simulator.links import LinkSpec
+from simulator.engines.costs import whole_prompt_profile
+from simulator.kv import KvSize
+from simulator.network.links import LinkSpec
 from simulator.scenario import DatacenterSpec, EngineGroup, Scenario
 from simulator.workload.arrivals import ArrivalProcess
 from simulator.workload.prompts import FixedTokens, SinglePrompts
@@ -82,7 +83,6 @@ def planned_scenario(
         ),
         kv=linear_size(case.kv_bytes, longest, block_tokens),
         policy=policy or threshold_policy(case, division),
-        layer_groups=16,
     )
 
 
@@ -96,7 +96,7 @@ def quadratic(profile: LengthProfile, longest: int) -> StepProfile:
 def linear_size(profile: LengthProfile, longest: int, block_tokens: int) -> KvSize:
     """Return the KV of a profile in bytes: exact for polynomials up to degree 1."""
     fixed, slope = _fitted(profile, longest, degree=1).coefficients
-    return KvSize(slope / longest, block_tokens, max(0.0, fixed))
+    return KvSize(slope / longest, block_tokens, max(0.0, fixed), layers=16)
 
 
 def _fitted(profile: LengthProfile, longest: int, degree: int) -> PolynomialProfile:

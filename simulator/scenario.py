@@ -8,8 +8,9 @@ from typing import Literal, NamedTuple
 from services.gateway.routing.plan import Slo
 from services.gateway.routing.policy import RoutingPolicy
 from shared.step_profile import StepProfile
-from simulator.costs import KvSize, StepCost
-from simulator.links import LinkSpec
+from simulator.engines.costs import StepCost
+from simulator.kv import KvSize
+from simulator.network.links import LinkSpec
 from simulator.workload.workload import RequestSource
 
 EngineRole = Literal["prefill", "decode"]
@@ -92,7 +93,6 @@ class Scenario:
     bus: BusTiming = field(default_factory=BusTiming)
     seed: int = 0
     until_s: float = float("inf")
-    layer_groups: int = 4  # pieces in which each step's KV becomes available while the step runs
     streamed: bool = True  # False: a prompt's KV leaves when all of it is computed
     stall_s: float = 5.0  # after which a transfer that does not move is given up, as `PRFAAS_POOL_STALL_S`
     max_attempts: int = 3  # decode workers that a request is tried on

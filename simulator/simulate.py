@@ -1,24 +1,25 @@
 """From a scenario to its outcome."""
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle
 
 import numpy as np
 
-from simulator.bus import SimulatedBus
-from simulator.engines import Engines
+from shared.ids import BlockKey
+from simulator.caches.placements import SharedPlacements
+from simulator.caches.pool import SimulatedPool
 from simulator.events import EventLoop
-from simulator.fabric import Fabric
-from simulator.gateway import RoutedGateway
-from simulator.life import RequestLife
+from simulator.gateways.bus import SimulatedBus
+from simulator.gateways.gateway import RoutedGateway
+from simulator.gateways.routes import Dispatcher
+from simulator.network.fabric import Fabric
 from simulator.outcome import Outcome, RequestRow
-from simulator.placements import SharedPlacements
 from simulator.places import Places
-from simulator.pools import SimulatedPool
-from simulator.routes import Dispatcher
+from simulator.request.life import RequestLife
 from simulator.scenario import Scenario, WorkerChange
+from simulator.seats import Engines
 from simulator.workload.workload import PromptArrival
 
 MakeDispatcher = Callable[[Places, str], Dispatcher]
@@ -41,7 +42,7 @@ class Simulation:
         self.scenario = scenario
         self.loop = loop = EventLoop()
         pools = {
-            dc.name: SimulatedPool(f"{dc.name}-pool", dc.name, scenario.kv.layout, dc.pool_blocks, loop)
+            dc.name: SimulatedPool(f"{dc.name}-pool", dc.name, scenario.kv.stored_layout, dc.pool_blocks, loop)
             for dc in scenario.datacenters
         }
         fabric = Fabric(scenario.links, loop, scenario.seed, scenario.stall_s)
@@ -69,6 +70,12 @@ class Simulation:
             self.loop.run(self.scenario.until_s)
         return self._outcome()
 
+    def warm(self, dc: str, chains: Iterable[Sequence[BlockKey]]) -> None:
+        """Have the blocks of these prompts in a datacenter's pool before the first request."""
+        with _rare_collections():
+            for chain in chains:
+                self.places.pools[dc].put(chain)
+
     def _build_gateways(self) -> None:
         scenario, places = self.scenario, self.places
         placements = SharedPlacements(scenario.kv.layout, self.loop)
@@ -94,7 +101,7 @@ class Simulation:
 
     def _arrive(self, arrival: PromptArrival) -> None:
         prompt = arrival.prompt
-        row = RequestRow(self.loop.now_s, arrival.dc, prompt.num_tokens, prompt.num_output)
+        row = RequestRow(len(self.rows), self.loop.now_s, arrival.dc, prompt.num_tokens, prompt.num_output)
         self.rows.append(row)
         self._await_arrival(self._arrivals)
         RequestLife(self.places, next(self._turns[arrival.dc]), prompt, row, self._over).begin()

@@ -5,6 +5,7 @@ the figures that were recorded last are taken.
 """
 
 import json
+import random
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import ROOT, Check, Row, at_most
-from simulator.costs import KvSize
-from simulator.fixed import TurnsDispatcher
-from simulator.links import LinkSpec
+from simulator.gateways.fixed import TurnsDispatcher
+from simulator.kv import KvSize
+from simulator.network.links import LinkSpec
 from simulator.outcome import Outcome
 from simulator.places import Places
 from simulator.scenario import DatacenterSpec, EngineGroup, Scenario
@@ -175,8 +176,6 @@ class MockerFinding:
 
 def synthetic_trace(num_requests: int = NUM_REQUESTS) -> list[TracedRequest]:
     """Return requests of the conversation trace's size, with three of them every second: for who lacks the trace."""
-    import random
-
     prompts = Conversations(
         system_tokens=TRACE_BLOCK_TOKENS,
         first=LogNormalTokens(9.0, 0.9, 64, 100_000),
@@ -246,7 +245,7 @@ def _run_mocker(trace: Path, case: MockerCase, python: Path, scratch: Path) -> d
 def _mooncake_lines(requests: list[TracedRequest]) -> Iterator[dict[str, Any]]:
     ids: dict[bytes, int] = {}
     for number, (at_s, prompt) in enumerate(requests):
-        names = [*prompt.keys]
+        names: list[bytes] = [*prompt.keys]
         if prompt.num_tokens % TRACE_BLOCK_TOKENS:
             names.append(b"end of %d" % number)
         hash_ids = [ids.setdefault(name, len(ids)) for name in names]

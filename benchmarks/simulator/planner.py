@@ -65,9 +65,9 @@ class PlannerFinding:
             "error_%": round(self.error_percent, 2),
         }
 
-    @property
-    def check(self) -> Check:
-        return at_most(f"{self.deployment}, {self.figure}: error", self.error_percent, LIMIT_PERCENT, "%")
+    def check(self, limit_percent: float | None = None) -> Check:
+        limit = LIMIT_PERCENT if limit_percent is None else limit_percent
+        return at_most(f"{self.deployment}, {self.figure}: error", self.error_percent, limit, "%")
 
 
 def deployments(path: Path) -> list[PlannedDeployment]:

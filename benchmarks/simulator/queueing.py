@@ -9,10 +9,10 @@ from itertools import islice
 
 from benchmarks.harness import Check, Row, at_most
 from shared.step_profile import StepProfile
+from simulator.engines.prefill import SimulatedPrefill
+from simulator.engines.work import PromptJob
 from simulator.events import EventLoop
-from simulator.links import LinkSpec, SharedLink
-from simulator.prefill import SimulatedPrefill
-from simulator.work import PromptJob
+from simulator.network.links import LinkSpec, SharedLink
 from simulator.workload.arrivals import PoissonArrivals
 
 TOKEN_S = 1e-3
@@ -143,9 +143,8 @@ class QueueFinding:
             "error_%": round(self.error_percent, 2),
         }
 
-    @property
-    def check(self) -> Check:
-        return at_most(f"{self.case.name} at load {self.load}: error", self.error_percent, LIMIT_PERCENT, "%")
+    def check(self, limit_percent: float) -> Check:
+        return at_most(f"{self.case.name} at load {self.load}: error", self.error_percent, limit_percent, "%")
 
 
 def find(case: QueueCase, load: float, seeds: Sequence[int], num_requests: int) -> QueueFinding:

@@ -1,5 +1,6 @@
 """What requests ask: prompts with the keys of their blocks, and the length of answers."""
 
+import hashlib
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -118,3 +119,14 @@ def fresh_keys(draw: random.Random, num_blocks: int) -> list[BlockKey]:
     """Return keys that nobody else has."""
     packed = draw.randbytes(KEY_BYTES * num_blocks)
     return [BlockKey(packed[start : start + KEY_BYTES]) for start in range(0, len(packed), KEY_BYTES)]
+
+
+def extended(keys: Sequence[BlockKey], num_blocks: int, name: str) -> Sequence[BlockKey]:
+    """Return a chain of so many keys that goes on behind `keys`, where the answer called `name` fills blocks."""
+    if num_blocks <= len(keys):
+        return keys
+    chain = list(keys)
+    while len(chain) < num_blocks:
+        before = chain[-1] if chain else b""
+        chain.append(BlockKey(hashlib.sha256(before + name.encode()).digest()))
+    return chain

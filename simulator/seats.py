@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 from shared.bus.events import LoadEvent
 from shared.ids import Epoch, WorkerId
 from shared.step_profile import StepProfile
-from simulator.decode import SimulatedDecode
+from simulator.engines.decode import SimulatedDecode
+from simulator.engines.prefill import SimulatedPrefill
+from simulator.engines.work import PromptJob
 from simulator.events import EventLoop
-from simulator.prefill import SimulatedPrefill
 from simulator.scenario import EngineGroup, Scenario
-from simulator.work import PromptJob
-
 
 AT_ONCE_BYTES_PER_S = 1e12
 """What an engine reports whose hand-over takes no time."""

@@ -5,8 +5,8 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from simulator.capacity import CapacityProcess, CapacityStep, ScheduledCapacity, mathis_bytes_per_s
 from simulator.events import EventLoop, SimTimer
+from simulator.network.capacity import CapacityProcess, CapacityStep, ScheduledCapacity, mathis_bytes_per_s
 
 ROUNDING = 1e-9
 """Transfers that end within this part of the fluid's level end together."""

@@ -9,10 +9,10 @@ import math
 from collections import deque
 from collections.abc import Callable
 
-from simulator.costs import StepCost
+from simulator.engines.costs import StepCost
+from simulator.engines.meter import WorkMeter
+from simulator.engines.work import PackedStep, PromptJob, advance, packed
 from simulator.events import EventLoop, SimTimer
-from simulator.meter import WorkMeter
-from simulator.work import PackedStep, PromptJob, advance, packed
 
 
 class DecodeRequest(PromptJob):

@@ -12,9 +12,9 @@ from services.gateway.routing.policy import RoutingPolicy
 from services.gateway.routing.router import Router
 from shared.bus.events import LoadEvent, MembershipEvent
 from shared.ids import Datacenter, WorkerId
-from simulator.bus import FINGERPRINT
+from simulator.gateways.bus import FINGERPRINT
+from simulator.gateways.routes import RouteQuery, SimRoute
 from simulator.places import Places
-from simulator.routes import RouteQuery, SimRoute
 
 
 @dataclass(slots=True)

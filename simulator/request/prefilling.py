@@ -5,12 +5,12 @@ from functools import partial
 
 from shared.ids import BlockKey
 from shared.kv.entries import Source
-from simulator.delivery import KvDelivery
-from simulator.engines import EngineSeat
-from simulator.fabric import WatchedTransfer
+from simulator.engines.work import PromptJob
+from simulator.gateways.routes import SimRoute
+from simulator.network.fabric import WatchedTransfer
 from simulator.places import Places
-from simulator.routes import SimRoute
-from simulator.work import PromptJob
+from simulator.request.delivery import KvDelivery
+from simulator.seats import EngineSeat
 
 
 class PromptPrefill:
@@ -109,21 +109,21 @@ class PromptPrefill:
 
     def _stepped(self, first: int, end: int, end_s: float) -> None:
         """Send a chunk's KV by groups of layers, evenly over its step, of what has not been sent before."""
-        scenario, loop = self._places.scenario, self._places.loop
+        scenario, loop, layers = self._places.scenario, self._places.loop, self._places.kv.layers
         first, is_last = max(first, self._sent_tokens), end == self._end
         if not self._delivery.crosses or not scenario.streamed or first >= end:
             return
         self._sent_tokens = end
         num_bytes = self._bytes(first, end, is_last=is_last)
-        piece, start_s = num_bytes / scenario.layer_groups, loop.now_s
+        piece, start_s = num_bytes / layers, loop.now_s
         work = self._work
 
         def ready() -> None:
             if self._work is work:
                 self._delivery.offer(piece)
 
-        for group in range(1, scenario.layer_groups):
-            loop.at(start_s + (end_s - start_s) * group / scenario.layer_groups, ready)
+        for group in range(1, layers):
+            loop.at(start_s + (end_s - start_s) * group / layers, ready)
         loop.at(end_s, ready)
 
     def _computed(self) -> None:
@@ -134,7 +134,7 @@ class PromptPrefill:
         self._leave(keep_work=True)
         lag_s = 0.0
         if group is not None:
-            last_tokens = min(group.step_tokens, self._num_computed) / self._places.scenario.layer_groups
+            last_tokens = min(group.step_tokens, self._num_computed) / self._places.kv.layers
             lag_s = self._places.kv.bytes_per_token * last_tokens / group.hand_over_bytes_per_s
         # The last pieces are offered at this very time, by timers that were set before this one.
         self._places.loop.after(lag_s, self._made)

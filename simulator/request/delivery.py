@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from shared.ids import BlockKey
 from shared.kv.entries import Source
-from simulator.fabric import WatchedTransfer
+from simulator.network.fabric import WatchedTransfer
 from simulator.places import Places
 
 

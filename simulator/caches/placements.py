@@ -4,8 +4,8 @@ from services.gateway.placement.index import PlacementIndex
 from services.gateway.placement.table.table import PairTable
 from shared.bus.events import PlacementEvent
 from shared.kv.layout import KvLayout
+from simulator.caches.pool import SimulatedPool
 from simulator.events import EventLoop
-from simulator.pools import SimulatedPool
 
 PART_BLOCKS = 65_536
 

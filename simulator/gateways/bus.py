@@ -6,9 +6,9 @@ from typing import Protocol
 
 from shared.bus.events import LoadEvent, MembershipEvent
 from shared.ids import Datacenter, Epoch, LayoutHash, ModelFingerprint, WorkerId
-from simulator.engines import EngineSeat
-from simulator.placements import SharedPlacements
+from simulator.caches.placements import SharedPlacements
 from simulator.places import Places
+from simulator.seats import EngineSeat
 
 FINGERPRINT = ModelFingerprint("simulated")
 PHASES = 10

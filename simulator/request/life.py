@@ -3,13 +3,13 @@
 from collections.abc import Callable
 
 from shared.errors import NoWorker, Overloaded
-from simulator.decode import DecodeRequest
-from simulator.delivery import KvDelivery
+from simulator.engines.decode import DecodeRequest
+from simulator.gateways.routes import Dispatcher, RouteQuery, SimRoute
 from simulator.outcome import RequestRow
 from simulator.places import Places
-from simulator.prefilling import PromptPrefill
-from simulator.routes import Dispatcher, RouteQuery, SimRoute
-from simulator.workload.prompts import PromptDraw
+from simulator.request.delivery import KvDelivery
+from simulator.request.prefilling import PromptPrefill
+from simulator.workload.prompts import PromptDraw, extended
 
 
 class RequestLife:
@@ -35,7 +35,9 @@ class RequestLife:
         """Ask for a plan and set out."""
         prompt, row = self._prompt, self._row
         num_tokens, num_output = prompt.num_tokens + self._num_sent, prompt.num_output - self._num_sent
-        query = RouteQuery(num_tokens, num_output, prompt.keys, frozenset(self._excluded))
+        # What was sent before a loss is a part of the prompt now.
+        keys = extended(prompt.keys, num_tokens // self._places.kv.block_tokens, f"{row.number}")
+        query = RouteQuery(num_tokens, num_output, keys, frozenset(self._excluded))
         try:
             route = self._dispatcher.route(query)
         except (NoWorker, Overloaded):

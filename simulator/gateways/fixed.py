@@ -5,8 +5,8 @@ from itertools import cycle
 
 from shared.ids import Datacenter
 from shared.kv.entries import Source
+from simulator.gateways.routes import RouteQuery, SimRoute
 from simulator.places import Places
-from simulator.routes import RouteQuery, SimRoute
 
 
 class TurnsDispatcher:

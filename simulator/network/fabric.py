@@ -9,7 +9,7 @@ from services.cachepool.peers.suspects import SILENT_S, Suspects
 from shared.bus.events import LinkLoad
 from shared.ids import Datacenter
 from simulator.events import EventLoop
-from simulator.links import LinkSpec, SharedLink, Transfer
+from simulator.network.links import LinkSpec, SharedLink, Transfer
 from simulator.outcome import LinkHistory
 
 NEVER_SLOW = 1e15
