@@ -5,11 +5,6 @@ from typing import NamedTuple
 
 from shared.ids import WorkerId
 
-COVERED_AFTER_S = 0.15
-"""A report is taken to know of what was sent so long before it came: a call takes its time to a worker, and the
-worker's report the same back.
-"""
-
 
 class PromptWork(NamedTuple):
     """What a request's prompt makes a worker do, as predicted."""
@@ -44,10 +39,10 @@ class Assigned:
         if assignment in self.unreported:
             self.unreported.remove(assignment)
 
-    def reported(self, now: float) -> None:
-        """A report has come."""
+    def reported(self, until: float) -> None:
+        """A report has come that knows of what was sent until then."""
         if self.unreported:
-            self.unreported = [assignment for assignment in self.unreported if assignment.at > now - COVERED_AFTER_S]
+            self.unreported = [assignment for assignment in self.unreported if assignment.at > until]
 
     @property
     def unreported_work(self) -> PromptWork:

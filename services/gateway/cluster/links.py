@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from services.gateway.cluster.assigned import COVERED_AFTER_S
 from shared.bus.events import LinkLoad
 from shared.ids import Datacenter
 
@@ -66,10 +65,10 @@ class UnreportedCrossings:
     def add(self, crossing: Crossing) -> None:
         self._crossings.append(crossing)
 
-    def reported(self, target: int, now: float) -> None:
-        """A report of a pool at `target` has come."""
+    def reported(self, target: int, until: float) -> None:
+        """A report of a pool at `target` has come that knows of what was sent until then."""
         if self._crossings:
-            self._crossings = [c for c in self._crossings if c.target != target or c.at > now - COVERED_AFTER_S]
+            self._crossings = [c for c in self._crossings if c.target != target or c.at > until]
 
     def add_to(self, backlog_bytes: NDArray[np.float64]) -> None:
         for crossing in self._crossings:

@@ -16,6 +16,10 @@ from shared.log import get_logger
 
 log = get_logger()
 
+COVERED_AFTER_S = 0.15
+"""A report is taken to know of what was sent so long before it came: a call takes its time to a worker, and the
+worker's report the same back."""
+
 STALE_AFTER_S = 6.0
 """Three missed membership beats; load events, which come more often, count as signs of life too."""
 
@@ -189,12 +193,12 @@ class Registry:
             self._pools[event.worker] = replace(
                 pool, links=event.links, suspects=event.suspects, tier_bytes_per_s=event.tier_bytes_per_s
             )
-            self._crossings.reported(self._number(pool.dc), now)
+            self._crossings.reported(self._number(pool.dc), now - COVERED_AFTER_S)
             self._links = None
         else:
             fleet = self._fleets[entry.event.role]
             take_report(fleet.rows[entry.row : entry.row + 1], event, entry.event)
-            fleet.assigned[entry.row].reported(now)
+            fleet.assigned[entry.row].reported(now - COVERED_AFTER_S)
         self._note_state(entry)
 
     def lost(self, worker: WorkerId) -> None:

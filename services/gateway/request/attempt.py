@@ -1,7 +1,8 @@
 """One plan carried out: both workers called at once, both calls over when the iterator is."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from services.gateway.request.usage import PromptUsage
 from services.gateway.routing.plan import Plan
 from services.gateway.settings import HandOff
 from shared.deadline import Deadline
+from shared.ids import BlockKey
 from shared.kv.codec import Codec
 from shared.kv.entries import Source
 from shared.sampling.logprobs import TokenLogprobs
@@ -24,6 +26,10 @@ from shared.workers.request import GenerateOrder, PromptOrder
 
 LAST_WORD_S = 1.0
 """How long the end of a request waits for its workers' last words: prefill's count, decode's clean close."""
+
+
+NoteFirstToken = Callable[[Plan, Sequence[BlockKey], float, float], None]
+"""Told a plan, its prompt's keys, the seconds until the first token, and when that was: see `feedback.Feedback`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,7 @@ class DecodeCalls:
     client: DecodeClient
     registry: Registry
     note_arrival: NoteArrival
+    note_first_token: NoteFirstToken
     prefill: PrefillCalls
     model: ServedModel
     hand_off: HandOffTerms
@@ -67,6 +74,7 @@ class Attempt:
         self._deadline = deadline
         self._keys = request.keys[: plan.num_blocks]
         self._prefilling = Prefilling(calls.prefill, plan, self._prefill_order(), self._keys, usage, deadline)
+        self._begun_at = time.monotonic()
         self._started = asyncio.Event()  # decode has its first message: updates may follow
 
     async def tokens(self) -> AsyncGenerator[TokenEvent, None]:
@@ -107,6 +115,8 @@ class Attempt:
         await call.prefill_failed()
 
     def _note_first(self, tokens: DecodedTokens) -> None:
+        now = time.monotonic()
+        self._calls.note_first_token(self._plan, self._request.keys, now - self._begun_at, now)
         # Decode computes the end of what it is sent: attempts and choices of one prompt share what they compute of it.
         of_prompt = tokens.computed_prompt_tokens - self._request.num_generated
         self._usage.decode_tokens = max(self._usage.decode_tokens, of_prompt)

@@ -7,7 +7,7 @@ from services.gateway.cluster.registry import RegistryView, no_decode_worker
 from services.gateway.cluster.workers import Member
 from services.gateway.routing.calibration import NO_CORRECTIONS, Corrections
 from services.gateway.routing.codec import choose_codec, way_between
-from services.gateway.routing.costs.forecast import forecast_of
+from services.gateway.routing.costs.candidates import forecast_of
 from services.gateway.routing.datacenters import credits_by_dc
 from services.gateway.routing.facts import Facts, facts_of
 from services.gateway.routing.plan import Plan, PlanKind, RequestFacts
@@ -59,7 +59,7 @@ class Router:
             prefill_sources=for_prefill,
             prefill_codec=choose_codec(self.codec, fidelity, way_between(dcs, links, prefill or decode, decode)),
             decode_codec=choose_codec(self.codec, fidelity, way_between(dcs, links, decode, decode)),
-            forecast=forecast_of(facts, decision),
+            forecast=decision.forecast or forecast_of(facts, decision),
         )
 
     def _decoding_dc(self, request: RequestFacts, members: RegistryView) -> Datacenter:
