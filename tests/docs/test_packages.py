@@ -11,7 +11,7 @@ def test_its_rows_are_the_folders() -> None:
     rows = re.findall(r"^\| `((?:services|shared)[\w/]*)` \|", PAGE, re.MULTILINE)
     packages = {
         path.parent.relative_to(ROOT).as_posix()
-        for folder in ("services", "shared")
+        for folder in ("services", "shared", "simulator")
         for path in (ROOT / folder).rglob("__init__.py")
     }
     assert len(rows) == len(set(rows))
