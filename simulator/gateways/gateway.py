@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass
+from itertools import count
 
 from services.gateway.cluster.assigned import Assignment, PromptWork
 from services.gateway.cluster.promises import PrefillPromise, PrefillPromises
@@ -39,6 +40,7 @@ class RoutedGateway:
         self._promises = PrefillPromises()
         self._ledgers: dict[SimRoute, _Ledger] = {}
         self._draw = random.Random(f"{places.scenario.seed} {home} {number}")
+        self._numbers = count()
 
     def apply_membership(self, event: MembershipEvent, now: float) -> None:
         self.registry.apply_membership(event, now)
@@ -56,6 +58,7 @@ class RoutedGateway:
             output_tokens=query.num_output,
             slo=self._places.scenario.slo,
             draw=self._draw.random(),
+            number=next(self._numbers),
         )
         plan = self._router.plan(facts, self.registry.view())
         route = self._as_route(plan)

@@ -26,6 +26,8 @@ from services.gateway.routing.plan import Forecast, LinkUse, PlanKind
 from services.gateway.routing.policy import Decision
 from shared.ids import Datacenter
 
+CROWD_S = 0.1
+
 RowNumbers = NDArray[np.intp]
 
 
@@ -205,7 +207,7 @@ def _decode_for_tail(facts: Facts, end: int) -> int:
         return 0
     tail = tail_s(rows, end, num_tokens)
     seconds = rows["queued_s"] + memory_wait_s(rows, num_tokens) + tail + step_s(rows, 1, num_tokens)
-    return int(np.argmin(seconds))
+    return int(np.argmin(seconds + CROWD_S * rows["requests"]))
 
 
 def _gated(facts: Facts, waiting: Seconds, landed: Seconds, computing: Seconds) -> Seconds:

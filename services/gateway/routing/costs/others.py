@@ -19,9 +19,20 @@ def delay_of_later_s(rows: Rows, seconds: NDArray[np.float64]) -> NDArray[np.flo
     A queue that is `queued + seconds` long is empty after `(queued + seconds) / (1 - busy)` (the busy period of M/G/1
     that begins with so much work). Who arrives before then waits longer by `seconds`.
     """
-    idle = 1 - np.minimum(rows["busy"], MOST_BUSY)
-    num_later = rows["arrivals_per_s"] * (rows["queued_s"] + seconds) / idle
-    return np.asarray(seconds * num_later)
+    import os
+    G=os.environ.get("G","1")
+    busy, arr = rows["busy"], rows["arrivals_per_s"]
+    if G!="0":
+        busy, arr = _mean_by_dc(rows, "busy"), _mean_by_dc(rows, "arrivals_per_s")
+    idle = 1 - np.minimum(busy, float(os.environ.get("MB","0.9")))
+    num_later = arr * (rows["queued_s"] + seconds) / idle
+    return float(os.environ.get("OW","1"))*np.asarray(seconds * num_later)
+
+
+def _mean_by_dc(rows: Rows, column: str) -> NDArray[np.float64]:
+    """Return the mean over the workers of a row's datacenter."""
+    counts = np.bincount(rows["dc"])
+    return (np.bincount(rows["dc"], rows[column]) / np.maximum(counts, 1))[rows["dc"]]
 
 
 def stall_s(rows: Rows, seconds: NDArray[np.float64]) -> NDArray[np.float64]:
