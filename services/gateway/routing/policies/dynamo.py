@@ -67,9 +67,9 @@ class DynamoTerms:
     def _pool_credit(self, layout: KvLayout, credit: Credit | None) -> float:
         if credit is None:
             return 0.0
-        if credit.in_memory is None:
+        if credit.on_tier is None:
             return self.host_credit * credit.longest
-        in_memory = int(longest_resume(layout, credit.groups & credit.in_memory))
+        in_memory = int(longest_resume(layout, credit.groups & ~credit.on_tier))
         return self.host_credit * in_memory + self.disk_credit * (credit.longest - in_memory)
 
 

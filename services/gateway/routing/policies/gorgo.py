@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from services.gateway.routing.costs.transfer import way_cost
+from services.gateway.routing.costs.transfer import Transfers
 from services.gateway.routing.facts import Facts
 from services.gateway.routing.policy import Decision, drawn, least_loaded, ranked, turn
 
@@ -35,5 +35,6 @@ class Gorgo:
 
     def _latency_s(self, facts: Facts) -> NDArray[np.float64]:
         """Return the round trip between each prefill worker and home; 0 at home."""
-        trips = [0.0 if dc == facts.home else way_cost(facts, dc, facts.home).round_trip_s for dc in facts.dcs]
+        way = Transfers(facts).way
+        trips = [0.0 if dc == facts.home else way(dc, facts.home).round_trip_s for dc in facts.dcs]
         return np.array(trips).take(facts.prefill.rows["dc"])

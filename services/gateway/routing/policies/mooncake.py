@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from services.gateway.routing.costs.steps import prefill_s, step_s
-from services.gateway.routing.costs.transfer import everybody, gathering
+from services.gateway.routing.costs.transfer import Transfers, everybody
 from services.gateway.routing.facts import Facts
 from services.gateway.routing.policy import Decision, drawn, ranked, turn
-from shared.ids import Datacenter
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,8 @@ class MooncakeTtft:
         rows, prefix = facts.prefill.rows, facts.longest_prefix
         best = facts.num_usable
         is_moved = best > self.kvcache_balancing_threshold * prefix
-        transfer = np.array([self._transfer_s(facts, dc) for dc in facts.dcs]).take(rows["dc"])
+        transfers, whole = Transfers(facts), everybody(facts)  # the longest prefix that is cached anywhere
+        transfer = np.array([transfers.gathering(dc, whole).seconds for dc in facts.dcs]).take(rows["dc"])
         end = facts.num_enough * facts.layout.block_tokens
         first = np.where(is_moved, best, prefix) * facts.layout.block_tokens
         computing = prefill_s(rows, np.minimum(first, end).astype(float), end)
@@ -45,7 +45,3 @@ class MooncakeTtft:
         if is_moved[order[0]]:
             return Decision(decode, order)
         return Decision(decode, order, frozenset({facts.prefill[order[0]].dc}))
-
-    def _transfer_s(self, facts: Facts, dc: Datacenter) -> float:
-        """Return what it takes until a datacenter has the longest prefix that is cached anywhere."""
-        return gathering(facts, dc, everybody(facts)).seconds

@@ -37,10 +37,9 @@ def table(names: dict[str, Datacenter], columns: dict[str, Any]) -> Workers:
     return workers(DCS, [member(name, dc) for name, dc in names.items()], **spread)
 
 
-def credit(num_blocks: int, of: int, in_memory: int | None = None) -> Credit:
+def credit(num_blocks: int, of: int, is_on_tier: bool = False) -> Credit:
     groups = np.array([1] * num_blocks + [0] * (of - num_blocks), np.uint8)
-    memory = None if in_memory is None else groups * (np.arange(of) < in_memory).astype(np.uint8)
-    return Credit(groups, num_blocks, memory)
+    return Credit(groups, num_blocks, groups if is_on_tier else None)
 
 
 def facts(
@@ -92,7 +91,7 @@ def test_dynamo_counts_prompts_in_blocks_and_cached_ones_by_where_they_lie() -> 
     held = {EAST: credit(100, 100)}
     assert chosen(DynamoCost(), facts(held=held, queued_tokens=[0, 6400, 74 * 64])) == "c"
     assert chosen(DynamoCost(), facts(held=held, queued_tokens=[0, 6400, 76 * 64])) == "a"
-    on_disk = {EAST: credit(100, 100, in_memory=0)}
+    on_disk = {EAST: credit(100, 100, is_on_tier=True)}
     assert chosen(DynamoCost(), facts(held=on_disk, queued_tokens=[0, 6400, 24 * 64])) == "c"
     assert chosen(DynamoCost(), facts(held=on_disk, queued_tokens=[0, 6400, 26 * 64])) == "a"
     following = facts(queued_tokens=[0, 0, 99 * 64], request={"promised": {"c": 100}})
