@@ -4,7 +4,7 @@ Times run from now. A prompt is *handed over* when a prefill worker computes it 
 or *decode alone* computes what no cache has. Both use a cached prefix, which is gathered first.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -130,10 +130,21 @@ def forecast_of(facts: Facts, decision: Decision) -> Forecast:
     """Return what is expected of a decision. `facts` have the caches that the decision uses."""
     use = PrefixUse(facts.num_usable, frozenset(facts.credits))
     if facts.is_cached or not decision.prefill:
-        return on_decode(facts, use).forecast(facts, decision.decode)
+        forecast = on_decode(facts, use).forecast(facts, decision.decode)
+        return replace(forecast, alone_s=_alone_s(facts, decision.decode))
     row = decision.prefill[0]
     ways = handed_over(facts, facts.prefill[row].dc, use, decision.decode)
-    return ways.forecast(facts, int(np.flatnonzero(ways.rows == row)[0]))
+    forecast = ways.forecast(facts, int(np.flatnonzero(ways.rows == row)[0]))
+    is_measured = facts.prefill.rows["is_measured"][row]
+    return replace(forecast, alone_s=_alone_s(facts, decision.decode) if is_measured else np.inf)
+
+
+def _alone_s(facts: Facts, decode: int) -> float:
+    """Return when decode would have its first token with nothing from elsewhere; infinite while it is not measured."""
+    if not facts.decode.rows["is_measured"][decode]:
+        return np.inf
+    home = frozenset({facts.home})
+    return float(on_decode(facts, PrefixUse(facts.usable_from(home), home)).ttft_s[decode])
 
 
 def _decode_for_tail(facts: Facts, end: int) -> int:
