@@ -11,7 +11,6 @@ from torch import Tensor
 from shared.deadline import Deadline
 from shared.engine.gather import gathered
 from shared.engine.in_order import in_order
-from shared.lateness import overdue
 from shared.engine.stage import Arrival
 from shared.engine.thread import end_all
 from shared.engine.transfer import PageTransfer
@@ -21,6 +20,7 @@ from shared.kv.codec import Codec, Fidelity, Payload
 from shared.kv.entries import BlockEntries, Source, reindexed
 from shared.kv.frame import Frame, headers_of, open_frame
 from shared.kv.layout import iter_layers
+from shared.lateness import overdue
 from shared.log import get_logger
 from shared.model.pages.reservation import Reservation
 from shared.pool.lanes.lane import Arrived
