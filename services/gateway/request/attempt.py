@@ -1,7 +1,8 @@
 """One plan carried out: both workers called at once, both calls over when the iterator is."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from services.gateway.routing.plan import Plan
 from services.gateway.routing.rescue import patience_s
 from services.gateway.settings import HandOff
 from shared.deadline import Deadline
+from shared.ids import BlockKey
 from shared.kv.codec import Codec
 from shared.kv.entries import Source
 from shared.log import get_logger
@@ -28,6 +30,12 @@ log = get_logger()
 
 LAST_WORD_S = 1.0
 """How long the end of a request waits for its workers' last words: prefill's count, decode's clean close."""
+
+
+NoteFirstToken = Callable[[Plan, Sequence[BlockKey], float | None, float], None]
+"""Told a plan, its prompt's keys, the seconds until the first token, and when that was: see `feedback.Feedback`.
+
+None in place of seconds: they say nothing of such plans, for this one was not carried out to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +53,7 @@ class DecodeCalls:
     client: DecodeClient
     registry: Registry
     note_arrival: NoteArrival
+    note_first_token: NoteFirstToken
     prefill: PrefillCalls
     model: ServedModel
     hand_off: HandOffTerms
@@ -71,6 +80,7 @@ class Attempt:
         self._deadline = deadline
         self._keys = request.keys[: plan.num_blocks]
         self._prefilling = Prefilling(calls.prefill, plan, self._prefill_order(), self._keys, usage, deadline)
+        self._begun_at = time.monotonic()
         self._started = asyncio.Event()  # decode has its first message: updates may follow
         self._patience_s = patience_s(plan)
         self._is_rescued = False  # what has not come by now is computed by decode
@@ -131,6 +141,9 @@ class Attempt:
         )
 
     def _note_first(self, tokens: DecodedTokens) -> None:
+        now = time.monotonic()
+        ttft_s = None if self._is_rescued else now - self._begun_at
+        self._calls.note_first_token(self._plan, self._request.keys, ttft_s, now)
         # Decode computes the end of what it is sent: attempts and choices of one prompt share what they compute of it.
         of_prompt = tokens.computed_prompt_tokens - self._request.num_generated
         self._usage.decode_tokens = max(self._usage.decode_tokens, of_prompt)

@@ -28,17 +28,15 @@ class PrefixUse(NamedTuple):
     pull_from: frozenset[Datacenter]
 
 
-def prefix_uses(facts: Facts, maker: Datacenter) -> list[PrefixUse]:
-    """Return the ways worth comparing: all that anybody has, and what home and the maker have.
+def everybody(facts: Facts) -> PrefixUse:
+    """Return the use of all that any pool has."""
+    return PrefixUse(facts.num_usable, frozenset(facts.credits))
 
-    The second moves fewer bytes, the first computes fewer tokens.
-    """
-    everybody = PrefixUse(facts.num_usable, frozenset(facts.credits))
-    near = frozenset({facts.home, maker})
-    if everybody.pull_from <= near or not facts.num_usable:
-        return [everybody]
-    own = PrefixUse(facts.usable_from(near), near)
-    return [everybody] if own.num_blocks == everybody.num_blocks else [everybody, own]
+
+def near(facts: Facts, maker: Datacenter) -> PrefixUse:
+    """Return the use of what home and the datacenter that computes have."""
+    dcs = frozenset({facts.home, maker})
+    return PrefixUse(facts.usable_from(dcs), dcs)
 
 
 def kv_bytes(layout: KvLayout, first: int, end: int) -> float:
@@ -105,11 +103,17 @@ class Gathering(NamedTuple):
     crossings: tuple[LinkUse, ...]
 
 
-def gathering(facts: Facts, target: Datacenter, num_blocks: int, pull_from: frozenset[Datacenter]) -> Gathering:
-    """Return what it takes until the pool of `target` has a prefix that it and `pull_from` hold together, in memory.
+NOTHING = Gathering(0.0, ())
+
+
+def gathering(facts: Facts, target: Datacenter, use: PrefixUse) -> Gathering:
+    """Return what it takes until the pool of `target` has a prefix, in memory.
 
     What it lacks comes from whoever has the longest prefix.
     """
+    num_blocks, pull_from = use
+    if not num_blocks:
+        return NOTHING
     tier_s = _tier_s(facts, target, num_blocks)
     others = [dc for dc in pull_from if dc != target]
     num_bytes = lacking_bytes(facts, target, num_blocks) if others else 0.0
