@@ -60,7 +60,7 @@ class AttemptBench:
         self.registry.apply_membership(decoder, 0)
         self.registry.apply_membership(replace(decoder, worker=WorkerId("prefill-0"), role="prefill"), 0)
         self.promises = PrefillPromises()
-        self.plan, self.first_tokens_s = chosen, list[float]()
+        self.plan, self.first_tokens_s = chosen, list[float | None]()
         self.arrivals: list[tuple[Sequence[BlockKey], Sequence[str]]] = []
         request = GenerationRequest(range(NUM_TOKENS), (), SamplingParams(max_tokens=8), "salt", 7, num_generated)
         self.request = with_keys(model, request, Fidelity.LOSSLESS)
@@ -205,6 +205,7 @@ async def test_prefill_stops_when_decode_computes_what_is_late(model: ServedMode
     assert await running == [TokenEvent((1,), None), TokenEvent((2,), "stop")]
     assert bench.rescues("remote") == 1
     assert bench.arrivals == [], "nothing has come to decode's pool"
+    assert bench.first_tokens_s == [None], "its time says nothing of plans that are carried out"
     assert not decode.calls[0].told_of_failure.is_set()
     bench.assert_over()
 
