@@ -20,9 +20,9 @@ from shared.kv.codec import Codec, Fidelity, Payload
 from shared.kv.entries import BlockEntries, Source, reindexed
 from shared.kv.frame import Frame, headers_of, open_frame
 from shared.kv.layout import iter_layers
-from shared.lateness import overdue
 from shared.log import get_logger
 from shared.model.pages.reservation import Reservation
+from shared.patience import overdue
 from shared.pool.lanes.lane import Arrived
 from shared.pool.nodes import Pool
 
