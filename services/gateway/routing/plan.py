@@ -1,5 +1,6 @@
 """What routing is asked and what it answers. Data only."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -61,6 +62,7 @@ class Forecast:
     decode_s: float = 0.0  # of the decode worker's model, for the prompt
     decode_tokens: float = 0.0
     crossings: tuple[LinkUse, ...] = ()
+    alone_s: float = math.inf  # of decode, until the first token, with the blocks of home alone; infinite: not measured
 
     @property
     def work_s(self) -> float:
