@@ -11,7 +11,7 @@ from shared.ids import BlockKey
 from shared.kv.entries import BlockEntries, Source
 from shared.kv.layout import KvLayout
 from shared.log import get_logger
-from shared.pool.calls import fetch_call, lookup_call, publish_call
+from shared.pool.calls import fetch_call, lookup_call, probe_call, publish_call
 from shared.pool.lanes.chosen import PoolLanes
 from shared.pool.lanes.lane import Arrived, FetchLane, Lane, PublishLane
 from shared.pool.lanes.messages import IN_MESSAGES
@@ -113,14 +113,26 @@ class PoolClient:
                 yield arrived
                 del arrived
 
+    async def probe(self, num_bytes: int, dc: str, lane: Lane, deadline: Deadline) -> AsyncGenerator[Arrived, None]:
+        """Yield so many bytes of entries that mean nothing, over `lane`; fewer when others have more need of the link.
+
+        `dc` is the asking pool's. No bytes are a question that is answered at once. Raises `WorkerLost`,
+        `DeadlineExceeded`, `LaneBroken`, `BadRequest` (too many bytes).
+        """
+        request = pb.ProbeRequest(num_bytes=num_bytes, dc=dc)
+        async with aclosing(self._fetch_over(lane.fetching(), request, deadline)) as arrivals:
+            async for arrived in arrivals:
+                yield arrived
+
     async def _fetch_over(
-        self, lane: FetchLane, request: pb.FetchRequest, deadline: Deadline
+        self, lane: FetchLane, request: pb.FetchRequest | pb.ProbeRequest, deadline: Deadline
     ) -> AsyncGenerator[Arrived, None]:
         if lane.use is None:
             request.ClearField("lane")
         else:
             request.lane.CopyFrom(lane.use)
-        call = fetch_call(self._channels.get(self.address, self._channel_id))(request, timeout=deadline.remaining())
+        start = fetch_call if isinstance(request, pb.FetchRequest) else probe_call
+        call = start(self._channels.get(self.address, self._channel_id))(request, timeout=deadline.remaining())
         try:
             with rpc_errors(self.address):
                 async with aclosing(lane.arrivals(aiter(call))) as arrivals:
