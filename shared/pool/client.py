@@ -113,26 +113,30 @@ class PoolClient:
                 yield arrived
                 del arrived
 
-    async def probe(self, num_bytes: int, dc: str, lane: Lane, deadline: Deadline) -> AsyncGenerator[Arrived, None]:
-        """Yield so many bytes of entries that mean nothing, over `lane`; fewer when others have more need of the link.
+    async def probe(self, num_bytes: int, dc: str, deadline: Deadline) -> AsyncGenerator[Arrived, None]:
+        """Yield so many bytes of entries that mean nothing, in messages; fewer when others have more need of the link.
 
         `dc` is the asking pool's. No bytes are a question that is answered at once. Raises `WorkerLost`,
-        `DeadlineExceeded`, `LaneBroken`, `BadRequest` (too many bytes).
+        `DeadlineExceeded`, `BadRequest` (too many bytes), `Overloaded`.
         """
         request = pb.ProbeRequest(num_bytes=num_bytes, dc=dc)
-        async with aclosing(self._fetch_over(lane.fetching(), request, deadline)) as arrivals:
-            async for arrived in arrivals:
-                yield arrived
+        call = probe_call(self._channels.get(self.address, self._channel_id))(request, timeout=deadline.remaining())
+        try:
+            with rpc_errors(self.address):
+                async with aclosing(IN_MESSAGES.arrivals(aiter(call))) as arrivals:
+                    async for arrived in arrivals:
+                        yield arrived
+        finally:
+            call.cancel()
 
     async def _fetch_over(
-        self, lane: FetchLane, request: pb.FetchRequest | pb.ProbeRequest, deadline: Deadline
+        self, lane: FetchLane, request: pb.FetchRequest, deadline: Deadline
     ) -> AsyncGenerator[Arrived, None]:
         if lane.use is None:
             request.ClearField("lane")
         else:
             request.lane.CopyFrom(lane.use)
-        start = fetch_call if isinstance(request, pb.FetchRequest) else probe_call
-        call = start(self._channels.get(self.address, self._channel_id))(request, timeout=deadline.remaining())
+        call = fetch_call(self._channels.get(self.address, self._channel_id))(request, timeout=deadline.remaining())
         try:
             with rpc_errors(self.address):
                 async with aclosing(lane.arrivals(aiter(call))) as arrivals:

@@ -1009,24 +1009,18 @@ class ProbeRequest(_message.Message):
 
     NUM_BYTES_FIELD_NUMBER: _builtins.int
     DC_FIELD_NUMBER: _builtins.int
-    LANE_FIELD_NUMBER: _builtins.int
     num_bytes: _builtins.int
     dc: _builtins.str
     """the asking pool's"""
-    @_builtins.property
-    def lane(self) -> Global___LaneUse:
-        """how payloads shall come, sockets or messages; absent: in messages"""
-
     def __init__(
         self,
         *,
         num_bytes: _builtins.int = ...,
         dc: _builtins.str = ...,
-        lane: Global___LaneUse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["lane", b"lane"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dc", b"dc", "lane", b"lane", "num_bytes", b"num_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dc", b"dc", "num_bytes", b"num_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

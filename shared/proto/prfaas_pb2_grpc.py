@@ -132,7 +132,7 @@ class CachePoolServicer:
 
     def Probe(self, request, context):
         """So many bytes of entries that mean nothing, in small messages, as background: how a link does over which nothing is
-        asked. None at all are a question that is answered at once. Ends early when foreground has something to send.
+        asked. None at all are a question that is answered at once. Ends early when foreground has something to send there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -47,7 +47,7 @@ class CachePoolStub:
     """Everything the pool holds, true at one sequence number of its placement events."""
     Probe: _grpc.UnaryStreamMultiCallable[_prfaas_pb2.ProbeRequest, _prfaas_pb2.FetchReply]
     """So many bytes of entries that mean nothing, in small messages, as background: how a link does over which nothing is
-    asked. None at all are a question that is answered at once. Ends early when foreground has something to send.
+    asked. None at all are a question that is answered at once. Ends early when foreground has something to send there.
     """
 
 @_typing.type_check_only
@@ -69,7 +69,7 @@ class CachePoolAsyncStub(CachePoolStub):
     """Everything the pool holds, true at one sequence number of its placement events."""
     Probe: _aio.UnaryStreamMultiCallable[_prfaas_pb2.ProbeRequest, _prfaas_pb2.FetchReply]  # type: ignore[assignment]
     """So many bytes of entries that mean nothing, in small messages, as background: how a link does over which nothing is
-    asked. None at all are a question that is answered at once. Ends early when foreground has something to send.
+    asked. None at all are a question that is answered at once. Ends early when foreground has something to send there.
     """
 
 class CachePoolServicer(metaclass=_abc_1.ABCMeta):
@@ -136,7 +136,7 @@ class CachePoolServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_prfaas_pb2.FetchReply], _abc.AsyncIterator[_prfaas_pb2.FetchReply]]:
         """So many bytes of entries that mean nothing, in small messages, as background: how a link does over which nothing is
-        asked. None at all are a question that is answered at once. Ends early when foreground has something to send.
+        asked. None at all are a question that is answered at once. Ends early when foreground has something to send there.
         """
 
 def add_CachePoolServicer_to_server(servicer: CachePoolServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

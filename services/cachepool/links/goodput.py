@@ -18,6 +18,9 @@ EVIDENCE_S = 0.5
 AGREEING = 1.5
 """Rates within this factor of each other are the same rate, seen twice."""
 
+LEAST_BYTES_PER_S = 1.0
+"""Of a link that is known: 0 says that it is not."""
+
 UNCLAIMED_S = 0.1
 """How much later than it was received a batch may be counted without losing any of its time."""
 
@@ -47,6 +50,7 @@ class Goodput:
         self._receiving: dict[Hashable, Callable[[], float]] = {}
         self._seen_at = clock()
         self._last_bytes = 0
+        self._is_known = False
         self._unclaimed_s = 0.0
         self._claimed_at = -math.inf
         self._usual = _Fading()
@@ -60,11 +64,13 @@ class Goodput:
         While something is owed, no more than what has come within the window and one more message would make: no
         larger part of it can be on its way.
         """
-        known, pending_s = self._mean.rate, self._pending_s()
-        num_bytes, seconds = self._recent.before(pending_s)
+        if not self._is_known:
+            return 0.0
+        known = max(self._mean.rate, LEAST_BYTES_PER_S)
+        num_bytes, seconds = self._recent.before(self._pending_s())
         if seconds < EVIDENCE_S:
             return known
-        possible = (num_bytes + self._last_bytes) / seconds
+        possible = max((num_bytes + self._last_bytes) / seconds, LEAST_BYTES_PER_S)
         return known if possible >= known or agree(possible, known) else possible
 
     @property
@@ -109,11 +115,14 @@ class Goodput:
         """Ask, until the stream is over, for the time that its connections are busy with what has not come yet."""
         self._receiving[stream] = receiving_s
 
-    def probed(self, num_bytes: float, seconds: float) -> None:
-        """Believe what a probe of the pausing link has found, and nothing that was seen before."""
-        self._mean = _Fading(num_bytes, seconds)
+    def probed(self, rate: float, seconds: float) -> None:
+        """Believe what probes of the pausing link have found, and nothing that was seen before.
+
+        `rate` in bytes per second; it weighs like so many `seconds` of carrying.
+        """
+        self._mean = _Fading(rate * seconds, seconds)
         self._recent = Recent(WINDOW_S)
-        self._recent.add(num_bytes, seconds)
+        self._recent.add(rate * seconds, seconds)
 
     def ended(self, stream: Hashable) -> None:
         """A stream is over, whatever it was owed."""
@@ -135,8 +144,8 @@ class Goodput:
         return passed_s
 
     def _add(self, num_bytes: int, seconds: float) -> None:
-        if num_bytes:
-            self._last_bytes = num_bytes
+        self._last_bytes = num_bytes or self._last_bytes
+        self._is_known = self._is_known or (num_bytes > 0 and seconds > 0)
         self._usual.add(num_bytes, seconds, self._memory_s)
         self._mean.add(num_bytes, seconds, self._memory_s)
         self._recent.add(num_bytes, seconds)

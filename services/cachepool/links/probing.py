@@ -16,8 +16,10 @@ STALE_S = 300.0
 FIRST_S = 0.05
 """The first probe of a row has what the link carries in so many seconds, as far as is known."""
 
-GROWTH = 1.25
-"""A probe that is no more than this much faster than one of half its size has filled the link."""
+FULL_ROUND_TRIPS = 2.0
+FULL_S = 0.5
+"""A probe has filled the link when it was as fast as one of half its size, and took so many round trips, or so long.
+TCP doubles its rate in each round trip until it has found the link's."""
 
 SHARE = 0.01
 """Part of the best rate that probes may take in the long run."""
@@ -28,8 +30,6 @@ MOST_BYTES = 16 * 1024 * 1024
 
 SAVED_S = 1.0
 """Probes in a row may take what the link carries in so many seconds at its best, saved up before."""
-
-SAVED_BYTES = 2 * MOST_BYTES
 
 BEST_MEMORY_S = 1800.0
 """How long a link is expected to become what it once was."""
@@ -45,7 +45,7 @@ class Probing:
     def __init__(self, now: float) -> None:
         """`now` in seconds, here and everywhere."""
         self._best = 0.0
-        self._saved_bytes = math.inf  # until a best is known
+        self._saved_s = SAVED_S
         self._seen_at = now
         self._known_at = now
         self._next_at = now
@@ -60,9 +60,7 @@ class Probing:
             self._best = rate + (self._best - rate) * math.exp(-passed_s / BEST_MEMORY_S)
         elif is_sure:
             self._best = rate
-        usual = max(self._best, rate)
-        most = max(LEAST_BYTES, min(usual * SAVED_S, SAVED_BYTES))
-        self._saved_bytes = min(self._saved_bytes + SHARE * usual * passed_s, most)
+        self._saved_s = min(self._saved_s + SHARE * passed_s, SAVED_S)
 
     def carried(self, now: float) -> None:
         """Ordinary transfers are crossing: they say what the link is."""
@@ -73,39 +71,49 @@ class Probing:
         """Return the size of a probe that is due, 0 for none. `rate` is what is known of the link, 0: nothing."""
         if not rate or now < self._next_at:
             return 0
-        if not self._size_bytes:
-            if (agree(rate, self._best) or rate > self._best) and now < self._known_at + STALE_S:
-                return 0
-            self._size_bytes = int(min(max(rate * FIRST_S, LEAST_BYTES), MOST_BYTES))
-        if self._size_bytes > self._saved_bytes:
-            if self._before:
-                self._end_row(now, self._pause_s)
+        if not self._size_bytes and not self._begin_row(now, rate):
             return 0
-        self._saved_bytes -= self._size_bytes
+        spent_s = self._size_bytes / max(self._best, rate)
+        if spent_s > self._saved_s:
+            self._end_row(now, self._pause_s)
+            return 0
+        self._saved_s -= spent_s
         return self._size_bytes
 
     def failed(self, now: float) -> None:
         """A probe was not answered, or had to give way."""
         self._give_up(now)
 
-    def ended(self, now: float, seen: float, rate: float) -> float:
+    def ended(self, now: float, seen: float, rate: float, round_trip_s: float) -> float:
         """Take in the rate that a probe has seen; return what is known of the link from now on, 0: the same as before.
 
         A single probe proves nothing: an event loop that was late makes it look quick or slow.
         """
         before, size_bytes = self._before, self._size_bytes
         low, high = min(seen, before), max(seen, before)
-        has_filled = seen <= before * GROWTH
+        has_filled = agree(low, high) and size_bytes >= seen * min(FULL_ROUND_TRIPS * round_trip_s, FULL_S)
         self._known_at = now
         if is_better := low > rate and (has_filled or not agree(low, rate)):
             self._pause_s = QUIET_S
-        if has_filled or size_bytes == MOST_BYTES:
+        is_back = is_better and agree(low, self._best)
+        if has_filled or is_back or seen < before or size_bytes == MOST_BYTES:
             self._give_up(now)
         else:
             self._before, self._size_bytes = seen, min(2 * size_bytes, MOST_BYTES)
         if is_better:
             return low
         return high if has_filled and high < rate and not agree(high, rate) else 0.0
+
+    def _begin_row(self, now: float, rate: float) -> bool:
+        """Begin a row if there is a reason, and enough is saved for two probes: a single one proves nothing."""
+        is_as_ever = rate >= self._best or agree(rate, self._best)
+        if is_as_ever and now < self._known_at + STALE_S:
+            return False
+        size_bytes = int(min(max(rate * FIRST_S, LEAST_BYTES), MOST_BYTES))
+        if 3 * size_bytes > self._saved_s * max(self._best, rate):
+            return False
+        self._size_bytes = size_bytes
+        return True
 
     def _give_up(self, now: float) -> None:
         self._end_row(now, self._pause_s)

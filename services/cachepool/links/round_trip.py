@@ -1,9 +1,13 @@
 """The round trip of a link: the least of what the last questions took that crossed it while it paused. Pure."""
 
+import math
 from collections import deque
 
 ASK_EVERY_S = 5.0
 """Seconds between questions, while the link pauses."""
+
+SOON_S = 1.0
+"""The same until one was answered in a pause."""
 
 NUM_KEPT = 6
 """Answers that are remembered: half a minute's."""
@@ -21,7 +25,9 @@ class RoundTrip:
 
     def __init__(self) -> None:
         self._answers_s: deque[float] = deque(maxlen=NUM_KEPT)
-        self._asked_at: float | None = None
+        self._asked_at = -math.inf
+        self._asked_in_pause = False
+        self._is_answered_in_pause = False
 
     @property
     def seconds(self) -> float:
@@ -30,15 +36,17 @@ class RoundTrip:
 
     def is_due(self, now: float, *, is_pausing: bool) -> bool:
         """Return whether it is time to ask; `now` in seconds."""
-        if self._asked_at is None:
-            return True
-        patience_s = ASK_EVERY_S if is_pausing or not self._answers_s else OVERDUE_S
-        return now >= self._asked_at + patience_s
+        is_welcome = is_pausing or not self._answers_s
+        is_better = is_pausing and not self._is_answered_in_pause
+        return now >= self._asked_at + (SOON_S if is_better else ASK_EVERY_S if is_welcome else OVERDUE_S)
 
-    def asked(self, now: float) -> None:
+    def asked(self, now: float, *, is_pausing: bool) -> None:
         """A question is on its way."""
-        self._asked_at = now
+        self._asked_at, self._asked_in_pause = now, is_pausing
 
     def answered(self, seconds: float) -> None:
-        """A question was answered after so long."""
+        """A question was answered after so long. The first answer that a pause gives replaces those that it did not."""
+        if self._asked_in_pause and not self._is_answered_in_pause:
+            self._answers_s.clear()
+            self._is_answered_in_pause = True
         self._answers_s.append(seconds)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 
 from services.cachepool.links.incoming import IncomingLink
-from services.cachepool.peers.probe import MIN_SPAN_S, Probe, ask
+from services.cachepool.peers.probe import MIN_SPAN_S, ask, probes
 from services.cachepool.peers.stream import PeerNetwork
 from shared.errors import PrfaasError
 from shared.log import get_logger
@@ -56,7 +56,7 @@ class LinkWatch:
         if address is None:
             return None
         if link.round_trip.is_due(now, is_pausing=link.is_pausing):
-            link.round_trip.asked(now)
+            link.round_trip.asked(now, is_pausing=link.is_pausing)
             return self._ask(link, address)
         if link.is_pausing and (num_bytes := link.probing.next_bytes(now, goodput.bytes_per_s)):
             return self._probe(link, address, num_bytes)
@@ -70,27 +70,27 @@ class LinkWatch:
             log.debug("peer_not_answering", peer=address, error=str(error))
 
     async def _probe(self, link: IncomingLink, address: str, num_bytes: int) -> None:
-        """Put one probe, and the next of its row as long as there is one."""
-        while num_bytes:
-            probe, crossed_bytes = Probe(self._network, address, num_bytes, self._num_connections), link.crossed_bytes
-            rate, outcome = 0.0, "gave_way"
-            try:
-                rate = await probe.rate()
+        """Put a row of probes, of which the first has so many bytes."""
+        async with probes(self._network, address, self._num_connections) as row:
+            while num_bytes:
+                crossed_bytes, outcome, rate = link.crossed_bytes, "gave_way", 0.0
+                try:
+                    rate = await row.rate(num_bytes)
+                except PrfaasError as error:
+                    outcome = "failed"
+                    link.failed(address)
+                    log.debug("probe_failed", peer=address, error=str(error))
                 if rate and link.crossed_bytes == crossed_bytes:
                     outcome = "measured"
-            except PrfaasError as error:
-                outcome = "failed"
-                link.failed(address)
-                log.debug("probe_failed", peer=address, error=str(error))
-            self._probes.labels(link.dc, outcome).inc()
-            self._probe_bytes.labels(link.dc).inc(probe.num_bytes)
-            num_bytes = self._learn(link, rate, num_bytes) if outcome == "measured" else self._give_up(link)
+                self._probes.labels(link.dc, outcome).inc()
+                num_bytes = self._learn(link, rate, num_bytes) if outcome == "measured" else self._give_up(link)
+        self._probe_bytes.labels(link.dc).inc(row.num_bytes)
 
     def _learn(self, link: IncomingLink, rate: float, num_bytes: int) -> int:
         """Take in what a probe saw; return the size of the next one."""
         now, goodput = self._clock(), link.goodput
-        if known := link.probing.ended(now, rate, goodput.bytes_per_s):
-            goodput.probed(known, max(MIN_SPAN_S, num_bytes / known))
+        if known := link.probing.ended(now, rate, goodput.bytes_per_s, link.round_trip.seconds):
+            goodput.probed(known, max(MIN_SPAN_S, num_bytes / rate))
         return link.probing.next_bytes(now, goodput.bytes_per_s)
 
     def _give_up(self, link: IncomingLink) -> int:

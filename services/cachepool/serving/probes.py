@@ -9,8 +9,6 @@ import grpc.aio
 from services.cachepool.links.links import Links
 from services.cachepool.links.probing import MOST_BYTES
 from services.cachepool.links.rate_limiter import BACKGROUND_BATCH_BYTES
-from services.cachepool.serving.offers import OfferedLanes
-from services.cachepool.serving.outlets import LinkedOutlet
 from shared.errors import BadRequest, Overloaded
 from shared.ids import BlockKey
 from shared.kv.codec import Codec
@@ -32,38 +30,26 @@ _NO_BLOCK = BlockKey(bytes(KEY_BYTES))
 class ProbeHandler:
     """Answers `Probe`. A probe gives way: it ends as soon as a foreground stream to that datacenter has something."""
 
-    def __init__(self, links: Links, lanes: OfferedLanes) -> None:
+    def __init__(self, links: Links) -> None:
         self._links = links
-        self._lanes = lanes
         self._num_streams = 0
 
     async def serve(self, request: pb.ProbeRequest, context: Context) -> None:
-        """Send what is asked for. Raises `BadRequest`, `Overloaded`, `LaneBroken`."""
+        """Send what is asked for. Raises `BadRequest`, `Overloaded`."""
         if request.num_bytes > MOST_BYTES:
             raise BadRequest(f"a probe has at most {MOST_BYTES} bytes, not {request.num_bytes}")
-        if request.lane.kind == pb.LANE_KIND_SHARED_MEMORY:
-            raise BadRequest("no link is probed by shared memory")
         if self._num_streams >= MAX_STREAMS:
             raise Overloaded(f"{MAX_STREAMS} probes are being served already")
-        self._num_streams += 1
-        try:
-            await self._send(request, context)
-        finally:
-            self._num_streams -= 1
-
-    async def _send(self, request: pb.ProbeRequest, context: Context) -> None:
         sender = self._links.sender(request.dc, is_background=True)
-        outlet = self._lanes.outlet(request.lane, context, sender.permit, is_background=True)
+        self._num_streams += 1
         try:
             for frame in _frames(request.num_bytes):
                 async with sender.permit(0.0) as is_granted:
                     if not is_granted:
-                        break
-                    await outlet.send([frame])
-            await outlet.finish()
+                        return
+                    await context.write([frame])
         finally:
-            if isinstance(outlet, LinkedOutlet):
-                await outlet.close()
+            self._num_streams -= 1
 
 
 def _frames(num_bytes: int) -> Iterator[Frame]:

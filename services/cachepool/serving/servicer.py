@@ -77,7 +77,7 @@ class PoolServicer(CachePoolServicer):
         self._metrics = metrics
         self._lanes = lanes
         self._publishing = PublishHandler(settings, store, tier, lanes, metrics)
-        self._probing = ProbeHandler(links, lanes)
+        self._probing = ProbeHandler(links)
 
     async def Lanes(self, request: pb.LanesRequest, context: Context) -> pb.LanesReply:
         return self._lanes.reply()
