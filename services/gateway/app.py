@@ -29,6 +29,7 @@ from services.gateway.request.attempt import DecodeCalls, HandOffTerms
 from services.gateway.request.pipeline import Pipeline
 from services.gateway.request.planning import Planner
 from services.gateway.request.prefilling import PrefillCalls
+from services.gateway.routing.calibration import Calibration
 from services.gateway.routing.policies import policy_of
 from services.gateway.routing.router import Router
 from services.gateway.settings import GatewaySettings
@@ -112,8 +113,11 @@ def make_pipeline(parts: GatewayParts, router: Router, hand_off: HandOffTerms) -
     model, registry, metrics = parts.model, parts.registry, parts.metrics
     arrivals = Arrivals(parts.index, registry, model.layout)
     prefill = PrefillCalls(PrefillClient(parts.channels), registry, parts.promises, arrivals.note, metrics)
-    decode = DecodeCalls(DecodeClient(parts.channels), registry, arrivals.note, prefill, model, hand_off)
-    planner = Planner(router, parts.index, parts.promises, registry, metrics)
+    calibration = Calibration()
+    decode = DecodeCalls(
+        DecodeClient(parts.channels), registry, arrivals.note, calibration.measured, prefill, model, hand_off
+    )
+    planner = Planner(router, parts.index, parts.promises, registry, calibration, metrics)
     return Pipeline(planner.plan, decode, registry, metrics)
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Hashable
 
 from services.cachepool.links.recent import Recent
+from shared.rates import MeanRate
 
 MEMORY_S = 5.0
 """What was seen this many seconds of carrying ago weighs 1/e of what is seen now."""
@@ -53,8 +54,8 @@ class Goodput:
         self._is_known = False
         self._unclaimed_s = 0.0
         self._claimed_at = -math.inf
-        self._usual = _Fading()
-        self._mean = _Fading()
+        self._usual = MeanRate(memory_s)
+        self._mean = MeanRate(memory_s)
         self._recent = Recent(WINDOW_S)
 
     @property
@@ -66,7 +67,7 @@ class Goodput:
         """
         if not self._is_known:
             return 0.0
-        known = max(self._mean.rate, LEAST_BYTES_PER_S)
+        known = max(self._mean.per_s, LEAST_BYTES_PER_S)
         num_bytes, seconds = self._recent.before(self._pending_s())
         if seconds < EVIDENCE_S:
             return known
@@ -76,7 +77,7 @@ class Goodput:
     @property
     def usual_bytes_per_s(self) -> float:
         """Return the mean that nothing makes forget: for who must not take a moment's silence for the link's speed."""
-        return self._usual.rate
+        return self._usual.per_s
 
     @property
     def is_sure(self) -> bool:
@@ -120,7 +121,8 @@ class Goodput:
 
         `rate` in bytes per second; it weighs like so many `seconds` of carrying.
         """
-        self._mean = _Fading(rate * seconds, seconds)
+        self._is_known = True
+        self._restart(rate * seconds, seconds)
         self._recent = Recent(WINDOW_S)
         self._recent.add(rate * seconds, seconds)
 
@@ -146,29 +148,17 @@ class Goodput:
     def _add(self, num_bytes: int, seconds: float) -> None:
         self._last_bytes = num_bytes or self._last_bytes
         self._is_known = self._is_known or (num_bytes > 0 and seconds > 0)
-        self._usual.add(num_bytes, seconds, self._memory_s)
-        self._mean.add(num_bytes, seconds, self._memory_s)
+        self._usual.add(num_bytes, seconds)
+        self._mean.add(num_bytes, seconds)
         self._recent.add(num_bytes, seconds)
         now_bytes, now_s = self._recent.before(0.0)
-        if now_s >= EVIDENCE_S and not agree(now_bytes / now_s, self._mean.rate):
-            self._mean = _Fading(now_bytes, now_s)
+        if now_s >= EVIDENCE_S and not agree(now_bytes / now_s, self._mean.per_s):
+            self._restart(now_bytes, now_s)
 
-
-class _Fading:
-    """Bytes and seconds, of which the older ones weigh less."""
-
-    def __init__(self, num_bytes: float = 0.0, seconds: float = 0.0) -> None:
-        self._bytes = num_bytes
-        self._seconds = seconds
-
-    @property
-    def rate(self) -> float:
-        return self._bytes / self._seconds if self._seconds else 0.0
-
-    def add(self, num_bytes: float, seconds: float, memory_s: float) -> None:
-        fade = math.exp(-seconds / memory_s)
-        self._bytes = self._bytes * fade + num_bytes
-        self._seconds = self._seconds * fade + seconds
+    def _restart(self, num_bytes: float, seconds: float) -> None:
+        """Forget what the mean was made of."""
+        self._mean = MeanRate(self._memory_s)
+        self._mean.add(num_bytes, seconds)
 
 
 def _put(streams: set[Hashable], stream: Hashable, *, is_in: bool) -> None:

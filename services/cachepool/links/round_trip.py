@@ -37,7 +37,7 @@ class RoundTrip:
     def is_due(self, now: float, *, is_pausing: bool) -> bool:
         """Return whether it is time to ask; `now` in seconds."""
         is_welcome = is_pausing or not self._answers_s
-        is_better = is_pausing and not self._is_answered_in_pause
+        is_better = is_pausing and bool(self._answers_s) and not self._is_answered_in_pause
         return now >= self._asked_at + (SOON_S if is_better else ASK_EVERY_S if is_welcome else OVERDUE_S)
 
     def asked(self, now: float, *, is_pausing: bool) -> None:

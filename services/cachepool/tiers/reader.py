@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable
 from time import monotonic
 
-from services.cachepool.links.goodput import Goodput
 from services.cachepool.tiers.context import TierContext
 from services.cachepool.tiers.index import Stored
 from services.cachepool.tiers.objects import frame_at, object_path
@@ -14,6 +13,7 @@ from shared.errors import BlockMissing, CorruptFrame, PrfaasError, Unavailable
 from shared.ids import BlockKey
 from shared.kv.frame import Frame, is_intact
 from shared.log import get_logger
+from shared.rates import MovingRate
 
 log = get_logger()
 
@@ -34,12 +34,12 @@ class Reader:
         self._breaker = context.breaker
         self._recovery = recovery
         self._gate = asyncio.Semaphore(max_reads)
-        self._goodput = Goodput(clock)
+        self._rate = MovingRate(clock)
 
     @property
     def bytes_per_s(self) -> float:
         """How fast objects are read, over the time in which any are; 0 until one was."""
-        return self._goodput.bytes_per_s
+        return self._rate.per_s
 
     async def entries(self, stored: Stored, layers: int) -> list[Frame]:
         """Return those of an object's entries that are intact; the object is dropped when some are not.
@@ -89,16 +89,13 @@ class Reader:
 
     async def _intact(self, key: BlockKey, part: Range) -> list[Frame]:
         async with self._gate:
-            this = object()
-            self._goodput.arrived(this, 0, more=True)
             try:
-                data = await self._bucket.read(object_path(key), part.offset, part.length)
-                self._goodput.arrived(this, part.length, more=False)
+                with self._rate.moving():
+                    data = await self._bucket.read(object_path(key), part.offset, part.length)
+                self._rate.moved(part.length)
             except CorruptFrame:  # shorter than it should be
                 self._metrics.corrupt.inc(len(part.entries))
                 return []
-            finally:
-                self._goodput.ended(this)
         self._metrics.read_bytes.inc(part.length)
         starts = [entry.offset - part.offset for entry in part.entries]
         frames = [

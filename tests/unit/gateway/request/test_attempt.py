@@ -59,6 +59,7 @@ class AttemptBench:
         self.registry.apply_membership(decoder, 0)
         self.registry.apply_membership(replace(decoder, worker=WorkerId("prefill-0"), role="prefill"), 0)
         self.promises = PrefillPromises()
+        self.plan, self.first_tokens_s = chosen, list[float]()
         self.arrivals: list[tuple[Sequence[BlockKey], Sequence[str]]] = []
         request = GenerationRequest(range(NUM_TOKENS), (), SamplingParams(max_tokens=8), "salt", 7, num_generated)
         self.request = with_keys(model, request, Fidelity.LOSSLESS)
@@ -66,7 +67,7 @@ class AttemptBench:
         metrics = GatewayMetrics(Metrics(), "tiny")
         prefill_calls = PrefillCalls(prefill, self.registry, self.promises, self._note, metrics)
         terms = HandOffTerms(mode, block_wait_ms=1234)
-        calls = DecodeCalls(decode, self.registry, self._note, prefill_calls, model, terms)
+        calls = DecodeCalls(decode, self.registry, self._note, self._note_first, prefill_calls, model, terms)
         self.attempt = Attempt(calls, chosen, self.request, self.usage, Deadline.after(2 * LIMIT_S))
 
     async def run(self) -> list[TokenEvent]:
@@ -76,13 +77,17 @@ class AttemptBench:
     def loads(self) -> list[int]:
         """Return the calls that count as the load of the decode and of the prefill worker."""
         view = self.registry.view()
-        return [worker.load for worker in (*view.decode, *view.prefill)]
+        return [int(n) for workers in (view.decode, view.prefill) for n in workers.rows["requests"]]
 
     def assert_over(self) -> None:
         """Check that both calls are over, and count as nobody's load."""
         assert self.loads() == [0, 0]
         assert (len(self.promises), self.prefill.num_open) == (0, 0)
         assert all(call.has_ended for call in self.decode.calls)
+
+    def _note_first(self, plan: Plan, ttft_s: float, _now: float) -> None:
+        assert plan is self.plan
+        self.first_tokens_s.append(ttft_s)
 
     def _note(self, keys: Sequence[BlockKey], nodes: Sequence[str]) -> None:
         self.arrivals.append((keys, nodes))
