@@ -32,10 +32,12 @@ WITHIN = 1.5
 
 LOOK_EVERY_S = 0.02
 LIMIT_S = 30.0
+DRAINED_S = 5.0
+"""What was on its way when a pull ended has come by then, over the low link too."""
 LOW_S = 12.0
-"""The link stays low for so long after the pull: probes have slowed down by then as far as they do."""
+"""The link stays low for so long after that: probes have slowed down by then as far as they do."""
 
-FALL_LIMIT_S, RETURN_LIMIT_S, SHARE_LIMIT = 2.0, 5.0, 0.01
+FALL_LIMIT_S, RETURN_LIMIT_S, SHARE_LIMIT = 2.0, 8.0, 0.01
 LANES = ("socket,grpc", "grpc")
 
 
@@ -82,7 +84,7 @@ class Pair(NamedTuple):
         return self.network.carried("east", "west").num_bytes
 
 
-async def fall_and_return(pair: Pair, name: str) -> Noticed:
+async def fall_and_return(pair: Pair, name: str, low_s: float = LOW_S) -> Noticed:
     """Let the link fall under a pull, end the pull, and let the link come back."""
     pair.network.shape(GOOD)
     num_blocks = await pair.fill(name, 8.0)
@@ -93,9 +95,9 @@ async def fall_and_return(pair: Pair, name: str) -> Noticed:
     fall_s = await pair.until(lambda load: load.goodput_bytes_per_s < WITHIN * FALL * RATE)
     await asyncio.sleep(1.0)
     await pair.west.ask(do="end")
-    await asyncio.sleep(2.0)  # what was on its way has come
+    await asyncio.sleep(DRAINED_S)
     before, started = pair.wire_bytes, time.monotonic()
-    await asyncio.sleep(LOW_S)
+    await asyncio.sleep(low_s)
     low_bytes_per_s = (pair.wire_bytes - before) / (time.monotonic() - started)
     before = pair.wire_bytes
     pair.network.shape(GOOD)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Hashable
 
-from services.cachepool.links.recent import Recent
+from services.cachepool.links.recent import Recent, agree
 from shared.rates import MeanRate
 
 MEMORY_S = 5.0
@@ -16,19 +16,11 @@ of a third of them, as one lost packet makes, is within what agrees."""
 EVIDENCE_S = 0.5
 """Fewer seconds of carrying contradict nothing."""
 
-AGREEING = 1.5
-"""Rates within this factor of each other are the same rate, seen twice."""
-
 LEAST_BYTES_PER_S = 1.0
 """Of a link that is known: 0 says that it is not."""
 
 UNCLAIMED_S = 0.1
 """How much later than it was received a batch may be counted without losing any of its time."""
-
-
-def agree(one: float, other: float) -> bool:
-    """Return whether two rates may be the same one."""
-    return max(one, other) <= AGREEING * min(one, other)
 
 
 class Goodput:

@@ -1,7 +1,8 @@
 """All that a pool knows of one link from another datacenter. No I/O."""
 
-from services.cachepool.links.goodput import Goodput, agree
+from services.cachepool.links.goodput import Goodput
 from services.cachepool.links.probing import Probing
+from services.cachepool.links.recent import agree
 from services.cachepool.links.round_trip import RoundTrip
 from shared.bus.events import LinkLoad
 from shared.ids import Datacenter

@@ -2,7 +2,7 @@
 
 import math
 
-from services.cachepool.links.goodput import agree
+from services.cachepool.links.recent import agree
 
 QUIET_S = 1.0
 """Seconds without ordinary transfers before a link is probed, and after a probe until the next."""

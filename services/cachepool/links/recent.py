@@ -1,9 +1,18 @@
-"""The bytes of the last moments of carrying. Pure."""
+"""What came in the last moments of carrying, and which rates are the same. Pure."""
 
 from collections import deque
 
 _PIECES = 64
 """What comes in less than this part of the window is kept as one piece: a bound on what is remembered."""
+
+
+AGREEING = 1.5
+"""Rates within this factor of each other are the same rate, seen twice."""
+
+
+def agree(one: float, other: float) -> bool:
+    """Return whether two rates may be the same one."""
+    return max(one, other) <= AGREEING * min(one, other)
 
 
 class Recent:

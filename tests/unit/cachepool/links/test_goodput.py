@@ -2,7 +2,8 @@
 
 import pytest
 
-from services.cachepool.links.goodput import WINDOW_S, Goodput, agree
+from services.cachepool.links.goodput import WINDOW_S, Goodput
+from services.cachepool.links.recent import agree
 from tests.support.samples import ManualClock
 
 FAST, SLOW = 1000, 100

@@ -5,7 +5,6 @@ from itertools import pairwise
 
 import pytest
 
-from services.cachepool.links.goodput import agree
 from services.cachepool.links.probing import (
     LEAST_BYTES,
     MAX_PAUSE_S,
@@ -16,6 +15,7 @@ from services.cachepool.links.probing import (
     STALE_S,
     Probing,
 )
+from services.cachepool.links.recent import agree
 
 ROUND_TRIP_S = 0.04
 FAST, SLOW = 25e6, 2.5e6
