@@ -55,7 +55,7 @@ class Noticed(NamedTuple):
     round_trip_s: float  # as reported in the end
 
 
-class Pair(NamedTuple):
+class PoolPair(NamedTuple):
     """Two pools, the line between them, and a chain in the east that the west lacks."""
 
     network: Wan
@@ -88,7 +88,7 @@ class Pair(NamedTuple):
         return self.network.carried("east", "west").num_bytes
 
 
-async def fall_and_return(pair: Pair, name: str, low_s: float = LOW_S) -> Noticed:
+async def fall_and_return(pair: PoolPair, name: str, low_s: float = LOW_S) -> Noticed:
     """Let the link fall under a pull, end the pull, and let the link come back."""
     pair.network.shape(GOOD)
     num_blocks = await pair.fill(name, 8.0)
@@ -117,7 +117,7 @@ async def run_lanes(lanes: str, repetitions: int) -> list[Noticed]:
             pool_node(network.command("east"), "east", network.address("east"), lanes=lanes) as east,
             pool_node(network.command("west"), "west", network.address("west"), lanes=lanes) as west,
         ):
-            pair = Pair(network, east, west)
+            pair = PoolPair(network, east, west)
             return [await fall_and_return(pair, f"chain {number}") for number in range(repetitions)]
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from benchmarks.harness import ROOT
-from benchmarks.pipe.changing import DELAY_S, FALL_LIMIT_S, LANES, RETURN_LIMIT_S, Pair, fall_and_return
+from benchmarks.pipe.changing import DELAY_S, FALL_LIMIT_S, LANES, RETURN_LIMIT_S, PoolPair, fall_and_return
 from benchmarks.pipe.node import LAYOUT, pool_node
 from benchmarks.wan.line import Line
 from benchmarks.wan.network import Wan, WanUnavailable, wan
@@ -98,7 +98,7 @@ async def test_a_fall_is_reported_at_once_and_a_return_though_nobody_asks_anythi
         pool_node(two_sites.command("east"), "east", two_sites.address("east"), lanes=lanes) as east,
         pool_node(two_sites.command("west"), "west", two_sites.address("west"), lanes=lanes) as west,
     ):
-        pair, names = Pair(two_sites, east, west), map(str, itertools.count())
+        pair, names = PoolPair(two_sites, east, west), map(str, itertools.count())
 
         async def both_are_noticed() -> bool:
             """A relay that stands still for a moment makes the link slower than it is."""

@@ -16,6 +16,7 @@ from services.gateway.request.usage import PromptUsage
 from services.gateway.routing.plan import Plan
 from services.gateway.settings import HandOff
 from shared.deadline import Deadline
+from shared.ids import BlockKey
 from shared.kv.codec import Codec
 from shared.kv.entries import Source
 from shared.sampling.logprobs import TokenLogprobs
@@ -27,8 +28,8 @@ LAST_WORD_S = 1.0
 """How long the end of a request waits for its workers' last words: prefill's count, decode's clean close."""
 
 
-NoteFirstToken = Callable[[Plan, float, float], None]
-"""Told a plan, the seconds until its first token, and when that was: see `routing.calibration.Calibration.measured`."""
+NoteFirstToken = Callable[[Plan, Sequence[BlockKey], float, float], None]
+"""Told a plan, its prompt's keys, the seconds until the first token, and when that was: see `feedback.Feedback`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ class Attempt:
 
     def _note_first(self, tokens: DecodedTokens) -> None:
         now = time.monotonic()
-        self._calls.note_first_token(self._plan, now - self._begun_at, now)
+        self._calls.note_first_token(self._plan, self._request.keys, now - self._begun_at, now)
         # Decode computes the end of what it is sent: attempts and choices of one prompt share what they compute of it.
         of_prompt = tokens.computed_prompt_tokens - self._request.num_generated
         self._usage.decode_tokens = max(self._usage.decode_tokens, of_prompt)

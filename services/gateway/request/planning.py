@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from services.gateway.cluster.devices import ServedPrompts
 from services.gateway.cluster.promises import PrefillPromises
 from services.gateway.cluster.registry import Registry
 from services.gateway.metrics import GatewayMetrics
@@ -36,6 +37,7 @@ class Planner:
         placements: Placements,
         promises: PrefillPromises,
         registry: Registry,
+        served: ServedPrompts,
         calibration: Calibration,
         metrics: GatewayMetrics,
         clock: Callable[[], float] = time.monotonic,
@@ -46,6 +48,7 @@ class Planner:
         self._placements = placements
         self._promises = promises
         self._registry = registry
+        self._served = served
         self._calibration = calibration
         self._metrics = metrics
         self._clock = clock
@@ -84,6 +87,7 @@ class Planner:
             keys=request.keys,
             held=self._placements.held(request.keys, self._clock()) if request.keys else {},
             promised=self._promises.longest(request.keys),
+            on_device=self._served.longest(request.keys),
             excluded=excluded,
             fidelity=request.fidelity,
             output_tokens=request.sampling.max_tokens,

@@ -16,12 +16,10 @@ from services.gateway.routing.costs.steps import Seconds, memory_wait_s, prefill
 from services.gateway.routing.costs.transfer import (
     Gathering,
     PrefixUse,
+    Transfers,
     everybody,
-    gathering,
     kv_bytes,
-    lacking_bytes,
     near,
-    way_cost,
 )
 from services.gateway.routing.facts import Facts
 from services.gateway.routing.plan import Forecast, LinkUse, PlanKind
@@ -67,13 +65,14 @@ class Candidates:
         )
 
 
-def on_decode(facts: Facts, use: PrefixUse) -> Candidates:
+def on_decode(transfers: Transfers, use: PrefixUse) -> Candidates:
     """Return the forecast of each decode worker that computes what the cached prefix leaves."""
+    facts = transfers.facts
     rows, num_tokens = facts.decode.rows, facts.request.num_tokens
     first = min(use.num_blocks * facts.layout.block_tokens, num_tokens - 1)
     computing = tail_s(rows, first, num_tokens)
-    gathered = gathering(facts, facts.home, use)
-    landed = gathered.seconds + kv_bytes(facts.layout, 0, use.num_blocks) / rows["hand_over_bytes_per_s"]
+    gathered = transfers.gathering(facts.home, use)
+    landed = gathered.seconds + _moved(facts, use.num_blocks) / rows["hand_over_bytes_per_s"]
     waiting = rows["queued_s"] + memory_wait_s(rows, num_tokens)
     kind: PlanKind = "none" if use.num_blocks >= facts.num_enough else "decode_only"
     correction = _correction(facts, kind, facts.home)
@@ -93,7 +92,7 @@ def on_decode(facts: Facts, use: PrefixUse) -> Candidates:
     )
 
 
-def handed_over(facts: Facts, uses: Sequence[PrefixUse], decode: int | None = None) -> Candidates:
+def handed_over(transfers: Transfers, uses: Sequence[PrefixUse], decode: int | None = None) -> Candidates:
     """Return the forecast of each prefill worker, with a decode worker: the first to be done with the tail, unless
     given. `uses` are what each datacenter makes of the cached prefix.
 
@@ -101,9 +100,10 @@ def handed_over(facts: Facts, uses: Sequence[PrefixUse], decode: int | None = No
     is there when the last piece has crossed after the last layer, or when the link has carried all that was asked for
     before and this.
     """
+    facts = transfers.facts
     rows, layout, num_tokens = facts.prefill.rows, facts.layout, facts.request.num_tokens
     dc, end = rows["dc"], facts.num_enough * layout.block_tokens
-    makers = [_Maker.of(facts, maker, use) for maker, use in zip(facts.dcs, uses, strict=True)]
+    makers = [_Maker.of(transfers, maker, use) for maker, use in zip(facts.dcs, uses, strict=True)]
     ways = np.array([maker.figures for maker in makers])[dc]
     gathered, num_blocks, last_s_of_whole, latest, offset, factor = ways.T
     first = np.minimum(np.maximum(num_blocks, facts.following) * layout.block_tokens, end)
@@ -141,16 +141,17 @@ class _Maker:
     crossings: tuple[LinkUse, ...]
 
     @classmethod
-    def of(cls, facts: Facts, maker: Datacenter, use: PrefixUse) -> "_Maker":
+    def of(cls, transfers: Transfers, maker: Datacenter, use: PrefixUse) -> "_Maker":
         """Return when its pool has the prefix, of how many blocks; what the way home takes for all of them, and when
         they are there at the earliest; and the correction of such plans.
         """
-        gathered = gathering(facts, maker, use)
+        facts = transfers.facts
+        gathered = transfers.gathering(maker, use)
         kind: PlanKind = "local" if maker == facts.home else "remote"
         way_s, latest, crossings = 0.0, 0.0, gathered.crossings
         if maker != facts.home:
-            num_bytes = lacking_bytes(facts, facts.home, facts.num_enough)
-            way = way_cost(facts, maker, facts.home)
+            num_bytes = transfers.lacking_bytes(facts.home, facts.num_enough)
+            way = transfers.way(maker, facts.home)
             way_s, latest = num_bytes / way.bytes_per_s, way.crossing_s(num_bytes)
             gathered = Gathering(gathered.seconds + way.round_trip_s, ())
             crossings = (*crossings, LinkUse(maker, facts.home, num_bytes))
@@ -167,13 +168,14 @@ def every_way(facts: Facts) -> list[Candidates]:
     whole = everybody(facts)
     is_far = (bool(whole.num_blocks) and len(whole.pull_from) > 1) or not whole.pull_from <= {facts.home}
     alone = [whole, near(facts, facts.home)] if is_far else [whole]
-    ways = [on_decode(facts, use) for use in alone]
+    transfers = Transfers(facts)
+    ways = [on_decode(transfers, use) for use in alone]
     if facts.is_cached or not len(facts.prefill):
         return ways
-    ways.append(handed_over(facts, [whole] * len(facts.dcs)))
+    ways.append(handed_over(transfers, [whole] * len(facts.dcs)))
     own = [near(facts, maker) for maker in facts.dcs] if is_far else []
     if any(use.num_blocks < whole.num_blocks for use in own):
-        ways.append(handed_over(facts, own))
+        ways.append(handed_over(transfers, own))
     return ways
 
 
@@ -181,10 +183,19 @@ def forecast_of(facts: Facts, decision: Decision) -> Forecast:
     """Return what is expected of a decision, whichever policy has taken it: metrics, admission and bookkeeping rest on
     it. `facts` have the caches that the decision uses.
     """
-    use = everybody(facts)
+    use, transfers = everybody(facts), Transfers(facts)
     if facts.is_cached or not decision.prefill:
-        return on_decode(facts, use).forecast(facts, decision.decode)
-    return handed_over(facts, [use] * len(facts.dcs), decision.decode).forecast(facts, decision.prefill[0])
+        return on_decode(transfers, use).forecast(facts, decision.decode)
+    return handed_over(transfers, [use] * len(facts.dcs), decision.decode).forecast(facts, decision.prefill[0])
+
+
+def _moved(facts: Facts, num_blocks: int) -> NDArray[np.float64]:
+    """Return the bytes of a prefix that each decode worker takes from its pool: what its device has it does not."""
+    on_device, layout = facts.on_device, facts.layout
+    moved = np.full(len(on_device), kv_bytes(layout, 0, num_blocks))
+    for row in np.flatnonzero(on_device):
+        moved[row] = kv_bytes(layout, min(int(on_device[row]), num_blocks), num_blocks)
+    return moved
 
 
 def _decode_for_tail(facts: Facts, end: int) -> int:

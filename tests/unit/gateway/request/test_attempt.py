@@ -85,8 +85,8 @@ class AttemptBench:
         assert (len(self.promises), self.prefill.num_open) == (0, 0)
         assert all(call.has_ended for call in self.decode.calls)
 
-    def _note_first(self, plan: Plan, ttft_s: float, _now: float) -> None:
-        assert plan is self.plan
+    def _note_first(self, plan: Plan, keys: Sequence[BlockKey], ttft_s: float, _now: float) -> None:
+        assert (plan, keys) == (self.plan, self.request.keys)
         self.first_tokens_s.append(ttft_s)
 
     def _note(self, keys: Sequence[BlockKey], nodes: Sequence[str]) -> None:
@@ -98,6 +98,7 @@ async def test_tokens_are_passed_on_and_the_stream_is_ended_from_both_sides(mode
     bench = AttemptBench(model, decode, ScriptedPrefill([16, 48]), plan())
     events = await bench.run()
     assert events == [TokenEvent((1,), None), TokenEvent((2, 3), None), TokenEvent((4,), "length")]
+    assert len(bench.first_tokens_s) == 1
     assert decode.calls[0].is_finished
     bench.assert_over()
     assert (bench.usage.prefill_tokens, bench.usage.decode_tokens, bench.usage.cached_tokens) == (48, TAIL_TOKENS, 0)
