@@ -13,9 +13,28 @@ log = get_logger()
 MEMBERSHIP_EVERY_S = 2.0
 LOAD_EVERY_S = 0.5
 
+SOONEST_S = 0.1
+"""Between two load events at least: what has changed much is told sooner than the next beat."""
+
+MUCH_QUEUED_S, MUCH_QUEUED = 0.2, 0.25
+"""How many more or fewer seconds of prompts wait than a reader supposes, at least and as a share, is a lot."""
+
+
+def tells_much(told: LoadEvent, now: LoadEvent) -> bool:
+    """Return whether an engine's load has changed so much that readers should not plan with what they were told.
+
+    A reader supposes that what waited when it was told has been worked off since.
+    """
+    passed_s = max(0, now.at_ms - told.at_ms) / 1000
+    supposed_s = max(0.0, told.queued_s - passed_s)
+    return abs(now.queued_s - supposed_s) > max(MUCH_QUEUED_S, MUCH_QUEUED * supposed_s)
+
 
 class Announcer:
-    """Announces on every beat while the broker is there, and at once when it is back; nothing queues up meanwhile."""
+    """Announces on every beat while the broker is there, and at once when it is back; nothing queues up meanwhile.
+
+    Between beats it tells a load that has changed a lot.
+    """
 
     def __init__(self, producer: Producer, membership: MembershipEvent, load: Callable[[], LoadEvent]) -> None:
         self._membership = membership
@@ -34,9 +53,17 @@ class Announcer:
             if due or current != generation:
                 announced_at, generation = time.monotonic(), current
                 self._producer.publish(TOPIC_MEMBERSHIP, self._membership.worker, self._membership.encode())
-            load = self._load()
-            self._producer.publish(TOPIC_LOAD, load.worker, load.encode())
-            await asyncio.sleep(LOAD_EVERY_S)
+            told = self._load()
+            self._producer.publish(TOPIC_LOAD, told.worker, told.encode())
+            await self._until_due(told)
+
+    async def _until_due(self, told: LoadEvent) -> None:
+        """Wait for the next beat, or until the load has changed a lot since it was told."""
+        due_s = time.monotonic() + LOAD_EVERY_S
+        while (left_s := due_s - time.monotonic()) > 0:
+            await asyncio.sleep(min(SOONEST_S, left_s))
+            if tells_much(told, self._load()):
+                return
 
     async def leave(self, timeout_s: float = 1.0) -> None:
         """Say that the worker is going, and wait until that has left the process, `timeout_s` at most; idempotent."""

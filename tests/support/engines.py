@@ -19,11 +19,11 @@ from services.prefill.app import build_prefill
 from services.prefill.settings import PrefillSettings
 from shared.bus.events import PlacementEvent
 from shared.deadline import Deadline
+from shared.engine.costs.prior import prior_of
+from shared.engine.costs.steps import StepCosts
 from shared.engine.host import EngineHost
 from shared.engine.loaded import LoadedModel
 from shared.engine.pool_access import PoolAccess
-from shared.engine.profile.costs import StepCosts
-from shared.engine.profile.prior import prior_of
 from shared.engine.settings import EngineSettings
 from shared.engine.thread import WorkThread
 from shared.engine.transfer import FetchMetrics, PageTransfer

@@ -6,9 +6,9 @@ from typing import Any
 
 from services.decode.request import Generation
 from shared.deadline import Deadline
+from shared.engine.costs.steps import StepCosts
 from shared.engine.loaded import LoadedModel
 from shared.engine.pool_access import PoolAccess
-from shared.engine.profile.costs import StepCosts
 from shared.engine.thread import WorkThread
 from shared.engine.transfer import FetchMetrics, PageTransfer
 from shared.fitting import OnlineFit

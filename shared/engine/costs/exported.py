@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from shared.engine.profile.costs import StepCosts
+from shared.engine.costs.steps import StepCosts
 from shared.metrics import Metrics
 
 PARTS = {"base": "base_s", "token": "token_s", "pair": "pair_s", "row": "row_s", "context": "context_s"}
