@@ -124,7 +124,7 @@ def test_an_earlier_life_counts_as_few_steps() -> None:
 
 
 def test_its_state_survives_as_json() -> None:
-    fit, rng = learnt()
+    fit, _ = learnt()
     copy = OnlineFit.from_json(fit.to_json())
     for one in (fit, copy):
         one.measured(FULL_STEP, 0.4)

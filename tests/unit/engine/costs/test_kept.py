@@ -14,6 +14,7 @@ from shared.engine.settings import EngineSettings
 from shared.fitting import OnlineFit
 from shared.ids import ModelFingerprint
 from tests.support.tiny import tiny_model
+from tests.support.waiting import until
 
 PRIOR = (1e-3, 1e-5, 1e-8)
 ONE, OTHER = ModelFingerprint("1" * 64), ModelFingerprint("2" * 64)
@@ -25,23 +26,16 @@ def learn(fit: OnlineFit, num_steps: int = 40) -> None:
         fit.measured((1, tokens, tokens * 100), 5e-3 + tokens * 3e-5)
 
 
-async def keep_until(fit: OnlineFit, file: KeptFit, path: Path) -> None:
-    """Run the loop until there is a file, then end it."""
-    task = asyncio.create_task(file.keep(fit))
-    while not path.exists():
-        await asyncio.sleep(0.01)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-
-
 async def test_a_fit_comes_back_and_counts_as_few_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept, "KEEP_EVERY_S", 0.01)
     path = tmp_path / "profiles" / "prefill.json"
     fit = KeptFit(path).load(PRIOR)
     assert fit.coefficients == PRIOR
     learn(fit)
-    await keep_until(fit, KeptFit(path), path)
+    task = asyncio.create_task(KeptFit(path).keep(fit))
+    await until(path.exists)
+    task.cancel()
+    await asyncio.wait({task})
     again = KeptFit(path).load(PRIOR)
     assert again.coefficients == pytest.approx(fit.coefficients)
     assert again.num_observations == MAX_KEPT_STEPS
