@@ -16,8 +16,9 @@ from services.decode.steps.driver import StepDriver
 from services.decode.steps.pace import StepPace
 from services.decode.steps.runner import DecodeStep, RequestPart, Result, StepOutcome
 from services.decode.tail import Tail
+from shared.engine.costs.load import EngineLoad
+from shared.engine.costs.rates import RecentRate
 from shared.engine.costs.steps import StepCosts, StepWork
-from shared.engine.load import EngineLoad
 from shared.engine.loaded import LoadedModel
 from shared.engine.packing import Offer, pack
 from shared.engine.pool_access import PoolAccess
@@ -28,7 +29,6 @@ from shared.errors import ContextTooLong, Draining, Internal, Overloaded, Prfaas
 from shared.log import get_logger
 from shared.metrics import Metrics
 from shared.model.sampler.sampling import Sampled
-from shared.rates import RecentRate
 
 log = get_logger()
 

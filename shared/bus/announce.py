@@ -16,8 +16,11 @@ LOAD_EVERY_S = 0.5
 SOONEST_S = 0.1
 """Between two load events at least: what has changed much is told sooner than the next beat."""
 
-MUCH_QUEUED_S, MUCH_QUEUED = 0.2, 0.25
-"""How many more or fewer seconds of prompts wait than a reader supposes, at least and as a share, is a lot."""
+MUCH_QUEUED_S = 0.2
+"""A queue that is longer or shorter than a reader supposes by so many seconds is news..."""
+
+MUCH_QUEUED = 0.25
+"""... if it is so by this share of what the reader supposes, too."""
 
 
 def tells_much(told: LoadEvent, now: LoadEvent) -> bool:

@@ -13,9 +13,9 @@ from shared.bus.events import LoadEvent, MembershipEvent, Role
 from shared.engine.codecs import CodecThreads, codec_threads
 from shared.engine.costs.exported import export_costs
 from shared.engine.costs.kept import kept_fit
+from shared.engine.costs.load import EngineLoad
 from shared.engine.costs.prior import prior_of
 from shared.engine.costs.steps import StepCosts
-from shared.engine.load import EngineLoad
 from shared.engine.loaded import LoadedModel, load_model
 from shared.engine.pool_access import PoolAccess
 from shared.engine.settings import EngineSettings

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from shared.engine.codecs import CodecThreads
+from shared.engine.costs.rates import MovingRate
 from shared.engine.stage import HostStager, Stager
 from shared.engine.thread import WorkThread
 from shared.kv.codec import Payload
@@ -12,7 +13,6 @@ from shared.kv.layout import KvLayout
 from shared.kv.payloads import digests
 from shared.metrics import Metrics
 from shared.model.pages.kv import PagedKv
-from shared.rates import MovingRate
 
 SHARE_BYTES = 1024 * 1024
 """What is worth another thread: it reads this in about the time that the thread takes to begin."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable
 
-from shared.rates import MeanRate
+from shared.engine.costs.rates import MeanRate
 
 MEMORY_S = 5.0
 """What was seen this many seconds of carrying ago weighs 1/e of what is seen now."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -49,7 +50,7 @@ class Recording(Producer):
         self.bus = Broker()  # type: ignore[assignment]
         self.loads: list[LoadEvent] = []
 
-    def publish(self, topic: str, key: str, value: bytes | None) -> bool:
+    def publish(self, topic: str, key: str, value: bytes | None, headers: Any = ()) -> bool:
         if topic == TOPIC_LOAD and value is not None:
             self.loads.append(LoadEvent.decode(value))
         return True

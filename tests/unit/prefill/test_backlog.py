@@ -25,7 +25,9 @@ async def test_prompts_share_steps() -> None:
     waiting = backlog()
     async with waiting.entered(0, 256), waiting.entered(1000, 1256):
         pairs = num_pairs(0, 256) + num_pairs(1000, 1256)
-        assert waiting.queued() == (512, pytest.approx(1e-3 + 512e-5 + pairs * 1e-8))
+        queued = waiting.queued()
+        assert queued.num_tokens == 512
+        assert queued.seconds == pytest.approx(1e-3 + 512e-5 + pairs * 1e-8)
 
 
 async def test_a_prompt_that_fails_leaves() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.rates import MeanRate, MovingRate, RecentRate
+from shared.engine.costs.rates import MeanRate, MovingRate, RecentRate
 
 
 class Clock:
