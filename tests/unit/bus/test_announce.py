@@ -11,6 +11,7 @@ from shared.bus.announce import Announcer, tells_much
 from shared.bus.events import TOPIC_LOAD, LoadEvent, MembershipEvent
 from shared.bus.producer import Producer
 from shared.ids import Datacenter, Epoch, WorkerId
+from tests.support.waiting import until
 
 WORKER = WorkerId("prefill-east")
 IDLE = LoadEvent(
@@ -64,9 +65,11 @@ async def test_news_leaves_before_the_next_beat_but_not_at_any_rate(monkeypatch:
         worker=WORKER, role="prefill", dc=Datacenter("east"), address="127.0.0.1:1", epoch=Epoch(1)
     )
     task = asyncio.create_task(Announcer(producer, membership, lambda: current).run())
+    await until(lambda: producer.loads)
     await asyncio.sleep(0.1)
     assert len(producer.loads) == 1, "nothing has changed"
     current = later(100, 3.0)
+    await until(lambda: len(producer.loads) > 1)
     await asyncio.sleep(0.1)
     assert [load.queued_s for load in producer.loads] == [0.0, 3.0]
     task.cancel()
