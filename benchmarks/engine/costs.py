@@ -33,7 +33,7 @@ STEP_ERROR_LIMIT, PROMPT_ERROR_LIMIT = 0.15, 0.15
 
 
 @dataclass(frozen=True)
-class Prediction:
+class PredictedStep:
     """One step: what was in it, what it was held to take, what it took, and what learning from it took."""
 
     work: StepWork
@@ -47,20 +47,20 @@ class Prediction:
 
 
 @dataclass
-class Recorder:
+class StepRecorder:
     """Keeps what the costs that it makes are told."""
 
-    steps: list[Prediction] = field(default_factory=list)
+    steps: list[PredictedStep] = field(default_factory=list)
 
     def costs(self, fit: OnlineFit) -> StepCosts:
         return _RecordedCosts(fit, self.steps)
 
-    def since(self, num_steps: int) -> list[Prediction]:
+    def since(self, num_steps: int) -> list[PredictedStep]:
         return self.steps[num_steps:]
 
 
 class _RecordedCosts(StepCosts):
-    def __init__(self, fit: OnlineFit, steps: list[Prediction]) -> None:
+    def __init__(self, fit: OnlineFit, steps: list[PredictedStep]) -> None:
         super().__init__(fit)
         self._steps = steps
 
@@ -68,7 +68,7 @@ class _RecordedCosts(StepCosts):
         expected_s, started = self.profile.step_s(*(work or ())), time.perf_counter()
         super().stepped(seconds, work)
         if work is not None:
-            self._steps.append(Prediction(work, expected_s, seconds, time.perf_counter() - started))
+            self._steps.append(PredictedStep(work, expected_s, seconds, time.perf_counter() - started))
 
 
 async def measure(quick: bool) -> Report:
@@ -78,7 +78,7 @@ async def measure(quick: bool) -> Report:
 
 
 async def _prefill(rounds: int) -> Report:
-    recorder, report, rng = Recorder(), Report(), random.Random(1)
+    recorder, report, rng = StepRecorder(), Report(), random.Random(1)
     settings = load(PrefillSettings)
     async with host(settings, NoPool(), recorder.costs) as parts:
         model, costs = parts.model, parts.costs
@@ -127,7 +127,7 @@ async def _compute(engine: PrefillEngine, model: LoadedModel, num_tokens: int) -
 
 
 async def _decode(rounds: int) -> Report:
-    recorder, report, prompts = Recorder(), Report(), Prompts(3)
+    recorder, report, prompts = StepRecorder(), Report(), Prompts(3)
     async with open_decode(costs_of=recorder.costs) as node:
         for batch in BATCHES:
             await asyncio.gather(*(node.generate(p, 12) for p in prompts.several(batch, CONTEXT)))
@@ -143,12 +143,12 @@ async def _decode(rounds: int) -> Report:
     return report
 
 
-def _by_kind(steps: Sequence[Prediction], batch: int) -> Iterator[tuple[str, list[Prediction]]]:
+def _by_kind(steps: Sequence[PredictedStep], batch: int) -> Iterator[tuple[str, list[PredictedStep]]]:
     yield f"batch {batch}", [step for step in steps if step.work.num_rows == batch and not step.work.num_tokens]
     yield f"prompts beside up to {batch}", [step for step in steps if step.work.num_tokens]
 
 
-def _row(role: str, kind: str, steps: Sequence[Prediction]) -> Row:
+def _row(role: str, kind: str, steps: Sequence[PredictedStep]) -> Row:
     return {
         "role": role,
         "steps_of": kind,
@@ -160,7 +160,7 @@ def _row(role: str, kind: str, steps: Sequence[Prediction]) -> Row:
     }
 
 
-def _spread(steps: Sequence[Prediction]) -> list[float]:
+def _spread(steps: Sequence[PredictedStep]) -> list[float]:
     alike: dict[tuple[float, ...], list[float]] = {}
     for step in steps:
         alike.setdefault(step.work[:3], []).append(step.seconds)
@@ -171,7 +171,7 @@ def _check(name: str, errors: Sequence[float], limit: float) -> Check:
     return at_most(f"median relative error: {name}", statistics.median(errors), limit)
 
 
-def _learning(recorder: Recorder) -> Check:
+def _learning(recorder: StepRecorder) -> Check:
     return at_most(
         "median of learning from a step", statistics.median(s.learning_s for s in recorder.steps) * 1e6, 50, "us"
     )

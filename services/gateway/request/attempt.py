@@ -1,11 +1,13 @@
 """One plan carried out: both workers called at once, both calls over when the iterator is."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
+from services.gateway.cluster.assigned import PromptWork
 from services.gateway.cluster.registry import Registry
 from services.gateway.model import ServedModel
 from services.gateway.request.generation import GenerationRequest
@@ -14,6 +16,7 @@ from services.gateway.request.usage import PromptUsage
 from services.gateway.routing.plan import Plan
 from services.gateway.settings import HandOff
 from shared.deadline import Deadline
+from shared.ids import BlockKey
 from shared.kv.codec import Codec
 from shared.kv.entries import Source
 from shared.sampling.logprobs import TokenLogprobs
@@ -23,6 +26,10 @@ from shared.workers.request import GenerateOrder, PromptOrder
 
 LAST_WORD_S = 1.0
 """How long the end of a request waits for its workers' last words: prefill's count, decode's clean close."""
+
+
+NoteFirstToken = Callable[[Plan, Sequence[BlockKey], float, float], None]
+"""Told a plan, its prompt's keys, the seconds until the first token, and when that was: see `feedback.Feedback`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,7 @@ class DecodeCalls:
     client: DecodeClient
     registry: Registry
     note_arrival: NoteArrival
+    note_first_token: NoteFirstToken
     prefill: PrefillCalls
     model: ServedModel
     hand_off: HandOffTerms
@@ -66,6 +74,7 @@ class Attempt:
         self._deadline = deadline
         self._keys = request.keys[: plan.num_blocks]
         self._prefilling = Prefilling(calls.prefill, plan, self._prefill_order(), self._keys, usage, deadline)
+        self._begun_at = time.monotonic()
         self._started = asyncio.Event()  # decode has its first message: updates may follow
 
     async def tokens(self) -> AsyncGenerator[TokenEvent, None]:
@@ -73,7 +82,9 @@ class Attempt:
         decode = self._plan.decode
         # A prefill that fails is all that decode may have to hear of later.
         call = self._calls.client.call(decode.worker, decode.address, may_change=self._plan.prefill is not None)
-        self._calls.registry.assign(decode.worker)
+        forecast = self._plan.forecast
+        work = PromptWork(forecast.decode_s, forecast.decode_tokens, len(self._request.token_ids))
+        assignment = self._calls.registry.assign(decode.worker, work)
         self._prefilling.start(partial(self._tell_prefill_failed, call))
         try:
             if self._calls.hand_off.mode == "stored":
@@ -93,7 +104,7 @@ class Attempt:
                 yield TokenEvent(tokens.ids, finish_reason, tokens.logprobs)
             await call.finish(LAST_WORD_S)
         finally:
-            self._calls.registry.release(decode.worker)
+            self._calls.registry.release(assignment)
             call.cancel()
             await self._prefilling.stop()
             await call.ended()
@@ -104,6 +115,8 @@ class Attempt:
         await call.prefill_failed()
 
     def _note_first(self, tokens: DecodedTokens) -> None:
+        now = time.monotonic()
+        self._calls.note_first_token(self._plan, self._request.keys, now - self._begun_at, now)
         # Decode computes the end of what it is sent: attempts and choices of one prompt share what they compute of it.
         of_prompt = tokens.computed_prompt_tokens - self._request.num_generated
         self._usage.decode_tokens = max(self._usage.decode_tokens, of_prompt)

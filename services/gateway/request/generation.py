@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from services.gateway.model import ServedModel
 from services.gateway.request.text import TextRules
+from services.gateway.routing.plan import NO_SLO, Slo
 from shared.ids import BlockKey
 from shared.kv.codec import Fidelity
 from shared.sampling.params import SamplingParams
@@ -22,6 +23,7 @@ class GenerationRequest:
     num_generated: int = 0  # the last so many of `token_ids` are the answer's: a worker was lost after them
     fidelity: Fidelity = Fidelity.LOSSLESS  # the chain that `keys` are of
     lossless_keys: Sequence[BlockKey] = ()  # of the same blocks; only where loss is allowed
+    slo: Slo = NO_SLO
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,18 @@
 """A request meets the state of the cluster: its plan, in the chain of keys that it is for."""
 
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from services.gateway.cluster.devices import ServedPrompts
 from services.gateway.cluster.promises import PrefillPromises
 from services.gateway.cluster.registry import Registry
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.placement.held import HeldPrefix
 from services.gateway.request.generation import GenerationRequest
+from services.gateway.routing.calibration import Calibration
 from services.gateway.routing.plan import Plan, RequestFacts, sources_text
 from services.gateway.routing.router import Router, prefers_exact
 from shared.ids import BlockKey, WorkerId
@@ -34,15 +37,22 @@ class Planner:
         placements: Placements,
         promises: PrefillPromises,
         registry: Registry,
+        served: ServedPrompts,
+        calibration: Calibration,
         metrics: GatewayMetrics,
         clock: Callable[[], float] = time.monotonic,
+        draw: Callable[[], float] = random.random,
     ) -> None:
+        """`draw` returns numbers of [0, 1) at random."""
         self._router = router
         self._placements = placements
         self._promises = promises
         self._registry = registry
+        self._served = served
+        self._calibration = calibration
         self._metrics = metrics
         self._clock = clock
+        self._draw = draw
 
     def plan(self, request: GenerationRequest, excluded: frozenset[WorkerId]) -> tuple[GenerationRequest, Plan]:
         """Return the plan, and the request with the keys of the chain that the plan is for. Raises `NoWorker`."""
@@ -52,6 +62,8 @@ class Planner:
             exact_plan = self._plan_for(exact, excluded)
             if prefers_exact(exact_plan, plan):
                 request, plan = exact, exact_plan
+        for use in plan.forecast.crossings:
+            self._registry.note_crossing(*use)
         self._metrics.planned(plan.kind)
         log.info(
             "request_planned",
@@ -65,6 +77,7 @@ class Planner:
             prefill_sources=sources_text(plan.prefill_sources),
             fidelity=request.fidelity.name.lower(),
             codec=plan.prefill_codec.name.lower(),
+            forecast_ttft_s=round(plan.forecast.ttft_s, 4),
         )
         return request, plan
 
@@ -74,7 +87,11 @@ class Planner:
             keys=request.keys,
             held=self._placements.held(request.keys, self._clock()) if request.keys else {},
             promised=self._promises.longest(request.keys),
+            on_device=self._served.longest(request.keys),
             excluded=excluded,
             fidelity=request.fidelity,
+            output_tokens=request.sampling.max_tokens,
+            slo=request.slo,
+            draw=self._draw(),
         )
-        return self._router.plan(facts, self._registry.view())
+        return self._router.plan(facts, self._registry.view(), self._calibration.corrections(self._clock()))

@@ -1,0 +1,136 @@
+"""What of a cached prefix is used, how many bytes of KV that moves, and how long they take."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from services.gateway.routing.codec import choose_codec, kv_bytes_per_s
+from services.gateway.routing.facts import Facts
+from services.gateway.routing.plan import LinkUse
+from shared.ids import Datacenter
+from shared.kv.layout import KvLayout
+from shared.kv.resume import GroupMasks, needed_groups
+
+UNKNOWN_LINK_BYTES_PER_S = 1.25e9
+"""Of a link that nobody has measured: 10 Gbit/s. A link is measured by its first transfer; one that is believed to be
+slow would never be tried."""
+
+UNKNOWN_ROUND_TRIP_S = 0.02
+
+UNKNOWN_TIER_BYTES_PER_S = 2e8
+"""Of an object tier that has not read anything yet: a disk, or a bucket over a few connections."""
+
+
+class PrefixUse(NamedTuple):
+    """One way to use what caches hold: the leading blocks that these datacenters have together."""
+
+    num_blocks: int
+    pull_from: frozenset[Datacenter]
+
+
+def everybody(facts: Facts) -> PrefixUse:
+    """Return the use of all that any pool has."""
+    return PrefixUse(facts.num_usable, frozenset(facts.credits))
+
+
+def near(facts: Facts, maker: Datacenter) -> PrefixUse:
+    """Return the use of what home and the datacenter that computes have."""
+    dcs = frozenset({facts.home, maker})
+    return PrefixUse(facts.usable_from(dcs), dcs)
+
+
+def kv_bytes(layout: KvLayout, first: int, end: int) -> float:
+    """Return the bytes that a resume after `end` blocks needs of the blocks `[first, end)`."""
+    total = 0.0
+    for group, num_bytes in zip(layout.groups, layout.group_bytes, strict=True):
+        total += num_bytes * max(0, end - max(first, layout.first_block_needed(group.window, end)))
+    return total
+
+
+class WayCost(NamedTuple):
+    """One way from a datacenter to another."""
+
+    bytes_per_s: float  # of KV, through the codec that would be chosen
+    backlog_s: float  # until what was asked for before has crossed
+    round_trip_s: float
+
+    def crossing_s(self, num_bytes: float) -> float:
+        """Return when so many bytes, all of them there already, have crossed."""
+        return self.backlog_s + self.round_trip_s + num_bytes / self.bytes_per_s if num_bytes else 0.0
+
+
+class Gathering(NamedTuple):
+    """A prefix that a pool lacks parts of, until it has them all."""
+
+    seconds: float
+    crossings: tuple[LinkUse, ...]
+
+
+NOTHING = Gathering(0.0, ())
+
+
+@dataclass(frozen=True, slots=True)
+class Transfers:
+    """What moving KV costs for one request. Remembers what it has worked out: ways share links and prefixes."""
+
+    facts: Facts
+    _ways: dict[tuple[Datacenter, Datacenter], WayCost] = field(default_factory=dict)
+    _needed: dict[int, GroupMasks] = field(default_factory=dict)
+
+    def way(self, source: Datacenter, target: Datacenter) -> WayCost:
+        """Return what the way between two different datacenters costs."""
+        if (source, target) not in self._ways:
+            self._ways[source, target] = self._way(source, target)
+        return self._ways[source, target]
+
+    def gathering(self, target: Datacenter, use: PrefixUse) -> Gathering:
+        """Return what it takes until the pool of `target` has a prefix, in memory.
+
+        What it lacks comes from whoever has the longest prefix.
+        """
+        if not use.num_blocks:
+            return NOTHING
+        tier_s = self._tier_s(target, use.num_blocks)
+        others = [dc for dc in use.pull_from if dc != target]
+        num_bytes = self.lacking_bytes(target, use.num_blocks) if others else 0.0
+        if not num_bytes:
+            return Gathering(tier_s, ())
+        credits = self.facts.credits
+        source = max(others, key=lambda dc: (credits[dc].longest if dc in credits else 0, dc))
+        there_s = self._tier_s(source, use.num_blocks) + self.way(source, target).crossing_s(num_bytes)
+        return Gathering(max(tier_s, there_s), (LinkUse(source, target, num_bytes),))
+
+    def lacking_bytes(self, dc: Datacenter, num_blocks: int) -> float:
+        """Return the bytes that a resume after `num_blocks` blocks needs and the pool of `dc` lacks."""
+        credit = self.facts.credits.get(dc)
+        if credit is None:
+            return kv_bytes(self.facts.layout, 0, num_blocks)
+        if credit.longest >= num_blocks:
+            return 0.0
+        return self._bytes_of(self._needed_by(num_blocks) & ~credit.groups[:num_blocks])
+
+    def _way(self, source: Datacenter, target: Datacenter) -> WayCost:
+        facts = self.facts
+        way, numbers = facts.way(source, target), (facts.dcs.index(source), facts.dcs.index(target))
+        known = way if way.goodput_bytes_per_s else way._replace(goodput_bytes_per_s=UNKNOWN_LINK_BYTES_PER_S)
+        bytes_per_s = kv_bytes_per_s(choose_codec(facts.codec, facts.request.fidelity, way), known)
+        backlog_s = float(facts.links.backlog_bytes[numbers]) / bytes_per_s
+        return WayCost(bytes_per_s, backlog_s, float(facts.links.round_trip_s[numbers]) or UNKNOWN_ROUND_TRIP_S)
+
+    def _tier_s(self, dc: Datacenter, num_blocks: int) -> float:
+        """Return how long such a resume reads from the object tier of `dc`."""
+        credit = self.facts.credits.get(dc)
+        if credit is None or credit.on_tier is None:
+            return 0.0
+        num_bytes = self._bytes_of(self._needed_by(num_blocks) & credit.on_tier[:num_blocks])
+        return num_bytes / (self.facts.tier_bytes_per_s.get(dc) or UNKNOWN_TIER_BYTES_PER_S)
+
+    def _needed_by(self, num_blocks: int) -> GroupMasks:
+        if num_blocks not in self._needed:
+            self._needed[num_blocks] = needed_groups(self.facts.layout, num_blocks)
+        return self._needed[num_blocks]
+
+    def _bytes_of(self, masks: GroupMasks) -> float:
+        groups = enumerate(self.facts.layout.group_bytes)
+        return float(sum(num_bytes * np.count_nonzero(masks & (1 << group)) for group, num_bytes in groups))
