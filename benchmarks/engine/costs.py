@@ -1,15 +1,17 @@
 """How well the engines predict their own steps, from the prior on: each step is predicted, measured, then learnt.
 
-`spread` is how far steps with the same tokens and rows are from their median: no prediction is better than that.
+`spread` is how far steps with the same tokens and rows are from their median, `hindsight_error` what the best profile
+for all of these steps leaves: no prediction is much better than that.
 """
 
 import asyncio
 import random
 import statistics
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from benchmarks.engine.node import TIMEOUT_S, NoPool, host, open_decode
 from benchmarks.harness import Check, Report, Row, at_most
@@ -27,9 +29,8 @@ NUM_LEARNT_STEPS = 30
 LEARNT_LENGTHS = range(64, 2049, 64)
 LENGTHS = (256, 1024, 4000)
 BATCHES = (1, 4, 8)
-CONTEXT, NUM_TOKENS = 512, 64
-LEARNING_LIMIT_US = 50
-STEP_ERROR_LIMIT, PROMPT_ERROR_LIMIT = 0.15, 0.15
+CONTEXT, NUM_LEARNT_TOKENS, NUM_TOKENS = 512, 12, 64
+ERROR_LIMIT, LEARNING_LIMIT_US = 0.15, 50
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,6 @@ class StepRecorder:
     def costs(self, fit: OnlineFit) -> StepCosts:
         return _RecordedCosts(fit, self.steps)
 
-    def since(self, num_steps: int) -> list[PredictedStep]:
-        return self.steps[num_steps:]
-
 
 class _RecordedCosts(StepCosts):
     def __init__(self, fit: OnlineFit, steps: list[PredictedStep]) -> None:
@@ -78,8 +76,9 @@ async def measure(quick: bool) -> Report:
 
 
 async def _prefill(rounds: int) -> Report:
-    recorder, report, rng = StepRecorder(), Report(), random.Random(1)
-    settings = load(PrefillSettings)
+    recorder, rng, settings = StepRecorder(), random.Random(1), load(PrefillSettings)
+    errors: dict[int, list[float]] = {length: [] for length in LENGTHS}
+    kinds: dict[str, list[PredictedStep]] = {f"{length} tokens": [] for length in LENGTHS}
     async with host(settings, NoPool(), recorder.costs) as parts:
         model, costs = parts.model, parts.costs
         engine = PrefillEngine(
@@ -88,19 +87,14 @@ async def _prefill(rounds: int) -> Report:
         parts.jobs.start(engine.run(), name="prefill engine")
         while len(recorder.steps) < NUM_LEARNT_STEPS:
             await _compute(engine, model, rng.choice(LEARNT_LENGTHS))
-        for length in LENGTHS:
-            first, errors, seconds = len(recorder.steps), [], []
-            for _ in range(rounds):
-                expected_s = costs.profile.prompt_s(0, length, settings.chunk_tokens)
-                seconds.append(await _compute(engine, model, length))
-                errors.append(abs(expected_s / seconds[-1] - 1))
-            report.rows.append(
-                _row("prefill", f"{length} tokens", recorder.since(first))
-                | {"prompt_ms": _ms(statistics.median(seconds)), "prompt_error": _share(errors)}
-            )
-            report.checks.append(_check(f"prefill of {length} tokens, all steps together", errors, PROMPT_ERROR_LIMIT))
-        _tell("prefill", costs.profile)
-    report.checks.append(_learning(recorder))
+        for length in [*LENGTHS] * rounds:
+            first, expected_s = len(recorder.steps), costs.profile.prompt_s(0, length, settings.chunk_tokens)
+            errors[length].append(abs(expected_s / await _compute(engine, model, length) - 1))
+            kinds[f"{length} tokens"] += recorder.steps[first:]
+    report = _report("prefill", recorder.steps, kinds, costs.profile)
+    report.checks += [
+        _check(f"prefill of {length} tokens, all its steps", of_length) for length, of_length in errors.items()
+    ]
     return report
 
 
@@ -127,28 +121,41 @@ async def _compute(engine: PrefillEngine, model: LoadedModel, num_tokens: int) -
 
 
 async def _decode(rounds: int) -> Report:
-    recorder, report, prompts = StepRecorder(), Report(), Prompts(3)
+    recorder, prompts = StepRecorder(), Prompts(3)
+    kinds: dict[str, list[PredictedStep]] = {}
     async with open_decode(costs_of=recorder.costs) as node:
         for batch in BATCHES:
-            await asyncio.gather(*(node.generate(p, 12) for p in prompts.several(batch, CONTEXT)))
-        for batch in BATCHES:
+            await asyncio.gather(*(node.generate(p, NUM_LEARNT_TOKENS) for p in prompts.several(batch, CONTEXT)))
+        for batch in BATCHES * rounds:
             first = len(recorder.steps)
-            for _ in range(rounds):
-                await asyncio.gather(*(node.generate(p, NUM_TOKENS) for p in prompts.several(batch, CONTEXT)))
-            for kind, steps in _by_kind(recorder.since(first), batch):
-                report.rows.append(_row("decode", kind, steps))
-                report.checks.append(_check(f"decode, {kind}", [s.error for s in steps], STEP_ERROR_LIMIT))
-        _tell("decode", node.host.costs.profile)
-    report.checks.append(_learning(recorder))
-    return report
+            await asyncio.gather(*(node.generate(p, NUM_TOKENS) for p in prompts.several(batch, CONTEXT)))
+            for step in recorder.steps[first:]:
+                if step.work.num_tokens:
+                    kinds.setdefault(f"prompts beside up to {batch}", []).append(step)
+                elif step.work.num_rows == batch:
+                    kinds.setdefault(f"batch {batch}", []).append(step)
+        profile = node.host.costs.profile
+    return _report("decode", recorder.steps, kinds, profile)
 
 
-def _by_kind(steps: Sequence[PredictedStep], batch: int) -> Iterator[tuple[str, list[PredictedStep]]]:
-    yield f"batch {batch}", [step for step in steps if step.work.num_rows == batch and not step.work.num_tokens]
-    yield f"prompts beside up to {batch}", [step for step in steps if step.work.num_tokens]
+def _report(
+    role: str, steps: Sequence[PredictedStep], kinds: Mapping[str, Sequence[PredictedStep]], profile: StepProfile
+) -> Report:
+    hindsight = _fitted([step for of_kind in kinds.values() for step in of_kind])
+    learning_s = statistics.median(step.learning_s for step in steps)
+    return Report(
+        [
+            *(_row(role, kind, of_kind, hindsight) for kind, of_kind in kinds.items()),
+            {"role": role, **{f"{name[:-2]}_us": round(value * 1e6, 4) for name, value in _seconds_of(profile)}},
+        ],
+        [
+            *(_check(f"steps of {role}, {kind}", [s.error for s in of_kind]) for kind, of_kind in kinds.items()),
+            at_most(f"{role}: median time of learning from a step", learning_s * 1e6, LEARNING_LIMIT_US, "us"),
+        ],
+    )
 
 
-def _row(role: str, kind: str, steps: Sequence[PredictedStep]) -> Row:
+def _row(role: str, kind: str, steps: Sequence[PredictedStep], hindsight: StepProfile) -> Row:
     return {
         "role": role,
         "steps_of": kind,
@@ -156,6 +163,7 @@ def _row(role: str, kind: str, steps: Sequence[PredictedStep]) -> Row:
         "step_ms": _ms(statistics.median(step.seconds for step in steps)),
         "expected_ms": _ms(statistics.median(step.expected_s for step in steps)),
         "spread": _share(_spread(steps)),
+        "hindsight_error": _share([abs(hindsight.step_s(*step.work) / step.seconds - 1) for step in steps]),
         "step_error": _share([step.error for step in steps]),
     }
 
@@ -167,18 +175,19 @@ def _spread(steps: Sequence[PredictedStep]) -> list[float]:
     return [abs(value / statistics.median(seconds) - 1) for seconds in alike.values() for value in seconds]
 
 
-def _check(name: str, errors: Sequence[float], limit: float) -> Check:
-    return at_most(f"median relative error: {name}", statistics.median(errors), limit)
+def _fitted(steps: Sequence[PredictedStep]) -> StepProfile:
+    """Return the profile with the least relative errors over all steps, which nobody knows beforehand."""
+    shares = np.array([[1.0, *step.work] for step in steps]) / np.array([[step.seconds] for step in steps])
+    found, *_ = np.linalg.lstsq(shares, np.ones(len(steps)), rcond=None)
+    return StepProfile(*map(float, found))
 
 
-def _learning(recorder: StepRecorder) -> Check:
-    return at_most(
-        "median of learning from a step", statistics.median(s.learning_s for s in recorder.steps) * 1e6, 50, "us"
-    )
+def _seconds_of(profile: StepProfile) -> Iterator[tuple[str, float]]:
+    yield from zip(profile._fields[:-1], profile[:-1], strict=True)
 
 
-def _tell(role: str, profile: StepProfile) -> None:
-    sys.stderr.write(f"{role}: {profile}\n")
+def _check(name: str, errors: Sequence[float]) -> Check:
+    return at_most(f"median relative error: {name}", statistics.median(errors), ERROR_LIMIT)
 
 
 def _share(errors: Sequence[float]) -> float:
