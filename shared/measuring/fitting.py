@@ -28,7 +28,7 @@ LEAST_SCALE, MAX_SCALE = 0.01, 1.0
 SCALE_SMOOTHING = 0.1
 
 MAX_RATIO = 100.0
-"""What is expected counts as a share of what was measured that is no smaller than 1 of so many."""
+"""Expected and measured seconds differ by this factor at most, as far as the weight of an error goes."""
 
 MAX_FEATURES = 5
 
@@ -93,7 +93,7 @@ class OnlineFit:
         if not (0 < seconds < math.inf and any(shares) and all(0 <= share < math.inf for share in shares)):
             return
         expected = sum(value * share for value, share in zip(self._relative, shares, strict=True))
-        unit = math.sqrt(seconds * max(expected, seconds / MAX_RATIO))
+        unit = max(math.sqrt(seconds * max(expected, seconds / MAX_RATIO)), expected / MAX_RATIO)
         error = (seconds - expected) / unit
         if self._is_change(error):
             self._forget(MEMORY_OF_CHANGE)
@@ -139,8 +139,11 @@ class OnlineFit:
         for i, of_row in enumerate(reach):
             self._relative[i] += gain * error * of_row
             row = covariance[i]
-            for j, of_column in enumerate(reach):
-                row[j] += change * of_row * of_column
+            for j in range(i + 1):
+                row[j] += change * of_row * reach[j]
+                covariance[j][i] = row[j]
+        if not _is_sound(covariance):
+            self._covariance = self._first_covariance()  # rounding has spoilt it
         self._bound_covariance()
         self._known = None
 
@@ -241,6 +244,17 @@ def _solved(matrix: Matrix, right: Sequence[float]) -> list[float]:
     return solution
 
 
+def _is_sound(covariance: Matrix) -> bool:
+    """Return whether variances are positive and no correlation is above 1."""
+    for i, row in enumerate(covariance):
+        if not row[i] > 0:
+            return False
+        for j in range(i):
+            if row[j] * row[j] > row[i] * covariance[j][j]:
+                return False
+    return True
+
+
 def _numbers(values: object, count: int | None = None) -> list[float]:
     if not isinstance(values, list) or count not in (None, len(values)):
         raise ValueError(f"{values!r} are not {count or 'some'} numbers")
@@ -255,6 +269,6 @@ def _check_covariance(matrix: Matrix, size: int) -> None:
         raise ValueError("a covariance that is not square or whose variances are not positive")
     for i in range(size):
         for j in range(i):
-            most = math.sqrt(matrix[i][i] * matrix[j][j]) * (1 + 1e-6)
+            most = math.sqrt(matrix[i][i] * matrix[j][j]) * (1 + 1e-3)
             if abs(matrix[i][j]) > most or abs(matrix[i][j] - matrix[j][i]) > 1e-6 * most:
                 raise ValueError("a covariance that is not symmetric or has a correlation above 1")
