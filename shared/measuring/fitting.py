@@ -141,6 +141,8 @@ class OnlineFit:
             row = covariance[i]
             for j, of_column in enumerate(reach):
                 row[j] += change * of_row * of_column
+        if not _is_covariance(covariance):
+            self._covariance = self._first_covariance()  # rounding has spoilt it
         self._bound_covariance()
         self._known = None
 
@@ -250,11 +252,18 @@ def _numbers(values: object, count: int | None = None) -> list[float]:
 
 
 def _check_covariance(matrix: Matrix, size: int) -> None:
-    """Raise ValueError unless it can be one: square, symmetric, and no correlation above 1."""
-    if len(matrix) != size or any(matrix[i][i] <= 0 for i in range(size)):
-        raise ValueError("a covariance that is not square or whose variances are not positive")
-    for i in range(size):
+    """Raise ValueError unless it can be one of so many features."""
+    if len(matrix) != size or not _is_covariance(matrix):
+        raise ValueError("a covariance that is not square and symmetric, or has a correlation above 1")
+
+
+def _is_covariance(matrix: Matrix) -> bool:
+    """Return whether variances are positive and finite, and correlations symmetric and at most 1, but for rounding."""
+    if not all(0 < row[i] < math.inf for i, row in enumerate(matrix)):
+        return False
+    for i, row in enumerate(matrix):
         for j in range(i):
-            most = math.sqrt(matrix[i][i] * matrix[j][j]) * (1 + 1e-6)
-            if abs(matrix[i][j]) > most or abs(matrix[i][j] - matrix[j][i]) > 1e-6 * most:
-                raise ValueError("a covariance that is not symmetric or has a correlation above 1")
+            most = math.sqrt(row[i] * matrix[j][j]) * (1 + 1e-6)
+            if not (abs(row[j]) <= most and abs(row[j] - matrix[j][i]) <= 1e-6 * most):
+                return False
+    return True
