@@ -142,7 +142,7 @@ class OnlineFit:
             for j in range(i + 1):
                 row[j] += change * of_row * reach[j]
                 covariance[j][i] = row[j]
-        if not _is_sound(covariance):
+        if not _is_covariance(covariance):
             self._covariance = self._first_covariance()  # rounding has spoilt it
         self._bound_covariance()
         self._known = None
@@ -244,17 +244,6 @@ def _solved(matrix: Matrix, right: Sequence[float]) -> list[float]:
     return solution
 
 
-def _is_sound(covariance: Matrix) -> bool:
-    """Return whether variances are positive and no correlation is above 1."""
-    for i, row in enumerate(covariance):
-        if not row[i] > 0:
-            return False
-        for j in range(i):
-            if row[j] * row[j] > row[i] * covariance[j][j]:
-                return False
-    return True
-
-
 def _numbers(values: object, count: int | None = None) -> list[float]:
     if not isinstance(values, list) or count not in (None, len(values)):
         raise ValueError(f"{values!r} are not {count or 'some'} numbers")
@@ -264,11 +253,18 @@ def _numbers(values: object, count: int | None = None) -> list[float]:
 
 
 def _check_covariance(matrix: Matrix, size: int) -> None:
-    """Raise ValueError unless it can be one: square, symmetric, and no correlation above 1."""
-    if len(matrix) != size or any(matrix[i][i] <= 0 for i in range(size)):
-        raise ValueError("a covariance that is not square or whose variances are not positive")
-    for i in range(size):
+    """Raise ValueError unless it can be one of so many features."""
+    if len(matrix) != size or not _is_covariance(matrix):
+        raise ValueError("a covariance that is not square and symmetric, or has a correlation above 1")
+
+
+def _is_covariance(matrix: Matrix) -> bool:
+    """Return whether variances are positive and finite, and correlations symmetric and at most 1, but for rounding."""
+    if not all(0 < row[i] < math.inf for i, row in enumerate(matrix)):
+        return False
+    for i, row in enumerate(matrix):
         for j in range(i):
-            most = math.sqrt(matrix[i][i] * matrix[j][j]) * (1 + 1e-3)
-            if abs(matrix[i][j]) > most or abs(matrix[i][j] - matrix[j][i]) > 1e-6 * most:
-                raise ValueError("a covariance that is not symmetric or has a correlation above 1")
+            most = math.sqrt(row[i] * matrix[j][j]) * (1 + 1e-6)
+            if not (abs(row[j]) <= most and abs(row[j] - matrix[j][i]) <= 1e-6 * most):
+                return False
+    return True
