@@ -106,8 +106,20 @@ def test_what_running_requests_wait_for_a_prompt_on_decode_is_counted() -> None:
 
 
 def test_those_who_come_later_are_counted() -> None:
-    two = table({"often asked": EAST, "seldom asked": EAST}, arrivals_per_s=[9.0, 0.1], busy=[0.8, 0.1], **FAST)
+    two = table(
+        {"often asked": EAST, "seldom asked": EAST},
+        arrivals_per_s=[9.0, 0.1],
+        busy=[0.8, 0.1],
+        seen_busy=[0.8, 0.1],
+        **FAST,
+    )
     assert choice(facts(8000, prefill=two)) == "seldom asked"
+
+
+def test_a_client_that_waits_for_its_answers_is_not_counted_as_those_who_come_later() -> None:
+    figures = {"arrivals_per_s": [9.0, 0.1], "busy": [0.8, 0.1], "queued_s": [0.0, 0.05]}
+    two = table({"often asked": EAST, "seldom asked": EAST}, seen_busy=[0.0, 0.1], **figures, **FAST)
+    assert choice(facts(8000, prefill=two)) == "often asked"
 
 
 def test_a_cached_prompt_needs_nobody() -> None:
@@ -127,7 +139,7 @@ def test_a_prefix_elsewhere_is_pulled_if_that_is_sooner_than_computing_it() -> N
 
 def test_an_slo_that_only_one_way_keeps_decides() -> None:
     # Away is sooner for this prompt, but decode alone takes from nobody.
-    given = facts(3000, prefill=table({"away": EAST}, arrivals_per_s=20.0, busy=0.9, **FAST))
+    given = facts(3000, prefill=table({"away": EAST}, arrivals_per_s=20.0, busy=0.9, seen_busy=0.9, **FAST))
     assert choice(given) == "decode alone"
     away, alone = (forecast_of(given, Decision(0, rows)).ttft_s for rows in ((0,), ()))
     assert away < alone
