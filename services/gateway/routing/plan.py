@@ -39,6 +39,7 @@ class RequestFacts:
     output_tokens: int = 0  # that the answer may have
     slo: Slo = NO_SLO
     draw: float = 0.0  # in [0, 1): what chance decides is decided by it, so that equal inputs give equal plans
+    number: int = 0  # of the plan among its gateway's: policies that take turns keep no count of their own
 
 
 class LinkUse(NamedTuple):
