@@ -28,7 +28,7 @@ LEAST_SCALE, MAX_SCALE = 0.01, 1.0
 SCALE_SMOOTHING = 0.1
 
 MAX_RATIO = 100.0
-"""What is expected counts as a share of what was measured that is no smaller than 1 of so many."""
+"""Expected and measured seconds differ by this factor at most, as far as the weight of an error goes."""
 
 MAX_FEATURES = 5
 
@@ -93,7 +93,7 @@ class OnlineFit:
         if not (0 < seconds < math.inf and any(shares) and all(0 <= share < math.inf for share in shares)):
             return
         expected = sum(value * share for value, share in zip(self._relative, shares, strict=True))
-        unit = math.sqrt(seconds * max(expected, seconds / MAX_RATIO))
+        unit = max(math.sqrt(seconds * max(expected, seconds / MAX_RATIO)), expected / MAX_RATIO)
         error = (seconds - expected) / unit
         if self._is_change(error):
             self._forget(MEMORY_OF_CHANGE)
@@ -139,8 +139,9 @@ class OnlineFit:
         for i, of_row in enumerate(reach):
             self._relative[i] += gain * error * of_row
             row = covariance[i]
-            for j, of_column in enumerate(reach):
-                row[j] += change * of_row * of_column
+            for j in range(i + 1):
+                row[j] += change * of_row * reach[j]
+                covariance[j][i] = row[j]
         if not _is_covariance(covariance):
             self._covariance = self._first_covariance()  # rounding has spoilt it
         self._bound_covariance()
