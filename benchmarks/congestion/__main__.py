@@ -10,7 +10,6 @@ says. Each request's plan and forecast come from its gateway's log.
 import argparse
 import asyncio
 import sys
-import tempfile
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -33,7 +32,7 @@ from benchmarks.congestion.sites import FAST_WORKER, NARROW, SHARES, WIDE, gatew
 from benchmarks.harness import Check, Report, Row, at_most
 from benchmarks.streaming.asking import open_bench
 from benchmarks.wan.network import Wan, WanUnavailable, wan
-from benchmarks.wan.suite import EAST, WEST, wan_suite
+from benchmarks.wan.suite import EAST, WEST, log_folder, wan_suite
 
 WARM_UP_S = 40.0
 FORECAST_ERROR, MOVED_S, OF_FORMER_P95 = 0.20, 2.0, 2.0
@@ -53,9 +52,9 @@ async def run(network: Wan, num_gateways: int, options: argparse.Namespace) -> l
         "PRFAAS_CODEC": "raw",
     }
     with (
-        tempfile.TemporaryDirectory() as folder,
+        log_folder(options.logs) as folder,
         network.inside(WEST),
-        wan_suite(network, Path(folder), layout(num_gateways), **environ) as suite,
+        wan_suite(network, folder, layout(num_gateways), **environ) as suite,
     ):
         async with serve.new_session() as session:
             bench = await open_bench(network, suite, session, options.tokens)
@@ -179,6 +178,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=90.0, help="of each phase (default: %(default)s)")
     parser.add_argument("--gateways", type=int, nargs="+", choices=(1, 2), default=[1, 2])
     parser.add_argument("--seed", type=int, default=1, help="of the arrivals (default: %(default)s)")
+    parser.add_argument("--logs", type=Path, metavar="FOLDER", help="keep the processes' logs here")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: %(default)s")
     parser.add_argument("--series", action="store_true", help="a row for each request, too")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw each request")

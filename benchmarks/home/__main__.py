@@ -10,7 +10,6 @@ for prompts that nobody has seen. Before anything counts, every way is taken unt
 import argparse
 import asyncio
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from benchmarks.home.sites import FIXED, LINES, ROUTER, gateway_of, layout
 from benchmarks.streaming.asking import Bench, open_bench
 from benchmarks.wan.line import Line
 from benchmarks.wan.network import Wan, WanUnavailable, wan
-from benchmarks.wan.suite import EAST, WEST, wan_suite
+from benchmarks.wan.suite import EAST, WEST, log_folder, wan_suite
 
 LENGTHS = (64, 256, 512, 1024, 2048, 4096, 8000)
 QUICK_LENGTHS = (64, 512)
@@ -109,9 +108,9 @@ async def run(network: Wan, scenario: str, options: argparse.Namespace) -> list[
     line = LINES[scenario]
     environ = {"PRFAAS_DTYPE": options.dtype, "PRFAAS_THREADS": "1", "PRFAAS_REQUEST_TIMEOUT_S": "300"}
     with (
-        tempfile.TemporaryDirectory() as folder,
+        log_folder(options.logs) as folder,
         network.inside(WEST),
-        wan_suite(network, Path(folder), layout(has_wan=line is not None), **environ) as suite,
+        wan_suite(network, folder, layout(has_wan=line is not None), **environ) as suite,
     ):
         async with serve.new_session() as session:
             bench = await open_bench(network, suite, session, max((*options.lengths, *WARM_UP_TOKENS)))
@@ -133,6 +132,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--long-rounds", type=int, default=9, help=f"from {LONG_TOKENS} tokens on (default: %(default)s)"
     )
     parser.add_argument("--scenarios", nargs="+", choices=LINES, default=list(LINES))
+    parser.add_argument("--logs", type=Path, metavar="FOLDER", help="keep the processes' logs here")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: %(default)s")
 
 

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -182,6 +183,17 @@ class WanSuite:
         }
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("PRFAAS_")}
         return {**inherited, **own, **self._environ, **self._layout.environ.get(name, {})}
+
+
+@contextmanager
+def log_folder(kept: Path | None) -> Iterator[Path]:
+    """Make a folder for the processes' logs: `kept`, or one that goes with the context."""
+    if kept is not None:
+        kept.mkdir(parents=True, exist_ok=True)
+        yield kept
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 @contextmanager
