@@ -10,7 +10,7 @@ import pytest
 from services.gateway.cluster.devices import OnDevice
 from services.gateway.cluster.links import Links
 from services.gateway.cluster.workers import Workers
-from services.gateway.routing.costs.candidates import forecast_of
+from services.gateway.routing.costs.candidates import alone_s, forecast_of
 from services.gateway.routing.datacenters import Credit
 from services.gateway.routing.facts import Facts
 from services.gateway.routing.plan import RequestFacts, Slo
@@ -181,16 +181,16 @@ def measured() -> dict[str, Any]:
     }
 
 
-def test_a_forecast_says_what_decode_alone_would_take_with_the_blocks_of_home() -> None:
-    away = measured()
-    alone = forecast_of(facts(6400, **away), Decision(0)).ttft_s
-    assert forecast_of(facts(6400, **away), Decision(0, (0,))).alone_s == alone
-    assert forecast_of(facts(6400, held={NORTH: 100}, **away), Decision(0)).alone_s == alone  # to be pulled
-    assert forecast_of(facts(6400, held={WEST: 50}, **away), Decision(0, (0,))).alone_s < 0.6 * alone
+def test_what_decode_alone_would_take_rests_on_the_blocks_of_home() -> None:
+    both = measured()
+    alone = forecast_of(facts(6400, **both), Decision(0)).ttft_s
+    assert alone_s(facts(6400, **both), Decision(0, (0,))) == alone
+    assert alone_s(facts(6400, held={NORTH: 100}, **both), Decision(0)) == alone  # to be pulled
+    assert alone_s(facts(6400, held={WEST: 50}, **both), Decision(0, (0,))) < 0.6 * alone
 
 
 @pytest.mark.parametrize("unmeasured", ["prefill", "decode"])
-def test_what_nobody_has_measured_is_no_reason_to_lose_patience(unmeasured: str) -> None:
+def test_what_nobody_has_measured_is_not_known(unmeasured: str) -> None:
     both = measured()
     both[unmeasured].rows["is_measured"] = False
-    assert math.isinf(forecast_of(facts(6400, **both), Decision(0, (0,))).alone_s)
+    assert math.isinf(alone_s(facts(6400, **both), Decision(0, (0,))))
