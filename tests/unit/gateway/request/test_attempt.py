@@ -10,6 +10,7 @@ import pytest
 
 from services.gateway.cluster.promises import PrefillPromises
 from services.gateway.cluster.registry import Registry
+from services.gateway.control.observed import Observations
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.model import ServedModel
 from services.gateway.request.attempt import Attempt, DecodeCalls, HandOffTerms, TokenEvent
@@ -66,7 +67,7 @@ class AttemptBench:
         metrics = GatewayMetrics(Metrics(), "tiny")
         prefill_calls = PrefillCalls(prefill, self.registry, self.promises, self._note, metrics)
         terms = HandOffTerms(mode, block_wait_ms=1234)
-        calls = DecodeCalls(decode, self.registry, self._note, prefill_calls, model, terms)
+        calls = DecodeCalls(decode, self.registry, self._note, prefill_calls, model, terms, Observations())
         self.attempt = Attempt(calls, chosen, self.request, self.usage, Deadline.after(2 * LIMIT_S))
 
     async def run(self) -> list[TokenEvent]:
