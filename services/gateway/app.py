@@ -7,6 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from aiohttp import web
 
@@ -21,12 +23,14 @@ from services.gateway.cluster.feed import DECODE_CONDITION, Feed
 from services.gateway.cluster.pins import Prefixes
 from services.gateway.cluster.promises import PrefillPromises
 from services.gateway.cluster.registry import Registry
+from services.gateway.control.answer import answer_of
 from services.gateway.control.believed import probes
 from services.gateway.control.case import PlanningTerms
 from services.gateway.control.controller import Controller
 from services.gateway.control.gauges import PlanCollector
 from services.gateway.control.observed import Observations
 from services.gateway.control.state import Looking
+from services.gateway.control.ways import LinkTerms
 from services.gateway.metrics import GatewayMetrics, TextCollector
 from services.gateway.model import ServedModel, load_model
 from services.gateway.placement.index import PlacementIndex
@@ -36,6 +40,7 @@ from services.gateway.request.attempt import DecodeCalls, HandOffTerms
 from services.gateway.request.pipeline import Pipeline
 from services.gateway.request.planning import Planner
 from services.gateway.request.prefilling import PrefillCalls
+from services.gateway.routing.costs.transfer import UNKNOWN_LINK_BYTES_PER_S
 from services.gateway.routing.policies import policy_of
 from services.gateway.routing.router import Router
 from services.gateway.settings import GatewaySettings
@@ -146,15 +151,21 @@ def make_controller(parts: GatewayParts, settings: GatewaySettings, metrics: Met
     terms = PlanningTerms(
         home=home,
         layout=model.layout,
+        links=LinkTerms(settings.codec, UNKNOWN_LINK_BYTES_PER_S),
         time_per_output_token_s=settings.plan_time_per_output_token_s,
         max_batch=settings.max_batch,
         target_utilisation=settings.plan_utilisation,
     )
     lengths = probes(model.layout.block_tokens, model.max_model_len)
-    looking = Looking(make_router(model, settings).plan, lengths, settings.codec, terms)
+    looking = Looking(make_router(model, settings).plan, lengths, terms)
     controller = Controller(parts.registry, parts.observations, looking)
     metrics.registry.register(PlanCollector(lambda: controller.state, home))
     return controller
+
+
+async def plan_answer(controller: Controller) -> dict[str, Any]:
+    """Answer what is believed now."""
+    return answer_of(await controller.known(), controller.terms, controller.now())
 
 
 def make_http_app(
@@ -167,7 +178,7 @@ def make_http_app(
     prefixes: Prefixes | None = None,
     controller: Controller | None = None,
 ) -> web.Application:
-    """`prefixes`, `controller`: the ones that run; by default nobody renews and nobody looks. Raises `SettingsError`."""
+    """`prefixes`, `controller`: those that run; by default nobody renews, nobody looks. Raises `SettingsError`."""
     dc, model = Datacenter(settings.dc), parts.model
     hand_off = HandOffTerms(settings.hand_off, int(settings.block_wait_s * 1000))
     pipeline = make_pipeline(parts, make_router(model, settings), hand_off)
@@ -179,6 +190,6 @@ def make_http_app(
     app.add_routes(PrefixRoutes(pipeline, model, prefixes, settings, admission).routes())
     app.add_routes(InfoRoutes(model, parts.registry, health, admission).routes())
     controller = controller or make_controller(parts, settings, metrics)
-    app.add_routes(CapacityRoutes(controller).routes())
+    app.add_routes(CapacityRoutes(partial(plan_answer, controller)).routes())
     app.add_routes(status_routes(metrics.registry, health))
     return app

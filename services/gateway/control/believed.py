@@ -36,7 +36,7 @@ def probes(block_tokens: int, max_tokens: int) -> ProbedTokens:
     """Return the lengths to ask routing about, from the first that has a block to hand over."""
     first = block_tokens + 1
     lengths = np.geomspace(first, max(first, max_tokens), NUM_PROBES)
-    return sorted({int(length) for length in lengths})
+    return sorted({round(length) for length in lengths.tolist()})
 
 
 def thresholds_of(plan: MakeAnyPlan, view: RegistryView, lengths: ProbedTokens, output_tokens: int) -> Thresholds:

@@ -13,6 +13,9 @@ from services.gateway.control.ways import WideWay
 from services.gateway.routing.planning.capacity import CapacityPlan, Stage, plan_of
 from services.gateway.routing.planning.search import rate_surface
 
+DEFLECTED = 0.1
+"""From this share of prompts on that decode computes alone, an answer says that the paper's model has none of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
@@ -48,7 +51,7 @@ def evaluate(
     try:
         case = planning_case(fleet, observed, ways, terms)
     except ValueError as error:
-        return Evaluation(rate_per_s, present, wanted=wanted, reasons=(f"a measured profile {error}",))
+        return Evaluation(rate_per_s, present, wanted=wanted, reasons=(f"measurements make no plan: {error}",))
     grid = thresholds(case, terms.layout.block_tokens)
     current = plan_of(case, rate_surface(case, grid, (present.prefill,)).best())
     reasons = doubts(fleet, observed, ways, terms.home)
@@ -62,7 +65,7 @@ def evaluate(
         best=plan_of(case, rate_surface(case, grid).best()),
         wanted=wanted,
         utilisation=stage_utilisation(current, rate_per_s),
-        reasons=(*reasons, *assumptions(fleet, ways)),
+        reasons=(*reasons, *assumptions(fleet, observed, ways)),
     )
 
 
@@ -82,7 +85,7 @@ def stage_utilisation(plan: CapacityPlan, requests_per_s: float) -> dict[Stage, 
     return {stage: requests_per_s * share / rate for stage, (rate, share) in rates.items() if rate}
 
 
-def assumptions(fleet: Fleet, ways: tuple[WideWay, ...]) -> list[str]:
+def assumptions(fleet: Fleet, observed: Observed, ways: tuple[WideWay, ...]) -> list[str]:
     """Return what a plan takes for granted, as sentences."""
     found = [
         f"the link from {way.source} was not measured: {way.bytes_per_s * 8 / 1e9:.3g} Gbit/s of KV are assumed"
@@ -91,4 +94,9 @@ def assumptions(fleet: Fleet, ways: tuple[WideWay, ...]) -> list[str]:
     ]
     if not len(fleet.prefill):
         found.append("nobody prefills at home: decode workers' measurements stand for prefill there")
+    alone = observed.kinds.get("decode_only", 0)
+    if alone > DEFLECTED * observed.num_requests:
+        found.append(
+            f"decode computed {alone} of {observed.num_requests} prompts alone: prefill is planned for all of them"
+        )
     return found

@@ -23,8 +23,11 @@ class PooledPrefill:
 
     def __call__(self, tokens: NDArray[np.float64], /) -> NDArray[np.float64]:
         first, end = np.full_like(tokens, self.cached_tokens), self.cached_tokens + tokens
-        each_per_s = (1 / prefill_s(self.rows[row : row + 1], first, end) for row in range(len(self.rows)))
-        return np.asarray(len(self.rows) / sum(each_per_s), np.float64)
+        per_s = np.zeros_like(tokens)
+        with np.errstate(divide="ignore"):  # a prompt that takes no time: plans refuse such a profile
+            for row in range(len(self.rows)):
+                per_s += 1 / prefill_s(self.rows[row : row + 1], first, end)
+        return np.asarray(len(self.rows) / per_s)
 
 
 def is_measured(rows: Rows) -> NDArray[np.bool_]:
@@ -42,7 +45,7 @@ def decode_point(rows: Rows, context_tokens: float, step_s: float, max_batch: in
     """Return the batch at which a step of a decode instance takes `step_s`, or what limits it earlier.
 
     The limits are `max_batch`, the worker's KV memory, and one request where even that takes longer. Instances of this
-    point have the rate that the workers have together.
+    point have the rate that the workers have together. Raises ValueError for steps that take no time.
     """
     request_s = rows["row_s"] + rows["context_s"] * context_tokens
     by_time = np.floor(
@@ -50,11 +53,12 @@ def decode_point(rows: Rows, context_tokens: float, step_s: float, max_batch: in
     )
     by_memory = np.floor(_memory_tokens(rows) / max(1.0, context_tokens))
     batch = np.clip(np.minimum(by_time, by_memory), 1, max_batch)
-    rate_per_s = float(np.mean(batch / (rows["base_s"] + request_s * batch)))
+    with np.errstate(divide="ignore"):
+        rate_per_s = float(np.mean(batch / (rows["base_s"] + request_s * batch)))
     size = max(1, round(float(np.mean(batch))))
     return DecodePoint(size, size / rate_per_s)
 
 
 def _memory_tokens(rows: Rows) -> NDArray[np.float64]:
     free_share = 1 - rows["kv_usage"]
-    return np.divide(rows["free_tokens"], free_share, out=np.full(len(rows), np.inf), where=free_share > 0)
+    return np.asarray(np.divide(rows["free_tokens"], free_share, out=np.full(len(rows), np.inf), where=free_share > 0))

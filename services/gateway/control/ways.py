@@ -18,6 +18,10 @@ SCARCE_BACKLOG_S, ABUNDANT_BACKLOG_S = 1.0, 0.25
 """The same by what waits: a second is what a reader notices, a quarter of it is what a single long prompt leaves."""
 
 
+CrossingRates = Mapping[tuple[Datacenter, Datacenter], float]
+"""Bytes/s of KV that cross, from where to where."""
+
+
 class LinkTerms(NamedTuple):
     """What routing takes for granted of links."""
 
@@ -49,9 +53,7 @@ class WideWay:
         return self.use > SCARCE_USE or self.backlog_s > SCARCE_BACKLOG_S
 
 
-def ways_home(
-    view: RegistryView, home: Datacenter, terms: LinkTerms, crossing: Mapping[tuple[Datacenter, Datacenter], float]
-) -> tuple[WideWay, ...]:
+def ways_home(view: RegistryView, home: Datacenter, terms: LinkTerms, crossing: CrossingRates) -> tuple[WideWay, ...]:
     """Return the way from each other datacenter with prefill workers. Empty where home is not known yet."""
     if home not in view.dcs:
         return ()
@@ -65,7 +67,7 @@ def _way(
     source: int,
     target: int,
     terms: LinkTerms,
-    crossing: Mapping[tuple[Datacenter, Datacenter], float],
+    crossing: CrossingRates,
 ) -> WideWay:
     dcs = view.dcs[source], view.dcs[target]
     maker, user = view.prefill.one_in(source), view.decode.one_in(target) or view.prefill.one_in(target)
