@@ -1,5 +1,6 @@
 """Every example works as it stands, against a suite with a tiny model."""
 
+import json
 import os
 import re
 import signal
@@ -57,6 +58,23 @@ async def test_a_kept_prefix_is_found_by_each_question(suite: Suite) -> None:
     assert min(cached) >= kept
     async with aiohttp.ClientSession() as session, session.get(f"{suite.url}/v1/prefixes") as response:
         assert (await response.json())["data"] == []
+
+
+async def test_the_command_of_the_controllers_page_shows_the_workers_of_the_suite(suite: Suite) -> None:
+    command = "curl -s http://127.0.0.1:8000/v1/plan".replace("http://127.0.0.1:8000", suite.url)
+
+    async def has_a_plan() -> bool:
+        await suite.complete(real_text(300), 2)
+        done = subprocess.run(command.split(), capture_output=True, timeout=LIMIT_S, check=True)
+        answer = json.loads(done.stdout)
+        groups = {(group["role"], group["dc"]) for group in answer["measured"]["workers"]}
+        return answer["current"] is not None and groups == {
+            ("decode", "west"),
+            ("prefill", "west"),
+            ("prefill", "east"),
+        }
+
+    await eventually(has_a_plan)
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""The slow loop: what requests were like, which stage binds, how many workers are wanted; decides no request."""
+"""The slow loop: what was observed, beliefs, capacity plans, wanted replicas; it decides no request."""

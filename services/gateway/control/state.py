@@ -65,6 +65,10 @@ class ControlState:
         """Whether the paper's bandwidth-scarce mode holds: for some link that prefill would use."""
         return any(scarce.value for scarce in self.scarce.values())
 
+    def is_due(self, now: float) -> bool:
+        """Return whether it is time for another plan: at each look until there is one."""
+        return self.evaluation.current is None or now - self.evaluated_at >= PLAN_EVERY_S
+
 
 def looked(state: ControlState | None, snapshot: Snapshot, looking: Looking) -> ControlState:
     """Return the state after one more look. `state`: the one before, if there was a look before."""
@@ -72,11 +76,11 @@ def looked(state: ControlState | None, snapshot: Snapshot, looking: Looking) -> 
     expected = int(np.mean(output)) if len(output) else 0
     now = thresholds_of(looking.plan, snapshot.view, looking.lengths, expected)
     ways = ways_home(snapshot.view, terms.home, terms.links, snapshot.observed.crossing_bytes_per_s)
-    if state is not None and snapshot.at - state.evaluated_at < PLAN_EVERY_S:
-        evaluation, evaluated_at = state.evaluation, state.evaluated_at
-    else:
+    if state is None or state.is_due(snapshot.at):
         wanted = None if state is None else state.evaluation.wanted
         evaluation, evaluated_at = evaluate(snapshot.view, snapshot.observed, ways, terms, wanted), snapshot.at
+    else:
+        evaluation, evaluated_at = state.evaluation, state.evaluated_at
     return ControlState(
         snapshot=snapshot,
         ways=ways,

@@ -10,12 +10,17 @@ from services.gateway.routing.codec import Way, choose_codec, kv_bytes_per_s, wa
 from shared.ids import Datacenter
 from shared.kv.codec import Fidelity
 
-SCARCE_USE, ABUNDANT_USE = 0.8, 0.6
-"""From which share of a link's rate on bandwidth is scarce, and below which it is abundant again. A queue in front of a
-link that is used to 0.8 is four transfers long (M/M/1: use / (1 - use)), of one used to 0.6 it is one and a half."""
+SCARCE_USE = 0.8
+"""From this share of a link's rate on bandwidth is scarce: four transfers then wait (M/M/1: use / (1 - use))."""
 
-SCARCE_BACKLOG_S, ABUNDANT_BACKLOG_S = 1.0, 0.25
-"""The same by what waits: a second is what a reader notices, a quarter of it is what a single long prompt leaves."""
+ABUNDANT_USE = 0.6
+"""Up to it bandwidth is abundant again: one and a half transfers wait."""
+
+SCARCE_BACKLOG_S = 1.0
+"""The same by how long a link takes for all that waits: readers notice a second."""
+
+ABUNDANT_BACKLOG_S = 0.25
+"""A single long prompt leaves as much."""
 
 
 CrossingRates = Mapping[tuple[Datacenter, Datacenter], float]

@@ -44,10 +44,8 @@ async def test_requests_leave_their_lengths_and_their_forecasts(tmp_path: Path) 
     assert observed["uncached_tokens"]["mean"] == (len(TEXT) + 2 * (len(TEXT) % BLOCK_TOKENS)) / 3  # then cached
     assert observed["output_tokens"]["mean"] == 4
     assert (observed["plans"]["remote"], observed["plans"]["none"]) == (1, 2)
-    assert {kind: one["num_requests"] for kind, one in found["believed"]["forecasts"].items()} == {
-        "remote": 1,
-        "none": 2,
-    }
+    forecasts = found["believed"]["forecasts"]
+    assert {kind: ratios["num_requests"] for kind, ratios in forecasts.items()} == {"remote": 1, "none": 2}
     assert found["current"]["prefill_instances"] == 0
     assert "3 of the 50 requests that a decision takes were seen" in found["reasons"]
     assert "no decode worker in west has measured its steps" in found["reasons"]

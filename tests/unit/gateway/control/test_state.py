@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.gateway.cluster.registry import RegistryView
@@ -44,6 +44,12 @@ def test_plans_are_made_at_the_first_look_and_twice_a_minute() -> None:
     assert later.snapshot.at == PLAN_EVERY_S - 1
     again = look(PLAN_EVERY_S, later)
     assert again.evaluated_at == PLAN_EVERY_S
+
+
+def test_until_there_is_a_plan_each_look_tries() -> None:
+    state = look(0, observed=requests(0))
+    assert state.evaluation.current is None
+    assert look(5, state).evaluation.current is not None
 
 
 def test_a_snapshot_does_not_change_with_the_registry() -> None:
@@ -139,6 +145,7 @@ figures = st.floats(0, 10, allow_subnormal=False)
     ),
     goodput=st.sampled_from([0.0, 1.0, 1e9]),
 )
+@settings(max_examples=40)
 def test_no_state_of_a_cluster_breaks_a_look(
     num_east: int, num_prefill: int, num_decode: int, num_requests: int, per_s: float, columns: Any, goodput: float
 ) -> None:
