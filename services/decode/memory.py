@@ -61,6 +61,10 @@ class RequestMemory:
         )
         self._preempted = metrics.counter("num_preemptions", "Times that a request gave its pages up for another")
 
+    @property
+    def landing_bytes_per_s(self) -> float:
+        return self._transfer.landing.per_s
+
     def check(self, num_tokens: int) -> None:
         """Raise `ContextTooLong` when a request would not fit alone."""
         if not self._kv.fits(num_tokens, self._chunk_tokens):

@@ -19,6 +19,7 @@ from services.gateway.api.info import InfoRoutes
 from services.gateway.api.middleware import echo_request_id, envelope
 from services.gateway.api.prefixes import PrefixRoutes
 from services.gateway.cluster.arrivals import Arrivals
+from services.gateway.cluster.devices import ServedPrompts
 from services.gateway.cluster.feed import DECODE_CONDITION, Feed
 from services.gateway.cluster.pins import Prefixes
 from services.gateway.cluster.promises import PrefillPromises
@@ -37,9 +38,11 @@ from services.gateway.placement.index import PlacementIndex
 from services.gateway.placement.metrics import IndexCollector
 from services.gateway.placement.table.native import load_match
 from services.gateway.request.attempt import DecodeCalls, HandOffTerms
+from services.gateway.request.feedback import Feedback
 from services.gateway.request.pipeline import Pipeline
 from services.gateway.request.planning import Planner
 from services.gateway.request.prefilling import PrefillCalls
+from services.gateway.routing.calibration import Calibration
 from services.gateway.routing.costs.transfer import UNKNOWN_LINK_BYTES_PER_S
 from services.gateway.routing.policies import policy_of
 from services.gateway.routing.router import Router
@@ -111,6 +114,8 @@ class GatewayParts:
     channels: Channels
     metrics: GatewayMetrics
     observations: Observations
+    calibration: Calibration
+    served: ServedPrompts
 
 
 def make_parts(model: ServedModel, channels: Channels, metrics: Metrics) -> GatewayParts:
@@ -120,7 +125,17 @@ def make_parts(model: ServedModel, channels: Channels, metrics: Metrics) -> Gate
     metrics.registry.register(TextCollector(model.texts))
     registry = Registry(model.fingerprint, model.layout.hash)
     instruments = GatewayMetrics(metrics, model.name)
-    return GatewayParts(model, index, PrefillPromises(), registry, channels, instruments, Observations())
+    return GatewayParts(
+        model=model,
+        index=index,
+        promises=PrefillPromises(),
+        registry=registry,
+        channels=channels,
+        metrics=instruments,
+        observations=Observations(),
+        calibration=Calibration(),
+        served=ServedPrompts(),
+    )
 
 
 def make_pipeline(parts: GatewayParts, router: Router, hand_off: HandOffTerms) -> Pipeline:
@@ -128,10 +143,18 @@ def make_pipeline(parts: GatewayParts, router: Router, hand_off: HandOffTerms) -
     model, registry, metrics = parts.model, parts.registry, parts.metrics
     arrivals = Arrivals(parts.index, registry, model.layout)
     prefill = PrefillCalls(PrefillClient(parts.channels), registry, parts.promises, arrivals.note, metrics)
+    feedback = Feedback(parts.calibration, parts.served, parts.observations)
     decode = DecodeCalls(
-        DecodeClient(parts.channels), registry, arrivals.note, prefill, model, hand_off, parts.observations
+        client=DecodeClient(parts.channels),
+        registry=registry,
+        note_arrival=arrivals.note,
+        note_first_token=feedback.first_token,
+        prefill=prefill,
+        model=model,
+        hand_off=hand_off,
+        observations=parts.observations,
     )
-    planner = Planner(router, parts.index, parts.promises, registry, metrics)
+    planner = Planner(router, parts.index, parts.promises, registry, parts.served, parts.calibration, metrics)
     return Pipeline(planner.plan, decode, registry, metrics)
 
 
@@ -158,7 +181,7 @@ def make_controller(parts: GatewayParts, settings: GatewaySettings, metrics: Met
     )
     lengths = probes(model.layout.block_tokens, model.max_model_len)
     looking = Looking(make_router(model, settings).plan, lengths, terms)
-    controller = Controller(parts.registry, parts.observations, looking)
+    controller = Controller(parts.registry, parts.observations, parts.calibration, looking)
     metrics.registry.register(PlanCollector(lambda: controller.state, home))
     return controller
 

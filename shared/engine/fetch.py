@@ -132,7 +132,12 @@ class PageFetch:
         if corrupt := [layers for arrived in together for _, layers in arrived.corrupt]:
             self._count_corrupt(sum(map(int.bit_count, corrupt)))
         frames = [frame for arrived in together for frame in arrived.frames]
-        return len(frames), await self._transfer.copier.run(partial(self._write, frames)) if frames else []
+        if not frames:
+            return 0, []
+        with self._transfer.landing.moving():
+            landed = await self._transfer.copier.run(partial(self._write, frames))
+        self._transfer.landing.moved(sum(self._transfer.layout.entry_bytes(layer) for _, layer in landed))
+        return len(frames), landed
 
     def _count_landed(self, num_frames: int, landed: Sequence[tuple[int, int]]) -> None:
         for block, layer in landed:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -60,19 +61,21 @@ async def test_a_kept_prefix_is_found_by_each_question(suite: Suite) -> None:
         assert (await response.json())["data"] == []
 
 
+def answer_of(command: str, suite: Suite) -> dict[str, Any]:
+    words = command.replace("http://127.0.0.1:8000", suite.url).split()
+    done = subprocess.run(words, capture_output=True, timeout=LIMIT_S, check=True)
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
 async def test_the_command_of_the_controllers_page_shows_the_workers_of_the_suite(suite: Suite) -> None:
-    command = "curl -s http://127.0.0.1:8000/v1/plan".replace("http://127.0.0.1:8000", suite.url)
+    everybody = {("decode", "west"), ("prefill", "west"), ("prefill", "east")}
 
     async def has_a_plan() -> bool:
         await suite.complete(real_text(300), 2)
-        done = subprocess.run(command.split(), capture_output=True, timeout=LIMIT_S, check=True)
-        answer = json.loads(done.stdout)
+        answer = answer_of("curl -s http://127.0.0.1:8000/v1/plan", suite)
         groups = {(group["role"], group["dc"]) for group in answer["measured"]["workers"]}
-        return answer["current"] is not None and groups == {
-            ("decode", "west"),
-            ("prefill", "west"),
-            ("prefill", "east"),
-        }
+        return answer["current"] is not None and groups == everybody
 
     await eventually(has_a_plan)
 

@@ -1,7 +1,8 @@
 """How fast a link is, judged only by the time in which there was something to carry. Pure."""
 
-import math
 from collections.abc import Callable, Hashable
+
+from shared.rates import MeanRate
 
 MEMORY_S = 5.0
 """What was seen this many seconds of carrying ago weighs 1/e of what is seen now."""
@@ -16,17 +17,15 @@ class Goodput:
 
     def __init__(self, clock: Callable[[], float], memory_s: float = MEMORY_S) -> None:
         self._clock = clock
-        self._memory_s = memory_s
         self._carrying: set[Hashable] = set()
         self._owed: set[Hashable] = set()
         self._seen_at = 0.0
-        self._bytes = 0.0
-        self._seconds = 0.0
+        self._rate = MeanRate(memory_s)
 
     @property
     def bytes_per_s(self) -> float:
         """0 until the link was busy for the first time."""
-        return self._bytes / self._seconds if self._seconds else 0.0
+        return self._rate.per_s
 
     @property
     def num_carrying(self) -> int:
@@ -39,7 +38,7 @@ class Goodput:
         """A message of a stream is here. The first after a pause does not count: nobody knows when it set out."""
         self._pass_time()
         if self._owed:
-            self._bytes += num_bytes
+            self._rate.add(num_bytes, 0.0)
         if num_bytes:
             self._carrying.add(stream)
         else:
@@ -51,9 +50,7 @@ class Goodput:
 
     def carried(self, num_bytes: int, seconds: float) -> None:
         """So many bytes have come, in time in which the link was busy: who receives them has measured it."""
-        fade = math.exp(-seconds / self._memory_s)
-        self._bytes = self._bytes * fade + num_bytes
-        self._seconds = self._seconds * fade + seconds
+        self._rate.add(num_bytes, seconds)
 
     def ended(self, stream: Hashable) -> None:
         """A stream is over, whatever it was owed."""
@@ -64,8 +61,5 @@ class Goodput:
     def _pass_time(self) -> None:
         now = self._clock()
         if self._owed and now > self._seen_at:
-            passed_s = now - self._seen_at
-            fade = math.exp(-passed_s / self._memory_s)
-            self._bytes *= fade
-            self._seconds = self._seconds * fade + passed_s
+            self._rate.add(0.0, now - self._seen_at)
         self._seen_at = now

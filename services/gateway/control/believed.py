@@ -10,8 +10,8 @@ from services.gateway.routing.plan import Plan, RequestFacts
 from shared.errors import NoWorker
 from shared.ids import Datacenter
 
-MakeAnyPlan = Callable[[RequestFacts, RegistryView], Plan]
-"""Plans a request for a cluster: see `Router.plan`."""
+MakeAnyPlan = Callable[[RequestFacts], Plan]
+"""Plans a request for the cluster as it is: see `Router.plan`."""
 
 ProbedTokens = Sequence[int]
 """Prompt lengths that routing is asked about, ascending."""
@@ -49,7 +49,7 @@ def thresholds_of(plan: MakeAnyPlan, view: RegistryView, lengths: ProbedTokens, 
 
     def maker(num_tokens: int) -> Datacenter | None:
         if num_tokens not in asked:
-            made = plan(RequestFacts(num_tokens, (), output_tokens=output_tokens), view)
+            made = plan(RequestFacts(num_tokens, (), output_tokens=output_tokens))
             asked[num_tokens] = None if made.prefill is None else made.prefill.dc
         return asked[num_tokens]
 

@@ -8,6 +8,7 @@ from services.gateway.cluster.registry import Registry
 from services.gateway.control.case import PlanningTerms
 from services.gateway.control.observed import Observations
 from services.gateway.control.state import ControlState, Looking, Snapshot, looked
+from services.gateway.routing.calibration import Calibration
 from shared.log import get_logger
 
 log = get_logger()
@@ -23,12 +24,14 @@ class Controller:
         self,
         registry: Registry,
         observations: Observations,
+        calibration: Calibration,
         looking: Looking,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.state: ControlState | None = None  # None until the first look
         self._registry = registry
         self._observations = observations
+        self._calibration = calibration
         self._looking = looking
         self._clock = clock
         self._turn = asyncio.Lock()
@@ -50,7 +53,8 @@ class Controller:
     async def look(self) -> ControlState:
         """Look at the cluster now, and plan if the last plan is old; return what is believed then."""
         async with self._turn:
-            snapshot = Snapshot.of(self._clock(), self._registry.view(), self._observations.seen())
+            now, view = self._clock(), self._registry.view()
+            snapshot = Snapshot.of(now, view, self._observations.seen(), self._calibration.corrections(now))
             self.state = await asyncio.to_thread(self._after, snapshot)
             return self.state
 

@@ -74,7 +74,7 @@ class Observations:
         self._crossings: dict[Direction, RecentRate] = {}  # at most one for each pair of datacenters
         self._forecasts = ForecastErrors()
 
-    def watch(self, plan: Plan, num_tokens: int, num_uncached: int, *, is_first: bool = True) -> "RequestWatch":
+    def sent(self, plan: Plan, num_tokens: int, num_uncached: int, *, is_first: bool = True) -> None:
         """Note a request that is sent now. `is_first` is False for the rest of one that has lost a worker."""
         if is_first:
             self._prompt_tokens.add(num_tokens)
@@ -83,7 +83,15 @@ class Observations:
             self._arrivals.add()
         for use in plan.forecast.crossings:
             self._crossing(use).add(use.num_bytes)
-        return RequestWatch(self, plan, self._clock())
+
+    def first_token(self, plan: Plan, ttft_s: float) -> None:
+        """Note that the first token of a plan has come, so long after the plan was made."""
+        self._forecasts.add(plan.kind, plan.forecast.ttft_s, ttft_s)
+
+    def ended(self, num_output_tokens: int) -> None:
+        """Note the length of an answer, or of the part of one that a worker gave."""
+        if num_output_tokens:
+            self._output_tokens.add(num_output_tokens)
 
     def seen(self) -> Observed:
         """Return what was seen until now."""
@@ -98,40 +106,8 @@ class Observations:
             forecasts=self._forecasts.quantiles(),
         )
 
-    def first_token(self, plan: Plan, sent_at: float) -> None:
-        """Note that a request's first token has come."""
-        self._forecasts.add(plan.kind, plan.forecast.ttft_s, self._clock() - sent_at)
-
-    def ended(self, num_output_tokens: int) -> None:
-        """Note the length of an answer, or of the part of one that its reader took."""
-        if num_output_tokens:
-            self._output_tokens.add(num_output_tokens)
-
     def _crossing(self, use: LinkUse) -> RecentRate:
         way = (use.source, use.target)
         if way not in self._crossings:
             self._crossings[way] = RecentRate(self._clock, RATE_MEMORY_S)
         return self._crossings[way]
-
-
-class RequestWatch:
-    """One request that is on its way, until `ended`."""
-
-    __slots__ = ("_is_waiting", "_num_tokens", "_observations", "_plan", "_sent_at")
-
-    def __init__(self, observations: Observations, plan: Plan, sent_at: float) -> None:
-        self._observations = observations
-        self._plan = plan
-        self._sent_at = sent_at
-        self._num_tokens = 0
-        self._is_waiting = True
-
-    def tokens(self, num_tokens: int) -> None:
-        """Note tokens that have come."""
-        if self._is_waiting:
-            self._is_waiting = False
-            self._observations.first_token(self._plan, self._sent_at)
-        self._num_tokens += num_tokens
-
-    def ended(self) -> None:
-        self._observations.ended(self._num_tokens)

@@ -1,18 +1,20 @@
 """What the controller believes, and how one look after the other changes it. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from services.gateway.cluster.registry import RegistryView
 from services.gateway.cluster.workers import Workers
-from services.gateway.control.believed import MakeAnyPlan, ProbedTokens, Thresholds, shown_after, thresholds_of
+from services.gateway.control.believed import ProbedTokens, Thresholds, shown_after, thresholds_of
 from services.gateway.control.case import PlanningTerms
 from services.gateway.control.evaluation import Evaluation, evaluate
 from services.gateway.control.observed import Observed
 from services.gateway.control.settled import Settled
 from services.gateway.control.ways import WideWay, ways_home
+from services.gateway.routing.calibration import NO_CORRECTIONS, Corrections
+from services.gateway.routing.plan import Plan, RequestFacts
 from shared.ids import Datacenter
 
 PLAN_EVERY_S = 30.0
@@ -31,19 +33,22 @@ class Snapshot:
     at: float
     view: RegistryView
     observed: Observed
+    corrections: Corrections
 
     @classmethod
-    def of(cls, at: float, view: RegistryView, observed: Observed) -> "Snapshot":
+    def of(
+        cls, at: float, view: RegistryView, observed: Observed, corrections: Corrections = NO_CORRECTIONS
+    ) -> "Snapshot":
         """Copy what a view shares with the registry."""
         decode, prefill = (Workers(tuple(w.members), w.rows.copy()) for w in (view.decode, view.prefill))
-        return cls(at, replace(view, decode=decode, prefill=prefill), observed)
+        return cls(at, replace(view, decode=decode, prefill=prefill), observed, corrections)
 
 
 @dataclass(frozen=True, slots=True)
 class Looking:
     """What a controller looks with; it does not change while a gateway runs."""
 
-    plan: MakeAnyPlan  # routing itself
+    plan: Callable[[RequestFacts, RegistryView, Corrections], Plan]  # routing itself
     lengths: ProbedTokens
     terms: PlanningTerms
 
@@ -74,7 +79,8 @@ def looked(state: ControlState | None, snapshot: Snapshot, looking: Looking) -> 
     """Return the state after one more look. `state`: the one before, if there was a look before."""
     output, terms = snapshot.observed.output_tokens, looking.terms
     expected = int(np.mean(output)) if len(output) else 0
-    now = thresholds_of(looking.plan, snapshot.view, looking.lengths, expected)
+    view, corrections = snapshot.view, snapshot.corrections
+    now = thresholds_of(lambda request: looking.plan(request, view, corrections), view, looking.lengths, expected)
     ways = ways_home(snapshot.view, terms.home, terms.links, snapshot.observed.crossing_bytes_per_s)
     if state is None or state.is_due(snapshot.at):
         wanted = None if state is None else state.evaluation.wanted

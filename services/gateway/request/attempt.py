@@ -1,14 +1,15 @@
 """One plan carried out: both workers called at once, both calls over when the iterator is."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 from services.gateway.cluster.assigned import PromptWork
 from services.gateway.cluster.registry import Registry
-from services.gateway.control.observed import Observations, RequestWatch
+from services.gateway.control.observed import Observations
 from services.gateway.model import ServedModel
 from services.gateway.request.generation import GenerationRequest
 from services.gateway.request.prefilling import NoteArrival, PrefillCalls, Prefilling
@@ -16,6 +17,7 @@ from services.gateway.request.usage import PromptUsage
 from services.gateway.routing.plan import Plan
 from services.gateway.settings import HandOff
 from shared.deadline import Deadline
+from shared.ids import BlockKey
 from shared.kv.codec import Codec
 from shared.kv.entries import Source
 from shared.sampling.logprobs import TokenLogprobs
@@ -25,6 +27,10 @@ from shared.workers.request import GenerateOrder, PromptOrder
 
 LAST_WORD_S = 1.0
 """How long the end of a request waits for its workers' last words: prefill's count, decode's clean close."""
+
+
+NoteFirstToken = Callable[[Plan, Sequence[BlockKey], float, float], None]
+"""Told a plan, its prompt's keys, the seconds until the first token, and when that was: see `feedback.Feedback`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,7 @@ class DecodeCalls:
     client: DecodeClient
     registry: Registry
     note_arrival: NoteArrival
+    note_first_token: NoteFirstToken
     prefill: PrefillCalls
     model: ServedModel
     hand_off: HandOffTerms
@@ -69,6 +76,7 @@ class Attempt:
         self._deadline = deadline
         self._keys = request.keys[: plan.num_blocks]
         self._prefilling = Prefilling(calls.prefill, plan, self._prefill_order(), self._keys, usage, deadline)
+        self._begun_at = time.monotonic()
         self._started = asyncio.Event()  # decode has its first message: updates may follow
 
     async def tokens(self) -> AsyncGenerator[TokenEvent, None]:
@@ -79,7 +87,8 @@ class Attempt:
         forecast = self._plan.forecast
         work = PromptWork(forecast.decode_s, forecast.decode_tokens, len(self._request.token_ids))
         assignment = self._calls.registry.assign(decode.worker, work)
-        watch = self._watch()
+        num_output_tokens = 0
+        self._note_sent()
         self._prefilling.start(partial(self._tell_prefill_failed, call))
         try:
             if self._calls.hand_off.mode == "stored":
@@ -93,24 +102,23 @@ class Attempt:
                 if is_first:
                     self._note_first(tokens)
                     is_first = False
-                watch.tokens(len(tokens.ids))
+                num_output_tokens += len(tokens.ids)
                 finish_reason = tokens.finish_reason
                 if finish_reason is not None:
                     await self._prefilling.wait(LAST_WORD_S)
                 yield TokenEvent(tokens.ids, finish_reason, tokens.logprobs)
             await call.finish(LAST_WORD_S)
         finally:
-            watch.ended()
+            self._calls.observations.ended(num_output_tokens)
             self._calls.registry.release(assignment)
             call.cancel()
             await self._prefilling.stop()
             await call.ended()
 
-    def _watch(self) -> RequestWatch:
+    def _note_sent(self) -> None:
         num_tokens, plan = len(self._request.token_ids), self._plan
         num_uncached = num_tokens - plan.usable_blocks * self._calls.model.layout.block_tokens
-        is_first = not self._request.num_generated
-        return self._calls.observations.watch(plan, num_tokens, num_uncached, is_first=is_first)
+        self._calls.observations.sent(plan, num_tokens, num_uncached, is_first=not self._request.num_generated)
 
     async def _tell_prefill_failed(self, call: DecodeCall) -> None:
         """Have decode compute what it would wait for in vain. It may be gone too: its reader learns that."""
@@ -118,6 +126,8 @@ class Attempt:
         await call.prefill_failed()
 
     def _note_first(self, tokens: DecodedTokens) -> None:
+        now = time.monotonic()
+        self._calls.note_first_token(self._plan, self._request.keys, now - self._begun_at, now)
         # Decode computes the end of what it is sent: attempts and choices of one prompt share what they compute of it.
         of_prompt = tokens.computed_prompt_tokens - self._request.num_generated
         self._usage.decode_tokens = max(self._usage.decode_tokens, of_prompt)

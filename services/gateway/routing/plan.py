@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from services.gateway.cluster.devices import OnDevice
 from services.gateway.cluster.workers import Member
 from services.gateway.placement.held import HeldPrefix
 from shared.ids import BlockKey, Datacenter, WorkerId
@@ -31,6 +32,7 @@ class RequestFacts:
     keys: Sequence[BlockKey]  # of all full blocks
     held: Mapping[WorkerId, HeldPrefix] = field(default_factory=dict)  # by pool node
     promised: Mapping[WorkerId, int] = field(default_factory=dict)  # leading blocks a prefill worker computes right now
+    on_device: OnDevice | None = None  # what a decode worker has of it, most likely
     excluded: frozenset[WorkerId] = frozenset()  # workers that have failed this request
     fidelity: Fidelity = Fidelity.LOSSLESS  # the chain that `keys` are of
     output_tokens: int = 0  # that the answer may have
@@ -51,6 +53,7 @@ class Forecast:
     """What a plan is expected to take, and what it makes others wait for."""
 
     ttft_s: float  # until the first token
+    model_s: float  # the same, before what was measured of such plans corrected it
     time_per_output_token_s: float
     prefill_s: float = 0.0  # of the prefill worker's model
     prefill_tokens: float = 0.0

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.gateway.routing.facts import Facts
+from services.gateway.routing.plan import Forecast
 from shared.ids import Datacenter
 
 
@@ -18,6 +19,7 @@ class Decision:
     decode: int
     prefill: Sequence[int] = ()  # the best first; none: decode computes what no cache has
     pull_from: frozenset[Datacenter] | None = None  # whose cached blocks are used besides home's; None: everybody's
+    forecast: Forecast | None = None  # if the policy has made one
 
 
 class RoutingPolicy(Protocol):

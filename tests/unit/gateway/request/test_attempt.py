@@ -60,6 +60,7 @@ class AttemptBench:
         self.registry.apply_membership(decoder, 0)
         self.registry.apply_membership(replace(decoder, worker=WorkerId("prefill-0"), role="prefill"), 0)
         self.promises = PrefillPromises()
+        self.plan, self.first_tokens_s = chosen, list[float]()
         self.arrivals: list[tuple[Sequence[BlockKey], Sequence[str]]] = []
         request = GenerationRequest(range(NUM_TOKENS), (), SamplingParams(max_tokens=8), "salt", 7, num_generated)
         self.request = with_keys(model, request, Fidelity.LOSSLESS)
@@ -67,7 +68,10 @@ class AttemptBench:
         metrics = GatewayMetrics(Metrics(), "tiny")
         prefill_calls = PrefillCalls(prefill, self.registry, self.promises, self._note, metrics)
         terms = HandOffTerms(mode, block_wait_ms=1234)
-        calls = DecodeCalls(decode, self.registry, self._note, prefill_calls, model, terms, Observations())
+        self.observations = Observations()
+        calls = DecodeCalls(
+            decode, self.registry, self._note, self._note_first, prefill_calls, model, terms, self.observations
+        )
         self.attempt = Attempt(calls, chosen, self.request, self.usage, Deadline.after(2 * LIMIT_S))
 
     async def run(self) -> list[TokenEvent]:
@@ -85,6 +89,10 @@ class AttemptBench:
         assert (len(self.promises), self.prefill.num_open) == (0, 0)
         assert all(call.has_ended for call in self.decode.calls)
 
+    def _note_first(self, plan: Plan, keys: Sequence[BlockKey], ttft_s: float, _now: float) -> None:
+        assert (plan, keys) == (self.plan, self.request.keys)
+        self.first_tokens_s.append(ttft_s)
+
     def _note(self, keys: Sequence[BlockKey], nodes: Sequence[str]) -> None:
         self.arrivals.append((keys, nodes))
 
@@ -94,6 +102,7 @@ async def test_tokens_are_passed_on_and_the_stream_is_ended_from_both_sides(mode
     bench = AttemptBench(model, decode, ScriptedPrefill([16, 48]), plan())
     events = await bench.run()
     assert events == [TokenEvent((1,), None), TokenEvent((2, 3), None), TokenEvent((4,), "length")]
+    assert len(bench.first_tokens_s) == 1
     assert decode.calls[0].is_finished
     bench.assert_over()
     assert (bench.usage.prefill_tokens, bench.usage.decode_tokens, bench.usage.cached_tokens) == (48, TAIL_TOKENS, 0)

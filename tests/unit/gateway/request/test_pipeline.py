@@ -62,7 +62,9 @@ class PipelineBench:
             )
         metrics = GatewayMetrics(Metrics(), "tiny")
         prefill = PrefillCalls(ScriptedPrefill(), self.registry, PrefillPromises(), _ignore, metrics)
-        calls = DecodeCalls(decode, self.registry, _ignore, prefill, model, HandOffTerms(), Observations())
+        calls = DecodeCalls(
+            decode, self.registry, _ignore, _ignore_first, prefill, model, HandOffTerms(), Observations()
+        )
         self.pipeline = Pipeline(self._plan, calls, self.registry, metrics)
 
     async def run(self, request: GenerationRequest) -> list[int]:
@@ -75,6 +77,10 @@ class PipelineBench:
         if len(excluded) == self.num_workers:
             raise NoWorker("nobody is left")
         return request, replace(plan(0, decode=f"decode-{len(excluded)}"), num_blocks=0)
+
+
+def _ignore_first(_plan: Plan, _keys: Sequence[BlockKey], _ttft_s: float, _now: float) -> None:
+    pass
 
 
 def _ignore(_keys: Sequence[BlockKey], _nodes: Sequence[str]) -> None:

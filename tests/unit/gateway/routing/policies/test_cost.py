@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from services.gateway.cluster.devices import OnDevice
 from services.gateway.cluster.links import Links
 from services.gateway.cluster.workers import Workers
 from services.gateway.routing.costs.candidates import forecast_of
@@ -14,7 +15,7 @@ from services.gateway.routing.facts import Facts
 from services.gateway.routing.plan import RequestFacts, Slo
 from services.gateway.routing.policies.cost import ByCost
 from services.gateway.routing.policy import Decision
-from shared.ids import Datacenter
+from shared.ids import Datacenter, WorkerId
 from shared.kv.layout import KvLayout, LayerSpec
 from tests.support.members import member, workers
 
@@ -131,6 +132,15 @@ def test_an_slo_that_only_one_way_keeps_decides() -> None:
     assert away < alone
     asking = replace(given, request=replace(given.request, slo=Slo(ttft_s=1.2 * away)))
     assert choice(asking) == "away"
+
+
+def test_the_decode_worker_that_has_the_prompt_on_its_device_need_not_fetch_it() -> None:
+    two = table({"one": WEST, "other": WEST}, hand_over_bytes_per_s=1e9, **SLOW)
+    given = facts(6400, held={WEST: 100}, decode=two)
+    for name in ("one", "other"):
+        there = replace(given.request, on_device=OnDevice(WorkerId(name), 100), draw=0.99)
+        seen = replace(given, request=there)
+        assert seen.decode[ByCost().decide(seen).decode].worker == name
 
 
 def test_equally_good_workers_are_drawn_by_chance() -> None:
