@@ -27,6 +27,10 @@ MIN_REQUESTS = 50
 points (a standard error)."""
 
 
+DEFLECTED = 0.1
+"""From this share of prompts on that decode computes alone, an answer says that the paper's model has none of them."""
+
+
 @dataclass(frozen=True, slots=True)
 class PlanningTerms:
     """What does not change while a gateway runs."""
@@ -48,9 +52,19 @@ class Fleet:
     decode: Rows = field(default_factory=lambda: NOBODY.rows)  # at home
 
     @property
-    def prefills_at_home(self) -> Rows:
-        """Workers whose prefill time stands for home: where nobody prefills there, those who decode."""
-        return self.prefill if len(self.prefill) else self.decode
+    def known_at_home(self) -> Rows:
+        """Workers whose measurements stand for prefill at home: if none there has measured, those who decode."""
+        return _measured(self.prefill, best_known(self.decode))
+
+    @property
+    def known_away(self) -> Rows:
+        """Workers whose measurements stand for prefill elsewhere: if none there has measured, home's."""
+        return _measured(self.away, self.known_at_home)
+
+
+def _measured(rows: Rows, otherwise: Rows) -> Rows:
+    measured = is_measured(rows)
+    return rows[measured] if measured.any() else otherwise
 
 
 def fleet_of(view: RegistryView, home: Datacenter) -> Fleet:
@@ -88,16 +102,31 @@ def obstacles(fleet: Fleet, observed: Observed, home: Datacenter) -> list[str]:
     return found
 
 
-def doubts(fleet: Fleet, observed: Observed, ways: tuple[WideWay, ...], home: Datacenter) -> list[str]:
+def doubts(fleet: Fleet, observed: Observed, home: Datacenter) -> list[str]:
     """Return why a plan decides nothing yet, as sentences; empty if it may."""
     found = []
     if observed.num_requests < MIN_REQUESTS:
         found.append(f"{observed.num_requests} of the {MIN_REQUESTS} requests that a decision takes were seen")
-    parts = {f"prefill worker in {home}": fleet.prefill, f"decode worker in {home}": fleet.decode}
-    parts |= {f"prefill worker in {', '.join(sorted(way.source for way in ways))}": fleet.away}
-    found += [
-        f"no {name} has measured its steps" for name, rows in parts.items() if len(rows) and not is_measured(rows).any()
+    if not is_measured(fleet.decode).any():
+        found.append(f"no decode worker in {home} has measured its steps")
+    return found
+
+
+def assumptions(fleet: Fleet, observed: Observed, ways: tuple[WideWay, ...], home: Datacenter) -> list[str]:
+    """Return what a plan takes for granted, as sentences."""
+    found = [
+        f"the link from {way.source} was not measured: {way.bytes_per_s * 8 / 1e9:.3g} Gbit/s of KV are assumed"
+        for way in ways
+        if not way.is_measured
     ]
+    if not is_measured(fleet.prefill).any():
+        found.append(f"no prefill worker in {home} has measured its steps: decode workers stand for them")
+    if len(fleet.away) and not is_measured(fleet.away).any():
+        sources = ", ".join(way.source for way in ways)
+        found.append(f"no prefill worker in {sources} has measured its steps: those of {home} stand for them")
+    alone = observed.kinds.get("decode_only", 0)
+    if alone > DEFLECTED * observed.num_requests:
+        found.append(f"decode computed {alone} of {observed.num_requests} prompts alone: prefill is planned for all")
     return found
 
 
@@ -110,8 +139,7 @@ def planning_case(fleet: Fleet, observed: Observed, ways: tuple[WideWay, ...], t
     cached = max(0.0, float((observed.prompt_tokens - uncached).mean()))
     context = float(observed.prompt_tokens.mean()) + output / 2  # half of an answer is there, on average
     decoding = decode_point(best_known(fleet.decode), context, terms.time_per_output_token_s, terms.max_batch)
-    at_home = PooledPrefill(best_known(fleet.prefills_at_home), cached)
-    away = PooledPrefill(best_known(fleet.away), cached) if len(fleet.away) else at_home
+    at_home, away = (PooledPrefill(rows, cached) for rows in (fleet.known_at_home, fleet.known_away))
     link = sum(way.bytes_per_s for way in ways) or terms.links.unknown_bytes_per_s
     return PlanningCase(
         lengths=EmpiricalLengths.of(uncached.tolist()),

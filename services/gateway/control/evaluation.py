@@ -5,16 +5,13 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from services.gateway.cluster.registry import RegistryView
-from services.gateway.control.case import Fleet, PlanningTerms, doubts, fleet_of, obstacles, planning_case
+from services.gateway.control.case import Fleet, PlanningTerms, assumptions, doubts, fleet_of, obstacles, planning_case
 from services.gateway.control.observed import Observed
 from services.gateway.control.settled import Settled
 from services.gateway.control.sizing import Replicas, resized, thresholds
 from services.gateway.control.ways import WideWay
 from services.gateway.routing.planning.capacity import CapacityPlan, Stage, plan_of
 from services.gateway.routing.planning.search import rate_surface
-
-DEFLECTED = 0.1
-"""From this share of prompts on that decode computes alone, an answer says that the paper's model has none of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +51,7 @@ def evaluate(
         return Evaluation(rate_per_s, present, wanted=wanted, reasons=(f"measurements make no plan: {error}",))
     grid = thresholds(case, terms.layout.block_tokens)
     current = plan_of(case, rate_surface(case, grid, (present.prefill,)).best())
-    reasons = doubts(fleet, observed, ways, terms.home)
+    reasons = doubts(fleet, observed, terms.home)
     if not reasons:
         needed_per_s = rate_per_s / terms.target_utilisation
         wanted = resized(case, wanted or Settled(present), needed_per_s, grid)
@@ -65,7 +62,7 @@ def evaluate(
         best=plan_of(case, rate_surface(case, grid).best()),
         wanted=wanted,
         utilisation=stage_utilisation(current, rate_per_s),
-        reasons=(*reasons, *assumptions(fleet, observed, ways)),
+        reasons=(*reasons, *assumptions(fleet, observed, ways, terms.home)),
     )
 
 
@@ -83,20 +80,3 @@ def stage_utilisation(plan: CapacityPlan, requests_per_s: float) -> dict[Stage, 
         Stage.PD_DECODE: (plan.pd_decode_per_s, 1.0),
     }
     return {stage: requests_per_s * share / rate for stage, (rate, share) in rates.items() if rate}
-
-
-def assumptions(fleet: Fleet, observed: Observed, ways: tuple[WideWay, ...]) -> list[str]:
-    """Return what a plan takes for granted, as sentences."""
-    found = [
-        f"the link from {way.source} was not measured: {way.bytes_per_s * 8 / 1e9:.3g} Gbit/s of KV are assumed"
-        for way in ways
-        if not way.is_measured
-    ]
-    if not len(fleet.prefill):
-        found.append("nobody prefills at home: decode workers' measurements stand for prefill there")
-    alone = observed.kinds.get("decode_only", 0)
-    if alone > DEFLECTED * observed.num_requests:
-        found.append(
-            f"decode computed {alone} of {observed.num_requests} prompts alone: prefill is planned for all of them"
-        )
-    return found

@@ -11,7 +11,7 @@ from services.gateway.control.settled import Settled
 from services.gateway.control.sizing import Replicas
 from services.gateway.control.ways import ways_home
 from services.gateway.routing.planning.capacity import Stage
-from tests.support.control import TERMS, WEST, cluster, requests
+from tests.support.control import EAST, TERMS, WEST, cluster, requests
 
 
 def look(
@@ -55,7 +55,7 @@ def test_a_cluster_without_other_datacenters_is_planned_alone() -> None:
 def test_without_prefill_at_home_decode_workers_stand_for_it_and_the_answer_says_so() -> None:
     seen = look(cluster(num_prefill=0))
     assert seen.current is not None
-    assert "nobody prefills at home" in seen.reasons[0]
+    assert seen.reasons == ("no prefill worker in west has measured its steps: decode workers stand for them",)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +86,17 @@ def test_a_link_that_nobody_has_measured_is_assumed_and_the_answer_says_so() -> 
     seen = look(view)
     assert seen.reasons == ("the link from east was not measured: 10 Gbit/s of KV are assumed",)
     assert seen.wanted is not None
+
+
+def test_where_no_worker_has_measured_those_of_home_stand_for_them() -> None:
+    view = cluster()
+    view.prefill.rows["profile_steps"][view.prefill.rows["dc"] == view.dcs.index(EAST)] = 0
+    view.prefill.rows["token_s"][view.prefill.rows["dc"] == view.dcs.index(EAST)] = 1e9
+    seen = look(view)
+    assert seen.reasons == ("no prefill worker in east has measured its steps: those of west stand for them",)
+    assert seen.wanted is not None
+    assert seen.current is not None
+    assert seen.current.requests_per_s > 1
 
 
 def test_prompts_that_decode_computes_alone_are_told() -> None:

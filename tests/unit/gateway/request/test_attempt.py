@@ -108,6 +108,24 @@ async def test_tokens_are_passed_on_and_the_stream_is_ended_from_both_sides(mode
     assert (bench.usage.prefill_tokens, bench.usage.decode_tokens, bench.usage.cached_tokens) == (48, TAIL_TOKENS, 0)
 
 
+async def test_what_a_request_was_like_is_observed(model: ServedModel) -> None:
+    bench = AttemptBench(
+        model, ScriptedDecode([decoded(1, 2), decoded(3, end="length")]), ScriptedPrefill([48]), plan()
+    )
+    await bench.run()
+    seen = bench.observations.seen()
+    assert (seen.prompt_tokens.tolist(), seen.uncached_tokens.tolist()) == ([NUM_TOKENS], [NUM_TOKENS])
+    assert seen.output_tokens.tolist() == [3]
+    assert seen.kinds["remote"] == 1
+
+
+async def test_the_rest_of_a_request_is_no_other_one(model: ServedModel) -> None:
+    decode = ScriptedDecode([decoded(1, end="length")])
+    bench = AttemptBench(model, decode, ScriptedPrefill([48]), plan(), num_generated=2)
+    await bench.run()
+    assert bench.observations.seen().num_requests == 0
+
+
 async def test_each_worker_is_told_of_the_pools_on_its_own_side(model: ServedModel) -> None:
     chosen = replace(
         plan(),
