@@ -59,3 +59,14 @@ def test_a_change_waits_for_three_looks_in_a_row() -> None:
         assert held.value == Replicas(13, 0, 3)
     assert resized(case, held, 1.0, GRID) == Settled(Replicas(13, 0, 3))  # one look that is content begins anew
     assert resized(case, held, 2.0, GRID) == Settled(Replicas(25, 0, 5))
+
+
+@given(st.lists(st.floats(-0.09, 0.09), min_size=20, max_size=60), st.floats(0.5, 3.0))
+def test_noise_below_what_is_worth_a_change_changes_nothing(noise: list[float], rate_per_s: float) -> None:
+    case, held, seen = by_hand(), Settled(Replicas(1, 1, 1)), []
+    for _ in range(3):
+        held = resized(case, held, rate_per_s, GRID)
+    for share in noise:
+        held = resized(case, held, rate_per_s * (1 + share), GRID)
+        seen.append(held.value)
+    assert len(set(seen)) == 1
