@@ -21,6 +21,13 @@ def _utilisation(value: float) -> str | None:
     return None if 0 < value <= 1 else "must be above 0 and not above 1"
 
 
+def _options(text: str) -> tuple[tuple[str, str], ...]:
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    if any(not separator or not name.strip() for name, separator, _ in pairs):
+        raise ValueError("must be name=value,name=value")
+    return tuple((name.strip(), value.strip()) for name, _, value in pairs)
+
+
 @dataclass(frozen=True, kw_only=True)
 class GatewaySettings(ServiceSettings):
     """The model settings must be those of the engines: workers of another model or KV layout are not used."""
@@ -47,7 +54,13 @@ class GatewaySettings(ServiceSettings):
         check=non_negative,
     )
     routing_policy: str = setting(
-        "PRFAAS_ROUTING_POLICY", "cost", help="where prompts are prefilled: cost, threshold, stay_home or least_load"
+        "PRFAAS_ROUTING_POLICY",
+        "cost",
+        help="where prompts are prefilled: cost, threshold, dynamo, lmetric, llm_d, mooncake, gorgo, deflection, "
+        "stay_home, least_load, power_of_two, round_robin or random",
+    )
+    policy_options: tuple[tuple[str, str], ...] = setting(
+        "PRFAAS_POLICY_OPTIONS", (), help="of the routing policy: name=value,name=value", parse=_options
     )
     plan_time_per_output_token_s: float = setting(
         "PRFAAS_PLAN_TIME_PER_OUTPUT_TOKEN_S",

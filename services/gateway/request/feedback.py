@@ -17,8 +17,12 @@ class Feedback:
         self._served = served
         self._observations = observations
 
-    def first_token(self, plan: Plan, keys: Sequence[BlockKey], ttft_s: float, now: float) -> None:
-        """Note that the first token of a plan has come, so long after the plan was made. `keys` are the prompt's."""
-        self._calibration.measured(plan, ttft_s, now)
-        self._observations.first_token(plan, ttft_s)
+    def first_token(self, plan: Plan, keys: Sequence[BlockKey], ttft_s: float | None, now: float) -> None:
+        """Note that the first token of a plan has come, so long after the plan was made. `keys` are the prompt's.
+
+        None: the plan was given up, and the time says nothing of others like it.
+        """
+        if ttft_s is not None:
+            self._calibration.measured(plan, ttft_s, now)
+            self._observations.first_token(plan, ttft_s)
         self._served.note(keys, plan.decode.worker)
