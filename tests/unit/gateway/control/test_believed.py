@@ -8,10 +8,12 @@ from services.gateway.cluster.registry import RegistryView
 from services.gateway.control.believed import MakeAnyPlan, Thresholds, probes, shown_after, thresholds_of
 from services.gateway.control.settled import Settled
 from services.gateway.routing.plan import Plan, RequestFacts
+from services.gateway.routing.policies import POLICIES, policy_of
 from services.gateway.routing.policies.cost import ByCost
 from services.gateway.routing.policies.threshold import Threshold
 from services.gateway.routing.policy import RoutingPolicy
 from services.gateway.routing.router import Router
+from services.gateway.settings import GatewaySettings
 from shared.errors import NoWorker
 from shared.ids import Datacenter
 from tests.support.control import EAST, GBIT, LAYOUT, WEST, cluster
@@ -89,3 +91,11 @@ def test_what_is_shown_changes_when_two_looks_in_a_row_see_another_threshold() -
 def test_another_datacenter_is_shown_at_once() -> None:
     shown: Settled[Thresholds] = Settled({EAST: 1000})
     assert shown_after(shown, {EAST: 1000, WEST: 10}) == Settled({EAST: 1000, WEST: 10})
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_policy_can_be_asked(name: str) -> None:
+    policy = policy_of(GatewaySettings(routing_policy=name))
+    for view in (cluster(), cluster(num_east=0), cluster(num_prefill=0), cluster(0, 0, 1)):
+        found = thresholds_of(by(policy, view), view, LENGTHS, 200)
+        assert found.keys() == {view.dcs[dc] for dc in view.prefill.rows["dc"]}
