@@ -11,6 +11,7 @@ import pytest
 
 from services.gateway.cluster.promises import PrefillPromises
 from services.gateway.cluster.registry import Registry
+from services.gateway.control.observed import Observations
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.model import ServedModel
 from services.gateway.request.attempt import DecodeCalls, HandOffTerms
@@ -61,7 +62,9 @@ class PipelineBench:
             )
         metrics = GatewayMetrics(Metrics(), "tiny")
         prefill = PrefillCalls(ScriptedPrefill(), self.registry, PrefillPromises(), _ignore, metrics)
-        calls = DecodeCalls(decode, self.registry, _ignore, _ignore_first, prefill, model, HandOffTerms())
+        calls = DecodeCalls(
+            decode, self.registry, _ignore, _ignore_first, prefill, model, HandOffTerms(), Observations()
+        )
         self.pipeline = Pipeline(self._plan, calls, self.registry, metrics)
 
     async def run(self, request: GenerationRequest) -> list[int]:
