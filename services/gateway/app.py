@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -10,9 +11,10 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from services.gateway.api.admission import Admission
+from services.gateway.admission.gate import Gate, GateLimits
 from services.gateway.api.generation import GenerationRoutes
 from services.gateway.api.info import InfoRoutes
+from services.gateway.api.intake import RequestIntake
 from services.gateway.api.middleware import echo_request_id, envelope
 from services.gateway.api.prefixes import PrefixRoutes
 from services.gateway.cluster.arrivals import Arrivals
@@ -107,14 +109,20 @@ def make_parts(model: ServedModel, channels: Channels, metrics: Metrics) -> Gate
     return GatewayParts(model, index, PrefillPromises(), registry, channels, GatewayMetrics(metrics, model.name))
 
 
-def make_pipeline(parts: GatewayParts, router: Router, hand_off: HandOffTerms) -> Pipeline:
-    """Wire the way of a request."""
+def make_gate(parts: GatewayParts, settings: GatewaySettings) -> Gate:
+    """Make what hands out turns."""
+    limits = GateLimits(settings.dispatch_window_s or math.inf, settings.max_queued, settings.max_queued_of_tenant)
+    return Gate(limits, parts.metrics)
+
+
+def make_pipeline(parts: GatewayParts, router: Router, hand_off: HandOffTerms, gate: Gate | None = None) -> Pipeline:
+    """Wire the way of a request. `gate`: by default one with limits that are no setting's."""
     model, registry, metrics = parts.model, parts.registry, parts.metrics
     arrivals = Arrivals(parts.index, registry, model.layout)
     prefill = PrefillCalls(PrefillClient(parts.channels), registry, parts.promises, arrivals.note, metrics)
     decode = DecodeCalls(DecodeClient(parts.channels), registry, arrivals.note, prefill, model, hand_off)
     planner = Planner(router, parts.index, parts.promises, registry, metrics)
-    return Pipeline(planner.plan, decode, registry, metrics)
+    return Pipeline(planner.plan, decode, registry, metrics, gate or Gate(GateLimits(), metrics))
 
 
 def make_prefixes(parts: GatewayParts, dc: Datacenter, clock: Callable[[], float] = time.time) -> Prefixes:
@@ -135,13 +143,13 @@ def make_http_app(
     dc, model = Datacenter(settings.dc), parts.model
     router = Router(dc, model.layout, policy_of(settings), settings.codec)
     hand_off = HandOffTerms(settings.hand_off, int(settings.block_wait_s * 1000))
-    pipeline = make_pipeline(parts, router, hand_off)
-    admission = Admission(settings, inflight, parts.metrics, executor)
+    pipeline = make_pipeline(parts, router, hand_off, make_gate(parts, settings))
+    intake = RequestIntake(settings, inflight, parts.metrics, executor)
     app = web.Application(middlewares=[envelope(parts.metrics)], client_max_size=settings.max_body_bytes)
     app.on_response_prepare.append(echo_request_id)
-    app.add_routes(GenerationRoutes(pipeline, model, parts.metrics, settings, admission).routes())
+    app.add_routes(GenerationRoutes(pipeline, model, parts.metrics, settings, intake).routes())
     prefixes = prefixes or make_prefixes(parts, dc)
-    app.add_routes(PrefixRoutes(pipeline, model, prefixes, settings, admission).routes())
-    app.add_routes(InfoRoutes(model, parts.registry, health, admission).routes())
+    app.add_routes(PrefixRoutes(pipeline, model, prefixes, settings, intake).routes())
+    app.add_routes(InfoRoutes(model, parts.registry, health, intake).routes())
     app.add_routes(status_routes(metrics.registry, health))
     return app

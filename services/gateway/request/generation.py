@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from services.gateway.model import ServedModel
 from services.gateway.request.text import TextRules
+from services.gateway.routing.plan import NO_SLO, Slo
 from shared.ids import BlockKey
 from shared.kv.codec import Fidelity
 from shared.sampling.params import SamplingParams
@@ -20,6 +21,7 @@ class GenerationRequest:
     salt: str
     priority: int = 0  # lower goes first
     num_generated: int = 0  # the last so many of `token_ids` are the answer's: a worker was lost after them
+    slo: Slo = NO_SLO
     fidelity: Fidelity = Fidelity.LOSSLESS  # the chain that `keys` are of
     lossless_keys: Sequence[BlockKey] = ()  # of the same blocks; only where loss is allowed
 
@@ -32,6 +34,12 @@ class Prepared:
     rules: TextRules
     num_choices: int  # of each prompt
     echoes: tuple[str, ...] = ()  # the prompts' texts, if they are to begin the answer
+
+    def asking(self, slo: Slo) -> "Prepared":
+        """Return the same with a latency that each choice is to have."""
+        if slo == NO_SLO:
+            return self
+        return replace(self, requests=tuple(replace(request, slo=slo) for request in self.requests))
 
     @property
     def prompts(self) -> tuple[GenerationRequest, ...]:

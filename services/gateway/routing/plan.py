@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from services.gateway.cluster.registry import Member
 from services.gateway.placement.held import HeldPrefix
@@ -11,6 +11,31 @@ from shared.kv.codec import Codec, Fidelity
 from shared.kv.entries import Source
 
 PlanKind = Literal["none", "local", "remote", "decode_only"]
+
+
+class Slo(NamedTuple):
+    """What a request, or the service, asks for. None asks nothing."""
+
+    ttft_s: float | None = None
+    time_per_output_token_s: float | None = None
+
+
+NO_SLO = Slo()
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a plan is expected to take, and what it makes others wait for."""
+
+    ttft_s: float  # until the first token
+    time_per_output_token_s: float
+    prefill_s: float = 0.0  # of the prefill worker's model
+    decode_s: float = 0.0  # of the decode worker's model, for the prompt
+
+    @property
+    def work_s(self) -> float:
+        """Model time that the prompt costs, wherever."""
+        return self.prefill_s + self.decode_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +70,7 @@ class Plan:
     prefill_sources: tuple[Source, ...]
     prefill_codec: Codec
     decode_codec: Codec  # of the blocks that decode computes, for its own datacenter
+    forecast: Forecast = Forecast(0.0, 0.0)
 
     @property
     def crosses(self) -> bool:
