@@ -89,19 +89,21 @@ class FairQueue(Generic[T]):
         self._old: deque[_Backlog[T]] = deque()
         self._num_pushed = 0
         self._num_waiting = 0
+        self.waiting_s = 0.0  # the cost of all that waits
 
     def __len__(self) -> int:
         return self._num_waiting
 
-    @property
-    def waiting_s(self) -> float:
-        """The cost of all that waits."""
-        return sum(backlog.waiting_s for backlog in self._backlogs.values())
 
     def num_of(self, tenant: Tenant) -> int:
         """Return how many of a tenant wait."""
         backlog = self._backlogs.get(tenant)
         return 0 if backlog is None else backlog.num_waiting
+
+    def waiting_of_s(self, tenant: Tenant) -> float:
+        """Return the cost of what waits of a tenant."""
+        backlog = self._backlogs.get(tenant)
+        return 0.0 if backlog is None else backlog.waiting_s
 
     def push(self, tenant: Tenant, cost_s: float, priority: int, item: T) -> Waiting[T]:
         """Let `item` wait, in its tenant's turn."""
@@ -113,13 +115,12 @@ class FairQueue(Generic[T]):
             self._new.append(backlog)
         backlog.add(waiting)
         self._num_waiting += 1
+        self.waiting_s += cost_s
         return waiting
 
     def remove(self, waiting: Waiting[T]) -> None:
         """Take back what waits; the tenant owes nothing for it."""
-        self._backlogs[waiting.tenant].drop(waiting)
-        self._num_waiting -= 1
-        self._forget_if_empty()
+        self._drop(self._backlogs[waiting.tenant], waiting)
 
     def peek(self) -> Waiting[T]:
         """Return who is next. Raises `IndexError` when nobody waits."""
@@ -127,13 +128,15 @@ class FairQueue(Generic[T]):
 
     def pop(self) -> Waiting[T]:
         """Return who is next, and charge the tenant. Raises `IndexError` when nobody waits."""
-        backlog = self._next()
-        waiting = backlog.first
-        backlog.drop(waiting)
-        backlog.deficit_s -= waiting.cost_s
-        self._num_waiting -= 1
-        self._forget_if_empty()
-        return waiting
+        return self._served(self._next())
+
+    def pop_of(self, tenant: Tenant) -> Waiting[T]:
+        """Return who is next of a tenant that waits, out of turn, and charge the tenant."""
+        return self._served(self._backlogs[tenant])
+
+    def waiting_tenants(self) -> list[Tenant]:
+        """Return who waits, in the order of turns."""
+        return [backlog.tenant for turns in (self._new, self._old) for backlog in turns if backlog.num_waiting]
 
     def ahead_s(self, tenant: Tenant, priority: int) -> float:
         """Return the cost that is served before a newcomer is.
@@ -178,8 +181,18 @@ class FairQueue(Generic[T]):
         for backlog in self._old:
             backlog.deficit_s = min(self._quantum_s, backlog.deficit_s + num_rounds * self._quantum_s)
 
-    def _forget_if_empty(self) -> None:
+    def _served(self, backlog: _Backlog[T]) -> Waiting[T]:
+        waiting = backlog.first
+        backlog.deficit_s -= waiting.cost_s
+        self._drop(backlog, waiting)
+        return waiting
+
+    def _drop(self, backlog: _Backlog[T], waiting: Waiting[T]) -> None:
+        backlog.drop(waiting)
+        self._num_waiting -= 1
+        self.waiting_s -= waiting.cost_s
         if not self._num_waiting:
+            self.waiting_s = 0.0
             self._backlogs.clear()
             self._new.clear()
             self._old.clear()

@@ -67,7 +67,7 @@ class Gate:
             check_slo(asking.slo, self._expected(asking, plan, window, place, now))
             under_way = window.pass_now(asking.tenant, place.cost_s, now)
             if under_way is None:
-                self._check_bounds(asking, window)
+                self._check_bounds(asking, window, now)
         except Rejected as rejected:
             self._metrics.rejected(rejected.reason)
             raise
@@ -96,7 +96,7 @@ class Gate:
     def pump(self, window: Window) -> None:
         """Let everybody pass for whom there is room."""
         now = self._clock()
-        while (waiting := window.next()) is not None:
+        while (waiting := window.next(now)) is not None:
             self._count(-1)
             waiting.item.set_result(window.start(waiting.tenant, waiting.cost_s, now))
 
@@ -132,7 +132,7 @@ class Gate:
         forecast, slo = plan.forecast, asking.slo
         if slo.ttft_s is None and slo.time_per_output_token_s is None:
             return Expected(0.0, forecast.ttft_s, 0.0, forecast.time_per_output_token_s)
-        wait_s = window.wait_s(asking.tenant, place.cost_s, asking.priority)
+        wait_s = window.wait_s(asking.tenant, place.cost_s, asking.priority, now)
         per_token_s, calmer_in_s = forecast.time_per_output_token_s, None
         if slo.time_per_output_token_s is not None:
             batch, row_s = self._batches[plan.decode.worker], self._row_s(plan.decode.worker)
@@ -142,13 +142,13 @@ class Gate:
             calmer_in_s = None if calm_at is None else calm_at - now
         return Expected(wait_s, forecast.ttft_s, min(place.cost_s, forecast.ttft_s), per_token_s, calmer_in_s)
 
-    def _check_bounds(self, asking: Asking, window: Window) -> None:
+    def _check_bounds(self, asking: Asking, window: Window, now: float) -> None:
         """Raise `QueueFull` where one more may not wait."""
         num_own = window.queue.num_of(asking.tenant)
         if num_own < self._limits.max_waiting_of_tenant and self._num_waiting < self._limits.max_waiting:
             return
         whose = "of this tenant " if num_own >= self._limits.max_waiting_of_tenant else ""
-        raise QueueFull(f"too many requests {whose}wait already", retry_after_s=window.next_of_s(asking.tenant))
+        raise QueueFull(f"too many requests {whose}wait already", retry_after_s=window.next_of_s(asking.tenant, now))
 
     def _window(self, worker: WorkerId) -> Window:
         window = self._windows.get(worker)

@@ -70,12 +70,14 @@ class GenerationRoutes:
         slo = slo_of(request.headers, self._default_slo)
         stream = EventStream(request)
         model = self._model
+
+        def work(body: B) -> tuple[B, Prepared]:
+            return body, prepare(model, body).asking(slo)
+
         with self._intake.admitted():
             try:
                 async with deadline.scope("the request was being served"):
-                    body, prepared = await self._intake.body(
-                        request, schema, lambda body: (body, prepare(model, body).asking(slo))
-                    )
+                    body, prepared = await self._intake.body(request, schema, work)
                     reply = shape(
                         request_id_of(request),
                         model.name,
