@@ -160,6 +160,7 @@ def measure(options: argparse.Namespace) -> Report:
             environ = {"PRFAAS_MODEL": model, "PRFAAS_DTYPE": "float32", "PRFAAS_CODEC": codec}
             with suite(
                 PRFAAS_KV_BYTES="2GiB",
+                PRFAAS_ROUTING_POLICY="threshold",
                 PRFAAS_OFFLOAD_THRESHOLD_TOKENS="0",
                 PRFAAS_DECODE_THRESHOLD_TOKENS="0",
                 **environ,

@@ -88,6 +88,7 @@ def running_suite(model: DeviceModel, without: Sequence[str] = ()) -> Iterator[d
     """Serve the model with all processes but those of `without`; yield the ports by name."""
     ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
     environ = {
+        "PRFAAS_ROUTING_POLICY": "threshold",
         "PRFAAS_DECODE_THRESHOLD_TOKENS": "0",  # where there is a prefill worker it is used
         "PRFAAS_MODEL": str(model.files.source),
         "PRFAAS_CACHE_DIR": str(model.cache),

@@ -151,6 +151,7 @@ def measure_sweep(options: argparse.Namespace) -> Report:
     with wan([EAST, WEST], Line(DELAY_S, FAST)) as network, tempfile.TemporaryDirectory() as folder:
         # Raw frames: a codec would change the bytes with the rate, and take of the cores that prefill competes for.
         environ = {
+            "PRFAAS_ROUTING_POLICY": "threshold",
             "PRFAAS_DECODE_THRESHOLD_TOKENS": "0",
             "PRFAAS_DTYPE": options.dtype,
             "PRFAAS_THREADS": "1",

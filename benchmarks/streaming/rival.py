@@ -51,11 +51,17 @@ RIVAL_TTFT_S = {
 FREE = Line(0.0, 1.25e9)
 """What a control crosses: no delay, and a rate that the relay cannot reach."""
 
-REMOTE = {"PRFAAS_DECODE_THRESHOLD_TOKENS": "0", "PRFAAS_OFFLOAD_THRESHOLD_TOKENS": "0", "PRFAAS_CODEC": "raw"}
+REMOTE = {
+    "PRFAAS_ROUTING_POLICY": "threshold",
+    "PRFAAS_DECODE_THRESHOLD_TOKENS": "0",
+    "PRFAAS_OFFLOAD_THRESHOLD_TOKENS": "0",
+    "PRFAAS_CODEC": "raw",
+}
 GATEWAYS: Mapping[str, Mapping[str, str]] = {
     "coded": {**REMOTE, "PRFAAS_CODEC": "auto"},
-    "alone": {"PRFAAS_DECODE_THRESHOLD_TOKENS": str(1 << 30)},
+    "alone": {"PRFAAS_ROUTING_POLICY": "threshold", "PRFAAS_DECODE_THRESHOLD_TOKENS": str(1 << 30)},
     "default": {
+        "PRFAAS_ROUTING_POLICY": "",
         "PRFAAS_DECODE_THRESHOLD_TOKENS": "",
         "PRFAAS_OFFLOAD_THRESHOLD_TOKENS": "",
         "PRFAAS_CODEC": "",

@@ -112,7 +112,7 @@ def make_parts(model: ServedModel, channels: Channels, metrics: Metrics) -> Gate
 def make_gate(parts: GatewayParts, settings: GatewaySettings) -> Gate:
     """Make what hands out turns."""
     limits = GateLimits(settings.dispatch_window_s or math.inf, settings.max_queued, settings.max_queued_of_tenant)
-    return Gate(limits, parts.metrics)
+    return Gate(limits, parts.metrics, parts.registry.row_s)
 
 
 def make_pipeline(parts: GatewayParts, router: Router, hand_off: HandOffTerms, gate: Gate | None = None) -> Pipeline:
@@ -122,7 +122,7 @@ def make_pipeline(parts: GatewayParts, router: Router, hand_off: HandOffTerms, g
     prefill = PrefillCalls(PrefillClient(parts.channels), registry, parts.promises, arrivals.note, metrics)
     decode = DecodeCalls(DecodeClient(parts.channels), registry, arrivals.note, prefill, model, hand_off)
     planner = Planner(router, parts.index, parts.promises, registry, metrics)
-    return Pipeline(planner.plan, decode, registry, metrics, gate or Gate(GateLimits(), metrics))
+    return Pipeline(planner, decode, registry, metrics, gate or Gate(GateLimits(), metrics))
 
 
 def make_prefixes(parts: GatewayParts, dc: Datacenter, clock: Callable[[], float] = time.time) -> Prefixes:

@@ -43,7 +43,7 @@ class GatewaySettings(ServiceSettings):
         check=non_negative,
     )
     routing_policy: str = setting(
-        "PRFAAS_ROUTING_POLICY", "threshold", help="where prompts are prefilled: threshold, stay_home or least_load"
+        "PRFAAS_ROUTING_POLICY", "cost", help="where prompts are prefilled: cost, threshold, stay_home or least_load"
     )
     codec: str = setting(
         "PRFAAS_CODEC",

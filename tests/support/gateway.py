@@ -210,7 +210,10 @@ class ScriptedSuite:
     def load(self, worker: str) -> int:
         """Return what the gateway takes to be a worker's load: here, the calls that it has open."""
         view = self.parts.registry.view()
-        return next(member.load for member in (*view.decode, *view.prefill) if member.worker == worker)
+        for workers in (view.decode, view.prefill):
+            if (row := workers.row_of(WorkerId(worker))) is not None:
+                return int(workers.rows["requests"][row])
+        raise LookupError(worker)
 
     def metric(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(f"prfaas:{name}", {"model_name": "tiny", **labels}) or 0.0
@@ -224,9 +227,8 @@ async def running_suite(directory: Path, **settings: Any) -> AsyncIterator[Scrip
         channels = await stack.enter_async_context(Channels())
         parts = make_parts(served_model(directory), channels, metrics)
         executor = stack.enter_context(ThreadPoolExecutor(1))
-        chosen = GatewaySettings(
-            **{"dc": "west", "http_port": 0, "offload_threshold_tokens": 32, "decode_threshold_tokens": 0, **settings}
-        )
+        rule = {"routing_policy": "threshold", "offload_threshold_tokens": 32, "decode_threshold_tokens": 0}
+        chosen = GatewaySettings(**{"dc": "west", "http_port": 0, **rule, **settings})
         app = make_http_app(parts, chosen, health, inflight, executor, metrics)
         server = await stack.enter_async_context(HttpServer(app, "127.0.0.1", 0))
 

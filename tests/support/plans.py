@@ -1,7 +1,7 @@
 """Workers and plans that name them, as the router would make them for a prompt of three blocks."""
 
-from services.gateway.cluster.registry import Member
-from services.gateway.routing.plan import Plan
+from services.gateway.cluster.workers import Member
+from services.gateway.routing.plan import Forecast, Plan
 from shared.ids import Datacenter, WorkerId
 from shared.kv.codec import Codec
 
@@ -30,4 +30,5 @@ def plan(num_prefill: int = 1, *, decode: str = "decode-0", prefill_nodes: tuple
         prefill_sources=(),
         prefill_codec=Codec.RAW,
         decode_codec=Codec.RAW,
+        forecast=Forecast(1.0, 0.01),
     )

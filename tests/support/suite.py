@@ -238,8 +238,8 @@ class Suite:
         }
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("PRFAAS_")}
         # Prefill is what is tested, and a test does not wait for memory that it does not use.
-        small = {"PRFAAS_DECODE_THRESHOLD_TOKENS": "0", "PRFAAS_POOL_AHEAD_BYTES": "8MiB"}
-        return {**inherited, **small, **own, **self._environ}
+        rule = {"PRFAAS_ROUTING_POLICY": "threshold", "PRFAAS_DECODE_THRESHOLD_TOKENS": "0"}
+        return {**inherited, **rule, "PRFAAS_POOL_AHEAD_BYTES": "8MiB", **own, **self._environ}
 
     def _knows_all(self, answer: dict[str, Any]) -> bool:
         """Check that a gateway's /health names every service that runs; what the others say needs no check."""

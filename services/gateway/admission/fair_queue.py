@@ -94,7 +94,6 @@ class FairQueue(Generic[T]):
     def __len__(self) -> int:
         return self._num_waiting
 
-
     def num_of(self, tenant: Tenant) -> int:
         """Return how many of a tenant wait."""
         backlog = self._backlogs.get(tenant)

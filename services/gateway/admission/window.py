@@ -49,9 +49,9 @@ class UnderWay:
 class DispatchWindow(Generic[T]):
     """Lets requests pass to a worker while the prompt work there is less than the window; the others wait in turn.
 
-    One request may always be under way, whatever it costs. There is a second window of the same size for tenants that
-    use little beside the busiest, for when the first is full: a tenant that floods leaves it free. With room and without
-    anybody waiting, a request takes no turn.
+    One request may always be under way, whatever it costs. For when the window is full there is a second one of the
+    same size, for tenants that use little beside the busiest: a tenant that floods leaves it free. With room and
+    without anybody waiting, a request takes no turn.
     """
 
     window_s: float

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
+from services.gateway.cluster.assigned import PromptWork
 from services.gateway.cluster.registry import Registry
 from services.gateway.model import ServedModel
 from services.gateway.request.generation import GenerationRequest
@@ -73,7 +74,9 @@ class Attempt:
         decode = self._plan.decode
         # A prefill that fails is all that decode may have to hear of later.
         call = self._calls.client.call(decode.worker, decode.address, may_change=self._plan.prefill is not None)
-        self._calls.registry.assign(decode.worker)
+        forecast = self._plan.forecast
+        work = PromptWork(forecast.decode_s, forecast.decode_tokens, len(self._request.token_ids))
+        assignment = self._calls.registry.assign(decode.worker, work)
         self._prefilling.start(partial(self._tell_prefill_failed, call))
         try:
             if self._calls.hand_off.mode == "stored":
@@ -93,7 +96,7 @@ class Attempt:
                 yield TokenEvent(tokens.ids, finish_reason, tokens.logprobs)
             await call.finish(LAST_WORD_S)
         finally:
-            self._calls.registry.release(decode.worker)
+            self._calls.registry.release(assignment)
             call.cancel()
             await self._prefilling.stop()
             await call.ended()

@@ -21,9 +21,9 @@ class GenerationRequest:
     salt: str
     priority: int = 0  # lower goes first
     num_generated: int = 0  # the last so many of `token_ids` are the answer's: a worker was lost after them
-    slo: Slo = NO_SLO
     fidelity: Fidelity = Fidelity.LOSSLESS  # the chain that `keys` are of
     lossless_keys: Sequence[BlockKey] = ()  # of the same blocks; only where loss is allowed
+    slo: Slo = NO_SLO
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,10 @@
 """One request's life after validation: plan, attempt, and when a decode worker is lost, the rest on another."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Protocol
 
 from services.gateway.admission.gate import Gate
 from services.gateway.admission.turn import Asking
@@ -24,17 +25,22 @@ log = get_logger()
 MAX_ATTEMPTS = 3
 """Decode workers that one request may be tried on."""
 
-MakePlan = Callable[[GenerationRequest, frozenset[WorkerId]], tuple[GenerationRequest, Plan]]
-"""Plans a request without the workers that have failed it: see `planning.Planner.plan`."""
+
+class Plans(Protocol):
+    """What the pipeline asks of `planning.Planner`."""
+
+    def plan(self, request: GenerationRequest, excluded: frozenset[WorkerId]) -> tuple[GenerationRequest, Plan]: ...
+
+    def carried_out(self, request: GenerationRequest, plan: Plan) -> None: ...
 
 
 class Pipeline:
     """Runs requests and keeps nothing of them: every call is over before its iterator is."""
 
     def __init__(
-        self, plan: MakePlan, calls: DecodeCalls, registry: Registry, metrics: GatewayMetrics, gate: Gate
+        self, plans: Plans, calls: DecodeCalls, registry: Registry, metrics: GatewayMetrics, gate: Gate
     ) -> None:
-        self._plan = plan
+        self._plans = plans
         self._calls = calls
         self._registry = registry
         self._metrics = metrics
@@ -53,13 +59,14 @@ class Pipeline:
         generated: list[int] = []
         excluded: set[WorkerId] = set()
         failure: PrfaasError | None = None
-        rest, plan = self._plan(request, frozenset())
+        rest, plan = self._plans.plan(request, frozenset())
         with await self._gate.enter(_asking(request), plan, deadline) as turn:
             if turn.waited:  # the cluster is not as it was
-                rest, plan = self._plan(request, frozenset())
+                rest, plan = self._plans.plan(request, frozenset())
             for _ in range(MAX_ATTEMPTS):
                 if failure is not None:
                     rest, plan = await self._planned_again(request, generated, excluded, failure)
+                self._plans.carried_out(rest, plan)
                 rest = replace(rest, priority=turn.sent(plan))
                 attempt = Attempt(self._calls, plan, rest, usage, deadline)
                 try:
@@ -87,7 +94,7 @@ class Pipeline:
         """Plan what is left of a request without the workers that have failed it. Raises `failure` if none is left."""
         rest = await self._rest(request, generated)
         try:
-            return self._plan(rest, frozenset(excluded))
+            return self._plans.plan(rest, frozenset(excluded))
         except NoWorker:
             raise failure from None
 

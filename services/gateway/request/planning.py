@@ -1,5 +1,6 @@
 """A request meets the state of the cluster: its plan, in the chain of keys that it is for."""
 
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -36,22 +37,34 @@ class Planner:
         registry: Registry,
         metrics: GatewayMetrics,
         clock: Callable[[], float] = time.monotonic,
+        draw: Callable[[], float] = random.random,
     ) -> None:
+        """`draw` returns numbers of [0, 1) at random."""
         self._router = router
         self._placements = placements
         self._promises = promises
         self._registry = registry
         self._metrics = metrics
         self._clock = clock
+        self._draw = draw
 
     def plan(self, request: GenerationRequest, excluded: frozenset[WorkerId]) -> tuple[GenerationRequest, Plan]:
-        """Return the plan, and the request with the keys of the chain that the plan is for. Raises `NoWorker`."""
+        """Return the plan, and the request with the keys of the chain that the plan is for. Raises `NoWorker`.
+
+        Nothing remembers a plan until it is `carried_out`.
+        """
         plan = self._plan_for(request, excluded)
         if request.fidelity is not Fidelity.LOSSLESS:
             exact = replace(request, keys=request.lossless_keys, fidelity=Fidelity.LOSSLESS)
             exact_plan = self._plan_for(exact, excluded)
             if prefers_exact(exact_plan, plan):
                 request, plan = exact, exact_plan
+        return request, plan
+
+    def carried_out(self, request: GenerationRequest, plan: Plan) -> None:
+        """Note a plan that is being carried out, in the request's chain of keys."""
+        for use in plan.forecast.crossings:
+            self._registry.note_crossing(*use)
         self._metrics.planned(plan.kind)
         log.info(
             "request_planned",
@@ -65,8 +78,8 @@ class Planner:
             prefill_sources=sources_text(plan.prefill_sources),
             fidelity=request.fidelity.name.lower(),
             codec=plan.prefill_codec.name.lower(),
+            forecast_ttft_s=round(plan.forecast.ttft_s, 4),
         )
-        return request, plan
 
     def _plan_for(self, request: GenerationRequest, excluded: frozenset[WorkerId]) -> Plan:
         facts = RequestFacts(
@@ -76,5 +89,8 @@ class Planner:
             promised=self._promises.longest(request.keys),
             excluded=excluded,
             fidelity=request.fidelity,
+            output_tokens=request.sampling.max_tokens,
+            slo=request.slo,
+            draw=self._draw(),
         )
         return self._router.plan(facts, self._registry.view())

@@ -5,8 +5,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from services.gateway.cluster.assigned import Assignment, PromptWork
 from services.gateway.cluster.promises import PrefillPromise, PrefillPromises
-from services.gateway.cluster.registry import Member, Registry
+from services.gateway.cluster.registry import Registry
+from services.gateway.cluster.workers import Member
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.request.usage import PromptUsage
 from services.gateway.routing.plan import Plan
@@ -58,7 +60,9 @@ class Prefilling:
         self._usage = usage
         self._deadline = deadline
         self._workers = () if plan.prefill is None else (plan.prefill, *plan.prefill_spares)[:MAX_WORKERS]
+        self._work = PromptWork(plan.forecast.prefill_s, plan.forecast.prefill_tokens)
         self._promise: PrefillPromise | None = None
+        self._assignment: Assignment | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self, tell_failure: Callable[[], Awaitable[None]]) -> None:
@@ -126,13 +130,13 @@ class Prefilling:
         self._let_go()
         self._promise = PrefillPromise(member.worker, self._keys)
         self._calls.promises.add(self._promise)
-        self._calls.registry.assign(member.worker)
+        self._assignment = self._calls.registry.assign(member.worker, self._work)
 
     def _let_go(self) -> None:
-        if self._promise is not None:
+        if self._promise is not None and self._assignment is not None:
             self._calls.promises.drop(self._promise)
-            self._calls.registry.release(self._promise.worker)
-            self._promise = None
+            self._calls.registry.release(self._assignment)
+            self._promise = self._assignment = None
 
     def _end(self, task: asyncio.Task[None]) -> None:
         self._let_go()

@@ -1,8 +1,10 @@
 """Which codec the blocks of a plan travel in: a pure function of the way they go and of what the request allows."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from services.gateway.cluster.registry import Member, RegistryView
+from services.gateway.cluster.links import Links
+from services.gateway.cluster.workers import Member
 from services.gateway.settings import AUTO
 from shared.ids import Datacenter
 from shared.kv.codec import Codec, CodecCost, Fidelity
@@ -22,11 +24,16 @@ class Way(NamedTuple):
     is_one_host: bool = False  # both pools are on it
 
 
-def way_between(members: RegistryView, maker: Member, user: Member) -> Way:
+def way_between(dcs: Sequence[Datacenter], links: Links, maker: Member, user: Member) -> Way:
     """Return what is known of the way between two engines."""
-    goodput = link_goodput(members, maker.dc, user.dc)
+    goodput = link_goodput(dcs, links, maker.dc, user.dc)
     is_one_host = _host(maker.pool_address) == _host(user.pool_address) != ""
     return Way(maker.dc, user.dc, goodput, maker.codec_threads, user.codec_threads, is_one_host)
+
+
+def link_goodput(dcs: Sequence[Datacenter], links: Links, source: Datacenter, target: Datacenter) -> float:
+    """Return what the pool nodes of `target` together have pulled from `source`, in bytes/s; 0: not known."""
+    return float(links.goodput_bytes_per_s[dcs.index(source), dcs.index(target)])
 
 
 def choose_codec(choice: str, fidelity: Fidelity, way: Way) -> Codec:
@@ -42,22 +49,24 @@ def choose_codec(choice: str, fidelity: Fidelity, way: Way) -> Codec:
     if way.from_dc == way.to_dc or (way.is_one_host and not way.goodput_bytes_per_s):
         return Codec.RAW
     allowed = [codec for codec in COSTS if codec.spec.fidelity.satisfies(fidelity)]
-    return max(allowed, key=lambda codec: (_pace(COSTS[codec], way), -codec.spec.fidelity))
+    return max(allowed, key=lambda codec: (_merit(COSTS[codec], way), -codec.spec.fidelity))
+
+
+def kv_bytes_per_s(codec: Codec, way: Way) -> float:
+    """Return how much KV, before the codec, goes over a link whose goodput is known."""
+    cost = codec.spec.cost
+    return way.goodput_bytes_per_s if cost is None else _pace(cost, way)
+
+
+def _merit(cost: CodecCost, way: Way) -> float:
+    """Return bytes of KV per second; for an unknown link what one byte of it carries."""
+    return _pace(cost, way) if way.goodput_bytes_per_s else cost.ratio
 
 
 def _pace(cost: CodecCost, way: Way) -> float:
-    """Return bytes of KV per second; for an unknown link what one byte of it carries."""
-    if not way.goodput_bytes_per_s:
-        return cost.ratio
     encoding = cost.encode_bytes_per_s * way.encode_threads
     decoding = cost.decode_bytes_per_s * way.decode_threads
     return min(encoding, decoding, way.goodput_bytes_per_s * cost.ratio)
-
-
-def link_goodput(members: RegistryView, from_dc: Datacenter, to_dc: Datacenter) -> float:
-    """Return what the pool nodes of `to_dc` together have pulled from `from_dc`, in bytes/s; 0: not known."""
-    links = (link for pool in members.pools.values() if pool.dc == to_dc for link in pool.links)
-    return sum(link.goodput_bytes_per_s for link in links if link.peer_dc == from_dc)
 
 
 def _host(address: str) -> str:

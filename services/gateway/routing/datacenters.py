@@ -19,6 +19,7 @@ class Credit(NamedTuple):
 
     groups: GroupMasks
     longest: int  # blocks after which a request could resume from this datacenter alone
+    in_memory: GroupMasks | None = None  # of `groups`, what needs no read from the object tier; None: all
 
 
 def credits_by_dc(
@@ -34,6 +35,7 @@ def credits_by_dc(
     joined or left made it another's, and nobody will ask for it there. Nor do readers ask their suspects.
     """
     combined: dict[Datacenter, GroupMasks] = {}
+    in_memory: dict[Datacenter, GroupMasks] = {}
     owners: dict[Datacenter, NDArray[np.intp]] = {}
     for holder, held_by_node in held.items():
         pool = members.pools.get(holder)
@@ -41,8 +43,10 @@ def credits_by_dc(
             continue
         nodes = members.nodes(pool.dc)
         if pool.dc not in combined:
-            combined[pool.dc] = no_groups(layout, len(keys))
+            combined[pool.dc], in_memory[pool.dc] = no_groups(layout, 2, len(keys))
             owners[pool.dc] = owner_indices(keys, nodes)
         is_own = owners[pool.dc] == nodes.index(pool.address)
-        combined[pool.dc] |= np.where(is_own, held_by_node.groups, held_by_node.groups.dtype.type(0))
-    return {dc: Credit(groups, int(longest_resume(layout, groups))) for dc, groups in combined.items()}
+        nothing = held_by_node.groups.dtype.type(0)
+        combined[pool.dc] |= np.where(is_own, held_by_node.groups, nothing)
+        in_memory[pool.dc] |= np.where(is_own, held_by_node.memory_groups, nothing)
+    return {dc: Credit(groups, int(longest_resume(layout, groups)), in_memory[dc]) for dc, groups in combined.items()}

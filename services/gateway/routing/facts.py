@@ -1,11 +1,19 @@
 """What follows from a request, placements and members before anything is decided: computed once for each plan."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from services.gateway.cluster.registry import Member, RegistryView
+import numpy as np
+from numpy.typing import NDArray
+
+from services.gateway.cluster.links import Links
+from services.gateway.cluster.registry import RegistryView
+from services.gateway.cluster.workers import Member, Workers
+from services.gateway.routing.calibration import NO_CORRECTIONS, Corrections
+from services.gateway.routing.codec import Way, link_goodput, way_between
 from services.gateway.routing.datacenters import Credit, credits_by_dc
 from services.gateway.routing.plan import RequestFacts
+from services.gateway.settings import AUTO
 from shared.ids import Datacenter
 from shared.kv.hashing import num_prefix_blocks
 from shared.kv.layout import KvLayout
@@ -14,16 +22,26 @@ from shared.kv.resume import longest_resume, no_groups
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """The state of the world for one request, as seen from the decode worker that serves it."""
+    """The state of the world for one request, as seen from the datacenter that decodes it."""
 
     request: RequestFacts
-    decode: Member
-    block_tokens: int
-    suspects: frozenset[str]  # addresses of pool nodes that decode's pool pulls nothing from
+    layout: KvLayout
+    home: Datacenter  # where the request is decoded
+    dcs: Sequence[Datacenter]  # by number, as the tables have them
+    decode: Workers  # at home, at least one
+    prefill: Workers  # that can prefill: their blocks would reach home
+    links: Links
+    suspects: frozenset[str]  # addresses of pool nodes that home's pool pulls nothing from
     credits: Mapping[Datacenter, Credit]  # what each datacenter's pool can be counted on for, suspects left out
     num_usable: int  # leading blocks that some pool holds
     num_enough: int  # leading blocks that a cache or a prefill worker may provide: all that a token comes after
-    prefill: tuple[Member, ...]  # workers that could prefill, in no order
+    tier_bytes_per_s: Mapping[Datacenter, float] = field(default_factory=dict)  # of object tiers, where known
+    codec: str = AUTO  # the setting
+    corrections: Corrections = field(default_factory=lambda: NO_CORRECTIONS)  # of forecasts, as measured
+
+    @property
+    def home_number(self) -> int:
+        return self.dcs.index(self.home)
 
     @property
     def is_cached(self) -> bool:
@@ -33,50 +51,97 @@ class Facts:
     @property
     def num_uncached_tokens(self) -> int:
         """Tokens of the prompt that no cache has."""
-        return self.request.num_tokens - self.num_usable * self.block_tokens
+        return self.request.num_tokens - self.num_usable * self.layout.block_tokens
 
-    def num_following(self, member: Member) -> int:
-        """Return how many leading blocks a worker is computing for another request, if more than caches have."""
-        promised = self.request.promised.get(member.worker, 0)
-        return promised if promised > self.num_usable else 0
+    @property
+    def is_away(self) -> NDArray[np.bool_]:
+        """Whether a prefill worker is in another datacenter: a value a row."""
+        return np.asarray(self.prefill.rows["dc"] != self.home_number)
 
-    def longest_prefix(self, member: Member) -> int:
-        """Return after how many blocks a worker could resume, from its own datacenter's pool and its promises."""
-        credit = self.credits.get(member.dc)
-        return max(credit.longest if credit else 0, self.request.promised.get(member.worker, 0))
+    @property
+    def following(self) -> NDArray[np.intp]:
+        """How many leading blocks each prefill worker is computing for another request, if more than caches have."""
+        promised = self._promised()
+        return np.where(promised > self.num_usable, promised, 0)
+
+    @property
+    def longest_prefix(self) -> NDArray[np.intp]:
+        """After how many blocks each prefill worker could resume, from its own datacenter's pool and its promises."""
+        longest = np.array([self.credits[dc].longest if dc in self.credits else 0 for dc in self.dcs], np.intp)
+        return np.maximum(longest.take(self.prefill.rows["dc"]), self._promised())
+
+    def usable_from(self, dcs: frozenset[Datacenter]) -> int:
+        """Return how many leading blocks the pools of these datacenters hold together."""
+        return num_usable(self.layout, [credit for dc, credit in self.credits.items() if dc in dcs])
+
+    def restricted_to(self, dcs: frozenset[Datacenter]) -> "Facts":
+        """Return the same facts with the caches of these datacenters alone."""
+        if self.credits.keys() <= dcs:
+            return self
+        credits = {dc: credit for dc, credit in self.credits.items() if dc in dcs}
+        return replace(self, credits=credits, num_usable=num_usable(self.layout, list(credits.values())))
+
+    def way(self, source: Datacenter, target: Datacenter) -> Way:
+        """Return what is known of the way of blocks from engines of one datacenter to those of another."""
+        maker, user = (self._engine_in(dc) for dc in (source, target))
+        if maker is None or user is None:
+            return Way(source, target, link_goodput(self.dcs, self.links, source, target))
+        return way_between(self.dcs, self.links, maker, user)
+
+    def _engine_in(self, dc: Datacenter) -> Member | None:
+        number = self.dcs.index(dc)
+        return self.prefill.one_in(number) or self.decode.one_in(number)
+
+    def _promised(self) -> NDArray[np.intp]:
+        promised = np.zeros(len(self.prefill), np.intp)
+        for worker, num_blocks in self.request.promised.items():
+            if (row := self.prefill.row_of(worker)) is not None:
+                promised[row] = num_blocks
+        return promised
 
 
-def facts_of(request: RequestFacts, members: RegistryView, decode: Member, layout: KvLayout) -> Facts:
-    """Return what is known of a request that `decode` serves."""
-    suspects = members.suspects(decode.dc)
+def num_usable(layout: KvLayout, credits: Sequence[Credit]) -> int:
+    """Return after how many blocks a request could resume from all that these have."""
+    if not credits:
+        return 0
+    combined = no_groups(layout, len(credits[0].groups))
+    for credit in credits:
+        combined |= credit.groups
+    return int(longest_resume(layout, combined))
+
+
+def facts_of(
+    request: RequestFacts,
+    members: RegistryView,
+    home: Datacenter,
+    layout: KvLayout,
+    codec: str = AUTO,
+    corrections: Corrections = NO_CORRECTIONS,
+) -> Facts:
+    """Return what is known of a request that is decoded in `home`, which has a decode worker for it."""
+    suspects = members.suspects(home)
     credits = credits_by_dc(request.keys, request.held, members, layout, suspects)
-    num_usable = 0
-    if credits:
-        combined = no_groups(layout, len(request.keys))
-        for credit in credits.values():
-            combined |= credit.groups
-        num_usable = int(longest_resume(layout, combined))
+    decode, prefill = (workers.without(request.excluded) for workers in (members.decode, members.prefill))
+    is_reachable = np.array([suspects.isdisjoint(members.nodes(dc)) for dc in members.dcs], bool)
+    tiers: dict[Datacenter, float] = {}
+    for pool in members.pools.values():
+        tiers[pool.dc] = tiers.get(pool.dc, 0.0) + pool.tier_bytes_per_s
     return Facts(
         request=request,
-        decode=decode,
-        block_tokens=layout.block_tokens,
+        layout=layout,
+        home=home,
+        dcs=members.dcs,
+        decode=decode.where(decode.rows["dc"] == members.dcs.index(home)),
+        # What is made where home's pool suspects a node would not come: a prefix is worth no more than its first hole.
+        prefill=prefill.where(is_reachable.take(prefill.rows["dc"])),
+        links=members.links,
         suspects=suspects,
         credits=credits,
-        num_usable=num_usable,
+        num_usable=num_usable(layout, list(credits.values())),
         # A block that ends the prompt is taken where it is held, and then decode computes the last token alone. It is
         # not computed ahead: decode has to run that token in any case.
         num_enough=num_prefix_blocks(request.num_tokens, layout.block_tokens),
-        prefill=_able_to_prefill(request, members, suspects),
-    )
-
-
-def _able_to_prefill(request: RequestFacts, members: RegistryView, suspects: frozenset[str]) -> tuple[Member, ...]:
-    """Return the workers whose blocks would reach decode.
-
-    What is made where decode's pool suspects a node would not come: a prefix is worth no more than its first hole.
-    """
-    return tuple(
-        member
-        for member in members.prefill
-        if member.worker not in request.excluded and suspects.isdisjoint(members.nodes(member.dc))
+        tier_bytes_per_s=tiers,
+        codec=codec,
+        corrections=corrections,
     )

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from services.gateway.cluster.registry import Member
+from services.gateway.cluster.workers import Member
 from services.gateway.placement.held import HeldPrefix
 from shared.ids import BlockKey, Datacenter, WorkerId
 from shared.kv.codec import Codec, Fidelity
@@ -24,21 +24,6 @@ NO_SLO = Slo()
 
 
 @dataclass(frozen=True, slots=True)
-class Forecast:
-    """What a plan is expected to take, and what it makes others wait for."""
-
-    ttft_s: float  # until the first token
-    time_per_output_token_s: float
-    prefill_s: float = 0.0  # of the prefill worker's model
-    decode_s: float = 0.0  # of the decode worker's model, for the prompt
-
-    @property
-    def work_s(self) -> float:
-        """Model time that the prompt costs, wherever."""
-        return self.prefill_s + self.decode_s
-
-
-@dataclass(frozen=True, slots=True)
 class RequestFacts:
     """What the router knows of a request and of its prefix."""
 
@@ -48,6 +33,35 @@ class RequestFacts:
     promised: Mapping[WorkerId, int] = field(default_factory=dict)  # leading blocks a prefill worker computes right now
     excluded: frozenset[WorkerId] = frozenset()  # workers that have failed this request
     fidelity: Fidelity = Fidelity.LOSSLESS  # the chain that `keys` are of
+    output_tokens: int = 0  # that the answer may have
+    slo: Slo = NO_SLO
+    draw: float = 0.0  # in [0, 1): what chance decides is decided by it, so that equal inputs give equal plans
+
+
+class LinkUse(NamedTuple):
+    """KV that a plan lets cross from one datacenter to another."""
+
+    source: Datacenter
+    target: Datacenter
+    num_bytes: float  # before any codec
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a plan is expected to take, and what it makes others wait for."""
+
+    ttft_s: float  # until the first token
+    time_per_output_token_s: float
+    prefill_s: float = 0.0  # of the prefill worker's model
+    prefill_tokens: float = 0.0
+    decode_s: float = 0.0  # of the decode worker's model, for the prompt
+    decode_tokens: float = 0.0
+    crossings: tuple[LinkUse, ...] = ()
+
+    @property
+    def work_s(self) -> float:
+        """Model time that the prompt costs, wherever."""
+        return self.prefill_s + self.decode_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +77,14 @@ class Plan:
     prefill: Member | None
     prefill_spares: tuple[Member, ...]  # of its datacenter, best first: the plan holds for them too
     num_blocks: int  # that decode can count on, from caches or from prefill
-    usable_blocks: int  # leading blocks that some pool holds already
+    usable_blocks: int  # leading blocks that some pool holds already, and that the plan uses
     decode_nodes: tuple[str, ...]  # pool nodes of the worker's datacenter; none known: the worker's own setting
     prefill_nodes: tuple[str, ...]
     decode_sources: tuple[Source, ...]
     prefill_sources: tuple[Source, ...]
     prefill_codec: Codec
     decode_codec: Codec  # of the blocks that decode computes, for its own datacenter
-    forecast: Forecast = Forecast(0.0, 0.0)
+    forecast: Forecast
 
     @property
     def crosses(self) -> bool:

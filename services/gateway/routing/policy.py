@@ -1,30 +1,41 @@
 """The seam of routing: a policy decides which workers serve a request; all else follows from facts."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from services.gateway.cluster.registry import Member
+import numpy as np
+from numpy.typing import NDArray
+
 from services.gateway.routing.facts import Facts
 from shared.ids import Datacenter
 
 
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Which workers serve a request, as rows of `facts.decode` and `facts.prefill`."""
+
+    decode: int
+    prefill: Sequence[int] = ()  # the best first; none: decode computes what no cache has
+    pull_from: frozenset[Datacenter] | None = None  # whose cached blocks are used besides home's; None: everybody's
+
+
 class RoutingPolicy(Protocol):
-    """Pure: both methods depend on their arguments alone and change nothing, so that a simulator can run them too."""
+    """Pure: the answer depends on the facts alone, so that a simulator can ask too."""
 
-    def pick_decode(self, able: Sequence[Member], home: Datacenter) -> Member:
-        """Return the decode worker. `able` are those that can serve the request, at least one; `home` is the gateway's
-        datacenter.
-        """
+    def decide(self, facts: Facts) -> Decision:
+        """Return who serves the request.
 
-    def rank_prefill(self, facts: Facts) -> Sequence[Member]:
-        """Return workers of `facts.prefill`, the best first; none: decode computes the prompt alone.
-
-        Asked only when something is left to compute. The plan is for the first worker; the others of its datacenter
-        take over, in this order, when it is lost.
+        The plan is for the first of `prefill`; the others of its datacenter take over, in this order, when it is lost.
+        When nothing is left to prefill, whom the policy would have chosen for it does not matter.
         """
 
 
-def least_loaded_at_home(able: Sequence[Member], home: Datacenter) -> Member:
-    """Return the decode worker with the fewest requests, in the home datacenter if there is one."""
-    at_home = [member for member in able if member.dc == home]
-    return min(at_home or able, key=lambda member: (member.load, member.worker))
+def least_loaded(facts: Facts) -> int:
+    """Return the row of the decode worker with the fewest requests."""
+    return int(np.argmin(facts.decode.rows["requests"]))
+
+
+def ranked(*merits: NDArray[np.generic]) -> list[int]:
+    """Return rows in order: the least of the first merit first, of equals the least of the second, and so on."""
+    return [int(row) for row in np.lexsort(merits[::-1])]

@@ -280,6 +280,7 @@ async def test_another_decode_worker_takes_over_before_and_after_the_first_token
     assert (await suite.complete(max_tokens=5))["choices"][0]["text"] == "whole"
     suite.parts.registry.lost(WorkerId("decode-west"))
 
+    suite.parts.registry.assign(WorkerId("decode-west-2"))  # a call that makes it the busier one
     first = await suite.join("decode-west-1", "decode", "west", dies)
     answer = await suite.complete(prompt="start", max_tokens=7, seed=5, min_tokens=3)
     assert answer["choices"][0]["text"] == "abwhole"

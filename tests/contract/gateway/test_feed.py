@@ -249,7 +249,7 @@ async def test_ready_as_long_as_a_decode_worker_is_known(world: World) -> None:
     assert world.health.conditions[DECODE_CONDITION].detail == "decode-east"
     event = load("decode-east", epoch=1, running=3, waiting=1)
     await world.send(TOPIC_LOAD, event.encode())
-    assert world.parts.registry.view().decode[0].load == 4
+    assert world.parts.registry.view().decode.rows["requests"].tolist() == [4]
     await world.announce("decode-east", "decode", left=True)
     assert not is_ready(world)
 

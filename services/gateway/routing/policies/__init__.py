@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+from services.gateway.routing.policies.cost import ByCost
 from services.gateway.routing.policies.least_load import LeastLoad
 from services.gateway.routing.policies.stay_home import StayHome
 from services.gateway.routing.policies.threshold import Threshold
@@ -10,6 +11,7 @@ from services.gateway.settings import GatewaySettings
 from shared.errors import SettingsError
 
 POLICIES: Mapping[str, Callable[[GatewaySettings], RoutingPolicy]] = {
+    "cost": lambda _settings: ByCost(),
     "threshold": lambda settings: Threshold(settings.offload_threshold_tokens, settings.decode_threshold_tokens),
     "stay_home": lambda _settings: StayHome(),
     "least_load": lambda _settings: LeastLoad(),

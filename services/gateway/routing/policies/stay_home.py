@@ -1,12 +1,9 @@
 """Prefill beside decode: for links that are slow, or dear, or not trusted with KV."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.gateway.cluster.registry import Member
 from services.gateway.routing.facts import Facts
-from services.gateway.routing.policy import least_loaded_at_home
-from shared.ids import Datacenter
+from services.gateway.routing.policy import Decision, least_loaded, ranked
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,12 +14,6 @@ class StayHome:
     load.
     """
 
-    def pick_decode(self, able: Sequence[Member], home: Datacenter) -> Member:
-        return least_loaded_at_home(able, home)
-
-    def rank_prefill(self, facts: Facts) -> Sequence[Member]:
-        def merit(member: Member) -> tuple[bool, int, int, int, str]:
-            is_away = member.dc != facts.decode.dc
-            return is_away, -facts.num_following(member), -facts.longest_prefix(member), member.load, member.worker
-
-        return sorted(facts.prefill, key=merit)
+    def decide(self, facts: Facts) -> Decision:
+        order = ranked(facts.is_away, -facts.following, -facts.longest_prefix, facts.prefill.rows["requests"])
+        return Decision(least_loaded(facts), order)

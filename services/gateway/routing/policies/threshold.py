@@ -4,13 +4,10 @@ Below it lies a second threshold that other systems have, too (NVIDIA Dynamo's c
 computed sooner than handed over is computed where it is decoded.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.gateway.cluster.registry import Member
 from services.gateway.routing.facts import Facts
-from services.gateway.routing.policy import least_loaded_at_home
-from shared.ids import Datacenter
+from services.gateway.routing.policy import Decision, least_loaded, ranked
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,23 +22,11 @@ class Threshold:
     offload_threshold_tokens: int
     decode_threshold_tokens: int = 0
 
-    def pick_decode(self, able: Sequence[Member], home: Datacenter) -> Member:
-        return least_loaded_at_home(able, home)
-
-    def rank_prefill(self, facts: Facts) -> Sequence[Member]:
-        follows = any(facts.num_following(member) for member in facts.prefill)
-        if facts.num_uncached_tokens <= self.decode_threshold_tokens and not follows:
-            return ()
+    def decide(self, facts: Facts) -> Decision:
+        decode, following = least_loaded(facts), facts.following
+        if facts.num_uncached_tokens <= self.decode_threshold_tokens and not following.any():
+            return Decision(decode)
         prefers_home = facts.num_uncached_tokens <= self.offload_threshold_tokens
-
-        def merit(member: Member) -> tuple[int, bool, int, int, str]:
-            is_where_it_should_not = (member.dc == facts.decode.dc) != prefers_home
-            return (
-                -facts.num_following(member),
-                is_where_it_should_not,
-                -facts.longest_prefix(member),
-                member.load,
-                member.worker,
-            )
-
-        return sorted(facts.prefill, key=merit)
+        is_where_it_should_not = facts.is_away == prefers_home
+        order = ranked(-following, is_where_it_should_not, -facts.longest_prefix, facts.prefill.rows["requests"])
+        return Decision(decode, order)

@@ -76,7 +76,7 @@ class AttemptBench:
     def loads(self) -> list[int]:
         """Return the calls that count as the load of the decode and of the prefill worker."""
         view = self.registry.view()
-        return [worker.load for worker in (*view.decode, *view.prefill)]
+        return [int(n) for workers in (view.decode, view.prefill) for n in workers.rows["requests"]]
 
     def assert_over(self) -> None:
         """Check that both calls are over, and count as nobody's load."""

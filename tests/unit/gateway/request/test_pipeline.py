@@ -63,18 +63,21 @@ class PipelineBench:
         metrics = GatewayMetrics(Metrics(), "tiny")
         prefill = PrefillCalls(ScriptedPrefill(), self.registry, PrefillPromises(), _ignore, metrics)
         calls = DecodeCalls(decode, self.registry, _ignore, prefill, model, HandOffTerms())
-        self.pipeline = Pipeline(self._plan, calls, self.registry, metrics, Gate(GateLimits(), metrics))
+        self.pipeline = Pipeline(self, calls, self.registry, metrics, Gate(GateLimits(), metrics))
 
     async def run(self, request: GenerationRequest) -> list[int]:
         usage, deadline = PromptUsage(len(request.token_ids)), Deadline.after(2 * LIMIT_S)
         async with aclosing(self.pipeline.generate(request, usage, deadline)) as events:
             return [token for event in [event async for event in events] for token in event.ids]
 
-    def _plan(self, request: GenerationRequest, excluded: frozenset[WorkerId]) -> tuple[GenerationRequest, Plan]:
+    def plan(self, request: GenerationRequest, excluded: frozenset[WorkerId]) -> tuple[GenerationRequest, Plan]:
         self.planned.append((request, excluded))
         if len(excluded) == self.num_workers:
             raise NoWorker("nobody is left")
         return request, replace(plan(0, decode=f"decode-{len(excluded)}"), num_blocks=0)
+
+    def carried_out(self, request: GenerationRequest, plan: Plan) -> None:
+        pass
 
 
 def _ignore(_keys: Sequence[BlockKey], _nodes: Sequence[str]) -> None:

@@ -2,11 +2,13 @@
 
 import pytest
 
-from services.gateway.cluster.registry import Member, PoolMember, RegistryView
+from services.gateway.cluster.registry import PoolMember
+from services.gateway.cluster.workers import Member
 from services.gateway.routing.codec import COSTS, Way, choose_codec, link_goodput, way_between
 from shared.bus.events import LinkLoad
 from shared.ids import Datacenter, WorkerId
 from shared.kv.codec import Codec, Fidelity
+from tests.support.members import view
 
 EAST, WEST = Datacenter("east"), Datacenter("west")
 GBIT = 125e6
@@ -75,16 +77,18 @@ def test_goodput_is_that_of_all_nodes_that_pull() -> None:
         WorkerId("b"): PoolMember(WEST, "b:1", links),
         WorkerId("c"): PoolMember(EAST, "c:1", (LinkLoad(WEST, 1.0, 0, 0),)),
     }
-    view = RegistryView(pools=pools)
-    assert link_goodput(view, EAST, WEST) == 200
-    assert link_goodput(view, Datacenter("south"), WEST) == 0
+    members = view(pools=pools)
+    assert link_goodput(members.dcs, members.links, EAST, WEST) == 200
+    assert link_goodput(members.dcs, members.links, WEST, WEST) == 0
 
 
 def test_a_way_has_the_threads_of_the_engine_at_either_end() -> None:
     maker = Member(WorkerId("prefill"), EAST, "p:1", "a:1", codec_threads=4)
     user = Member(WorkerId("decode"), WEST, "d:1", "b:1", codec_threads=2)
-    view = RegistryView(pools={WorkerId("b"): PoolMember(WEST, "b:1", (LinkLoad(EAST, 5.0, 0, 0),))})
-    assert way_between(view, maker, user) == Way(EAST, WEST, 5.0, encode_threads=4, decode_threads=2)
+    members = view((user,), (maker,), {WorkerId("b"): PoolMember(WEST, "b:1", (LinkLoad(EAST, 5.0, 0, 0),))})
+    assert way_between(members.dcs, members.links, maker, user) == Way(
+        EAST, WEST, 5.0, encode_threads=4, decode_threads=2
+    )
 
 
 @pytest.mark.parametrize(
@@ -93,9 +97,11 @@ def test_a_way_has_the_threads_of_the_engine_at_either_end() -> None:
 )
 def test_a_way_knows_whether_it_leaves_a_host(pool: str, is_one_host: bool) -> None:
     maker, user = Member(WorkerId("p"), EAST, "a:1", "10.0.0.1:1"), Member(WorkerId("d"), WEST, "a:2", pool)
-    assert way_between(RegistryView(), maker, user).is_one_host is is_one_host
+    members = view((user,), (maker,))
+    assert way_between(members.dcs, members.links, maker, user).is_one_host is is_one_host
 
 
 def test_pools_of_no_known_address_are_not_on_one_host() -> None:
     maker, user = Member(WorkerId("p"), EAST, "a:1", ""), Member(WorkerId("d"), WEST, "a:2", "")
-    assert not way_between(RegistryView(), maker, user).is_one_host
+    members = view((user,), (maker,))
+    assert not way_between(members.dcs, members.links, maker, user).is_one_host

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.gateway.cluster.registry import Member, PoolMember, RegistryView
+from services.gateway.cluster.registry import PoolMember, RegistryView
+from services.gateway.cluster.workers import Member
 from services.gateway.placement.held import HeldPrefix
 from services.gateway.routing.plan import Plan, RequestFacts, sources_text
 from services.gateway.routing.policies.threshold import Threshold
@@ -21,6 +22,7 @@ from shared.kv.codec import Codec
 from shared.kv.entries import Source
 from shared.kv.layout import KvLayout, LayerSpec
 from shared.kv.rendezvous import owner
+from tests.support.members import member, view, workers
 
 EAST, WEST, NORTH = Datacenter("east"), Datacenter("west"), Datacenter("north")
 DENSE = KvLayout((LayerSpec(None, 1, 2),), "float32", 4)
@@ -31,15 +33,11 @@ def router(layout: KvLayout = DENSE, policy: RoutingPolicy | None = None) -> Rou
     return Router(WEST, layout, policy or Threshold(8), "lz4")
 
 
-def member(worker: str, dc: Datacenter, load: int = 0) -> Member:
-    return Member(WorkerId(worker), dc, f"{worker}:1", f"pool-{dc}:1", load)
-
-
 DECODE_WEST, DECODE_EAST = member("decode-west", WEST), member("decode-east", EAST)
 PREFILL_WEST, PREFILL_EAST = member("prefill-west", WEST), member("prefill-east", EAST)
 POOLS = {WorkerId(f"pool-{dc}"): PoolMember(dc, f"pool-{dc}:1") for dc in (EAST, WEST, NORTH)}
 KEYS = [BlockKey(hashlib.sha256(b"%d" % block).digest()) for block in range(10)]
-EVERYBODY = RegistryView((DECODE_WEST, DECODE_EAST), (PREFILL_EAST, PREFILL_WEST), POOLS)
+EVERYBODY = view((DECODE_WEST, DECODE_EAST), (PREFILL_EAST, PREFILL_WEST), POOLS)
 
 
 def request(
@@ -125,15 +123,16 @@ def test_the_rule(num_tokens: int, held: dict[str, int | list[int]], expected: t
 
 def test_who_takes_over_when_the_prefill_worker_is_lost() -> None:
     """Only workers of its datacenter: decode's sources and the nodes that blocks are spread over stay as planned."""
-    busy, idle = member("prefill-east-busy", EAST, 3), member("prefill-east-idle", EAST, 1)
-    members = RegistryView((DECODE_WEST,), (busy, PREFILL_WEST, idle, PREFILL_EAST), POOLS)
+    busy, idle = member("prefill-east-busy", EAST), member("prefill-east-idle", EAST)
+    loads = {busy: 3, idle: 1}
+    members = view((DECODE_WEST,), (busy, PREFILL_WEST, idle, PREFILL_EAST), POOLS, loads=loads)
     plan = router().plan(request(21), members)
     assert (plan.prefill, plan.prefill_spares) == (PREFILL_EAST, (idle, busy))
     assert router().plan(request(21, {"west": 5}), members).prefill_spares == ()
 
 
 def test_placements_of_pools_that_nobody_announces_count_for_nothing() -> None:
-    members = RegistryView((DECODE_WEST,), (PREFILL_EAST,), {})
+    members = view((DECODE_WEST,), (PREFILL_EAST,), {})
     assert seen(router().plan(request(21, {"east": 5}), members))[:2] == ("remote", "prefill-east")
 
 
@@ -148,42 +147,43 @@ def test_placements_of_pools_that_nobody_announces_count_for_nothing() -> None:
 def test_the_other_side_serves_when_one_has_no_prefill_worker(
     prefill: tuple[Member, ...], num_tokens: int, expected: tuple[str, str | None]
 ) -> None:
-    members = RegistryView((DECODE_WEST,), prefill, POOLS)
+    members = view((DECODE_WEST,), prefill, POOLS)
     plan = router().plan(request(num_tokens, {"west": 1}), members)
     assert seen(plan)[:2] == expected
 
 
 def test_without_prefill_decode_counts_on_cached_blocks_alone() -> None:
-    plan = router().plan(request(21, {"east": 3}), RegistryView((DECODE_WEST,), (), POOLS))
+    plan = router().plan(request(21, {"east": 3}), view((DECODE_WEST,), (), POOLS))
     assert seen(plan) == ("decode_only", None, 3, ["0-3@east"], [])
 
 
 def test_decode_is_the_least_loaded_at_home_or_else_anywhere() -> None:
-    busy, idle = member("decode-a", WEST, load=2), member("decode-b", WEST, load=1)
-    assert router().plan(request(4), RegistryView((busy, idle, DECODE_EAST))).decode == idle
-    assert router().plan(request(4), RegistryView((DECODE_EAST,))).decode == DECODE_EAST
+    busy, idle = member("decode-a", WEST), member("decode-b", WEST)
+    loads = {busy: 2, idle: 1}
+    assert router().plan(request(4), view((busy, idle, DECODE_EAST), loads=loads)).decode == idle
+    assert router().plan(request(4), view((DECODE_EAST,))).decode == DECODE_EAST
     facts = request(4, excluded=frozenset({idle.worker}))
-    assert router().plan(facts, RegistryView((busy, idle))).decode == busy
+    assert router().plan(facts, view((busy, idle), loads=loads)).decode == busy
 
 
 def test_home_moves_with_decode() -> None:
-    members = RegistryView((DECODE_EAST,), (PREFILL_EAST, PREFILL_WEST), POOLS)
+    members = view((DECODE_EAST,), (PREFILL_EAST, PREFILL_WEST), POOLS)
     plan = router().plan(request(21), members)
     assert (plan.home_dc, plan.kind, plan.prefill) == (EAST, "remote", PREFILL_WEST)
 
 
 def test_nobody_can_decode() -> None:
-    members = RegistryView((), (PREFILL_EAST,), POOLS, ("decode-west: has left",))
+    members = view((), (PREFILL_EAST,), POOLS, ("decode-west: has left",))
     with pytest.raises(NoWorker, match="decode-west: has left"):
         router().plan(request(4), members)
     facts = request(4, excluded=frozenset({DECODE_WEST.worker}))
     with pytest.raises(NoWorker):
-        router().plan(facts, RegistryView((DECODE_WEST,)))
+        router().plan(facts, view((DECODE_WEST,)))
 
 
 def test_remote_prefers_the_longest_prefix_then_the_least_load() -> None:
-    north, east = member("prefill-north", NORTH, load=5), member("prefill-east", EAST, load=0)
-    members = RegistryView((DECODE_WEST,), (east, north), POOLS)
+    north, east = member("prefill-north", NORTH), member("prefill-east", EAST)
+    members = view((DECODE_WEST,), (east, north), POOLS, loads={north: 5})
     assert router().plan(request(41, {"north": 1}), members).prefill == north
     assert router().plan(request(41), members).prefill == east
     excluded = frozenset({east.worker})
@@ -192,7 +192,7 @@ def test_remote_prefers_the_longest_prefix_then_the_least_load() -> None:
 
 def test_a_prompt_follows_who_computes_its_prefix_whatever_the_threshold() -> None:
     other = member("prefill-east-2", EAST)
-    members = RegistryView((DECODE_WEST,), (other, PREFILL_EAST, PREFILL_WEST), POOLS)
+    members = view((DECODE_WEST,), (other, PREFILL_EAST, PREFILL_WEST), POOLS)
     promised = {PREFILL_EAST.worker: 4}
     plan = router().plan(request(21, promised=promised), members)
     assert plan.prefill == PREFILL_EAST
@@ -246,7 +246,7 @@ def share(node: str, nodes: Sequence[str], num_blocks: int = 5) -> HeldPrefix:
 def test_a_block_counts_where_readers_will_look_for_it() -> None:
     two, three = ("e1", "e2"), ("e1", "e2", "e3")
     held = {WorkerId(name): share(name, two) for name in two}
-    members = RegistryView((DECODE_WEST,), (PREFILL_EAST,), nodes_of(EAST, *two) | nodes_of(WEST, "w1"))
+    members = view((DECODE_WEST,), (PREFILL_EAST,), nodes_of(EAST, *two) | nodes_of(WEST, "w1"))
     plan = router().plan(RequestFacts(21, KEYS[:5], held), members)
     assert (plan.kind, plan.usable_blocks) == ("none", 5)
     assert plan.decode_sources == (Source(0, 5, EAST, ("e1:1", "e2:1")),)
@@ -266,7 +266,7 @@ def test_a_block_counts_where_readers_will_look_for_it() -> None:
 def test_a_node_that_is_gone_takes_only_its_share_with_it() -> None:
     three = ("w1", "w2", "w3")
     held = {WorkerId(name): share(name, three) for name in three}
-    members = RegistryView((DECODE_WEST,), (PREFILL_WEST,), nodes_of(WEST, *three))
+    members = view((DECODE_WEST,), (PREFILL_WEST,), nodes_of(WEST, *three))
     assert router().plan(RequestFacts(21, KEYS[:5], held), members).usable_blocks == 5
     gone = replace(members, pools=nodes_of(WEST, "w1", "w2"))
     plan = router().plan(RequestFacts(21, KEYS[:5], held), gone)
@@ -276,7 +276,7 @@ def test_a_node_that_is_gone_takes_only_its_share_with_it() -> None:
 
 
 def test_nodes_that_the_gateway_has_not_heard_of_are_the_workers_own() -> None:
-    plan = router().plan(request(21), RegistryView((DECODE_WEST,), (PREFILL_EAST,), {}))
+    plan = router().plan(request(21), view((DECODE_WEST,), (PREFILL_EAST,), {}))
     assert plan.decode_nodes == plan.prefill_nodes == ()
     assert plan.decode_sources == (Source(0, 5, EAST, ("pool-east:1",)),)
 
@@ -291,15 +291,15 @@ def test_who_suspects_a_pool_does_not_pull_from_it() -> None:
     # What the suspect holds is had from elsewhere, or made; where it is made must be trusted too.
     assert seen(router().plan(request(21, {"east": 5, "north": 5}), members))[3] == ["0-5@north"]
     assert seen(router().plan(request(21, {"east": 5}), members)) == ("local", "prefill-west", 5, [], [])
-    away = replace(members, prefill=(PREFILL_EAST,))
+    away = replace(members, prefill=workers(members.dcs, (PREFILL_EAST,)))
     assert seen(router().plan(request(21, {"west": 2}), away)) == ("decode_only", None, 2, [], [])
 
 
 def test_a_suspect_of_one_datacenter_serves_its_own_and_third_ones() -> None:
     members = suspected(EVERYBODY, "pool-west", "pool-east:1")
-    at_east = replace(members, decode=(DECODE_EAST,))
+    at_east = replace(members, decode=workers(members.dcs, (DECODE_EAST,)))
     assert seen(router().plan(request(21, {"east": 5}), at_east)) == ("none", None, 5, [], [])
-    north = replace(members, decode=(member("decode-north", NORTH),))
+    north = replace(members, decode=workers(members.dcs, (member("decode-north", NORTH),)))
     assert seen(router().plan(request(21, {"east": 5}), north))[3] == ["0-5@east"]
 
 
@@ -320,7 +320,7 @@ def test_prefill_computes_what_only_a_suspect_of_its_own_pool_holds() -> None:
 def test_one_suspected_node_of_many_takes_its_share_out_of_the_sources() -> None:
     two = ("e1", "e2")
     held = {WorkerId(name): share(name, two) for name in two}
-    members = RegistryView((DECODE_WEST,), (PREFILL_WEST,), nodes_of(EAST, *two) | nodes_of(WEST, "w1"))
+    members = view((DECODE_WEST,), (PREFILL_WEST,), nodes_of(EAST, *two) | nodes_of(WEST, "w1"))
     plan = router().plan(RequestFacts(21, KEYS[:5], held), suspected(members, "w1", "e2:1"))
     first_lost = next(block for block, mask in enumerate(held[WorkerId("e2")].groups) if mask)
     assert plan.usable_blocks == first_lost
@@ -333,7 +333,7 @@ def test_many_blocks_on_many_nodes_are_planned_in_milliseconds() -> None:
     pools = nodes_of(EAST, *east) | nodes_of(WEST, *west)
     held = {WorkerId(name): held_by_one([1] * 2000 + [0] * 48) for name in (*east, *west)}
     facts = RequestFacts(2048 * 4 + 1, keys, held)
-    members = RegistryView((DECODE_WEST,), (PREFILL_EAST, PREFILL_WEST), pools)
+    members = view((DECODE_WEST,), (PREFILL_EAST, PREFILL_WEST), pools)
     plan = router().plan(facts, members)
     assert (plan.usable_blocks, sources_text(plan.decode_sources)) == (2000, ["2000-2048@east"])
     fastest = min(timeit.repeat(lambda: router().plan(facts, members), number=1, repeat=10))

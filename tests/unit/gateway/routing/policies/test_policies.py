@@ -3,58 +3,68 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from services.gateway.cluster.registry import Member
+from services.gateway.cluster.links import Links
+from services.gateway.cluster.workers import Member, Workers
 from services.gateway.routing.datacenters import Credit
 from services.gateway.routing.facts import Facts
 from services.gateway.routing.plan import RequestFacts
 from services.gateway.routing.policies import POLICIES, policy_of
+from services.gateway.routing.policies.cost import ByCost
 from services.gateway.routing.policies.least_load import LeastLoad
 from services.gateway.routing.policies.stay_home import StayHome
 from services.gateway.routing.policies.threshold import Threshold
-from services.gateway.routing.policy import RoutingPolicy, least_loaded_at_home
+from services.gateway.routing.policy import RoutingPolicy
 from services.gateway.settings import GatewaySettings
 from shared.config import load
 from shared.errors import SettingsError
-from shared.ids import Datacenter, WorkerId
+from shared.ids import Datacenter
 from shared.kv.layout import KvLayout, LayerSpec
-from shared.kv.resume import no_groups
+from tests.support.members import member, workers
 
 EAST, WEST = Datacenter("east"), Datacenter("west")
 LAYOUT = KvLayout((LayerSpec(None, 1, 2),), "float32", 4)
 
 
-def member(worker: str, dc: Datacenter, load: int = 0) -> Member:
-    return Member(WorkerId(worker), dc, f"{worker}:1", f"pool-{dc}:1", load)
-
-
 HOME, HOME_BUSY, AWAY, AWAY_BUSY = (
-    member("home", WEST, 1),
-    member("home-busy", WEST, 5),
-    member("away", EAST, 2),
-    member("away-busy", EAST, 9),
+    member("home", WEST),
+    member("home-busy", WEST),
+    member("away", EAST),
+    member("away-busy", EAST),
 )
+LOADS = {HOME: 1.0, HOME_BUSY: 5.0, AWAY: 2.0, AWAY_BUSY: 9.0}
+DCS = (WEST, EAST)
+
+
+def prefill(*members: Member, **loads: float) -> Workers:
+    return workers(DCS, members, requests=[loads.get(one.worker, LOADS[one]) for one in members])
 
 
 def facts(num_tokens: int, longest: dict[Datacenter, int] | None = None, **more: Any) -> Facts:
     """A request that decode in the west serves; `longest`: leading blocks that a datacenter holds."""
-    credits = {dc: Credit(no_groups(LAYOUT, 10), blocks) for dc, blocks in (longest or {}).items()}
-    request = RequestFacts(num_tokens, (), promised=more.pop("promised", {}))
+    credits = {
+        dc: Credit(np.array([1] * blocks + [0] * (800 - blocks), np.uint8), blocks)
+        for dc, blocks in (longest or {}).items()
+    }
     return Facts(
-        request=request,
-        decode=member("decode", WEST),
-        block_tokens=4,
+        request=RequestFacts(num_tokens, (), promised=more.pop("promised", {})),
+        layout=LAYOUT,
+        home=WEST,
+        dcs=DCS,
+        decode=workers(DCS, (member("decode-busy", WEST), member("decode", WEST)), requests=[7, 3]),
+        prefill=prefill(AWAY_BUSY, HOME_BUSY, AWAY, HOME),
+        links=Links.unknown(2),
         suspects=frozenset(),
         credits=credits,
         num_usable=max((longest or {}).values(), default=0),
         num_enough=num_tokens // 4,
-        prefill=(AWAY_BUSY, HOME_BUSY, AWAY, HOME),
     )
 
 
 def ranked(policy: RoutingPolicy, given: Facts) -> list[str]:
-    return [str(worker.worker) for worker in policy.rank_prefill(given)]
+    return [str(given.prefill[row].worker) for row in policy.decide(given).prefill]
 
 
 def test_threshold_sends_long_prompts_away_and_keeps_short_ones() -> None:
@@ -74,12 +84,12 @@ def test_what_is_computed_sooner_than_handed_over_is_left_to_decode() -> None:
 
 def test_stay_home_goes_away_only_when_nobody_is_at_home() -> None:
     assert ranked(StayHome(), facts(1000)) == ["home", "home-busy", "away", "away-busy"]
-    assert ranked(StayHome(), replace(facts(1000), prefill=(AWAY_BUSY, AWAY))) == ["away", "away-busy"]
+    assert ranked(StayHome(), replace(facts(1000), prefill=prefill(AWAY_BUSY, AWAY))) == ["away", "away-busy"]
 
 
 def test_least_load_knows_no_datacenters() -> None:
     assert ranked(LeastLoad(), facts(1000)) == ["home", "away", "home-busy", "away-busy"]
-    equal = replace(facts(1000, {EAST: 3}), prefill=(replace(HOME, load=2), AWAY))
+    equal = replace(facts(1000, {EAST: 3}), prefill=prefill(HOME, AWAY, home=2))
     assert ranked(LeastLoad(), equal) == ["away", "home"]
 
 
@@ -96,25 +106,35 @@ def test_stay_home_follows_at_home_only() -> None:
     assert ranked(StayHome(), facts(1000, promised={HOME_BUSY.worker: 9}))[0] == "home-busy"
 
 
-def test_decode_is_the_least_loaded_at_home() -> None:
-    assert least_loaded_at_home([AWAY, HOME_BUSY, HOME], WEST) == HOME
-    assert least_loaded_at_home([AWAY_BUSY, AWAY], WEST) == AWAY
+@pytest.mark.parametrize("policy", [Threshold(16), LeastLoad(), StayHome()])
+def test_decode_is_the_least_loaded(policy: RoutingPolicy) -> None:
+    given = facts(10)
+    assert given.decode[policy.decide(given).decode].worker == "decode"
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_every_policy_can_be_named_and_plans(name: str) -> None:
+def test_every_policy_can_be_named_and_decides(name: str) -> None:
     policy = policy_of(load(GatewaySettings, {"PRFAAS_ROUTING_POLICY": name}))
-    assert sorted(ranked(policy, facts(3000))) == ["away", "away-busy", "home", "home-busy"]
-    assert policy.pick_decode([HOME_BUSY, HOME], WEST) == HOME
+    given = facts(3000)
+    decision = policy.decide(given)
+    assert decision.decode in (0, 1)
+    assert len(set(decision.prefill)) == len(decision.prefill)
+    assert set(decision.prefill) <= set(range(len(given.prefill)))
+    assert policy.decide(given) == decision, "pure"
 
 
-def test_the_default_is_the_threshold_with_its_setting() -> None:
-    environ = {"PRFAAS_OFFLOAD_THRESHOLD_TOKENS": "77", "PRFAAS_DECODE_THRESHOLD_TOKENS": "7"}
+def test_the_default_is_cost_and_the_threshold_has_settings() -> None:
+    assert policy_of(load(GatewaySettings, {})) == ByCost()
+    environ = {
+        "PRFAAS_ROUTING_POLICY": "threshold",
+        "PRFAAS_OFFLOAD_THRESHOLD_TOKENS": "77",
+        "PRFAAS_DECODE_THRESHOLD_TOKENS": "7",
+    }
     settings = load(GatewaySettings, environ)
     assert policy_of(settings) == Threshold(77, 7)
 
 
 def test_an_unknown_policy_is_named_with_those_there_are() -> None:
     settings = load(GatewaySettings, {"PRFAAS_ROUTING_POLICY": "psychic"})
-    with pytest.raises(SettingsError, match=r"PRFAAS_ROUTING_POLICY: must be one of threshold, .* \(got 'psychic'\)"):
+    with pytest.raises(SettingsError, match=r"PRFAAS_ROUTING_POLICY: must be one of cost, .* \(got 'psychic'\)"):
         policy_of(settings)

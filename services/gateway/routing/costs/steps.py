@@ -1,0 +1,46 @@
+"""What prompts take on workers, by the workers' own measurements: a value a row of `WORKER`."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.gateway.cluster.workers import Rows
+from shared.step_profile import num_pairs
+
+Seconds = NDArray[np.float64]
+Tokens = NDArray[np.float64]
+
+EXPECTED_OUTPUT_TOKENS = 200
+"""How much longer a running request lasts, in steps, when nothing else is known: half of what chats answer."""
+
+
+def prefill_s(rows: Rows, first: Tokens, end: float) -> Seconds:
+    """Return the model time of a prompt's tokens `[first, end)` on prefill workers; `first` is a value a row."""
+    num_tokens = np.maximum(end - first, 0.0)
+    num_steps = np.ceil(num_tokens / rows["step_tokens"])
+    pairs = num_tokens * (first + end + 1) / 2
+    return np.asarray(rows["base_s"] * num_steps + rows["token_s"] * num_tokens + rows["pair_s"] * pairs)
+
+
+def tail_s(rows: Rows, first: float, end: float) -> Seconds:
+    """Return the same on decode workers, where each step also gives the running requests their tokens."""
+    num_steps = np.ceil((end - first) / rows["step_tokens"])
+    prompt = rows["token_s"] * (end - first) + rows["pair_s"] * num_pairs(first, end)
+    return np.asarray(step_s(rows) * num_steps + prompt)
+
+
+def prompt_only_s(rows: Rows, first: float, end: float) -> Seconds:
+    """Return what a prompt's tokens add to the steps of decode workers: what running requests wait for them."""
+    return np.asarray(rows["token_s"] * (end - first) + rows["pair_s"] * num_pairs(first, end))
+
+
+def step_s(rows: Rows, more_rows: int = 0, more_context: float = 0.0) -> Seconds:
+    """Return the time of a step without prompts, with so many requests more."""
+    running = rows["row_s"] * (rows["running"] + more_rows)
+    return np.asarray(rows["base_s"] + running + rows["context_s"] * (rows["context_tokens"] + more_context))
+
+
+def memory_wait_s(rows: Rows, num_tokens: float) -> Seconds:
+    """Return how long a request waits for KV memory: running requests give theirs back as they end, evenly."""
+    lacking = np.maximum(num_tokens - rows["free_tokens"], 0.0)
+    held = np.maximum(rows["context_tokens"], 1.0)
+    return np.asarray(np.minimum(lacking / held, 1.0) * EXPECTED_OUTPUT_TOKENS * step_s(rows))

@@ -1,0 +1,150 @@
+"""Where prompts go by cost, on workers and links of known speed. Blocks of 64 tokens of 64 KiB; home is west."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from services.gateway.cluster.links import Links
+from services.gateway.cluster.workers import Workers
+from services.gateway.routing.costs.candidates import forecast_of
+from services.gateway.routing.datacenters import Credit
+from services.gateway.routing.facts import Facts
+from services.gateway.routing.plan import RequestFacts, Slo
+from services.gateway.routing.policies.cost import ByCost
+from services.gateway.routing.policy import Decision
+from shared.ids import Datacenter
+from shared.kv.layout import KvLayout, LayerSpec
+from tests.support.members import member, workers
+
+WEST, EAST, NORTH = DCS = (Datacenter("west"), Datacenter("east"), Datacenter("north"))
+LAYOUT = KvLayout(tuple(LayerSpec(None, 4, 64) for _ in range(8)), "float16", 64)  # 64 KiB a block and layer
+FAST = {"base_s": 0.005, "token_s": 2e-5, "pair_s": 0.0}
+SLOW = {"base_s": 0.005, "token_s": 2e-4, "pair_s": 0.0}
+GBIT = 125e6
+
+
+def table(names: dict[str, Datacenter], **columns: Any) -> Workers:
+    members = [member(name, dc) for name, dc in names.items()]
+    figures = {"row_s": 1e-4, "context_s": 0.0, "step_tokens": 2048, "hand_over_bytes_per_s": 1e10, **columns}
+    return workers(
+        DCS, members, **{name: np.broadcast_to(value, len(members)).tolist() for name, value in figures.items()}
+    )
+
+
+def facts(num_tokens: int, gbit_s: float = 10.0, held: dict[Datacenter, int] | None = None, **more: Any) -> Facts:
+    """Decode and prefill are slow at home; prefill is ten times as fast in the east."""
+    num_blocks = num_tokens // 64
+    credits = {
+        dc: Credit(np.array([1] * blocks + [0] * (num_blocks - blocks), np.uint8), blocks)
+        for dc, blocks in (held or {}).items()
+    }
+    links = Links.unknown(3)
+    links.goodput_bytes_per_s[:] = gbit_s * GBIT
+    links.round_trip_s[:] = 0.02
+    given = Facts(
+        request=RequestFacts(num_tokens, (b"",) * num_blocks),  # type: ignore[arg-type]
+        layout=LAYOUT,
+        home=WEST,
+        dcs=DCS,
+        decode=table({"decode": WEST}, **SLOW),
+        prefill=table({"home": WEST, "away": EAST}, **{name: [SLOW[name], FAST[name]] for name in FAST}),
+        links=links,
+        suspects=frozenset(),
+        credits=credits,
+        num_usable=max((held or {}).values(), default=0),
+        num_enough=(num_tokens - 1) // 64,
+        codec="raw",
+    )
+    return replace(given, **more)
+
+
+def choice(given: Facts) -> str:
+    """Return the prefill worker, or that decode stays alone."""
+    decision = ByCost().decide(given)
+    return str(given.prefill[decision.prefill[0]].worker) if decision.prefill else "decode alone"
+
+
+def test_short_prompts_stay_and_long_ones_go_where_they_are_computed_soonest() -> None:
+    assert choice(facts(40)) == "decode alone"
+    assert choice(facts(100)) == "decode alone"
+    assert choice(facts(8000)) == "away"
+
+
+def test_the_length_from_which_prompts_go_away_follows_the_link() -> None:
+    def threshold(gbit_s: float) -> int:
+        return next(n for n in range(64, 64_000, 64) if choice(facts(n, gbit_s)) == "away")
+
+    fast, slow = threshold(10), threshold(0.5)
+    assert fast < slow
+    assert choice(facts(32_000, 0.05)) != "away", "a link that carries less than home computes is not used"
+
+
+def test_a_backlog_on_the_link_keeps_prompts_at_home_until_it_is_gone() -> None:
+    given = facts(4000)
+    assert choice(given) == "away"
+    given.links.backlog_bytes[1, 0] = 10 * 10 * GBIT
+    assert choice(given) != "away"
+    given.links.backlog_bytes[1, 0] = 0
+    assert choice(given) == "away"
+
+
+def test_a_queue_at_the_worker_counts_like_any_other_time() -> None:
+    given = facts(4000)
+    given.prefill.rows["queued_s"] = [0.0, 5.0]
+    assert choice(given) != "away"
+
+
+def test_what_running_requests_wait_for_a_prompt_on_decode_is_counted() -> None:
+    given = facts(1000, prefill=table({"home": WEST}, **SLOW))
+    assert choice(given) == "decode alone"
+    busy = replace(given, decode=table({"decode": WEST}, running=64.0, **SLOW))
+    assert choice(busy) == "home"
+
+
+def test_those_who_come_later_are_counted() -> None:
+    two = table({"often asked": EAST, "seldom asked": EAST}, arrivals_per_s=[9.0, 0.1], busy=[0.8, 0.1], **FAST)
+    assert choice(facts(8000, prefill=two)) == "seldom asked"
+
+
+def test_a_cached_prompt_needs_nobody() -> None:
+    decision = ByCost().decide(facts(6400, held={WEST: 100}))
+    assert decision.prefill == ()
+
+
+def test_a_prefix_elsewhere_is_pulled_if_that_is_sooner_than_computing_it() -> None:
+    given = facts(6400, held={NORTH: 100})
+    decision = ByCost().decide(given)
+    assert decision.pull_from == frozenset({NORTH})
+    narrow = facts(6400, 0.01, held={NORTH: 100})
+    decision = ByCost().decide(narrow)
+    assert decision.pull_from is not None
+    assert NORTH not in decision.pull_from
+
+
+def test_an_slo_that_only_one_way_keeps_decides() -> None:
+    # Away is sooner for this prompt, but decode alone takes from nobody.
+    given = facts(3000, prefill=table({"away": EAST}, arrivals_per_s=20.0, busy=0.9, **FAST))
+    assert choice(given) == "decode alone"
+    away, alone = (forecast_of(given, Decision(0, rows)).ttft_s for rows in ((0,), ()))
+    assert away < alone
+    asking = replace(given, request=replace(given.request, slo=Slo(ttft_s=1.2 * away)))
+    assert choice(asking) == "away"
+
+
+def test_equally_good_workers_are_drawn_by_chance() -> None:
+    given = facts(8000, prefill=table({"a": EAST, "b": EAST, "c": EAST}, **FAST))
+    drawn = {choice(replace(given, request=replace(given.request, draw=draw))) for draw in (0.0, 0.4, 0.9)}
+    assert drawn == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("rows", [(), (0,), (1,)])
+def test_forecasts_say_what_a_plan_costs(rows: tuple[int, ...]) -> None:
+    forecast = forecast_of(facts(6400), Decision(0, rows))
+    assert forecast.ttft_s > 0
+    assert forecast.work_s > 0
+    crossing = sum(use.num_bytes for use in forecast.crossings)
+    assert crossing == (99 * LAYOUT.block_bytes if rows == (1,) else 0)
+    assert forecast.prefill_tokens == (99 * 64 if rows else 0)
+    assert forecast.decode_tokens == (64 if rows else 6400)
