@@ -19,6 +19,9 @@ from benchmarks.suite import URL, suite
 SHAPES = (Shape(256, 512), Shape(1024, 512), Shape(1024, 128))
 RATIO = 1.5
 KEPT_RATE = 0.95
+ONE_ENGINE = {"PRFAAS_ROUTING_POLICY": "threshold"}
+"""Decode computes these prompts itself: the engines of one host share its cores, which no plan knows."""
+
 NO_WINDOW = {"PRFAAS_DISPATCH_WINDOW_S": "0"}
 
 ALONE, FAIR, SAME, OFF = "alone", "flooded", "flooded, one tenant", "flooded, no window"
@@ -29,6 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=30.0, help="of a flood alone (default: %(default)s)")
     parser.add_argument("--flooders", type=int, default=64, help="default: %(default)s")
+    parser.add_argument("--only", action="append", choices=[shape.name for shape in SHAPES], metavar="SHAPE")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="of the suite")
 
 
@@ -40,9 +44,10 @@ class FairnessBenchmark:
         self._asked = 4 if options.quick else options.asked
         self._seconds = 5.0 if options.quick else options.seconds
         self._rounds = 1 if options.quick else options.rounds
-        self._environ = dict(assignment.split("=", 1) for assignment in options.env)
+        self._environ = {**ONE_ENGINE, **dict(assignment.split("=", 1) for assignment in options.env)}
         self._pace = Pace(8, 0.2, 2.0) if options.quick else Pace(options.flooders)
-        self._shapes = SHAPES[:1] if options.quick else SHAPES
+        chosen = [shape for shape in SHAPES if shape.name in (options.only or shape.name)]
+        self._shapes = chosen[:1] if options.quick else chosen
         self._turns: dict[tuple[Shape, str], list[FairnessTurn]] = {}
         self._rates: dict[bool, list[float]] = {True: [], False: []}
 

@@ -36,7 +36,7 @@ class ModelWorker:
     speed: float = 1.0
     now: float = 0.0
     events: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
-    _at_worker: list[ModelPrompt] = field(default_factory=list)
+    at_worker: list[ModelPrompt] = field(default_factory=list)
     _numbers: itertools.count = field(default_factory=itertools.count)
     _is_computing: bool = False
 
@@ -64,15 +64,15 @@ class ModelWorker:
     def _take(self, prompt: ModelPrompt, under_way: UnderWay) -> None:
         prompt.under_way = under_way
         prompt.rank = (self.window.priority_at_worker(under_way, prompt.priority), next(self._numbers))
-        self._at_worker.append(prompt)
+        self.at_worker.append(prompt)
         if not self._is_computing:
             self._step()
 
     def _step(self) -> None:
-        self._is_computing = bool(self._at_worker)
-        if not self._at_worker:
+        self._is_computing = bool(self.at_worker)
+        if not self.at_worker:
             return
-        prompt = min(self._at_worker, key=lambda prompt: prompt.rank)
+        prompt = min(self.at_worker, key=lambda prompt: prompt.rank)
         computed_s = min(prompt.left_s, self.step_s)
         self.at(self.now + computed_s / self.speed, lambda: self._stepped(prompt, computed_s))
 
@@ -80,7 +80,7 @@ class ModelWorker:
         prompt.left_s -= computed_s
         if prompt.left_s <= 1e-9:
             assert prompt.under_way is not None
-            self._at_worker.remove(prompt)
+            self.at_worker.remove(prompt)
             prompt.ttft_s = self.now - prompt.asked_at
             self.window.prompt_done(prompt.under_way, self.now)
             self.window.ended(prompt.under_way, self.now)

@@ -132,7 +132,7 @@ class Gate:
         forecast, slo = plan.forecast, asking.slo
         if slo.ttft_s is None and slo.time_per_output_token_s is None:
             return Expected(0.0, forecast.ttft_s, 0.0, forecast.time_per_output_token_s)
-        wait_s = window.wait_s(asking.tenant, place.cost_s, asking.priority, now)
+        wait_s = window.wait_s(asking.tenant, asking.priority, now)
         per_token_s, calmer_in_s = forecast.time_per_output_token_s, None
         if slo.time_per_output_token_s is not None:
             batch, row_s = self._batches[plan.decode.worker], self._row_s(plan.decode.worker)

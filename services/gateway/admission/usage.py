@@ -61,8 +61,7 @@ class TenantUsage:
         if used.seconds > self._busiest.by(now):
             self._busiest.seconds, self._busiest.at = used.seconds, now
 
-    def is_modest(self, tenant: Tenant, now: float, more_s: float = 0.0) -> bool:
-        """Return whether a tenant uses little beside the busiest, with `more_s` too."""
+    def is_modest(self, tenant: Tenant, now: float) -> bool:
+        """Return whether a tenant has used little beside the busiest, so that one request more is its due."""
         used = self._used.get(tenant)
-        used_s = more_s if used is None else used.by(now) + more_s
-        return used_s < MODEST * self._busiest.by(now)
+        return (0.0 if used is None else used.by(now)) < MODEST * self._busiest.by(now)

@@ -70,7 +70,7 @@ class DispatchWindow(Generic[T]):
     def pass_now(self, tenant: Tenant, cost_s: float, now: float) -> UnderWay | None:
         """Let a request pass if nobody waits and there is room; None: it has to wait."""
         self.usage.asked(tenant, now)
-        if self.queue or not self._has_room(tenant, cost_s, now):
+        if self.queue or not self._has_room(tenant, now):
             return None
         return self.start(tenant, cost_s, now)
 
@@ -91,7 +91,7 @@ class DispatchWindow(Generic[T]):
         self.rate.note(0.0, now, self._is_busy)
         room = self.first if self.first.is_open(self.window_s) else self.second
         room.add(cost_s)
-        is_modest = self.usage.is_modest(tenant, now, cost_s)
+        is_modest = self.usage.is_modest(tenant, now)
         self.usage.add(tenant, cost_s, now)
         self.num_open += 1
         return UnderWay(tenant, cost_s, room, is_modest)
@@ -109,16 +109,16 @@ class DispatchWindow(Generic[T]):
             self._leave_room(request)
         self.num_open -= 1
 
-    def wait_s(self, tenant: Tenant, cost_s: float, priority: int, now: float) -> float:
+    def wait_s(self, tenant: Tenant, priority: int, now: float) -> float:
         """Return how long a newcomer would wait to pass, as predicted."""
-        if not self.queue and self._has_room(tenant, cost_s, now):
+        if not self.queue and self._has_room(tenant, now):
             return 0.0
         excess_s = max(0.0, self.first.prompts_s - self.window_s)
         return (excess_s + self.queue.ahead_s(tenant, priority)) / self.rate.value
 
     def next_of_s(self, tenant: Tenant, now: float) -> float:
         """Return when a tenant's next one will have passed, as predicted."""
-        return self.wait_s(tenant, 0.0, FIRST_OF_ALL, now)
+        return self.wait_s(tenant, FIRST_OF_ALL, now)
 
     def priority_at_worker(self, request: UnderWay, priority: int) -> int:
         """Return the priority to send along. The worker's own queue is short, and yet it must not undo the turns.
@@ -130,10 +130,10 @@ class DispatchWindow(Generic[T]):
             return priority
         return max(0, priority) + (not request.is_modest)
 
-    def _has_room(self, tenant: Tenant, cost_s: float, now: float) -> bool:
+    def _has_room(self, tenant: Tenant, now: float) -> bool:
         if self.first.is_open(self.window_s):
             return True
-        return self.second.is_open(self.window_s) and self.usage.is_modest(tenant, now, cost_s)
+        return self.second.is_open(self.window_s) and self.usage.is_modest(tenant, now)
 
     @property
     def _is_busy(self) -> bool:

@@ -91,7 +91,7 @@ def test_a_tenant_that_was_here_a_minute_ago_is_not_waited_for() -> None:
     door = window()
     passed(door, B, 0.1)
     request = passed(door, A, 0.4, PRESENT_S - 1)
-    assert door.priority_at_worker(request, -1) == 1
+    assert door.priority_at_worker(request, -1) == 0
     passed(door, A, 0.4, PRESENT_S + 1)
     assert door.priority_at_worker(request, -1) == -1
 
@@ -104,12 +104,12 @@ def test_without_a_limit_nothing_waits_and_priorities_pass_on() -> None:
 
 def test_a_wait_is_foretold_by_what_is_ahead_and_how_fast_it_goes() -> None:
     door = window()
-    assert door.wait_s(A, 0.5, 0, 0.0) == 0.0
+    assert door.wait_s(A, 0, 0.0) == 0.0
     requests = [passed(door, A, 0.5) for _ in range(2)]
     for _ in range(8):
         door.queue.push(A, 0.5, 0, "")
-    assert door.wait_s(A, 0.5, 0, 0.0) == pytest.approx(4.0)
-    assert door.wait_s(A, 0.5, -1, 0.0) == pytest.approx(0.0)
+    assert door.wait_s(A, 0, 0.0) == pytest.approx(4.0)
+    assert door.wait_s(A, -1, 0.0) == pytest.approx(0.0)
     for number in range(40):  # at half the speed
         now = 1.0 + number
         door.prompt_done(requests[number], now)
@@ -117,7 +117,7 @@ def test_a_wait_is_foretold_by_what_is_ahead_and_how_fast_it_goes() -> None:
         assert waiting is not None
         requests.append(door.start(A, 0.5, now))
         door.queue.push(A, 0.5, 0, "")
-    assert door.wait_s(A, 0.5, 0, 41.0) == pytest.approx(8.0, rel=0.05)
+    assert door.wait_s(A, 0, 41.0) == pytest.approx(8.0, rel=0.05)
 
 
 def test_everything_given_back_leaves_nothing() -> None:
