@@ -11,12 +11,12 @@ import statistics
 from collections.abc import Sequence
 
 from benchmarks import harness
-from benchmarks.fairness.asking import FLOODER, VICTIM, FairnessTurn, Pace, Shape, Tenants
+from benchmarks.fairness.asking import FLOODER, VICTIM, AskingPace, FairnessTenants, FairnessTurn, PromptShape
 from benchmarks.harness import Report, Row, Spread, at_least, at_most
 from benchmarks.serve import percentile
 from benchmarks.suite import URL, suite
 
-SHAPES = (Shape(256, 512), Shape(1024, 512), Shape(1024, 128))
+SHAPES = (PromptShape(256, 512), PromptShape(1024, 512), PromptShape(1024, 128))
 RATIO = 1.5
 KEPT_RATE = 0.95
 ONE_ENGINE = {"PRFAAS_ROUTING_POLICY": "threshold"}
@@ -45,18 +45,18 @@ class FairnessBenchmark:
         self._seconds = 5.0 if options.quick else options.seconds
         self._rounds = 1 if options.quick else options.rounds
         self._environ = {**ONE_ENGINE, **dict(assignment.split("=", 1) for assignment in options.env)}
-        self._pace = Pace(8, 0.2, 2.0) if options.quick else Pace(options.flooders)
+        self._pace = AskingPace(8, 0.2, 2.0) if options.quick else AskingPace(options.flooders)
         chosen = [shape for shape in SHAPES if shape.name in (options.only or shape.name)]
         self._shapes = chosen[:1] if options.quick else chosen
-        self._turns: dict[tuple[Shape, str], list[FairnessTurn]] = {}
+        self._turns: dict[tuple[PromptShape, str], list[FairnessTurn]] = {}
         self._rates: dict[bool, list[float]] = {True: [], False: []}
 
     def measure(self) -> Report:
         for _ in range(self._rounds):
             with suite(**self._environ):
-                self._with_window(Tenants(URL, self._pace))
+                self._with_window(FairnessTenants(URL, self._pace))
             with suite(**{**self._environ, **NO_WINDOW}):
-                self._without_window(Tenants(URL, self._pace))
+                self._without_window(FairnessTenants(URL, self._pace))
         settings: Row = {"rounds": self._rounds, "flooders": self._pace.flooders, **self._environ}
         report = Report(settings=settings)
         for shape in self._shapes:
@@ -64,7 +64,7 @@ class FairnessBenchmark:
         self._add_rates(report)
         return report
 
-    def _with_window(self, tenants: Tenants) -> None:
+    def _with_window(self, tenants: FairnessTenants) -> None:
         tenants.turn(self._shapes[0], 3, 10.0, None)  # the first steps are slow
         for shape in self._shapes:
             self._note(shape, ALONE, tenants.turn(shape, self._asked, 300.0, None))
@@ -72,16 +72,16 @@ class FairnessBenchmark:
             self._note(shape, SAME, tenants.turn(shape, self._asked, 2 * self._seconds, VICTIM))
         self._rates[True].append(tenants.flood(self._shapes[0], self._seconds))
 
-    def _without_window(self, tenants: Tenants) -> None:
+    def _without_window(self, tenants: FairnessTenants) -> None:
         tenants.turn(self._shapes[0], 3, 10.0, None)
         for shape in self._shapes:
             self._note(shape, OFF, tenants.turn(shape, self._asked, 2 * self._seconds, FLOODER))
         self._rates[False].append(tenants.flood(self._shapes[0], self._seconds))
 
-    def _note(self, shape: Shape, condition: str, turn: FairnessTurn) -> None:
+    def _note(self, shape: PromptShape, condition: str, turn: FairnessTurn) -> None:
         self._turns.setdefault((shape, condition), []).append(turn)
 
-    def _add(self, report: Report, shape: Shape) -> None:
+    def _add(self, report: Report, shape: PromptShape) -> None:
         alone = _p95(self._turns[shape, ALONE])
         for condition in (ALONE, FAIR, SAME, OFF):
             turns = self._turns[shape, condition]
@@ -104,7 +104,7 @@ def _p95(turns: Sequence[FairnessTurn]) -> float:
     return percentile(_ttfts_s(turns), 95)
 
 
-def _row(shape: Shape, condition: str, turns: Sequence[FairnessTurn], alone_s: float) -> Row:
+def _row(shape: PromptShape, condition: str, turns: Sequence[FairnessTurn], alone_s: float) -> Row:
     ttfts_s = _ttfts_s(turns)
     rounds = [percentile(_ttfts_s([turn]), 95) for turn in turns]
     return {

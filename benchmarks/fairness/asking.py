@@ -19,7 +19,7 @@ SEED = 1
 
 
 @dataclass(frozen=True)
-class Shape:
+class PromptShape:
     """Lengths of prompts, in tokens."""
 
     victim: int
@@ -31,13 +31,13 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Pace:
+class AskingPace:
     """How the tenants ask."""
 
     flooders: int = 64  # closed loops
     mean_pause_s: float = 1.0  # of the victim, after each answer; exponential
     ramp_s: float = 8.0  # of the flood, before the victim begins
-    limit_s: float = 120.0  # of one answer
+    limit_s: float = 600.0  # of one answer
 
 
 @dataclass
@@ -53,24 +53,24 @@ class FairnessTurn:
         return [outcome.error for outcome in (*self.victim, *self.flooder) if outcome.error is not None]
 
 
-class Tenants:
+class FairnessTenants:
     """Ask one suite. No prompt comes twice."""
 
-    def __init__(self, url: str, pace: Pace) -> None:
+    def __init__(self, url: str, pace: AskingPace) -> None:
         self._url = url
         self._pace = pace
         self._prompts = Prompts(SEED)
         self._pauses = random.Random(SEED)
 
-    def turn(self, shape: Shape, num_asked: int, seconds: float, flooder: str | None) -> FairnessTurn:
+    def turn(self, shape: PromptShape, num_asked: int, seconds: float, flooder: str | None) -> FairnessTurn:
         """Let the victim ask so many times, for so long at most, beside a flood on account of `flooder`."""
         return asyncio.run(self._turn(shape, num_asked, seconds, flooder))
 
-    def flood(self, shape: Shape, seconds: float) -> float:
+    def flood(self, shape: PromptShape, seconds: float) -> float:
         """Return the requests that a flood alone has answered in a second."""
         return asyncio.run(self._flood_alone(shape, seconds))
 
-    async def _turn(self, shape: Shape, num_asked: int, seconds: float, flooder: str | None) -> FairnessTurn:
+    async def _turn(self, shape: PromptShape, num_asked: int, seconds: float, flooder: str | None) -> FairnessTurn:
         async with new_session() as session:
             model = await first_model(session, self._url)
             flooded: list[RequestOutcome] = []
@@ -88,7 +88,7 @@ class Tenants:
             await _cancel(loops)
         return FairnessTurn(took_s, victim, answered)
 
-    async def _flood_alone(self, shape: Shape, seconds: float) -> float:
+    async def _flood_alone(self, shape: PromptShape, seconds: float) -> float:
         async with new_session() as session:
             model = await first_model(session, self._url)
             flooded: list[RequestOutcome] = []

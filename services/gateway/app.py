@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from services.gateway.admission.gate import Gate, GateLimits
+from services.gateway.admission.gate import GateLimits, TurnGate
 from services.gateway.api.generation import GenerationRoutes
 from services.gateway.api.info import InfoRoutes
 from services.gateway.api.intake import RequestIntake
@@ -109,20 +109,22 @@ def make_parts(model: ServedModel, channels: Channels, metrics: Metrics) -> Gate
     return GatewayParts(model, index, PrefillPromises(), registry, channels, GatewayMetrics(metrics, model.name))
 
 
-def make_gate(parts: GatewayParts, settings: GatewaySettings) -> Gate:
+def make_gate(parts: GatewayParts, settings: GatewaySettings) -> TurnGate:
     """Make what hands out turns."""
     limits = GateLimits(settings.dispatch_window_s or math.inf, settings.max_queued, settings.max_queued_of_tenant)
-    return Gate(limits, parts.metrics, parts.registry.row_s)
+    return TurnGate(limits, parts.metrics, parts.registry.row_s)
 
 
-def make_pipeline(parts: GatewayParts, router: Router, hand_off: HandOffTerms, gate: Gate | None = None) -> Pipeline:
+def make_pipeline(
+    parts: GatewayParts, router: Router, hand_off: HandOffTerms, gate: TurnGate | None = None
+) -> Pipeline:
     """Wire the way of a request. `gate`: by default one with limits that are no setting's."""
     model, registry, metrics = parts.model, parts.registry, parts.metrics
     arrivals = Arrivals(parts.index, registry, model.layout)
     prefill = PrefillCalls(PrefillClient(parts.channels), registry, parts.promises, arrivals.note, metrics)
     decode = DecodeCalls(DecodeClient(parts.channels), registry, arrivals.note, prefill, model, hand_off)
     planner = Planner(router, parts.index, parts.promises, registry, metrics)
-    return Pipeline(planner, decode, registry, metrics, gate or Gate(GateLimits(), metrics))
+    return Pipeline(planner, decode, registry, metrics, gate or TurnGate(GateLimits(), metrics))
 
 
 def make_prefixes(parts: GatewayParts, dc: Datacenter, clock: Callable[[], float] = time.time) -> Prefixes:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
-from services.gateway.admission.rejection import Expected, QueueFull, Rejected, check_slo, rows_too_many
-from services.gateway.admission.rows import BatchOutlook, Row
-from services.gateway.admission.turn import Asking, Place, place_of, row_of
+from services.gateway.admission.rejection import Prediction, QueueFull, Rejected, check_slo, rows_too_many
+from services.gateway.admission.rows import BatchOutlook, BatchRow
+from services.gateway.admission.turn import Place, TurnRequest, place_of, row_of
 from services.gateway.admission.window import DispatchWindow, UnderWay
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.routing.plan import Plan
@@ -31,7 +31,7 @@ class GateLimits:
     max_waiting_of_tenant: int = 256
 
 
-class Gate:
+class TurnGate:
     """Owns the windows of all workers, and a `Turn` for each request that has passed.
 
     Whoever enters passes, is refused, or waits until its deadline; whoever stops waiting is forgotten at once. A
@@ -58,7 +58,7 @@ class Gate:
     def num_waiting(self) -> int:
         return self._num_waiting
 
-    async def enter(self, asking: Asking, plan: Plan, deadline: Deadline) -> "Turn":
+    async def enter(self, asking: TurnRequest, plan: Plan, deadline: Deadline) -> "Turn":
         """Wait for a turn. Raises `Rejected` and `DeadlineExceeded`."""
         place = place_of(plan)
         window = self._window(place.worker)
@@ -77,7 +77,7 @@ class Gate:
         self._metrics.queue_s.observe(self._clock() - now)
         return Turn(self, asking, window, under_way, waited=True)
 
-    async def _wait(self, asking: Asking, window: Window, place: Place, deadline: Deadline) -> UnderWay:
+    async def _wait(self, asking: TurnRequest, window: Window, place: Place, deadline: Deadline) -> UnderWay:
         passed: asyncio.Future[UnderWay] = asyncio.get_running_loop().create_future()
         waiting = window.queue.push(asking.tenant, place.cost_s, asking.priority, passed)
         self._count(1)
@@ -110,14 +110,14 @@ class Gate:
         window.ended(under_way, self._clock())
         self.pump(window)
 
-    def sent(self, plan: Plan, output_tokens: int) -> tuple[BatchOutlook, Row]:
+    def sent(self, plan: Plan, output_tokens: int) -> tuple[BatchOutlook, BatchRow]:
         """Note that a plan is being carried out, for what later requests are told."""
         batch = self._batches[plan.decode.worker]
         row = row_of(plan.forecast, output_tokens, self._clock())
         batch.add(row)
         return batch, row
 
-    def moved(self, asking: Asking, window: Window, under_way: UnderWay, plan: Plan) -> tuple[Window, UnderWay]:
+    def moved(self, asking: TurnRequest, window: Window, under_way: UnderWay, plan: Plan) -> tuple[Window, UnderWay]:
         """Count a request where its latest plan sends it, without another wait."""
         place = place_of(plan)
         target = self._window(place.worker)
@@ -127,11 +127,11 @@ class Gate:
         self.over(window, under_way)
         return target, moved
 
-    def _expected(self, asking: Asking, plan: Plan, window: Window, place: Place, now: float) -> Expected:
+    def _expected(self, asking: TurnRequest, plan: Plan, window: Window, place: Place, now: float) -> Prediction:
         """Return what the request would get; what it does not ask for is not worked out."""
         forecast, slo = plan.forecast, asking.slo
         if slo.ttft_s is None and slo.time_per_output_token_s is None:
-            return Expected(0.0, forecast.ttft_s, 0.0, forecast.time_per_output_token_s)
+            return Prediction(0.0, forecast.ttft_s, 0.0, forecast.time_per_output_token_s)
         wait_s = window.wait_s(asking.tenant, asking.priority, now)
         per_token_s, calmer_in_s = forecast.time_per_output_token_s, None
         if slo.time_per_output_token_s is not None:
@@ -140,9 +140,9 @@ class Gate:
             too_many = rows_too_many(slo.time_per_output_token_s, per_token_s, row_s)
             calm_at = None if too_many is None else batch.falls_by(too_many, now)
             calmer_in_s = None if calm_at is None else calm_at - now
-        return Expected(wait_s, forecast.ttft_s, min(place.cost_s, forecast.ttft_s), per_token_s, calmer_in_s)
+        return Prediction(wait_s, forecast.ttft_s, min(place.cost_s, forecast.ttft_s), per_token_s, calmer_in_s)
 
-    def _check_bounds(self, asking: Asking, window: Window, now: float) -> None:
+    def _check_bounds(self, asking: TurnRequest, window: Window, now: float) -> None:
         """Raise `QueueFull` where one more may not wait."""
         num_own = window.queue.num_of(asking.tenant)
         if num_own < self._limits.max_waiting_of_tenant and self._num_waiting < self._limits.max_waiting:
@@ -167,13 +167,15 @@ class Gate:
 class Turn:
     """A request that has passed the gate, until the context is left."""
 
-    def __init__(self, gate: Gate, asking: Asking, window: Window, under_way: UnderWay, *, waited: bool) -> None:
+    def __init__(
+        self, gate: TurnGate, asking: TurnRequest, window: Window, under_way: UnderWay, *, waited: bool
+    ) -> None:
         self.waited = waited  # the plan may be out of date
         self._gate = gate
         self._asking = asking
         self._window = window
         self._under_way = under_way
-        self._row: tuple[BatchOutlook, Row] | None = None
+        self._row: tuple[BatchOutlook, BatchRow] | None = None
 
     def sent(self, plan: Plan) -> int:
         """Note the plan that is carried out, be it another than the first. Return the priority for its workers."""

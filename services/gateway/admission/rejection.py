@@ -37,7 +37,7 @@ class TimePerOutputTokenUnmet(Rejected):
 
 
 @dataclass(frozen=True, slots=True)
-class Expected:
+class Prediction:
     """What a request would get if it were taken in now. Seconds."""
 
     wait_s: float  # at the gateway
@@ -47,7 +47,7 @@ class Expected:
     calmer_in_s: float | None = None  # until the time per output token is what is asked for; None: not to be foreseen
 
 
-def check_slo(slo: Slo, expected: Expected) -> None:
+def check_slo(slo: Slo, expected: Prediction) -> None:
     """Raise `TtftUnmet` or `TimePerOutputTokenUnmet` when a request would miss its objective."""
     ttft_s = expected.wait_s + expected.ttft_s
     if slo.ttft_s is not None and ttft_s > slo.ttft_s:

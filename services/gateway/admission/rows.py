@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(slots=True, eq=False)
-class Row:
+class BatchRow:
     """A request of this gateway in a batch, or on its way there. Times are predictions."""
 
     joins_at: float
@@ -19,12 +19,12 @@ class Row:
 class BatchOutlook:
     """The requests that this gateway has at one decode worker."""
 
-    rows: set[Row] = field(default_factory=set)
+    rows: set[BatchRow] = field(default_factory=set)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: BatchRow) -> None:
         self.rows.add(row)
 
-    def remove(self, row: Row) -> None:
+    def remove(self, row: BatchRow) -> None:
         self.rows.discard(row)
 
     def change(self, now: float, then: float) -> int:

@@ -2,13 +2,13 @@
 
 from typing import NamedTuple
 
-from services.gateway.admission.rows import Row
+from services.gateway.admission.rows import BatchRow
 from services.gateway.routing.plan import NO_SLO, Forecast, Plan, Slo
 from shared.ids import WorkerId
 from shared.tenant import Tenant
 
 
-class Asking(NamedTuple):
+class TurnRequest(NamedTuple):
     """What a request asks of the gate."""
 
     tenant: Tenant
@@ -32,7 +32,7 @@ def place_of(plan: Plan) -> Place:
     return Place(plan.decode.worker, forecast.work_s)
 
 
-def row_of(forecast: Forecast, output_tokens: int, now: float) -> Row:
+def row_of(forecast: Forecast, output_tokens: int, now: float) -> BatchRow:
     """Return when a request that is sent now will be in decode's batch."""
     joins_at = now + forecast.ttft_s
-    return Row(joins_at, joins_at + output_tokens * forecast.time_per_output_token_s)
+    return BatchRow(joins_at, joins_at + output_tokens * forecast.time_per_output_token_s)

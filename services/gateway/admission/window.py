@@ -16,7 +16,7 @@ FIRST_OF_ALL = -(1 << 31)
 
 
 @dataclass(slots=True)
-class Room:
+class Occupancy:
     """The prompts under way that one window has room for."""
 
     num_prompts: int = 0
@@ -40,7 +40,7 @@ class UnderWay:
 
     tenant: Tenant
     cost_s: float
-    room: Room
+    room: Occupancy
     is_modest: bool  # its tenant used little when it passed
     is_prompt: bool = True  # its first token is not out
 
@@ -58,8 +58,8 @@ class DispatchWindow(Generic[T]):
     queue: FairQueue[T] = field(default_factory=FairQueue)
     rate: WorkRate = field(default_factory=WorkRate)
     usage: TenantUsage = field(default_factory=TenantUsage)
-    first: Room = field(default_factory=Room)
-    second: Room = field(default_factory=Room)
+    first: Occupancy = field(default_factory=Occupancy)
+    second: Occupancy = field(default_factory=Occupancy)
     num_open: int = 0  # requests that have not ended
 
     @property

@@ -6,8 +6,8 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Protocol
 
-from services.gateway.admission.gate import Gate
-from services.gateway.admission.turn import Asking
+from services.gateway.admission.gate import TurnGate
+from services.gateway.admission.turn import TurnRequest
 from services.gateway.cluster.registry import Registry
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.request.attempt import Attempt, DecodeCalls, TokenEvent
@@ -38,7 +38,7 @@ class Pipeline:
     """Runs requests and keeps nothing of them: every call is over before its iterator is."""
 
     def __init__(
-        self, plans: Plans, calls: DecodeCalls, registry: Registry, metrics: GatewayMetrics, gate: Gate
+        self, plans: Plans, calls: DecodeCalls, registry: Registry, metrics: GatewayMetrics, gate: TurnGate
     ) -> None:
         self._plans = plans
         self._calls = calls
@@ -120,5 +120,5 @@ class Pipeline:
         log.warning("decode_failed", worker=worker, num_tokens=num_tokens, code=error.code, error=str(error))
 
 
-def _asking(request: GenerationRequest) -> Asking:
-    return Asking(tenant_of(request.salt), request.priority, request.slo, request.sampling.max_tokens)
+def _asking(request: GenerationRequest) -> TurnRequest:
+    return TurnRequest(tenant_of(request.salt), request.priority, request.slo, request.sampling.max_tokens)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from services.gateway.admission.gate import Gate, GateLimits, Turn
+from services.gateway.admission.gate import GateLimits, Turn, TurnGate
 from services.gateway.admission.rejection import QueueFull, TimePerOutputTokenUnmet, TtftUnmet
-from services.gateway.admission.turn import Asking
+from services.gateway.admission.turn import TurnRequest
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.routing.plan import Forecast, Plan, Slo
 from shared.deadline import Deadline
@@ -35,14 +35,14 @@ class GateBench:
         self.now = 100.0
         self.metrics = Metrics()
         metrics = GatewayMetrics(self.metrics, "tiny")
-        self.gate = Gate(limits, metrics, row_s=lambda _worker: row_s, clock=lambda: self.now)
+        self.gate = TurnGate(limits, metrics, row_s=lambda _worker: row_s, clock=lambda: self.now)
 
     def enter(
-        self, asking: Asking | None = None, plan: Plan | None = None, limit_s: float = LIMIT_S
+        self, asking: TurnRequest | None = None, plan: Plan | None = None, limit_s: float = LIMIT_S
     ) -> Coroutine[Any, Any, Turn]:
-        return self.gate.enter(asking or Asking(A), plan or planned(), Deadline.after(limit_s))
+        return self.gate.enter(asking or TurnRequest(A), plan or planned(), Deadline.after(limit_s))
 
-    async def waiting(self, asking: Asking | None = None, plan: Plan | None = None) -> "asyncio.Task[Turn]":
+    async def waiting(self, asking: TurnRequest | None = None, plan: Plan | None = None) -> "asyncio.Task[Turn]":
         """Return a task that waits at the gate."""
         num_before = self.gate.num_waiting
         task = asyncio.create_task(self.enter(asking, plan))
@@ -142,10 +142,10 @@ async def test_queues_are_bounded_for_a_tenant_and_for_all(bench: GateBench) -> 
     with pytest.raises(QueueFull, match="of this tenant") as full:
         await bench.enter()
     assert full.value.retry_after_s == pytest.approx(0.3, abs=0.01)  # 0.8 s are under way, 0.5 s have room
-    at_once(bench.enter(Asking(B)))  # uses little, and has room where a has none
-    await bench.waiting(Asking(B))
+    at_once(bench.enter(TurnRequest(B)))  # uses little, and has room where a has none
+    await bench.waiting(TurnRequest(B))
     with pytest.raises(QueueFull, match="too many requests wait"):
-        await bench.enter(Asking(B))
+        await bench.enter(TurnRequest(B))
     assert bench.metric("admission_rejections_total", reason="queue") == 2
 
 
@@ -153,18 +153,18 @@ async def test_a_first_token_that_would_be_late_is_refused_by_when_it_would_come
     for _ in range(2):
         at_once(bench.enter())
     await bench.waiting()
-    hurried = Asking(A, slo=Slo(ttft_s=1.0))
+    hurried = TurnRequest(A, slo=Slo(ttft_s=1.0))
     with pytest.raises(TtftUnmet) as late:  # 0.3 and 0.4 s until its turn, then 0.5 s
         await bench.enter(hurried)
     assert late.value.retry_after_s == pytest.approx(0.2, abs=0.01)
     assert late.value.retriable is False
-    await bench.waiting(Asking(A, slo=Slo(ttft_s=1.3)))
+    await bench.waiting(TurnRequest(A, slo=Slo(ttft_s=1.3)))
     assert bench.metric("admission_rejections_total", reason="ttft") == 1
 
 
 async def test_tokens_that_would_come_slowly_are_refused_by_the_batch_that_the_request_would_meet() -> None:
     bench = GateBench(GateLimits(window_s=100.0), row_s=0.005)
-    asking = Asking(A, slo=Slo(time_per_output_token_s=0.02), output_tokens=100)
+    asking = TurnRequest(A, slo=Slo(time_per_output_token_s=0.02), output_tokens=100)
     joining = planned(forecast=replace(WORK, ttft_s=0.4))  # 0.01 s a token: no row is in the batch yet
     for _ in range(2):
         at_once(bench.enter(asking, joining)).sent(joining)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.gateway.admission.rows import BatchOutlook, Row
+from services.gateway.admission.rows import BatchOutlook, BatchRow
 
 PREFILL_S, DECODE_S = 4.0, 6.0
 MOST_ROWS = 20
@@ -12,7 +12,7 @@ ARRIVALS_PER_S = 10.0
 def test_rows_join_and_leave() -> None:
     batch = BatchOutlook()
     for joins_at, ends_at in ((0.0, 5.0), (0.0, 20.0), (8.0, 30.0), (8.0, 9.0), (50.0, 60.0)):
-        batch.add(Row(joins_at, ends_at))
+        batch.add(BatchRow(joins_at, ends_at))
     assert batch.change(now=1.0, then=1.0) == 0
     assert batch.change(now=1.0, then=10.0) == 1 - 1
     assert batch.change(now=1.0, then=25.0) == 1 - 2
@@ -33,7 +33,7 @@ def rows_over_time(*, foreseen: bool) -> list[int]:
         found.append(running)
         expected = running + batch.change(now, now + PREFILL_S) if foreseen else running
         if expected < MOST_ROWS:
-            batch.add(Row(now + PREFILL_S, now + PREFILL_S + DECODE_S))
+            batch.add(BatchRow(now + PREFILL_S, now + PREFILL_S + DECODE_S))
     return found[200:]
 
 

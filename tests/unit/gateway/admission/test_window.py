@@ -5,7 +5,7 @@ import math
 import pytest
 
 from services.gateway.admission.usage import PRESENT_S
-from services.gateway.admission.window import DispatchWindow, Room, UnderWay
+from services.gateway.admission.window import DispatchWindow, Occupancy, UnderWay
 from shared.tenant import Tenant
 
 A, B, C = Tenant("a"), Tenant("b"), Tenant("c")
@@ -125,4 +125,4 @@ def test_everything_given_back_leaves_nothing() -> None:
     for request in [passed(door, tenant, 0.1) for tenant in (A, B, A)]:
         door.ended(request, 1.0)
     assert door.is_idle
-    assert (door.first, door.second) == (Room(), Room())
+    assert (door.first, door.second) == (Occupancy(), Occupancy())

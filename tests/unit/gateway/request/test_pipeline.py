@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from services.gateway.admission.gate import Gate, GateLimits
+from services.gateway.admission.gate import GateLimits, TurnGate
 from services.gateway.cluster.promises import PrefillPromises
 from services.gateway.cluster.registry import Registry
 from services.gateway.metrics import GatewayMetrics
@@ -63,7 +63,7 @@ class PipelineBench:
         metrics = GatewayMetrics(Metrics(), "tiny")
         prefill = PrefillCalls(ScriptedPrefill(), self.registry, PrefillPromises(), _ignore, metrics)
         calls = DecodeCalls(decode, self.registry, _ignore, prefill, model, HandOffTerms())
-        self.pipeline = Pipeline(self, calls, self.registry, metrics, Gate(GateLimits(), metrics))
+        self.pipeline = Pipeline(self, calls, self.registry, metrics, TurnGate(GateLimits(), metrics))
 
     async def run(self, request: GenerationRequest) -> list[int]:
         usage, deadline = PromptUsage(len(request.token_ids)), Deadline.after(2 * LIMIT_S)
