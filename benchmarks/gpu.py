@@ -3,8 +3,9 @@
 Sections: correctness (logits against SDPA in float32, however a prompt is cut), prefill, decode (each beside the
 device's measured limits), emission (KV copied to the host behind the next layer), room (KV between the device and
 memory that a pool has mapped, too), suite (prefill and decode on the GPU in two processes, everything else on its
-CPUs), load (many requests at once, with a prefill worker and without). Weights are random, in the shape of real models.
-The suite's shapes can be run one by one (`--shape`), and its prefill worker on a device of its own.
+CPUs), choice (what the router chooses beside what could be chosen), load (many requests at once, with a prefill worker
+and without). Weights are random, in the shape of real models. The shapes of suite and choice can be run one by one
+(`--shape`), and their prefill worker on a device of its own.
 """
 
 import argparse
@@ -14,13 +15,13 @@ from dataclasses import replace
 import torch
 
 from benchmarks import harness
-from benchmarks.device import correctness, decode, emission, first_token, limits, load, prefill, room
+from benchmarks.device import choice, correctness, decode, emission, first_token, limits, load, prefill, room
 from benchmarks.device.shapes import FULL, SMALL, config_of, random_weights, transformer
 from benchmarks.harness import Report
 from shared.model.attention.select import select_attention
 
-SECTIONS = ("correctness", "prefill", "decode", "emission", "room", "suite", "load")
-OF_PROCESSES = ("suite", "load")
+SECTIONS = ("correctness", "prefill", "decode", "emission", "room", "suite", "choice", "load")
+OF_PROCESSES = ("suite", "choice", "load")
 NEED_MODEL = {"prefill": prefill.measure, "decode": decode.measure, "emission": emission.measure}
 
 
@@ -30,8 +31,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tiny", action="store_true", help="tiny models: shows that it works")
     parser.add_argument("--only", action="append", choices=SECTIONS, help="may be repeated; default: all")
     shapes = [shape.name for plan in (FULL, SMALL) for shape in plan.served]
-    parser.add_argument("--shape", action="append", choices=shapes, help="of suite; may be repeated; default: all")
-    parser.add_argument("--prefill-device", type=torch.device, help="of suite; default: that of --device")
+    parser.add_argument(
+        "--shape", action="append", choices=shapes, help="of suite and choice; may be repeated; default: all"
+    )
+    parser.add_argument("--prefill-device", type=torch.device, help="of suite and choice; default: that of --device")
     parser.add_argument("--way", action="append", choices=tuple(load.WAYS), help="of load; may be repeated")
 
 
@@ -54,9 +57,11 @@ def measure(options: argparse.Namespace) -> Report:
         limits.free(device)
     if "room" in sections:
         _add(report, "room", Report(room.measure(device, room.SMALL_ROOM if options.tiny else room.FULL_ROOM)))
+    served = tuple(shape for shape in plan.served if not options.shape or shape.name in options.shape)
+    chosen = replace(plan, served=served)
+    if "choice" in sections:
+        _add(report, "choice", choice.measure(chosen, device, options.attention, options.prefill_device))
     if "suite" in sections:
-        served = tuple(shape for shape in plan.served if not options.shape or shape.name in options.shape)
-        chosen = replace(plan, served=served)
         _add(report, "suite", first_token.measure(chosen, device, options.attention, options.prefill_device))
     if "load" in sections:
         _add(report, "load", load.measure(plan, device, options.attention, options.way or tuple(load.WAYS)))

@@ -56,9 +56,11 @@ class SuiteAsker:
     def prompt(self, length: int) -> list[int]:
         return self._rng.choices(range(self._vocab_size), k=length)
 
-    async def complete(self, prompt: Sequence[int], output_tokens: int | None = None) -> RequestOutcome:
-        """Return the gateway's answer. Raises `RuntimeError` when it is none."""
-        url = f"http://127.0.0.1:{self._ports['gateway']}"
+    async def complete(
+        self, prompt: Sequence[int], output_tokens: int | None = None, gateway: str = "gateway"
+    ) -> RequestOutcome:
+        """Return a gateway's answer; `gateway` names its port. Raises `RuntimeError` when it is none."""
+        url = f"http://127.0.0.1:{self._ports[gateway]}"
         num_tokens = output_tokens or self.shape.output_tokens
         request = CompletionRequest(url, self._files.name, BenchPrompt(list(prompt), len(prompt)), num_tokens)
         outcome = await complete(self._session, request)

@@ -71,22 +71,41 @@ class DeviceModel:
         return cls(shape, files, cache, prefill_engine, engine(device, shape.chunk_tokens))
 
 
-def procfile(ports: Mapping[str, int], settings: Mapping[str, str], without: Sequence[str]) -> str:
+def procfile(
+    ports: Mapping[str, int], settings: Mapping[str, str], without: Sequence[str], gateways: Mapping[str, str]
+) -> str:
     """Return the lines of the suite's processes but those of `without`, which the last one does not wait for.
 
-    `settings` are those of `pool`, `prefill_engine` and `decode_engine`, as `env` takes them.
+    `settings` are those of `pool`, `prefill_engine` and `decode_engine`, as `env` takes them. So are those of more
+    `gateways`, by name.
     """
     lines = {name: line for name, line in _LINES.items() if name not in without}
-    also = " ".join(str(ports[port]) for name, port in _STATUS.items() if name in lines)
+    for name, own in gateways.items():
+        port = ports[gateway_port(name)]
+        lines[f"gateway-{name}"] = f"exec env PRFAAS_DC=west PRFAAS_HTTP_PORT={port} {own} python -m services.gateway"
+    waited_for = [port for name, port in _STATUS.items() if name in lines] + [gateway_port(name) for name in gateways]
+    also = " ".join(str(ports[port]) for port in waited_for)
     lines["ready"] = f"exec python -m deploy.ready --gateway http://127.0.0.1:{{gateway}} --also {also}"
     values = {**ports, **settings, "cachepool": "python -m services.cachepool"}
     return "".join(f"{name}: {line.format(**values)}\n" for name, line in lines.items())
 
 
+def gateway_port(name: str) -> str:
+    """Return the name of the port of one of the `gateways`."""
+    return f"gateway_{name}"
+
+
 @contextmanager
-def running_suite(model: DeviceModel, without: Sequence[str] = ()) -> Iterator[dict[str, int]]:
-    """Serve the model with all processes but those of `without`; yield the ports by name."""
-    ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
+def running_suite(
+    model: DeviceModel, without: Sequence[str] = (), gateways: Mapping[str, str] | None = None
+) -> Iterator[dict[str, int]]:
+    """Serve the model with all processes but those of `without`, and with more `gateways` of settings of their own.
+
+    Yields the ports by name.
+    """
+    gateways = gateways or {}
+    names = (*_PORTS, *map(gateway_port, gateways))
+    ports = dict(zip(names, _free_ports(len(names)), strict=True))
     environ = {
         "PRFAAS_ROUTING_POLICY": "threshold",
         "PRFAAS_DECODE_THRESHOLD_TOKENS": "0",  # where there is a prefill worker it is used
@@ -102,7 +121,7 @@ def running_suite(model: DeviceModel, without: Sequence[str] = ()) -> Iterator[d
             "PRFAAS_POOL_OBJECT_URL="
         )
         engines = {"prefill_engine": model.prefill_engine, "decode_engine": model.decode_engine}
-        path.write_text(procfile(ports, {"pool": pool, **engines}, without))
+        path.write_text(procfile(ports, {"pool": pool, **engines}, without, gateways))
         with suite(path, **environ):
             yield ports
 

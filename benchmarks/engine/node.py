@@ -22,9 +22,12 @@ from shared.deadline import Deadline
 from shared.engine.host import EngineHost
 from shared.engine.loaded import LoadedModel, load_model
 from shared.engine.pool_access import PoolAccess
+from shared.engine.profile.costs import StepCosts
+from shared.engine.profile.prior import prior_of
 from shared.engine.settings import EngineSettings
 from shared.engine.thread import WorkThread
 from shared.engine.transfer import FetchMetrics, PageTransfer
+from shared.fitting import OnlineFit
 from shared.interpreter import take_turns_often
 from shared.kv.codec import Codec
 from shared.kv.entries import BlockEntries
@@ -87,7 +90,8 @@ async def host(settings: EngineSettings, pool: PoolClient) -> AsyncIterator[Engi
             access = PoolAccess((pool.address,), lambda _nodes, _tenant: pool)
             transfer = PageTransfer(model.kv, copier, FetchMetrics(metrics))
             server = GrpcServer("127.0.0.1", 0, Health("grpc"), InFlight())
-            yield EngineHost(model, torch_thread, access, transfer, metrics, server, jobs)
+            costs = StepCosts(OnlineFit(prior_of(model.config, settings)))
+            yield EngineHost(model, torch_thread, access, transfer, metrics, server, jobs, costs)
     finally:
         torch_thread.close()
         copier.close()
@@ -155,7 +159,9 @@ async def open_decode(pool_address: str | None = None) -> AsyncIterator[DecodeNo
     async with Channels() as channels:
         pool = NoPool() if pool_address is None else PoolClient(channels, pool_address)
         async with host(settings, pool) as parts:
-            engine = DecodeEngine(settings, parts.model, parts.torch_thread, parts.pool, parts.transfer, parts.metrics)
+            engine = DecodeEngine(
+                settings, parts.model, parts.torch_thread, parts.pool, parts.transfer, parts.metrics, parts.costs
+            )
             parts.jobs.start(engine.run(), name="decode engine")
             parts.jobs.start(engine.publisher.run(), name="block publisher")
             parts.jobs.start(engine.ready_pages.run(), name="ready pages")

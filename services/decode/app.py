@@ -7,7 +7,8 @@ from services.decode.engine import DecodeEngine
 from services.decode.servicer import DecodeServicer
 from services.decode.settings import DecodeSettings
 from shared.config import load
-from shared.engine.host import EngineHost, EngineLoad, serve_engine
+from shared.engine.host import EngineHost, serve_engine
+from shared.engine.load import EngineLoad
 from shared.proto.prfaas_pb2_grpc import add_DecodeServicer_to_server
 from shared.service.lifecycle import Lifecycle
 
@@ -20,7 +21,7 @@ async def run(lifecycle: Lifecycle) -> None:
 
 def build_decode(settings: DecodeSettings, host: EngineHost) -> Callable[[], EngineLoad]:
     """Put a decode worker on `host`; return what states its load."""
-    engine = DecodeEngine(settings, host.model, host.torch_thread, host.pool, host.transfer, host.metrics)
+    engine = DecodeEngine(settings, host.model, host.torch_thread, host.pool, host.transfer, host.metrics, host.costs)
     add_DecodeServicer_to_server(DecodeServicer(host.model, engine), host.server.grpc)
     host.jobs.start(engine.run(), name="decode engine")
     host.jobs.start(engine.publisher.run(), name="block publisher")
@@ -30,4 +31,4 @@ def build_decode(settings: DecodeSettings, host: EngineHost) -> Callable[[], Eng
     running.set_function(lambda: engine.num_running)
     waiting = host.metrics.gauge("num_requests_waiting", "Requests waiting for KV memory")
     waiting.set_function(lambda: engine.num_waiting)
-    return lambda: EngineLoad(engine.num_running, engine.num_waiting, engine.tokens_per_s)
+    return engine.load

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import time
+from collections.abc import Iterator
 
 from services.decode.following import in_turn, leaders
 from services.decode.memory import RequestMemory
@@ -15,9 +16,11 @@ from services.decode.steps.driver import StepDriver
 from services.decode.steps.pace import StepPace
 from services.decode.steps.runner import DecodeStep, RequestPart, Result, StepOutcome
 from services.decode.tail import Tail
+from shared.engine.load import EngineLoad
 from shared.engine.loaded import LoadedModel
 from shared.engine.packing import Offer, pack
 from shared.engine.pool_access import PoolAccess
+from shared.engine.profile.costs import StepCosts, StepWork
 from shared.engine.thread import WorkThread
 from shared.engine.transfer import PageTransfer
 from shared.engine.urgency import Urgency
@@ -25,6 +28,7 @@ from shared.errors import ContextTooLong, Draining, Internal, Overloaded, Prfaas
 from shared.log import get_logger
 from shared.metrics import Metrics
 from shared.model.sampler.sampling import Sampled
+from shared.rates import RecentRate
 
 log = get_logger()
 
@@ -55,7 +59,9 @@ class DecodeEngine:
         pool: PoolAccess,
         transfer: PageTransfer,
         metrics: Metrics,
+        costs: StepCosts,
     ) -> None:
+        """`costs` learns what steps take."""
         self._settings = settings
         self._model = model
         self._thread = thread
@@ -66,7 +72,9 @@ class DecodeEngine:
         self._steps = StepDriver(model.transformer, model.kv, thread, self._memory, self._hand_out)
         self._num_layers = model.layout.num_layers
         self._meter = StepMeter(metrics)
-        self._arrivals = itertools.count()
+        self._costs = costs
+        self._ranks = itertools.count()
+        self._arrivals = RecentRate(time.monotonic)
         self.publisher = self._memory.publisher
         self.ready_pages = self._memory.ready_pages
 
@@ -78,9 +86,32 @@ class DecodeEngine:
     def num_waiting(self) -> int:
         return len(self._scheduler.waiting)
 
-    @property
-    def tokens_per_s(self) -> float:
-        return self._meter.tokens_per_s
+    def load(self) -> EngineLoad:
+        """Return what gateways are told."""
+        costs, running = self._costs, self._scheduler.running
+        step_tokens = self._pace.tail_tokens(len(running), max(1, len(self._scheduler.tails)))
+        context_tokens = sum(len(request.tokens) for request in running)
+        beside = StepWork(num_rows=len(running), context_tokens=context_tokens)
+        queued = costs.queued(self._prompts_left(), step_tokens, beside)
+        return EngineLoad(
+            running=self.num_running,
+            waiting=self.num_waiting,
+            tokens_per_s=self._meter.tokens_per_s,
+            queued=queued,
+            context_tokens=context_tokens,
+            step_tokens=step_tokens,
+            arrivals_per_s=self._arrivals.per_s,
+            hand_over_bytes_per_s=self._memory.landing_bytes_per_s,
+        )
+
+    def _prompts_left(self) -> Iterator[tuple[int, int]]:
+        """Yield the tokens that each prompt has still to compute here; none of what a pool has, or will have."""
+        for request in self._scheduler.tails:
+            tail = _tail(request)
+            yield tail.first, tail.end
+        for request in self._scheduler.waiting:
+            num_tokens = len(request.tokens)
+            yield min(request.num_pooled * self._model.layout.block_tokens, num_tokens - 1), num_tokens
 
     def submit(self, generation: Generation) -> Request:
         """Queue a request. Raises `ContextTooLong` when it could never fit, `Overloaded` when too many wait."""
@@ -93,8 +124,9 @@ class DecodeEngine:
         if self.num_waiting >= self._settings.max_waiting:
             raise Overloaded(f"{self.num_waiting} requests are waiting already")
         urgency = Urgency(time.monotonic(), generation.deadline.at, generation.priority)
-        request = Request(generation, Rank(generation.priority, next(self._arrivals)), urgency)
+        request = Request(generation, Rank(generation.priority, next(self._ranks)), urgency)
         self._scheduler.add(request)
+        self._arrivals.add()
         self._wake.set()
         return request
 
@@ -178,8 +210,9 @@ class DecodeEngine:
             self._tail_advanced(part, tail, first, last, outcome.results[part.request])
         for part in hand.step.batch:
             self._generated(part.request, outcome.results[part.request])
-        self._pace.cost.measured(len(hand.step.batch), hand.num_tail_tokens, outcome.model_s)
-        self._meter.stepped(hand.step, hand.num_tail_tokens, outcome, seconds)
+        self._pace.cost.measured(len(hand.step.batch), hand.work.num_tokens, outcome.model_s)
+        self._costs.stepped(seconds, hand.work)
+        self._meter.stepped(hand.step, hand.work.num_tokens, outcome, seconds)
 
     def _tail_advanced(self, part: RequestPart, tail: Tail, first: int, last: int, result: Result) -> None:
         """Take note of a tail's tokens `[first, last)`, which are through all layers now."""

@@ -18,6 +18,7 @@ from services.gateway.api.intake import RequestIntake
 from services.gateway.api.middleware import echo_request_id, envelope
 from services.gateway.api.prefixes import PrefixRoutes
 from services.gateway.cluster.arrivals import Arrivals
+from services.gateway.cluster.devices import ServedPrompts
 from services.gateway.cluster.feed import DECODE_CONDITION, Feed
 from services.gateway.cluster.pins import Prefixes
 from services.gateway.cluster.promises import PrefillPromises
@@ -28,9 +29,11 @@ from services.gateway.placement.index import PlacementIndex
 from services.gateway.placement.metrics import IndexCollector
 from services.gateway.placement.table.native import load_match
 from services.gateway.request.attempt import DecodeCalls, HandOffTerms
+from services.gateway.request.feedback import Feedback
 from services.gateway.request.pipeline import Pipeline
 from services.gateway.request.planning import Planner
 from services.gateway.request.prefilling import PrefillCalls
+from services.gateway.routing.calibration import Calibration
 from services.gateway.routing.policies import policy_of
 from services.gateway.routing.router import Router
 from services.gateway.settings import GatewaySettings
@@ -122,8 +125,12 @@ def make_pipeline(
     model, registry, metrics = parts.model, parts.registry, parts.metrics
     arrivals = Arrivals(parts.index, registry, model.layout)
     prefill = PrefillCalls(PrefillClient(parts.channels), registry, parts.promises, arrivals.note, metrics)
-    decode = DecodeCalls(DecodeClient(parts.channels), registry, arrivals.note, prefill, model, hand_off)
-    planner = Planner(router, parts.index, parts.promises, registry, metrics)
+    calibration, served = Calibration(), ServedPrompts()
+    feedback = Feedback(calibration, served)
+    decode = DecodeCalls(
+        DecodeClient(parts.channels), registry, arrivals.note, feedback.first_token, prefill, model, hand_off
+    )
+    planner = Planner(router, parts.index, parts.promises, registry, served, calibration, metrics)
     return Pipeline(planner, decode, registry, metrics, gate or TurnGate(GateLimits(), metrics))
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+from services.prefill.backlog import Backlog
 from services.prefill.engine import PrefillEngine
 from services.prefill.page_queue import PageQueue
 from services.prefill.promises import Promises
@@ -10,7 +11,8 @@ from services.prefill.servicer import PrefillServicer
 from services.prefill.settings import PrefillSettings
 from services.prefill.worker import PrefillWorker
 from shared.config import load
-from shared.engine.host import EngineHost, EngineLoad, serve_engine
+from shared.engine.host import EngineHost, serve_engine
+from shared.engine.load import EngineLoad
 from shared.proto.prfaas_pb2_grpc import add_PrefillServicer_to_server
 from shared.service.lifecycle import Lifecycle
 
@@ -24,14 +26,29 @@ async def run(lifecycle: Lifecycle) -> None:
 def build_prefill(settings: PrefillSettings, host: EngineHost) -> Callable[[], EngineLoad]:
     """Put a prefill worker on `host`; return what states its load."""
     model, metrics = host.model, host.metrics
-    engine = PrefillEngine(model.transformer, host.torch_thread, host.transfer, settings.chunk_tokens, metrics)
+    engine = PrefillEngine(
+        model.transformer, host.torch_thread, host.transfer, settings.chunk_tokens, metrics, host.costs
+    )
     pages = PageQueue(model.kv, settings.max_waiting, settings.stride_tokens)
     promises = Promises(settings.max_waiting)
-    worker = PrefillWorker(host.pool, host.transfer, engine, pages, promises, metrics)
+    backlog = Backlog(host.costs, settings.chunk_tokens)
+    worker = PrefillWorker(host.pool, host.transfer, engine, pages, promises, backlog, metrics)
     add_PrefillServicer_to_server(PrefillServicer(model, worker), host.server.grpc)
     host.jobs.start(engine.run(), name="prefill engine")
     running = metrics.gauge("num_requests_running", "Prompts being computed or waiting for the model")
     running.set_function(lambda: engine.num_jobs)
     waiting = metrics.gauge("num_requests_waiting", "Prompts waiting for KV memory, or for one with the same beginning")
     waiting.set_function(lambda: pages.num_waiting + promises.num_waiting)
-    return lambda: EngineLoad(engine.num_jobs, pages.num_waiting + promises.num_waiting, engine.tokens_per_s)
+
+    def load() -> EngineLoad:
+        return EngineLoad(
+            running=engine.num_jobs,
+            waiting=pages.num_waiting + promises.num_waiting,
+            tokens_per_s=engine.tokens_per_s,
+            queued=backlog.queued(),
+            step_tokens=settings.chunk_tokens,
+            arrivals_per_s=backlog.arrivals_per_s,
+            hand_over_bytes_per_s=host.transfer.sending.per_s,
+        )
+
+    return load

@@ -1,6 +1,7 @@
 """The prefill loop: step after step through the model in the torch thread, each job told as its layers complete."""
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -8,6 +9,7 @@ from functools import partial
 from services.prefill.scheduler import Chunk, Job, PrefillScheduler
 from services.prefill.step import LayerDone, LayerNews, PrefillStep, PromptPart
 from shared.engine.batching import Ready
+from shared.engine.profile.costs import StepCosts, StepWork
 from shared.engine.thread import WorkThread, outlast
 from shared.engine.transfer import PageTransfer
 from shared.errors import Draining, Internal
@@ -16,6 +18,7 @@ from shared.metrics import Metrics
 from shared.model.layers.batch import Span
 from shared.model.pages.reservation import Reservation
 from shared.model.transformer import Transformer
+from shared.step_profile import num_pairs
 
 log = get_logger()
 
@@ -54,15 +57,25 @@ class PrefillEngine:
     """
 
     def __init__(
-        self, model: Transformer, thread: WorkThread, transfer: PageTransfer, chunk_tokens: int, metrics: Metrics
+        self,
+        model: Transformer,
+        thread: WorkThread,
+        transfer: PageTransfer,
+        chunk_tokens: int,
+        metrics: Metrics,
+        costs: StepCosts,
     ) -> None:
-        """`thread` is the torch thread; the pages, and what moves entries out of them, are those of `transfer`."""
+        """`thread` is the torch thread; the pages, and what moves entries out of them, are those of `transfer`.
+
+        `costs` learns what steps take.
+        """
         self._model = model
         self._thread = thread
         self._kv = transfer.kv
         self._stager = transfer.stager
         self._block_tokens = transfer.layout.block_tokens
         self._scheduler = PrefillScheduler[ComputeJob](chunk_tokens)
+        self._costs = costs
         self._wake = asyncio.Event()
         self._in_hand: set[ComputeJob] = set()
         self._stopped = False
@@ -102,12 +115,16 @@ class PrefillEngine:
         try:
             while True:
                 self._wake.clear()
+                planned_s = time.perf_counter()
                 chunks = self._scheduler.next_step()
                 if not chunks:
                     ended_s = None
                     await self._wake.wait()
                     continue
+                work = _work_of(chunks)
                 step = await self._compute_step(chunks)
+                is_whole = not step.failed and not any(chunk.job.withdrawn for chunk in chunks)
+                self._costs.stepped(time.perf_counter() - planned_s, work if is_whole else None)
                 if ended_s is not None:
                     self._gap_s.inc(step.started_s - ended_s)
                 ended_s = step.ended_s
@@ -180,6 +197,12 @@ class PrefillEngine:
         if num_tokens:
             speed = num_tokens / seconds
             self.tokens_per_s += (speed - self.tokens_per_s) * (SPEED_SMOOTHING if self.tokens_per_s else 1.0)
+
+
+def _work_of(chunks: Sequence[Chunk[ComputeJob]]) -> StepWork:
+    return StepWork(
+        sum(chunk.num_tokens for chunk in chunks), sum(num_pairs(chunk.first, chunk.end) for chunk in chunks)
+    )
 
 
 def _part(chunk: Chunk[ComputeJob]) -> PromptPart:

@@ -71,6 +71,10 @@ class Promises:
                     del self._owners[key]
             promise.end()
 
+    def num_promised(self, keys: Sequence[BlockKey]) -> int:
+        """Return how many leading blocks of `keys` are in the hands of others: they compute those."""
+        return next((i for i, key in enumerate(keys) if key not in self._owners), len(keys))
+
     async def _wait(self, keys: Sequence[BlockKey], urgency: Urgency, deadline: Deadline) -> None:
         if self.num_waiting >= self._max_waiting:
             raise Overloaded(f"{self.num_waiting} prompts are waiting for others with the same beginning already")

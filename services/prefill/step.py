@@ -67,6 +67,7 @@ class PrefillStep:
         self._stager = stager
         self._parts = dict(enumerate(parts))  # those that are still in it
         self._stopped = False
+        self.failed = True  # until it has ended well
         self.started_s = self.ended_s = 0.0  # of `time.perf_counter`, in the torch thread
 
     def stop(self) -> None:
@@ -81,6 +82,7 @@ class PrefillStep:
         self.started_s = time.perf_counter()
         try:
             self._run(on_layer, on_left)
+            self.failed = False
         finally:
             self.ended_s = time.perf_counter()
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from services.prefill.backlog import Backlog, PendingPrompt
 from services.prefill.claims import Claims
 from services.prefill.engine import ComputeJob, PrefillEngine
 from services.prefill.page_queue import PageQueue
@@ -67,6 +68,7 @@ class _Work:
     pages: PromptPages
     claims: Claims
     publisher: PagePublisher
+    pending: PendingPrompt
 
 
 class PrefillWorker:
@@ -79,6 +81,7 @@ class PrefillWorker:
         engine: PrefillEngine,
         pages: PageQueue,
         promises: Promises,
+        backlog: Backlog,
         metrics: Metrics,
     ) -> None:
         """The stride of `pages` is how far computing may be ahead of sending where pages behind a window are let go."""
@@ -87,6 +90,7 @@ class PrefillWorker:
         self._engine = engine
         self._pages = pages
         self._promises = promises
+        self._backlog = backlog
         self._computed_blocks = metrics.counter("prefill_computed_blocks", "Blocks that this worker has computed")
         self._reused_blocks = metrics.counter("prefill_reused_blocks", "Blocks of prompts found in a cache", ("tier",))
         self._compute_s = metrics.counter("prefill_compute_seconds", "Time in steps, summed over the prompts in them")
@@ -101,19 +105,23 @@ class PrefillWorker:
         kv, layout = self._transfer.kv, self._transfer.layout
         num_tokens = num_blocks * layout.block_tokens
         urgency = Urgency(time.monotonic(), deadline.at, prompt.priority)
+        promised = self._promises.num_promised(prompt.keys) * layout.block_tokens
         async with (
+            self._backlog.entered(promised, num_tokens) as pending,
             self._promises.turn(prompt.keys, urgency, deadline) as promise,
             self._pages.reserved(prompt.keys, num_tokens, deadline) as reservation,
         ):
             promise.keep(reservation.cached_blocks)
+            pending.first = reservation.cached_blocks * layout.block_tokens
             async with pool.publish(deadline) as publication:
                 publisher = PagePublisher(
                     publication, self._transfer, reservation, prompt.keys, prompt.codec, on_sent=self._engine.wake
                 )
                 claims = Claims(publication, layout, prompt.keys, publisher)
                 pages = PromptPages(kv, reservation, prompt.keys, publisher, self._pages.stride_tokens)
-                work = _Work(prompt, pool, urgency, promise, pages, claims, publisher)
+                work = _Work(prompt, pool, urgency, promise, pages, claims, publisher, pending)
                 start = await self._reuse(work, deadline)
+                pending.first = start * layout.block_tokens
                 yield Progress(start, 0, finished=False)
                 computing = self._compute(work, start)
                 await _all(computing, publisher.run())
@@ -188,6 +196,7 @@ class PrefillWorker:
         """Let those who wait for the leading `end` blocks, and later ones, find them on the device."""
         work.pages.commit(start, end)
         work.promise.keep(end)
+        work.pending.first = end * self._transfer.layout.block_tokens
 
     def _report(self, publisher: PagePublisher, codec: Codec, num_blocks: int, start: int) -> None:
         stored_at_s, computed_at_s = time.time(), publisher.finished_at_s

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from shared.bus.events import TOPIC_LOAD, TOPIC_MEMBERSHIP, LoadEvent, MembershipEvent
 from shared.bus.producer import Producer
@@ -12,6 +13,8 @@ log = get_logger()
 
 MEMBERSHIP_EVERY_S = 2.0
 LOAD_EVERY_S = 0.5
+LEAST_LOAD_EVERY_S = 0.1
+"""The shortest time between two load events, however much there is to say."""
 
 
 class Announcer:
@@ -22,6 +25,11 @@ class Announcer:
         self._producer = producer
         self._load = load
         self._left = False
+        self._has_news = asyncio.Event()
+
+    def soon(self) -> None:
+        """Announce the load before its time: it is not what it was."""
+        self._has_news.set()
 
     async def run(self) -> None:
         """Announce until `leave`; meant for `background()`."""
@@ -36,7 +44,15 @@ class Announcer:
                 self._producer.publish(TOPIC_MEMBERSHIP, self._membership.worker, self._membership.encode())
             load = self._load()
             self._producer.publish(TOPIC_LOAD, load.worker, load.encode())
-            await asyncio.sleep(LOAD_EVERY_S)
+            await self._pause()
+
+    async def _pause(self) -> None:
+        """Wait until the load is to be announced again."""
+        await asyncio.sleep(LEAST_LOAD_EVERY_S)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOAD_EVERY_S - LEAST_LOAD_EVERY_S):
+                await self._has_news.wait()
+        self._has_news.clear()
 
     async def leave(self, timeout_s: float = 1.0) -> None:
         """Say that the worker is going, and wait until that has left the process, `timeout_s` at most; idempotent."""

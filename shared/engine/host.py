@@ -1,7 +1,6 @@
 """The composition root of both engines: everything around the model, opened in order and closed in reverse."""
 
 import gc
-import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -12,8 +11,13 @@ import torch
 from shared.allocator import keep_freed_memory
 from shared.bus.events import LoadEvent, MembershipEvent, Role
 from shared.engine.codecs import CodecThreads, codec_threads
+from shared.engine.load import EngineLoad
 from shared.engine.loaded import LoadedModel, load_model
 from shared.engine.pool_access import PoolAccess
+from shared.engine.profile.costs import StepCosts
+from shared.engine.profile.exported import export_costs
+from shared.engine.profile.kept import kept_fit
+from shared.engine.profile.prior import prior_of
 from shared.engine.settings import EngineSettings
 from shared.engine.stage import RegisteredMemory, memory_for, select_stager
 from shared.engine.thread import WorkThread
@@ -48,15 +52,7 @@ class EngineHost:
     metrics: Metrics
     server: GrpcServer
     jobs: Background
-
-
-@dataclass(frozen=True)
-class EngineLoad:
-    """What `prfaas.load` says about an engine at one moment."""
-
-    running: int
-    waiting: int
-    tokens_per_s: float
+    costs: StepCosts
 
 
 async def serve_engine(
@@ -95,11 +91,15 @@ async def serve_engine(
         pool = PoolAccess((settings.pool,), partial(pool_at, host.channels, lanes=lanes))
         stager = select_stager(torch.device(settings.device), registered)
         transfer = PageTransfer(model.kv, copier, FetchMetrics(host.metrics), stager, codecs)
-        load = build(EngineHost(model, torch_thread, pool, transfer, host.metrics, server.grpc, host.jobs))
+        kept = kept_fit(settings, model.files.fingerprint)
+        costs = StepCosts(kept.load(prior_of(model.config, settings)))
+        load = build(EngineHost(model, torch_thread, pool, transfer, host.metrics, server.grpc, host.jobs, costs))
         _export_pages(host.metrics, model)
+        export_costs(host.metrics, costs, lambda: load().queued.seconds)
+        host.jobs.start(kept.keep(costs.fit), name="profile")
         membership = _membership(settings, role, model, server.address, server.epoch)
         host.jobs.start(lanes.prepare(settings.pool), name="lane")
-        await server.start(membership, partial(_load_event, settings, server.epoch, model, load))
+        await server.start(membership, partial(_load_event, settings, server.epoch, model, costs, load))
         gc.collect()  # or what is garbage by now would stay
         gc.freeze()  # the model's and the libraries' objects stay: a collection need not look at them again
         log.info(
@@ -162,18 +162,9 @@ def _membership(
 
 
 def _load_event(
-    settings: EngineSettings, epoch: Epoch, model: LoadedModel, load: Callable[[], EngineLoad]
+    settings: EngineSettings, epoch: Epoch, model: LoadedModel, costs: StepCosts, load: Callable[[], EngineLoad]
 ) -> LoadEvent:
-    now = load()
-    return LoadEvent(
-        worker=WorkerId(settings.worker_id),
-        epoch=epoch,
-        running=now.running,
-        waiting=now.waiting,
-        kv_usage=model.kv.usage,
-        speed_tokens_per_s=now.tokens_per_s,
-        at_ms=time.time_ns() // 1_000_000,
-    )
+    return load().event(WorkerId(settings.worker_id), epoch, model.kv.usage, costs)
 
 
 def _export_pages(metrics: Metrics, model: LoadedModel) -> None:

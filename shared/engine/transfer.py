@@ -1,5 +1,6 @@
 """The way between an engine's pages and entries' bytes: what all its fetches and publications share."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ from shared.kv.layout import KvLayout
 from shared.kv.payloads import digests
 from shared.metrics import Metrics
 from shared.model.pages.kv import PagedKv
+from shared.rates import MovingRate
 
 SHARE_BYTES = 1024 * 1024
 """What is worth another thread: it reads this in about the time that the thread takes to begin."""
@@ -25,6 +27,10 @@ class FetchMetrics:
         self.missing = metrics.counter("missing_entries", "KV entries that were waited for in vain")
 
 
+def _bytes_per_s() -> MovingRate:
+    return MovingRate(time.monotonic)
+
+
 @dataclass(frozen=True)
 class PageTransfer:
     """Pages, and what copies and codes their entries. Its owner closes the threads."""
@@ -34,6 +40,8 @@ class PageTransfer:
     fetched: FetchMetrics
     stager: Stager = field(default_factory=HostStager)
     codecs: CodecThreads = field(default_factory=CodecThreads)
+    sending: MovingRate = field(default_factory=_bytes_per_s)  # of KV, while it is sealed and sent
+    landing: MovingRate = field(default_factory=_bytes_per_s)  # of KV, while it is verified and written to pages
 
     @property
     def layout(self) -> KvLayout:

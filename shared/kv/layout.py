@@ -165,6 +165,11 @@ class KvLayout:
         """Bytes of one block over all layers."""
         return sum(self.entry_bytes(layer) for layer in range(self.num_layers))
 
+    @cached_property
+    def group_bytes(self) -> tuple[int, ...]:
+        """For each group the bytes of one block's entries in its layers."""
+        return tuple(self.mask_bytes(group.layers) for group in self.groups)
+
     def mask_bytes(self, layers: int) -> int:
         """Bytes of one block's entries in the layers of a bitmask."""
         if layers == self.all_layers:

@@ -15,7 +15,7 @@ from shared.engine.thread import WorkThread
 from shared.metrics import Metrics
 from shared.pool.memory import MemoryPool
 from shared.sampling.params import SamplingParams
-from tests.support.parts import access_to, generation, transfer_of
+from tests.support.parts import access_to, generation, step_costs, transfer_of
 
 
 @dataclass
@@ -51,7 +51,7 @@ async def decode_bench(model: LoadedModel, **settings: Any) -> AsyncIterator[Dec
     nobody.is_away = True
     with transfer_of(model, metrics) as transfer:
         chosen = DecodeSettings(chunk_tokens=128, **settings)
-        engine = DecodeEngine(chosen, model, thread, access_to(nobody), transfer, metrics)
+        engine = DecodeEngine(chosen, model, thread, access_to(nobody), transfer, metrics, step_costs(5))
         tasks = [asyncio.create_task(engine.run()), asyncio.create_task(engine.publisher.run())]
         made = DecodeBench(engine, model, metrics, tasks)
         try:

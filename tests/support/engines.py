@@ -22,9 +22,12 @@ from shared.deadline import Deadline
 from shared.engine.host import EngineHost
 from shared.engine.loaded import LoadedModel
 from shared.engine.pool_access import PoolAccess
+from shared.engine.profile.costs import StepCosts
+from shared.engine.profile.prior import prior_of
 from shared.engine.settings import EngineSettings
 from shared.engine.thread import WorkThread
 from shared.engine.transfer import FetchMetrics, PageTransfer
+from shared.fitting import OnlineFit
 from shared.ids import Datacenter, new_epoch
 from shared.kv.codec import Codec, Fidelity
 from shared.kv.entries import BlockEntries, Source
@@ -311,7 +314,8 @@ async def _engine(name: str, num_pages: int, settings: EngineSettings) -> AsyncI
         pool = PoolAccess((settings.pool,), partial(pool_at, channels, lanes=lanes))
         transfer = PageTransfer(model.kv, copier, FetchMetrics(metrics))
         server = GrpcServer("127.0.0.1", 0, Health("grpc"), inflight)
-        host = EngineHost(model, torch_thread, pool, transfer, metrics, server, jobs)
+        costs = StepCosts(OnlineFit(prior_of(model.config, settings)))
+        host = EngineHost(model, torch_thread, pool, transfer, metrics, server, jobs, costs)
         if isinstance(settings, PrefillSettings):
             build_prefill(settings, host)
         elif isinstance(settings, DecodeSettings):

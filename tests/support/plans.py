@@ -30,5 +30,5 @@ def plan(num_prefill: int = 1, *, decode: str = "decode-0", prefill_nodes: tuple
         prefill_sources=(),
         prefill_codec=Codec.RAW,
         decode_codec=Codec.RAW,
-        forecast=Forecast(1.0, 0.01),
+        forecast=Forecast(1.0, 1.0, 0.01),
     )

@@ -21,6 +21,7 @@ from services.decode.steps.runner import (
     tokens_of,
 )
 from services.decode.tail import Tail
+from shared.engine.profile.costs import StepWork
 from shared.model.layers.states import StepStates
 from shared.model.pages.kv import PagedKv
 from shared.model.sampler.sampling import Sampled, takes_best
@@ -36,14 +37,14 @@ class StepInHand:
     step: DecodeStep
     started_s: float  # when planning it began
     tails: list[tuple[RequestPart, Tail, int]]  # and where each tail stood
-    num_tail_tokens: float
+    work: StepWork
     holdings: list[Holding]
     flight: "Flight | None" = None  # None: it is not launched before it is waited for
 
     @classmethod
     def of(cls, step: DecodeStep, started_s: float, num_layers: int) -> "StepInHand":
         tails = [(part, part.tail, part.tail.first) for part in step.tails]
-        return cls(step, started_s, tails, step.num_tail_tokens(num_layers), step.holdings)
+        return cls(step, started_s, tails, step.work(num_layers), step.holdings)
 
     def has_rows_of(self, request: Request) -> bool:
         """Whether rows of a tail are in it."""

@@ -1,7 +1,7 @@
 """What the decode engine asks of the model; every method runs in the torch thread."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
@@ -11,12 +11,14 @@ from services.decode.holding import Holding
 from services.decode.request import Request
 from services.decode.tail import Tail
 from shared.engine.packing import Packed
+from shared.engine.profile.costs import StepWork
 from shared.model.layers.batch import Batch, Span
 from shared.model.layers.states import StepStates
 from shared.model.pages.kv import PagedKv
 from shared.model.sampler.penalties import TokenHistory
 from shared.model.sampler.sampling import Row, Sampled, sample, takes_best
 from shared.model.transformer import Transformer
+from shared.step_profile import num_pairs
 
 
 class RequestPart(NamedTuple):
@@ -75,14 +77,22 @@ class DecodeStep:
     def holdings(self) -> list[Holding]:
         return [part.holding for part in (*self.batch, *self.tails)]
 
-    def num_tail_tokens(self, num_layers: int) -> float:
-        """Return how many tokens of tails go through all layers; those of passes count by their share of layers."""
-        in_layers = sum(
-            (gated.end_layer - gated.first_layer) * (part.tail.chunk_end - part.tail.first)
-            for gated in self.passes
-            for part in gated.parts
-        )
-        return sum(part.num_tokens for part in self.rows) + in_layers / num_layers
+    def work(self, num_layers: int) -> StepWork:
+        """Return what is in it, before any of it is computed."""
+        tokens = pairs = 0.0
+        for first, end, share in self._tail_ranges(num_layers):
+            tokens += (end - first) * share
+            pairs += num_pairs(first, end) * share
+        context = sum(len(part.request.tokens) + part.request.num_coming for part in self.batch)
+        return StepWork(tokens, pairs, len(self.batch), context)
+
+    def _tail_ranges(self, num_layers: int) -> Iterator[tuple[int, int, float]]:
+        """Yield the tokens of tails, `[first, end)`, and the share of layers that they go through."""
+        for part in self.rows:
+            yield part.tail.first, part.tail.first + part.num_tokens, 1.0
+        for gated in self.passes:
+            for part in gated.parts:
+                yield part.tail.first, part.tail.chunk_end, (gated.end_layer - gated.first_layer) / num_layers
 
 
 Result: TypeAlias = Sampled | RuntimeError | None

@@ -4,13 +4,16 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from typing import Protocol
 
+from services.gateway.cluster.devices import ServedPrompts
 from services.gateway.cluster.promises import PrefillPromises
 from services.gateway.cluster.registry import Registry
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.placement.held import HeldPrefix
 from services.gateway.request.generation import GenerationRequest
+from services.gateway.routing.calibration import Calibration
 from services.gateway.routing.plan import Plan, RequestFacts, sources_text
 from services.gateway.routing.router import Router, prefers_exact
 from shared.ids import BlockKey, WorkerId
@@ -35,6 +38,8 @@ class Planner:
         placements: Placements,
         promises: PrefillPromises,
         registry: Registry,
+        served: ServedPrompts,
+        calibration: Calibration,
         metrics: GatewayMetrics,
         clock: Callable[[], float] = time.monotonic,
         draw: Callable[[], float] = random.random,
@@ -44,9 +49,12 @@ class Planner:
         self._placements = placements
         self._promises = promises
         self._registry = registry
+        self._served = served
+        self._calibration = calibration
         self._metrics = metrics
         self._clock = clock
         self._draw = draw
+        self._numbers = count()
 
     def plan(self, request: GenerationRequest, excluded: frozenset[WorkerId]) -> tuple[GenerationRequest, Plan]:
         """Return the plan, and the request with the keys of the chain that the plan is for. Raises `NoWorker`.
@@ -87,10 +95,12 @@ class Planner:
             keys=request.keys,
             held=self._placements.held(request.keys, self._clock()) if request.keys else {},
             promised=self._promises.longest(request.keys),
+            on_device=self._served.longest(request.keys),
             excluded=excluded,
             fidelity=request.fidelity,
             output_tokens=request.sampling.max_tokens,
             slo=request.slo,
             draw=self._draw(),
+            number=next(self._numbers),
         )
-        return self._router.plan(facts, self._registry.view())
+        return self._router.plan(facts, self._registry.view(), self._calibration.corrections(self._clock()))

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from services.gateway.cluster.registry import RegistryView
 from services.gateway.placement.held import HeldPrefix
@@ -19,7 +18,7 @@ class Credit(NamedTuple):
 
     groups: GroupMasks
     longest: int  # blocks after which a request could resume from this datacenter alone
-    in_memory: GroupMasks | None = None  # of `groups`, what needs no read from the object tier; None: all
+    on_tier: GroupMasks | None = None  # of `groups`, what has to be read from the object tier; None: nothing
 
 
 def credits_by_dc(
@@ -34,19 +33,28 @@ def credits_by_dc(
     What lies on a node that rendezvous hashing over the live nodes does not name counts for nothing: a node that has
     joined or left made it another's, and nobody will ask for it there. Nor do readers ask their suspects.
     """
-    combined: dict[Datacenter, GroupMasks] = {}
-    in_memory: dict[Datacenter, GroupMasks] = {}
-    owners: dict[Datacenter, NDArray[np.intp]] = {}
+    by_dc: dict[Datacenter, dict[str, HeldPrefix]] = {}
     for holder, held_by_node in held.items():
         pool = members.pools.get(holder)
-        if pool is None or pool.address in suspects:
-            continue
-        nodes = members.nodes(pool.dc)
-        if pool.dc not in combined:
-            combined[pool.dc], in_memory[pool.dc] = no_groups(layout, 2, len(keys))
-            owners[pool.dc] = owner_indices(keys, nodes)
-        is_own = owners[pool.dc] == nodes.index(pool.address)
-        nothing = held_by_node.groups.dtype.type(0)
-        combined[pool.dc] |= np.where(is_own, held_by_node.groups, nothing)
-        in_memory[pool.dc] |= np.where(is_own, held_by_node.memory_groups, nothing)
-    return {dc: Credit(groups, int(longest_resume(layout, groups)), in_memory[dc]) for dc, groups in combined.items()}
+        if pool is not None and pool.address not in suspects:
+            by_dc.setdefault(pool.dc, {})[pool.address] = held_by_node
+    return {dc: _credit(keys, of_dc, members.nodes(dc), layout) for dc, of_dc in by_dc.items()}
+
+
+def _credit(keys: Sequence[BlockKey], held: Mapping[str, HeldPrefix], nodes: Sequence[str], layout: KvLayout) -> Credit:
+    """Return what these nodes hold together, by address; `nodes` are all that blocks are spread over."""
+    masks = no_groups(layout, 2, len(keys))
+    end = max(_end(one.groups) for one in held.values())
+    owners = owner_indices(keys[:end], nodes)
+    for address, one in held.items():
+        is_own = owners == nodes.index(address)
+        for combined, own in zip(masks, (one.groups, one.memory_groups), strict=True):
+            combined[:end] |= np.where(is_own, own[:end], own.dtype.type(0))
+    groups, in_memory = masks
+    on_tier = groups & ~in_memory
+    return Credit(groups, int(longest_resume(layout, groups)), on_tier if on_tier.any() else None)
+
+
+def _end(groups: GroupMasks) -> int:
+    """Return behind which block nothing is held."""
+    return len(groups.view(np.uint8).tobytes().rstrip(b"\0")) // groups.itemsize + 1 if len(groups) else 0

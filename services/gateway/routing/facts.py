@@ -59,6 +59,15 @@ class Facts:
         return np.asarray(self.prefill.rows["dc"] != self.home_number)
 
     @property
+    def on_device(self) -> NDArray[np.intp]:
+        """How many leading blocks lie on each decode worker's device, as far as is known."""
+        blocks = np.zeros(len(self.decode), np.intp)
+        there = self.request.on_device
+        if there is not None and (row := self.decode.row_of(there.worker)) is not None:
+            blocks[row] = there.num_blocks
+        return blocks
+
+    @property
     def following(self) -> NDArray[np.intp]:
         """How many leading blocks each prefill worker is computing for another request, if more than caches have."""
         promised = self._promised()

@@ -1,9 +1,11 @@
 """What routing is asked and what it answers. Data only."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from services.gateway.cluster.devices import OnDevice
 from services.gateway.cluster.workers import Member
 from services.gateway.placement.held import HeldPrefix
 from shared.ids import BlockKey, Datacenter, WorkerId
@@ -31,11 +33,13 @@ class RequestFacts:
     keys: Sequence[BlockKey]  # of all full blocks
     held: Mapping[WorkerId, HeldPrefix] = field(default_factory=dict)  # by pool node
     promised: Mapping[WorkerId, int] = field(default_factory=dict)  # leading blocks a prefill worker computes right now
+    on_device: OnDevice | None = None  # what a decode worker has of it, most likely
     excluded: frozenset[WorkerId] = frozenset()  # workers that have failed this request
     fidelity: Fidelity = Fidelity.LOSSLESS  # the chain that `keys` are of
     output_tokens: int = 0  # that the answer may have
     slo: Slo = NO_SLO
     draw: float = 0.0  # in [0, 1): what chance decides is decided by it, so that equal inputs give equal plans
+    number: int = 0  # of the plan among its gateway's: policies that take turns keep no count of their own
 
 
 class LinkUse(NamedTuple):
@@ -51,12 +55,14 @@ class Forecast:
     """What a plan is expected to take, and what it makes others wait for."""
 
     ttft_s: float  # until the first token
+    model_s: float  # the same, before what was measured of such plans corrected it
     time_per_output_token_s: float
     prefill_s: float = 0.0  # of the prefill worker's model
     prefill_tokens: float = 0.0
     decode_s: float = 0.0  # of the decode worker's model, for the prompt
     decode_tokens: float = 0.0
     crossings: tuple[LinkUse, ...] = ()
+    alone_s: float = math.inf  # of decode, until the first token, with the blocks of home alone; infinite: not measured
 
     @property
     def work_s(self) -> float:

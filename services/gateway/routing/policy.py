@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.gateway.routing.facts import Facts
+from services.gateway.routing.plan import Forecast
 from shared.ids import Datacenter
 
 
@@ -18,6 +19,7 @@ class Decision:
     decode: int
     prefill: Sequence[int] = ()  # the best first; none: decode computes what no cache has
     pull_from: frozenset[Datacenter] | None = None  # whose cached blocks are used besides home's; None: everybody's
+    forecast: Forecast | None = None  # if the policy has made one
 
 
 class RoutingPolicy(Protocol):
@@ -38,4 +40,16 @@ def least_loaded(facts: Facts) -> int:
 
 def ranked(*merits: NDArray[np.generic]) -> list[int]:
     """Return rows in order: the least of the first merit first, of equals the least of the second, and so on."""
-    return [int(row) for row in np.lexsort(merits[::-1])]
+    order: list[int] = np.lexsort(merits[::-1]).tolist()
+    return order
+
+
+def turn(num_rows: int, first: int) -> NDArray[np.intp]:
+    """Return each row's turn when row `first` is the first one: a merit by which equal rows are taken in rotation."""
+    return (np.arange(num_rows) - first) % max(1, num_rows)
+
+
+def drawn(draw: float, num_choices: int) -> tuple[int, float]:
+    """Return one of so many choices, and what is left of the draw for the next: a number of [0, 1) again."""
+    scaled = draw * num_choices
+    return int(scaled), scaled % 1.0

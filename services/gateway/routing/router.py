@@ -59,7 +59,7 @@ class Router:
             prefill_sources=for_prefill,
             prefill_codec=choose_codec(self.codec, fidelity, way_between(dcs, links, prefill or decode, decode)),
             decode_codec=choose_codec(self.codec, fidelity, way_between(dcs, links, decode, decode)),
-            forecast=forecast_of(facts, decision),
+            forecast=decision.forecast or forecast_of(facts, decision),
         )
 
     def _decoding_dc(self, request: RequestFacts, members: RegistryView) -> Datacenter:

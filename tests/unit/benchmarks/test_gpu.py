@@ -44,7 +44,7 @@ def test_a_suite_without_prefill_does_not_wait_for_one() -> None:
     ports = dict.fromkeys(("broker", "pool_east", "pool_west", "prefill", "decode", "gateway"), 1)
     ports |= {"status0": 10, "status1": 11, "status2": 12, "status3": 13}
     settings = {"pool": "", "prefill_engine": "OF=prefill", "decode_engine": "OF=decode"}
-    whole, alone = (procfile(ports, settings, WAYS[way]).splitlines() for way in ("handed over", "decode alone"))
+    whole, alone = (procfile(ports, settings, WAYS[way], {}).splitlines() for way in ("handed over", "decode alone"))
     assert len(whole) == len(alone) + 2
     assert whole[-1].endswith("--also 10 11 12 13")
     assert alone[-1].endswith("--also 11 13")
@@ -52,6 +52,15 @@ def test_a_suite_without_prefill_does_not_wait_for_one() -> None:
     (prefill_line,) = (line for line in whole if "services.prefill" in line)
     assert "OF=prefill" in prefill_line
     assert "OF=decode" not in prefill_line
+
+
+def test_more_gateways_have_settings_and_ports_of_their_own_and_are_waited_for() -> None:
+    ports = dict.fromkeys(("broker", "pool_east", "pool_west", "prefill", "decode", "gateway"), 1)
+    ports |= {"status0": 10, "status1": 11, "status2": 12, "status3": 13, "gateway_other": 14}
+    settings = {"pool": "", "prefill_engine": "", "decode_engine": ""}
+    lines = procfile(ports, settings, (), {"other": "A=b"}).splitlines()
+    assert lines[-2].startswith("gateway-other: exec env PRFAAS_DC=west PRFAAS_HTTP_PORT=14 A=b ")
+    assert lines[-1].endswith("--also 10 11 12 13 14")
 
 
 def test_what_is_read_of_steps_is_what_decode_says() -> None:

@@ -100,7 +100,9 @@ async def test_steps_are_measured() -> None:
         assert b.metric("decode_step_seconds_count") >= 19
         assert 0 < outside < steps
         assert b.metric("decode_step_tail_tokens_total") > 0
-        assert b.engine.tokens_per_s > 0
+        load = b.engine.load()
+        assert load.tokens_per_s > 0
+        assert load.queued.num_tokens == load.context_tokens == 0
 
 
 async def test_a_deadline_ends_a_request_that_waits() -> None:

@@ -252,6 +252,26 @@ async def test_who_hurries_from_the_start_still_gets_what_is_there(bench: Bench)
     assert fetch.outstanding == {0: 0b0010}
 
 
+async def test_what_is_late_is_outstanding_and_what_had_landed_stays(bench: Bench) -> None:
+    pool, fetch = MemoryPool(), bench.fetch({0: 0b0001, 1: 0b0011})
+    await bench.publish(pool, [(0, 0)])
+    async with pool.publish(soon()) as publication:  # a writer that never writes: nobody would give it up
+        await publication.open(bench.layout, [BlockEntries(KEYS[1], 0b0011)])
+        await fetch.run(pool, SOURCES, LIMIT_S, soon(), patience_s=0.02)
+    assert fetch.is_overdue
+    assert bench.landed() == {(0, 0)}
+    assert fetch.outstanding == {1: 0b0011}
+    assert bench.counted() == (1, 0, 2)
+
+
+async def test_what_comes_in_time_is_not_late(bench: Bench) -> None:
+    pool, fetch = MemoryPool(), bench.fetch({0: 0b0001})
+    await bench.publish(pool, [(0, 0)])
+    await fetch.run(pool, [], 0.0, soon(), patience_s=LIMIT_S)
+    assert not fetch.is_overdue
+    assert fetch.outstanding == {}
+
+
 async def test_a_pool_that_is_lost_leaves_outstanding_what_it_has_not_sent(bench: Bench) -> None:
     pool, fetch = ScriptedPool([[bench.frame(0, 0)], WorkerLost("gone")]), bench.fetch({0: 0b0001, 1: 0b0001})
     await fetch.run(pool, [], LIMIT_S, soon())

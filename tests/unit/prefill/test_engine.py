@@ -20,6 +20,7 @@ from shared.metrics import Metrics
 from shared.model.layers.batch import Batch
 from shared.model.pages.kv import PagedKv
 from tests.support.gate import Gate
+from tests.support.parts import step_costs
 from tests.support.tiny import MODELS, tiny_model
 
 BLOCK = 64
@@ -35,7 +36,8 @@ class Bench:
         self.metrics = Metrics()
         self.thread = WorkThread("torch")
         transfer = PageTransfer(self.model.kv, self.thread, FetchMetrics(self.metrics))
-        self.engine = PrefillEngine(self.model.transformer, self.thread, transfer, CHUNK, self.metrics)
+        self.costs = step_costs(3)
+        self.engine = PrefillEngine(self.model.transformer, self.thread, transfer, CHUNK, self.metrics, self.costs)
         self.told: dict[ComputeJob, list[Ready | int]] = {}
         self.running: asyncio.Task[None] | None = None
 

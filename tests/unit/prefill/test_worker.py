@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from services.prefill import worker
+from services.prefill.backlog import Backlog
 from services.prefill.engine import PrefillEngine
 from services.prefill.page_queue import PageQueue
 from services.prefill.promises import Promises
@@ -25,7 +26,7 @@ from shared.model.layers.batch import Batch, Span
 from shared.pool.lanes.lane import Arrived
 from shared.pool.memory import MemoryPool
 from tests.support.entries import entry_bytes
-from tests.support.parts import access_to, transfer_of
+from tests.support.parts import access_to, step_costs, transfer_of
 from tests.support.tiny import MODELS, prompt, tiny_model
 from tests.support.waiting import LIMIT_S, until
 
@@ -79,9 +80,10 @@ async def bench(name: str = "llama", pool: MemoryPool | None = None) -> AsyncIte
     model, metrics, thread = tiny_model(name), Metrics(), WorkThread("torch")
     pool = pool or MemoryPool()
     with transfer_of(model, metrics) as transfer:
-        engine = PrefillEngine(model.transformer, thread, transfer, CHUNK, metrics)
+        costs = step_costs(3)
+        engine = PrefillEngine(model.transformer, thread, transfer, CHUNK, metrics, costs)
         pages, promises = PageQueue(model.kv, 8, 2 * CHUNK), Promises(8)
-        worker = PrefillWorker(access_to(pool), transfer, engine, pages, promises, metrics)
+        worker = PrefillWorker(access_to(pool), transfer, engine, pages, promises, Backlog(costs, CHUNK), metrics)
         running = asyncio.create_task(engine.run())
         try:
             yield Bench(name, pool, worker)

@@ -4,141 +4,217 @@ Times run from now. A prompt is *handed over* when a prefill worker computes it 
 or *decode alone* computes what no cache has. Both use a cached prefix, which is gathered first.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from services.gateway.routing.calibration import prior_of
+from services.gateway.routing.calibration import Correction, prior_of
 from services.gateway.routing.costs.others import delay_of_later_s, stall_s
-from services.gateway.routing.costs.steps import (
-    Seconds,
-    memory_wait_s,
-    prefill_s,
-    prompt_only_s,
-    step_s,
-    tail_s,
+from services.gateway.routing.costs.steps import Seconds, memory_wait_s, prefill_s, prompt_only_s, step_s, tail_s
+from services.gateway.routing.costs.transfer import (
+    Gathering,
+    PrefixUse,
+    Transfers,
+    everybody,
+    kv_bytes,
+    near,
 )
-from services.gateway.routing.costs.transfer import PrefixUse, gathering, kv_bytes, lacking_bytes, way_cost
 from services.gateway.routing.facts import Facts
 from services.gateway.routing.plan import Forecast, LinkUse, PlanKind
 from services.gateway.routing.policy import Decision
 from shared.ids import Datacenter
 
+RowNumbers = NDArray[np.intp]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidates:
-    """Ways that differ in one worker only: decode workers for decode alone, prefill workers for a hand-over."""
+    """Ways that differ in one worker: decode workers for decode alone, prefill workers for a hand-over."""
 
-    kind: PlanKind
-    use: PrefixUse
-    rows: np.ndarray  # [n], of `facts.decode` or `facts.prefill`
-    decode: np.ndarray  # [n], rows of `facts.decode`
-    ttft_s: Seconds  # [n]
+    is_handed_over: bool
+    decode: RowNumbers  # [n], rows of `facts.decode`
+    uses: Sequence[PrefixUse]  # of each datacenter that computes, by its number
+    dc: RowNumbers  # [n], which datacenter computes
+    model_s: Seconds  # [n]: until the first token, by the model alone
+    ttft_s: Seconds  # [n]: the same, corrected
     time_per_output_token_s: Seconds  # [n]
     others_s: Seconds  # [n]: what others wait longer, together
     prefill_s: Seconds  # [n]
     decode_s: Seconds  # [n]
-    crossings: tuple[LinkUse, ...]
+    crossings: Sequence[tuple[LinkUse, ...]]  # of each datacenter that computes
+
+    def use(self, at: int) -> PrefixUse:
+        return self.uses[int(self.dc[at])]
 
     def forecast(self, facts: Facts, at: int) -> Forecast:
         """Return what is expected of one of these ways."""
-        num_tokens = facts.request.num_tokens
-        first = min(self.use.num_blocks * facts.layout.block_tokens, num_tokens - 1)
-        is_handed_over = self.kind in ("local", "remote")
-        start = max(first, facts.num_enough * facts.layout.block_tokens) if is_handed_over else first
+        num_tokens, block_tokens = facts.request.num_tokens, facts.layout.block_tokens
+        first = min(self.use(at).num_blocks * block_tokens, num_tokens - 1)
+        start = max(first, facts.num_enough * block_tokens) if self.is_handed_over else first
         return Forecast(
             ttft_s=float(self.ttft_s[at]),
+            model_s=float(self.model_s[at]),
             time_per_output_token_s=float(self.time_per_output_token_s[at]),
             prefill_s=float(self.prefill_s[at]),
-            prefill_tokens=max(0, start - first) if is_handed_over else 0,
+            prefill_tokens=start - first,
             decode_s=float(self.decode_s[at]),
             decode_tokens=num_tokens - min(start, num_tokens - 1),
-            crossings=self.crossings,
+            crossings=self.crossings[self.dc[at]],
         )
 
 
-def on_decode(facts: Facts, use: PrefixUse) -> Candidates:
+def on_decode(transfers: Transfers, use: PrefixUse) -> Candidates:
     """Return the forecast of each decode worker that computes what the cached prefix leaves."""
-    rows, home, num_tokens = facts.decode.rows, facts.home, facts.request.num_tokens
+    facts = transfers.facts
+    rows, num_tokens = facts.decode.rows, facts.request.num_tokens
     first = min(use.num_blocks * facts.layout.block_tokens, num_tokens - 1)
     computing = tail_s(rows, first, num_tokens)
-    gathered = gathering(facts, home, use.num_blocks, use.pull_from)
-    landed = gathered.seconds + kv_bytes(facts.layout, 0, use.num_blocks) / rows["hand_over_bytes_per_s"]
+    gathered = transfers.gathering(facts.home, use)
+    landed = gathered.seconds + _moved(facts, use.num_blocks) / rows["hand_over_bytes_per_s"]
     waiting = rows["queued_s"] + memory_wait_s(rows, num_tokens)
     kind: PlanKind = "none" if use.num_blocks >= facts.num_enough else "decode_only"
-    ttft = _gated(facts, waiting, landed, computing)
-    everybody = np.arange(len(rows))
+    correction = _correction(facts, kind, facts.home)
+    model_s = _gated(facts, waiting, landed, computing)
     return Candidates(
-        kind=kind,
-        use=use,
-        rows=everybody,
-        decode=everybody,
-        ttft_s=_corrected(facts, kind, home, ttft),
+        is_handed_over=False,
+        decode=np.arange(len(rows)),
+        uses=[use] * len(facts.dcs),
+        dc=rows["dc"],
+        model_s=model_s,
+        ttft_s=correction.offset_s + correction.factor * model_s,
         time_per_output_token_s=step_s(rows, 1, num_tokens),
-        others_s=_decode_others_s(facts, first, computing),
+        others_s=_decode_others_s(facts, rows, first, computing),
         prefill_s=np.zeros(len(rows)),
         decode_s=computing,
-        crossings=gathered.crossings,
+        crossings=[gathered.crossings] * len(facts.dcs),
     )
 
 
-def handed_over(facts: Facts, maker: Datacenter, use: PrefixUse, decode: int | None = None) -> Candidates:
-    """Return the forecast of each prefill worker of a datacenter, with a decode worker: the best, unless given.
+def handed_over(transfers: Transfers, uses: Sequence[PrefixUse], decode: int | None = None) -> Candidates:
+    """Return the forecast of each prefill worker, with a decode worker: the first to be done with the tail, unless
+    given. `uses` are what each datacenter makes of the cached prefix.
 
     The maker's pool gathers the prefix while the prompt waits. What home lacks crosses while the rest is computed: it
     is there when the last piece has crossed after the last layer, or when the link has carried all that was asked for
     before and this.
     """
-    chosen = np.flatnonzero(facts.prefill.rows["dc"] == facts.dcs.index(maker))
-    rows, layout, home = facts.prefill.rows[chosen], facts.layout, facts.home
-    end = facts.num_enough * layout.block_tokens
-    first = np.maximum(use.num_blocks, facts.following[chosen]) * layout.block_tokens
-    computing = prefill_s(rows, np.minimum(first, end).astype(float), end)
-    gathered = gathering(facts, maker, use.num_blocks, use.pull_from)
-    computed = np.maximum(rows["queued_s"], gathered.seconds) + computing
+    facts = transfers.facts
+    rows, layout, num_tokens = facts.prefill.rows, facts.layout, facts.request.num_tokens
+    dc, end = rows["dc"], facts.num_enough * layout.block_tokens
+    makers = [_Maker.of(transfers, maker, use) for maker, use in zip(facts.dcs, uses, strict=True)]
+    ways = np.array([maker.figures for maker in makers])[dc]
+    gathered, num_blocks, last_s_of_whole, latest, offset, factor = ways.T
+    first = np.minimum(np.maximum(num_blocks, facts.following) * layout.block_tokens, end)
+    computing = prefill_s(rows, first, end)
+    worker = _decode_for_tail(facts, end) if decode is None else decode
+    decoder = facts.decode.rows[worker : worker + 1]
     num_pieces = np.maximum(1.0, np.ceil((end - first) / rows["step_tokens"])) * layout.num_layers
     moved = kv_bytes(layout, 0, facts.num_enough)
-    there = computed + moved / rows["hand_over_bytes_per_s"] / num_pieces
-    crossings = gathered.crossings
-    if maker != home:
-        crossing = lacking_bytes(facts, home, facts.num_enough)
-        way = way_cost(facts, maker, home)
-        last = crossing / way.bytes_per_s / num_pieces + way.round_trip_s
-        there = np.maximum(there + last, way.crossing_s(crossing))
-        crossings = (*crossings, LinkUse(maker, home, crossing))
-    decode = _decode_for_tail(facts, end) if decode is None else decode
-    worker = facts.decode.rows[decode : decode + 1]
-    tail = tail_s(worker, end, facts.request.num_tokens)
-    landed = there + moved / worker["hand_over_bytes_per_s"] / num_pieces
-    waiting = worker["queued_s"] + memory_wait_s(worker, facts.request.num_tokens)
-    kind: PlanKind = "local" if maker == home else "remote"
+    handing_s = moved / rows["hand_over_bytes_per_s"] + moved / decoder["hand_over_bytes_per_s"] + last_s_of_whole
+    computed = np.maximum(rows["queued_s"], gathered) + computing
+    landed = np.maximum(computed + handing_s / num_pieces, latest)
+    tail = tail_s(decoder, end, num_tokens)
+    waiting = decoder["queued_s"] + memory_wait_s(decoder, num_tokens)
+    model_s = _gated(facts, waiting, landed, tail)
     return Candidates(
-        kind=kind,
-        use=use,
-        rows=chosen,
-        decode=np.full(len(chosen), decode),
-        ttft_s=_corrected(facts, kind, maker, _gated(facts, waiting, landed, tail)),
-        time_per_output_token_s=np.repeat(step_s(worker, 1, facts.request.num_tokens), len(chosen)),
-        others_s=delay_of_later_s(rows, computing) + _decode_others_s(facts, end, tail, decode),
+        is_handed_over=True,
+        decode=np.full(len(rows), worker),
+        uses=uses,
+        dc=dc,
+        model_s=model_s,
+        ttft_s=offset + factor * model_s,
+        time_per_output_token_s=np.repeat(step_s(decoder, 1, num_tokens), len(rows)),
+        others_s=delay_of_later_s(rows, computing) + _decode_others_s(facts, decoder, end, tail),
         prefill_s=computing,
-        decode_s=np.repeat(tail, len(chosen)),
-        crossings=crossings,
+        decode_s=np.repeat(tail, len(rows)),
+        crossings=[maker.crossings for maker in makers],
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Maker:
+    """What holds for all prefill workers of a datacenter."""
+
+    figures: tuple[float, float, float, float, float, float]
+    crossings: tuple[LinkUse, ...]
+
+    @classmethod
+    def of(cls, transfers: Transfers, maker: Datacenter, use: PrefixUse) -> "_Maker":
+        """Return when its pool has the prefix, of how many blocks; what the way home takes for all of them, and when
+        they are there at the earliest; and the correction of such plans.
+        """
+        facts = transfers.facts
+        gathered = transfers.gathering(maker, use)
+        kind: PlanKind = "local" if maker == facts.home else "remote"
+        way_s, latest, crossings = 0.0, 0.0, gathered.crossings
+        if maker != facts.home:
+            num_bytes = transfers.lacking_bytes(facts.home, facts.num_enough)
+            way = transfers.way(maker, facts.home)
+            way_s, latest = num_bytes / way.bytes_per_s, way.crossing_s(num_bytes)
+            gathered = Gathering(gathered.seconds + way.round_trip_s, ())
+            crossings = (*crossings, LinkUse(maker, facts.home, num_bytes))
+        correction = _correction(facts, kind, maker)
+        return cls((gathered.seconds, use.num_blocks, way_s, latest, *correction), crossings)
+
+
+def every_way(facts: Facts) -> list[Candidates]:
+    """Return all ways to serve a request.
+
+    A part of the prefix may be far: then what everybody has is compared with what home and the maker have, which moves
+    fewer bytes and computes more tokens.
+    """
+    whole = everybody(facts)
+    is_far = (bool(whole.num_blocks) and len(whole.pull_from) > 1) or not whole.pull_from <= {facts.home}
+    alone = [whole, near(facts, facts.home)] if is_far else [whole]
+    transfers = Transfers(facts)
+    ways = [on_decode(transfers, use) for use in alone]
+    if facts.is_cached or not len(facts.prefill):
+        return ways
+    ways.append(handed_over(transfers, [whole] * len(facts.dcs)))
+    own = [near(facts, maker) for maker in facts.dcs] if is_far else []
+    if any(use.num_blocks < whole.num_blocks for use in own):
+        ways.append(handed_over(transfers, own))
+    return ways
+
+
 def forecast_of(facts: Facts, decision: Decision) -> Forecast:
-    """Return what is expected of a decision. `facts` have the caches that the decision uses."""
-    use = PrefixUse(facts.num_usable, frozenset(facts.credits))
+    """Return what is expected of a decision, whichever policy has taken it: metrics, admission and bookkeeping rest on
+    it. `facts` have the caches that the decision uses.
+    """
+    use, transfers = everybody(facts), Transfers(facts)
     if facts.is_cached or not decision.prefill:
-        return on_decode(facts, use).forecast(facts, decision.decode)
+        forecast = on_decode(transfers, use).forecast(facts, decision.decode)
+        return replace(forecast, alone_s=_alone_s(transfers, decision.decode))
     row = decision.prefill[0]
-    ways = handed_over(facts, facts.prefill[row].dc, use, decision.decode)
-    return ways.forecast(facts, int(np.flatnonzero(ways.rows == row)[0]))
+    forecast = handed_over(transfers, [use] * len(facts.dcs), decision.decode).forecast(facts, row)
+    is_measured = facts.prefill.rows["is_measured"][row]
+    return replace(forecast, alone_s=_alone_s(transfers, decision.decode) if is_measured else np.inf)
+
+
+def _alone_s(transfers: Transfers, decode: int) -> float:
+    """Return when decode would have its first token with nothing from elsewhere; infinite while it is not measured."""
+    facts = transfers.facts
+    if not facts.decode.rows["is_measured"][decode]:
+        return np.inf
+    return float(on_decode(transfers, near(facts, facts.home)).ttft_s[decode])
+
+
+def _moved(facts: Facts, num_blocks: int) -> NDArray[np.float64]:
+    """Return the bytes of a prefix that each decode worker takes from its pool: what its device has it does not."""
+    on_device, layout = facts.on_device, facts.layout
+    moved = np.full(len(on_device), kv_bytes(layout, 0, num_blocks))
+    for row in np.flatnonzero(on_device):
+        moved[row] = kv_bytes(layout, min(int(on_device[row]), num_blocks), num_blocks)
+    return moved
 
 
 def _decode_for_tail(facts: Facts, end: int) -> int:
     """Return the decode worker for a prompt that is handed over up to `end`: the first to be done with its tail."""
     rows, num_tokens = facts.decode.rows, facts.request.num_tokens
+    if len(rows) == 1:
+        return 0
     tail = tail_s(rows, end, num_tokens)
     seconds = rows["queued_s"] + memory_wait_s(rows, num_tokens) + tail + step_s(rows, 1, num_tokens)
     return int(np.argmin(seconds))
@@ -149,12 +225,10 @@ def _gated(facts: Facts, waiting: Seconds, landed: Seconds, computing: Seconds) 
     return np.asarray(np.maximum(waiting + computing, landed + computing / facts.layout.num_layers))
 
 
-def _decode_others_s(facts: Facts, first: float, computing: Seconds, row: int | None = None) -> Seconds:
-    rows = facts.decode.rows if row is None else facts.decode.rows[row : row + 1]
+def _decode_others_s(facts: Facts, rows: np.ndarray, first: float, computing: Seconds) -> Seconds:
     prompt = prompt_only_s(rows, first, facts.request.num_tokens)
     return delay_of_later_s(rows, computing) + stall_s(rows, prompt)
 
 
-def _corrected(facts: Facts, kind: PlanKind, dc: Datacenter, ttft: Seconds) -> Seconds:
-    correction = facts.corrections.get((kind, dc)) or prior_of(kind)
-    return np.asarray(correction.offset_s + correction.factor * ttft)
+def _correction(facts: Facts, kind: PlanKind, dc: Datacenter) -> Correction:
+    return facts.corrections.get((kind, dc)) or prior_of(kind)

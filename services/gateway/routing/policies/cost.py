@@ -6,8 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from services.gateway.routing.costs.candidates import Candidates, handed_over, on_decode
-from services.gateway.routing.costs.transfer import prefix_uses
+from services.gateway.routing.costs.candidates import Candidates, every_way
 from services.gateway.routing.facts import Facts
 from services.gateway.routing.plan import Slo
 from services.gateway.routing.policy import Decision, ranked
@@ -45,32 +44,24 @@ class ByCost:
 
     def decide(self, facts: Facts) -> Decision:
         best = min((_scored(facts, candidates) for candidates in every_way(facts)), key=lambda scored: scored.best_s)
-        candidates, order = best.candidates, _in_order(best.cost_s, facts.request.draw)
-        if candidates.kind in ("none", "decode_only"):
-            return Decision(int(candidates.rows[order[0]]), (), candidates.use.pull_from)
-        workers = [int(candidates.rows[at]) for at in order]
-        return Decision(int(candidates.decode[order[0]]), workers, candidates.use.pull_from)
+        ways, order = best.candidates, _in_order(best.cost_s, facts.request.draw)
+        first = order[0]
+        return Decision(
+            decode=int(ways.decode[first]),
+            prefill=order if ways.is_handed_over else (),
+            pull_from=ways.use(first).pull_from,
+            forecast=ways.forecast(facts, first),
+        )
 
 
-def every_way(facts: Facts) -> list[Candidates]:
-    """Return all ways to serve a request; several where prefill is remote, or parts of the prefix are."""
-    ways = [on_decode(facts, use) for use in prefix_uses(facts, facts.home)]
-    if facts.is_cached:
-        return ways
-    for number in np.unique(facts.prefill.rows["dc"]).tolist():
-        maker = facts.dcs[number]
-        ways += [handed_over(facts, maker, use) for use in prefix_uses(facts, maker)]
-    return ways
-
-
-def _scored(facts: Facts, candidates: Candidates) -> _Scored:
-    margin = 1 + AWAY_MARGIN * any(use.target == facts.home for use in candidates.crossings)
-    cost = candidates.ttft_s * margin + candidates.others_s + _risk_s(candidates, facts.request.slo)
-    return _Scored(candidates, np.asarray(cost))
+def _scored(facts: Facts, ways: Candidates) -> _Scored:
+    crosses = [any(use.target == facts.home for use in crossings) for crossings in ways.crossings]
+    margin = 1 + AWAY_MARGIN * np.array(crosses, float)[ways.dc]
+    return _Scored(ways, ways.ttft_s * margin + ways.others_s + _risk_s(ways, facts.request.slo))
 
 
 def _risk_s(candidates: Candidates, slo: Slo) -> NDArray[np.float64]:
-    risk = np.zeros(len(candidates.rows))
+    risk = np.zeros(len(candidates.dc))
     for target, forecast in (
         (slo.ttft_s, candidates.ttft_s),
         (slo.time_per_output_token_s, candidates.time_per_output_token_s),

@@ -5,9 +5,12 @@ from dataclasses import replace
 import pytest
 from structlog.testing import capture_logs
 
+from services.gateway.cluster.assigned import PromptWork
 from services.gateway.cluster.registry import STALE_AFTER_S, Registry
+from services.gateway.cluster.workers import PRIOR
 from shared.bus.events import LinkLoad, LoadEvent, MembershipEvent, Role
 from shared.ids import Datacenter, Epoch, LayoutHash, ModelFingerprint, WorkerId
+from shared.step_profile import StepProfile
 
 FINGERPRINT, LAYOUT = ModelFingerprint("f" * 64), LayoutHash("l" * 64)
 
@@ -156,6 +159,79 @@ def test_load_is_the_report_or_what_we_have_sent_meanwhile(registry: Registry) -
     assert num_requests(registry) == 3
     registry.apply_load(load("stranger", running=1), 0)
     assert decoders(registry) == ["d"]
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_report_is_written_into_the_workers_row_and_its_queue_works_off(registry: Registry) -> None:
+    clock = Clock()
+    registry = Registry(FINGERPRINT, LAYOUT, clock)
+    registry.apply_membership(replace(joined("d"), capacity=1000), clock.now)
+    assert registry.view().decode.rows["token_s"][0] == PRIOR.token_s
+    profile = StepProfile(0.1, 0.2, 0.3, 0.4, 0.5, 6.0)
+    report = replace(load("d", running=2), kv_usage=0.25, step_profile=profile, queued_s=2.0, queued_tokens=400)
+    registry.apply_load(replace(report, context_tokens=70, step_tokens=32, busy=0.5), clock.now)
+    (row,) = registry.view().decode.rows
+    assert [row[name] for name in ("base_s", "token_s", "pair_s", "row_s", "context_s")] == list(profile[:5])
+    figures = ("running", "queued_s", "queued_tokens", "context_tokens", "free_tokens", "step_tokens", "busy")
+    assert [row[name] for name in figures] == [2, 2.0, 400, 70, 750, 32, 0.5]
+    clock.now += 0.5
+    (row,) = registry.view().decode.rows
+    assert (row["queued_s"], row["queued_tokens"]) == (1.5, 300)
+    clock.now += 5
+    assert registry.view().decode.rows["queued_s"][0] == 0
+
+
+def test_what_was_sent_counts_until_a_report_knows_of_it() -> None:
+    clock = Clock()
+    registry = Registry(FINGERPRINT, LAYOUT, clock)
+    registry.apply_membership(replace(joined("p", "prefill"), capacity=1000), clock.now)
+
+    def queue() -> tuple[float, float, float]:
+        row = registry.view().prefill.rows[0]
+        return float(row["queued_s"]), float(row["queued_tokens"]), float(row["free_tokens"])
+
+    assignments = [registry.assign(WorkerId("p"), PromptWork(0.5, 100, 120)) for _ in range(2)]
+    assert queue()[:2] == (1.0, 200)
+    registry.apply_load(load("p"), clock.now)  # it set out before the calls came
+    assert queue() == (1.0, 200, 1000 - 240)
+    registry.release(assignments[0])
+    assert queue()[0] == 0.5
+    clock.now += 1
+    registry.apply_load(replace(load("p"), queued_s=0.25), clock.now)
+    assert queue()[0] == 0.25
+    assert registry.view().prefill.rows["requests"][0] == 1, "the call is still open"
+    registry.release(assignments[1])
+    assert registry.view().prefill.rows["requests"][0] == 0
+
+
+def test_what_crosses_counts_as_backlog_until_the_pool_reports() -> None:
+    clock, west, east = Clock(), Datacenter("west"), Datacenter("east")
+    registry = Registry(FINGERPRINT, LAYOUT, clock)
+    registry.apply_membership(joined("pool", "cachepool"), clock.now)
+    registry.apply_load(replace(load("pool"), links=(LinkLoad(east, 1e8, 5, 7, 0.04),)), clock.now)
+    registry.note_crossing(east, west, 1000.0)
+    view = registry.view()
+    numbers = view.dcs.index(east) if east in view.dcs else None
+    assert numbers is not None
+    at = numbers, view.dcs.index(west)
+    assert (view.links.goodput_bytes_per_s[at], view.links.backlog_bytes[at]) == (1e8, 1005)
+    assert view.links.round_trip_s[at] == 0.04
+    clock.now += 1
+    registry.apply_load(replace(load("pool"), links=(LinkLoad(east, 1e8, 600, 7, 0.04),)), clock.now)
+    assert registry.view().links.backlog_bytes[at] == 600
+
+
+def test_a_worker_that_changes_its_role_is_in_one_table_only(registry: Registry) -> None:
+    registry.apply_membership(joined("w"), 0)
+    registry.apply_membership(joined("w", "prefill", epoch=2), 1)
+    view = registry.view()
+    assert (len(view.decode), [member.worker for member in view.prefill]) == (0, ["w"])
 
 
 def test_a_pool_is_seen_with_its_links_as_it_last_reported_them(registry: Registry) -> None:

@@ -62,7 +62,7 @@ class PipelineBench:
             )
         metrics = GatewayMetrics(Metrics(), "tiny")
         prefill = PrefillCalls(ScriptedPrefill(), self.registry, PrefillPromises(), _ignore, metrics)
-        calls = DecodeCalls(decode, self.registry, _ignore, prefill, model, HandOffTerms())
+        calls = DecodeCalls(decode, self.registry, _ignore, _ignore_first, prefill, model, HandOffTerms())
         self.pipeline = Pipeline(self, calls, self.registry, metrics, TurnGate(GateLimits(), metrics))
 
     async def run(self, request: GenerationRequest) -> list[int]:
@@ -78,6 +78,10 @@ class PipelineBench:
 
     def carried_out(self, request: GenerationRequest, plan: Plan) -> None:
         pass
+
+
+def _ignore_first(_plan: Plan, _keys: Sequence[BlockKey], _ttft_s: float | None, _now: float) -> None:
+    pass
 
 
 def _ignore(_keys: Sequence[BlockKey], _nodes: Sequence[str]) -> None:

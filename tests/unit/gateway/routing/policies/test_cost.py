@@ -1,11 +1,13 @@
 """Where prompts go by cost, on workers and links of known speed. Blocks of 64 tokens of 64 KiB; home is west."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from services.gateway.cluster.devices import OnDevice
 from services.gateway.cluster.links import Links
 from services.gateway.cluster.workers import Workers
 from services.gateway.routing.costs.candidates import forecast_of
@@ -14,7 +16,7 @@ from services.gateway.routing.facts import Facts
 from services.gateway.routing.plan import RequestFacts, Slo
 from services.gateway.routing.policies.cost import ByCost
 from services.gateway.routing.policy import Decision
-from shared.ids import Datacenter
+from shared.ids import Datacenter, WorkerId
 from shared.kv.layout import KvLayout, LayerSpec
 from tests.support.members import member, workers
 
@@ -133,6 +135,15 @@ def test_an_slo_that_only_one_way_keeps_decides() -> None:
     assert choice(asking) == "away"
 
 
+def test_the_decode_worker_that_has_the_prompt_on_its_device_need_not_fetch_it() -> None:
+    two = table({"one": WEST, "other": WEST}, hand_over_bytes_per_s=1e9, **SLOW)
+    given = facts(6400, held={WEST: 100}, decode=two)
+    for name in ("one", "other"):
+        there = replace(given.request, on_device=OnDevice(WorkerId(name), 100), draw=0.99)
+        seen = replace(given, request=there)
+        assert seen.decode[ByCost().decide(seen).decode].worker == name
+
+
 def test_equally_good_workers_are_drawn_by_chance() -> None:
     given = facts(8000, prefill=table({"a": EAST, "b": EAST, "c": EAST}, **FAST))
     drawn = {choice(replace(given, request=replace(given.request, draw=draw))) for draw in (0.0, 0.4, 0.9)}
@@ -148,3 +159,26 @@ def test_forecasts_say_what_a_plan_costs(rows: tuple[int, ...]) -> None:
     assert crossing == (99 * LAYOUT.block_bytes if rows == (1,) else 0)
     assert forecast.prefill_tokens == (99 * 64 if rows else 0)
     assert forecast.decode_tokens == (64 if rows else 6400)
+
+
+def measured() -> dict[str, Any]:
+    """Workers as in `facts`, with prefill in the east only, that have measured their steps."""
+    return {
+        "prefill": table({"away": EAST}, is_measured=True, **FAST),
+        "decode": table({"decode": WEST}, is_measured=True, **SLOW),
+    }
+
+
+def test_a_forecast_says_what_decode_alone_would_take_with_the_blocks_of_home() -> None:
+    away = measured()
+    alone = forecast_of(facts(6400, **away), Decision(0)).ttft_s
+    assert forecast_of(facts(6400, **away), Decision(0, (0,))).alone_s == alone
+    assert forecast_of(facts(6400, held={NORTH: 100}, **away), Decision(0)).alone_s == alone  # to be pulled
+    assert forecast_of(facts(6400, held={WEST: 50}, **away), Decision(0, (0,))).alone_s < 0.6 * alone
+
+
+@pytest.mark.parametrize("unmeasured", ["prefill", "decode"])
+def test_what_nobody_has_measured_is_no_reason_to_lose_patience(unmeasured: str) -> None:
+    both = measured()
+    both[unmeasured].rows["is_measured"] = False
+    assert math.isinf(forecast_of(facts(6400, **both), Decision(0, (0,))).alone_s)

@@ -1,0 +1,25 @@
+"""What first tokens teach: how good forecasts are, and which device has a prompt now."""
+
+from collections.abc import Sequence
+
+from services.gateway.cluster.devices import ServedPrompts
+from services.gateway.routing.calibration import Calibration
+from services.gateway.routing.plan import Plan
+from shared.ids import BlockKey
+
+
+class Feedback:
+    """Passes each first token on to everything that learns from it."""
+
+    def __init__(self, calibration: Calibration, served: ServedPrompts) -> None:
+        self._calibration = calibration
+        self._served = served
+
+    def first_token(self, plan: Plan, keys: Sequence[BlockKey], ttft_s: float | None, now: float) -> None:
+        """Note that the first token of a plan has come, so long after the plan was made. `keys` are the prompt's.
+
+        None: the plan was given up, and the time says nothing of others like it.
+        """
+        if ttft_s is not None:
+            self._calibration.measured(plan, ttft_s, now)
+        self._served.note(keys, plan.decode.worker)
