@@ -47,6 +47,10 @@ def ask(suite: ScriptedSuite, first_id: int, salt: str | None = None, **more: An
     return asyncio.create_task(status_of(suite, **body))
 
 
+async def until_waiting(suite: ScriptedSuite, number: int) -> None:
+    await until(lambda: suite.metric("num_requests_waiting", engine="gateway") == number)
+
+
 @pytest.fixture
 async def suite(tmp_path: Path) -> AsyncIterator[ScriptedSuite]:
     """One prompt at a time: each costs more than the window."""
@@ -74,7 +78,7 @@ async def test_a_request_that_would_be_late_is_told_when_to_come_back(suite: Scr
     assert retry_after is None  # no worker is so quick
     suite.decode.behave = HeldDecode()
     waiting = [ask(suite, number) for number in range(5)]
-    await until(lambda: suite.metric("num_requests_waiting", engine="gateway") == 4)
+    await until_waiting(suite, 4)
     status, answer, retry_after = await status_of(suite, {"x-slo-ttft-ms": "50"})
     assert (status, answer["error"]["code"]) == (429, "slo_ttft_unmet")
     assert int(retry_after) >= 1
@@ -95,7 +99,7 @@ async def test_tenants_take_turns_and_priorities_count_within_them(suite: Script
     await until(lambda: worker.prompts)
     for number in range(1, 6):
         asked.append(ask(suite, number, "flooder", priority=-number))
-        await until(lambda number=number: suite.metric("num_requests_waiting", engine="gateway") == number)
+        await until_waiting(suite, number)
     asked += [ask(suite, 7, "other")]  # uses nothing yet: it does not wait
     await until(lambda: len(worker.prompts) == 2)
     worker.answer(7)
@@ -108,7 +112,7 @@ async def test_tenants_take_turns_and_priorities_count_within_them(suite: Script
 async def test_more_than_may_wait_are_refused_and_those_that_leave_make_room(suite: ScriptedSuite) -> None:
     suite.decode.behave = hangs
     asked = [ask(suite, number) for number in range(9)]
-    await until(lambda: suite.metric("num_requests_waiting", engine="gateway") == 8)
+    await until_waiting(suite, 8)
     status, answer, retry_after = await status_of(suite)
     assert (status, answer["error"]["code"]) == (429, "queue_full")
     assert int(retry_after) >= 1

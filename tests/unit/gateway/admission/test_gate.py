@@ -21,7 +21,7 @@ from tests.support.plans import plan
 from tests.support.waiting import LIMIT_S
 
 A, B = Tenant("a"), Tenant("b")
-WORK = Forecast(ttft_s=0.5, time_per_output_token_s=0.01, decode_s=0.4)
+WORK = Forecast(ttft_s=0.5, model_s=0.5, time_per_output_token_s=0.01, decode_s=0.4)
 
 
 def planned(decode: str = "decode-0", forecast: Forecast = WORK) -> Plan:
@@ -100,7 +100,7 @@ async def test_workers_have_windows_of_their_own(bench: GateBench) -> None:
         at_once(bench.enter())
     await bench.waiting()
     assert not at_once(bench.enter(plan=planned("decode-1"))).waited
-    handed_over = replace(plan(1), forecast=Forecast(1.0, 0.01, prefill_s=0.5, decode_s=0.1))
+    handed_over = replace(plan(1), forecast=Forecast(1.0, 1.0, 0.01, prefill_s=0.5, decode_s=0.1))
     assert not at_once(bench.enter(plan=handed_over)).waited
     assert set(bench.gate._windows) == {"decode-0", "decode-1", "prefill-0"}
 

@@ -1,5 +1,7 @@
 """What requests are refused for, and whether those who come back when they were told are taken in."""
 
+from functools import partial
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -69,7 +71,7 @@ def until_answered_s(
         worker.ask(ModelPrompt(A, cost_s, lambda prompt, _now: answered.append(prompt.ttft_s)))
 
     for tenant, other_s in backlog:
-        worker.at(0.0, lambda tenant=tenant, other_s=other_s: worker.ask(ModelPrompt(tenant, other_s, _ignore)))
+        worker.at(0.0, partial(worker.ask, ModelPrompt(tenant, other_s, _ignore)))
     worker.at(at_s, come)
     worker.run(1e9)
     return told[0], answered[0]
