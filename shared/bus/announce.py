@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 from shared.bus.events import TOPIC_LOAD, TOPIC_MEMBERSHIP, LoadEvent, MembershipEvent
 from shared.bus.producer import Producer
@@ -13,23 +12,43 @@ log = get_logger()
 
 MEMBERSHIP_EVERY_S = 2.0
 LOAD_EVERY_S = 0.5
-LEAST_LOAD_EVERY_S = 0.1
-"""The shortest time between two load events, however much there is to say."""
+
+SOONEST_S = 0.1
+"""Between two load events at least: what has changed much is told sooner than the next beat."""
+
+MUCH_QUEUED_S = 0.2
+"""A queue that is longer or shorter than a reader supposes by so many seconds is news..."""
+
+MUCH_QUEUED = 0.25
+"""... if it is so by this share of what the reader supposes, too."""
+
+
+def tells_much(told: LoadEvent, now: LoadEvent) -> bool:
+    """Return whether an engine's load has changed so much that readers should not plan with what they were told.
+
+    A reader supposes that what waited when it was told has been worked off since.
+    """
+    passed_s = max(0, now.at_ms - told.at_ms) / 1000
+    supposed_s = max(0.0, told.queued_s - passed_s)
+    return abs(now.queued_s - supposed_s) > max(MUCH_QUEUED_S, MUCH_QUEUED * supposed_s)
 
 
 class Announcer:
-    """Announces on every beat while the broker is there, and at once when it is back; nothing queues up meanwhile."""
+    """Announces on every beat while the broker is there, and at once when it is back; nothing queues up meanwhile.
+
+    Between beats it tells a load that has changed a lot, or that its owner says is news.
+    """
 
     def __init__(self, producer: Producer, membership: MembershipEvent, load: Callable[[], LoadEvent]) -> None:
         self._membership = membership
         self._producer = producer
         self._load = load
+        self._has_news = False
         self._left = False
-        self._has_news = asyncio.Event()
 
     def soon(self) -> None:
         """Announce the load before its time: it is not what it was."""
-        self._has_news.set()
+        self._has_news = True
 
     async def run(self) -> None:
         """Announce until `leave`; meant for `background()`."""
@@ -42,17 +61,18 @@ class Announcer:
             if due or current != generation:
                 announced_at, generation = time.monotonic(), current
                 self._producer.publish(TOPIC_MEMBERSHIP, self._membership.worker, self._membership.encode())
-            load = self._load()
-            self._producer.publish(TOPIC_LOAD, load.worker, load.encode())
-            await self._pause()
+            self._has_news = False
+            told = self._load()
+            self._producer.publish(TOPIC_LOAD, told.worker, told.encode())
+            await self._until_due(told)
 
-    async def _pause(self) -> None:
-        """Wait until the load is to be announced again."""
-        await asyncio.sleep(LEAST_LOAD_EVERY_S)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LOAD_EVERY_S - LEAST_LOAD_EVERY_S):
-                await self._has_news.wait()
-        self._has_news.clear()
+    async def _until_due(self, told: LoadEvent) -> None:
+        """Wait for the next beat, or until the load has changed a lot since it was told."""
+        due_s = time.monotonic() + LOAD_EVERY_S
+        while (left_s := due_s - time.monotonic()) > 0:
+            await asyncio.sleep(min(SOONEST_S, left_s))
+            if self._has_news or tells_much(told, self._load()):
+                return
 
     async def leave(self, timeout_s: float = 1.0) -> None:
         """Say that the worker is going, and wait until that has left the process, `timeout_s` at most; idempotent."""

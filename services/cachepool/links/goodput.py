@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Hashable
 
 from services.cachepool.links.recent import Recent, agree
-from shared.rates import MeanRate
+from shared.measuring.rates import MeanRate
 
 MEMORY_S = 5.0
 """What was seen this many seconds of carrying ago weighs 1/e of what is seen now."""

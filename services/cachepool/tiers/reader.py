@@ -13,7 +13,7 @@ from shared.errors import BlockMissing, CorruptFrame, PrfaasError, Unavailable
 from shared.ids import BlockKey
 from shared.kv.frame import Frame, is_intact
 from shared.log import get_logger
-from shared.rates import MovingRate
+from shared.measuring.rates import MovingRate
 
 log = get_logger()
 

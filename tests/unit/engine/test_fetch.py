@@ -108,6 +108,10 @@ class Bench:
         )
         return landed, corrupt, missing
 
+    @property
+    def landing_bytes_per_s(self) -> float:
+        return self._transfer.landing.per_s
+
     async def publish(self, pool: MemoryPool, entries: Iterable[Entry]) -> None:
         entries = list(entries)
         async with pool.publish(soon()) as publication:
@@ -149,6 +153,7 @@ async def test_what_is_wanted_lands_and_nothing_else(bench: Bench) -> None:
     assert bench.landed() == of(wanted)
     assert fetch.outstanding == {}
     assert bench.counted() == (7, 0, 0)
+    assert bench.landing_bytes_per_s > 0
 
 
 async def test_a_gate_opens_with_the_last_entry_of_its_layer_and_of_those_below(bench: Bench) -> None:

@@ -28,7 +28,7 @@ LEAST_SCALE, MAX_SCALE = 0.01, 1.0
 SCALE_SMOOTHING = 0.1
 
 MAX_RATIO = 100.0
-"""What is expected counts as a share of what was measured that is no smaller than 1 of so many."""
+"""Expected and measured seconds differ by this factor at most, as far as the weight of an error goes."""
 
 MAX_FEATURES = 5
 
@@ -41,11 +41,12 @@ class OnlineFit:
     Errors are relative, to the geometric mean of what was expected and measured: steps of a millisecond count as much
     as those of a second, and twice as long is as wrong as half as long. A measurement replaces older ones of its own
     direction only: what steps have not shown for long stays known, and what they never show apart from other features
-    stays near the prior. The prior may be wrong by its own size, a step by a tenth: so the prior counts as a hundredth
-    of a step of each feature alone. When the speed changes, a tenth of the error is left after about twenty steps.
+    stays near the prior. The prior may be wrong by three times its own size, a step by a tenth: the prior counts as a
+    thousandth of a step of each feature alone. When the speed changes, a tenth of the error is left after some twenty
+    steps.
     """
 
-    def __init__(self, prior: Sequence[float], strength: float = 0.01) -> None:
+    def __init__(self, prior: Sequence[float], strength: float = 0.001) -> None:
         """`prior` has a coefficient for each feature. Raises ValueError unless all are positive and finite."""
         if not 1 <= len(prior) <= MAX_FEATURES:
             raise ValueError(f"a fit has 1 to {MAX_FEATURES} features, not {len(prior)}")
@@ -92,7 +93,7 @@ class OnlineFit:
         if not (0 < seconds < math.inf and any(shares) and all(0 <= share < math.inf for share in shares)):
             return
         expected = sum(value * share for value, share in zip(self._relative, shares, strict=True))
-        unit = math.sqrt(seconds * max(expected, seconds / MAX_RATIO))
+        unit = max(math.sqrt(seconds * max(expected, seconds / MAX_RATIO)), expected / MAX_RATIO)
         error = (seconds - expected) / unit
         if self._is_change(error):
             self._forget(MEMORY_OF_CHANGE)
@@ -138,15 +139,22 @@ class OnlineFit:
         for i, of_row in enumerate(reach):
             self._relative[i] += gain * error * of_row
             row = covariance[i]
-            for j, of_column in enumerate(reach):
-                row[j] += change * of_row * of_column
+            for j in range(i + 1):
+                row[j] += change * of_row * reach[j]
+                covariance[j][i] = row[j]
+        if not _is_covariance(covariance):
+            self._covariance = self._first_covariance()  # rounding has spoilt it
         self._bound_covariance()
         self._known = None
 
     def _bound_covariance(self) -> None:
-        """Let no coefficient be less certain than the prior was: collinear features would drift apart without end."""
-        most, covariance = 1 / self._strength, self._covariance
+        """Let no coefficient be less certain than the prior was, or than that would be if it were as large.
+
+        Collinear features would drift apart without end.
+        """
+        covariance = self._covariance
         for i, row in enumerate(covariance):
+            most = max(1.0, self._relative[i] ** 2) / self._strength
             if not row[i] <= most:
                 factor = math.sqrt(most / row[i])
                 for j in range(len(row)):
@@ -218,7 +226,7 @@ def _non_negative(values: Sequence[float], covariance: Matrix) -> list[float]:
 
 
 def _solved(matrix: Matrix, right: Sequence[float]) -> list[float]:
-    """Return `x` of `matrix x = right` of a symmetric positive matrix, by elimination; some `x` where it is singular."""
+    """Return `x` of `matrix x = right` of a symmetric matrix, by elimination; some `x` where it is singular."""
     rows = [[*row, value] for row, value in zip(matrix, right, strict=True)]
     size = len(rows)
     for i in range(size):
@@ -245,11 +253,18 @@ def _numbers(values: object, count: int | None = None) -> list[float]:
 
 
 def _check_covariance(matrix: Matrix, size: int) -> None:
-    """Raise ValueError unless it can be one: square, symmetric, and no correlation above 1."""
-    if len(matrix) != size or any(matrix[i][i] <= 0 for i in range(size)):
-        raise ValueError("a covariance that is not square or whose variances are not positive")
-    for i in range(size):
+    """Raise ValueError unless it can be one of so many features."""
+    if len(matrix) != size or not _is_covariance(matrix):
+        raise ValueError("a covariance that is not square and symmetric, or has a correlation above 1")
+
+
+def _is_covariance(matrix: Matrix) -> bool:
+    """Return whether variances are positive and finite, and correlations symmetric and at most 1, but for rounding."""
+    if not all(0 < row[i] < math.inf for i, row in enumerate(matrix)):
+        return False
+    for i, row in enumerate(matrix):
         for j in range(i):
-            most = math.sqrt(matrix[i][i] * matrix[j][j]) * (1 + 1e-6)
-            if abs(matrix[i][j]) > most or abs(matrix[i][j] - matrix[j][i]) > 1e-6 * most:
-                raise ValueError("a covariance that is not symmetric or has a correlation above 1")
+            most = math.sqrt(row[i] * matrix[j][j]) * (1 + 1e-6)
+            if not (abs(row[j]) <= most and abs(row[j] - matrix[j][i]) <= 1e-6 * most):
+                return False
+    return True
