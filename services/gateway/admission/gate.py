@@ -175,14 +175,21 @@ class Turn:
         self._asking = asking
         self._window = window
         self._under_way = under_way
+        self._is_handed_over = False  # to a prefill worker, before which it stands
         self._row: tuple[BatchOutlook, BatchRow] | None = None
 
     def sent(self, plan: Plan) -> int:
         """Note the plan that is carried out, be it another than the first. Return the priority for its workers."""
         self._window, self._under_way = self._gate.moved(self._asking, self._window, self._under_way, plan)
+        self._is_handed_over = place_of(plan).worker != plan.decode.worker
         self._drop_row()
         self._row = self._gate.sent(plan, self._asking.output_tokens)
         return self._window.priority_at_worker(self._under_way, self._asking.priority)
+
+    def prefilled(self) -> None:
+        """Let others' prompts come to a prefill worker that is done with this one, though its KV still travels."""
+        if self._is_handed_over:
+            self.first_token()
 
     def first_token(self) -> None:
         """Let others' prompts come: this one is done. Idempotent."""

@@ -71,9 +71,17 @@ class Attempt:
     """Runs one plan. Whatever happens, both calls are cancelled and over before `tokens` is."""
 
     def __init__(
-        self, calls: DecodeCalls, plan: Plan, request: GenerationRequest, usage: PromptUsage, deadline: Deadline
+        self,
+        calls: DecodeCalls,
+        plan: Plan,
+        request: GenerationRequest,
+        usage: PromptUsage,
+        deadline: Deadline,
+        note_prefilled: Callable[[], None] = lambda: None,
     ) -> None:
+        """`note_prefilled` is called when the prefill worker, if the plan has one, is done with the prompt."""
         self._calls = calls
+        self._note_prefilled = note_prefilled
         self._plan = plan
         self._request = request
         self._usage = usage
@@ -93,7 +101,7 @@ class Attempt:
         forecast = self._plan.forecast
         work = PromptWork(forecast.decode_s, forecast.decode_tokens, len(self._request.token_ids))
         assignment = self._calls.registry.assign(decode.worker, work)
-        self._prefilling.start(partial(self._tell_prefill_failed, call))
+        self._prefilling.start(partial(self._tell_prefill_failed, call), self._note_prefilled)
         try:
             if self._calls.hand_off.mode == "stored" and not await self._prefilling.is_over(self._patience_s):
                 self._rescue()

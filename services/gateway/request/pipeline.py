@@ -68,7 +68,7 @@ class Pipeline:
                     rest, plan = await self._planned_again(request, generated, excluded, failure)
                 self._plans.carried_out(rest, plan)
                 rest = replace(rest, priority=turn.sent(plan))
-                attempt = Attempt(self._calls, plan, rest, usage, deadline)
+                attempt = Attempt(self._calls, plan, rest, usage, deadline, turn.prefilled)
                 try:
                     async with aclosing(attempt.tokens()) as events:
                         async for event in events:

@@ -105,6 +105,20 @@ async def test_workers_have_windows_of_their_own(bench: GateBench) -> None:
     assert set(bench.gate._windows) == {"decode-0", "decode-1", "prefill-0"}
 
 
+async def test_a_prefill_worker_that_is_done_may_go_on_while_kv_travels(bench: GateBench) -> None:
+    handed_over = replace(plan(1), forecast=Forecast(5.0, 5.0, 0.01, prefill_s=0.5, decode_s=0.1))
+    first = at_once(bench.enter(plan=handed_over))
+    first.sent(handed_over)
+    second = await bench.waiting(plan=handed_over)
+    first.prefilled()
+    with await second:
+        pass
+    at_decode = at_once(bench.enter(plan=planned()))
+    at_decode.sent(planned())
+    at_decode.prefilled()
+    assert bench.gate._windows[WorkerId("decode-0")].first.num_prompts == 1
+
+
 async def test_who_stops_waiting_is_forgotten_at_once(bench: GateBench) -> None:
     turns = [at_once(bench.enter()) for _ in range(2)]
     gone, stays = await bench.waiting(), await bench.waiting()
