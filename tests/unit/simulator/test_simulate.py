@@ -143,7 +143,7 @@ def test_a_lost_decode_worker_is_followed_by_another() -> None:
     outcome = simulate(replace(case, changes=lost))
     assert np.isfinite(outcome.finished_s[0])
     assert outcome.ttft_s[0] == calm.ttft_s[0]
-    assert outcome.attempts[0] in (1, 2)
+    assert 1 <= outcome.attempts[0] <= 3
     nobody = simulate(
         replace(case, changes=tuple(WorkerChange.lost(3.0, f"home-decode-{number}") for number in range(3)))
     )
