@@ -22,7 +22,7 @@ QUICK_PERCENT = 6.0
 
 
 def queueing(options: argparse.Namespace, report: Report) -> None:
-    seeds, num_requests = (range(3), 20_000) if options.quick else (range(5), 500_000)
+    seeds, num_requests = (range(3), 20_000) if options.quick else (range(5), 300_000)
     limit = QUICK_PERCENT if options.quick else LIMIT_PERCENT
     for case in CASES:
         for load in LOADS[:2] if options.quick else LOADS:
@@ -34,7 +34,7 @@ def queueing(options: argparse.Namespace, report: Report) -> None:
 def planner(options: argparse.Namespace, report: Report) -> None:
     planned = deployments(options.case)
     for deployment in planned[:1] if options.quick else planned:
-        for finding in findings(deployment, 600 if options.quick else 6_000, options.seed):
+        for finding in findings(deployment, 600 if options.quick else 4_000, options.seed):
             report.rows.append(finding.row)
             report.checks.append(finding.check(2 * QUICK_PERCENT if options.quick else None))
 

@@ -4,9 +4,12 @@ import random
 from dataclasses import dataclass
 
 from services.gateway.cluster.assigned import Assignment, PromptWork
+from services.gateway.cluster.devices import ServedPrompts
 from services.gateway.cluster.promises import PrefillPromise, PrefillPromises
 from services.gateway.cluster.registry import Registry
 from services.gateway.placement.index import PlacementIndex
+from services.gateway.request.feedback import Feedback
+from services.gateway.routing.calibration import Calibration
 from services.gateway.routing.plan import Plan, RequestFacts
 from services.gateway.routing.policy import RoutingPolicy
 from services.gateway.routing.router import Router
@@ -37,6 +40,8 @@ class RoutedGateway:
         self._index = index
         self._router = Router(Datacenter(home), layout, policy, codec="raw")
         self._promises = PrefillPromises()
+        self._calibration, self._served = Calibration(), ServedPrompts()
+        self._feedback = Feedback(self._calibration, self._served)
         self._ledgers: dict[SimRoute, _Ledger] = {}
         self._draw = random.Random(f"{places.scenario.seed} {home} {number}")
 
@@ -52,12 +57,14 @@ class RoutedGateway:
             keys=query.keys,
             held=self._index.held(query.keys, self._places.loop.now_s) if query.keys else {},
             promised=self._promises.longest(query.keys),
+            on_device=self._served.longest(query.keys),
             excluded=frozenset(WorkerId(worker) for worker in query.excluded),
             output_tokens=query.num_output,
             slo=self._places.scenario.slo,
             draw=self._draw.random(),
         )
-        plan = self._router.plan(facts, self.registry.view())
+        corrections = self._calibration.corrections(self._places.loop.now_s)
+        plan = self._router.plan(facts, self.registry.view(), corrections)
         route = self._as_route(plan)
         self._ledgers[route] = _Ledger(plan)
         return route
@@ -81,6 +88,9 @@ class RoutedGateway:
             self._promises.drop(ledger.promise)
             self.registry.release(ledger.prefilling)
             ledger.promise = ledger.prefilling = None
+
+    def first_token(self, route: SimRoute, query: RouteQuery, ttft_s: float) -> None:
+        self._feedback.first_token(self._ledgers[route].plan, query.keys, ttft_s, self._places.loop.now_s)
 
     def ended(self, route: SimRoute) -> None:
         ledger = self._ledgers.pop(route)

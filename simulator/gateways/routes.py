@@ -46,6 +46,9 @@ class Dispatcher(Protocol):
     def prefilled(self, route: SimRoute) -> None:
         """Its prefill call is over."""
 
+    def first_token(self, route: SimRoute, query: RouteQuery, ttft_s: float) -> None:
+        """Its first token has come, so long after the plan was made."""
+
     def ended(self, route: SimRoute) -> None:
         """Its decode call is over."""
 

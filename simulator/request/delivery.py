@@ -32,6 +32,7 @@ class KvDelivery:
         self._is_made = maker is None
         self._is_over = False
         self.ready_blocks = len(keys)
+        self.present_blocks = 0  # leading blocks that home had at the beginning
         self.has_failed = False
 
     @property
@@ -41,7 +42,7 @@ class KvDelivery:
 
     def begin(self, sources: Sequence[Source]) -> None:
         """Ask every source for what it has. Blocks that a stale plan counts on and nobody has are not ready."""
-        here = self._places.pools[self._home].num_leading(self._keys)
+        here = self.present_blocks = self._places.pools[self._home].num_leading(self._keys)
         first = min((source.first for source in sources), default=len(self._keys))
         if self._maker is None or (here < first and self.crosses):
             self._lacks(here, before=first)

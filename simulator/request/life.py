@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from shared.errors import NoWorker, Overloaded
+from shared.ids import WorkerId
 from simulator.engines.decode import DecodeRequest
 from simulator.gateways.routes import Dispatcher, RouteQuery, SimRoute
 from simulator.outcome import RequestRow
@@ -95,6 +96,7 @@ class RequestAttempt:
         self._prefill: PromptPrefill | None = None
         self._request: DecodeRequest | None = None
         self._epoch = self._seat.epoch
+        self._begun_s = places.loop.now_s
         self._has_started = False
         self._num_stored = 0  # leading blocks that home's pool has for this request
 
@@ -127,6 +129,8 @@ class RequestAttempt:
         pool.put(self._keys[:num_blocks])
         self._num_stored = num_blocks
         num_read = num_blocks if self._route.prefill is None else 0  # else it was read as it came
+        on_device = self._seat.device.longest(self._keys[:num_read])
+        num_read -= on_device.num_blocks if on_device is not None else 0
         delay_s = num_read * kv.block_tokens * kv.bytes_per_token / self._seat.group.hand_over_bytes_per_s
         self._places.loop.after(delay_s, self._join)
 
@@ -153,6 +157,8 @@ class RequestAttempt:
 
     def _started(self) -> None:
         self._has_started = True
+        self._seat.device.note(self._query.keys, WorkerId(self._seat.name))
+        self._dispatcher.first_token(self._route, self._query, self._places.loop.now_s - self._begun_s)
         pool = self._places.pools[self._home]
         if len(self._query.keys) > self._num_stored:  # decode publishes the full blocks that it computed
             pool.put(self._query.keys)

@@ -47,7 +47,8 @@ class PromptPrefill:
     def begin(self) -> None:
         """Pull what other datacenters have cached, then queue."""
         if self._places.scenario.streamed:
-            self._sent_tokens = self._cached_tokens()
+            here = self._places.kv.block_tokens * self._delivery.present_blocks
+            self._sent_tokens = max(self._cached_tokens(), min(self._end, here))
         for source in self._sources:
             self._pull(source)
         if not self._pulls:
