@@ -38,7 +38,9 @@ class PromptPrefill:
         self._on_lost = on_lost
         self._workers = [route.prefill, *route.prefill_spares]
         self._dc = places.dc_of(route.prefill)
-        self._pulls: dict[str, WatchedTransfer] = {}
+        self._pulls: dict[int, WatchedTransfer] = {}
+        self._pulled_blocks = 0
+        self._first_hole = len(keys)
         self._seat: EngineSeat | None = None
         self._work: PromptJob | None = None
         self._sent_tokens = 0  # of those, all that come before are on their way or were never missing
@@ -64,10 +66,11 @@ class PromptPrefill:
 
     def _pull(self, source: Source) -> None:
         dc = str(source.dc)
-        there = self._places.pools[dc].num_leading(self._keys[: source.end])
+        there = min(source.end, self._places.pools[dc].num_leading(self._keys[: source.end]))
         num_bytes = self._places.blocks_bytes(max(0, there - source.first))
-        over = partial(self._pulled, dc, min(there, source.end))
-        pull = self._pulls[dc] = self._places.fabric.open(dc, self._dc, over, partial(self._pulled, dc, 0))
+        number = len(self._pulls)
+        over, failed = partial(self._pulled, number, source, there), partial(self._pulled, number, source, 0)
+        pull = self._pulls[number] = self._places.fabric.open(dc, self._dc, over, failed)
 
         def reached() -> None:
             pull.transfer.offer(num_bytes)
@@ -75,10 +78,14 @@ class PromptPrefill:
 
         self._places.loop.after(self._places.fabric.ask_s(dc, self._dc), reached)
 
-    def _pulled(self, dc: str, num_blocks: int) -> None:
-        self._pulls.pop(dc, None)
-        self._places.pools[self._dc].put(self._keys[:num_blocks])
+    def _pulled(self, number: int, source: Source, end: int) -> None:
+        """Note that a source has sent its blocks up to `end`; a prefix is worth no more than its first hole."""
+        del self._pulls[number]
+        self._pulled_blocks = max(self._pulled_blocks, source.end)
+        if end < source.end:
+            self._first_hole = min(self._first_hole, max(source.first, end))
         if not self._pulls:
+            self._places.pools[self._dc].put(self._keys[: min(self._pulled_blocks, self._first_hole)])
             self._queue()
 
     def _queue(self) -> None:

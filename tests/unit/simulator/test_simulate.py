@@ -1,6 +1,6 @@
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
@@ -79,9 +79,47 @@ def test_all_requests_finish_and_arrays_agree() -> None:
     assert set(outcome.kind) <= {"none", "local", "remote", "decode_only"}
 
 
+def wandering() -> Scenario:
+    """Return conversations whose turns come to any of three datacenters, small pools, and losses of all kinds."""
+    names = ("a", "b", "c")
+    case = scenario(per_s=4.0, num=400)
+    assert isinstance(case.requests, DrawnRequests)
+    return replace(
+        case,
+        datacenters=tuple(DatacenterSpec(name, 2, 800) for name in names),
+        engines=tuple(
+            group
+            for name in names
+            for group in (EngineGroup("prefill", name, 1, FAST, 4096), EngineGroup("decode", name, 2, SLOW))
+        ),
+        links=tuple(
+            LinkSpec(*ends, LINK_BYTES_PER_S, 0.02, loss=1e-6, connections=4) for ends in permutations(names, 2)
+        ),
+        requests=replace(case.requests, dcs=dict.fromkeys(names, 1.0)),
+        changes=(
+            WorkerChange.lost(20.0, "a-prefill-0"),
+            WorkerChange.lost(25.0, "b-decode-0"),
+            WorkerChange.lost(40.0, "c-prefill-0"),
+            WorkerChange.lost(45.0, "b-prefill-0"),
+            WorkerChange.joins(50.0, "a-prefill-0"),
+            WorkerChange.joins(60.0, "b-decode-0"),
+        ),
+    )
+
+
+def test_prefixes_are_pulled_from_other_datacenters_and_every_answer_ends() -> None:
+    outcome = simulate(wandering())
+    assert np.isfinite(outcome.finished_s).all()
+    assert outcome.attempts.max() == 2
+    assert {"a", "b", "c"} <= set(outcome.prefill_dc)
+    assert sum(num_bytes > 0 for num_bytes in outcome.crossed_bytes.values()) == 6
+    assert outcome.uncached_tokens.sum() < 0.7 * outcome.prompt_tokens.sum()
+
+
 def test_nothing_is_held_when_idle() -> None:
-    simulation = Simulation(scenario())
-    simulation.run()
+    simulation = Simulation(wandering())
+    outcome = simulation.run()
+    assert all(use.backlog_bytes[-1] >= 0 for use in outcome.links.values())
     for seat in simulation.places.engines.seats.values():
         assert seat.engine.num_running == seat.engine.num_waiting == 0
         assert not seat.on_lost
