@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from services.gateway.routing.plan import Slo
 from services.gateway.routing.policy import RoutingPolicy
 from shared.step_profile import StepProfile
-from simulator.engines.costs import StepCost
+from simulator.engines.costs import StepTime
 from simulator.kv import KvSize
 from simulator.network.links import LinkSpec
 from simulator.workload.workload import RequestSource
@@ -23,7 +23,7 @@ class EngineGroup:
     role: EngineRole
     dc: str
     num: int
-    cost: StepCost
+    cost: StepTime
     step_tokens: int = 2048  # most prompt tokens of a step
     prompts_per_step: int = sys.maxsize  # of a prefill worker; 1: one after another
     max_batch: int = 64  # of a decode worker: requests at a time
