@@ -49,7 +49,7 @@ def load(cls: type[T], environ: Mapping[str, str] | None = None) -> T:
                 problems.append(f"{env}: must be set{_because(item)}")
             continue
         try:
-            value = (item.metadata["parse"] or _parser(hints[item.name]))(text)
+            value = (item.metadata["parse"] or parser_of(hints[item.name]))(text)
         except ValueError as error:
             problems.append(f"{env}: {error} (got {text!r})")
             continue
@@ -146,12 +146,12 @@ def _shown_default(item: Field[Any]) -> str:
     return ",".join(item.default) if isinstance(item.default, tuple) else str(item.default)
 
 
-def _parser(hint: Any) -> Callable[[str], Any]:
+def parser_of(hint: Any) -> Callable[[str], Any]:
     """Return the function that reads one setting's text for its annotation."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):  # Optional: unset means None, so a text is always the other type
         (inner,) = (arg for arg in args if arg is not type(None))
-        return _parser(inner)
+        return parser_of(inner)
     if origin is Literal:
         return lambda text: _choice(text, args)
     if origin is tuple:

@@ -16,6 +16,10 @@ from simulator.workload.workload import RequestSource
 EngineRole = Literal["prefill", "decode"]
 
 
+MEASURED_STEPS = 1000.0
+"""Steps that a published profile rests on: below one it would be a prior, which routers trust less."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineGroup:
     """Engines that are alike, in one datacenter; they are called `<dc>-<role>-<n>`, numbered over all groups."""
@@ -33,7 +37,9 @@ class EngineGroup:
 
     @property
     def profile(self) -> StepProfile | None:
-        return self.cost if self.published is None and isinstance(self.cost, StepProfile) else self.published
+        """What load events say that steps take, as if measured for long."""
+        known = self.cost if self.published is None and isinstance(self.cost, StepProfile) else self.published
+        return known if known is None or known.num_steps else known._replace(num_steps=MEASURED_STEPS)
 
 
 @dataclass(frozen=True, slots=True)

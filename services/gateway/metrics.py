@@ -41,12 +41,16 @@ class GatewayMetrics:
         self._success = counter("request_success", "Finished requests.", (*_MODEL, "finished_reason"))
         self._by_source = counter("prompt_tokens_by_source", "Where prompt tokens' KV came from.", (*_MODEL, "source"))
         self._plans = counter("plans", "Plans by the place of prefill.", (*_MODEL, "kind"))
+        self._rescues = counter("rescues", "Plans of which decode computed what came too late.", (*_MODEL, "kind"))
         self._prefill_failures = counter("prefill_failures", "Prefill calls that failed.", (*_MODEL, "code"))
         self._decode_failures = counter("decode_failures", "Decode calls that failed.", (*_MODEL, "code"))
         self._errors = counter("request_errors", "Requests answered with an error.", (*_MODEL, "code"))
 
     def planned(self, kind: str) -> None:
         self._plans.labels(self._model_name, kind).inc()
+
+    def rescued(self, kind: str) -> None:
+        self._rescues.labels(self._model_name, kind).inc()
 
     def prefill_failed(self, code: str) -> None:
         self._prefill_failures.labels(self._model_name, code).inc()

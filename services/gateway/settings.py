@@ -17,6 +17,13 @@ def _codec(value: str) -> str | None:
     return None if value in CODEC_CHOICES else f"must be one of {', '.join(CODEC_CHOICES)}"
 
 
+def _options(text: str) -> tuple[tuple[str, str], ...]:
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    if any(not separator or not name.strip() for name, separator, _ in pairs):
+        raise ValueError("must be name=value,name=value")
+    return tuple((name.strip(), value.strip()) for name, _, value in pairs)
+
+
 @dataclass(frozen=True, kw_only=True)
 class GatewaySettings(ServiceSettings):
     """The model settings must be those of the engines: workers of another model or KV layout are not used."""
@@ -43,7 +50,13 @@ class GatewaySettings(ServiceSettings):
         check=non_negative,
     )
     routing_policy: str = setting(
-        "PRFAAS_ROUTING_POLICY", "cost", help="where prompts are prefilled: cost, threshold, stay_home or least_load"
+        "PRFAAS_ROUTING_POLICY",
+        "cost",
+        help="where prompts are prefilled: cost, threshold, dynamo, lmetric, llm_d, mooncake, gorgo, deflection, "
+        "stay_home, least_load, power_of_two, round_robin or random",
+    )
+    policy_options: tuple[tuple[str, str], ...] = setting(
+        "PRFAAS_POLICY_OPTIONS", (), help="of the routing policy: name=value,name=value", parse=_options
     )
     codec: str = setting(
         "PRFAAS_CODEC",

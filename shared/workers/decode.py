@@ -34,6 +34,7 @@ class DecodedTokens(NamedTuple):
     finish_reason: FinishReason | None  # on the last message
     computed_prompt_tokens: int  # prompt tokens whose KV the worker computed itself; said with the first token
     logprobs: tuple[TokenLogprobs, ...] = ()  # parallel to ids, if they were asked for
+    rescued: bool = False  # blocks were late, and the worker computes the rest; there may be no ids
 
 
 class DecodeClient:
@@ -107,7 +108,10 @@ class DecodeCall:
         except StopAsyncIteration:
             raise WorkerLost(f"{self._worker} ended a stream without a finish reason") from None
         reason = _FINISH.get(message.finish_reason)
-        return DecodedTokens(tuple(message.ids), reason, message.computed_prompt_tokens, logprobs_from_message(message))
+        logprobs = logprobs_from_message(message)
+        return DecodedTokens(
+            tuple(message.ids), reason, message.computed_prompt_tokens, logprobs, rescued=message.rescued
+        )
 
     async def finish(self, limit_s: float) -> None:
         """Wait for the worker to end a finished stream, lest it take our own end for a cancellation."""
@@ -142,6 +146,7 @@ def _control(order: GenerateOrder) -> pb.Control:
         fidelity=cast(pb.Fidelity.ValueType, int(prompt.fidelity)),
         pool_nodes=prompt.pool_nodes,
         tenant=prompt.tenant,
+        patience_ms=0 if order.patience_s is None else max(1, round(1000 * order.patience_s)),
     )
     control = pb.Control(start=request)
     control.start.token_ids.extend(prompt.token_ids)  # now: a message that is put into another is copied

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass
+from itertools import count
 
 from services.gateway.cluster.assigned import Assignment, PromptWork
 from services.gateway.cluster.devices import ServedPrompts
@@ -12,6 +13,7 @@ from services.gateway.request.feedback import Feedback
 from services.gateway.routing.calibration import Calibration
 from services.gateway.routing.plan import Plan, RequestFacts
 from services.gateway.routing.policy import RoutingPolicy
+from services.gateway.routing.rescue import patience_s
 from services.gateway.routing.router import Router
 from shared.bus.events import LoadEvent, MembershipEvent
 from shared.ids import Datacenter, WorkerId
@@ -43,6 +45,7 @@ class RoutedGateway:
         self._calibration, self._served = Calibration(), ServedPrompts()
         self._feedback = Feedback(self._calibration, self._served)
         self._ledgers: dict[SimRoute, _Ledger] = {}
+        self._numbers = count()
         self._draw = random.Random(f"{places.scenario.seed} {home} {number}")
 
     def apply_membership(self, event: MembershipEvent, now: float) -> None:
@@ -62,6 +65,7 @@ class RoutedGateway:
             output_tokens=query.num_output,
             slo=self._places.scenario.slo,
             draw=self._draw.random(),
+            number=next(self._numbers),
         )
         corrections = self._calibration.corrections(self._places.loop.now_s)
         plan = self._router.plan(facts, self.registry.view(), corrections)
@@ -89,7 +93,7 @@ class RoutedGateway:
             self.registry.release(ledger.prefilling)
             ledger.promise = ledger.prefilling = None
 
-    def first_token(self, route: SimRoute, query: RouteQuery, ttft_s: float) -> None:
+    def first_token(self, route: SimRoute, query: RouteQuery, ttft_s: float | None) -> None:
         self._feedback.first_token(self._ledgers[route].plan, query.keys, ttft_s, self._places.loop.now_s)
 
     def ended(self, route: SimRoute) -> None:
@@ -110,4 +114,5 @@ class RoutedGateway:
             decode_sources=plan.decode_sources,
             prefill_sources=plan.prefill_sources,
             ttft_forecast_s=plan.forecast.ttft_s,
+            patience_s=patience_s(plan),
         )

@@ -56,6 +56,10 @@ class RequestLife:
         """Count prompt tokens that an engine computes."""
         self._row.uncached_tokens += num_tokens
 
+    def rescued(self) -> None:
+        """Decode computes what is late."""
+        self._row.rescued = True
+
     def started(self) -> None:
         """The first token of an attempt exists."""
         if self._num_sent == 0:
@@ -113,6 +117,7 @@ class RequestAttempt:
         self._delivery.begin(route.decode_sources)
         if self._prefill is not None:
             self._prefill.begin()
+        self._delivery.wait_for(route.patience_s)
 
     def _prefilled(self, num_computed: int) -> None:
         self._prefill = None
@@ -122,6 +127,8 @@ class RequestAttempt:
     def _delivered(self) -> None:
         """All that will come has come: read it into the worker's pages, then decode."""
         delivery, kv, pool = self._delivery, self._places.kv, self._places.pools[self._home]
+        if delivery.is_late:
+            self._life.rescued()
         if self._prefill is not None and delivery.has_failed:  # computed in vain: nobody waits for it any more
             self._prefill.withdraw()
             self._prefilled(0)
@@ -158,7 +165,8 @@ class RequestAttempt:
     def _started(self) -> None:
         self._has_started = True
         self._seat.device.note(self._query.keys, WorkerId(self._seat.name))
-        self._dispatcher.first_token(self._route, self._query, self._places.loop.now_s - self._begun_s)
+        ttft_s = None if self._delivery.is_late else self._places.loop.now_s - self._begun_s
+        self._dispatcher.first_token(self._route, self._query, ttft_s)
         pool = self._places.pools[self._home]
         if len(self._query.keys) > self._num_stored:  # decode publishes the full blocks that it computed
             pool.put(self._query.keys)

@@ -7,7 +7,7 @@ from shared.ids import BlockKey
 from shared.kv.entries import Source
 from simulator.engines.work import PromptJob
 from simulator.gateways.routes import SimRoute
-from simulator.network.fabric import WatchedTransfer
+from simulator.network.watched import WatchedTransfer
 from simulator.places import Places
 from simulator.request.delivery import KvDelivery
 from simulator.seats import EngineSeat
@@ -51,6 +51,7 @@ class PromptPrefill:
         if self._places.scenario.streamed:
             here = self._places.kv.block_tokens * self._delivery.present_blocks
             self._sent_tokens = max(self._cached_tokens(), min(self._end, here))
+        self._delivery.expect(self._bytes(self._sent_tokens, self._end, is_last=self._sent_tokens < self._end))
         for source in self._sources:
             self._pull(source)
         if not self._pulls:
@@ -118,11 +119,15 @@ class PromptPrefill:
     def _stepped(self, first: int, end: int, end_s: float) -> None:
         """Send a chunk's KV by groups of layers, evenly over its step, of what has not been sent before."""
         scenario, loop, layers = self._places.scenario, self._places.loop, self._places.kv.layers
+        if not self._delivery.crosses and first > self._sent_tokens:  # the steps before have computed it
+            self._delivery.computed_at_home(self._bytes(self._sent_tokens, first, is_last=False), first)
+            self._sent_tokens = first
         first, is_last = max(first, self._sent_tokens), end == self._end
         if not self._delivery.crosses or not scenario.streamed or first >= end:
             return
         self._sent_tokens = end
         num_bytes = self._bytes(first, end, is_last=is_last)
+        self._delivery.will_bring(num_bytes, end)
         piece, start_s = num_bytes / layers, loop.now_s
         work = self._work
 
@@ -154,7 +159,9 @@ class PromptPrefill:
     def _send(self, first: int, end: int, *, is_last: bool) -> None:
         self._sent_tokens = max(self._sent_tokens, end)
         if self._delivery.crosses:
-            self._delivery.offer(self._bytes(first, end, is_last=is_last))
+            num_bytes = self._bytes(first, end, is_last=is_last)
+            self._delivery.will_bring(num_bytes, end)
+            self._delivery.offer(num_bytes)
 
     def _bytes(self, first: int, end: int, *, is_last: bool) -> float:
         kv = self._places.kv

@@ -47,9 +47,10 @@ class PeerPulls:
         self._store = store
         self._links = links
         self._metrics = metrics
+        self.network = PeerNetwork(channels, links, lanes, settings.stall_s)
         self._context = PullContext(
             store,
-            PeerNetwork(channels, links, lanes, settings.stall_s),
+            self.network,
             metrics,
             self._accuse,
             limit_s=settings.pull_timeout_s,

@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from services.cachepool.links.links import Links
@@ -65,7 +66,8 @@ async def arrivals(
     crossing = Crossing(dc, terms.is_background, request.share, stall_s / HEARTBEATS_IN_PATIENCE)
     client = PoolClient(network.channels, peer.address, request.channel_id, lanes=network.lanes)
     fetch = client.fetch(terms.layout, request.blocks, (), request.wait_s, deadline, crossing, doubted=request.doubted)
-    with network.links.receiver(peer.dc) as receiver:
+    receiving_s = partial(network.lanes.receiving_s, peer.address)
+    with network.links.receiver(peer.dc, peer.address, receiving_s) as receiver:
         async with aclosing(fetch) as arriving:
             while True:
                 patience_s = receiver.patience_s(stall_s)

@@ -22,6 +22,7 @@ WORKER = np.dtype(
         ("context_tokens", np.float64),  # of running requests together
         ("free_tokens", np.float64),  # KV memory; infinite where nothing was said of it
         ("kv_usage", np.float64),  # 0 to 1
+        ("is_measured", np.bool_),  # whether the next five are the worker's own
         ("base_s", np.float64),  # `StepProfile`
         ("token_s", np.float64),
         ("pair_s", np.float64),
@@ -116,6 +117,7 @@ def take_report(row: Rows, report: LoadEvent, membership: MembershipEvent) -> No
     row["step_tokens"] = report.step_tokens or STEP_TOKENS
     row["hand_over_bytes_per_s"] = report.hand_over_bytes_per_s or HAND_OVER_BYTES_PER_S
     if report.step_profile is not None:
+        row["is_measured"] = report.step_profile.num_steps >= 1
         _set_profile(row, report.step_profile)
 
 

@@ -14,22 +14,28 @@ from services.gateway.request.generation import GenerationRequest
 from services.gateway.request.prefilling import NoteArrival, PrefillCalls, Prefilling
 from services.gateway.request.usage import PromptUsage
 from services.gateway.routing.plan import Plan
+from services.gateway.routing.rescue import patience_s
 from services.gateway.settings import HandOff
 from shared.deadline import Deadline
 from shared.ids import BlockKey
 from shared.kv.codec import Codec
 from shared.kv.entries import Source
+from shared.log import get_logger
 from shared.sampling.logprobs import TokenLogprobs
 from shared.tenant import tenant_of
 from shared.workers.decode import DecodeCall, DecodeClient, DecodedTokens, FinishReason
 from shared.workers.request import GenerateOrder, PromptOrder
 
+log = get_logger()
+
 LAST_WORD_S = 1.0
 """How long the end of a request waits for its workers' last words: prefill's count, decode's clean close."""
 
 
-NoteFirstToken = Callable[[Plan, Sequence[BlockKey], float, float], None]
-"""Told a plan, its prompt's keys, the seconds until the first token, and when that was: see `feedback.Feedback`."""
+NoteFirstToken = Callable[[Plan, Sequence[BlockKey], float | None, float], None]
+"""Told a plan, its prompt's keys, the seconds until the first token, and when that was: see `feedback.Feedback`.
+
+None in place of seconds: they say nothing of such plans, for this one was not carried out to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +82,8 @@ class Attempt:
         self._prefilling = Prefilling(calls.prefill, plan, self._prefill_order(), self._keys, usage, deadline)
         self._begun_at = time.monotonic()
         self._started = asyncio.Event()  # decode has its first message: updates may follow
+        self._patience_s = patience_s(plan)
+        self._is_rescued = False  # what has not come by now is computed by decode
 
     async def tokens(self) -> AsyncGenerator[TokenEvent, None]:
         """Yield tokens as decode sends them. Raises what the decode call fails with; prefill's failures stay inside."""
@@ -87,14 +95,18 @@ class Attempt:
         assignment = self._calls.registry.assign(decode.worker, work)
         self._prefilling.start(partial(self._tell_prefill_failed, call))
         try:
-            if self._calls.hand_off.mode == "stored":
-                await self._prefilling.over.wait()
+            if self._calls.hand_off.mode == "stored" and not await self._prefilling.is_over(self._patience_s):
+                self._rescue()
             await call.start(self._generate_order(), self._deadline.remaining())
             self._started.set()
             finish_reason: FinishReason | None = None
             is_first = True
             while finish_reason is None:
                 tokens = await call.next_tokens()
+                if tokens.rescued:
+                    self._rescue()
+                    if not tokens.ids:
+                        continue
                 if is_first:
                     self._note_first(tokens)
                     is_first = False
@@ -114,9 +126,24 @@ class Attempt:
         await self._started.wait()
         await call.prefill_failed()
 
+    def _rescue(self) -> None:
+        """Take note that decode computes what is late: prefill would go on for nobody."""
+        self._is_rescued = True
+        self._calls.prefill.metrics.rescued(self._plan.kind)
+        self._prefilling.give_up()
+        log.warning(
+            "rescued",
+            kind=self._plan.kind,
+            decode=self._plan.decode.worker,
+            prefill=self._plan.prefill.worker if self._plan.prefill else None,
+            patience_s=self._patience_s,
+            forecast_ttft_s=self._plan.forecast.ttft_s,
+        )
+
     def _note_first(self, tokens: DecodedTokens) -> None:
         now = time.monotonic()
-        self._calls.note_first_token(self._plan, self._request.keys, now - self._begun_at, now)
+        ttft_s = None if self._is_rescued else now - self._begun_at
+        self._calls.note_first_token(self._plan, self._request.keys, ttft_s, now)
         # Decode computes the end of what it is sent: attempts and choices of one prompt share what they compute of it.
         of_prompt = tokens.computed_prompt_tokens - self._request.num_generated
         self._usage.decode_tokens = max(self._usage.decode_tokens, of_prompt)
@@ -130,11 +157,14 @@ class Attempt:
 
     def _generate_order(self) -> GenerateOrder:
         plan = self._plan
+        sources = () if self._is_rescued else plan.decode_sources
+        is_awaited = plan.prefill is not None and not self._is_rescued
         return GenerateOrder(
-            prompt=self._prompt_order(plan.decode_sources, plan.decode_codec, plan.decode_nodes),
+            prompt=self._prompt_order(sources, plan.decode_codec, plan.decode_nodes),
             sampling=self._request.sampling,
-            wait_ms=0 if plan.prefill is None else self._calls.hand_off.block_wait_ms,
+            wait_ms=self._calls.hand_off.block_wait_ms if is_awaited else 0,
             num_generated=self._request.num_generated,
+            patience_s=None if self._is_rescued else self._patience_s,
         )
 
     def _prompt_order(self, sources: Sequence[Source], codec: Codec, pool_nodes: Sequence[str]) -> PromptOrder:

@@ -15,7 +15,11 @@ class Feedback:
         self._calibration = calibration
         self._served = served
 
-    def first_token(self, plan: Plan, keys: Sequence[BlockKey], ttft_s: float, now: float) -> None:
-        """Note that the first token of a plan has come, so long after the plan was made. `keys` are the prompt's."""
-        self._calibration.measured(plan, ttft_s, now)
+    def first_token(self, plan: Plan, keys: Sequence[BlockKey], ttft_s: float | None, now: float) -> None:
+        """Note that the first token of a plan has come, so long after the plan was made. `keys` are the prompt's.
+
+        None: the plan was given up, and the time says nothing of others like it.
+        """
+        if ttft_s is not None:
+            self._calibration.measured(plan, ttft_s, now)
         self._served.note(keys, plan.decode.worker)

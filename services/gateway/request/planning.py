@@ -4,6 +4,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from typing import Protocol
 
 from services.gateway.cluster.devices import ServedPrompts
@@ -53,6 +54,7 @@ class Planner:
         self._metrics = metrics
         self._clock = clock
         self._draw = draw
+        self._numbers = count()
 
     def plan(self, request: GenerationRequest, excluded: frozenset[WorkerId]) -> tuple[GenerationRequest, Plan]:
         """Return the plan, and the request with the keys of the chain that the plan is for. Raises `NoWorker`."""
@@ -93,5 +95,6 @@ class Planner:
             output_tokens=request.sampling.max_tokens,
             slo=request.slo,
             draw=self._draw(),
+            number=next(self._numbers),
         )
         return self._router.plan(facts, self._registry.view(), self._calibration.corrections(self._clock()))

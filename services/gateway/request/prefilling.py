@@ -77,10 +77,24 @@ class Prefilling:
         self._task = asyncio.create_task(self._run(tell_failure), name="prefill call")
         self._task.add_done_callback(self._end)
 
+    async def is_over(self, limit_s: float | None) -> bool:
+        """Wait until no more blocks will come, at most so long. Return whether that is so."""
+        try:
+            async with asyncio.timeout(limit_s):
+                await self.over.wait()
+        except TimeoutError:
+            return False
+        return True
+
     async def wait(self, limit_s: float) -> None:
         """Wait for the call's end, at most so long. Never fails."""
         if self._task is not None:
             await asyncio.wait({self._task}, timeout=limit_s)
+
+    def give_up(self) -> None:
+        """Have the worker stop: what it has published stays, the rest is computed elsewhere."""
+        if self._task is not None:
+            self._task.cancel()
 
     async def stop(self) -> None:
         """Cancel what runs; return when it is over."""

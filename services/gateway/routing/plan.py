@@ -1,5 +1,6 @@
 """What routing is asked and what it answers. Data only."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -38,6 +39,7 @@ class RequestFacts:
     output_tokens: int = 0  # that the answer may have
     slo: Slo = NO_SLO
     draw: float = 0.0  # in [0, 1): what chance decides is decided by it, so that equal inputs give equal plans
+    number: int = 0  # of the plan among its gateway's: policies that take turns keep no count of their own
 
 
 class LinkUse(NamedTuple):
@@ -60,6 +62,7 @@ class Forecast:
     decode_s: float = 0.0  # of the decode worker's model, for the prompt
     decode_tokens: float = 0.0
     crossings: tuple[LinkUse, ...] = ()
+    alone_s: float = math.inf  # of decode, until the first token, with the blocks of home alone; infinite: not measured
 
     @property
     def work_s(self) -> float:

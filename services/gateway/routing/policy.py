@@ -40,4 +40,16 @@ def least_loaded(facts: Facts) -> int:
 
 def ranked(*merits: NDArray[np.generic]) -> list[int]:
     """Return rows in order: the least of the first merit first, of equals the least of the second, and so on."""
-    return [int(row) for row in np.lexsort(merits[::-1])]
+    order: list[int] = np.lexsort(merits[::-1]).tolist()
+    return order
+
+
+def turn(num_rows: int, first: int) -> NDArray[np.intp]:
+    """Return each row's turn when row `first` is the first one: a merit by which equal rows are taken in rotation."""
+    return (np.arange(num_rows) - first) % max(1, num_rows)
+
+
+def drawn(draw: float, num_choices: int) -> tuple[int, float]:
+    """Return one of so many choices, and what is left of the draw for the next: a number of [0, 1) again."""
+    scaled = draw * num_choices
+    return int(scaled), scaled % 1.0

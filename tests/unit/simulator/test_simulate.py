@@ -241,3 +241,33 @@ def test_a_scenario_that_names_what_is_not_there() -> None:
         simulate(replace(scenario(), links=(LinkSpec("nowhere", "home", 1.0),)))
     with pytest.raises(ValueError, match="decode engine"):
         simulate(replace(scenario(), engines=scenario().engines[:2]))
+
+
+def falling(share: float) -> Scenario:
+    """Return a prompt that is computed away, and a link that falls a little after its first pieces have crossed."""
+    case = single(scenario(always_away), 60_000)
+    links = tuple(replace(link, capacity=ScheduledCapacity(((2.0, share),))) for link in case.links)
+    return replace(case, links=links)
+
+
+def test_decode_computes_what_a_link_that_fell_does_not_bring() -> None:
+    calm, fallen = simulate(falling(1.0)), simulate(falling(0.01))
+    assert not calm.rescued.any()
+    assert fallen.rescued.all()
+    alone_s = SLOW.prompt_s(0, 60_000, 2048)
+    assert fallen.ttft_s[0] < 0.2 + 3 * alone_s
+    assert fallen.ttft_s[0] < 0.5 * 60_000 * BYTES_PER_TOKEN / (0.01 * LINK_BYTES_PER_S)
+    assert calm.uncached_tokens[0] < fallen.uncached_tokens[0]
+
+
+def test_a_link_that_has_come_back_is_used_again() -> None:
+    links = tuple(
+        replace(link, capacity=ScheduledCapacity.dip(30.0, 60.0, 0.02)) for link in scenario(always_away).links
+    )
+    outcome = simulate(replace(scenario(per_s=2.0, num=250), links=links))
+    remote = np.array(outcome.kind) == "remote"
+    before, during, after = (
+        remote[outcome.within(*span)].mean() for span in ((10.0, 30.0), (35.0, 60.0), (75.0, 120.0))
+    )
+    assert during < 0.3 * before
+    assert after > 0.6 * before

@@ -5,7 +5,7 @@ or *decode alone* computes what no cache has. Both use a cached prefix, which is
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -185,8 +185,20 @@ def forecast_of(facts: Facts, decision: Decision) -> Forecast:
     """
     use, transfers = everybody(facts), Transfers(facts)
     if facts.is_cached or not decision.prefill:
-        return on_decode(transfers, use).forecast(facts, decision.decode)
-    return handed_over(transfers, [use] * len(facts.dcs), decision.decode).forecast(facts, decision.prefill[0])
+        forecast = on_decode(transfers, use).forecast(facts, decision.decode)
+        return replace(forecast, alone_s=_alone_s(transfers, decision.decode))
+    row = decision.prefill[0]
+    forecast = handed_over(transfers, [use] * len(facts.dcs), decision.decode).forecast(facts, row)
+    is_measured = facts.prefill.rows["is_measured"][row]
+    return replace(forecast, alone_s=_alone_s(transfers, decision.decode) if is_measured else np.inf)
+
+
+def _alone_s(transfers: Transfers, decode: int) -> float:
+    """Return when decode would have its first token with nothing from elsewhere; infinite while it is not measured."""
+    facts = transfers.facts
+    if not facts.decode.rows["is_measured"][decode]:
+        return np.inf
+    return float(on_decode(transfers, near(facts, facts.home)).ttft_s[decode])
 
 
 def _moved(facts: Facts, num_blocks: int) -> NDArray[np.float64]:

@@ -38,12 +38,12 @@ def test_what_is_remembered_of_foreign_names_is_bounded() -> None:
 
 def test_a_link_that_is_slow_or_shared_may_be_silent_for_longer() -> None:
     links = Links(WEST, Metrics(), lambda: 0.0)
-    with links.receiver(WEST) as at_home:
+    with links.receiver(WEST, "w:1") as at_home:
         assert at_home.patience_s(6.0) == 6.0
-    with links.receiver(EAST) as one:
+    with links.receiver(EAST, "e:1") as one:
         alone_s = one.patience_s(6.0)
         assert alone_s == 6.0 + 2 * MAX_BATCH_BYTES / ASSUMED_BYTES_PER_S
-        with links.receiver(EAST) as other:
+        with links.receiver(EAST, "e:1") as other:
             assert one.patience_s(6.0) == alone_s
             for receiver in (one, other):
                 receiver.arrived([frame(key("block"), 0)])
@@ -59,7 +59,7 @@ def test_the_patience_follows_the_measured_speed() -> None:
     links = Links(WEST, Metrics(), clock)
     sizes = MAX_BATCH_BYTES // ENTRY_BYTES
     full = [frame(key("block"), 0)] * sizes
-    with links.receiver(EAST) as receiver:
+    with links.receiver(EAST, "e:1") as receiver:
         for _ in range(3):
             receiver.arrived(full)
             clock.advance(0.25)

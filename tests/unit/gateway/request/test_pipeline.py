@@ -76,7 +76,7 @@ class PipelineBench:
         return request, replace(plan(0, decode=f"decode-{len(excluded)}"), num_blocks=0)
 
 
-def _ignore_first(_plan: Plan, _keys: Sequence[BlockKey], _ttft_s: float, _now: float) -> None:
+def _ignore_first(_plan: Plan, _keys: Sequence[BlockKey], _ttft_s: float | None, _now: float) -> None:
     pass
 
 

@@ -1,5 +1,6 @@
 """Where prompts go by cost, on workers and links of known speed. Blocks of 64 tokens of 64 KiB; home is west."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -158,3 +159,26 @@ def test_forecasts_say_what_a_plan_costs(rows: tuple[int, ...]) -> None:
     assert crossing == (99 * LAYOUT.block_bytes if rows == (1,) else 0)
     assert forecast.prefill_tokens == (99 * 64 if rows else 0)
     assert forecast.decode_tokens == (64 if rows else 6400)
+
+
+def measured() -> dict[str, Any]:
+    """Workers as in `facts`, with prefill in the east only, that have measured their steps."""
+    return {
+        "prefill": table({"away": EAST}, is_measured=True, **FAST),
+        "decode": table({"decode": WEST}, is_measured=True, **SLOW),
+    }
+
+
+def test_a_forecast_says_what_decode_alone_would_take_with_the_blocks_of_home() -> None:
+    away = measured()
+    alone = forecast_of(facts(6400, **away), Decision(0)).ttft_s
+    assert forecast_of(facts(6400, **away), Decision(0, (0,))).alone_s == alone
+    assert forecast_of(facts(6400, held={NORTH: 100}, **away), Decision(0)).alone_s == alone  # to be pulled
+    assert forecast_of(facts(6400, held={WEST: 50}, **away), Decision(0, (0,))).alone_s < 0.6 * alone
+
+
+@pytest.mark.parametrize("unmeasured", ["prefill", "decode"])
+def test_what_nobody_has_measured_is_no_reason_to_lose_patience(unmeasured: str) -> None:
+    both = measured()
+    both[unmeasured].rows["is_measured"] = False
+    assert math.isinf(forecast_of(facts(6400, **both), Decision(0, (0,))).alone_s)

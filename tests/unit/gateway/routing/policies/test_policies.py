@@ -14,6 +14,7 @@ from services.gateway.routing.plan import RequestFacts
 from services.gateway.routing.policies import POLICIES, policy_of
 from services.gateway.routing.policies.cost import ByCost
 from services.gateway.routing.policies.least_load import LeastLoad
+from services.gateway.routing.policies.mooncake import MooncakeTtft
 from services.gateway.routing.policies.stay_home import StayHome
 from services.gateway.routing.policies.threshold import Threshold
 from services.gateway.routing.policy import RoutingPolicy
@@ -74,6 +75,17 @@ def test_threshold_sends_long_prompts_away_and_keeps_short_ones() -> None:
     assert ranked(Threshold(16), facts(24, {EAST: 2}))[0] == "home"
 
 
+def test_with_scarce_bandwidth_the_threshold_counts_with_each_sides_own_cache() -> None:
+    scarce = Threshold(16, bandwidth="scarce")
+    given = facts(28, {EAST: 6})
+    assert ranked(Threshold(16), given)[0] == "home", "abundant: the prefix is moved"
+    assert ranked(scarce, given)[0] == "away", "scarce: home would compute all of it"
+    assert ranked(scarce, facts(28, {WEST: 3, EAST: 6}))[0] == "home"
+    assert scarce.decide(facts(28, {WEST: 3, EAST: 6})).pull_from == frozenset({WEST})
+    assert scarce.decide(given).pull_from == frozenset({EAST, WEST})
+    assert Threshold(16).decide(given).pull_from is None
+
+
 def test_what_is_computed_sooner_than_handed_over_is_left_to_decode() -> None:
     assert ranked(Threshold(16, 12), facts(12)) == []
     assert ranked(Threshold(16, 12), facts(13))[0] == "home"
@@ -132,6 +144,32 @@ def test_the_default_is_cost_and_the_threshold_has_settings() -> None:
     }
     settings = load(GatewaySettings, environ)
     assert policy_of(settings) == Threshold(77, 7)
+
+
+def test_the_options_of_a_policy_are_its_fields() -> None:
+    environ = {
+        "PRFAAS_ROUTING_POLICY": "threshold",
+        "PRFAAS_POLICY_OPTIONS": "bandwidth=scarce, decode_threshold_tokens=3",
+    }
+    assert policy_of(load(GatewaySettings, environ)) == Threshold(512, 3, "scarce")
+    environ = {"PRFAAS_ROUTING_POLICY": "mooncake", "PRFAAS_POLICY_OPTIONS": "kvcache_balancing_threshold=4"}
+    assert policy_of(load(GatewaySettings, environ)) == MooncakeTtft(4.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "problem"),
+    [
+        ("threshold", "bandwidth=none", "bandwidth: must be one of abundant, scarce"),
+        ("mooncake", "kvcache_balancing_threshold=much", "kvcache_balancing_threshold: not a number"),
+        ("gorgo", "speed=1", "speed: not an option of this policy .it has running_weight, network_weight"),
+        ("stay_home", "speed=1", "speed: not an option of this policy .it has none"),
+        ("gorgo", "1", "must be name=value,name=value"),
+    ],
+)
+def test_a_wrong_option_is_named(name: str, options: str, problem: str) -> None:
+    environ = {"PRFAAS_ROUTING_POLICY": name, "PRFAAS_POLICY_OPTIONS": options}
+    with pytest.raises(SettingsError, match=rf"PRFAAS_POLICY_OPTIONS: {problem}"):
+        policy_of(load(GatewaySettings, environ))
 
 
 def test_an_unknown_policy_is_named_with_those_there_are() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from shared.engine.settings import EngineSettings
-from shared.fitting import OnlineFit
 from shared.ids import ModelFingerprint
 from shared.log import get_logger
+from shared.measuring.fitting import OnlineFit
 from shared.model.files.fingerprint import write_atomically
 
 log = get_logger()

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 
 from shared.bus.events import LoadEvent
-from shared.engine.profile.costs import QueuedWork, StepCosts
+from shared.engine.costs.steps import QueuedWork, StepCosts
 from shared.ids import Epoch, WorkerId
 
 

@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from shared.fitting import OnlineFit
-from shared.rates import RecentRate
+from shared.measuring.fitting import OnlineFit
+from shared.measuring.rates import RecentRate
 from shared.step_profile import StepProfile, num_pairs
 
 

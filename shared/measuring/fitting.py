@@ -41,11 +41,12 @@ class OnlineFit:
     Errors are relative, to the geometric mean of what was expected and measured: steps of a millisecond count as much
     as those of a second, and twice as long is as wrong as half as long. A measurement replaces older ones of its own
     direction only: what steps have not shown for long stays known, and what they never show apart from other features
-    stays near the prior. The prior may be wrong by its own size, a step by a tenth: so the prior counts as a hundredth
-    of a step of each feature alone. When the speed changes, a tenth of the error is left after about twenty steps.
+    stays near the prior. The prior may be wrong by three times its own size, a step by a tenth: the prior counts as a
+    thousandth of a step of each feature alone. When the speed changes, a tenth of the error is left after some twenty
+    steps.
     """
 
-    def __init__(self, prior: Sequence[float], strength: float = 0.01) -> None:
+    def __init__(self, prior: Sequence[float], strength: float = 0.001) -> None:
         """`prior` has a coefficient for each feature. Raises ValueError unless all are positive and finite."""
         if not 1 <= len(prior) <= MAX_FEATURES:
             raise ValueError(f"a fit has 1 to {MAX_FEATURES} features, not {len(prior)}")
@@ -144,9 +145,13 @@ class OnlineFit:
         self._known = None
 
     def _bound_covariance(self) -> None:
-        """Let no coefficient be less certain than the prior was: collinear features would drift apart without end."""
-        most, covariance = 1 / self._strength, self._covariance
+        """Let no coefficient be less certain than the prior was, or than that would be if it were as large.
+
+        Collinear features would drift apart without end.
+        """
+        covariance = self._covariance
         for i, row in enumerate(covariance):
+            most = max(1.0, self._relative[i] ** 2) / self._strength
             if not row[i] <= most:
                 factor = math.sqrt(most / row[i])
                 for j in range(len(row)):
@@ -218,7 +223,7 @@ def _non_negative(values: Sequence[float], covariance: Matrix) -> list[float]:
 
 
 def _solved(matrix: Matrix, right: Sequence[float]) -> list[float]:
-    """Return `x` of `matrix x = right` of a symmetric positive matrix, by elimination; some `x` where it is singular."""
+    """Return `x` of `matrix x = right` of a symmetric matrix, by elimination; some `x` where it is singular."""
     rows = [[*row, value] for row, value in zip(matrix, right, strict=True)]
     size = len(rows)
     for i in range(size):

@@ -2,7 +2,7 @@
 
 A worker that has never computed tells this of itself, so it must be neither so good that it attracts everything nor
 so bad that it is never asked. The stated rates are what our own kernels reach on common machines, not their limits;
-the first steps correct them (`shared.fitting`).
+the first steps correct them (`shared.measuring.fitting`).
 """
 
 import math
