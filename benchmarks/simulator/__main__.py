@@ -15,7 +15,7 @@ from benchmarks.simulator.queueing import CASES, LIMIT_PERCENT, LOADS, find
 from benchmarks.simulator.scale import ScaleCase, measure_scale
 
 PAPER = ROOT / "examples" / "plans" / "paper.toml"
-LARGE = ScaleCase(workers=2_000, blocks=10_000_000, requests=20_000, per_s=400)
+LARGE = ScaleCase(workers=2_000, blocks=10_000_000, requests=10_000, per_s=400)
 SMALL = ScaleCase(workers=200, blocks=100_000, requests=1_000, per_s=40)
 NUM_ARRIVALS = 60_000
 """At each queue with each seed, at a load of 0."""
