@@ -28,7 +28,7 @@ LEAST_SCALE, MAX_SCALE = 0.01, 1.0
 SCALE_SMOOTHING = 0.1
 
 MAX_RATIO = 100.0
-"""What is expected counts as a share of what was measured that is no smaller than 1 of so many."""
+"""Expected and measured seconds differ by this factor at most, as far as the weight of an error goes."""
 
 MAX_FEATURES = 5
 
@@ -93,7 +93,7 @@ class OnlineFit:
         if not (0 < seconds < math.inf and any(shares) and all(0 <= share < math.inf for share in shares)):
             return
         expected = sum(value * share for value, share in zip(self._relative, shares, strict=True))
-        unit = math.sqrt(seconds * max(expected, seconds / MAX_RATIO))
+        unit = max(math.sqrt(seconds * max(expected, seconds / MAX_RATIO)), expected / MAX_RATIO)
         error = (seconds - expected) / unit
         if self._is_change(error):
             self._forget(MEMORY_OF_CHANGE)
@@ -139,8 +139,11 @@ class OnlineFit:
         for i, of_row in enumerate(reach):
             self._relative[i] += gain * error * of_row
             row = covariance[i]
-            for j, of_column in enumerate(reach):
-                row[j] += change * of_row * of_column
+            for j in range(i + 1):
+                row[j] += change * of_row * reach[j]
+                covariance[j][i] = row[j]
+        if not _is_covariance(covariance):
+            self._covariance = self._first_covariance()  # rounding has spoilt it
         self._bound_covariance()
         self._known = None
 
@@ -250,11 +253,18 @@ def _numbers(values: object, count: int | None = None) -> list[float]:
 
 
 def _check_covariance(matrix: Matrix, size: int) -> None:
-    """Raise ValueError unless it can be one: square, symmetric, and no correlation above 1."""
-    if len(matrix) != size or any(matrix[i][i] <= 0 for i in range(size)):
-        raise ValueError("a covariance that is not square or whose variances are not positive")
-    for i in range(size):
+    """Raise ValueError unless it can be one of so many features."""
+    if len(matrix) != size or not _is_covariance(matrix):
+        raise ValueError("a covariance that is not square and symmetric, or has a correlation above 1")
+
+
+def _is_covariance(matrix: Matrix) -> bool:
+    """Return whether variances are positive and finite, and correlations symmetric and at most 1, but for rounding."""
+    if not all(0 < row[i] < math.inf for i, row in enumerate(matrix)):
+        return False
+    for i, row in enumerate(matrix):
         for j in range(i):
-            most = math.sqrt(matrix[i][i] * matrix[j][j]) * (1 + 1e-6)
-            if abs(matrix[i][j]) > most or abs(matrix[i][j] - matrix[j][i]) > 1e-6 * most:
-                raise ValueError("a covariance that is not symmetric or has a correlation above 1")
+            most = math.sqrt(row[i] * matrix[j][j]) * (1 + 1e-6)
+            if not (abs(row[j]) <= most and abs(row[j] - matrix[j][i]) <= 1e-6 * most):
+                return False
+    return True

@@ -104,7 +104,6 @@ async def test_a_fall_is_reported_at_once_and_a_return_though_nobody_asks_anythi
             """A relay that stands still for a moment makes the link slower than it is."""
             noticed = await fall_and_return(pair, next(names), low_s=4.0)
             assert noticed.round_trip_s >= 2 * DELAY_S
-            assert noticed.low_bytes_per_s < 0.05 * RATE, "what probes take is saved up, and spent at first"
             return noticed.fall_s < FALL_LIMIT_S and noticed.return_s < RETURN_LIMIT_S
 
         await eventually(both_are_noticed)
