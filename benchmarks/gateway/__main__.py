@@ -29,7 +29,7 @@ async def spent(trees: dict[str, Path], options: argparse.Namespace) -> list[tup
         workers = await stack.enter_async_context(child(ROOT, file_of("workers.py")))
         clients: dict[str, Client] = {}
         for name, tree in trees.items():
-            command = (file_of("served.py"), workers.said, options.model, str(default_cache_dir()))
+            command = (file_of("served.py"), workers.said, workers.said, options.model, str(default_cache_dir()))
             clients[name] = Client(await stack.enter_async_context(child(tree, *command)))
         for number in range(rounds + 1):  # the first one warms up
             for work in chosen:
