@@ -1,22 +1,20 @@
 """How much one gateway process carries: requests and streamed tokens a second, what they cost it, its memory."""
 
-import asyncio
 import json
-import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from benchmarks.gateway.load import Address, Drive, drive
-from benchmarks.gateway.processes import ChildProcess
+from benchmarks.gateway.contestants import Contestant
+from benchmarks.gateway.load import Drive, drive
 from benchmarks.gateway.work import Body, Texts, completion, ids
 from benchmarks.harness import Row, Spread
 
 STEP_S = 0.01
-STREAMED_TOKENS = 256
-NUM_STREAMS = 256
 WIDTH = 32
+NUM_STREAMS, STREAMED_TOKENS = 256, 256
+SHORT_CHARS, LONG_CHARS = 120, 4000
+_SHARES = (0.5, 0.9, 0.99)
 
 
 @dataclass(frozen=True)
@@ -29,47 +27,46 @@ class Load:
     width: int = WIDTH
     tokens_out: int = 1
 
+    @property
+    def unit(self) -> str:
+        return "tokens" if self.tokens_out > 1 else "requests"
+
 
 @dataclass
-class Contestant:
-    """A server under load, and the process that does the work."""
+class Rounds:
+    """What one contestant did under one load."""
 
-    address: Address
-    process: ChildProcess
-    model: str | None = None  # what it wants to be asked for
+    load: Load
+    drives: list[Drive] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
 
-
-class Seen:
-    """The rounds of one contestant under one load."""
-
-    def __init__(self, load: Load) -> None:
-        self._load = load
-        self._drives: list[Drive] = []
-        self._cpu_s: list[float] = []
-
-    def add(self, drive: Drive, cpu_s: float) -> None:
-        self._drives.append(drive)
-        self._cpu_s.append(cpu_s)
+    @property
+    def amount(self) -> int:
+        """Requests, or tokens where they are streamed, of one round."""
+        return self.load.num_requests * self.load.tokens_out
 
     @property
     def rates(self) -> Spread:
-        """Of requests, or of tokens where they are streamed, a second."""
-        return Spread.of([self._amount / drive.elapsed_s for drive in self._drives])
+        return Spread.of([self.amount / drive.elapsed_s for drive in self.drives])
 
     @property
-    def _amount(self) -> int:
-        return self._load.num_requests * self._load.tokens_out
+    def cpu_ms(self) -> Spread:
+        """Milliseconds of processor time for each request or token."""
+        return Spread.of([1e3 * cpu_s / self.amount for cpu_s in self.cpu_s])
 
     def row(self, name: str) -> Row:
-        amount, drives = self._amount, self._drives
-        unit = "tokens" if self._load.tokens_out > 1 else "requests"
-        row: Row = {"load": self._load.name, "code": name, **self.rates.cells(f"{unit}/s", 0)}
-        row["CPU ms each"] = round(1e3 * Spread.of(self._cpu_s).median / amount, 4)
-        row["of a core"] = round(Spread.of([c / d.elapsed_s for c, d in zip(self._cpu_s, drives, strict=True)]).median, 2)
-        for share in (0.5, 0.9, 0.99):
-            row[f"p{100 * share:.0f} ms"] = round(Spread.of([drive.latency_ms(share) for drive in drives]).median, 1)
-        if self._load.tokens_out > 1:
-            row["tokens an event"] = round(amount / Spread.of([float(drive.num_events) for drive in drives]).median, 2)
+        row: Row = {"load": self.load.name, "code": name, **self.rates.cells(f"{self.load.unit}/s", 0)}
+        row["CPU ms each"] = round(self.cpu_ms.median, 4)
+        row["per CPU s"] = round(1e3 / self.cpu_ms.median)
+        used = [cpu_s / drive.elapsed_s for cpu_s, drive in zip(self.cpu_s, self.drives, strict=True)]
+        row["of a core"] = round(Spread.of(used).median, 2)
+        for share in _SHARES:
+            row[f"p{100 * share:.0f} ms"] = round(
+                Spread.of([drive.latency_ms(share) for drive in self.drives]).median, 1
+            )
+        if self.load.tokens_out > 1:
+            events = Spread.of([float(drive.num_events) for drive in self.drives]).median
+            row["tokens an event"] = round(self.amount / events, 2)
         return row
 
 
@@ -84,15 +81,27 @@ def loads(num_requests: int, num_streams: int) -> Sequence[Load]:
         return completion(texts.piece(number, num_chars))
 
     def streamed(number: int) -> Body:
-        return completion(texts.piece(number, 120), max_tokens=STREAMED_TOKENS, stream=True)
+        return completion(texts.piece(number, SHORT_CHARS), max_tokens=STREAMED_TOKENS, stream=True)
 
     return [
         Load("30 ids", partial(of_ids, 30), num_requests),
-        Load("30 tokens of text", partial(of_text, 120), num_requests),
+        Load("30 tokens of text", partial(of_text, SHORT_CHARS), num_requests),
         Load("1,000 ids", partial(of_ids, 1000), num_requests),
-        Load("1,000 tokens of text", partial(of_text, 4000), num_requests),
-        Load(f"{NUM_STREAMS} streams", streamed, num_streams, NUM_STREAMS, STREAMED_TOKENS),
+        Load("1,000 tokens of text", partial(of_text, LONG_CHARS), num_requests),
+        Load(f"{NUM_STREAMS} streams", streamed, num_streams, min(NUM_STREAMS, num_streams), STREAMED_TOKENS),
     ]
+
+
+def mixed(num_requests: int) -> Load:
+    """Return all kinds in turn, for as long as memory is to be watched."""
+    texts = Texts()
+
+    def body(number: int) -> Body:
+        forms = (texts.piece(number, SHORT_CHARS), ids(number, 30), ids(number, 1000))
+        extra = {"max_tokens": 8, "stream": True} if number % 2 else {}
+        return completion(forms[number % len(forms)], **extra)
+
+    return Load("mixed", body, num_requests)
 
 
 class Throughput:
@@ -111,17 +120,28 @@ class Throughput:
             for number in range(load.num_requests)
         ]
         before = contestant.process.cpu_s()
-        seen = await drive(contestant.address, bodies, min(load.width, load.num_requests))
+        seen = await drive(contestant.address, bodies, load.width)
         return seen, contestant.process.cpu_s() - before
 
-    async def rounds(self, loads: Sequence[Load], num_rounds: int) -> dict[str, dict[str, Seen]]:
+    async def rounds(self, loads: Sequence[Load], num_rounds: int) -> dict[str, dict[str, Rounds]]:
         """Return what was seen by load and contestant; a first round warms up and is not counted."""
-        seen = {load.name: {name: Seen(load) for name in self._contestants} for load in loads}
+        seen = {load.name: {name: Rounds(load) for name in self._contestants} for load in loads}
         for number in range(num_rounds + 1):
             for load in loads:
                 names = list(self._contestants)
                 for name in names if number % 2 else reversed(names):
                     drive, cpu_s = await self.once(name, load)
                     if number:
-                        seen[load.name][name].add(drive, cpu_s)
+                        seen[load.name][name].drives.append(drive)
+                        seen[load.name][name].cpu_s.append(cpu_s)
         return seen
+
+    async def memory(self, name: str, num_requests: int) -> Row:
+        """Return the memory of a contestant, in MiB, before any request, after `num_requests` and after ten times as
+        many."""
+        process = self._contestants[name].process
+        row: Row = {"load": "mixed", "code": name, "MiB at the start": process.rss_bytes() >> 20}
+        for num_more, total in ((num_requests, num_requests), (9 * num_requests, 10 * num_requests)):
+            await self.once(name, mixed(num_more))
+            row[f"after {total:,}"] = process.rss_bytes() >> 20
+        return row
