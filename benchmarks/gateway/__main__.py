@@ -66,7 +66,7 @@ async def measure_cost(report: Report, trees: dict[str, Path], options: argparse
 
 
 async def measure_throughput(report: Report, trees: dict[str, Path], options: argparse.Namespace) -> None:
-    chosen = loads(300, 64) if options.quick else loads(1500, 512)
+    chosen = loads(300, 64) if options.quick else loads(1000, 512)
     async with contestants(trees, pairs(options.peer), options.model, STEP_S) as found:
         measured = await Throughput(found).rounds(chosen, 1 if options.quick else options.rounds)
     for load in chosen:
@@ -85,9 +85,9 @@ async def measure_memory(report: Report, options: argparse.Namespace) -> None:
     report.checks.append(at_most("memory after ten times as many requests", later / after, GROWTH))
 
 
-async def measure_parts(options: argparse.Namespace) -> Report:
-    trees = {HERE: ROOT, **{name: Path(path).resolve() for name, path in pairs(options.tree).items()}}
-    report = Report(settings={"model": options.model, "trees": ", ".join(trees), "peers": ", ".join(options.peer)})
+async def measure_parts(trees: dict[str, Path], options: argparse.Namespace) -> Report:
+    peers = ", ".join(pairs(options.peer))
+    report = Report(settings={"model": options.model, "trees": ", ".join(trees), "peers": peers})
     parts = options.part or PARTS
     if "cost" in parts:
         await measure_cost(report, trees, options)
@@ -105,8 +105,9 @@ def pairs(values: list[str]) -> dict[str, str]:
 
 
 def measure(options: argparse.Namespace) -> Report:
+    trees = {HERE: ROOT, **{name: Path(path).resolve() for name, path in pairs(options.tree).items()}}
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(measure_parts(options))
+        return runner.run(measure_parts(trees, options))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

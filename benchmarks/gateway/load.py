@@ -13,6 +13,10 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 _HEAD_END, _BODY_END = b"\r\n\r\n", b"0\r\n\r\n"
 
 
+class Refused(RuntimeError):
+    """The server does not take such requests."""
+
+
 class Address(NamedTuple):
     host: str
     port: int
@@ -39,7 +43,11 @@ def request(address: Address, body: bytes) -> bytes:
 
 
 async def drive(address: Address, bodies: Sequence[bytes], width: int) -> Drive:
-    """Send all bodies, `width` at a time. Raises `RuntimeError` for an answer that is none, and `TimeoutError`."""
+    """Send all bodies, `width` at a time.
+
+    Raises `Refused` when the server finds fault with a request, `RuntimeError` for another answer that is none, and
+    `TimeoutError`.
+    """
     loop = asyncio.get_running_loop()
     seen = Drive()
     requests = [request(address, body) for body in bodies]
@@ -109,7 +117,8 @@ class _Connection(asyncio.Protocol):
         if not found:
             self._head = head
         elif not head.startswith(b"HTTP/1.1 200"):
-            self.done.set_exception(RuntimeError((head + _HEAD_END + rest).decode(errors="replace")))
+            error = Refused if head.startswith(b"HTTP/1.1 400") else RuntimeError
+            self.done.set_exception(error((head + _HEAD_END + rest).decode(errors="replace")))
         else:
             length = _LENGTH.search(head + b"\r\n")
             self._is_chunked = length is None

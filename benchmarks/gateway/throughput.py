@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from benchmarks.gateway.contestants import Contestant
-from benchmarks.gateway.load import Drive, drive
+from benchmarks.gateway.load import Drive, Refused, drive
 from benchmarks.gateway.work import Body, Texts, completion, ids
 from benchmarks.harness import Row, Spread
 
@@ -61,9 +61,8 @@ class Rounds:
         used = [cpu_s / drive.elapsed_s for cpu_s, drive in zip(self.cpu_s, self.drives, strict=True)]
         row["of a core"] = round(Spread.of(used).median, 2)
         for share in _SHARES:
-            row[f"p{100 * share:.0f} ms"] = round(
-                Spread.of([drive.latency_ms(share) for drive in self.drives]).median, 1
-            )
+            latency_ms = Spread.of([drive.latency_ms(share) for drive in self.drives]).median
+            row[f"p{100 * share:.0f} ms"] = round(latency_ms, 1)
         if self.load.tokens_out > 1:
             events = Spread.of([float(drive.num_events) for drive in self.drives]).median
             row["tokens an event"] = round(self.amount / events, 2)
@@ -124,17 +123,27 @@ class Throughput:
         return seen, contestant.process.cpu_s() - before
 
     async def rounds(self, loads: Sequence[Load], num_rounds: int) -> dict[str, dict[str, Rounds]]:
-        """Return what was seen by load and contestant; a first round warms up and is not counted."""
-        seen = {load.name: {name: Rounds(load) for name in self._contestants} for load in loads}
-        for number in range(num_rounds + 1):
+        """Return what was seen by load and contestant, those left out that refuse the load. A first round warms up."""
+        seen: dict[str, dict[str, Rounds]] = {}
+        for load in loads:
+            names = [name for name in self._contestants if await self._takes(name, load)]
+            seen[load.name] = {name: Rounds(load) for name in names}
+        for number in range(num_rounds):
             for load in loads:
-                names = list(self._contestants)
+                names = list(seen[load.name])
                 for name in names if number % 2 else reversed(names):
                     drive, cpu_s = await self.once(name, load)
-                    if number:
-                        seen[load.name][name].drives.append(drive)
-                        seen[load.name][name].cpu_s.append(cpu_s)
+                    seen[load.name][name].drives.append(drive)
+                    seen[load.name][name].cpu_s.append(cpu_s)
         return seen
+
+    async def _takes(self, name: str, load: Load) -> bool:
+        """Send the load once; return whether it was answered."""
+        try:
+            await self.once(name, load)
+        except Refused:
+            return False
+        return True
 
     async def memory(self, name: str, num_requests: int) -> Row:
         """Return the memory of a contestant, in MiB, before any request, after `num_requests` and after ten times as
