@@ -37,6 +37,12 @@ class Answers(Protocol):
         """Return the messages of the answer, framed by `framed`, one for each step."""
 
 
+class Steps(Protocol):
+    """A connection whose answers go on with each step."""
+
+    def step(self) -> None: ...
+
+
 def framed(message: bytes) -> bytes:
     """Return a message as a DATA frame has it: uncompressed, behind its length."""
     return b"\0" + len(message).to_bytes(4, "big") + message
@@ -67,7 +73,9 @@ class CannedConnection(asyncio.Protocol):
     the connection is: what does not fit waits for a later step.
     """
 
-    def __init__(self, answers: Answers, open_connections: "set[CannedConnection]") -> None:
+    _transport: asyncio.Transport
+
+    def __init__(self, answers: Answers, open_connections: set[Steps]) -> None:
         self._answers = answers
         self._open_connections = open_connections
         self._received = bytearray()

@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, cast
 
 PATH = "/v1/completions"
@@ -55,7 +56,7 @@ async def drive(address: Address, bodies: Sequence[bytes], width: int) -> Drive:
     connections = [_Connection(requests, seen) for _ in range(width)]
     async with asyncio.timeout(LIMIT_S):
         for connection in connections:
-            await loop.create_connection(lambda c=connection: c, *address)
+            await loop.create_connection(partial(_itself, connection), *address)
         started = time.perf_counter()
         for connection in connections:
             connection.send_next()
@@ -68,6 +69,9 @@ async def drive(address: Address, bodies: Sequence[bytes], width: int) -> Drive:
 
 class _Connection(asyncio.Protocol):
     """Sends what is left, one request after another."""
+
+    _transport: asyncio.Transport
+    _tail: bytes
 
     def __init__(self, requests: list[bytes], seen: Drive) -> None:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -124,3 +128,7 @@ class _Connection(asyncio.Protocol):
             self._is_chunked = length is None
             self._num_left = int(length[1]) if length else 1 << 62
         return rest
+
+
+def _itself(connection: _Connection) -> _Connection:
+    return connection

@@ -3,7 +3,9 @@
 import asyncio
 import json
 import re
-from typing import Any, cast
+from typing import cast
+
+from benchmarks.gateway.http2 import Steps
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 _EVENTS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -37,7 +39,9 @@ _STATE = response(json.dumps({"object": "list", "status": "ok", "data": [{"id": 
 class OpenAiConnection(asyncio.Protocol):
     """One client's connection: completions, and to everything else that a router asks for, that the model is there."""
 
-    def __init__(self, open_connections: "set[Any]") -> None:
+    _transport: asyncio.Transport
+
+    def __init__(self, open_connections: set[Steps]) -> None:
         self._open_connections = open_connections
         self._received = b""
         self._num_left = 0  # tokens of the answer that is being streamed

@@ -37,7 +37,8 @@ class TextDelta(NamedTuple):
     tokens: tuple[ShownToken, ...] = ()  # those that `text` begins to show, where log-probabilities came with them
 
 
-class ChoiceDelta(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ChoiceDelta:
     """What was added to one choice."""
 
     index: int
