@@ -8,7 +8,6 @@ OpenAI server that answers at once.
 
 import argparse
 import asyncio
-import os
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import uvloop
 
 from benchmarks import harness
 from benchmarks.gateway.contestants import contestants
-from benchmarks.gateway.processes import child, file_of, split_cores
+from benchmarks.gateway.processes import SplitCores, child, file_of, split_cores
 from benchmarks.gateway.throughput import STEP_S, Throughput, loads
 from benchmarks.gateway.work import Client, GatewayWork, works
 from benchmarks.harness import ROOT, Report, Spread, at_least, at_most
@@ -65,9 +64,11 @@ async def measure_cost(report: Report, trees: dict[str, Path], options: argparse
             report.checks.append(at_most(f"CPU of a token, {work.name}", here / work.tokens_out, TOKEN_MS, "ms"))
 
 
-async def measure_throughput(report: Report, trees: dict[str, Path], options: argparse.Namespace) -> None:
+async def measure_throughput(
+    report: Report, cores: SplitCores, trees: dict[str, Path], options: argparse.Namespace
+) -> None:
     chosen = loads(300, 64) if options.quick else loads(1000, 512)
-    async with contestants(trees, pairs(options.peer), options.model, STEP_S) as found:
+    async with contestants(cores, trees, pairs(options.peer), options.model, STEP_S) as found:
         measured = await Throughput(found).rounds(chosen, 1 if options.quick else options.rounds)
     for load in chosen:
         report.rows += [rounds.row(name) for name, rounds in measured[load.name].items()]
@@ -76,9 +77,9 @@ async def measure_throughput(report: Report, trees: dict[str, Path], options: ar
         report.checks.append(at_least(f"{load.name}, {load.unit} a second", here, target))
 
 
-async def measure_memory(report: Report, options: argparse.Namespace) -> None:
+async def measure_memory(report: Report, cores: SplitCores, options: argparse.Namespace) -> None:
     num_requests = 200 if options.quick else 2000
-    async with contestants({HERE: ROOT}, {}, options.model, STEP_S) as found:
+    async with contestants(cores, {HERE: ROOT}, {}, options.model, STEP_S) as found:
         row = await Throughput(found).memory(HERE, num_requests)
     report.rows.append(row)
     after, later = (int(str(row[f"after {number:,}"])) for number in (num_requests, 10 * num_requests))
@@ -91,11 +92,11 @@ async def measure_parts(trees: dict[str, Path], options: argparse.Namespace) -> 
     parts = options.part or PARTS
     if "cost" in parts:
         await measure_cost(report, trees, options)
-    os.sched_setaffinity(0, split_cores()[1])  # the other parts leave a core to the gateway
+    cores = split_cores()
     if "throughput" in parts:
-        await measure_throughput(report, trees, options)
+        await measure_throughput(report, cores, trees, options)
     if "memory" in parts:
-        await measure_memory(report, options)
+        await measure_memory(report, cores, options)
     return report
 
 

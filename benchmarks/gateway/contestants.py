@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.gateway.load import Address, drive
 from benchmarks.gateway.openai_worker import MODEL
-from benchmarks.gateway.processes import ChildProcess, child, file_of, foreign, split_cores
+from benchmarks.gateway.processes import ChildProcess, SplitCores, child, file_of, foreign
 from benchmarks.gateway.work import completion
 from benchmarks.harness import ROOT
 from shared.native import default_cache_dir
@@ -42,23 +42,23 @@ class Contestant:
 
 @asynccontextmanager
 async def contestants(
-    trees: Mapping[str, Path], peers: Mapping[str, str], model: str, step_s: float
+    cores: SplitCores, trees: Mapping[str, Path], peers: Mapping[str, str], model: str, step_s: float
 ) -> AsyncIterator[dict[str, Contestant]]:
     """Run all of them, before the same instant workers. A peer's command has `{port}`, where it is to listen, and
     `{worker}`, the URL of the OpenAI server that it is to ask."""
-    own, others = split_cores()
     async with AsyncExitStack() as stack:
-        workers = await stack.enter_async_context(child(ROOT, file_of("instant.py"), str(step_s), cores=others))
+        workers = await stack.enter_async_context(child(ROOT, file_of("instant.py"), str(step_s), cores=cores.others))
         decode, prefill, http = json.loads(workers.said)
         found: dict[str, Contestant] = {}
         for name, tree in trees.items():
             places = (f"{HOST}:{decode}", f"{HOST}:{prefill}", model, str(default_cache_dir()))
-            served = await stack.enter_async_context(child(tree, file_of("served.py"), *places, cores=own))
+            served = await stack.enter_async_context(child(tree, file_of("served.py"), *places, cores=cores.measured))
             found[name] = Contestant(Address(HOST, int(served.said)), served)
         for name, command in peers.items():
             port = _free_port()
             told = command.format(port=port, worker=f"http://{HOST}:{http}")
-            found[name] = Contestant(Address(HOST, port), await stack.enter_async_context(foreign(told, own)), MODEL)
+            peer = await stack.enter_async_context(foreign(told, cores.measured))
+            found[name] = Contestant(Address(HOST, port), peer, MODEL)
         found[WORKER_ALONE] = Contestant(Address(HOST, http), workers, MODEL)
         for contestant in found.values():
             await contestant.wait_until_ready()

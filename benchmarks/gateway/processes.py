@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -41,10 +42,19 @@ class ChildProcess:
         return [own.pid, *(child.pid for child in own.children(recursive=True))]
 
 
-def split_cores() -> tuple[Cores, Cores]:
-    """Return the core of what is measured and the cores of everything else; where there is one, both have it."""
+class SplitCores(NamedTuple):
+    """Who runs where; on a machine of one core both are that core."""
+
+    measured: Cores
+    others: Cores  # workers and client
+
+
+def split_cores() -> SplitCores:
+    """Keep this process off the first core, and return the split."""
     cores = sorted(os.sched_getaffinity(0))
-    return cores[:1], cores[1:] or cores
+    split = SplitCores(cores[:1], cores[1:] or cores)
+    os.sched_setaffinity(0, split.others)
+    return split
 
 
 @asynccontextmanager

@@ -1,6 +1,7 @@
 """The canned workers and the closed loop of the gateway's benchmark, against real clients and servers."""
 
 import json
+import os
 from collections.abc import AsyncIterator
 from functools import partial
 
@@ -10,7 +11,7 @@ import pytest
 from benchmarks.gateway.contestants import WORKER_ALONE, contestants
 from benchmarks.gateway.http2 import encoded, frames_in
 from benchmarks.gateway.load import Address, Refused, drive
-from benchmarks.gateway.processes import ChildProcess, child, file_of
+from benchmarks.gateway.processes import ChildProcess, SplitCores, child, file_of
 from benchmarks.gateway.throughput import Load, Throughput
 from benchmarks.gateway.work import completion, ids
 from benchmarks.harness import ROOT
@@ -67,7 +68,8 @@ async def test_a_gateway_under_load_beside_the_worker_alone() -> None:
 
     short = Load("short", body, 20, width=4)
     streams = Load("streams", partial(body, max_tokens=9, stream=True), 8, width=4, tokens_out=9)
-    async with contestants({"here": ROOT}, {}, DEFAULT_MODEL, 0.001) as found:
+    every = os.sched_getaffinity(0)
+    async with contestants(SplitCores(every, every), {"here": ROOT}, {}, DEFAULT_MODEL, 0.001) as found:
         load = Throughput(found)
         measured = await load.rounds([short, streams], 1)
         with pytest.raises(Refused, match="prompt"):
