@@ -96,7 +96,8 @@ async def foreign(command: str, cores: Cores) -> AsyncIterator[ChildProcess]:
     try:
         yield ChildProcess(process)
     finally:
-        process.terminate()
+        if process.returncode is None:
+            process.terminate()
         try:
             async with asyncio.timeout(STOP_S):
                 await process.wait()
