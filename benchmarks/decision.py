@@ -18,7 +18,7 @@ from benchmarks.harness import Report, Row, at_most
 from benchmarks.placement.gateway import LAYOUT, Gateway, runs
 from services.gateway.cluster.registry import Registry, RegistryView
 from services.gateway.routing.plan import RequestFacts
-from services.gateway.routing.policies import POLICIES
+from services.gateway.routing.policies import POLICIES, policy_of
 from services.gateway.routing.policy import RoutingPolicy
 from services.gateway.routing.router import Router
 from services.gateway.settings import GatewaySettings
@@ -153,9 +153,8 @@ async def measure_all(options: argparse.Namespace) -> Report:
         prompts = await cluster.fill(num_blocks)
         gc.collect()
         gc.freeze()  # as the gateway does
-        settings = GatewaySettings()
         for name in options.policy or ("cost", "threshold"):
-            row = decision_row(cluster, name, POLICIES[name](settings), prompts, num_decisions)
+            row = decision_row(cluster, name, policy_of(GatewaySettings(routing_policy=name)), prompts, num_decisions)
             report.rows.append(row)
             if name == "cost":
                 report.checks.append(at_most("a decision, p99", float(str(row["p99 ms"])), 1.0, "ms"))

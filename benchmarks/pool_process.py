@@ -89,6 +89,7 @@ async def serve(
         stack.push_async_callback(parts.lanes.close)
         add_pool_servicer(parts.servicer, server.grpc)
         await server.start()
+        jobs.start(parts.watch.run(lambda: None), name="link watch")
         stack.push_async_callback(parts.pulls.close)
         stack.push_async_callback(server.stop, 0)
         answers = os.fdopen(os.dup(1), "w", buffering=1)

@@ -92,6 +92,11 @@ class WorkerServer:
         self._host.jobs.start(self._announcer.run(), name="announcer")
         self._host.health.set(SERVES_GRPC, True)
 
+    def announce_soon(self) -> None:
+        """Announce the load before its time: it is not what it was."""
+        if self._announcer is not None:
+            self._announcer.soon()
+
     async def leave(self) -> None:
         """Say that the worker is going."""
         if self._announcer is not None:

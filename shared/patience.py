@@ -1,10 +1,17 @@
-"""How long others may be silent, measured so that a standstill of this process is not taken for their silence."""
+"""How long others may be silent or late, told so that a standstill of this process is not taken for theirs."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
 NUM_TICKS = 8
+
+LOOKS_IN_PATIENCE = 2
+"""How often a patience sees what has landed: the pace of its last part tells how soon the rest comes."""
+
+MOST_LOOKS = 3
+"""What came quickly in the last part of a patience is waited for as long as that part again, and not longer."""
 
 
 class Patience:
@@ -50,3 +57,26 @@ class Patience:
             self._wait_for_tick()
         else:
             self.give_up()
+
+
+async def overdue(
+    num_left: Callable[[], int],
+    patience_s: float | None,
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+) -> None:
+    """Return once the rest of a fetch is late; never, where `patience_s` is None.
+
+    Late is what has not landed after `patience_s`, unless it lands within half as long again at the pace of the last
+    half.
+    `num_left` says how many entries have not landed.
+    """
+    if patience_s is None:
+        await asyncio.Event().wait()
+        return
+    before = num_left()
+    for look in range(1, MOST_LOOKS + 1):
+        await sleep(patience_s / LOOKS_IN_PATIENCE)
+        left = num_left()
+        if look >= LOOKS_IN_PATIENCE and left > before - left:
+            return
+        before = left

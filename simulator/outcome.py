@@ -37,6 +37,7 @@ class Outcome:
     time_per_output_token_s: Floats  # NaN for answers of one token
     finished_s: Floats  # absolute
     rejected: NDArray[np.bool_]
+    rescued: NDArray[np.bool_]  # decode computed what came too late
     attempts: NDArray[np.int64]
     links: Mapping[tuple[str, str], LinkHistory]
     crossed_bytes: Mapping[tuple[str, str], float]
@@ -89,6 +90,7 @@ class RequestRow:
         "prefill_dc",
         "prompt_tokens",
         "rejected",
+        "rescued",
         "started_s",
         "uncached_tokens",
     )
@@ -102,7 +104,7 @@ class RequestRow:
         self.uncached_tokens = 0
         self.kind = self.prefill_dc = ""
         self.started_s = self.finished_s = self.forecast_s = float("nan")
-        self.rejected = False
+        self.rejected = self.rescued = False
         self.attempts = 0
 
     @property

@@ -8,12 +8,16 @@ from typing import Literal, NamedTuple
 from services.gateway.routing.plan import Slo
 from services.gateway.routing.policy import RoutingPolicy
 from shared.step_profile import StepProfile
-from simulator.engines.costs import StepCost
+from simulator.engines.costs import StepTime
 from simulator.kv import KvSize
 from simulator.network.links import LinkSpec
 from simulator.workload.workload import RequestSource
 
 EngineRole = Literal["prefill", "decode"]
+
+
+MEASURED_STEPS = 1000.0
+"""Steps that a published profile rests on: below one it would be a prior, which routers trust less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +27,7 @@ class EngineGroup:
     role: EngineRole
     dc: str
     num: int
-    cost: StepCost
+    cost: StepTime
     step_tokens: int = 2048  # most prompt tokens of a step
     prompts_per_step: int = sys.maxsize  # of a prefill worker; 1: one after another
     max_batch: int = 64  # of a decode worker: requests at a time
@@ -33,7 +37,9 @@ class EngineGroup:
 
     @property
     def profile(self) -> StepProfile | None:
-        return self.cost if self.published is None and isinstance(self.cost, StepProfile) else self.published
+        """What load events say that steps take, as if measured for long."""
+        known = self.cost if self.published is None and isinstance(self.cost, StepProfile) else self.published
+        return known if known is None or known.num_steps else known._replace(num_steps=MEASURED_STEPS)
 
 
 @dataclass(frozen=True, slots=True)

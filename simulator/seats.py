@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from services.gateway.cluster.devices import ServedPrompts
 from shared.bus.events import LoadEvent
 from shared.ids import Epoch, WorkerId
 from shared.step_profile import StepProfile
@@ -16,6 +17,10 @@ AT_ONCE_BYTES_PER_S = 1e12
 """What an engine reports whose hand-over takes no time."""
 
 
+DEVICE_PROMPTS = 256
+"""Prompts whose pages a decode worker still has when they have ended; the latest."""
+
+
 @dataclass(eq=False)
 class EngineSeat:
     """One engine of a group. `engine` is new after each loss; whoever uses it is told of one."""
@@ -25,6 +30,7 @@ class EngineSeat:
     engine: SimulatedPrefill | SimulatedDecode
     is_present: bool = True
     epoch: int = 1
+    device: ServedPrompts = field(default_factory=lambda: ServedPrompts(DEVICE_PROMPTS))  # of a decode worker
     on_lost: dict[Callable[[], None], None] = field(default_factory=dict)
 
     @property
@@ -83,7 +89,7 @@ class Engines:
             return
         seat.is_present = False
         seat.engine.stop()
-        seat.engine = self._engine(seat.group)
+        seat.engine, seat.device = self._engine(seat.group), ServedPrompts(DEVICE_PROMPTS)
         waiting, seat.on_lost = list(seat.on_lost), {}
         for tell in waiting:
             tell()

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,21 +19,21 @@ from services.prefill.settings import PrefillSettings
 from shared.allocator import keep_freed_memory
 from shared.config import load
 from shared.deadline import Deadline
+from shared.engine.costs.prior import prior_of
+from shared.engine.costs.steps import StepCosts
 from shared.engine.host import EngineHost
 from shared.engine.loaded import LoadedModel, load_model
 from shared.engine.pool_access import PoolAccess
-from shared.engine.profile.costs import StepCosts
-from shared.engine.profile.prior import prior_of
 from shared.engine.settings import EngineSettings
 from shared.engine.thread import WorkThread
 from shared.engine.transfer import FetchMetrics, PageTransfer
-from shared.fitting import OnlineFit
 from shared.interpreter import take_turns_often
 from shared.kv.codec import Codec
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import Frame
 from shared.kv.layout import KvLayout
 from shared.log import configure
+from shared.measuring.fitting import OnlineFit
 from shared.metrics import Metrics
 from shared.pool.client import PoolClient
 from shared.pool.lanes.lane import Arrived
@@ -77,8 +77,13 @@ class NoPool(PoolClient):
 
 
 @asynccontextmanager
-async def host(settings: EngineSettings, pool: PoolClient) -> AsyncIterator[EngineHost]:
-    """What `serve_engine` opens around a model, without status page, bus and announcements."""
+async def host(
+    settings: EngineSettings, pool: PoolClient, costs_of: Callable[[OnlineFit], StepCosts] = StepCosts
+) -> AsyncIterator[EngineHost]:
+    """What `serve_engine` opens around a model, without status page, bus and announcements.
+
+    What steps take is learnt from the prior on, by what `costs_of` makes.
+    """
     configure(settings.service, level="ERROR")
     keep_freed_memory()
     take_turns_often()
@@ -90,7 +95,7 @@ async def host(settings: EngineSettings, pool: PoolClient) -> AsyncIterator[Engi
             access = PoolAccess((pool.address,), lambda _nodes, _tenant: pool)
             transfer = PageTransfer(model.kv, copier, FetchMetrics(metrics))
             server = GrpcServer("127.0.0.1", 0, Health("grpc"), InFlight())
-            costs = StepCosts(OnlineFit(prior_of(model.config, settings)))
+            costs = costs_of(OnlineFit(prior_of(model.config, settings)))
             yield EngineHost(model, torch_thread, access, transfer, metrics, server, jobs, costs)
     finally:
         torch_thread.close()
@@ -153,12 +158,14 @@ class DecodeNode:
 
 
 @asynccontextmanager
-async def open_decode(pool_address: str | None = None) -> AsyncIterator[DecodeNode]:
+async def open_decode(
+    pool_address: str | None = None, costs_of: Callable[[OnlineFit], StepCosts] = StepCosts
+) -> AsyncIterator[DecodeNode]:
     """A decode engine with the settings of the environment, on the pool at `pool_address` or on none."""
     settings = load(DecodeSettings)
     async with Channels() as channels:
         pool = NoPool() if pool_address is None else PoolClient(channels, pool_address)
-        async with host(settings, pool) as parts:
+        async with host(settings, pool, costs_of) as parts:
             engine = DecodeEngine(
                 settings, parts.model, parts.torch_thread, parts.pool, parts.transfer, parts.metrics, parts.costs
             )

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import Any, get_args
 
 from benchmarks.pool_process import TIMEOUT_S, Command, PoolProcess, ServedPool, pool_process, serve
 from services.cachepool.app import PoolParts
@@ -19,6 +19,7 @@ from shared.kv.entries import BlockEntries, Source
 from shared.kv.frame import seal
 from shared.kv.hashing import chain_keys, root_key
 from shared.kv.layout import KvLayout, LayerSpec
+from shared.lanes.settings import LaneName
 from shared.log import configure
 
 LAYOUT = KvLayout(tuple(LayerSpec(None, 8, 128) for _ in range(16)), "bfloat16", 64)
@@ -32,11 +33,11 @@ def chain(name: str, num_blocks: int) -> list[BlockEntries]:
 
 
 def pool_node(
-    command: Sequence[str], dc: str, host: str, num_connections: int = 8
+    command: Sequence[str], dc: str, host: str, num_connections: int = 8, lanes: str = "socket,grpc"
 ) -> AbstractAsyncContextManager[PoolProcess]:
     """Start a pool with `command` in front (which puts it into a site); end it with the context."""
-    module = ("-m", "benchmarks.pipe.node", "--dc", dc, "--host", host, "--connections", str(num_connections))
-    return pool_process(*command, sys.executable, *module)
+    options = ("--dc", dc, "--host", host, "--connections", str(num_connections), "--lanes", lanes)
+    return pool_process(*command, sys.executable, "-m", "benchmarks.pipe.node", *options)
 
 
 async def pull(
@@ -58,13 +59,38 @@ async def pull(
         seconds = time.perf_counter() - started
     finally:
         pool.store.close(reader)
+        pool.pulls.cancel_unwanted()
     (load,) = pool.pulls.link_loads()
     return {"seconds": seconds, "first_s": first_s, "bytes": num_bytes, "goodput": load.goodput_bytes_per_s}
 
 
-async def _carry_out(pool: ServedPool, command: Command) -> dict[str, Any]:
-    if command["do"] == "fill":
-        return _fill(pool.parts, command["name"], command["num_blocks"])
+class _Node:
+    """Carries out commands; a pull may run beside them."""
+
+    def __init__(self) -> None:
+        self._pulling: asyncio.Task[dict[str, Any]] | None = None
+
+    async def carry_out(self, pool: ServedPool, command: Command) -> dict[str, Any]:
+        match command["do"]:
+            case "fill":
+                return _fill(pool.parts, command["name"], command["num_blocks"])
+            case "pull":
+                return await _pull(pool, command)
+            case "begin":
+                self._pulling = asyncio.create_task(_pull(pool, command), name="a pull beside commands")
+                return {}
+            case "end":
+                assert self._pulling is not None
+                self._pulling.cancel()
+                await asyncio.wait({self._pulling})
+                return {}
+            case "links":
+                return {load.peer_dc: load._asdict() for load in pool.parts.pulls.link_loads()}
+            case unknown:
+                raise ValueError(f"no command {unknown!r}")
+
+
+async def _pull(pool: ServedPool, command: Command) -> dict[str, Any]:
     source = Source(0, command["num_blocks"], Datacenter(command["dc"]), (command["address"],))
     is_background = command.get("is_background", False)
     blocks = chain(command["name"], command["num_blocks"])
@@ -88,10 +114,18 @@ def main() -> None:
     parser.add_argument("--dc", required=True)
     parser.add_argument("--host", required=True)
     parser.add_argument("--connections", type=int, required=True)
+    parser.add_argument("--lanes", required=True, help="those between pools, the better first, with commas")
     options = parser.parse_args()
     configure("pool", level="ERROR")
-    settings = PoolSettings(dc=options.dc, link_connections=options.connections, pool_bytes=2 << 30)
-    asyncio.run(serve(options.host, settings, _carry_out))
+    lanes = (*(lane for lane in get_args(LaneName) if lane in options.lanes.split(",")),)
+    settings = PoolSettings(
+        dc=options.dc,
+        grpc_host=options.host,  # the socket lane listens there too
+        link_connections=options.connections,
+        pool_bytes=2 << 30,
+        lanes=lanes,
+    )
+    asyncio.run(serve(options.host, settings, _Node().carry_out))
 
 
 if __name__ == "__main__":

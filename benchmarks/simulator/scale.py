@@ -1,11 +1,11 @@
 """How large a simulation may be: thousands of workers, millions of blocks in the pools, on one core."""
 
-import math
 import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import psutil
 
 from benchmarks.harness import Check, Row, at_least, at_most
@@ -24,7 +24,7 @@ CHAIN_BLOCKS, BLOCK_TOKENS = 64, 512
 PREFILL_COST = StepProfile(0.01, 3e-5, 1e-9)
 DECODE_COST = StepProfile(0.015, 1e-4, 2e-9, 1e-4, 1e-8)
 LIMIT_S = 600.0
-"""Minutes, for building and running."""
+"""Of processor time, for filling the pools and running: minutes."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,8 @@ class ScaleFinding:
     held_blocks: int
     build_s: float
     run_s: float
-    cpu_s: float
+    build_cpu_s: float
+    run_cpu_s: float
     simulated_s: float
     num_events: int
     memory_bytes: int
@@ -119,12 +120,13 @@ class ScaleFinding:
             "dcs": case.dcs,
             "blocks": self.held_blocks,
             "requests": case.requests,
-            "build_s": round(self.build_s, 1),
+            "fill_s": round(self.build_s, 1),
+            "fill_cpu_s": round(self.build_cpu_s, 1),
             "run_s": round(self.run_s, 1),
-            "run_cpu_s": round(self.cpu_s, 1),
+            "run_cpu_s": round(self.run_cpu_s, 1),
             "simulated_s": round(self.simulated_s, 1),
-            "requests_per_s": round(case.requests / self.run_s),
-            "events_per_s": round(self.num_events / self.run_s),
+            "requests_per_cpu_s": round(case.requests / self.run_cpu_s),
+            "events": self.num_events,
             "memory_gib": round(self.memory_bytes / 2**30, 2),
         }
 
@@ -132,7 +134,7 @@ class ScaleFinding:
         case = self.case
         name = f"{case.workers:,} workers, {case.blocks:,} blocks, {case.requests:,} requests"
         return [
-            at_most(f"{name}: wall time", self.build_s + self.run_s, LIMIT_S, "s"),
+            at_most(f"{name}: processor time", self.build_cpu_s + self.run_cpu_s, LIMIT_S, "s"),
             at_least(f"{name}: blocks held", self.held_blocks, case.chains_per_dc * CHAIN_BLOCKS * case.dcs),
         ]
 
@@ -140,15 +142,22 @@ class ScaleFinding:
 def measure_scale(case: ScaleCase) -> ScaleFinding:
     """Fill the pools, run, and count."""
     process = psutil.Process()
-    before = process.memory_info().rss
-    started = time.perf_counter()
+    before, started, started_cpu = process.memory_info().rss, time.perf_counter(), time.process_time()
     simulation = Simulation(scale_scenario(case))
     for dc, name in enumerate(case.names):
         simulation.warm(name, (stored_chain(dc, number) for number in range(case.chains_per_dc)))
-    built, built_cpu = time.perf_counter(), time.process_time()
+    filled, filled_cpu = time.perf_counter(), time.process_time()
     outcome = simulation.run()
-    ended, cpu_s = time.perf_counter(), time.process_time() - built_cpu
-    held = sum(pool.store.stats.num_blocks for pool in simulation.places.pools.values())
-    assert math.isfinite(outcome.end_s)
-    memory = process.memory_info().rss - before
-    return ScaleFinding(case, held, built - started, ended - built, cpu_s, outcome.end_s, outcome.num_events, memory)
+    ended, ended_cpu = time.perf_counter(), time.process_time()
+    assert np.isfinite(outcome.finished_s).all()
+    return ScaleFinding(
+        case,
+        held_blocks=sum(pool.store.stats.num_blocks for pool in simulation.places.pools.values()),
+        build_s=filled - started,
+        run_s=ended - filled,
+        build_cpu_s=filled_cpu - started_cpu,
+        run_cpu_s=ended_cpu - filled_cpu,
+        simulated_s=outcome.end_s,
+        num_events=outcome.num_events,
+        memory_bytes=process.memory_info().rss - before,
+    )

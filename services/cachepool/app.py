@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from time import monotonic, time
 
 from services.cachepool.collector import StoreCollector
-from services.cachepool.links.links import LinkCollector, Links
+from services.cachepool.links.links import LinkCollector, PoolLinks
 from services.cachepool.metrics import PoolMetrics
 from services.cachepool.peers.peers import PeerPulls
+from services.cachepool.peers.watch import LinkWatch
 from services.cachepool.placement import PlacementFeed, PlacementLog
 from services.cachepool.serving.ends import LaneEnds, lane_ends
 from services.cachepool.serving.offers import OfferedLanes
@@ -55,9 +56,10 @@ class PoolParts:
     feed: PlacementFeed
     tier: ObjectTier | None
     pulls: PeerPulls
-    links: Links
+    links: PoolLinks
     servicer: PoolServicer
     lanes: PoolLanes  # to other pools
+    watch: LinkWatch
 
 
 def build_pool(
@@ -92,7 +94,7 @@ def build_pool(
     if tier is not None:
         tier.index.on_change = note
         store.listen(on_settled=tier.writes.note)
-    links = Links(Datacenter(settings.dc), metrics, monotonic)
+    links = PoolLinks(Datacenter(settings.dc), metrics, monotonic)
     to_peers = [lane for lane in settings.lanes if lane != "shared_memory"]
     lanes = PoolLanes(
         channels, to_peers, ends.memory, num_connections=settings.link_connections, verifies=True, tls=ends.tls
@@ -101,7 +103,8 @@ def build_pool(
     offered = OfferedLanes(ends, settings.pool_bytes)
     metrics.registry.register(LinkCollector(pulls.link_loads))
     servicer = PoolServicer(settings, store, pins, placement, tier or NoTier(), pulls, links, offered, counters)
-    return PoolParts(store, pins, feed, tier, pulls, links, servicer, lanes)
+    watch = LinkWatch(pulls.network, pulls.suspects, metrics, monotonic, num_connections=settings.link_connections)
+    return PoolParts(store, pins, feed, tier, pulls, links, servicer, lanes, watch)
 
 
 def holding(store: Store, tier: ObjectTier | None, key: BlockKey) -> tuple[int, int]:
@@ -140,6 +143,7 @@ async def run(lifecycle: Lifecycle) -> None:
             host.jobs.start(pool.tier.run(), name="object tier")
         host.jobs.start(pool.feed.run(), name="placement")
         host.jobs.start(pool.pins.run(), name="pins")
+        host.jobs.start(pool.watch.run(server.announce_soon), name="link watch")
         add_pool_servicer(pool.servicer, server.grpc.grpc)
         membership = _membership(settings, server.epoch, server.address)
         await server.start(membership, lambda: _load(settings, server.epoch, pool))
@@ -181,4 +185,5 @@ def _load(settings: PoolSettings, epoch: Epoch, pool: PoolParts) -> LoadEvent:
         at_ms=int(time() * 1000),
         links=pool.pulls.link_loads(),
         suspects=pool.pulls.suspects(),
+        tier_bytes_per_s=0.0 if pool.tier is None else pool.tier.read_bytes_per_s,
     )

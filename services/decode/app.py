@@ -7,8 +7,8 @@ from services.decode.engine import DecodeEngine
 from services.decode.servicer import DecodeServicer
 from services.decode.settings import DecodeSettings
 from shared.config import load
+from shared.engine.costs.load import EngineLoad
 from shared.engine.host import EngineHost, serve_engine
-from shared.engine.load import EngineLoad
 from shared.proto.prfaas_pb2_grpc import add_DecodeServicer_to_server
 from shared.service.lifecycle import Lifecycle
 

@@ -16,19 +16,19 @@ from services.decode.steps.driver import StepDriver
 from services.decode.steps.pace import StepPace
 from services.decode.steps.runner import DecodeStep, RequestPart, Result, StepOutcome
 from services.decode.tail import Tail
-from shared.engine.load import EngineLoad
+from shared.engine.costs.load import EngineLoad
+from shared.engine.costs.steps import StepCosts, StepWork
 from shared.engine.loaded import LoadedModel
 from shared.engine.packing import Offer, pack
 from shared.engine.pool_access import PoolAccess
-from shared.engine.profile.costs import StepCosts, StepWork
 from shared.engine.thread import WorkThread
 from shared.engine.transfer import PageTransfer
 from shared.engine.urgency import Urgency
 from shared.errors import ContextTooLong, Draining, Internal, Overloaded, PrfaasError
 from shared.log import get_logger
+from shared.measuring.rates import RecentRate
 from shared.metrics import Metrics
 from shared.model.sampler.sampling import Sampled
-from shared.rates import RecentRate
 
 log = get_logger()
 

@@ -9,7 +9,7 @@ from services.decode.following import TailBlocks
 from services.decode.holding import Holding
 from services.decode.publisher import BlockPublisher, PublishWork
 from services.decode.ready_pages import ReadyPages
-from services.decode.request import Request
+from services.decode.request import NewTokens, Request
 from services.decode.tail import PageCopy, Tail
 from shared.engine.fetch import PageFetch
 from shared.engine.pool_access import PoolAccess
@@ -296,6 +296,7 @@ class RequestMemory:
                 generation.sources,
                 max(0.0, request.wait_until_s - now),
                 generation.deadline,
+                generation.patience_s,
             ),
             name="decode fetch",
         )
@@ -313,6 +314,8 @@ class RequestMemory:
         error = None if task.cancelled() else task.exception()
         if error is not None and not holding.abandoned:
             self._on_failure(request, error)
+        elif holding.fetch is not None and holding.fetch.is_overdue and not request.retired:
+            request.deliver(NewTokens((), None, 0, rescued=True))
         self._done(holding)
         self._on_change()
 

@@ -33,10 +33,12 @@ class NewTokens(NamedTuple):
     finish_reason: FinishReason | None  # set on the last one
     computed_prompt_tokens: int  # prompt tokens whose KV this worker computed itself; said with the first token
     logprobs: tuple[TokenLogprobs, ...] = ()  # parallel to ids, if they were asked for
+    rescued: bool = False  # blocks were late, and the rest is computed here; said once
 
     def joined(self, later: "NewTokens") -> "NewTokens":
         computed = self.computed_prompt_tokens + later.computed_prompt_tokens
-        return NewTokens(self.ids + later.ids, later.finish_reason, computed, self.logprobs + later.logprobs)
+        rescued = self.rescued or later.rescued
+        return NewTokens(self.ids + later.ids, later.finish_reason, computed, self.logprobs + later.logprobs, rescued)
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Generation:
     pool_nodes: Sequence[str] = ()  # of this datacenter, over which everybody spreads the blocks; none: as configured
     tenant: Tenant = NO_TENANT  # pays for what the pool stores
     fidelity: Fidelity = Fidelity.LOSSLESS  # of blocks that may be used; it is in their keys
+    patience_s: float | None = None  # what has not come by then is computed; None: only `wait_s` counts
 
 
 @dataclass(eq=False)

@@ -88,6 +88,7 @@ class DecodeServicer(Base):
             pool_nodes=tuple(start.pool_nodes),
             tenant=Tenant(start.tenant),
             fidelity=fidelity,
+            patience_s=start.patience_ms / 1000 if start.patience_ms else None,
         )
 
 
@@ -97,4 +98,5 @@ def _message(event: NewTokens) -> pb.Tokens:
         finish_reason=_FINISH_REASONS[event.finish_reason],
         computed_prompt_tokens=event.computed_prompt_tokens,
         logprobs=logprobs_to_messages(event.logprobs),
+        rescued=event.rescued,
     )

@@ -37,10 +37,18 @@ class GatewayMetrics:
         self.e2e_s = histogram(
             "e2e_request_latency_seconds", "From request to last token.", REQUEST_BUCKETS_S, _ENGINE_LABELS
         ).labels(*base)
+        self.waiting = gauge(
+            "num_requests_waiting", "Choices that wait for their turn before they are sent to workers.", _ENGINE_LABELS
+        ).labels(*base)
+        self.queue_s = histogram(
+            "request_queue_time_seconds", "Of choices that had to wait for their turn.", TTFT_BUCKETS_S, _ENGINE_LABELS
+        ).labels(*base)
         self._model_name = model_name
+        self._rejections = counter("admission_rejections", "Requests answered with 429.", (*_MODEL, "reason"))
         self._success = counter("request_success", "Finished requests.", (*_MODEL, "finished_reason"))
         self._by_source = counter("prompt_tokens_by_source", "Where prompt tokens' KV came from.", (*_MODEL, "source"))
         self._plans = counter("plans", "Plans by the place of prefill.", (*_MODEL, "kind"))
+        self._rescues = counter("rescues", "Plans of which decode computed what came too late.", (*_MODEL, "kind"))
         self._prefill_failures = counter("prefill_failures", "Prefill calls that failed.", (*_MODEL, "code"))
         self._decode_failures = counter("decode_failures", "Decode calls that failed.", (*_MODEL, "code"))
         self._errors = counter("request_errors", "Requests answered with an error.", (*_MODEL, "code"))
@@ -48,11 +56,18 @@ class GatewayMetrics:
     def planned(self, kind: str) -> None:
         self._plans.labels(self._model_name, kind).inc()
 
+    def rescued(self, kind: str) -> None:
+        self._rescues.labels(self._model_name, kind).inc()
+
     def prefill_failed(self, code: str) -> None:
         self._prefill_failures.labels(self._model_name, code).inc()
 
     def decode_failed(self, code: str) -> None:
         self._decode_failures.labels(self._model_name, code).inc()
+
+    def rejected(self, reason: str) -> None:
+        """`reason`: requests, queue, ttft or tpot."""
+        self._rejections.labels(self._model_name, reason).inc()
 
     def request_failed(self, code: str) -> None:
         self._errors.labels(self._model_name, code).inc()

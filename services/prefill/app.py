@@ -11,8 +11,8 @@ from services.prefill.servicer import PrefillServicer
 from services.prefill.settings import PrefillSettings
 from services.prefill.worker import PrefillWorker
 from shared.config import load
+from shared.engine.costs.load import EngineLoad
 from shared.engine.host import EngineHost, serve_engine
-from shared.engine.load import EngineLoad
 from shared.proto.prfaas_pb2_grpc import add_PrefillServicer_to_server
 from shared.service.lifecycle import Lifecycle
 

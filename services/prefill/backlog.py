@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from shared.engine.profile.costs import QueuedWork, StepCosts
-from shared.rates import RecentRate
+from shared.engine.costs.steps import QueuedWork, StepCosts
+from shared.measuring.rates import RecentRate
 
 
 @dataclass(eq=False)

@@ -9,7 +9,7 @@ from functools import partial
 from services.prefill.scheduler import Chunk, Job, PrefillScheduler
 from services.prefill.step import LayerDone, LayerNews, PrefillStep, PromptPart
 from shared.engine.batching import Ready
-from shared.engine.profile.costs import StepCosts, StepWork
+from shared.engine.costs.steps import StepCosts, StepWork
 from shared.engine.thread import WorkThread, outlast
 from shared.engine.transfer import PageTransfer
 from shared.errors import Draining, Internal

@@ -139,6 +139,7 @@ class PrefillWorker:
             # What was not granted is stored, is being written by somebody else, or can be pulled.
             held = [layout.all_layers & ~mask for mask in work.publisher.outstanding]
             start = layout.longest_resume([*reservation.cached_layers, *held[on_device:]])
+            work.pending.first = start * layout.block_tokens
             if start in (on_device, num_blocks):
                 break
             work.pages.take_for_resume(start)

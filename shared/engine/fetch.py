@@ -22,6 +22,7 @@ from shared.kv.frame import Frame, headers_of, open_frame
 from shared.kv.layout import iter_layers
 from shared.log import get_logger
 from shared.model.pages.reservation import Reservation
+from shared.patience import overdue
 from shared.pool.lanes.lane import Arrived
 from shared.pool.nodes import Pool
 
@@ -65,6 +66,7 @@ class PageFetch:
         self._hurry = asyncio.Event()
         self._met_corruption = False
         self.outstanding = dict(wanted)
+        self.is_overdue = False  # its patience has ended before everything had landed
         self._asked: dict[int, int] = {}  # what was outstanding when the stream in hand began; for the copier
         self._taken: set[tuple[int, int]] = set()  # (block, layer) of it that have landed or are about to; the copier's
         self._left_in_layer = [0] * transfer.layout.num_layers
@@ -76,23 +78,45 @@ class PageFetch:
         """Return how many leading layers have all their entries."""
         return next((layer for layer, left in enumerate(self._left_in_layer) if left), len(self._left_in_layer))
 
+    def _num_left(self) -> int:
+        return sum(self._left_in_layer)
+
     def stop_waiting(self) -> None:
         """Take what is present and give up the rest: nobody will write what is not there yet."""
         self._hurry.set()
 
-    async def run(self, pool: Pool, sources: Sequence[Source], wait_s: float, deadline: Deadline) -> None:
+    async def run(
+        self,
+        pool: Pool,
+        sources: Sequence[Source],
+        wait_s: float,
+        deadline: Deadline,
+        patience_s: float | None = None,
+    ) -> None:
         """Fetch until everything landed or is known to be missing; then `outstanding` says what is.
 
-        Corrupt entries are fetched once more, alone. A lost pool leaves entries outstanding, it does not raise.
-        Raises `DeadlineExceeded`.
+        Corrupt entries are fetched once more, alone. A lost pool leaves entries outstanding, it does not raise. Nor
+        does the end of `patience_s`: what is late by then, as `overdue` has it, is outstanding. Raises
+        `DeadlineExceeded`.
         """
-        await self._stream_until_hurried(pool, sources, wait_s, deadline)
-        if self.outstanding and (self._hurry.is_set() or self._met_corruption):
-            await self._stream(pool, sources, 0.0, deadline, doubted=self._met_corruption)
+        fetching = asyncio.create_task(self._fetch(pool, sources, wait_s, deadline), name="fetch")
+        late = asyncio.create_task(overdue(self._num_left, patience_s), name="fetch patience")
+        try:
+            await asyncio.wait({fetching, late}, return_when=asyncio.FIRST_COMPLETED)
+            self.is_overdue = not fetching.done()
+            if fetching.done():
+                await fetching
+        finally:
+            await end_all(fetching, late)
         missing = sum(mask.bit_count() for mask in self.outstanding.values())
         if missing:
             self._transfer.fetched.missing.inc(missing)
             log.warning("entries_missing", num_entries=missing, num_blocks=len(self.outstanding))
+
+    async def _fetch(self, pool: Pool, sources: Sequence[Source], wait_s: float, deadline: Deadline) -> None:
+        await self._stream_until_hurried(pool, sources, wait_s, deadline)
+        if self.outstanding and (self._hurry.is_set() or self._met_corruption):
+            await self._stream(pool, sources, 0.0, deadline, doubted=self._met_corruption)
 
     async def _stream_until_hurried(
         self, pool: Pool, sources: Sequence[Source], wait_s: float, deadline: Deadline

@@ -11,13 +11,13 @@ import torch
 from shared.allocator import keep_freed_memory
 from shared.bus.events import LoadEvent, MembershipEvent, Role
 from shared.engine.codecs import CodecThreads, codec_threads
-from shared.engine.load import EngineLoad
+from shared.engine.costs.exported import export_costs
+from shared.engine.costs.kept import kept_fit
+from shared.engine.costs.load import EngineLoad
+from shared.engine.costs.prior import prior_of
+from shared.engine.costs.steps import StepCosts
 from shared.engine.loaded import LoadedModel, load_model
 from shared.engine.pool_access import PoolAccess
-from shared.engine.profile.costs import StepCosts
-from shared.engine.profile.exported import export_costs
-from shared.engine.profile.kept import kept_fit
-from shared.engine.profile.prior import prior_of
 from shared.engine.settings import EngineSettings
 from shared.engine.stage import RegisteredMemory, memory_for, select_stager
 from shared.engine.thread import WorkThread

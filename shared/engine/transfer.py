@@ -10,9 +10,9 @@ from shared.engine.thread import WorkThread
 from shared.kv.codec import Payload
 from shared.kv.layout import KvLayout
 from shared.kv.payloads import digests
+from shared.measuring.rates import MovingRate
 from shared.metrics import Metrics
 from shared.model.pages.kv import PagedKv
-from shared.rates import MovingRate
 
 SHARE_BYTES = 1024 * 1024
 """What is worth another thread: it reads this in about the time that the thread takes to begin."""

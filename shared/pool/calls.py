@@ -20,8 +20,8 @@ SERVICE = "prfaas.v1.CachePool"
 def add_pool_servicer(servicer: CachePoolServicer, server: grpc.aio.Server) -> None:
     """Add a servicer that gets and writes batches as sequences of frames.
 
-    `Publish` gets what `decode_publish` returns, `Lookup` what `decode_lookup` returns, `Fetch` may write what
-    `encode_fetch` takes; the other methods are as generated.
+    `Publish` gets what `decode_publish` returns, `Lookup` what `decode_lookup` returns, `Fetch` and `Probe` may write
+    what `encode_fetch` takes; the other methods are as generated.
     """
     generated: Any = _Collected()
     add_CachePoolServicer_to_server(servicer, generated)
@@ -30,6 +30,7 @@ def add_pool_servicer(servicer: CachePoolServicer, server: grpc.aio.Server) -> N
         servicer.Publish, decode_publish, pb.PublishReply.SerializeToString
     )
     handlers["Fetch"] = grpc.unary_stream_rpc_method_handler(servicer.Fetch, pb.FetchRequest.FromString, encode_fetch)
+    handlers["Probe"] = grpc.unary_stream_rpc_method_handler(servicer.Probe, pb.ProbeRequest.FromString, encode_fetch)
     handlers["Lookup"] = grpc.unary_unary_rpc_method_handler(
         servicer.Lookup, decode_lookup, pb.LookupReply.SerializeToString
     )
@@ -42,6 +43,15 @@ def fetch_call(channel: grpc.aio.Channel) -> Any:
     return channel.unary_stream(
         f"/{SERVICE}/Fetch",
         request_serializer=pb.FetchRequest.SerializeToString,
+        response_deserializer=decode_fetch,
+    )
+
+
+def probe_call(channel: grpc.aio.Channel) -> Any:
+    """Return the multi-callable of `Probe`; replies come as from `decode_fetch`."""
+    return channel.unary_stream(
+        f"/{SERVICE}/Probe",
+        request_serializer=pb.ProbeRequest.SerializeToString,
         response_deserializer=decode_fetch,
     )
 

@@ -11,7 +11,7 @@ from shared.ids import BlockKey
 from shared.kv.entries import BlockEntries, Source
 from shared.kv.layout import KvLayout
 from shared.log import get_logger
-from shared.pool.calls import fetch_call, lookup_call, publish_call
+from shared.pool.calls import fetch_call, lookup_call, probe_call, publish_call
 from shared.pool.lanes.chosen import PoolLanes
 from shared.pool.lanes.lane import Arrived, FetchLane, Lane, PublishLane
 from shared.pool.lanes.messages import IN_MESSAGES
@@ -112,6 +112,22 @@ class PoolClient:
             async for arrived in arrivals:
                 yield arrived
                 del arrived
+
+    async def probe(self, num_bytes: int, dc: str, deadline: Deadline) -> AsyncGenerator[Arrived, None]:
+        """Yield so many bytes of entries that mean nothing, in messages; fewer when others have more need of the link.
+
+        `dc` is the asking pool's. No bytes are a question that is answered at once. Raises `WorkerLost`,
+        `DeadlineExceeded`, `BadRequest` (too many bytes), `Overloaded`.
+        """
+        request = pb.ProbeRequest(num_bytes=num_bytes, dc=dc)
+        call = probe_call(self._channels.get(self.address, self._channel_id))(request, timeout=deadline.remaining())
+        try:
+            with rpc_errors(self.address):
+                async with aclosing(IN_MESSAGES.arrivals(aiter(call))) as arrivals:
+                    async for arrived in arrivals:
+                        yield arrived
+        finally:
+            call.cancel()
 
     async def _fetch_over(
         self, lane: FetchLane, request: pb.FetchRequest, deadline: Deadline

@@ -1004,6 +1004,29 @@ class SnapshotReply(_message.Message):
 Global___SnapshotReply: _TypeAlias = SnapshotReply  # noqa: Y015
 
 @_typing.final
+class ProbeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_BYTES_FIELD_NUMBER: _builtins.int
+    DC_FIELD_NUMBER: _builtins.int
+    num_bytes: _builtins.int
+    dc: _builtins.str
+    """the asking pool's"""
+    def __init__(
+        self,
+        *,
+        num_bytes: _builtins.int = ...,
+        dc: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dc", b"dc", "num_bytes", b"num_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProbeRequest: _TypeAlias = ProbeRequest  # noqa: Y015
+
+@_typing.final
 class PrefillRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1134,6 +1157,7 @@ class GenerateRequest(_message.Message):
     POOL_NODES_FIELD_NUMBER: _builtins.int
     FIDELITY_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
+    PATIENCE_MS_FIELD_NUMBER: _builtins.int
     fingerprint: _builtins.str
     layout_hash: _builtins.str
     salt: _builtins.str
@@ -1149,6 +1173,8 @@ class GenerateRequest(_message.Message):
     """see PrefillRequest, like the next three"""
     fidelity: Global___Fidelity.ValueType
     tenant: _builtins.str
+    patience_ms: _builtins.int
+    """blocks that have not come by then are computed, unless they come quickly; 0: as wait_ms says"""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -1174,10 +1200,11 @@ class GenerateRequest(_message.Message):
         pool_nodes: _abc.Iterable[_builtins.str] | None = ...,
         fidelity: Global___Fidelity.ValueType = ...,
         tenant: _builtins.str = ...,
+        patience_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "fidelity", b"fidelity", "fingerprint", b"fingerprint", "layout_hash", b"layout_hash", "num_blocks", b"num_blocks", "num_generated", b"num_generated", "pool_nodes", b"pool_nodes", "priority", b"priority", "salt", b"salt", "sampling", b"sampling", "sources", b"sources", "tenant", b"tenant", "token_ids", b"token_ids", "wait_ms", b"wait_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "fidelity", b"fidelity", "fingerprint", b"fingerprint", "layout_hash", b"layout_hash", "num_blocks", b"num_blocks", "num_generated", b"num_generated", "patience_ms", b"patience_ms", "pool_nodes", b"pool_nodes", "priority", b"priority", "salt", b"salt", "sampling", b"sampling", "sources", b"sources", "tenant", b"tenant", "token_ids", b"token_ids", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1339,10 +1366,13 @@ class Tokens(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     COMPUTED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
+    RESCUED_FIELD_NUMBER: _builtins.int
     finish_reason: Global___FinishReason.ValueType
     """set on the last message"""
     computed_prompt_tokens: _builtins.int
     """on the first message: prompt tokens that decode computed itself"""
+    rescued: _builtins.bool
+    """decode's patience has ended, and it computes the rest; said at once, in a message without ids"""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -1356,10 +1386,11 @@ class Tokens(_message.Message):
         finish_reason: Global___FinishReason.ValueType = ...,
         computed_prompt_tokens: _builtins.int = ...,
         logprobs: _abc.Iterable[Global___TokenLogprobs] | None = ...,
+        rescued: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["computed_prompt_tokens", b"computed_prompt_tokens", "finish_reason", b"finish_reason", "ids", b"ids", "logprobs", b"logprobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["computed_prompt_tokens", b"computed_prompt_tokens", "finish_reason", b"finish_reason", "ids", b"ids", "logprobs", b"logprobs", "rescued", b"rescued"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

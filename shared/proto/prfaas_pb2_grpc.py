@@ -71,6 +71,11 @@ class CachePoolStub:
                 request_serializer=shared_dot_proto_dot_prfaas__pb2.SnapshotRequest.SerializeToString,
                 response_deserializer=shared_dot_proto_dot_prfaas__pb2.SnapshotReply.FromString,
                 _registered_method=True)
+        self.Probe = channel.unary_stream(
+                '/prfaas.v1.CachePool/Probe',
+                request_serializer=shared_dot_proto_dot_prfaas__pb2.ProbeRequest.SerializeToString,
+                response_deserializer=shared_dot_proto_dot_prfaas__pb2.FetchReply.FromString,
+                _registered_method=True)
 
 
 class CachePoolServicer:
@@ -125,6 +130,14 @@ class CachePoolServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Probe(self, request, context):
+        """So many bytes of entries that mean nothing, in small messages, as background: how a link does over which nothing is
+        asked. None at all are a question that is answered at once. Ends early when foreground has something to send there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CachePoolServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -162,6 +175,11 @@ def add_CachePoolServicer_to_server(servicer, server):
                     servicer.Snapshot,
                     request_deserializer=shared_dot_proto_dot_prfaas__pb2.SnapshotRequest.FromString,
                     response_serializer=shared_dot_proto_dot_prfaas__pb2.SnapshotReply.SerializeToString,
+            ),
+            'Probe': grpc.unary_stream_rpc_method_handler(
+                    servicer.Probe,
+                    request_deserializer=shared_dot_proto_dot_prfaas__pb2.ProbeRequest.FromString,
+                    response_serializer=shared_dot_proto_dot_prfaas__pb2.FetchReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -355,6 +373,33 @@ class CachePool:
             '/prfaas.v1.CachePool/Snapshot',
             shared_dot_proto_dot_prfaas__pb2.SnapshotRequest.SerializeToString,
             shared_dot_proto_dot_prfaas__pb2.SnapshotReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Probe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/prfaas.v1.CachePool/Probe',
+            shared_dot_proto_dot_prfaas__pb2.ProbeRequest.SerializeToString,
+            shared_dot_proto_dot_prfaas__pb2.FetchReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,10 @@ class CachePoolStub:
     Unpin: _grpc.UnaryUnaryMultiCallable[_prfaas_pb2.UnpinRequest, _prfaas_pb2.UnpinReply]
     Snapshot: _grpc.UnaryStreamMultiCallable[_prfaas_pb2.SnapshotRequest, _prfaas_pb2.SnapshotReply]
     """Everything the pool holds, true at one sequence number of its placement events."""
+    Probe: _grpc.UnaryStreamMultiCallable[_prfaas_pb2.ProbeRequest, _prfaas_pb2.FetchReply]
+    """So many bytes of entries that mean nothing, in small messages, as background: how a link does over which nothing is
+    asked. None at all are a question that is answered at once. Ends early when foreground has something to send there.
+    """
 
 @_typing.type_check_only
 class CachePoolAsyncStub(CachePoolStub):
@@ -63,6 +67,10 @@ class CachePoolAsyncStub(CachePoolStub):
     Unpin: _aio.UnaryUnaryMultiCallable[_prfaas_pb2.UnpinRequest, _prfaas_pb2.UnpinReply]  # type: ignore[assignment]
     Snapshot: _aio.UnaryStreamMultiCallable[_prfaas_pb2.SnapshotRequest, _prfaas_pb2.SnapshotReply]  # type: ignore[assignment]
     """Everything the pool holds, true at one sequence number of its placement events."""
+    Probe: _aio.UnaryStreamMultiCallable[_prfaas_pb2.ProbeRequest, _prfaas_pb2.FetchReply]  # type: ignore[assignment]
+    """So many bytes of entries that mean nothing, in small messages, as background: how a link does over which nothing is
+    asked. None at all are a question that is answered at once. Ends early when foreground has something to send there.
+    """
 
 class CachePoolServicer(metaclass=_abc_1.ABCMeta):
     """---------------------------------------------------------------- cachepool"""
@@ -120,6 +128,16 @@ class CachePoolServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_prfaas_pb2.SnapshotReply], _abc.AsyncIterator[_prfaas_pb2.SnapshotReply]]:
         """Everything the pool holds, true at one sequence number of its placement events."""
+
+    @_abc_1.abstractmethod
+    def Probe(
+        self,
+        request: _prfaas_pb2.ProbeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_prfaas_pb2.FetchReply], _abc.AsyncIterator[_prfaas_pb2.FetchReply]]:
+        """So many bytes of entries that mean nothing, in small messages, as background: how a link does over which nothing is
+        asked. None at all are a question that is answered at once. Ends early when foreground has something to send there.
+        """
 
 def add_CachePoolServicer_to_server(servicer: CachePoolServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

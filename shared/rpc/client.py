@@ -1,6 +1,7 @@
 """Outgoing gRPC: one owner of the channels of a process, and the mapping of failed calls to our errors."""
 
 import asyncio
+from collections.abc import Collection
 from types import TracebackType
 from typing import Any, Self
 
@@ -52,9 +53,10 @@ class Channels:
             return grpc.aio.insecure_channel(address, options=options)
         return grpc.aio.secure_channel(address, self._credentials, options=options)
 
-    async def forget(self, address: str) -> None:
-        """Close the channels of a worker that has left for good; its calls in flight end as WorkerLost."""
-        for key in [key for key in self._by_id if key[0] == address]:
+    async def forget(self, address: str, channel_ids: Collection[ChannelId] | None = None) -> None:
+        """Close these channels of a worker, or all: it has left for good. Their calls in flight end as WorkerLost."""
+        of_worker = [key for key in self._by_id if key[0] == address]
+        for key in [key for key in of_worker if channel_ids is None or key[1] in channel_ids]:
             if (channel := self._by_id.pop(key, None)) is not None:
                 await channel.close()
 

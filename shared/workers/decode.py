@@ -34,6 +34,7 @@ class DecodedTokens(NamedTuple):
     finish_reason: FinishReason | None  # on the last message
     computed_prompt_tokens: int  # prompt tokens whose KV the worker computed itself; said with the first token
     logprobs: tuple[TokenLogprobs, ...] = ()  # parallel to ids, if they were asked for
+    rescued: bool = False  # blocks were late, and the worker computes the rest; there may be no ids
 
 
 class DecodeClient:
@@ -75,6 +76,7 @@ class DecodeCall:
         self._call: _Call | None = None
         self._changes: grpc.aio.StreamStreamCall[pb.Control, pb.Tokens] | None = None  # the same call
         self._messages: AsyncIterator[pb.Tokens] | None = None
+        self._errors = rpc_errors(worker)
 
     async def start(self, order: GenerateOrder, timeout_s: float) -> None:
         """Send the request; the call ends by itself after `timeout_s`.
@@ -82,7 +84,7 @@ class DecodeCall:
         Does not fail: a call that is over already says why when it is read.
         """
         message = _control(order)
-        with suppress(PrfaasError), rpc_errors(self._worker):
+        with suppress(PrfaasError), self._errors:
             if not self._may_change:
                 self._call = self._methods.fixed(message, timeout=timeout_s)
             else:
@@ -91,7 +93,7 @@ class DecodeCall:
 
     async def prefill_failed(self) -> None:
         """Tell the worker to compute what it would wait for in vain. Does not fail, as `start`."""
-        with suppress(PrfaasError), rpc_errors(self._worker):
+        with suppress(PrfaasError), self._errors:
             if self._changes is not None:
                 await self._changes.write(pb.Control(update=pb.PlanUpdate(prefill_failed=True)))
 
@@ -102,12 +104,15 @@ class DecodeCall:
                 raise WorkerLost(f"{self._worker}: the call is over")
             self._messages = aiter(self._call)  # `read()` gives up what has arrived once a write has met the end
         try:
-            with rpc_errors(self._worker):
-                message = await self._messages.__anext__()
+            with self._errors:
+                message = await anext(self._messages)
         except StopAsyncIteration:
             raise WorkerLost(f"{self._worker} ended a stream without a finish reason") from None
         reason = _FINISH.get(message.finish_reason)
-        return DecodedTokens(tuple(message.ids), reason, message.computed_prompt_tokens, logprobs_from_message(message))
+        logprobs = logprobs_from_message(message)
+        return DecodedTokens(
+            tuple(message.ids), reason, message.computed_prompt_tokens, logprobs, rescued=message.rescued
+        )
 
     async def finish(self, limit_s: float) -> None:
         """Wait for the worker to end a finished stream, lest it take our own end for a cancellation."""
@@ -142,6 +147,7 @@ def _control(order: GenerateOrder) -> pb.Control:
         fidelity=cast(pb.Fidelity.ValueType, int(prompt.fidelity)),
         pool_nodes=prompt.pool_nodes,
         tenant=prompt.tenant,
+        patience_ms=0 if order.patience_s is None else max(1, round(1000 * order.patience_s)),
     )
     control = pb.Control(start=request)
     control.start.token_ids.extend(prompt.token_ids)  # now: a message that is put into another is copied

@@ -35,3 +35,4 @@ class GenerateOrder:
     sampling: SamplingParams
     wait_ms: int  # for a block without a writer
     num_generated: int = 0  # the last so many of the prompt's `token_ids` are the answer's
+    patience_s: float | None = None  # blocks that have not come by then are computed; None: as `wait_ms` says

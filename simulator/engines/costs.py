@@ -5,7 +5,7 @@ from typing import Protocol
 from shared.step_profile import StepProfile
 
 
-class StepCost(Protocol):
+class StepTime(Protocol):
     """Seconds of a step as a function of what is in it. `StepProfile`, which workers publish, is one."""
 
     def step_s(

@@ -9,7 +9,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 
-from simulator.engines.costs import StepCost
+from simulator.engines.costs import StepTime
 from simulator.engines.meter import WorkMeter
 from simulator.engines.work import PackedStep, PromptJob, advance, packed
 from simulator.events import EventLoop, SimTimer
@@ -51,7 +51,7 @@ class SimulatedDecode:
     """
 
     def __init__(
-        self, loop: EventLoop, cost: StepCost, step_tokens: int, max_batch: int, kv_tokens: float = math.inf
+        self, loop: EventLoop, cost: StepTime, step_tokens: int, max_batch: int, kv_tokens: float = math.inf
     ) -> None:
         self.cost = cost
         self.step_tokens = step_tokens

@@ -3,7 +3,7 @@
 import sys
 from collections import deque
 
-from simulator.engines.costs import StepCost
+from simulator.engines.costs import StepTime
 from simulator.engines.meter import WorkMeter
 from simulator.engines.work import PackedStep, PromptJob, advance, packed
 from simulator.events import EventLoop, SimTimer
@@ -15,7 +15,7 @@ class SimulatedPrefill:
     `prompts_per_step` 1: one prompt after another, as throughput models have it.
     """
 
-    def __init__(self, loop: EventLoop, cost: StepCost, step_tokens: int, prompts_per_step: int = sys.maxsize) -> None:
+    def __init__(self, loop: EventLoop, cost: StepTime, step_tokens: int, prompts_per_step: int = sys.maxsize) -> None:
         self.cost = cost
         self.step_tokens = step_tokens
         self.prompts_per_step = prompts_per_step

@@ -42,6 +42,7 @@ class SimulatedBus:
         self._placements = placements
         self._seats = list(places.engines.seats.values())
         self._said_at_s: dict[str, float] = {}
+        places.fabric.on_news = lambda dc: self._later(dc, [], [self._pool_load(dc)])
 
     def begin(self) -> None:
         """Announce everybody and everything at once, then report for ever."""

@@ -38,6 +38,9 @@ class TurnsDispatcher:
     def prefilled(self, route: SimRoute) -> None:
         pass
 
+    def first_token(self, route: SimRoute, query: RouteQuery, ttft_s: float | None) -> None:
+        pass
+
     def ended(self, route: SimRoute) -> None:
         pass
 

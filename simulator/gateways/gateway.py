@@ -5,11 +5,15 @@ from dataclasses import dataclass
 from itertools import count
 
 from services.gateway.cluster.assigned import Assignment, PromptWork
+from services.gateway.cluster.devices import ServedPrompts
 from services.gateway.cluster.promises import PrefillPromise, PrefillPromises
 from services.gateway.cluster.registry import Registry
 from services.gateway.placement.index import PlacementIndex
+from services.gateway.request.feedback import Feedback
+from services.gateway.routing.calibration import Calibration
 from services.gateway.routing.plan import Plan, RequestFacts
 from services.gateway.routing.policy import RoutingPolicy
+from services.gateway.routing.rescue import patience_s
 from services.gateway.routing.router import Router
 from shared.bus.events import LoadEvent, MembershipEvent
 from shared.ids import Datacenter, WorkerId
@@ -38,7 +42,10 @@ class RoutedGateway:
         self._index = index
         self._router = Router(Datacenter(home), layout, policy, codec="raw")
         self._promises = PrefillPromises()
+        self._calibration, self._served = Calibration(), ServedPrompts()
+        self._feedback = Feedback(self._calibration, self._served)
         self._ledgers: dict[SimRoute, _Ledger] = {}
+        self._numbers = count()
         self._draw = random.Random(f"{places.scenario.seed} {home} {number}")
         self._numbers = count()
 
@@ -54,13 +61,15 @@ class RoutedGateway:
             keys=query.keys,
             held=self._index.held(query.keys, self._places.loop.now_s) if query.keys else {},
             promised=self._promises.longest(query.keys),
+            on_device=self._served.longest(query.keys),
             excluded=frozenset(WorkerId(worker) for worker in query.excluded),
             output_tokens=query.num_output,
             slo=self._places.scenario.slo,
             draw=self._draw.random(),
             number=next(self._numbers),
         )
-        plan = self._router.plan(facts, self.registry.view())
+        corrections = self._calibration.corrections(self._places.loop.now_s)
+        plan = self._router.plan(facts, self.registry.view(), corrections)
         route = self._as_route(plan)
         self._ledgers[route] = _Ledger(plan)
         return route
@@ -85,6 +94,9 @@ class RoutedGateway:
             self.registry.release(ledger.prefilling)
             ledger.promise = ledger.prefilling = None
 
+    def first_token(self, route: SimRoute, query: RouteQuery, ttft_s: float | None) -> None:
+        self._feedback.first_token(self._ledgers[route].plan, query.keys, ttft_s, self._places.loop.now_s)
+
     def ended(self, route: SimRoute) -> None:
         ledger = self._ledgers.pop(route)
         if ledger.decoding is not None:
@@ -103,4 +115,5 @@ class RoutedGateway:
             decode_sources=plan.decode_sources,
             prefill_sources=plan.prefill_sources,
             ttft_forecast_s=plan.forecast.ttft_s,
+            patience_s=patience_s(plan),
         )

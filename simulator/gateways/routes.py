@@ -32,6 +32,7 @@ class SimRoute:
     decode_sources: tuple[Source, ...]
     prefill_sources: tuple[Source, ...]
     ttft_forecast_s: float = float("nan")  # as the router predicts it
+    patience_s: float | None = None  # how long decode waits for KV before it computes; None: as long as it takes
 
 
 class Dispatcher(Protocol):
@@ -45,6 +46,9 @@ class Dispatcher(Protocol):
 
     def prefilled(self, route: SimRoute) -> None:
         """Its prefill call is over."""
+
+    def first_token(self, route: SimRoute, query: RouteQuery, ttft_s: float | None) -> None:
+        """Its first token has come, so long after the plan was made; None: decode has computed what was late."""
 
     def ended(self, route: SimRoute) -> None:
         """Its decode call is over."""

@@ -47,6 +47,11 @@ class Transfer:
         self.is_closed = False  # nothing more will be offered
         self.is_over = False
 
+    @property
+    def num_carried(self) -> float:
+        """Bytes that the link has carried of those offered."""
+        return self.num_offered - self._link.left_bytes(self)
+
     def offer(self, num_bytes: float) -> None:
         """Let the source have so many more bytes."""
         self._link.offer(self, num_bytes)
@@ -141,6 +146,13 @@ class SharedLink:
         if self._flowing.pop(transfer, self) is None:
             self._owed_bytes -= max(0.0, transfer.level - self._level) * self.spec.connections
             self._schedule()
+
+    def left_bytes(self, transfer: Transfer) -> float:
+        """Return what was offered and not carried yet."""
+        if transfer not in self._flowing:
+            return 0.0
+        self._advance()
+        return max(0.0, transfer.level - self._level) * self.spec.connections
 
     def sync(self) -> None:
         """Bring the counters up to now."""

@@ -4,15 +4,16 @@ from collections.abc import Callable, Sequence
 
 from shared.ids import BlockKey
 from shared.kv.entries import Source
-from simulator.network.fabric import WatchedTransfer
+from simulator.network.watched import WatchedTransfer
 from simulator.places import Places
+from simulator.request.lateness import FetchPatience
 
 
 class KvDelivery:
     """One transfer from each datacenter that has, or will have, blocks of a prompt.
 
-    `on_complete` is called once, when all of them are over and whoever computes blocks, if somebody does, has ended.
-    `ready_blocks` then says how many leading blocks have come.
+    `on_complete` is called once, when all of them are over and whoever computes blocks, if somebody does, has ended; or
+    when that is late. `ready_blocks` then says how many leading blocks have come.
     """
 
     def __init__(
@@ -31,8 +32,14 @@ class KvDelivery:
         self._crossings: dict[str, WatchedTransfer] = {}
         self._is_made = maker is None
         self._is_over = False
+        self._patience: FetchPatience | None = None
+        self._expected_bytes = 0.0
+        self._arrived_bytes = 0.0  # of transfers that are over, and of what was computed at home
+        self._from_maker: list[tuple[float, int]] = []  # once so many bytes are here, so many leading tokens are
         self.ready_blocks = len(keys)
+        self.present_blocks = 0  # leading blocks that home had at the beginning
         self.has_failed = False
+        self.is_late = False
 
     @property
     def crosses(self) -> bool:
@@ -41,7 +48,7 @@ class KvDelivery:
 
     def begin(self, sources: Sequence[Source]) -> None:
         """Ask every source for what it has. Blocks that a stale plan counts on and nobody has are not ready."""
-        here = self._places.pools[self._home].num_leading(self._keys)
+        here = self.present_blocks = self._places.pools[self._home].num_leading(self._keys)
         first = min((source.first for source in sources), default=len(self._keys))
         if self._maker is None or (here < first and self.crosses):
             self._lacks(here, before=first)
@@ -51,6 +58,25 @@ class KvDelivery:
             self._open(str(self._maker))
         if not self._crossings:
             self._check()
+
+    def wait_for(self, patience_s: float | None) -> None:
+        """Give up what is late: see `FetchPatience`. Everything is expected by now."""
+        if patience_s is not None and not self._is_over:
+            self._patience = FetchPatience(self._places.loop, patience_s, self._left_bytes, self._late)
+
+    def expect(self, num_bytes: float) -> None:
+        """Count on so many bytes more, which somebody computes."""
+        self._expected_bytes += num_bytes
+
+    def will_bring(self, num_bytes: float, end_token: int) -> None:
+        """Note that the maker's next so many bytes complete the prompt's KV up to a token."""
+        before = self._from_maker[-1][0] if self._from_maker else 0.0
+        self._from_maker.append((before + num_bytes, end_token))
+
+    def computed_at_home(self, num_bytes: float, end_token: int) -> None:
+        """Note what a prefill worker of home has computed."""
+        self._arrived_bytes += num_bytes
+        self._from_maker.append((0.0, end_token))
 
     def offer(self, num_bytes: float) -> None:
         """Send what has just been computed."""
@@ -80,9 +106,7 @@ class KvDelivery:
     def abandon(self) -> None:
         """End without a word; idempotent."""
         self._is_over = True
-        for crossing in self._crossings.values():
-            crossing.abandon()
-        self._crossings.clear()
+        self._end()
 
     def _lacks(self, first_missing: int, before: int) -> None:
         if first_missing < before:
@@ -91,14 +115,17 @@ class KvDelivery:
     def _ask(self, source: Source) -> None:
         dc = str(source.dc)
         there = self._places.pools[dc].num_leading(self._keys[: source.end])
-        if dc != self._maker:
+        is_all = dc != self._maker
+        if is_all:
             self._lacks(max(there, source.first), before=source.end)
         crossing = self._crossings.get(dc) or self._open(dc)
-        is_all = dc != self._maker
         num_blocks = max(0, min(there, source.end) - source.first)
         if not is_all and not self._places.scenario.streamed:
             num_blocks = 0  # its worker sends everything at the end
         num_bytes = self._places.blocks_bytes(num_blocks)
+        self._expected_bytes += num_bytes
+        if not is_all and num_blocks:
+            self.will_bring(num_bytes, (source.first + num_blocks) * self._places.kv.block_tokens)
 
         def reached() -> None:
             crossing.transfer.offer(num_bytes)
@@ -114,7 +141,9 @@ class KvDelivery:
         return crossing
 
     def _arrived(self, dc: str) -> None:
-        self._crossings.pop(dc, None)
+        crossing = self._crossings.pop(dc, None)
+        if crossing is not None:
+            self._arrived_bytes += crossing.transfer.num_offered
         self._check()
 
     def _failed(self, dc: str) -> None:
@@ -125,7 +154,32 @@ class KvDelivery:
             self._is_made = True
         self._check()
 
+    def _left_bytes(self) -> float:
+        carried = sum(crossing.transfer.num_carried for crossing in self._crossings.values())
+        return max(0.0, self._expected_bytes - self._arrived_bytes - carried)
+
+    def _late(self) -> None:
+        """Keep the blocks that are complete; decode computes the rest."""
+        crossing = self._crossings.get(self._maker or "")
+        num_bytes = crossing.transfer.num_carried if crossing is not None else 0.0
+        complete = [end_token for mark, end_token in self._from_maker if mark <= num_bytes]
+        from_maker = max(complete, default=0) // self._places.kv.block_tokens
+        here = self._places.pools[self._home].num_leading(self._keys)
+        self.is_late = self.has_failed = True
+        self.ready_blocks = min(self.ready_blocks, max(here, from_maker))
+        self._is_made = True
+        self._end()
+        self._check()
+
+    def _end(self) -> None:
+        if self._patience is not None:
+            self._patience.end()
+        for crossing in self._crossings.values():
+            crossing.abandon()
+        self._crossings.clear()
+
     def _check(self) -> None:
         if self._is_made and not self._crossings and not self._is_over:
             self._is_over = True
+            self._end()
             self._on_complete()

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from shared.errors import NoWorker, Overloaded
+from shared.ids import WorkerId
 from simulator.engines.decode import DecodeRequest
 from simulator.gateways.routes import Dispatcher, RouteQuery, SimRoute
 from simulator.outcome import RequestRow
@@ -55,6 +56,10 @@ class RequestLife:
         """Count prompt tokens that an engine computes."""
         self._row.uncached_tokens += num_tokens
 
+    def rescued(self) -> None:
+        """Decode computes what is late."""
+        self._row.rescued = True
+
     def started(self) -> None:
         """The first token of an attempt exists."""
         if self._num_sent == 0:
@@ -95,6 +100,7 @@ class RequestAttempt:
         self._prefill: PromptPrefill | None = None
         self._request: DecodeRequest | None = None
         self._epoch = self._seat.epoch
+        self._begun_s = places.loop.now_s
         self._has_started = False
         self._num_stored = 0  # leading blocks that home's pool has for this request
 
@@ -111,6 +117,7 @@ class RequestAttempt:
         self._delivery.begin(route.decode_sources)
         if self._prefill is not None:
             self._prefill.begin()
+        self._delivery.wait_for(route.patience_s)
 
     def _prefilled(self, num_computed: int) -> None:
         self._prefill = None
@@ -120,6 +127,8 @@ class RequestAttempt:
     def _delivered(self) -> None:
         """All that will come has come: read it into the worker's pages, then decode."""
         delivery, kv, pool = self._delivery, self._places.kv, self._places.pools[self._home]
+        if delivery.is_late:
+            self._life.rescued()
         if self._prefill is not None and delivery.has_failed:  # computed in vain: nobody waits for it any more
             self._prefill.withdraw()
             self._prefilled(0)
@@ -127,6 +136,8 @@ class RequestAttempt:
         pool.put(self._keys[:num_blocks])
         self._num_stored = num_blocks
         num_read = num_blocks if self._route.prefill is None else 0  # else it was read as it came
+        on_device = self._seat.device.longest(self._keys[:num_read])
+        num_read -= on_device.num_blocks if on_device is not None else 0
         delay_s = num_read * kv.block_tokens * kv.bytes_per_token / self._seat.group.hand_over_bytes_per_s
         self._places.loop.after(delay_s, self._join)
 
@@ -153,6 +164,9 @@ class RequestAttempt:
 
     def _started(self) -> None:
         self._has_started = True
+        self._seat.device.note(self._query.keys, WorkerId(self._seat.name))
+        ttft_s = None if self._delivery.is_late else self._places.loop.now_s - self._begun_s
+        self._dispatcher.first_token(self._route, self._query, ttft_s)
         pool = self._places.pools[self._home]
         if len(self._query.keys) > self._num_stored:  # decode publishes the full blocks that it computed
             pool.put(self._query.keys)

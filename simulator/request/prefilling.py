@@ -7,7 +7,7 @@ from shared.ids import BlockKey
 from shared.kv.entries import Source
 from simulator.engines.work import PromptJob
 from simulator.gateways.routes import SimRoute
-from simulator.network.fabric import WatchedTransfer
+from simulator.network.watched import WatchedTransfer
 from simulator.places import Places
 from simulator.request.delivery import KvDelivery
 from simulator.seats import EngineSeat
@@ -38,7 +38,9 @@ class PromptPrefill:
         self._on_lost = on_lost
         self._workers = [route.prefill, *route.prefill_spares]
         self._dc = places.dc_of(route.prefill)
-        self._pulls: dict[str, WatchedTransfer] = {}
+        self._pulls: dict[int, WatchedTransfer] = {}
+        self._pulled_blocks = 0
+        self._first_hole = len(keys)
         self._seat: EngineSeat | None = None
         self._work: PromptJob | None = None
         self._sent_tokens = 0  # of those, all that come before are on their way or were never missing
@@ -47,7 +49,9 @@ class PromptPrefill:
     def begin(self) -> None:
         """Pull what other datacenters have cached, then queue."""
         if self._places.scenario.streamed:
-            self._sent_tokens = self._cached_tokens()
+            here = self._places.kv.block_tokens * self._delivery.present_blocks
+            self._sent_tokens = max(self._cached_tokens(), min(self._end, here))
+        self._delivery.expect(self._bytes(self._sent_tokens, self._end, is_last=self._sent_tokens < self._end))
         for source in self._sources:
             self._pull(source)
         if not self._pulls:
@@ -63,10 +67,11 @@ class PromptPrefill:
 
     def _pull(self, source: Source) -> None:
         dc = str(source.dc)
-        there = self._places.pools[dc].num_leading(self._keys[: source.end])
+        there = min(source.end, self._places.pools[dc].num_leading(self._keys[: source.end]))
         num_bytes = self._places.blocks_bytes(max(0, there - source.first))
-        over = partial(self._pulled, dc, min(there, source.end))
-        pull = self._pulls[dc] = self._places.fabric.open(dc, self._dc, over, partial(self._pulled, dc, 0))
+        number = len(self._pulls)
+        over, failed = partial(self._pulled, number, source, there), partial(self._pulled, number, source, 0)
+        pull = self._pulls[number] = self._places.fabric.open(dc, self._dc, over, failed)
 
         def reached() -> None:
             pull.transfer.offer(num_bytes)
@@ -74,10 +79,14 @@ class PromptPrefill:
 
         self._places.loop.after(self._places.fabric.ask_s(dc, self._dc), reached)
 
-    def _pulled(self, dc: str, num_blocks: int) -> None:
-        self._pulls.pop(dc, None)
-        self._places.pools[self._dc].put(self._keys[:num_blocks])
+    def _pulled(self, number: int, source: Source, end: int) -> None:
+        """Note that a source has sent its blocks up to `end`; a prefix is worth no more than its first hole."""
+        del self._pulls[number]
+        self._pulled_blocks = max(self._pulled_blocks, source.end)
+        if end < source.end:
+            self._first_hole = min(self._first_hole, max(source.first, end))
         if not self._pulls:
+            self._places.pools[self._dc].put(self._keys[: min(self._pulled_blocks, self._first_hole)])
             self._queue()
 
     def _queue(self) -> None:
@@ -110,11 +119,15 @@ class PromptPrefill:
     def _stepped(self, first: int, end: int, end_s: float) -> None:
         """Send a chunk's KV by groups of layers, evenly over its step, of what has not been sent before."""
         scenario, loop, layers = self._places.scenario, self._places.loop, self._places.kv.layers
+        if not self._delivery.crosses and first > self._sent_tokens:  # the steps before have computed it
+            self._delivery.computed_at_home(self._bytes(self._sent_tokens, first, is_last=False), first)
+            self._sent_tokens = first
         first, is_last = max(first, self._sent_tokens), end == self._end
         if not self._delivery.crosses or not scenario.streamed or first >= end:
             return
         self._sent_tokens = end
         num_bytes = self._bytes(first, end, is_last=is_last)
+        self._delivery.will_bring(num_bytes, end)
         piece, start_s = num_bytes / layers, loop.now_s
         work = self._work
 
@@ -146,7 +159,9 @@ class PromptPrefill:
     def _send(self, first: int, end: int, *, is_last: bool) -> None:
         self._sent_tokens = max(self._sent_tokens, end)
         if self._delivery.crosses:
-            self._delivery.offer(self._bytes(first, end, is_last=is_last))
+            num_bytes = self._bytes(first, end, is_last=is_last)
+            self._delivery.will_bring(num_bytes, end)
+            self._delivery.offer(num_bytes)
 
     def _bytes(self, first: int, end: int, *, is_last: bool) -> float:
         kv = self._places.kv

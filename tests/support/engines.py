@@ -19,19 +19,19 @@ from services.prefill.app import build_prefill
 from services.prefill.settings import PrefillSettings
 from shared.bus.events import PlacementEvent
 from shared.deadline import Deadline
+from shared.engine.costs.prior import prior_of
+from shared.engine.costs.steps import StepCosts
 from shared.engine.host import EngineHost
 from shared.engine.loaded import LoadedModel
 from shared.engine.pool_access import PoolAccess
-from shared.engine.profile.costs import StepCosts
-from shared.engine.profile.prior import prior_of
 from shared.engine.settings import EngineSettings
 from shared.engine.thread import WorkThread
 from shared.engine.transfer import FetchMetrics, PageTransfer
-from shared.fitting import OnlineFit
 from shared.ids import Datacenter, new_epoch
 from shared.kv.codec import Codec, Fidelity
 from shared.kv.entries import BlockEntries, Source
 from shared.kv.hashing import num_prefix_blocks
+from shared.measuring.fitting import OnlineFit
 from shared.metrics import Metrics
 from shared.pool.calls import add_pool_servicer
 from shared.pool.lanes.chosen import engine_lanes

@@ -6,13 +6,13 @@ from typing import Any
 
 from services.decode.request import Generation
 from shared.deadline import Deadline
+from shared.engine.costs.steps import StepCosts
 from shared.engine.loaded import LoadedModel
 from shared.engine.pool_access import PoolAccess
-from shared.engine.profile.costs import StepCosts
 from shared.engine.thread import WorkThread
 from shared.engine.transfer import FetchMetrics, PageTransfer
-from shared.fitting import OnlineFit
 from shared.kv.codec import Codec
+from shared.measuring.fitting import OnlineFit
 from shared.metrics import Metrics
 from shared.pool.nodes import Pool
 from shared.sampling.params import SamplingParams

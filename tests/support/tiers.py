@@ -49,7 +49,7 @@ class SampleTier:
         context = TierContext(bucket, self.index, self.breaker, metrics, self.clock)
         self.room = Room(bucket, self.index, metrics, self.clock)
         self.recovery = Recovery(context, self.room, folder)
-        self.reader = Reader(context, self.recovery, max_reads)
+        self.reader = Reader(context, self.recovery, max_reads, self.clock)
         self.reads = ReadThrough(context, self.store, self.reader, read_limit_s)
         self.writes = WriteBehind(context, self.store, self.room, self.reader, self.recovery, write_limits)
 

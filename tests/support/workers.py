@@ -18,9 +18,9 @@ from shared.workers.request import GenerateOrder, PromptOrder
 DecodeScript = Sequence[DecodedTokens | PrfaasError | asyncio.Event]
 
 
-def decoded(*ids: int, end: FinishReason | None = None, computed: int = 0) -> DecodedTokens:
+def decoded(*ids: int, end: FinishReason | None = None, computed: int = 0, rescued: bool = False) -> DecodedTokens:
     """What one message of a decode worker brings."""
-    return DecodedTokens(ids, end, computed)
+    return DecodedTokens(ids, end, computed, rescued=rescued)
 
 
 class ScriptedPrefill(PrefillClient):

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from benchmarks.harness import ROOT
+from benchmarks.pipe.changing import DELAY_S, FALL_LIMIT_S, LANES, RETURN_LIMIT_S, PoolPair, fall_and_return
 from benchmarks.pipe.node import LAYOUT, pool_node
 from benchmarks.wan.line import Line
 from benchmarks.wan.network import Wan, WanUnavailable, wan
@@ -89,6 +90,23 @@ async def test_background_moves_on_a_full_link_and_is_in_nobodys_way(two_sites: 
 
         asked = {"do": "pull", "address": east.address, "dc": "east"}
         await eventually(both_get_on)
+
+
+@pytest.mark.parametrize("lanes", LANES)
+async def test_a_fall_is_reported_at_once_and_a_return_though_nobody_asks_anything(two_sites: Wan, lanes: str) -> None:
+    async with (
+        pool_node(two_sites.command("east"), "east", two_sites.address("east"), lanes=lanes) as east,
+        pool_node(two_sites.command("west"), "west", two_sites.address("west"), lanes=lanes) as west,
+    ):
+        pair, names = PoolPair(two_sites, east, west), map(str, itertools.count())
+
+        async def both_are_noticed() -> bool:
+            """A relay that stands still for a moment makes the link slower than it is."""
+            noticed = await fall_and_return(pair, next(names), low_s=4.0)
+            assert noticed.round_trip_s >= 2 * DELAY_S
+            return noticed.fall_s < FALL_LIMIT_S and noticed.return_s < RETURN_LIMIT_S
+
+        await eventually(both_are_noticed)
 
 
 def test_nothing_is_left_of_a_wan_whose_owner_was_killed(two_sites: Wan) -> None:

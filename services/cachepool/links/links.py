@@ -9,6 +9,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from services.cachepool.links.goodput import Goodput
+from services.cachepool.links.incoming import IncomingLink
+from services.cachepool.links.probing import Probing
 from services.cachepool.links.rate_limiter import BACKGROUND_BATCH_BYTES, RateLimiter
 from shared.bus.events import LinkLoad
 from shared.errors import BadRequest
@@ -98,15 +100,19 @@ class Receiver:
 class LinkReceiver(Receiver):
     """Receives from a pool of another datacenter."""
 
-    def __init__(self, goodput: Goodput, received: tuple[Counter, Counter], crossed: Callable[[int], None]) -> None:
-        """`received` counts entries and payload bytes, `crossed` is told the bytes too."""
-        self._goodput = goodput
+    def __init__(
+        self, link: IncomingLink, address: str, received: tuple[Counter, Counter], clock: Callable[[], float]
+    ) -> None:
+        """`received` counts entries and payload bytes of the peer at `address`."""
+        self._link = link
+        self._goodput = link.goodput
+        self._address = address
         self._received_entries, self._received_bytes = received
-        self._crossed = crossed
+        self._clock = clock
 
     def patience_s(self, stall_s: float) -> float:
         """A link that is slow, or has many streams, brings no message of any of them for long: nobody hangs there."""
-        speed = self._goodput.bytes_per_s or ASSUMED_BYTES_PER_S
+        speed = self._goodput.usual_bytes_per_s or ASSUMED_BYTES_PER_S
         return stall_s + 2 * max(1, self._goodput.num_carrying) * MAX_BATCH_BYTES / speed
 
     def arrived(self, frames: Sequence[Frame], busy_s: float | None = None) -> None:
@@ -119,21 +125,21 @@ class LinkReceiver(Receiver):
         if busy_s is None:
             self._goodput.arrived(self, num_bytes, more=is_full)
         else:
-            self._goodput.carried(num_bytes, busy_s)
-        self._crossed(num_bytes)
+            self._goodput.carried(self, num_bytes, busy_s)
+        if num_bytes:
+            self._link.brought(self._address, num_bytes, self._clock())
         self._received_entries.inc(len(frames))
         self._received_bytes.inc(num_bytes)
 
 
-class Links:
+class PoolLinks:
     """All links of one pool, by the datacenter at the other end. Both ends count the payload that crossed."""
 
     def __init__(self, dc: Datacenter, metrics: Metrics, clock: Callable[[], float]) -> None:
         self.dc = dc
         self._clock = clock
         self._limiters: dict[Datacenter, RateLimiter] = {}
-        self._goodputs: dict[Datacenter, Goodput] = {}
-        self._crossed: dict[Datacenter, int] = {}
+        self._incoming: dict[Datacenter, IncomingLink] = {}
         sent, received = ["dc", "urgency"], ["dc"]
         self._sent = metrics.counter("link_sent_bytes", "Payload bytes sent to pools of another datacenter.", sent)
         self._sent_entries = metrics.counter("link_sent_entries", "Entries sent there.", sent)
@@ -155,28 +161,35 @@ class Links:
         return LinkSender(limiter, sent, is_background=is_background)
 
     @contextmanager
-    def receiver(self, dc: Datacenter) -> Iterator[Receiver]:
-        """Open the receiver of one stream from a pool in `dc`."""
+    def receiver(
+        self, dc: Datacenter, address: str, receiving_s: Callable[[], float] = lambda: 0.0
+    ) -> Iterator[Receiver]:
+        """Open the receiver of one stream from the pool at `address` in `dc`.
+
+        `receiving_s`: how long its connections have been busy with what has not come yet, where somebody knows.
+        """
         if not self.is_remote(dc):
             yield Receiver()
             return
-        goodput = self._goodputs.setdefault(dc, Goodput(self._clock))
+        link = self._incoming.get(dc)
+        if link is None:
+            link = self._incoming[dc] = IncomingLink(dc, Goodput(self._clock), Probing(self._clock()))
         received = (self._received_entries.labels(dc), self._received.labels(dc))
-        receiver = LinkReceiver(goodput, received, lambda num_bytes: self._cross(dc, num_bytes))
+        receiver = LinkReceiver(link, address, received, self._clock)
+        link.goodput.watch(receiver, receiving_s)
         try:
             yield receiver
         finally:
-            goodput.ended(receiver)
+            link.goodput.ended(receiver)
+
+    @property
+    def incoming(self) -> list[IncomingLink]:
+        """Return the links that were pulled over."""
+        return [link for _, link in sorted(self._incoming.items())]
 
     def loads(self, backlog_bytes: Callable[[Datacenter], int]) -> tuple[LinkLoad, ...]:
         """Return how the links that were pulled over do, for `prfaas.load`."""
-        return tuple(
-            LinkLoad(dc, goodput.bytes_per_s, backlog_bytes(dc), self._crossed.get(dc, 0))
-            for dc, goodput in sorted(self._goodputs.items())
-        )
-
-    def _cross(self, dc: Datacenter, num_bytes: int) -> None:
-        self._crossed[dc] = self._crossed.get(dc, 0) + num_bytes
+        return tuple(link.load(backlog_bytes(link.dc)) for link in self.incoming)
 
 
 class LinkCollector(Collector):
@@ -190,8 +203,13 @@ class LinkCollector(Collector):
             PREFIX + "link_goodput_bytes_per_s", "Smoothed, over the time in which there was something.", labels=["dc"]
         )
         backlog = GaugeMetricFamily(PREFIX + "link_backlog_bytes", "Asked for and not here yet.", labels=["dc"])
+        round_trip = GaugeMetricFamily(
+            PREFIX + "link_round_trip_seconds",
+            "Of a question to a pool there, at its least; 0: unknown.",
+            labels=["dc"],
+        )
         for load in self._loads():
             goodput.add_metric([load.peer_dc], load.goodput_bytes_per_s)
             backlog.add_metric([load.peer_dc], load.backlog_bytes)
-        yield goodput
-        yield backlog
+            round_trip.add_metric([load.peer_dc], load.round_trip_s)
+        yield from (goodput, backlog, round_trip)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
-from services.cachepool.links.links import Links
+from services.cachepool.links.links import PoolLinks
 from services.cachepool.metrics import PoolMetrics
 from services.cachepool.peers.pull import Pull, PullContext
 from services.cachepool.peers.stream import PeerNetwork, Terms
@@ -36,7 +36,7 @@ class PeerPulls:
         self,
         store: Store,
         channels: Channels,
-        links: Links,
+        links: PoolLinks,
         metrics: PoolMetrics,
         settings: PoolSettings,
         lanes: PoolLanes,
@@ -47,9 +47,10 @@ class PeerPulls:
         self._store = store
         self._links = links
         self._metrics = metrics
+        self.network = PeerNetwork(channels, links, lanes, settings.stall_s)
         self._context = PullContext(
             store,
-            PeerNetwork(channels, links, lanes, settings.stall_s),
+            self.network,
             metrics,
             self._accuse,
             limit_s=settings.pull_timeout_s,

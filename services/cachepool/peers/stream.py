@@ -3,9 +3,10 @@
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
-from services.cachepool.links.links import Links
+from services.cachepool.links.links import PoolLinks
 from services.cachepool.store.sources import Peer
 from shared.deadline import Deadline
 from shared.errors import DeadlineExceeded
@@ -27,7 +28,7 @@ class PeerNetwork:
     """How peers are reached."""
 
     channels: Channels
-    links: Links
+    links: PoolLinks
     lanes: PoolLanes  # sockets beside the calls, where peers have them
     stall_s: float  # a peer that has sent nothing for so long, at home, is given up
 
@@ -65,7 +66,8 @@ async def arrivals(
     crossing = Crossing(dc, terms.is_background, request.share, stall_s / HEARTBEATS_IN_PATIENCE)
     client = PoolClient(network.channels, peer.address, request.channel_id, lanes=network.lanes)
     fetch = client.fetch(terms.layout, request.blocks, (), request.wait_s, deadline, crossing, doubted=request.doubted)
-    with network.links.receiver(peer.dc) as receiver:
+    receiving_s = partial(network.lanes.receiving_s, peer.address)
+    with network.links.receiver(peer.dc, peer.address, receiving_s) as receiver:
         async with aclosing(fetch) as arriving:
             while True:
                 patience_s = receiver.patience_s(stall_s)

@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc.aio
 
-from services.cachepool.links.links import Links, Sender
+from services.cachepool.links.links import PoolLinks, Sender
 from services.cachepool.metrics import MEMORY, PoolMetrics
 from services.cachepool.peers.peers import PeerPulls
 from services.cachepool.placement import PlacementLog
@@ -15,6 +15,7 @@ from services.cachepool.serving.asked import check_size, wanted
 from services.cachepool.serving.delivery import Beat, Delivery, Missing, Send, Wait
 from services.cachepool.serving.offers import OfferedLanes
 from services.cachepool.serving.outlets import LinkedOutlet, Outlet
+from services.cachepool.serving.probes import ProbeHandler
 from services.cachepool.serving.publish import PublishHandler
 from services.cachepool.serving.shares import SharedReaders, Slot
 from services.cachepool.serving.tier import Tier
@@ -61,7 +62,7 @@ class PoolServicer(CachePoolServicer):
         placement: PlacementLog,
         tier: Tier,
         pulls: PeerPulls,
-        links: Links,
+        links: PoolLinks,
         lanes: OfferedLanes,
         metrics: PoolMetrics,
     ) -> None:
@@ -76,6 +77,7 @@ class PoolServicer(CachePoolServicer):
         self._metrics = metrics
         self._lanes = lanes
         self._publishing = PublishHandler(settings, store, tier, lanes, metrics)
+        self._probing = ProbeHandler(links)
 
     async def Lanes(self, request: pb.LanesRequest, context: Context) -> pb.LanesReply:
         return self._lanes.reply()
@@ -150,6 +152,9 @@ class PoolServicer(CachePoolServicer):
         for part in snapshot.parts(SNAPSHOT_BLOCKS):
             stored = stored_to_messages(part)
             yield pb.SnapshotReply(epoch=snapshot.epoch, sequence=snapshot.sequence, stored=stored)
+
+    async def Probe(self, request: pb.ProbeRequest, context: Context) -> None:  # type: ignore[override]
+        await self._probing.serve(request, context)
 
     async def _deliver(
         self,

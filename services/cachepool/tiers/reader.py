@@ -1,6 +1,8 @@
 """Entries out of objects, checked: what is not intact is read once more, and then its object is dropped."""
 
 import asyncio
+from collections.abc import Callable
+from time import monotonic
 
 from services.cachepool.tiers.context import TierContext
 from services.cachepool.tiers.index import Stored
@@ -11,6 +13,7 @@ from shared.errors import BlockMissing, CorruptFrame, PrfaasError, Unavailable
 from shared.ids import BlockKey
 from shared.kv.frame import Frame, is_intact
 from shared.log import get_logger
+from shared.measuring.rates import MovingRate
 
 log = get_logger()
 
@@ -21,14 +24,22 @@ REST_S = 30.0
 class Reader:
     """Owns the bound on reads. Everything it returns has passed its checksum."""
 
-    def __init__(self, context: TierContext, recovery: Recovery, max_reads: int) -> None:
-        """`max_reads`: at a time, over all that read."""
+    def __init__(
+        self, context: TierContext, recovery: Recovery, max_reads: int, clock: Callable[[], float] = monotonic
+    ) -> None:
+        """`max_reads`: at a time, over all that read. `clock` is for the speed of reading."""
         self._bucket = context.bucket
         self._index = context.index
         self._metrics = context.metrics
         self._breaker = context.breaker
         self._recovery = recovery
         self._gate = asyncio.Semaphore(max_reads)
+        self._rate = MovingRate(clock)
+
+    @property
+    def bytes_per_s(self) -> float:
+        """How fast objects are read, over the time in which any are; 0 until one was."""
+        return self._rate.per_s
 
     async def entries(self, stored: Stored, layers: int) -> list[Frame]:
         """Return those of an object's entries that are intact; the object is dropped when some are not.
@@ -79,7 +90,9 @@ class Reader:
     async def _intact(self, key: BlockKey, part: Range) -> list[Frame]:
         async with self._gate:
             try:
-                data = await self._bucket.read(object_path(key), part.offset, part.length)
+                with self._rate.moving():
+                    data = await self._bucket.read(object_path(key), part.offset, part.length)
+                self._rate.moved(part.length)
             except CorruptFrame:  # shorter than it should be
                 self._metrics.corrupt.inc(len(part.entries))
                 return []

@@ -33,12 +33,18 @@ class ObjectTier:
         room = Room(context.bucket, context.index, context.metrics, store.clock)
         self.index = context.index
         self.recovery = Recovery(context, room, folder)
-        reader = Reader(context, self.recovery, limits.max_reads)
+        reader = Reader(context, self.recovery, limits.max_reads, store.clock)
+        self._reader = reader
         self.reads = ReadThrough(context, store, reader, limits.read_limit_s)
         self.writes = WriteBehind(
             context, store, room, reader, self.recovery, WriteLimits(limits.max_waiting, limits.max_writes)
         )
         self._breaker = context.breaker
+
+    @property
+    def read_bytes_per_s(self) -> float:
+        """How fast objects are read, over the time in which any are; 0 until one was."""
+        return self._reader.bytes_per_s
 
     def readable(self, key: BlockKey, layout: KvLayout | None = None) -> int:
         """Return the layers of a block that a reader would get from here, as far as one can tell beforehand."""

@@ -21,7 +21,7 @@ from services.decode.steps.runner import (
     tokens_of,
 )
 from services.decode.tail import Tail
-from shared.engine.profile.costs import StepWork
+from shared.engine.costs.steps import StepWork
 from shared.model.layers.states import StepStates
 from shared.model.pages.kv import PagedKv
 from shared.model.sampler.sampling import Sampled, takes_best

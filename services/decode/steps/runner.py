@@ -10,8 +10,8 @@ import torch
 from services.decode.holding import Holding
 from services.decode.request import Request
 from services.decode.tail import Tail
+from shared.engine.costs.steps import StepWork
 from shared.engine.packing import Packed
-from shared.engine.profile.costs import StepWork
 from shared.model.layers.batch import Batch, Span
 from shared.model.layers.states import StepStates
 from shared.model.pages.kv import PagedKv

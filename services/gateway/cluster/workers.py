@@ -22,14 +22,17 @@ WORKER = np.dtype(
         ("context_tokens", np.float64),  # of running requests together
         ("free_tokens", np.float64),  # KV memory; infinite where nothing was said of it
         ("kv_usage", np.float64),  # 0 to 1
+        ("is_measured", np.bool_),  # whether the next five are the worker's own
         ("base_s", np.float64),  # `StepProfile`
         ("token_s", np.float64),
         ("pair_s", np.float64),
         ("row_s", np.float64),
         ("context_s", np.float64),
+        ("profile_steps", np.float64),  # measured steps that these five rest on; below 1 they are a prior
         ("step_tokens", np.float64),  # most prompt tokens of a step
         ("busy", np.float64),  # share of the last seconds in steps, 0 to 1
         ("arrivals_per_s", np.float64),
+        ("seen_busy", np.float64),  # share of this gateway's latest requests that found prompts waiting there
         ("hand_over_bytes_per_s", np.float64),  # between the worker and its pool
     ]
 )
@@ -116,12 +119,14 @@ def take_report(row: Rows, report: LoadEvent, membership: MembershipEvent) -> No
     row["step_tokens"] = report.step_tokens or STEP_TOKENS
     row["hand_over_bytes_per_s"] = report.hand_over_bytes_per_s or HAND_OVER_BYTES_PER_S
     if report.step_profile is not None:
+        row["is_measured"] = report.step_profile.num_steps >= 1
         _set_profile(row, report.step_profile)
 
 
 def _set_profile(row: Rows, profile: StepProfile) -> None:
     for name in ("base_s", "token_s", "pair_s", "row_s", "context_s"):
         row[name] = getattr(profile, name)
+    row["profile_steps"] = profile.num_steps
 
 
 def member_of(event: MembershipEvent) -> Member:

@@ -9,27 +9,34 @@ from typing import NamedTuple
 
 from services.gateway.cluster.assigned import PromptWork
 from services.gateway.cluster.registry import Registry
+from services.gateway.control.observed import Observations
 from services.gateway.model import ServedModel
 from services.gateway.request.generation import GenerationRequest
 from services.gateway.request.prefilling import NoteArrival, PrefillCalls, Prefilling
 from services.gateway.request.usage import PromptUsage
 from services.gateway.routing.plan import Plan
+from services.gateway.routing.rescue import patience_s
 from services.gateway.settings import HandOff
 from shared.deadline import Deadline
 from shared.ids import BlockKey
 from shared.kv.codec import Codec
 from shared.kv.entries import Source
+from shared.log import get_logger
 from shared.sampling.logprobs import TokenLogprobs
 from shared.tenant import tenant_of
 from shared.workers.decode import DecodeCall, DecodeClient, DecodedTokens, FinishReason
 from shared.workers.request import GenerateOrder, PromptOrder
 
+log = get_logger()
+
 LAST_WORD_S = 1.0
 """How long the end of a request waits for its workers' last words: prefill's count, decode's clean close."""
 
 
-NoteFirstToken = Callable[[Plan, Sequence[BlockKey], float, float], None]
-"""Told a plan, its prompt's keys, the seconds until the first token, and when that was: see `feedback.Feedback`."""
+NoteFirstToken = Callable[[Plan, Sequence[BlockKey], float | None, float], None]
+"""Told a plan, its prompt's keys, the seconds until the first token, and when that was: see `feedback.Feedback`.
+
+None in place of seconds: they say nothing of such plans, for this one was not carried out to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +58,7 @@ class DecodeCalls:
     prefill: PrefillCalls
     model: ServedModel
     hand_off: HandOffTerms
+    observations: Observations
 
 
 class TokenEvent(NamedTuple):
@@ -65,9 +73,17 @@ class Attempt:
     """Runs one plan. Whatever happens, both calls are cancelled and over before `tokens` is."""
 
     def __init__(
-        self, calls: DecodeCalls, plan: Plan, request: GenerationRequest, usage: PromptUsage, deadline: Deadline
+        self,
+        calls: DecodeCalls,
+        plan: Plan,
+        request: GenerationRequest,
+        usage: PromptUsage,
+        deadline: Deadline,
+        note_prefilled: Callable[[], None] = lambda: None,
     ) -> None:
+        """`note_prefilled` is called when the prefill worker, if the plan has one, is done with the prompt."""
         self._calls = calls
+        self._note_prefilled = note_prefilled
         self._plan = plan
         self._request = request
         self._usage = usage
@@ -76,6 +92,8 @@ class Attempt:
         self._prefilling = Prefilling(calls.prefill, plan, self._prefill_order(), self._keys, usage, deadline)
         self._begun_at = time.monotonic()
         self._started = asyncio.Event()  # decode has its first message: updates may follow
+        self._patience_s = patience_s(plan)
+        self._is_rescued = False  # what has not come by now is computed by decode
 
     async def tokens(self) -> AsyncGenerator[TokenEvent, None]:
         """Yield tokens as decode sends them. Raises what the decode call fails with; prefill's failures stay inside."""
@@ -85,38 +103,66 @@ class Attempt:
         forecast = self._plan.forecast
         work = PromptWork(forecast.decode_s, forecast.decode_tokens, len(self._request.token_ids))
         assignment = self._calls.registry.assign(decode.worker, work)
-        self._prefilling.start(partial(self._tell_prefill_failed, call))
+        num_output_tokens = 0
+        self._note_sent()
+        self._prefilling.start(partial(self._tell_prefill_failed, call), self._note_prefilled)
         try:
-            if self._calls.hand_off.mode == "stored":
-                await self._prefilling.over.wait()
+            if self._calls.hand_off.mode == "stored" and not await self._prefilling.is_over(self._patience_s):
+                self._rescue()
             await call.start(self._generate_order(), self._deadline.remaining())
             self._started.set()
             finish_reason: FinishReason | None = None
             is_first = True
             while finish_reason is None:
                 tokens = await call.next_tokens()
+                if tokens.rescued:
+                    self._rescue()
+                    if not tokens.ids:
+                        continue
                 if is_first:
                     self._note_first(tokens)
                     is_first = False
+                num_output_tokens += len(tokens.ids)
                 finish_reason = tokens.finish_reason
                 if finish_reason is not None:
                     await self._prefilling.wait(LAST_WORD_S)
                 yield TokenEvent(tokens.ids, finish_reason, tokens.logprobs)
             await call.finish(LAST_WORD_S)
         finally:
+            self._calls.observations.ended(num_output_tokens)
             self._calls.registry.release(assignment)
             call.cancel()
             await self._prefilling.stop()
             await call.ended()
+
+    def _note_sent(self) -> None:
+        num_tokens, plan = len(self._request.token_ids), self._plan
+        num_uncached = num_tokens - plan.usable_blocks * self._calls.model.layout.block_tokens
+        self._calls.observations.sent(plan, num_tokens, num_uncached, is_first=not self._request.num_generated)
 
     async def _tell_prefill_failed(self, call: DecodeCall) -> None:
         """Have decode compute what it would wait for in vain. It may be gone too: its reader learns that."""
         await self._started.wait()
         await call.prefill_failed()
 
+    def _rescue(self) -> None:
+        """Take note that decode computes what is late: prefill would go on for nobody."""
+        self._is_rescued = True
+        self._calls.prefill.metrics.rescued(self._plan.kind)
+        self._prefilling.give_up()
+        log.warning(
+            "rescued",
+            kind=self._plan.kind,
+            decode=self._plan.decode.worker,
+            prefill=self._plan.prefill.worker if self._plan.prefill else None,
+            patience_s=self._patience_s,
+            forecast_ttft_s=self._plan.forecast.ttft_s,
+        )
+
     def _note_first(self, tokens: DecodedTokens) -> None:
         now = time.monotonic()
-        self._calls.note_first_token(self._plan, self._request.keys, now - self._begun_at, now)
+        ttft_s = None if self._is_rescued else now - self._begun_at
+        self._calls.note_first_token(self._plan, self._request.keys, ttft_s, now)
         # Decode computes the end of what it is sent: attempts and choices of one prompt share what they compute of it.
         of_prompt = tokens.computed_prompt_tokens - self._request.num_generated
         self._usage.decode_tokens = max(self._usage.decode_tokens, of_prompt)
@@ -130,11 +176,14 @@ class Attempt:
 
     def _generate_order(self) -> GenerateOrder:
         plan = self._plan
+        sources = () if self._is_rescued else plan.decode_sources
+        is_awaited = plan.prefill is not None and not self._is_rescued
         return GenerateOrder(
-            prompt=self._prompt_order(plan.decode_sources, plan.decode_codec, plan.decode_nodes),
+            prompt=self._prompt_order(sources, plan.decode_codec, plan.decode_nodes),
             sampling=self._request.sampling,
-            wait_ms=0 if plan.prefill is None else self._calls.hand_off.block_wait_ms,
+            wait_ms=self._calls.hand_off.block_wait_ms if is_awaited else 0,
             num_generated=self._request.num_generated,
+            patience_s=None if self._is_rescued else self._patience_s,
         )
 
     def _prompt_order(self, sources: Sequence[Source], codec: Codec, pool_nodes: Sequence[str]) -> PromptOrder:

@@ -7,8 +7,8 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from services.gateway.routing.plan import Plan, PlanKind
-from shared.fitting import OnlineFit
 from shared.ids import Datacenter
+from shared.measuring.fitting import OnlineFit
 
 
 class Correction(NamedTuple):

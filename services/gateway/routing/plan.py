@@ -1,5 +1,6 @@
 """What routing is asked and what it answers. Data only."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -89,6 +90,7 @@ class Plan:
     prefill_codec: Codec
     decode_codec: Codec  # of the blocks that decode computes, for its own datacenter
     forecast: Forecast
+    alone_s: float = math.inf  # of decode, until the first token, with the blocks of home alone; infinite: not known
 
     @property
     def crosses(self) -> bool:

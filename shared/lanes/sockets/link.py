@@ -67,6 +67,11 @@ class SocketLink:
         return self._inbox.unread_bytes
 
     @property
+    def receiving_s(self) -> float:
+        """Seconds for which the link has been busy with payloads that have not come wholly."""
+        return self._inbox.receiving_s
+
+    @property
     def num_waiting(self) -> int:
         """Batches that wait for a free connection."""
         return len(self._queue)

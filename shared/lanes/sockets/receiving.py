@@ -112,6 +112,13 @@ class LinkInbox:
     def unread_bytes(self) -> int:
         return self._unread_bytes
 
+    @property
+    def receiving_s(self) -> float:
+        """Seconds in which any connection was receiving payloads, and that no batch has told yet."""
+        with self._changed:
+            self._count_time()
+            return self._busy_s
+
     def stream(self, number: int) -> Incoming:
         """Return what will arrive on a stream, from when its context is entered."""
         return Incoming(self, number)

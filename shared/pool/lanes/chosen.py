@@ -85,6 +85,11 @@ class PoolLanes:
             way.opening = asyncio.create_task(self._reopen(address, way), name=f"lane to {address}")
         return await asyncio.shield(way.opening)
 
+    def receiving_s(self, address: str) -> float:
+        """Return for how long the lane to a pool node has been busy with what has not come yet."""
+        way = self._ways.get(address)
+        return 0.0 if way is None else way.lane.receiving_s
+
     async def prepare(self, address: str) -> None:
         """Open the lane that the first request will use."""
         await self.to(address)

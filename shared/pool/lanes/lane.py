@@ -74,6 +74,10 @@ class Lane(Protocol):
     @property
     def is_broken(self) -> bool: ...
 
+    @property
+    def receiving_s(self) -> float:
+        """Seconds for which the lane has been busy with what has not come yet, as far as it knows."""
+
     def fetching(self) -> FetchLane: ...
 
     def publishing(self) -> PublishLane: ...

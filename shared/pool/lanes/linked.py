@@ -38,6 +38,10 @@ class LinkedLane:
     def is_broken(self) -> bool:
         return self._link.broken is not None
 
+    @property
+    def receiving_s(self) -> float:
+        return self._link.receiving_s
+
     def fetching(self) -> "LinkedFetch":
         return LinkedFetch(self._link, next(self._streams), verifies=self._verifies)
 

@@ -18,6 +18,7 @@ class MappedLane:
     """A `Lane` over one attachment to a pool on this host."""
 
     name = "shared_memory"
+    receiving_s = 0.0
 
     def __init__(self, attachment: Attachment) -> None:
         self._attachment = attachment

@@ -11,6 +11,7 @@ class MessageLane:
 
     name = "grpc"
     is_broken = False
+    receiving_s = 0.0
     use = None
 
     def fetching(self) -> "MessageLane":

@@ -170,6 +170,7 @@ class LyingPeer(CachePoolServicer):
             yield pb.FetchReply(frames=batch_of(sent))
 
     async def Publish(self, request_iterator: Any, context: Any) -> Any: ...  # type: ignore[override]
+    async def Probe(self, request: Any, context: Any) -> Any: ...  # type: ignore[override]
     async def Lookup(self, request: Any, context: Any) -> Any: ...
 
     async def Lanes(self, request: Any, context: Any) -> pb.LanesReply:

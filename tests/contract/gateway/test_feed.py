@@ -65,6 +65,9 @@ class FakePool(CachePoolServicer):
     def Fetch(self, request: Any, context: Any) -> AsyncIterator[pb.FetchReply]:
         raise NotImplementedError
 
+    def Probe(self, request: Any, context: Any) -> AsyncIterator[pb.FetchReply]:
+        raise NotImplementedError
+
     async def Lanes(self, request: Any, context: Any) -> Any: ...
 
     async def Lookup(self, request: Any, context: Any) -> Any:

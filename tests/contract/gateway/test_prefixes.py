@@ -42,6 +42,7 @@ class PinningPool(CachePoolServicer):
         return pb.UnpinReply(found=self.pins.pop(request.pin, None) is not None)
 
     async def Lanes(self, request: Any, context: Any) -> Any: ...
+    async def Probe(self, request: Any, context: Any) -> Any: ...  # type: ignore[override]
     async def Publish(self, request_iterator: Any, context: Any) -> Any: ...  # type: ignore[override]
     async def Fetch(self, request: Any, context: Any) -> Any: ...  # type: ignore[override]
     async def Lookup(self, request: Any, context: Any) -> Any: ...

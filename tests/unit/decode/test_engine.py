@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from services.decode.steps.pace import MIN_TAIL_TOKENS
 from shared.errors import ContextTooLong, DeadlineExceeded, Draining, Internal, Overloaded
 from shared.model.layers.batch import Batch
 from shared.model.pages.kv import PagedKv
@@ -113,3 +114,19 @@ async def test_a_deadline_ends_a_request_that_waits() -> None:
             await ids_of(late)
         b.engine.abort(late)  # as the servicer does, however a call ends
         assert b.engine.num_waiting == 0
+
+
+async def test_a_load_tells_what_runs_what_waits_and_what_steps_take() -> None:
+    async with bench(num_pages=12, max_batch=2) as b:
+        assert b.engine.load().queued == (0, 0.0)
+        running = b.submit(words(100), 300)
+        await until(lambda: running.num_generated > 2)
+        b.submit(words(600, 1), 5)
+        b.submit(words(100, 2), 5)
+        load = b.engine.load()
+        assert (load.running, load.waiting) == (1, 2)
+        assert load.queued.num_tokens == 700
+        assert load.queued.seconds > 0
+        assert load.context_tokens == len(running.tokens)
+        assert MIN_TAIL_TOKENS <= load.step_tokens <= 128
+        assert load.arrivals_per_s > 0

@@ -2,13 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import pytest
 
 from services.decode.memory import RequestMemory
-from services.decode.request import Request
+from services.decode.request import FinishReason, NewTokens, Request
 from services.decode.scheduler import Rank
 from shared.deadline import Deadline
 from shared.engine.loaded import LoadedModel
@@ -154,6 +154,20 @@ async def test_when_prefill_has_failed_what_is_there_counts_and_the_rest_is_not_
         b.memory.stop_waiting(request)
         await b.open_layers(request, NUM_LAYERS)
         assert b.tail(request) == (2 * BLOCK, len(TOKENS))
+        b.memory.abandon(request)
+
+
+async def test_whose_blocks_are_late_computes_the_rest_and_says_so_once() -> None:
+    async with bench() as b:
+        request = b.request(num_blocks=3, wait_s=60.0, patience_s=0.02)
+        await b.publish(request.keys[:1], 0b1111)
+        assert b.memory.reserve(request, 0)
+        async with aclosing(request.events()) as events:
+            assert await anext(events) == NewTokens((), None, 0, rescued=True)
+            await b.open_layers(request, NUM_LAYERS)
+            assert b.tail(request) == (BLOCK, len(TOKENS))
+            request.deliver(NewTokens((7,), FinishReason.LENGTH, 5))
+            assert [event.rescued async for event in events] == [False]
         b.memory.abandon(request)
 
 

@@ -108,6 +108,10 @@ class Bench:
         )
         return landed, corrupt, missing
 
+    @property
+    def landing_bytes_per_s(self) -> float:
+        return self._transfer.landing.per_s
+
     async def publish(self, pool: MemoryPool, entries: Iterable[Entry]) -> None:
         entries = list(entries)
         async with pool.publish(soon()) as publication:
@@ -149,6 +153,7 @@ async def test_what_is_wanted_lands_and_nothing_else(bench: Bench) -> None:
     assert bench.landed() == of(wanted)
     assert fetch.outstanding == {}
     assert bench.counted() == (7, 0, 0)
+    assert bench.landing_bytes_per_s > 0
 
 
 async def test_a_gate_opens_with_the_last_entry_of_its_layer_and_of_those_below(bench: Bench) -> None:
@@ -250,6 +255,26 @@ async def test_who_hurries_from_the_start_still_gets_what_is_there(bench: Bench)
     await fetch.run(pool, [], LIMIT_S, soon())
     assert bench.landed() == {(0, 0)}
     assert fetch.outstanding == {0: 0b0010}
+
+
+async def test_what_is_late_is_outstanding_and_what_had_landed_stays(bench: Bench) -> None:
+    pool, fetch = MemoryPool(), bench.fetch({0: 0b0001, 1: 0b0011})
+    await bench.publish(pool, [(0, 0)])
+    async with pool.publish(soon()) as publication:  # a writer that never writes: nobody would give it up
+        await publication.open(bench.layout, [BlockEntries(KEYS[1], 0b0011)])
+        await fetch.run(pool, SOURCES, LIMIT_S, soon(), patience_s=0.02)
+    assert fetch.is_overdue
+    assert bench.landed() == {(0, 0)}
+    assert fetch.outstanding == {1: 0b0011}
+    assert bench.counted() == (1, 0, 2)
+
+
+async def test_what_comes_in_time_is_not_late(bench: Bench) -> None:
+    pool, fetch = MemoryPool(), bench.fetch({0: 0b0001})
+    await bench.publish(pool, [(0, 0)])
+    await fetch.run(pool, [], 0.0, soon(), patience_s=LIMIT_S)
+    assert not fetch.is_overdue
+    assert fetch.outstanding == {}
 
 
 async def test_a_pool_that_is_lost_leaves_outstanding_what_it_has_not_sent(bench: Bench) -> None:

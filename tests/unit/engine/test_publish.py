@@ -70,7 +70,7 @@ class Bench:
         self.publisher = self.made(HostStager())
 
     def made(self, stager: Stager) -> PagePublisher:
-        transfer = PageTransfer(self.kv, self.copier, FetchMetrics(Metrics()), stager)
+        transfer = self.transfer = PageTransfer(self.kv, self.copier, FetchMetrics(Metrics()), stager)
         publication = cast("Publication", self.pool)
         return PagePublisher(publication, transfer, self.reservation, KEYS, self.codec, on_sent=self.woken)
 
@@ -380,4 +380,18 @@ async def test_who_is_cancelled_returns_when_its_room_is_not_written_any_more(be
     with pytest.raises(asyncio.CancelledError):
         await running
     assert bench.pool.frames == []
+    bench.copier.close()
+
+
+async def test_the_rate_of_sending_is_that_of_the_time_in_which_something_moves(bench: Bench) -> None:
+    publisher, rate = bench.publisher, bench.transfer.sending
+    granted(publisher, 0b0001, 0b0001)
+    sending = asyncio.create_task(publisher.run())
+    await asyncio.sleep(0.2)  # the model computes
+    publisher.emit(Ready(0, 0, 2))
+    publisher.finish()
+    bench.pool.let.release()
+    await sending
+    num_bytes = 2 * bench.kv.layout.entry_bytes(0)
+    assert rate.per_s > num_bytes / 0.2
     bench.copier.close()

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -270,3 +271,40 @@ async def test_a_cancelled_prompt_does_not_outlast_the_engine(monkeypatch: pytes
         gate.let()
         with pytest.raises(asyncio.CancelledError):
             await waiting
+
+
+async def test_steps_teach_what_steps_take() -> None:
+    async with bench() as only:
+        for seed in range(12):
+            await only.engine.compute(only.job(CHUNK + 64 * (seed % 3), seed))
+        learnt, profile = only.costs.fit.num_observations, only.costs.profile
+        assert learnt > 10
+        assert only.costs.busy > 0
+        started = time.perf_counter()
+        await only.engine.compute(only.job(2 * CHUNK))
+        measured_s = time.perf_counter() - started
+        assert measured_s / 5 < profile.prompt_s(0, 2 * CHUNK, CHUNK) < measured_s * 5
+
+
+async def test_a_step_that_somebody_left_or_that_failed_teaches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with bench(start=False) as packed:
+        gate = packed.layer_by_hand(monkeypatch)
+        jobs = [packed.job(64, 1), packed.job(128, 2)]
+        waiting = [asyncio.create_task(packed.engine.compute(job)) for job in jobs]
+        await asyncio.sleep(0)
+        packed.start()
+        gate.let()
+        await gate.begun(2)
+        waiting[1].cancel()
+        gate.let(NUM_LAYERS)
+        await asyncio.wait(waiting)
+        assert packed.costs.fit.num_observations == 0
+
+        def fail(*_args: object) -> Tensor:
+            raise RuntimeError("out of memory")
+
+        monkeypatch.setattr(packed.model.transformer, "layer", fail)
+        with pytest.raises(Internal):
+            await packed.engine.compute(packed.job(64, 3))
+        assert packed.costs.fit.num_observations == 0
+        assert packed.costs.busy > 0

@@ -23,9 +23,11 @@ from shared.kv.entries import BlockEntries
 from shared.kv.frame import open_frame
 from shared.metrics import Metrics
 from shared.model.layers.batch import Batch, Span
+from shared.model.transformer import Transformer
 from shared.pool.lanes.lane import Arrived
 from shared.pool.memory import MemoryPool
 from tests.support.entries import entry_bytes
+from tests.support.gate import Gate
 from tests.support.parts import access_to, step_costs, transfer_of
 from tests.support.tiny import MODELS, prompt, tiny_model
 from tests.support.waiting import LIMIT_S, until
@@ -45,9 +47,12 @@ class WatchedPool(MemoryPool):
 
 
 class Bench:
-    def __init__(self, name: str, pool: MemoryPool, worker: PrefillWorker) -> None:
+    def __init__(
+        self, name: str, pool: MemoryPool, worker: PrefillWorker, backlog: Backlog, transformer: Transformer
+    ) -> None:
         self.name, self.pool = name, pool
-        self.worker = worker
+        self.worker, self.backlog = worker, backlog
+        self.transformer = transformer
         self.model = tiny_model(name)
 
     def keys(self, tokens: list[int]) -> list[BlockKey]:
@@ -83,10 +88,11 @@ async def bench(name: str = "llama", pool: MemoryPool | None = None) -> AsyncIte
         costs = step_costs(3)
         engine = PrefillEngine(model.transformer, thread, transfer, CHUNK, metrics, costs)
         pages, promises = PageQueue(model.kv, 8, 2 * CHUNK), Promises(8)
-        worker = PrefillWorker(access_to(pool), transfer, engine, pages, promises, Backlog(costs, CHUNK), metrics)
+        backlog = Backlog(costs, CHUNK)
+        worker = PrefillWorker(access_to(pool), transfer, engine, pages, promises, backlog, metrics)
         running = asyncio.create_task(engine.run())
         try:
-            yield Bench(name, pool, worker)
+            yield Bench(name, pool, worker, backlog, model.transformer)
         finally:
             running.cancel()
             await asyncio.wait({running})
@@ -185,3 +191,21 @@ async def test_a_prompt_that_is_cancelled_leaves_nothing_behind() -> None:
         assert b.pool.idle
         assert (await b.prefill(tokens))[-1].num_blocks_done == 14
         b.check(tokens)
+
+
+async def test_what_prompts_still_need_counts_once_where_they_share_it_and_falls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with bench() as b:
+        gate = Gate(b.transformer, monkeypatch)
+        tokens = prompt(4 * BLOCK)
+        prompts = [asyncio.create_task(b.prefill(tokens)), asyncio.create_task(b.prefill([*tokens, *prompt(BLOCK, 1)]))]
+        await gate.begun(1)
+        assert b.backlog.queued().num_tokens == 5 * BLOCK
+        gate.let(4)  # layers, which are the first chunk
+        await gate.begun(5)
+        assert b.backlog.queued().num_tokens == 5 * BLOCK - CHUNK
+        gate.open()
+        await asyncio.gather(*prompts)
+        assert b.backlog.queued().num_tokens == 0
+        assert [progress.num_blocks_done for progress in await b.prefill(tokens)] == [4, 4], "nothing is left to do"

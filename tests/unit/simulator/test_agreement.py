@@ -1,5 +1,7 @@
 """Queueing theory, the planner and another simulator, each in a few seconds; `benchmarks.simulator` has the rest."""
 
+from pathlib import Path
+
 import pytest
 
 from benchmarks.harness import ROOT
@@ -23,7 +25,7 @@ def test_a_planned_deployment_sustains_its_plan() -> None:
         assert finding.error_percent < 12, finding.figure
 
 
-def test_the_mocker_has_the_same_times(tmp_path) -> None:
+def test_the_mocker_has_the_same_times(tmp_path: Path) -> None:
     found = list(compare_mocker(None, None, tmp_path))
     assert len(found) == len(MOCKED)
     for finding in found:

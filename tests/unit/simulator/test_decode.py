@@ -1,4 +1,5 @@
 import random
+from functools import partial
 
 import pytest
 
@@ -31,7 +32,7 @@ def run(asked: list[Asked], step_tokens: int, max_batch: int, kv_tokens: float =
         worker.add(DecodeRequest(one.prompt, one.output, lambda: 0, started, ended))
 
     for one in asked:
-        loop.at(one.at_s, lambda one=one: come(one))
+        loop.at(one.at_s, partial(come, one))
     loop.run()
     return worker
 
@@ -39,7 +40,9 @@ def run(asked: list[Asked], step_tokens: int, max_batch: int, kv_tokens: float =
 def step_by_step(asked: list[Asked], step_tokens: int, max_batch: int) -> list[tuple[float, float]]:
     """Return first and last token's times of every request, from a loop over all steps."""
     times: dict[int, list[float]] = {index: [] for index in range(len(asked))}
-    coming, prompts, rows = list(range(len(asked))), [], {}  # rows: index -> tokens of the answer
+    coming = list(range(len(asked)))
+    prompts: list[list[int]] = []  # index, tokens computed
+    rows: dict[int, int] = {}  # index -> tokens of the answer
     now = 0.0
     while coming or prompts or rows:
         while coming and asked[coming[0]].at_s <= now and len(prompts) + len(rows) < max_batch:

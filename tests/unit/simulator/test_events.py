@@ -21,7 +21,11 @@ def test_a_cancelled_callback_does_not_run_and_is_no_event() -> None:
 
 def test_what_is_scheduled_for_the_past_runs_now() -> None:
     loop, seen = EventLoop(), []
-    loop.at(5.0, lambda: loop.at(1.0, lambda: seen.append(loop.now_s)))
+
+    def schedule() -> None:
+        loop.at(1.0, lambda: seen.append(loop.now_s))
+
+    loop.at(5.0, schedule)
     loop.run()
     assert seen == [5.0]
 

@@ -1,11 +1,17 @@
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 
 from simulator.events import EventLoop
 from simulator.network.capacity import FluctuatingCapacity, ScheduledCapacity, mathis_bytes_per_s
 from simulator.network.links import LinkSpec, SharedLink, Transfer
+
+
+def send_all(link: SharedLink, num_bytes: float, on_arrived: Callable[[], None]) -> None:
+    send(link, num_bytes, on_arrived)
 
 
 def send(link: SharedLink, num_bytes: float, on_arrived: Callable[[], None]) -> Transfer:
@@ -18,13 +24,13 @@ def send(link: SharedLink, num_bytes: float, on_arrived: Callable[[], None]) -> 
 class Wire:
     """A link, and when each transfer arrived."""
 
-    def __init__(self, **spec: object) -> None:
+    def __init__(self, **spec: Any) -> None:
         self.loop = EventLoop()
         self.link = SharedLink(LinkSpec("a", "b", **{"bytes_per_s": 100.0, **spec}), self.loop, "seed")
         self.arrived: dict[str, float] = {}
 
     def send(self, name: str, at_s: float, num_bytes: float) -> None:
-        self.loop.at(at_s, lambda: send(self.link, num_bytes, self.note(name)))
+        self.loop.at(at_s, partial(send_all, self.link, num_bytes, self.note(name)))
 
     def note(self, name: str) -> Callable[[], None]:
         return lambda: self.arrived.__setitem__(name, self.loop.now_s)

@@ -191,6 +191,17 @@ def forecast_of(facts: Facts, decision: Decision) -> Forecast:
     return handed_over(transfers, [use] * len(facts.dcs), decision.decode).forecast(facts, decision.prefill[0])
 
 
+def alone_s(facts: Facts, decision: Decision) -> float:
+    """Return when decode would have its first token with nothing from elsewhere.
+
+    Infinite while it, or the prefill worker that it would do without, has not measured itself.
+    """
+    workers = [facts.decode.rows[decision.decode], *(facts.prefill.rows[row] for row in decision.prefill[:1])]
+    if not all(row["is_measured"] for row in workers):
+        return np.inf
+    return float(on_decode(Transfers(facts), near(facts, facts.home)).ttft_s[decision.decode])
+
+
 def _moved(facts: Facts, num_blocks: int) -> NDArray[np.float64]:
     """Return the bytes of a prefix that each decode worker takes from its pool: what its device has it does not."""
     on_device, layout = facts.on_device, facts.layout

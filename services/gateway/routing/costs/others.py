@@ -8,6 +8,9 @@ from services.gateway.cluster.workers import Rows
 MOST_BUSY = 0.9
 """Of a worker without a free moment the queue never ends; it is counted as if it had one in ten."""
 
+LEAST_BUSY = 0.05
+"""A worker that is less busy makes nobody wait to speak of."""
+
 STALL_WEIGHT = 0.1
 """What a second in mid-answer weighs against one before the first token. Readers are slower than decode, so that a
 short pause is seldom seen; SLOs are counted apart."""
@@ -17,22 +20,23 @@ def delay_of_later_s(rows: Rows, seconds: NDArray[np.float64]) -> NDArray[np.flo
     """Return what those wait longer, together, who arrive while a worker has this prompt to do. A value a row.
 
     A queue that is `queued + seconds` long is empty after `(queued + seconds) / (1 - busy)` (the busy period of M/G/1
-    that begins with so much work). Who arrives before then waits longer by `seconds`.
+    that begins with so much work). Who arrives before then waits longer by `seconds`. Arrivals at random find a worker
+    busy as often as it is; a client that asks again when it has its answer never does, and waits for nobody.
     """
-    import os
-    G=os.environ.get("G","1")
-    busy, arr = rows["busy"], rows["arrivals_per_s"]
-    if G!="0":
-        busy, arr = _mean_by_dc(rows, "busy"), _mean_by_dc(rows, "arrivals_per_s")
-    idle = 1 - np.minimum(busy, float(os.environ.get("MB","0.9")))
-    num_later = arr * (rows["queued_s"] + seconds) / idle
-    return float(os.environ.get("OW","1"))*np.asarray(seconds * num_later)
+    busy = np.minimum(_mean_of_dc(rows, "busy"), MOST_BUSY)
+    at_random = np.minimum(_mean_of_dc(rows, "seen_busy") / np.maximum(busy, LEAST_BUSY), 1.0)
+    num_later = at_random * _mean_of_dc(rows, "arrivals_per_s") * (rows["queued_s"] + seconds) / (1 - busy)
+    return np.asarray(seconds * num_later)
 
 
-def _mean_by_dc(rows: Rows, column: str) -> NDArray[np.float64]:
-    """Return the mean over the workers of a row's datacenter."""
-    counts = np.bincount(rows["dc"])
-    return (np.bincount(rows["dc"], rows[column]) / np.maximum(counts, 1))[rows["dc"]]
+def _mean_of_dc(rows: Rows, column: str) -> NDArray[np.float64]:
+    """Return a figure's mean over the workers of each row's datacenter.
+
+    One worker sees too few prompts in a few seconds to tell how many will come. All of a datacenter see more, and what
+    comes is shared among them.
+    """
+    sums = np.bincount(rows["dc"], rows[column])
+    return np.asarray((sums / np.maximum(np.bincount(rows["dc"]), 1))[rows["dc"]])
 
 
 def stall_s(rows: Rows, seconds: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from services.cachepool.store.subscription import Subscription
 from services.cachepool.tiers.breaker import MAX_FAILURES
 from services.cachepool.tiers.objects import object_path
@@ -165,3 +167,19 @@ async def test_an_intact_entry_that_is_no_kv_of_its_layout_is_not_stored() -> No
     assert tier.store.lookup(A) == header.layers & ~1
     assert orphaned(sourced.reader) == [(0, ALL & ~0b010)]
     assert tier.count("object_corrupt_entries_total") == 1
+
+
+async def test_the_speed_of_reads_is_that_of_the_time_in_which_there_were_some() -> None:
+    tier = SampleTier()
+    tier.add(A, B)
+    assert tier.reader.bytes_per_s == 0.0
+    for block in (A, B):
+        tier.client.delay_s = 0.02
+        tier.reads.start(tier.sourced(block))
+        await asyncio.sleep(0.005)
+        tier.clock.advance(0.5)
+        await until(lambda: tier.store.stats.num_writers == 0)
+        tier.clock.advance(60.0)  # nobody reads
+    read_bytes = tier.count("object_read_bytes_total")
+    assert read_bytes > 0
+    assert tier.reader.bytes_per_s == pytest.approx(read_bytes / 1.0, rel=0.1)

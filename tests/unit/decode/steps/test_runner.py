@@ -17,6 +17,7 @@ from shared.model.layers.batch import Batch
 from shared.model.pages.kv import PagedKv
 from shared.model.sampler.sampling import Sampled
 from shared.sampling.params import SamplingParams
+from shared.step_profile import num_pairs
 from tests.support.parts import generation
 from tests.support.tiny import MODELS, greedy_reference, prompt, tiny_model
 
@@ -176,3 +177,15 @@ async def test_penalties_count_the_answer_and_not_the_prompt() -> None:
     assert answer(new)[:5] == [best] * 5
     assert next_best in answer(new)
     assert answer(continued)[:5] == [next_best] * 5
+
+
+async def test_the_work_of_a_step_is_its_tails_by_layers_and_its_batch_by_context() -> None:
+    bench = Bench()
+    running, tail, gated = bench.request(prompt(60, 1)), bench.request(prompt(100, 2)), bench.request(prompt(40, 3))
+    bench.start(running)
+    bench.run(rows=[(tail, 30)])
+    packed = Packed([RowRange(tail, 20)], [LayerPass(1, 3, [gated])])
+    work = DecodeStep.of(packed, [running]).work(NUM_LAYERS)
+    assert work.num_tokens == 20 + 40 / 2
+    assert work.num_pairs == num_pairs(30, 50) + num_pairs(0, 40) / 2
+    assert (work.num_rows, work.context_tokens) == (1, 61)

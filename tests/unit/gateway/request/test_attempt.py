@@ -10,13 +10,15 @@ import pytest
 
 from services.gateway.cluster.promises import PrefillPromises
 from services.gateway.cluster.registry import Registry
+from services.gateway.control.observed import Observations
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.model import ServedModel
 from services.gateway.request.attempt import Attempt, DecodeCalls, HandOffTerms, TokenEvent
 from services.gateway.request.generation import GenerationRequest, with_keys
 from services.gateway.request.prefilling import PrefillCalls
 from services.gateway.request.usage import PromptUsage
-from services.gateway.routing.plan import Plan
+from services.gateway.routing.plan import Forecast, Plan
+from services.gateway.routing.rescue import GRACE_S
 from services.gateway.settings import HandOff
 from shared.deadline import Deadline
 from shared.errors import Internal, WorkerLost
@@ -59,15 +61,19 @@ class AttemptBench:
         self.registry.apply_membership(decoder, 0)
         self.registry.apply_membership(replace(decoder, worker=WorkerId("prefill-0"), role="prefill"), 0)
         self.promises = PrefillPromises()
-        self.plan, self.first_tokens_s = chosen, list[float]()
+        self.plan, self.first_tokens_s = chosen, list[float | None]()
         self.arrivals: list[tuple[Sequence[BlockKey], Sequence[str]]] = []
         request = GenerationRequest(range(NUM_TOKENS), (), SamplingParams(max_tokens=8), "salt", 7, num_generated)
         self.request = with_keys(model, request, Fidelity.LOSSLESS)
         self.usage = PromptUsage(NUM_TOKENS)
-        metrics = GatewayMetrics(Metrics(), "tiny")
+        self._metrics = Metrics()
+        metrics = GatewayMetrics(self._metrics, "tiny")
         prefill_calls = PrefillCalls(prefill, self.registry, self.promises, self._note, metrics)
         terms = HandOffTerms(mode, block_wait_ms=1234)
-        calls = DecodeCalls(decode, self.registry, self._note, self._note_first, prefill_calls, model, terms)
+        self.observations = Observations()
+        calls = DecodeCalls(
+            decode, self.registry, self._note, self._note_first, prefill_calls, model, terms, self.observations
+        )
         self.attempt = Attempt(calls, chosen, self.request, self.usage, Deadline.after(2 * LIMIT_S))
 
     async def run(self) -> list[TokenEvent]:
@@ -79,13 +85,17 @@ class AttemptBench:
         view = self.registry.view()
         return [int(n) for workers in (view.decode, view.prefill) for n in workers.rows["requests"]]
 
+    def rescues(self, kind: str) -> float:
+        labels = {"model_name": "tiny", "kind": kind}
+        return self._metrics.registry.get_sample_value("prfaas:rescues_total", labels) or 0.0
+
     def assert_over(self) -> None:
         """Check that both calls are over, and count as nobody's load."""
         assert self.loads() == [0, 0]
         assert (len(self.promises), self.prefill.num_open) == (0, 0)
         assert all(call.has_ended for call in self.decode.calls)
 
-    def _note_first(self, plan: Plan, keys: Sequence[BlockKey], ttft_s: float, _now: float) -> None:
+    def _note_first(self, plan: Plan, keys: Sequence[BlockKey], ttft_s: float | None, _now: float) -> None:
         assert (plan, keys) == (self.plan, self.request.keys)
         self.first_tokens_s.append(ttft_s)
 
@@ -102,6 +112,24 @@ async def test_tokens_are_passed_on_and_the_stream_is_ended_from_both_sides(mode
     assert decode.calls[0].is_finished
     bench.assert_over()
     assert (bench.usage.prefill_tokens, bench.usage.decode_tokens, bench.usage.cached_tokens) == (48, TAIL_TOKENS, 0)
+
+
+async def test_what_a_request_was_like_is_observed(model: ServedModel) -> None:
+    bench = AttemptBench(
+        model, ScriptedDecode([decoded(1, 2), decoded(3, end="length")]), ScriptedPrefill([48]), plan()
+    )
+    await bench.run()
+    seen = bench.observations.seen()
+    assert (seen.prompt_tokens.tolist(), seen.uncached_tokens.tolist()) == ([NUM_TOKENS], [NUM_TOKENS])
+    assert seen.output_tokens.tolist() == [3]
+    assert seen.kinds["remote"] == 1
+
+
+async def test_the_rest_of_a_request_is_no_other_one(model: ServedModel) -> None:
+    decode = ScriptedDecode([decoded(1, end="length")])
+    bench = AttemptBench(model, decode, ScriptedPrefill([48]), plan(), num_generated=2)
+    await bench.run()
+    assert bench.observations.seen().num_requests == 0
 
 
 async def test_each_worker_is_told_of_the_pools_on_its_own_side(model: ServedModel) -> None:
@@ -174,6 +202,46 @@ async def test_stored_hand_off_sends_the_request_when_prefill_is_over(model: Ser
     made.set()
     assert len(await running) == 1
     assert bench.usage.prefill_tokens == 48
+
+
+def in_a_hurry(patience_s: float) -> Plan:
+    """A plan that decode is to carry out alone when its blocks are late by so much."""
+    return replace(plan(), forecast=Forecast(0.0, 0.0, 0.01), alone_s=patience_s - GRACE_S)
+
+
+async def test_decode_is_told_how_long_blocks_are_worth_waiting_for(model: ServedModel) -> None:
+    bench = AttemptBench(model, ScriptedDecode([decoded(1, end="stop")]), ScriptedPrefill([48]), in_a_hurry(7.0))
+    await bench.run()
+    assert bench.decode.calls[0].order is not None
+    assert bench.decode.calls[0].order.patience_s == 7.0
+
+
+async def test_prefill_stops_when_decode_computes_what_is_late(model: ServedModel) -> None:
+    never, computing = asyncio.Event(), asyncio.Event()
+    late = decoded(rescued=True)
+    decode = ScriptedDecode([late, computing, decoded(1, computed=NUM_TOKENS), decoded(2, end="stop")])
+    bench = AttemptBench(model, decode, ScriptedPrefill([16, never]), in_a_hurry(7.0))
+    running = asyncio.create_task(bench.run())
+    await until(lambda: bool(bench.prefill.called) and bench.prefill.num_open == 0)
+    computing.set()
+    assert await running == [TokenEvent((1,), None), TokenEvent((2,), "stop")]
+    assert bench.rescues("remote") == 1
+    assert bench.arrivals == [], "nothing has come to decode's pool"
+    assert bench.first_tokens_s == [None], "its time says nothing of plans that are carried out"
+    assert not decode.calls[0].told_of_failure.is_set()
+    bench.assert_over()
+
+
+async def test_stored_hand_off_does_not_wait_for_a_prefill_that_is_late(model: ServedModel) -> None:
+    never = asyncio.Event()
+    chosen = replace(in_a_hurry(0.15), decode_sources=(Source(0, 1, Datacenter("east"), ("east:1",)),))
+    bench = AttemptBench(model, ScriptedDecode([decoded(1, end="stop")]), ScriptedPrefill([never]), chosen, "stored")
+    assert await bench.run() == [TokenEvent((1,), "stop")]
+    order = bench.decode.calls[0].order
+    assert order is not None
+    assert (order.wait_ms, order.patience_s, order.prompt.sources) == (0, None, ())
+    assert bench.rescues("remote") == 1
+    bench.assert_over()
 
 
 async def test_the_last_event_comes_with_prefills_last_count(model: ServedModel) -> None:

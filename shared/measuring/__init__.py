@@ -1,0 +1,1 @@
+"""What is learnt from measurements: rates over time, linear costs."""
