@@ -19,7 +19,7 @@ QUICK_SEEDS = (1, 2)
 QUICK_CASES = "acg"
 QUICK_SHARE = 0.15
 """Of each case's requests: shows that everything runs."""
-TUNING_SHARE = 0.8
+TUNING_SHARE = 1.0
 
 
 def measure(options: argparse.Namespace) -> Report:
@@ -38,11 +38,11 @@ def measure(options: argparse.Namespace) -> Report:
         report.rows += case.rows()
         report.checks += case.checks()
     if options.out is not None:
-        _write(judged, seeds, traces, options)
+        _write(judged, seeds, options)
     return report
 
 
-def _write(judged: Sequence[Judged], seeds: Sequence[int], traces: str, options: argparse.Namespace) -> None:
+def _write(judged: Sequence[Judged], seeds: Sequence[int], options: argparse.Namespace) -> None:
     folder: Path = options.out
     folder.mkdir(parents=True, exist_ok=True)
     source = "The traces are the public ones." if options.traces else "The traces are synthetic twins of public ones."

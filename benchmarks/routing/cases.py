@@ -6,7 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.harness import ROOT
-from benchmarks.routing.recorded import SlicedTrace, azure_trace, conversation_trace, uncached_lengths
+from benchmarks.routing.recorded import (
+    SHORT_BLOCK_TOKENS,
+    SlicedTrace,
+    azure_trace,
+    conversation_trace,
+    uncached_lengths,
+)
 from benchmarks.routing.wide import wide_scenario
 from benchmarks.simulator.planner import deployments
 from services.gateway.routing.plan import Slo
@@ -25,13 +31,16 @@ LOAD = 0.8
 """Of the rate that the planner says is sustained: busy, but with room for a good policy to show."""
 BURSTY_LOAD = 0.45
 """The mean of bursts: in one, which lasts 20 s on average, a third more comes than is sustained."""
+AZURE_LOAD = 0.6
+"""Of the mean: its rate changes within minutes."""
 CUT_LOAD = 0.6
 """Where four of seven prefill instances cannot be reached for a while: the backlog can be worked off afterwards."""
-TTFT_FACTOR, STEP_FACTOR = 2.0, 4 / 3
+TTFT_FACTOR, STEP_FACTOR = 2.0, 1.5
 """An SLO is so many times the planner's P90 of TTFT in an empty system, and so many times its decode step."""
 GATEWAYS = 2
-DIP = (60.0, 240.0, 0.1)  # from, until, share of the capacity
-CUT = (120.0, 180.0, 0.0)
+SLICE_REQUESTS = 700  # of a trace
+DIP = (60.0, 180.0, 0.1)  # from, until, share of the capacity
+CUT = (90.0, 150.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -86,15 +95,29 @@ def routing_cases(traces: Path | None) -> Mapping[str, RoutingCase]:
         def scenario(num_requests: int) -> Scenario:
             return _with_links(paper.scenario(arrivals, num_requests), changes)
 
-        return RoutingCase(letter, title, 1_000, load * rate, round(paper.division.threshold_tokens), scenario)
+        return RoutingCase(letter, title, 600, load * rate, round(paper.division.threshold_tokens), scenario)
 
     recorded = "recorded" if traces else "synthetic twin"
     cases = [
         of_paper("a", "the paper's case", LOAD),
         of_paper("b", "bursts of three times the mean", BURSTY_LOAD, is_bursty=True),
-        of_paper("c", "a tenth of the bandwidth for three minutes", LOAD, ScheduledCapacity.dip(*DIP)),
-        _of_trace("d", f"conversations with reuse, {recorded}", paper.case, conversation_trace(traces), 1_000, True),
-        _of_trace("e", f"Azure's arrivals and lengths, {recorded}", paper.case, azure_trace(traces), 1_200, False),
+        of_paper("c", "a tenth of the bandwidth for two minutes", LOAD, ScheduledCapacity.dip(*DIP)),
+        _of_trace(
+            "d",
+            f"conversations with reuse, {recorded}",
+            paper.case,
+            conversation_trace(traces),
+            LOAD,
+            has_prefixes=True,
+        ),
+        _of_trace(
+            "e",
+            f"Azure's arrivals and lengths, {recorded}",
+            paper.case,
+            azure_trace(traces),
+            AZURE_LOAD,
+            has_prefixes=False,
+        ),
         RoutingCase("f", "2,000 workers in four datacenters", *wide_scenario()),
         of_paper("g", "the remote datacenter cut off for a minute", CUT_LOAD, ScheduledCapacity.dip(*CUT)),
     ]
@@ -113,21 +136,23 @@ def _with_links(scenario: Scenario, changes: ScheduledCapacity | None) -> Scenar
 
 
 def _of_trace(
-    letter: str, title: str, case: PlanningCase, trace: Sequence[TracedRequest], num: int, has_prefixes: bool
+    letter: str, title: str, case: PlanningCase, trace: Sequence[TracedRequest], load: float, *, has_prefixes: bool
 ) -> RoutingCase:
     """Return a trace on the paper's clusters, which are divided for its uncached lengths; sped up to the load."""
-    lengths = EmpiricalLengths.of(uncached_lengths(trace))
+    lengths = EmpiricalLengths.of(uncached_lengths(trace, SLICE_REQUESTS))
     output = statistics.fmean(prompt.num_output for _, prompt in trace)
     case = replace(case, lengths=lengths, output_tokens=output)
     surface = rate_surface(case, threshold_grid(lengths, max(100, lengths.max_tokens / 500)))
     planned = PlannedCase(case, plan_of(case, surface.best()))
-    per_s = LOAD * planned.plan.requests_per_s
+    per_s, num = load * planned.plan.requests_per_s, SLICE_REQUESTS
     speedup = per_s / (len(trace) / trace[-1].at_s)
 
     def scenario(num_requests: int) -> Scenario:
         made = planned.scenario(PoissonArrivals(per_s), num_requests)
         if has_prefixes:
             made = replace(made, datacenters=(DatacenterSpec(HOME, GATEWAYS), DatacenterSpec(AWAY, 0)))
+        else:
+            made = replace(made, kv=replace(made.kv, block_tokens=SHORT_BLOCK_TOKENS))
         return replace(made, requests=SlicedTrace(trace, HOME, num, num_requests, speedup))
 
     threshold = round(min(planned.division.threshold_tokens, lengths.max_tokens))

@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 
-from benchmarks.routing.cases import BURSTY_LOAD, CUT, CUT_LOAD, DIP, LOAD, STEP_FACTOR, TTFT_FACTOR
+from benchmarks.routing.cases import AZURE_LOAD, BURSTY_LOAD, CUT, CUT_LOAD, DIP, LOAD, STEP_FACTOR, TTFT_FACTOR
 from benchmarks.routing.contestants import OURS, PAPERS
 from benchmarks.routing.judging import GAIN_CASES, GAIN_PERCENT, Interval, Judged
 from benchmarks.routing.trials import TUNING_SEED, WINDOW_SHARE, Measured
@@ -22,11 +22,13 @@ python -m benchmarks.routing {{command}}
   token counts as infinite. The first {100 * WINDOW_SHARE:.0f} % of the arrivals do not count.
 - Cases (a) to (c) and (g) are the planner's answer for the paper: 4 H200 and 8 H20 instances, 3 of
   the latter for prefill, at {100 * LOAD:.0f} % of the rate that the planner says is sustained. (b) has
-  {100 * BURSTY_LOAD:.0f} % on average, (g) {100 * CUT_LOAD:.0f} %. (d) and (e) divide the same instances anew for
-  their lengths. (f) has 300 prefill and 200 decode workers in each of four datacenters.
+  {100 * BURSTY_LOAD:.0f} % on average, (g) {100 * CUT_LOAD:.0f} %. (d) and (e), at {100 * AZURE_LOAD:.0f} %, divide the same
+  instances anew for their uncached lengths. (f) has 300 prefill and 200 decode workers in each of four
+  datacenters.
 - An SLO is {TTFT_FACTOR:g} times the planner's P90 of TTFT in an empty system, and {STEP_FACTOR:.2f} times its
   decode step. In (f) it is 20 s.
-- The links of (c) have a tenth from second {DIP[0]:.0f} to {DIP[1]:.0f}, those of (g) nothing from {CUT[0]:.0f} to {CUT[1]:.0f}.
+- The links of (c) have a tenth from second {DIP[0]:.0f} to {DIP[1]:.0f}, those of (g) nothing from
+  {CUT[0]:.0f} to {CUT[1]:.0f}.
 - Each rival's parameters are those of a grid that had most goodput in the same case with seed
   {TUNING_SEED}. The grid is in `benchmarks/routing/contestants.py`. `{OURS}` has no parameters.
 - Figures are means over seeds {{seeds}}, with 95 % intervals by Student's t. TTFTs are medians over

@@ -17,6 +17,8 @@ AZURE = (
     Path("azure-llm-2023", "AzureLLMInferenceTrace_conv.csv"),
     Path("azure-llm-2023", "AzureLLMInferenceTrace_code.csv"),
 )
+SHORT_BLOCK_TOKENS = 64
+"""Blocks of a trace without prefixes and with short prompts: decode computes less than one of each."""
 TWIN_REQUESTS = 12_000
 """Of a synthetic twin: as many as the conversation trace has."""
 
@@ -59,19 +61,21 @@ def conversation_trace(folder: Path | None) -> list[TracedRequest]:
 def azure_trace(folder: Path | None) -> list[TracedRequest]:
     """Return both of Azure's traces of 2023 as one, or a synthetic twin: short prompts in bursts."""
     if folder is not None:
-        both = [read_azure(folder / path, TRACE_BLOCK_TOKENS) for path in AZURE]
+        both = [read_azure(folder / path, SHORT_BLOCK_TOKENS) for path in AZURE]
         return sorted((request for trace in both for request in trace), key=lambda request: request.at_s)
     prompts = SinglePrompts(LogNormalTokens(6.9, 0.9, 8, 8_000), ExponentialTokens(150))
-    drawn = prompts.prompts(random.Random("azure"), TRACE_BLOCK_TOKENS)
+    drawn = prompts.prompts(random.Random("azure"), SHORT_BLOCK_TOKENS)
     times = BurstArrivals(7.8, burst_factor=2.0, burst_s=5.0).times(random.Random("azure times"))
     return [TracedRequest(*pair) for pair in islice(zip(times, drawn, strict=False), TWIN_REQUESTS)]
 
 
-def uncached_lengths(trace: Sequence[TracedRequest]) -> list[int]:
-    """Return how many tokens of each prompt a cache without limit would not have."""
+def uncached_lengths(trace: Sequence[TracedRequest], slice_requests: int) -> list[int]:
+    """Return how many tokens of each prompt a cache without limit would not have that is empty before each slice."""
     seen: set[BlockKey] = set()
     lengths = []
-    for _, prompt in trace:
+    for number, (_, prompt) in enumerate(trace):
+        if number % slice_requests == 0:
+            seen.clear()
         num_hits = next((n for n, key in enumerate(prompt.keys) if key not in seen), len(prompt.keys))
         seen.update(prompt.keys)
         lengths.append(max(1, prompt.num_tokens - num_hits * TRACE_BLOCK_TOKENS))

@@ -14,6 +14,8 @@ from simulator.outcome import Outcome
 from simulator.simulate import simulate
 
 TUNING_SEED = 0
+LONGER, DRAIN_S = 1.1, 60.0
+"""A run ends so long after the time of its arrivals: what has no first token by then is not good any more."""
 WINDOW_SHARE = 0.05
 """Of the arrivals, at the beginning, that do not count: the system was empty."""
 
@@ -65,9 +67,8 @@ def _carried(bytes_per_s: np.ndarray, end_s: float, every_s: float = 0.5) -> flo
 def run_trial(trial: Trial) -> Figures:
     scenario = trial.case.scenario(trial.num_requests)
     made = replace(scenario, policy=lambda: policy(trial.name, trial.options), seed=trial.seed)
-    # What still runs long after the last arrival will not be good any more.
     last_s = trial.num_requests / trial.case.requests_per_s
-    return Figures.of(simulate(replace(made, until_s=1.5 * last_s + 20 * (made.slo.ttft_s or 1.0))))
+    return Figures.of(simulate(replace(made, until_s=LONGER * last_s + DRAIN_S)))
 
 
 _trials: Sequence[Trial] = ()
