@@ -20,6 +20,7 @@ class CompletionRequest:
     ignore_eos: bool = True
     num_logprobs: int | None = None  # of each position's likeliest tokens
     stream: bool = True  # else the answer comes in one piece, which counts as one token
+    request_id: str = ""  # by which the server's logs name it, if it minds; empty: the server's choice
     salt: str | None = None  # says whose request it is, to servers of ours
 
 
@@ -56,7 +57,8 @@ async def complete(session: aiohttp.ClientSession, request: CompletionRequest) -
     outcome = RequestOutcome()
     started = time.perf_counter()
     try:
-        async with session.post(f"{request.url}/v1/completions", json=_body(request)) as response:
+        headers = {"X-Request-Id": request.request_id} if request.request_id else {}
+        async with session.post(f"{request.url}/v1/completions", json=_body(request), headers=headers) as response:
             if response.status != 200:
                 outcome.error = f"HTTP {response.status}: {(await response.text())[:200]}"
                 return outcome

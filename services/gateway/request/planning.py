@@ -87,6 +87,7 @@ class Planner:
             fidelity=request.fidelity.name.lower(),
             codec=plan.prefill_codec.name.lower(),
             forecast_ttft_s=round(plan.forecast.ttft_s, 4),
+            alone_s=round(plan.alone_s, 4),
         )
 
     def _plan_for(self, request: GenerationRequest, excluded: frozenset[WorkerId]) -> Plan:

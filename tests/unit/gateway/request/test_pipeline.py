@@ -12,6 +12,7 @@ import pytest
 from services.gateway.admission.gate import GateLimits, TurnGate
 from services.gateway.cluster.promises import PrefillPromises
 from services.gateway.cluster.registry import Registry
+from services.gateway.control.observed import Observations
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.model import ServedModel
 from services.gateway.request.attempt import DecodeCalls, HandOffTerms
@@ -62,7 +63,9 @@ class PipelineBench:
             )
         metrics = GatewayMetrics(Metrics(), "tiny")
         prefill = PrefillCalls(ScriptedPrefill(), self.registry, PrefillPromises(), _ignore, metrics)
-        calls = DecodeCalls(decode, self.registry, _ignore, _ignore_first, prefill, model, HandOffTerms())
+        calls = DecodeCalls(
+            decode, self.registry, _ignore, _ignore_first, prefill, model, HandOffTerms(), Observations()
+        )
         self.pipeline = Pipeline(self, calls, self.registry, metrics, TurnGate(GateLimits(), metrics))
 
     async def run(self, request: GenerationRequest) -> list[int]:
