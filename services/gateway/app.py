@@ -2,17 +2,22 @@
 
 import asyncio
 import gc
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from aiohttp import web
 
-from services.gateway.api.admission import Admission
+from services.gateway.admission.gate import GateLimits, TurnGate
+from services.gateway.api.capacity import CapacityRoutes
 from services.gateway.api.generation import GenerationRoutes
 from services.gateway.api.info import InfoRoutes
+from services.gateway.api.intake import RequestIntake
 from services.gateway.api.middleware import echo_request_id, envelope
 from services.gateway.api.prefixes import PrefixRoutes
 from services.gateway.cluster.arrivals import Arrivals
@@ -21,6 +26,14 @@ from services.gateway.cluster.feed import DECODE_CONDITION, Feed
 from services.gateway.cluster.pins import Prefixes
 from services.gateway.cluster.promises import PrefillPromises
 from services.gateway.cluster.registry import Registry
+from services.gateway.control.answer import answer_of
+from services.gateway.control.believed import probes
+from services.gateway.control.case import PlanningTerms
+from services.gateway.control.controller import Controller
+from services.gateway.control.gauges import PlanCollector
+from services.gateway.control.observed import Observations
+from services.gateway.control.state import Looking
+from services.gateway.control.ways import LinkTerms
 from services.gateway.metrics import GatewayMetrics, TextCollector
 from services.gateway.model import ServedModel, load_model
 from services.gateway.placement.index import PlacementIndex
@@ -32,6 +45,7 @@ from services.gateway.request.pipeline import Pipeline
 from services.gateway.request.planning import Planner
 from services.gateway.request.prefilling import PrefillCalls
 from services.gateway.routing.calibration import Calibration
+from services.gateway.routing.costs.transfer import UNKNOWN_LINK_BYTES_PER_S
 from services.gateway.routing.policies import policy_of
 from services.gateway.routing.router import Router
 from services.gateway.settings import GatewaySettings
@@ -70,11 +84,13 @@ async def run(lifecycle: Lifecycle) -> None:
         topics = (TOPIC_PLACEMENT, TOPIC_MEMBERSHIP, TOPIC_LOAD)
         consumer = host.bus.consumer(topics, feed.take, from_beginning=False, on_reset=feed.reset)
         prefixes = make_prefixes(parts, Datacenter(settings.dc))
+        controller = make_controller(parts, settings, host.metrics)
         host.connect()
         host.jobs.start(consumer.run(), name="consumer")
         host.jobs.start(feed.run(), name="feed")
         host.jobs.start(prefixes.run(), name="prefixes")
-        app = make_http_app(parts, settings, host.health, host.inflight, executor, host.metrics, prefixes)
+        host.jobs.start(controller.run(), name="controller")
+        app = make_http_app(parts, settings, host.health, host.inflight, executor, host.metrics, prefixes, controller)
         server = await stack.enter_async_context(
             HttpServer(app, settings.http_host, settings.http_port, host.security.http_server)
         )
@@ -99,6 +115,9 @@ class GatewayParts:
     registry: Registry
     channels: Channels
     metrics: GatewayMetrics
+    observations: Observations
+    calibration: Calibration
+    served: ServedPrompts
 
 
 def make_parts(model: ServedModel, channels: Channels, metrics: Metrics) -> GatewayParts:
@@ -107,26 +126,79 @@ def make_parts(model: ServedModel, channels: Channels, metrics: Metrics) -> Gate
     metrics.registry.register(IndexCollector(index, time.monotonic))
     metrics.registry.register(TextCollector(model.texts))
     registry = Registry(model.fingerprint, model.layout.hash)
-    return GatewayParts(model, index, PrefillPromises(), registry, channels, GatewayMetrics(metrics, model.name))
+    instruments = GatewayMetrics(metrics, model.name)
+    return GatewayParts(
+        model=model,
+        index=index,
+        promises=PrefillPromises(),
+        registry=registry,
+        channels=channels,
+        metrics=instruments,
+        observations=Observations(),
+        calibration=Calibration(),
+        served=ServedPrompts(),
+    )
 
 
-def make_pipeline(parts: GatewayParts, router: Router, hand_off: HandOffTerms) -> Pipeline:
-    """Wire the way of a request."""
+def make_gate(parts: GatewayParts, settings: GatewaySettings) -> TurnGate:
+    """Make what hands out turns."""
+    limits = GateLimits(settings.dispatch_window_s or math.inf, settings.max_queued, settings.max_queued_of_tenant)
+    return TurnGate(limits, parts.metrics, parts.registry.row_s)
+
+
+def make_pipeline(
+    parts: GatewayParts, router: Router, hand_off: HandOffTerms, gate: TurnGate | None = None
+) -> Pipeline:
+    """Wire the way of a request. `gate`: by default one with limits that are no setting's."""
     model, registry, metrics = parts.model, parts.registry, parts.metrics
     arrivals = Arrivals(parts.index, registry, model.layout)
     prefill = PrefillCalls(PrefillClient(parts.channels), registry, parts.promises, arrivals.note, metrics)
-    calibration, served = Calibration(), ServedPrompts()
-    feedback = Feedback(calibration, served)
+    feedback = Feedback(parts.calibration, parts.served, parts.observations)
     decode = DecodeCalls(
-        DecodeClient(parts.channels), registry, arrivals.note, feedback.first_token, prefill, model, hand_off
+        client=DecodeClient(parts.channels),
+        registry=registry,
+        note_arrival=arrivals.note,
+        note_first_token=feedback.first_token,
+        prefill=prefill,
+        model=model,
+        hand_off=hand_off,
+        observations=parts.observations,
     )
-    planner = Planner(router, parts.index, parts.promises, registry, served, calibration, metrics)
-    return Pipeline(planner.plan, decode, registry, metrics)
+    planner = Planner(router, parts.index, parts.promises, registry, parts.served, parts.calibration, metrics)
+    return Pipeline(planner, decode, registry, metrics, gate or TurnGate(GateLimits(), metrics))
 
 
 def make_prefixes(parts: GatewayParts, dc: Datacenter, clock: Callable[[], float] = time.time) -> Prefixes:
     """Make the prefixes that this gateway keeps."""
     return Prefixes(parts.model.layout, parts.registry, PoolAdmin(parts.channels), dc, clock)
+
+
+def make_router(model: ServedModel, settings: GatewaySettings) -> Router:
+    """Raises `SettingsError`."""
+    return Router(Datacenter(settings.dc), model.layout, policy_of(settings), settings.codec)
+
+
+def make_controller(parts: GatewayParts, settings: GatewaySettings, metrics: Metrics) -> Controller:
+    """Make the controller and its gauges, once for each process. Raises `SettingsError`."""
+    model, home = parts.model, Datacenter(settings.dc)
+    terms = PlanningTerms(
+        home=home,
+        layout=model.layout,
+        links=LinkTerms(settings.codec, UNKNOWN_LINK_BYTES_PER_S),
+        time_per_output_token_s=settings.plan_time_per_output_token_s,
+        max_batch=settings.max_batch,
+        target_utilisation=settings.plan_utilisation,
+    )
+    lengths = probes(model.layout.block_tokens, model.max_model_len)
+    looking = Looking(make_router(model, settings).plan, lengths, terms)
+    controller = Controller(parts.registry, parts.observations, parts.calibration, looking)
+    metrics.registry.register(PlanCollector(lambda: controller.state, home))
+    return controller
+
+
+async def plan_answer(controller: Controller) -> dict[str, Any]:
+    """Answer what is believed now."""
+    return answer_of(await controller.known(), controller.terms, controller.now())
 
 
 def make_http_app(
@@ -137,18 +209,20 @@ def make_http_app(
     executor: Executor,
     metrics: Metrics,
     prefixes: Prefixes | None = None,
+    controller: Controller | None = None,
 ) -> web.Application:
-    """`prefixes`: the ones that somebody renews; by default nobody does. Raises `SettingsError`."""
+    """`prefixes`, `controller`: those that run; by default nobody renews, nobody looks. Raises `SettingsError`."""
     dc, model = Datacenter(settings.dc), parts.model
-    router = Router(dc, model.layout, policy_of(settings), settings.codec)
     hand_off = HandOffTerms(settings.hand_off, int(settings.block_wait_s * 1000))
-    pipeline = make_pipeline(parts, router, hand_off)
-    admission = Admission(settings, inflight, parts.metrics, executor)
+    pipeline = make_pipeline(parts, make_router(model, settings), hand_off, make_gate(parts, settings))
+    intake = RequestIntake(settings, inflight, parts.metrics, executor)
     app = web.Application(middlewares=[envelope(parts.metrics)], client_max_size=settings.max_body_bytes)
     app.on_response_prepare.append(echo_request_id)
-    app.add_routes(GenerationRoutes(pipeline, model, parts.metrics, settings, admission).routes())
+    app.add_routes(GenerationRoutes(pipeline, model, parts.metrics, settings, intake).routes())
     prefixes = prefixes or make_prefixes(parts, dc)
-    app.add_routes(PrefixRoutes(pipeline, model, prefixes, settings, admission).routes())
-    app.add_routes(InfoRoutes(model, parts.registry, health, admission).routes())
+    app.add_routes(PrefixRoutes(pipeline, model, prefixes, settings, intake).routes())
+    app.add_routes(InfoRoutes(model, parts.registry, health, intake).routes())
+    controller = controller or make_controller(parts, settings, metrics)
+    app.add_routes(CapacityRoutes(partial(plan_answer, controller)).routes())
     app.add_routes(status_routes(metrics.registry, health))
     return app

@@ -17,6 +17,10 @@ def _codec(value: str) -> str | None:
     return None if value in CODEC_CHOICES else f"must be one of {', '.join(CODEC_CHOICES)}"
 
 
+def _utilisation(value: float) -> str | None:
+    return None if 0 < value <= 1 else "must be above 0 and not above 1"
+
+
 def _options(text: str) -> tuple[tuple[str, str], ...]:
     pairs = [part.partition("=") for part in text.split(",") if part.strip()]
     if any(not separator or not name.strip() for name, separator, _ in pairs):
@@ -58,6 +62,19 @@ class GatewaySettings(ServiceSettings):
     policy_options: tuple[tuple[str, str], ...] = setting(
         "PRFAAS_POLICY_OPTIONS", (), help="of the routing policy: name=value,name=value", parse=_options
     )
+    plan_time_per_output_token_s: float = setting(
+        "PRFAAS_PLAN_TIME_PER_OUTPUT_TOKEN_S",
+        0.05,
+        help="step of decode that capacity is planned for: 20 tokens/s, twice what a quick reader reads",
+        check=positive,
+    )
+    plan_utilisation: float = setting(
+        "PRFAAS_PLAN_UTILISATION",
+        0.7,
+        help="of the stage that binds, that replicas are planned for; the rest is for bursts and lost workers",
+        check=_utilisation,
+    )
+    max_batch: int = setting("PRFAAS_MAX_BATCH", 64, help="requests that hold pages at a time", check=positive)
     codec: str = setting(
         "PRFAAS_CODEC",
         AUTO,
@@ -74,6 +91,27 @@ class GatewaySettings(ServiceSettings):
     )
     request_timeout_s: float = setting("PRFAAS_REQUEST_TIMEOUT_S", 600.0, help="of a whole request", check=positive)
     max_requests: int = setting("PRFAAS_MAX_REQUESTS", 512, help="requests at a time, more get 429", check=positive)
+    dispatch_window_s: float = setting(
+        "PRFAAS_DISPATCH_WINDOW_S",
+        0.5,
+        help="seconds of prompt work that a worker is given ahead, the rest waits for its tenant's turn; 0: no limit",
+        check=non_negative,
+    )
+    max_queued: int = setting(
+        "PRFAAS_MAX_QUEUED", 1024, help="choices that may wait for their turn, more get 429", check=positive
+    )
+    max_queued_of_tenant: int = setting(
+        "PRFAAS_MAX_QUEUED_OF_TENANT", 256, help="the same of one tenant (a cache_salt)", check=positive
+    )
+    slo_ttft_s: float = setting(
+        "PRFAAS_SLO_TTFT_S",
+        0.0,
+        help="latest first token of requests that do not say; whose would be later gets 429; 0: any time",
+        check=non_negative,
+    )
+    slo_time_per_output_token_s: float = setting(
+        "PRFAAS_SLO_TIME_PER_OUTPUT_TOKEN_S", 0.0, help="the same for each further token", check=non_negative
+    )
     text_cache_bytes: int = setting(
         "PRFAAS_TEXT_CACHE_BYTES",
         64 << 20,

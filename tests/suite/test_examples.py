@@ -1,5 +1,6 @@
 """Every example works as it stands, against a suite with a tiny model."""
 
+import json
 import os
 import re
 import signal
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -57,6 +59,25 @@ async def test_a_kept_prefix_is_found_by_each_question(suite: Suite) -> None:
     assert min(cached) >= kept
     async with aiohttp.ClientSession() as session, session.get(f"{suite.url}/v1/prefixes") as response:
         assert (await response.json())["data"] == []
+
+
+def answer_of(command: str, suite: Suite) -> dict[str, Any]:
+    words = command.replace("http://127.0.0.1:8000", suite.url).split()
+    done = subprocess.run(words, capture_output=True, timeout=LIMIT_S, check=True)
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+async def test_the_command_of_the_controllers_page_shows_the_workers_of_the_suite(suite: Suite) -> None:
+    everybody = {("decode", "west"), ("prefill", "west"), ("prefill", "east")}
+
+    async def has_a_plan() -> bool:
+        await suite.complete(real_text(300), 2)
+        answer = answer_of("curl -s http://127.0.0.1:8000/v1/plan", suite)
+        groups = {(group["role"], group["dc"]) for group in answer["measured"]["workers"]}
+        return answer["current"] is not None and groups == everybody
+
+    await eventually(has_a_plan)
 
 
 @contextmanager

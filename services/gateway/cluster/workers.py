@@ -28,9 +28,11 @@ WORKER = np.dtype(
         ("pair_s", np.float64),
         ("row_s", np.float64),
         ("context_s", np.float64),
+        ("profile_steps", np.float64),  # measured steps that these five rest on; below 1 they are a prior
         ("step_tokens", np.float64),  # most prompt tokens of a step
         ("busy", np.float64),  # share of the last seconds in steps, 0 to 1
         ("arrivals_per_s", np.float64),
+        ("seen_busy", np.float64),  # share of this gateway's latest requests that found prompts waiting there
         ("hand_over_bytes_per_s", np.float64),  # between the worker and its pool
     ]
 )
@@ -124,6 +126,7 @@ def take_report(row: Rows, report: LoadEvent, membership: MembershipEvent) -> No
 def _set_profile(row: Rows, profile: StepProfile) -> None:
     for name in ("base_s", "token_s", "pair_s", "row_s", "context_s"):
         row[name] = getattr(profile, name)
+    row["profile_steps"] = profile.num_steps
 
 
 def member_of(event: MembershipEvent) -> Member:

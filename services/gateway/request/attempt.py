@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from services.gateway.cluster.assigned import PromptWork
 from services.gateway.cluster.registry import Registry
+from services.gateway.control.observed import Observations
 from services.gateway.model import ServedModel
 from services.gateway.request.generation import GenerationRequest
 from services.gateway.request.prefilling import NoteArrival, PrefillCalls, Prefilling
@@ -57,6 +58,7 @@ class DecodeCalls:
     prefill: PrefillCalls
     model: ServedModel
     hand_off: HandOffTerms
+    observations: Observations
 
 
 class TokenEvent(NamedTuple):
@@ -71,9 +73,17 @@ class Attempt:
     """Runs one plan. Whatever happens, both calls are cancelled and over before `tokens` is."""
 
     def __init__(
-        self, calls: DecodeCalls, plan: Plan, request: GenerationRequest, usage: PromptUsage, deadline: Deadline
+        self,
+        calls: DecodeCalls,
+        plan: Plan,
+        request: GenerationRequest,
+        usage: PromptUsage,
+        deadline: Deadline,
+        note_prefilled: Callable[[], None] = lambda: None,
     ) -> None:
+        """`note_prefilled` is called when the prefill worker, if the plan has one, is done with the prompt."""
         self._calls = calls
+        self._note_prefilled = note_prefilled
         self._plan = plan
         self._request = request
         self._usage = usage
@@ -93,7 +103,9 @@ class Attempt:
         forecast = self._plan.forecast
         work = PromptWork(forecast.decode_s, forecast.decode_tokens, len(self._request.token_ids))
         assignment = self._calls.registry.assign(decode.worker, work)
-        self._prefilling.start(partial(self._tell_prefill_failed, call))
+        num_output_tokens = 0
+        self._note_sent()
+        self._prefilling.start(partial(self._tell_prefill_failed, call), self._note_prefilled)
         try:
             if self._calls.hand_off.mode == "stored" and not await self._prefilling.is_over(self._patience_s):
                 self._rescue()
@@ -110,16 +122,23 @@ class Attempt:
                 if is_first:
                     self._note_first(tokens)
                     is_first = False
+                num_output_tokens += len(tokens.ids)
                 finish_reason = tokens.finish_reason
                 if finish_reason is not None:
                     await self._prefilling.wait(LAST_WORD_S)
                 yield TokenEvent(tokens.ids, finish_reason, tokens.logprobs)
             await call.finish(LAST_WORD_S)
         finally:
+            self._calls.observations.ended(num_output_tokens)
             self._calls.registry.release(assignment)
             call.cancel()
             await self._prefilling.stop()
             await call.ended()
+
+    def _note_sent(self) -> None:
+        num_tokens, plan = len(self._request.token_ids), self._plan
+        num_uncached = num_tokens - plan.usable_blocks * self._calls.model.layout.block_tokens
+        self._calls.observations.sent(plan, num_tokens, num_uncached, is_first=not self._request.num_generated)
 
     async def _tell_prefill_failed(self, call: DecodeCall) -> None:
         """Have decode compute what it would wait for in vain. It may be gone too: its reader learns that."""

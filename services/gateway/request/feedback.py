@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from services.gateway.cluster.devices import ServedPrompts
+from services.gateway.control.observed import Observations
 from services.gateway.routing.calibration import Calibration
 from services.gateway.routing.plan import Plan
 from shared.ids import BlockKey
@@ -11,9 +12,10 @@ from shared.ids import BlockKey
 class Feedback:
     """Passes each first token on to everything that learns from it."""
 
-    def __init__(self, calibration: Calibration, served: ServedPrompts) -> None:
+    def __init__(self, calibration: Calibration, served: ServedPrompts, observations: Observations) -> None:
         self._calibration = calibration
         self._served = served
+        self._observations = observations
 
     def first_token(self, plan: Plan, keys: Sequence[BlockKey], ttft_s: float | None, now: float) -> None:
         """Note that the first token of a plan has come, so long after the plan was made. `keys` are the prompt's.
@@ -22,4 +24,5 @@ class Feedback:
         """
         if ttft_s is not None:
             self._calibration.measured(plan, ttft_s, now)
+            self._observations.first_token(plan, ttft_s)
         self._served.note(keys, plan.decode.worker)

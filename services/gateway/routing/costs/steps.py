@@ -13,8 +13,11 @@ EXPECTED_OUTPUT_TOKENS = 200
 """How much longer a running request lasts, in steps, when nothing else is known: half of what chats answer."""
 
 
-def prefill_s(rows: Rows, first: Tokens, end: float) -> Seconds:
-    """Return the model time of a prompt's tokens `[first, end)` on prefill workers; `first` is a value a row."""
+def prefill_s(rows: Rows, first: Tokens, end: float | Tokens) -> Seconds:
+    """Return the model time of a prompt's tokens `[first, end)` on prefill workers; `first` is a value a row.
+
+    Of one worker, `first` and `end` may be those of several prompts.
+    """
     num_tokens = np.maximum(end - first, 0.0)
     num_steps = np.ceil(num_tokens / rows["step_tokens"])
     pairs = num_tokens * (first + end + 1) / 2

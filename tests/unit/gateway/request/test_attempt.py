@@ -10,6 +10,7 @@ import pytest
 
 from services.gateway.cluster.promises import PrefillPromises
 from services.gateway.cluster.registry import Registry
+from services.gateway.control.observed import Observations
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.model import ServedModel
 from services.gateway.request.attempt import Attempt, DecodeCalls, HandOffTerms, TokenEvent
@@ -69,7 +70,10 @@ class AttemptBench:
         metrics = GatewayMetrics(self._metrics, "tiny")
         prefill_calls = PrefillCalls(prefill, self.registry, self.promises, self._note, metrics)
         terms = HandOffTerms(mode, block_wait_ms=1234)
-        calls = DecodeCalls(decode, self.registry, self._note, self._note_first, prefill_calls, model, terms)
+        self.observations = Observations()
+        calls = DecodeCalls(
+            decode, self.registry, self._note, self._note_first, prefill_calls, model, terms, self.observations
+        )
         self.attempt = Attempt(calls, chosen, self.request, self.usage, Deadline.after(2 * LIMIT_S))
 
     async def run(self) -> list[TokenEvent]:
@@ -108,6 +112,24 @@ async def test_tokens_are_passed_on_and_the_stream_is_ended_from_both_sides(mode
     assert decode.calls[0].is_finished
     bench.assert_over()
     assert (bench.usage.prefill_tokens, bench.usage.decode_tokens, bench.usage.cached_tokens) == (48, TAIL_TOKENS, 0)
+
+
+async def test_what_a_request_was_like_is_observed(model: ServedModel) -> None:
+    bench = AttemptBench(
+        model, ScriptedDecode([decoded(1, 2), decoded(3, end="length")]), ScriptedPrefill([48]), plan()
+    )
+    await bench.run()
+    seen = bench.observations.seen()
+    assert (seen.prompt_tokens.tolist(), seen.uncached_tokens.tolist()) == ([NUM_TOKENS], [NUM_TOKENS])
+    assert seen.output_tokens.tolist() == [3]
+    assert seen.kinds["remote"] == 1
+
+
+async def test_the_rest_of_a_request_is_no_other_one(model: ServedModel) -> None:
+    decode = ScriptedDecode([decoded(1, end="length")])
+    bench = AttemptBench(model, decode, ScriptedPrefill([48]), plan(), num_generated=2)
+    await bench.run()
+    assert bench.observations.seen().num_requests == 0
 
 
 async def test_each_worker_is_told_of_the_pools_on_its_own_side(model: ServedModel) -> None:
@@ -184,7 +206,7 @@ async def test_stored_hand_off_sends_the_request_when_prefill_is_over(model: Ser
 
 def in_a_hurry(patience_s: float) -> Plan:
     """A plan that decode is to carry out alone when its blocks are late by so much."""
-    return replace(plan(), forecast=Forecast(0.0, 0.0, 0.01, alone_s=patience_s - GRACE_S))
+    return replace(plan(), forecast=Forecast(0.0, 0.0, 0.01), alone_s=patience_s - GRACE_S)
 
 
 async def test_decode_is_told_how_long_blocks_are_worth_waiting_for(model: ServedModel) -> None:
