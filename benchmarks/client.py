@@ -20,6 +20,8 @@ class CompletionRequest:
     ignore_eos: bool = True
     num_logprobs: int | None = None  # of each position's likeliest tokens
     stream: bool = True  # else the answer comes in one piece, which counts as one token
+    request_id: str = ""  # by which the server's logs name it, if it minds; empty: the server's choice
+    salt: str | None = None  # says whose request it is, to servers of ours
 
 
 @dataclass
@@ -55,7 +57,8 @@ async def complete(session: aiohttp.ClientSession, request: CompletionRequest) -
     outcome = RequestOutcome()
     started = time.perf_counter()
     try:
-        async with session.post(f"{request.url}/v1/completions", json=_body(request)) as response:
+        headers = {"X-Request-Id": request.request_id} if request.request_id else {}
+        async with session.post(f"{request.url}/v1/completions", json=_body(request), headers=headers) as response:
             if response.status != 200:
                 outcome.error = f"HTTP {response.status}: {(await response.text())[:200]}"
                 return outcome
@@ -86,6 +89,8 @@ def _body(request: CompletionRequest) -> dict[str, Any]:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     if request.ignore_eos:
         body["ignore_eos"] = True  # beyond OpenAI's own parameters: vLLM, SGLang and we know it
+    if request.salt is not None:
+        body["cache_salt"] = request.salt
     if request.num_logprobs is not None:
         body["logprobs"] = request.num_logprobs
     return body

@@ -42,7 +42,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Slo:
+class LatencyLimits:
     """A request is good when it meets both; None asks nothing."""
 
     ttft_s: float | None = None
@@ -107,7 +107,7 @@ async def run_load(
     return [task.result() for task in tasks], duration_s
 
 
-def summarise(outcomes: Sequence[RequestOutcome], duration_s: float, slo: Slo | None = None) -> harness.Row:
+def summarise(outcomes: Sequence[RequestOutcome], duration_s: float, slo: LatencyLimits | None = None) -> harness.Row:
     """Latencies are of the requests that completed; `request_goodput` is None when no objective was given."""
     good = [outcome for outcome in outcomes if outcome.error is None]
     total_input = sum(outcome.prompt_tokens for outcome in good)
@@ -155,7 +155,9 @@ def _statistics(name: str, values_ms: Sequence[float]) -> harness.Row:
     }
 
 
-async def serve(load: Load, slo: Slo | None = None, progress: bool = False) -> tuple[harness.Row, list[RequestOutcome]]:
+async def serve(
+    load: Load, slo: LatencyLimits | None = None, progress: bool = False
+) -> tuple[harness.Row, list[RequestOutcome]]:
     async with new_session() as session:
         model = load.model or await first_model(session, load.url)
         prompts = await make_prompts(session, load, model)
@@ -204,7 +206,7 @@ def _measure_at(url: str, options: argparse.Namespace) -> harness.Report:
     )
     slo = None
     if options.slo_ttft_ms is not None or options.slo_tpot_ms is not None:
-        slo = Slo(_seconds(options.slo_ttft_ms), _seconds(options.slo_tpot_ms))
+        slo = LatencyLimits(_seconds(options.slo_ttft_ms), _seconds(options.slo_tpot_ms))
     row, outcomes = asyncio.run(serve(load, slo, progress=True))
     for error in sorted({outcome.error for outcome in outcomes if outcome.error}):
         print(f"failed: {error}", file=sys.stderr)

@@ -29,7 +29,7 @@ from benchmarks.streaming.accounting import Account, accounted
 from benchmarks.streaming.asking import Bench, WanAnswer, open_bench
 from benchmarks.wan.line import Line
 from benchmarks.wan.network import wan
-from benchmarks.wan.suite import EAST, WEST, wan_suite
+from benchmarks.wan.suite import EAST, WEST, usual_layout, wan_suite
 from shared.kv.hashing import num_prefix_blocks
 from shared.kv.layout import KvLayout, iter_layers
 from shared.model.files.catalog import BUILT_IN, ModelFiles, resolve
@@ -268,7 +268,7 @@ async def _measure_round_trip(
         wan([EAST, WEST], Line(round_trip_s / 2, rate_of(layout, min(options.lengths)))) as network,
         tempfile.TemporaryDirectory() as folder,
         network.inside(WEST),
-        wan_suite(network, Path(folder), GATEWAYS, **environ) as suite,
+        wan_suite(network, Path(folder), usual_layout(GATEWAYS), **environ) as suite,
     ):
         async with serve.new_session() as session, Channels() as channels:
             bench = await open_bench(network, suite, session, longest)

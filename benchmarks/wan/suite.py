@@ -1,6 +1,7 @@
 """The suite in two sites of a WAN: prefill and its pool in the east, all else in the west, where the user is.
 
-Two gateways, one of which stores and forwards, send to the same engines: they can be asked in turn.
+A `Layout` says which processes there are. In the usual one, two gateways, one of which stores and forwards, send to the
+same engines: they can be asked in turn.
 """
 
 import asyncio
@@ -9,9 +10,11 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,63 +23,91 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.harness import ROOT
 from benchmarks.wan.network import Wan
+from benchmarks.wan.share import held_to
 
 EAST, WEST = "east", "west"
-SITES = {
-    "broker-west": WEST,
-    "cachepool-east": EAST,
-    "cachepool-west": WEST,
-    "prefill-east": EAST,
-    "decode-west": WEST,
-    "gateway-west": WEST,
-    "gateway-stored-west": WEST,  # the same suite, but decode begins when prefill has ended
-}
+USUAL = (
+    "broker-west",
+    "cachepool-east",
+    "cachepool-west",
+    "prefill-east",
+    "decode-west",
+    "gateway-west",
+    "gateway-stored-west",  # the same suite, but decode begins when prefill has ended
+)
 GRPC_PORT, HTTP_PORT, BROKER_PORT = 7100, 7200, 19092
 START_LIMIT_S = 90.0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which processes there are: named by service, what tells them apart, and datacenter.
+
+    Two datacenters share no cores: the first is left to prefill, all else, the WAN included, keeps to the others.
+    """
+
+    names: Sequence[str] = USUAL  # a broker in the west among them, and a pool in each datacenter
+    environ: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by name, on top of everybody's
+    cores: Mapping[str, Sequence[int]] = field(default_factory=dict)  # by name, those that differ from the rule
+    shares: Mapping[str, float] = field(default_factory=dict)  # of a core's time that a process gets at most
+    has_wan: bool = True  # else all are on one host, in the west, whatever their datacenter
+
+    def site(self, name: str) -> str:
+        return datacenter(name) if self.has_wan else WEST
+
+
+def usual_layout(gateways: Mapping[str, Mapping[str, str]] | None = None) -> Layout:
+    """Return the usual processes, and `gateways`: more of them in the west, by name, with what sets each apart."""
+    more = {f"gateway-{name}-west": own for name, own in (gateways or {}).items()}
+    return Layout((*USUAL, *more), {"gateway-stored-west": {"PRFAAS_HAND_OFF": "stored"}, **more})
+
+
+def datacenter(name: str) -> str:
+    """Return the datacenter that a process is in."""
+    return name.rpartition("-")[2]
 
 
 class WanSuite:
     """Owns its processes. Ask it from inside the west: the thread must be there (`Wan.inside`)."""
 
-    def __init__(
-        self,
-        network: Wan,
-        folder: Path,
-        environ: Mapping[str, str],
-        gateways: Mapping[str, Mapping[str, str]] | None = None,
-    ) -> None:
-        """`gateways` are more of them in the west, by name, with what sets each apart."""
+    def __init__(self, network: Wan, folder: Path, environ: Mapping[str, str], layout: Layout) -> None:
         self._network = network
         self._folder = folder
         self._environ = environ
-        self._gateways = {f"gateway-{name}-west": own for name, own in (gateways or {}).items()}
-        self._sites = {**SITES, **dict.fromkeys(self._gateways, WEST)}
+        self._layout = layout
+        self._stack = ExitStack()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.url, self.stored_url = self._http("gateway-west"), self._http("gateway-stored-west")
+        self.url, self.stored_url = self.http_url("gateway-west"), self.http_url("gateway-stored-west")
 
     def gateway_url(self, name: str) -> str:
         """Return the URL of one of `gateways`."""
-        return self._http(f"gateway-{name}-west")
+        return self.http_url(f"gateway-{name}-west")
 
     def grpc_address(self, name: str) -> str:
         """Return the address of one process's gRPC server."""
-        return f"{self._network.address(self._sites[name])}:{GRPC_PORT + list(self._sites).index(name)}"
+        return f"{self._address(name)}:{GRPC_PORT + self._layout.names.index(name)}"
 
     def start(self) -> None:
-        """Two datacenters share no cores: one is left to prefill, all else, the WAN included, keeps to the others."""
         first, *others = sorted(os.sched_getaffinity(0))
-        self._network.keep_to(others or [first])
-        for name, site in self._sites.items():
+        rest = others or [first]
+        self._network.keep_to(rest)
+        for name in self._layout.names:
             command = [sys.executable, "-m", f"services.{name.partition('-')[0]}"]
             if name.startswith("broker"):
-                host = self._network.address(site)
+                host = self._address(name)
                 command = [sys.executable, "-m", "deploy.devbroker", "--host", host, "--port", str(BROKER_PORT)]
             with (self._folder / f"{name}.log").open("wb") as log:
-                self._processes[name] = subprocess.Popen(
-                    [*self._network.command(site), *command], cwd=ROOT, env=self._env(name), stdout=log, stderr=log
+                process = self._processes[name] = subprocess.Popen(
+                    [*self._network.command(self._layout.site(name)), *command],
+                    cwd=ROOT,
+                    env=self._env(name),
+                    stdout=log,
+                    stderr=log,
                 )
-            if others and not name.startswith("prefill"):
-                os.sched_setaffinity(self._processes[name].pid, others)
+            usual = [first] if name.startswith("prefill") else rest
+            os.sched_setaffinity(process.pid, self._layout.cores.get(name, usual))
+            if (share := self._layout.shares.get(name)) is not None:
+                self._stack.enter_context(held_to(process.pid, share))
 
     def stop(self) -> None:
         for process in self._processes.values():
@@ -87,10 +118,11 @@ class WanSuite:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait(5)
+        self._stack.close()
 
     async def ready(self) -> None:
         """Wait until the gateway has a decode worker, and both engines and pools their buses. Raises RuntimeError."""
-        names = [name for name in self._sites if not name.startswith("broker")]
+        names = [name for name in self._layout.names if not name.startswith("broker")]
         deadline = time.monotonic() + START_LIMIT_S
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(2)) as session:
             while names:
@@ -99,7 +131,7 @@ class WanSuite:
                 if time.monotonic() > deadline:
                     raise RuntimeError(f"not ready after {START_LIMIT_S:g} s: {', '.join(names)}")
                 try:
-                    async with session.get(f"{self._http(names[-1])}/readyz") as response:
+                    async with session.get(f"{self.http_url(names[-1])}/readyz") as response:
                         if response.status == 200:
                             names.pop()
                             continue
@@ -109,7 +141,7 @@ class WanSuite:
 
     async def metric(self, name: str, metric: str, **labels: str) -> float:
         """Return one metric of one process, summed over the labels that are not given."""
-        async with aiohttp.ClientSession() as session, session.get(f"{self._http(name)}/metrics") as response:
+        async with aiohttp.ClientSession() as session, session.get(f"{self.http_url(name)}/metrics") as response:
             text = await response.text()
         samples = (s for family in text_string_to_metric_families(text) for s in family.samples)
         return sum(s.value for s in samples if s.name == f"prfaas:{metric}" and labels.items() <= s.labels.items())
@@ -126,37 +158,48 @@ class WanSuite:
     def log(self, name: str) -> str:
         return (self._folder / f"{name}.log").read_text()
 
-    def _http(self, name: str) -> str:
-        return f"http://{self._network.address(self._sites[name])}:{HTTP_PORT + list(self._sites).index(name)}"
+    def http_url(self, name: str) -> str:
+        """Return the URL of one process; empty if there is none of that name."""
+        names = self._layout.names
+        return f"http://{self._address(name)}:{HTTP_PORT + names.index(name)}" if name in names else ""
+
+    def _address(self, name: str) -> str:
+        return self._network.address(self._layout.site(name))
 
     def _env(self, name: str) -> dict[str, str]:
-        site = self._sites[name]
-        address, number = self._network.address(site), list(self._sites).index(name)
+        dc, address, number = datacenter(name), self._address(name), self._layout.names.index(name)
         own = {
-            "PRFAAS_DC": site,
+            "PRFAAS_DC": dc,
             "PRFAAS_WORKER_ID": name,
             "PRFAAS_GRPC_HOST": address,
             "PRFAAS_GRPC_PORT": str(GRPC_PORT + number),
             "PRFAAS_HTTP_HOST": address,
             "PRFAAS_HTTP_PORT": str(HTTP_PORT + number),
-            "PRFAAS_KAFKA": f"{self._network.address(WEST)}:{BROKER_PORT}",
-            "PRFAAS_POOL": self.grpc_address(f"cachepool-{site}"),
+            "PRFAAS_KAFKA": f"{self._address('broker-west')}:{BROKER_PORT}",
+            "PRFAAS_POOL": self.grpc_address(f"cachepool-{dc}"),
             "PRFAAS_DRAIN_S": "2",
             "OMP_WAIT_POLICY": "PASSIVE",
             "TOKENIZERS_PARALLELISM": "false",
         }
-        if name == "gateway-stored-west":
-            own["PRFAAS_HAND_OFF"] = "stored"
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("PRFAAS_")}
-        return {**inherited, **own, **self._environ, **self._gateways.get(name, {})}
+        return {**inherited, **own, **self._environ, **self._layout.environ.get(name, {})}
 
 
 @contextmanager
-def wan_suite(
-    network: Wan, folder: Path, gateways: Mapping[str, Mapping[str, str]] | None = None, /, **environ: str
-) -> Iterator[WanSuite]:
+def log_folder(kept: Path | None) -> Iterator[Path]:
+    """Make a folder for the processes' logs: `kept`, or one that goes with the context."""
+    if kept is not None:
+        kept.mkdir(parents=True, exist_ok=True)
+        yield kept
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def wan_suite(network: Wan, folder: Path, layout: Layout | None = None, /, **environ: str) -> Iterator[WanSuite]:
     """Start all processes with `environ` on top of the defaults; end them with the context."""
-    suite = WanSuite(network, folder, environ, gateways)
+    suite = WanSuite(network, folder, environ, usual_layout() if layout is None else layout)
     try:
         suite.start()
         yield suite

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from time import monotonic, time
 
 from services.cachepool.collector import StoreCollector
-from services.cachepool.links.links import LinkCollector, Links
+from services.cachepool.links.links import LinkCollector, PoolLinks
 from services.cachepool.metrics import PoolMetrics
 from services.cachepool.peers.peers import PeerPulls
 from services.cachepool.peers.watch import LinkWatch
@@ -56,7 +56,7 @@ class PoolParts:
     feed: PlacementFeed
     tier: ObjectTier | None
     pulls: PeerPulls
-    links: Links
+    links: PoolLinks
     servicer: PoolServicer
     lanes: PoolLanes  # to other pools
     watch: LinkWatch
@@ -94,7 +94,7 @@ def build_pool(
     if tier is not None:
         tier.index.on_change = note
         store.listen(on_settled=tier.writes.note)
-    links = Links(Datacenter(settings.dc), metrics, monotonic)
+    links = PoolLinks(Datacenter(settings.dc), metrics, monotonic)
     to_peers = [lane for lane in settings.lanes if lane != "shared_memory"]
     lanes = PoolLanes(
         channels, to_peers, ends.memory, num_connections=settings.link_connections, verifies=True, tls=ends.tls

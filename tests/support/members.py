@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from services.gateway.cluster.links import Links, PoolLinks
+from services.gateway.cluster.links import LinkReports, Links
 from services.gateway.cluster.registry import PoolMember, RegistryView
 from services.gateway.cluster.workers import WORKER, Member, Workers, new_row
 from shared.ids import Datacenter, WorkerId
@@ -38,5 +38,5 @@ def view(
     decoding, prefilling = (
         workers(dcs, ones, requests=[loads.get(one, 0) for one in ones]) for ones in (decode, prefill)
     )
-    links = Links.reported(dcs, [PoolLinks(pool.dc, pool.links) for pool in pools.values()])
+    links = Links.reported(dcs, [LinkReports(pool.dc, pool.links) for pool in pools.values()])
     return RegistryView(dcs, decoding, prefilling, pools, links, problems)

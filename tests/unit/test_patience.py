@@ -77,7 +77,8 @@ async def ends_at(num_left: Callable[[float], int], patience_s: float) -> float:
     [
         (lambda _now: 100, 2.0),  # nothing comes
         (lambda now: 100 - 10 * now, 2.0),  # it would take eight seconds more
-        (lambda now: 100 - 30 * now, 4.0),  # not by then, but within another patience: it is given that
+        (lambda now: 100 - 30 * now, 2.0),  # nor is a second and a third more soon enough
+        (lambda now: max(0, int(100 - 40 * now)), 3.0),  # half a second more is: it is given a second
         (lambda now: 10 if now > 0.5 else 100, 2.0),  # came quickly at first, and stopped
         (lambda now: 30 if now > 1.5 else 100, 3.0),  # came quickly at last, and stopped
     ],

@@ -132,7 +132,7 @@ class LinkReceiver(Receiver):
         self._received_bytes.inc(num_bytes)
 
 
-class Links:
+class PoolLinks:
     """All links of one pool, by the datacenter at the other end. Both ends count the payload that crossed."""
 
     def __init__(self, dc: Datacenter, metrics: Metrics, clock: Callable[[], float]) -> None:

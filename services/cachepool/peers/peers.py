@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
-from services.cachepool.links.links import Links
+from services.cachepool.links.links import PoolLinks
 from services.cachepool.metrics import PoolMetrics
 from services.cachepool.peers.pull import Pull, PullContext
 from services.cachepool.peers.stream import PeerNetwork, Terms
@@ -36,7 +36,7 @@ class PeerPulls:
         self,
         store: Store,
         channels: Channels,
-        links: Links,
+        links: PoolLinks,
         metrics: PoolMetrics,
         settings: PoolSettings,
         lanes: PoolLanes,

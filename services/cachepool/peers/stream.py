@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from services.cachepool.links.links import Links
+from services.cachepool.links.links import PoolLinks
 from services.cachepool.store.sources import Peer
 from shared.deadline import Deadline
 from shared.errors import DeadlineExceeded
@@ -28,7 +28,7 @@ class PeerNetwork:
     """How peers are reached."""
 
     channels: Channels
-    links: Links
+    links: PoolLinks
     lanes: PoolLanes  # sockets beside the calls, where peers have them
     stall_s: float  # a peer that has sent nothing for so long, at home, is given up
 

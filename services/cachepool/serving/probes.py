@@ -6,7 +6,7 @@ from typing import Any
 
 import grpc.aio
 
-from services.cachepool.links.links import Links
+from services.cachepool.links.links import PoolLinks
 from services.cachepool.links.probing import MOST_BYTES
 from services.cachepool.links.rate_limiter import BACKGROUND_BATCH_BYTES
 from shared.errors import BadRequest, Overloaded
@@ -30,7 +30,7 @@ _NO_BLOCK = BlockKey(bytes(KEY_BYTES))
 class ProbeHandler:
     """Answers `Probe`. A probe gives way: it ends as soon as a foreground stream to that datacenter has something."""
 
-    def __init__(self, links: Links) -> None:
+    def __init__(self, links: PoolLinks) -> None:
         self._links = links
         self._num_streams = 0
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc.aio
 
-from services.cachepool.links.links import Links, Sender
+from services.cachepool.links.links import PoolLinks, Sender
 from services.cachepool.metrics import MEMORY, PoolMetrics
 from services.cachepool.peers.peers import PeerPulls
 from services.cachepool.placement import PlacementLog
@@ -62,7 +62,7 @@ class PoolServicer(CachePoolServicer):
         placement: PlacementLog,
         tier: Tier,
         pulls: PeerPulls,
-        links: Links,
+        links: PoolLinks,
         lanes: OfferedLanes,
         metrics: PoolMetrics,
     ) -> None:

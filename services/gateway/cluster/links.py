@@ -11,7 +11,7 @@ from shared.bus.events import LinkLoad
 from shared.ids import Datacenter
 
 
-class PoolLinks(NamedTuple):
+class LinkReports(NamedTuple):
     """What one pool node says of its links."""
 
     dc: Datacenter
@@ -32,7 +32,7 @@ class Links:
         return cls(*(np.zeros((num_dcs, num_dcs)) for _ in range(3)))
 
     @classmethod
-    def reported(cls, dcs: Sequence[Datacenter], pools: Iterable[PoolLinks]) -> "Links":
+    def reported(cls, dcs: Sequence[Datacenter], pools: Iterable[LinkReports]) -> "Links":
         """Return what these nodes have reported."""
         links, numbers = cls.unknown(len(dcs)), {dc: number for number, dc in enumerate(dcs)}
         for pool in pools:
@@ -47,7 +47,7 @@ class Links:
         self.round_trip_s[source, target] = max(self.round_trip_s[source, target], link.round_trip_s)
 
 
-class Crossing(NamedTuple):
+class UnreportedCrossing(NamedTuple):
     """KV that a plan of this gateway lets cross a link."""
 
     at: float
@@ -60,9 +60,9 @@ class UnreportedCrossings:
     """What this gateway's plans have asked links for lately: reports do not show it yet."""
 
     def __init__(self) -> None:
-        self._crossings: list[Crossing] = []
+        self._crossings: list[UnreportedCrossing] = []
 
-    def add(self, crossing: Crossing) -> None:
+    def add(self, crossing: UnreportedCrossing) -> None:
         self._crossings.append(crossing)
 
     def reported(self, target: int, until: float) -> None:

@@ -8,7 +8,7 @@ from itertools import chain
 import numpy as np
 
 from services.gateway.cluster.assigned import Assigned, Assignment, PromptWork
-from services.gateway.cluster.links import Crossing, Links, PoolLinks, UnreportedCrossings
+from services.gateway.cluster.links import LinkReports, Links, UnreportedCrossing, UnreportedCrossings
 from services.gateway.cluster.workers import NOBODY, WORKER, Member, Rows, Workers, member_of, new_row, take_report
 from shared.bus.events import LinkLoad, LoadEvent, MembershipEvent
 from shared.ids import Datacenter, LayoutHash, ModelFingerprint, WorkerId
@@ -19,6 +19,9 @@ log = get_logger()
 COVERED_AFTER_S = 0.15
 """A report is taken to know of what was sent so long before it came: a call takes its time to a worker, and the
 worker's report the same back."""
+
+SEEN_SMOOTHING = 0.05
+"""What the latest request weighs in the share of requests that found a worker busy."""
 
 STALE_AFTER_S = 6.0
 """Three missed membership beats; load events, which come more often, count as signs of life too."""
@@ -86,6 +89,7 @@ class _Fleet:
         self.assigned: list[Assigned] = []
         self.in_use: set[int] = set()  # rows with open calls of this gateway
         self.heard_at = np.zeros(0)
+        self.seen_busy = np.zeros(0)
         self.is_fit = np.zeros(0, bool)  # but for its silence
 
     def add(self, member: Member, dc: int) -> int:
@@ -95,6 +99,7 @@ class _Fleet:
         self.assigned.append(Assigned())
         self.rows = np.append(self.rows, new_row(number, dc))
         self.heard_at = np.append(self.heard_at, 0.0)
+        self.seen_busy = np.append(self.seen_busy, 0.0)
         self.is_fit = np.append(self.is_fit, False)
         return number
 
@@ -111,6 +116,7 @@ class _Fleet:
         left = np.maximum(0.0, 1 - worked_s / np.maximum(rows["queued_s"], 1e-9))
         rows["queued_s"] *= left
         rows["queued_tokens"] *= left
+        rows["seen_busy"] = self.seen_busy[chosen]
         if self.in_use:
             numbers = np.array(sorted(self.in_use), np.intp)
             at = np.searchsorted(rows["number"], numbers)
@@ -120,6 +126,8 @@ class _Fleet:
         return Workers(self.members, rows)
 
     def assign(self, row: int, assignment: Assignment) -> None:
+        is_busy = self._queued_s(row, assignment.at) > 0
+        self.seen_busy[row] += SEEN_SMOOTHING * (is_busy - self.seen_busy[row])
         self.assigned[row].add(assignment)
         self.in_use.add(row)
 
@@ -127,6 +135,10 @@ class _Fleet:
         self.assigned[row].remove(assignment)
         if not self.assigned[row].num_open:
             self.in_use.discard(row)
+
+    def _queued_s(self, row: int, now: float) -> float:
+        reported = float(self.rows["queued_s"][row]) - (now - float(self.heard_at[row]))
+        return max(0.0, reported) + self.assigned[row].unreported_work.seconds
 
 
 def _add_assigned(row: Rows, assigned: Assigned) -> None:
@@ -218,9 +230,14 @@ class Registry:
         if (entry := self._engine(assignment.worker)) is not None:
             self._fleets[entry.event.role].release(entry.row, assignment)
 
+    def row_s(self, worker: WorkerId) -> float:
+        """Return what a running request adds to a step of an engine, as it has reported; 0 for nobody's."""
+        entry = self._engine(worker)
+        return 0.0 if entry is None else float(self._fleets[entry.event.role].rows["row_s"][entry.row])
+
     def note_crossing(self, source: Datacenter, target: Datacenter, num_bytes: float) -> None:
         """Count KV that a plan lets cross as the link's backlog, which its pools' reports will show only later."""
-        self._crossings.add(Crossing(self._clock(), self._number(source), self._number(target), num_bytes))
+        self._crossings.add(UnreportedCrossing(self._clock(), self._number(source), self._number(target), num_bytes))
 
     def pool_addresses(self) -> dict[WorkerId, str]:
         """Return where the pool nodes are that have not left, usable or not."""
@@ -254,7 +271,7 @@ class Registry:
 
     def _current_links(self, pools: Mapping[WorkerId, PoolMember]) -> Links:
         if self._links is None or len(self._links.backlog_bytes) < len(self._dcs):
-            reports = [PoolLinks(pool.dc, pool.links) for pool in pools.values()]
+            reports = [LinkReports(pool.dc, pool.links) for pool in pools.values()]
             self._links = Links.reported(tuple(self._dcs), reports)
         links = replace(self._links, backlog_bytes=self._links.backlog_bytes.copy())
         self._crossings.add_to(links.backlog_bytes)

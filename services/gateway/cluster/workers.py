@@ -32,6 +32,7 @@ WORKER = np.dtype(
         ("step_tokens", np.float64),  # most prompt tokens of a step
         ("busy", np.float64),  # share of the last seconds in steps, 0 to 1
         ("arrivals_per_s", np.float64),
+        ("seen_busy", np.float64),  # share of this gateway's latest requests that found prompts waiting there
         ("hand_over_bytes_per_s", np.float64),  # between the worker and its pool
     ]
 )

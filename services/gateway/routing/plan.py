@@ -62,7 +62,6 @@ class Forecast:
     decode_s: float = 0.0  # of the decode worker's model, for the prompt
     decode_tokens: float = 0.0
     crossings: tuple[LinkUse, ...] = ()
-    alone_s: float = math.inf  # of decode, until the first token, with the blocks of home alone; infinite: not measured
 
     @property
     def work_s(self) -> float:
@@ -91,6 +90,7 @@ class Plan:
     prefill_codec: Codec
     decode_codec: Codec  # of the blocks that decode computes, for its own datacenter
     forecast: Forecast
+    alone_s: float = math.inf  # of decode, until the first token, with the blocks of home alone; infinite: not known
 
     @property
     def crosses(self) -> bool:

@@ -24,6 +24,6 @@ def patience_s(plan: Plan) -> float | None:
     longer than that is not planned.
     """
     comes_from_elsewhere = plan.prefill is not None or bool(plan.decode_sources)
-    if not comes_from_elsewhere or math.isinf(plan.forecast.alone_s):
+    if not comes_from_elsewhere or math.isinf(plan.alone_s):
         return None
-    return GRACE_S + max(plan.forecast.alone_s, LATE_FACTOR * plan.forecast.ttft_s)
+    return GRACE_S + max(plan.alone_s, LATE_FACTOR * plan.forecast.ttft_s)

@@ -1,5 +1,6 @@
 """From facts to a plan: who decodes, who prefills, where blocks come from, how they travel. Pure."""
 
+import math
 from dataclasses import dataclass
 from itertools import islice
 
@@ -7,7 +8,7 @@ from services.gateway.cluster.registry import RegistryView, no_decode_worker
 from services.gateway.cluster.workers import Member
 from services.gateway.routing.calibration import NO_CORRECTIONS, Corrections
 from services.gateway.routing.codec import choose_codec, way_between
-from services.gateway.routing.costs.candidates import forecast_of
+from services.gateway.routing.costs.candidates import alone_s, forecast_of
 from services.gateway.routing.datacenters import credits_by_dc
 from services.gateway.routing.facts import Facts, facts_of
 from services.gateway.routing.plan import Plan, PlanKind, RequestFacts
@@ -60,6 +61,7 @@ class Router:
             prefill_codec=choose_codec(self.codec, fidelity, way_between(dcs, links, prefill or decode, decode)),
             decode_codec=choose_codec(self.codec, fidelity, way_between(dcs, links, decode, decode)),
             forecast=decision.forecast or forecast_of(facts, decision),
+            alone_s=alone_s(facts, decision) if prefill is not None or for_decode else math.inf,
         )
 
     def _decoding_dc(self, request: RequestFacts, members: RegistryView) -> Datacenter:

@@ -78,6 +78,15 @@ async def test_patience_does_not_end_before_workers_have_measured_themselves(sui
     assert suite.decode.calls[-1].request.patience_ms == 0
 
 
+async def test_routing_by_cost_has_patience_too(tmp_path: Path) -> None:
+    async with running_suite(tmp_path, routing_policy="cost") as suite:
+        measure(suite, "decode-west", "prefill-east")
+        measure(suite, "prefill-east", profile=PROFILE._replace(token_s=1e-4))
+        await suite.complete(prompt=PROMPT, max_tokens=2)
+        assert len(suite.prefill.calls) == 1
+        assert 500 < suite.decode.calls[0].request.patience_ms < 5000
+
+
 async def test_a_stored_hand_off_ends_its_wait_and_decode_takes_what_is_there(tmp_path: Path) -> None:
     async with running_suite(tmp_path, hand_off="stored") as suite:
         fast = StepProfile(base_s=1e-4, token_s=1e-5, num_steps=10)

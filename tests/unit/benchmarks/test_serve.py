@@ -144,9 +144,9 @@ async def test_concurrency_is_bounded(fake: FakeServer, load: serve.Load) -> Non
 
 
 async def test_goodput_counts_the_requests_that_meet_the_objective(load: serve.Load) -> None:
-    row, _ = await serve.serve(load, serve.Slo(ttft_s=0.001))
+    row, _ = await serve.serve(load, serve.LatencyLimits(ttft_s=0.001))
     assert row["request_goodput"] == 0
-    row, _ = await serve.serve(load, serve.Slo(ttft_s=10, tpot_s=10))
+    row, _ = await serve.serve(load, serve.LatencyLimits(ttft_s=10, tpot_s=10))
     assert row["request_goodput"] == row["request_throughput"]
 
 

@@ -5,7 +5,7 @@ or *decode alone* computes what no cache has. Both use a cached prefix, which is
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -185,20 +185,19 @@ def forecast_of(facts: Facts, decision: Decision) -> Forecast:
     """
     use, transfers = everybody(facts), Transfers(facts)
     if facts.is_cached or not decision.prefill:
-        forecast = on_decode(transfers, use).forecast(facts, decision.decode)
-        return replace(forecast, alone_s=_alone_s(transfers, decision.decode))
-    row = decision.prefill[0]
-    forecast = handed_over(transfers, [use] * len(facts.dcs), decision.decode).forecast(facts, row)
-    is_measured = facts.prefill.rows["is_measured"][row]
-    return replace(forecast, alone_s=_alone_s(transfers, decision.decode) if is_measured else np.inf)
+        return on_decode(transfers, use).forecast(facts, decision.decode)
+    return handed_over(transfers, [use] * len(facts.dcs), decision.decode).forecast(facts, decision.prefill[0])
 
 
-def _alone_s(transfers: Transfers, decode: int) -> float:
-    """Return when decode would have its first token with nothing from elsewhere; infinite while it is not measured."""
-    facts = transfers.facts
-    if not facts.decode.rows["is_measured"][decode]:
+def alone_s(facts: Facts, decision: Decision) -> float:
+    """Return when decode would have its first token with nothing from elsewhere.
+
+    Infinite while it, or the prefill worker that it would do without, has not measured itself.
+    """
+    workers = [facts.decode.rows[decision.decode], *(facts.prefill.rows[row] for row in decision.prefill[:1])]
+    if not all(row["is_measured"] for row in workers):
         return np.inf
-    return float(on_decode(transfers, near(facts, facts.home)).ttft_s[decode])
+    return float(on_decode(Transfers(facts), near(facts, facts.home)).ttft_s[decision.decode])
 
 
 def _moved(facts: Facts, num_blocks: int) -> NDArray[np.float64]:

@@ -8,6 +8,9 @@ from services.gateway.cluster.workers import Rows
 MOST_BUSY = 0.9
 """Of a worker without a free moment the queue never ends; it is counted as if it had one in ten."""
 
+LEAST_BUSY = 0.05
+"""A worker that is less busy makes nobody wait to speak of."""
+
 STALL_WEIGHT = 0.1
 """What a second in mid-answer weighs against one before the first token. Readers are slower than decode, so that a
 short pause is seldom seen; SLOs are counted apart."""
@@ -17,10 +20,12 @@ def delay_of_later_s(rows: Rows, seconds: NDArray[np.float64]) -> NDArray[np.flo
     """Return what those wait longer, together, who arrive while a worker has this prompt to do. A value a row.
 
     A queue that is `queued + seconds` long is empty after `(queued + seconds) / (1 - busy)` (the busy period of M/G/1
-    that begins with so much work). Who arrives before then waits longer by `seconds`.
+    that begins with so much work). Who arrives before then waits longer by `seconds`. Arrivals at random find a worker
+    busy as often as it is; a client that asks again when it has its answer never does, and waits for nobody.
     """
-    idle = 1 - np.minimum(rows["busy"], MOST_BUSY)
-    num_later = rows["arrivals_per_s"] * (rows["queued_s"] + seconds) / idle
+    busy = np.minimum(rows["busy"], MOST_BUSY)
+    at_random = np.minimum(rows["seen_busy"] / np.maximum(busy, LEAST_BUSY), 1.0)
+    num_later = at_random * rows["arrivals_per_s"] * (rows["queued_s"] + seconds) / (1 - busy)
     return np.asarray(seconds * num_later)
 
 

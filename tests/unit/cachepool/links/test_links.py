@@ -2,7 +2,13 @@
 
 import pytest
 
-from services.cachepool.links.links import ASSUMED_BYTES_PER_S, MAX_DATACENTERS, MIN_STREAM_BLOCKS, Links, channel_ids
+from services.cachepool.links.links import (
+    ASSUMED_BYTES_PER_S,
+    MAX_DATACENTERS,
+    MIN_STREAM_BLOCKS,
+    PoolLinks,
+    channel_ids,
+)
 from shared.errors import BadRequest
 from shared.ids import Datacenter
 from shared.metrics import Metrics
@@ -22,13 +28,13 @@ def test_few_blocks_take_few_streams(num_blocks: int, num_streams: int) -> None:
 
 
 def test_streams_at_home_need_no_permit_and_are_not_counted() -> None:
-    links = Links(WEST, Metrics(), lambda: 0.0)
+    links = PoolLinks(WEST, Metrics(), lambda: 0.0)
     assert not links.sender("", is_background=True).is_background
     assert type(links.sender("west", is_background=False)) is not type(links.sender("east", is_background=False))
 
 
 def test_what_is_remembered_of_foreign_names_is_bounded() -> None:
-    links = Links(WEST, Metrics(), lambda: 0.0)
+    links = PoolLinks(WEST, Metrics(), lambda: 0.0)
     for number in range(MAX_DATACENTERS):
         links.sender(f"dc{number}", is_background=False)
     links.sender("dc0", is_background=False)
@@ -37,7 +43,7 @@ def test_what_is_remembered_of_foreign_names_is_bounded() -> None:
 
 
 def test_a_link_that_is_slow_or_shared_may_be_silent_for_longer() -> None:
-    links = Links(WEST, Metrics(), lambda: 0.0)
+    links = PoolLinks(WEST, Metrics(), lambda: 0.0)
     with links.receiver(WEST, "w:1") as at_home:
         assert at_home.patience_s(6.0) == 6.0
     with links.receiver(EAST, "e:1") as one:
@@ -56,7 +62,7 @@ def test_a_link_that_is_slow_or_shared_may_be_silent_for_longer() -> None:
 
 def test_the_patience_follows_the_measured_speed() -> None:
     clock = ManualClock()
-    links = Links(WEST, Metrics(), clock)
+    links = PoolLinks(WEST, Metrics(), clock)
     sizes = MAX_BATCH_BYTES // ENTRY_BYTES
     full = [frame(key("block"), 0)] * sizes
     with links.receiver(EAST, "e:1") as receiver:

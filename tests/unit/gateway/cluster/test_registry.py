@@ -210,6 +210,22 @@ def test_what_was_sent_counts_until_a_report_knows_of_it() -> None:
     assert registry.view().prefill.rows["requests"][0] == 0
 
 
+def test_a_row_says_how_often_requests_found_prompts_waiting() -> None:
+    clock = Clock()
+    registry = Registry(FINGERPRINT, LAYOUT, clock)
+    registry.apply_membership(joined("p", "prefill"), clock.now)
+
+    def seen_busy() -> float:
+        return float(registry.view().prefill.rows["seen_busy"][0])
+
+    for _ in range(50):  # one after another
+        registry.release(registry.assign(WorkerId("p"), PromptWork(0.5, 100)))
+    assert seen_busy() == 0
+    for _ in range(100):
+        registry.assign(WorkerId("p"), PromptWork(0.5, 100))
+    assert seen_busy() > 0.95
+
+
 def test_what_crosses_counts_as_backlog_until_the_pool_reports() -> None:
     clock, west, east = Clock(), Datacenter("west"), Datacenter("east")
     registry = Registry(FINGERPRINT, LAYOUT, clock)

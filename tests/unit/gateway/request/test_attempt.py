@@ -206,7 +206,7 @@ async def test_stored_hand_off_sends_the_request_when_prefill_is_over(model: Ser
 
 def in_a_hurry(patience_s: float) -> Plan:
     """A plan that decode is to carry out alone when its blocks are late by so much."""
-    return replace(plan(), forecast=Forecast(0.0, 0.0, 0.01, alone_s=patience_s - GRACE_S))
+    return replace(plan(), forecast=Forecast(0.0, 0.0, 0.01), alone_s=patience_s - GRACE_S)
 
 
 async def test_decode_is_told_how_long_blocks_are_worth_waiting_for(model: ServedModel) -> None:

@@ -10,7 +10,7 @@ import pytest
 from services.gateway.cluster.devices import OnDevice
 from services.gateway.cluster.links import Links
 from services.gateway.cluster.workers import Workers
-from services.gateway.routing.costs.candidates import forecast_of
+from services.gateway.routing.costs.candidates import alone_s, forecast_of
 from services.gateway.routing.datacenters import Credit
 from services.gateway.routing.facts import Facts
 from services.gateway.routing.plan import RequestFacts, Slo
@@ -106,8 +106,20 @@ def test_what_running_requests_wait_for_a_prompt_on_decode_is_counted() -> None:
 
 
 def test_those_who_come_later_are_counted() -> None:
-    two = table({"often asked": EAST, "seldom asked": EAST}, arrivals_per_s=[9.0, 0.1], busy=[0.8, 0.1], **FAST)
+    two = table(
+        {"often asked": EAST, "seldom asked": EAST},
+        arrivals_per_s=[9.0, 0.1],
+        busy=[0.8, 0.1],
+        seen_busy=[0.8, 0.1],
+        **FAST,
+    )
     assert choice(facts(8000, prefill=two)) == "seldom asked"
+
+
+def test_a_client_that_waits_for_its_answers_is_not_counted_as_those_who_come_later() -> None:
+    figures = {"arrivals_per_s": [9.0, 0.1], "busy": [0.8, 0.1], "queued_s": [0.0, 0.05]}
+    two = table({"often asked": EAST, "seldom asked": EAST}, seen_busy=[0.0, 0.1], **figures, **FAST)
+    assert choice(facts(8000, prefill=two)) == "often asked"
 
 
 def test_a_cached_prompt_needs_nobody() -> None:
@@ -127,7 +139,7 @@ def test_a_prefix_elsewhere_is_pulled_if_that_is_sooner_than_computing_it() -> N
 
 def test_an_slo_that_only_one_way_keeps_decides() -> None:
     # Away is sooner for this prompt, but decode alone takes from nobody.
-    given = facts(3000, prefill=table({"away": EAST}, arrivals_per_s=20.0, busy=0.9, **FAST))
+    given = facts(3000, prefill=table({"away": EAST}, arrivals_per_s=20.0, busy=0.9, seen_busy=0.9, **FAST))
     assert choice(given) == "decode alone"
     away, alone = (forecast_of(given, Decision(0, rows)).ttft_s for rows in ((0,), ()))
     assert away < alone
@@ -169,16 +181,16 @@ def measured() -> dict[str, Any]:
     }
 
 
-def test_a_forecast_says_what_decode_alone_would_take_with_the_blocks_of_home() -> None:
-    away = measured()
-    alone = forecast_of(facts(6400, **away), Decision(0)).ttft_s
-    assert forecast_of(facts(6400, **away), Decision(0, (0,))).alone_s == alone
-    assert forecast_of(facts(6400, held={NORTH: 100}, **away), Decision(0)).alone_s == alone  # to be pulled
-    assert forecast_of(facts(6400, held={WEST: 50}, **away), Decision(0, (0,))).alone_s < 0.6 * alone
+def test_what_decode_alone_would_take_rests_on_the_blocks_of_home() -> None:
+    both = measured()
+    alone = forecast_of(facts(6400, **both), Decision(0)).ttft_s
+    assert alone_s(facts(6400, **both), Decision(0, (0,))) == alone
+    assert alone_s(facts(6400, held={NORTH: 100}, **both), Decision(0)) == alone  # to be pulled
+    assert alone_s(facts(6400, held={WEST: 50}, **both), Decision(0, (0,))) < 0.6 * alone
 
 
 @pytest.mark.parametrize("unmeasured", ["prefill", "decode"])
-def test_what_nobody_has_measured_is_no_reason_to_lose_patience(unmeasured: str) -> None:
+def test_what_nobody_has_measured_is_not_known(unmeasured: str) -> None:
     both = measured()
     both[unmeasured].rows["is_measured"] = False
-    assert math.isinf(forecast_of(facts(6400, **both), Decision(0, (0,))).alone_s)
+    assert math.isinf(alone_s(facts(6400, **both), Decision(0, (0,))))

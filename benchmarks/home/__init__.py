@@ -1,0 +1,1 @@
+"""What the router chooses beside what it could have chosen, live: never slower than staying home."""
