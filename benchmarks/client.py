@@ -21,6 +21,7 @@ class CompletionRequest:
     num_logprobs: int | None = None  # of each position's likeliest tokens
     stream: bool = True  # else the answer comes in one piece, which counts as one token
     request_id: str = ""  # by which the server's logs name it, if it minds; empty: the server's choice
+    salt: str | None = None  # says whose request it is, to servers of ours
 
 
 @dataclass
@@ -88,6 +89,8 @@ def _body(request: CompletionRequest) -> dict[str, Any]:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     if request.ignore_eos:
         body["ignore_eos"] = True  # beyond OpenAI's own parameters: vLLM, SGLang and we know it
+    if request.salt is not None:
+        body["cache_salt"] = request.salt
     if request.num_logprobs is not None:
         body["logprobs"] = request.num_logprobs
     return body

@@ -87,7 +87,8 @@ class Overloaded(PrfaasError):
     grpc_status = grpc.StatusCode.RESOURCE_EXHAUSTED
     http_status = 429
 
-    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float = 1.0) -> None:
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = 1.0) -> None:
+        """`retry_after_s` is None where waiting would not help."""
         super().__init__(message, param=param)
         self.retry_after_s = retry_after_s
 

@@ -52,11 +52,11 @@ def announce(parts: GatewayParts, worker: str, role: Role, dc: Datacenter, addre
     parts.registry.apply_membership(event, time.monotonic())
 
 
-def meet_workers(parts: GatewayParts, address: str) -> None:
+def meet_workers(parts: GatewayParts, decode: str, prefill: str) -> None:
     """A decode worker at home, prefill workers and pools in both datacenters."""
-    announce(parts, "decode", "decode", HOME, address)
+    announce(parts, "decode", "decode", HOME, decode)
     for dc in (HOME, AWAY):
-        announce(parts, f"prefill-{dc}", "prefill", dc, address)
+        announce(parts, f"prefill-{dc}", "prefill", dc, prefill)
         pool = WorkerId(f"cachepool-{dc}")
         announce(parts, pool, "cachepool", dc, f"{dc}:1")
         parts.index.doubt(pool)
@@ -65,7 +65,7 @@ def meet_workers(parts: GatewayParts, address: str) -> None:
         intake.close()
 
 
-async def serve(workers: str, model_name: str, cache_dir: Path) -> None:
+async def serve(decode: str, prefill: str, model_name: str, cache_dir: Path) -> None:
     settings = GatewaySettings(dc=HOME, http_port=0, model=model_name, cache_dir=cache_dir)
     async with AsyncExitStack() as stack:
         executor = stack.enter_context(ThreadPoolExecutor(2, thread_name_prefix="text"))
@@ -73,7 +73,7 @@ async def serve(workers: str, model_name: str, cache_dir: Path) -> None:
         metrics, health, inflight = Metrics(), Health(), InFlight()
         channels = await stack.enter_async_context(Channels())
         parts = make_parts(load_model(settings), channels, metrics)
-        meet_workers(parts, workers)
+        meet_workers(parts, decode, prefill)
         app = make_http_app(parts, settings, health, inflight, executor, metrics)
         server = await stack.enter_async_context(HttpServer(app, "127.0.0.1", 0))
         lag = asyncio.create_task(watch_loop_lag(metrics))
@@ -85,9 +85,10 @@ async def serve(workers: str, model_name: str, cache_dir: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("workers")
+    parser.add_argument("decode", help="address")
+    parser.add_argument("prefill", help="address")
     parser.add_argument("model")
     parser.add_argument("cache_dir", type=Path)
     options = parser.parse_args()
     with asyncio.Runner(loop_factory=new_event_loop()) as runner:
-        runner.run(serve(options.workers, options.model, options.cache_dir))
+        runner.run(serve(options.decode, options.prefill, options.model, options.cache_dir))

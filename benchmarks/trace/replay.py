@@ -1,7 +1,7 @@
 """Drives stores as prefill and decode do, request by request, on the trace's own clock."""
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -12,11 +12,11 @@ from services.cachepool.store.reuse import ATTENTION_EQUALS_LINEAR_TOKENS
 from services.cachepool.store.store import Store
 from shared.errors import Overloaded
 from shared.ids import BlockKey
-from shared.kv.codec import Codec, Fidelity, Payload
+from shared.kv.codec import Codec, Fidelity
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import Frame
 from shared.kv.layout import KvLayout, LayerSpec, iter_layers
-from shared.lanes.slots import SlotMemory
+from simulator.caches.pool import NotCopied
 
 DENSE = KvLayout((LayerSpec(None, 90, 64),), "bfloat16", BLOCK_TOKENS)
 """KV of SmolLM2's size, its 30 layers as one: the store then has one entry for each block."""
@@ -36,16 +36,6 @@ class Lru(Eviction):
 
     def _place(self, block: Block, *, trimmed: bool) -> tuple[int, float]:
         return 0, block.uses.last_at
-
-
-class NotCopied(SlotMemory):
-    """Keeps what it is given: a replay's payloads are the same bytes again and again, and its pools of any size."""
-
-    def keep_all(self, payloads: Iterable[Payload]) -> list[memoryview | None]:
-        return [memoryview(payload) for payload in payloads]
-
-    def free_all(self, views: Iterable[Payload]) -> None:
-        pass
 
 
 @dataclass
@@ -86,7 +76,7 @@ class Datacenter:
     payloads: list[bytes] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.store = Store(self.budget_bytes, lambda: self.now, policy=self.policy, memory=NotCopied(0, shared=False))
+        self.store = Store(self.budget_bytes, lambda: self.now, policy=self.policy, memory=NotCopied())
         self.payloads = [bytes(self.layout.entry_bytes(layer)) for layer in range(self.layout.num_layers)]
 
     def serve(self, keys: Sequence[BlockKey], peer: "Datacenter | None") -> tuple[int, int]:

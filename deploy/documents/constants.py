@@ -45,7 +45,7 @@ def values_in(root: Path) -> Mapping[str, frozenset[float]]:
     numbers; times in seconds, sizes in bytes.
     """
     values: dict[str, set[float]] = defaultdict(set)
-    for folder in ("services", "shared"):
+    for folder in ("services", "shared", "simulator"):
         for path in sorted((root / folder).rglob("*.py")):
             for name, node in _named(ast.parse(path.read_text())):
                 value = _number(node)

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -12,10 +13,11 @@ from typing import Any
 
 from aiohttp import web
 
-from services.gateway.api.admission import Admission
+from services.gateway.admission.gate import GateLimits, TurnGate
 from services.gateway.api.capacity import CapacityRoutes
 from services.gateway.api.generation import GenerationRoutes
 from services.gateway.api.info import InfoRoutes
+from services.gateway.api.intake import RequestIntake
 from services.gateway.api.middleware import echo_request_id, envelope
 from services.gateway.api.prefixes import PrefixRoutes
 from services.gateway.cluster.arrivals import Arrivals
@@ -138,8 +140,16 @@ def make_parts(model: ServedModel, channels: Channels, metrics: Metrics) -> Gate
     )
 
 
-def make_pipeline(parts: GatewayParts, router: Router, hand_off: HandOffTerms) -> Pipeline:
-    """Wire the way of a request."""
+def make_gate(parts: GatewayParts, settings: GatewaySettings) -> TurnGate:
+    """Make what hands out turns."""
+    limits = GateLimits(settings.dispatch_window_s or math.inf, settings.max_queued, settings.max_queued_of_tenant)
+    return TurnGate(limits, parts.metrics, parts.registry.row_s)
+
+
+def make_pipeline(
+    parts: GatewayParts, router: Router, hand_off: HandOffTerms, gate: TurnGate | None = None
+) -> Pipeline:
+    """Wire the way of a request. `gate`: by default one with limits that are no setting's."""
     model, registry, metrics = parts.model, parts.registry, parts.metrics
     arrivals = Arrivals(parts.index, registry, model.layout)
     prefill = PrefillCalls(PrefillClient(parts.channels), registry, parts.promises, arrivals.note, metrics)
@@ -155,7 +165,7 @@ def make_pipeline(parts: GatewayParts, router: Router, hand_off: HandOffTerms) -
         observations=parts.observations,
     )
     planner = Planner(router, parts.index, parts.promises, registry, parts.served, parts.calibration, metrics)
-    return Pipeline(planner.plan, decode, registry, metrics)
+    return Pipeline(planner, decode, registry, metrics, gate or TurnGate(GateLimits(), metrics))
 
 
 def make_prefixes(parts: GatewayParts, dc: Datacenter, clock: Callable[[], float] = time.time) -> Prefixes:
@@ -204,14 +214,14 @@ def make_http_app(
     """`prefixes`, `controller`: those that run; by default nobody renews, nobody looks. Raises `SettingsError`."""
     dc, model = Datacenter(settings.dc), parts.model
     hand_off = HandOffTerms(settings.hand_off, int(settings.block_wait_s * 1000))
-    pipeline = make_pipeline(parts, make_router(model, settings), hand_off)
-    admission = Admission(settings, inflight, parts.metrics, executor)
+    pipeline = make_pipeline(parts, make_router(model, settings), hand_off, make_gate(parts, settings))
+    intake = RequestIntake(settings, inflight, parts.metrics, executor)
     app = web.Application(middlewares=[envelope(parts.metrics)], client_max_size=settings.max_body_bytes)
     app.on_response_prepare.append(echo_request_id)
-    app.add_routes(GenerationRoutes(pipeline, model, parts.metrics, settings, admission).routes())
+    app.add_routes(GenerationRoutes(pipeline, model, parts.metrics, settings, intake).routes())
     prefixes = prefixes or make_prefixes(parts, dc)
-    app.add_routes(PrefixRoutes(pipeline, model, prefixes, settings, admission).routes())
-    app.add_routes(InfoRoutes(model, parts.registry, health, admission).routes())
+    app.add_routes(PrefixRoutes(pipeline, model, prefixes, settings, intake).routes())
+    app.add_routes(InfoRoutes(model, parts.registry, health, intake).routes())
     controller = controller or make_controller(parts, settings, metrics)
     app.add_routes(CapacityRoutes(partial(plan_answer, controller)).routes())
     app.add_routes(status_routes(metrics.registry, health))

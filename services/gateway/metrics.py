@@ -37,7 +37,14 @@ class GatewayMetrics:
         self.e2e_s = histogram(
             "e2e_request_latency_seconds", "From request to last token.", REQUEST_BUCKETS_S, _ENGINE_LABELS
         ).labels(*base)
+        self.waiting = gauge(
+            "num_requests_waiting", "Choices that wait for their turn before they are sent to workers.", _ENGINE_LABELS
+        ).labels(*base)
+        self.queue_s = histogram(
+            "request_queue_time_seconds", "Of choices that had to wait for their turn.", TTFT_BUCKETS_S, _ENGINE_LABELS
+        ).labels(*base)
         self._model_name = model_name
+        self._rejections = counter("admission_rejections", "Requests answered with 429.", (*_MODEL, "reason"))
         self._success = counter("request_success", "Finished requests.", (*_MODEL, "finished_reason"))
         self._by_source = counter("prompt_tokens_by_source", "Where prompt tokens' KV came from.", (*_MODEL, "source"))
         self._plans = counter("plans", "Plans by the place of prefill.", (*_MODEL, "kind"))
@@ -57,6 +64,10 @@ class GatewayMetrics:
 
     def decode_failed(self, code: str) -> None:
         self._decode_failures.labels(self._model_name, code).inc()
+
+    def rejected(self, reason: str) -> None:
+        """`reason`: requests, queue, ttft or tpot."""
+        self._rejections.labels(self._model_name, reason).inc()
 
     def request_failed(self, code: str) -> None:
         self._errors.labels(self._model_name, code).inc()

@@ -91,6 +91,27 @@ class GatewaySettings(ServiceSettings):
     )
     request_timeout_s: float = setting("PRFAAS_REQUEST_TIMEOUT_S", 600.0, help="of a whole request", check=positive)
     max_requests: int = setting("PRFAAS_MAX_REQUESTS", 512, help="requests at a time, more get 429", check=positive)
+    dispatch_window_s: float = setting(
+        "PRFAAS_DISPATCH_WINDOW_S",
+        0.5,
+        help="seconds of prompt work that a worker is given ahead, the rest waits for its tenant's turn; 0: no limit",
+        check=non_negative,
+    )
+    max_queued: int = setting(
+        "PRFAAS_MAX_QUEUED", 1024, help="choices that may wait for their turn, more get 429", check=positive
+    )
+    max_queued_of_tenant: int = setting(
+        "PRFAAS_MAX_QUEUED_OF_TENANT", 256, help="the same of one tenant (a cache_salt)", check=positive
+    )
+    slo_ttft_s: float = setting(
+        "PRFAAS_SLO_TTFT_S",
+        0.0,
+        help="latest first token of requests that do not say; whose would be later gets 429; 0: any time",
+        check=non_negative,
+    )
+    slo_time_per_output_token_s: float = setting(
+        "PRFAAS_SLO_TIME_PER_OUTPUT_TOKEN_S", 0.0, help="the same for each further token", check=non_negative
+    )
     text_cache_bytes: int = setting(
         "PRFAAS_TEXT_CACHE_BYTES",
         64 << 20,

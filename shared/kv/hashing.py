@@ -4,6 +4,7 @@ import hashlib
 import sys
 from array import array
 from collections.abc import Sequence
+from functools import lru_cache
 
 from shared.ids import BlockKey, LayoutHash, ModelFingerprint
 from shared.kv.codec.spec import Fidelity
@@ -12,6 +13,7 @@ KEY_BYTES = 32
 _DOMAIN = b"prfaas.kv.v1"
 
 
+@lru_cache(maxsize=1024)  # a gateway has one model, and a salt for each tenant
 def root_key(
     fingerprint: ModelFingerprint, layout_hash: LayoutHash, salt: str = "", fidelity: Fidelity = Fidelity.LOSSLESS
 ) -> BlockKey:

@@ -69,7 +69,7 @@ class SamplingParams:
 
     def for_choice(self, index: int) -> "SamplingParams":
         """Return what choice `index` of several of one prompt is sampled with: `choice_seed` says how they differ."""
-        return replace(self, seed=choice_seed(self.seed, index))
+        return replace(self, seed=choice_seed(self.seed, index)) if index else self
 
 
 def choice_seed(seed: int, index: int) -> int:

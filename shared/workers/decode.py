@@ -76,6 +76,7 @@ class DecodeCall:
         self._call: _Call | None = None
         self._changes: grpc.aio.StreamStreamCall[pb.Control, pb.Tokens] | None = None  # the same call
         self._messages: AsyncIterator[pb.Tokens] | None = None
+        self._errors = rpc_errors(worker)
 
     async def start(self, order: GenerateOrder, timeout_s: float) -> None:
         """Send the request; the call ends by itself after `timeout_s`.
@@ -83,7 +84,7 @@ class DecodeCall:
         Does not fail: a call that is over already says why when it is read.
         """
         message = _control(order)
-        with suppress(PrfaasError), rpc_errors(self._worker):
+        with suppress(PrfaasError), self._errors:
             if not self._may_change:
                 self._call = self._methods.fixed(message, timeout=timeout_s)
             else:
@@ -92,7 +93,7 @@ class DecodeCall:
 
     async def prefill_failed(self) -> None:
         """Tell the worker to compute what it would wait for in vain. Does not fail, as `start`."""
-        with suppress(PrfaasError), rpc_errors(self._worker):
+        with suppress(PrfaasError), self._errors:
             if self._changes is not None:
                 await self._changes.write(pb.Control(update=pb.PlanUpdate(prefill_failed=True)))
 
@@ -103,8 +104,8 @@ class DecodeCall:
                 raise WorkerLost(f"{self._worker}: the call is over")
             self._messages = aiter(self._call)  # `read()` gives up what has arrived once a write has met the end
         try:
-            with rpc_errors(self._worker):
-                message = await self._messages.__anext__()
+            with self._errors:
+                message = await anext(self._messages)
         except StopAsyncIteration:
             raise WorkerLost(f"{self._worker} ended a stream without a finish reason") from None
         reason = _FINISH.get(message.finish_reason)

@@ -18,7 +18,7 @@ from tests.support.suite import ROOT
 
 PAGES = ("routing_policy.md", "codec.md", "family.md")
 BLOCKS = re.compile(r"<!-- run by tests/docs/test_extending.py -->\n\n```(\w+)\n(.*?)```", re.DOTALL)
-COPIED = ("benchmarks", "deploy", "docs", "services", "shared", "tests")
+COPIED = ("benchmarks", "deploy", "docs", "services", "shared", "simulator", "tests")
 
 
 @pytest.fixture

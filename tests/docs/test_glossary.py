@@ -9,7 +9,7 @@ from tests.support.suite import ROOT
 PAGE = (ROOT / "docs/glossary.md").read_text()
 TERMS = re.findall(r"\*\*([\w -]+)\*\*", PAGE)
 CODE = "\n".join(
-    path.read_text() for folder in ("services", "shared") for path in sorted((ROOT / folder).rglob("*.py"))
+    path.read_text() for folder in ("services", "shared", "simulator") for path in sorted((ROOT / folder).rglob("*.py"))
 ).lower()
 
 

@@ -1,5 +1,6 @@
 """Errors as clients of the OpenAI API expect them, whatever went wrong."""
 
+import math
 from typing import Any
 
 from aiohttp import web
@@ -23,7 +24,9 @@ def error_object(error: PrfaasError) -> dict[str, Any]:
 
 
 def error_response(error: PrfaasError) -> web.Response:
-    headers = {"Retry-After": str(max(1, round(error.retry_after_s)))} if isinstance(error, Overloaded) else None
+    headers = None
+    if isinstance(error, Overloaded) and error.retry_after_s is not None:
+        headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
     return web.json_response(error_object(error), status=error.http_status, headers=headers)
 
 

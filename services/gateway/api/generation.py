@@ -5,7 +5,8 @@ from typing import TypeVar
 
 from aiohttp import web
 
-from services.gateway.api.admission import Admission
+from services.gateway.admission.slo import default_slo, slo_of
+from services.gateway.api.intake import RequestIntake
 from services.gateway.api.middleware import request_id_of
 from services.gateway.api.prepare import prepare_chat, prepare_completion
 from services.gateway.api.replies import ChatReply, Choice, CompletionReply, Reply
@@ -36,13 +37,14 @@ class GenerationRoutes:
         model: ServedModel,
         metrics: GatewayMetrics,
         settings: GatewaySettings,
-        admission: Admission,
+        intake: RequestIntake,
     ) -> None:
         self._pipeline = pipeline
         self._model = model
         self._metrics = metrics
         self._settings = settings
-        self._admission = admission
+        self._default_slo = default_slo(settings)
+        self._intake = intake
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -65,14 +67,17 @@ class GenerationRoutes:
     ) -> web.StreamResponse:
         """Run one request under its deadline. A failure becomes a status, or an event once one is out."""
         deadline = Deadline.after(self._settings.request_timeout_s)
+        slo = slo_of(request.headers, self._default_slo)
         stream = EventStream(request)
         model = self._model
-        with self._admission.admitted():
+
+        def work(body: B) -> tuple[B, Prepared]:
+            return body, prepare(model, body).asking(slo)
+
+        with self._intake.admitted():
             try:
                 async with deadline.scope("the request was being served"):
-                    body, prepared = await self._admission.body(
-                        request, schema, lambda body: (body, prepare(model, body))
-                    )
+                    body, prepared = await self._intake.body(request, schema, work)
                     reply = shape(
                         request_id_of(request),
                         model.name,

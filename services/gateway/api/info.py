@@ -5,7 +5,7 @@ from typing import Any
 
 from aiohttp import web
 
-from services.gateway.api.admission import Admission
+from services.gateway.api.intake import RequestIntake
 from services.gateway.api.prepare import check_token_ids, render
 from services.gateway.api.schema import DetokenizeBody, TokenizeBody
 from services.gateway.cluster.registry import Registry, no_decode_worker
@@ -17,11 +17,11 @@ from shared.service.health import Health
 class InfoRoutes:
     """Everything that needs no worker. Shapes are those of vLLM's server."""
 
-    def __init__(self, model: ServedModel, registry: Registry, health: Health, admission: Admission) -> None:
+    def __init__(self, model: ServedModel, registry: Registry, health: Health, intake: RequestIntake) -> None:
         self._model = model
         self._registry = registry
         self._health = health
-        self._admission = admission
+        self._intake = intake
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -62,10 +62,10 @@ class InfoRoutes:
         return web.json_response({"version": _version()})
 
     async def tokenize(self, request: web.Request) -> web.Response:
-        return web.json_response(await self._admission.body(request, TokenizeBody, self._tokenize))
+        return web.json_response(await self._intake.body(request, TokenizeBody, self._tokenize))
 
     async def detokenize(self, request: web.Request) -> web.Response:
-        return web.json_response(await self._admission.body(request, DetokenizeBody, self._detokenize))
+        return web.json_response(await self._intake.body(request, DetokenizeBody, self._detokenize))
 
     def _tokenize(self, body: TokenizeBody) -> dict[str, Any]:
         self._model.check_name(body.model)

@@ -6,7 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
-from services.gateway.api.admission import Admission
+from services.gateway.api.intake import RequestIntake
 from services.gateway.api.prepare import prepare_chat, prepare_completion
 from services.gateway.api.schema import ChatBody, CompletionBody, PrefixBody
 from services.gateway.cluster.pins import Prefix, Prefixes
@@ -28,13 +28,13 @@ class PrefixRoutes:
         model: ServedModel,
         prefixes: Prefixes,
         settings: GatewaySettings,
-        admission: Admission,
+        intake: RequestIntake,
     ) -> None:
         self._pipeline = pipeline
         self._model = model
         self._prefixes = prefixes
         self._settings = settings
-        self._admission = admission
+        self._intake = intake
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -46,9 +46,9 @@ class PrefixRoutes:
     async def create(self, request: web.Request) -> web.Response:
         """Pin first, so that nothing pushes out what is computed next; a failure leaves nothing pinned."""
         deadline = Deadline.after(self._settings.request_timeout_s)
-        with self._admission.admitted():
+        with self._intake.admitted():
             async with deadline.scope("the prefix was being computed"):
-                body, prompt = await self._admission.body(request, PrefixBody, self._prepared)
+                body, prompt = await self._intake.body(request, PrefixBody, self._prepared)
                 num_tokens, name = len(prompt.token_ids), body.name or ""
                 prefix = await self._prefixes.keep(prompt.keys, num_tokens, prompt.salt, body.ttl_s, name)
                 usage = PromptUsage(num_tokens)

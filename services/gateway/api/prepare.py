@@ -98,7 +98,8 @@ def _prepare(
         _check_context(model.max_model_len, len(token_ids), limit, part)
         sampling = body.sampling_params(limit, model.vocab_size, model.tokenizer.eos_ids)
         request = with_keys(model, GenerationRequest(token_ids, (), sampling, salt, body.priority or 0), fidelity)
-        requests += [replace(request, sampling=sampling.for_choice(i)) for i in range(num_choices)]
+        requests.append(request)
+        requests += [replace(request, sampling=sampling.for_choice(i)) for i in range(1, num_choices)]
     rules = TextRules(
         stop=body.stop_strings,
         include_stop=bool(body.include_stop_str_in_output),

@@ -230,6 +230,11 @@ class Registry:
         if (entry := self._engine(assignment.worker)) is not None:
             self._fleets[entry.event.role].release(entry.row, assignment)
 
+    def row_s(self, worker: WorkerId) -> float:
+        """Return what a running request adds to a step of an engine, as it has reported; 0 for nobody's."""
+        entry = self._engine(worker)
+        return 0.0 if entry is None else float(self._fleets[entry.event.role].rows["row_s"][entry.row])
+
     def note_crossing(self, source: Datacenter, target: Datacenter, num_bytes: float) -> None:
         """Count KV that a plan lets cross as the link's backlog, which its pools' reports will show only later."""
         self._crossings.add(UnreportedCrossing(self._clock(), self._number(source), self._number(target), num_bytes))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from services.gateway.control.forecasts import ForecastErrors, RatioQuantiles
 from services.gateway.routing.plan import LinkUse, Plan, PlanKind
 from shared.ids import Datacenter
-from shared.rates import RecentRate
+from shared.measuring.rates import RecentRate
 
 KEPT_REQUESTS = 4096
 """The latest so many requests are what lengths are told from: hours of a quiet service, minutes of a busy one."""

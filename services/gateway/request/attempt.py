@@ -73,9 +73,17 @@ class Attempt:
     """Runs one plan. Whatever happens, both calls are cancelled and over before `tokens` is."""
 
     def __init__(
-        self, calls: DecodeCalls, plan: Plan, request: GenerationRequest, usage: PromptUsage, deadline: Deadline
+        self,
+        calls: DecodeCalls,
+        plan: Plan,
+        request: GenerationRequest,
+        usage: PromptUsage,
+        deadline: Deadline,
+        note_prefilled: Callable[[], None] = lambda: None,
     ) -> None:
+        """`note_prefilled` is called when the prefill worker, if the plan has one, is done with the prompt."""
         self._calls = calls
+        self._note_prefilled = note_prefilled
         self._plan = plan
         self._request = request
         self._usage = usage
@@ -97,7 +105,7 @@ class Attempt:
         assignment = self._calls.registry.assign(decode.worker, work)
         num_output_tokens = 0
         self._note_sent()
-        self._prefilling.start(partial(self._tell_prefill_failed, call))
+        self._prefilling.start(partial(self._tell_prefill_failed, call), self._note_prefilled)
         try:
             if self._calls.hand_off.mode == "stored" and not await self._prefilling.is_over(self._patience_s):
                 self._rescue()

@@ -35,6 +35,12 @@ class Prepared:
     num_choices: int  # of each prompt
     echoes: tuple[str, ...] = ()  # the prompts' texts, if they are to begin the answer
 
+    def asking(self, slo: Slo) -> "Prepared":
+        """Return the same with a latency that each choice is to have."""
+        if slo == NO_SLO:
+            return self
+        return replace(self, requests=tuple(replace(request, slo=slo) for request in self.requests))
+
     @property
     def prompts(self) -> tuple[GenerationRequest, ...]:
         """The first choice of each prompt."""

@@ -1,10 +1,13 @@
 """One request's life after validation: plan, attempt, and when a decode worker is lost, the rest on another."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Protocol
 
+from services.gateway.admission.gate import TurnGate
+from services.gateway.admission.turn import TurnRequest
 from services.gateway.cluster.registry import Registry
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.request.attempt import Attempt, DecodeCalls, TokenEvent
@@ -15,24 +18,33 @@ from shared.deadline import Deadline
 from shared.errors import NoWorker, PrfaasError, Unavailable
 from shared.ids import WorkerId
 from shared.log import get_logger
+from shared.tenant import tenant_of
 
 log = get_logger()
 
 MAX_ATTEMPTS = 3
 """Decode workers that one request may be tried on."""
 
-MakePlan = Callable[[GenerationRequest, frozenset[WorkerId]], tuple[GenerationRequest, Plan]]
-"""Plans a request without the workers that have failed it: see `planning.Planner.plan`."""
+
+class Plans(Protocol):
+    """What the pipeline asks of `planning.Planner`."""
+
+    def plan(self, request: GenerationRequest, excluded: frozenset[WorkerId]) -> tuple[GenerationRequest, Plan]: ...
+
+    def carried_out(self, request: GenerationRequest, plan: Plan) -> None: ...
 
 
 class Pipeline:
     """Runs requests and keeps nothing of them: every call is over before its iterator is."""
 
-    def __init__(self, plan: MakePlan, calls: DecodeCalls, registry: Registry, metrics: GatewayMetrics) -> None:
-        self._plan = plan
+    def __init__(
+        self, plans: Plans, calls: DecodeCalls, registry: Registry, metrics: GatewayMetrics, gate: TurnGate
+    ) -> None:
+        self._plans = plans
         self._calls = calls
         self._registry = registry
         self._metrics = metrics
+        self._gate = gate
 
     async def generate(
         self, request: GenerationRequest, usage: PromptUsage, deadline: Deadline
@@ -40,36 +52,51 @@ class Pipeline:
         """Yield tokens until one event has a finish reason. Close the iterator (`aclosing`) to cancel.
 
         When a decode worker is lost, another continues from the prompt and the tokens so far: sampling depends on
-        seed and position alone, so it goes on as the first one would have. Raises `NoWorker`, `WorkerLost`,
+        seed and position alone, so it goes on as the first one would have. A request waits at the gate once: one that
+        goes on with another worker does not wait again. Raises `Rejected`, `NoWorker`, `WorkerLost`,
         `DeadlineExceeded`, `Overloaded` and whatever else decode answers.
         """
         generated: list[int] = []
         excluded: set[WorkerId] = set()
         failure: PrfaasError | None = None
-        for _ in range(MAX_ATTEMPTS):
-            rest = await self._rest(request, generated)
-            try:
-                rest, plan = self._plan(rest, frozenset(excluded))
-            except NoWorker as nobody:
-                raise failure or nobody from None
-            attempt = Attempt(self._calls, plan, rest, usage, deadline)
-            try:
-                async with aclosing(attempt.tokens()) as events:
-                    async for event in events:
-                        generated += event.ids
-                        yield event
-                return
-            except PrfaasError as error:
-                if not error.retriable:
-                    raise
-                failure = error
-                excluded.add(plan.decode.worker)
-                self._note_failure(plan, error, len(generated))
-            if len(generated) >= request.sampling.max_tokens:  # lost between the last token and its finish reason
-                yield TokenEvent((), "length")
-                return
+        rest, plan = self._plans.plan(request, frozenset())
+        with await self._gate.enter(_asking(request), plan, deadline) as turn:
+            if turn.waited:  # the cluster is not as it was
+                rest, plan = self._plans.plan(request, frozenset())
+            for _ in range(MAX_ATTEMPTS):
+                if failure is not None:
+                    rest, plan = await self._planned_again(request, generated, excluded, failure)
+                self._plans.carried_out(rest, plan)
+                rest = replace(rest, priority=turn.sent(plan))
+                attempt = Attempt(self._calls, plan, rest, usage, deadline, turn.prefilled)
+                try:
+                    async with aclosing(attempt.tokens()) as events:
+                        async for event in events:
+                            turn.first_token()
+                            generated += event.ids
+                            yield event
+                    return
+                except PrfaasError as error:
+                    if not error.retriable:
+                        raise
+                    failure = error
+                    excluded.add(plan.decode.worker)
+                    self._note_failure(plan, error, len(generated))
+                if len(generated) >= request.sampling.max_tokens:  # lost between the last token and its finish reason
+                    yield TokenEvent((), "length")
+                    return
         assert failure is not None
         raise failure
+
+    async def _planned_again(
+        self, request: GenerationRequest, generated: Sequence[int], excluded: set[WorkerId], failure: PrfaasError
+    ) -> tuple[GenerationRequest, Plan]:
+        """Plan what is left of a request without the workers that have failed it. Raises `failure` if none is left."""
+        rest = await self._rest(request, generated)
+        try:
+            return self._plans.plan(rest, frozenset(excluded))
+        except NoWorker:
+            raise failure from None
 
     async def _rest(self, request: GenerationRequest, generated: Sequence[int]) -> GenerationRequest:
         """Return what is left of a request whose first tokens are out."""
@@ -91,3 +118,7 @@ class Pipeline:
             self._registry.lost(worker)
         self._metrics.decode_failed(error.code)
         log.warning("decode_failed", worker=worker, num_tokens=num_tokens, code=error.code, error=str(error))
+
+
+def _asking(request: GenerationRequest) -> TurnRequest:
+    return TurnRequest(tenant_of(request.salt), request.priority, request.slo, request.sampling.max_tokens)

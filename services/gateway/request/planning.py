@@ -57,13 +57,20 @@ class Planner:
         self._numbers = count()
 
     def plan(self, request: GenerationRequest, excluded: frozenset[WorkerId]) -> tuple[GenerationRequest, Plan]:
-        """Return the plan, and the request with the keys of the chain that the plan is for. Raises `NoWorker`."""
+        """Return the plan, and the request with the keys of the chain that the plan is for. Raises `NoWorker`.
+
+        Nothing remembers a plan until it is `carried_out`.
+        """
         plan = self._plan_for(request, excluded)
         if request.fidelity is not Fidelity.LOSSLESS:
             exact = replace(request, keys=request.lossless_keys, fidelity=Fidelity.LOSSLESS)
             exact_plan = self._plan_for(exact, excluded)
             if prefers_exact(exact_plan, plan):
                 request, plan = exact, exact_plan
+        return request, plan
+
+    def carried_out(self, request: GenerationRequest, plan: Plan) -> None:
+        """Note a plan that is being carried out, in the request's chain of keys."""
         for use in plan.forecast.crossings:
             self._registry.note_crossing(*use)
         self._metrics.planned(plan.kind)
@@ -82,7 +89,6 @@ class Planner:
             forecast_ttft_s=round(plan.forecast.ttft_s, 4),
             alone_s=round(plan.alone_s, 4),
         )
-        return request, plan
 
     def _plan_for(self, request: GenerationRequest, excluded: frozenset[WorkerId]) -> Plan:
         facts = RequestFacts(

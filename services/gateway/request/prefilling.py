@@ -65,8 +65,9 @@ class Prefilling:
         self._assignment: Assignment | None = None
         self._task: asyncio.Task[None] | None = None
 
-    def start(self, tell_failure: Callable[[], Awaitable[None]]) -> None:
-        """Open the first worker's call, if the plan has one. `tell_failure` is called when no worker finishes.
+    def start(self, tell_failure: Callable[[], Awaitable[None]], note_end: Callable[[], None]) -> None:
+        """Open the first worker's call, if the plan has one. `tell_failure` is called when no worker finishes, and
+        `note_end` when no call is open any more, if one was.
 
         Promise and load count at once: plans may follow any await.
         """
@@ -76,6 +77,7 @@ class Prefilling:
         self._take(self._workers[0])
         self._task = asyncio.create_task(self._run(tell_failure), name="prefill call")
         self._task.add_done_callback(self._end)
+        self._task.add_done_callback(lambda _task: note_end())
 
     async def is_over(self, limit_s: float | None) -> bool:
         """Wait until no more blocks will come, at most so long. Return whether that is so."""

@@ -108,6 +108,8 @@ class ChoiceText:
     ) -> TextDelta:
         """Take the next ids, in steps of one so that tokens after a stop string are not counted. `logprobs` is
         parallel to them, or empty."""
+        if finish_reason is None and not (self._rules.stop or logprobs or self._unshown):
+            return self._push_plain(ids)
         shown: list[str] = []
         for used, token_id in enumerate(ids, start=1):
             self._num_tokens += 1
@@ -124,6 +126,13 @@ class ChoiceText:
             shown += [text, "" if stopped else self._matcher.flush()]
             finish_reason = "stop" if stopped else finish_reason
         return self._delta(shown, len(ids), finish_reason)
+
+    def _push_plain(self, ids: Sequence[int]) -> TextDelta:
+        """Do what `push` does where nothing can end the text or is to be told of its tokens: nearly always."""
+        text = "".join([self._detokenizer.push(token_id) for token_id in ids])
+        self._num_decoded += len(text)
+        self._num_shown += len(text)
+        return TextDelta(text, len(ids), None)
 
     def _take(self, text: str) -> tuple[str, bool]:
         self._num_decoded += len(text)

@@ -20,7 +20,8 @@ class TokenBytes:
         self._is_byte_level = b'"ByteLevel"' in decoder
         self.can_join = decoder.startswith(b'{"type":"ByteLevel"')  # the decoder does nothing but join bytes
         self._byte_of_char = _byte_of_char()
-        self._joined: dict[int, bytes] = {}  # of ids that were asked for
+        self._joined: dict[int, bytes] = {}  # of ids that were asked for, like the next
+        self._texts: dict[int, str | None] = {}
 
     def joined(self, token_id: int) -> bytes:
         """Return the bytes that a decoder which joins bytes takes for a token, be it an added one."""
@@ -33,6 +34,13 @@ class TokenBytes:
                 data = piece.encode()
             self._joined[token_id] = data
         return data
+
+    def text(self, token_id: int) -> str | None:
+        """Return the text of a token between two characters; None if it begins or ends inside one, or seems to."""
+        if token_id not in self._texts:
+            text = self.joined(token_id).decode(errors="replace")
+            self._texts[token_id] = None if "\N{REPLACEMENT CHARACTER}" in text else text
+        return self._texts[token_id]
 
     def of(self, token_id: int) -> bytes:
         """Return a token's bytes: none for ids that only the model's output matrix has."""
@@ -50,15 +58,21 @@ class ByteDetokenizer:
 
     def __init__(self, token_bytes: TokenBytes, skipped_ids: Container[int]) -> None:
         self._bytes_of = token_bytes.joined
+        self._text_of = token_bytes.text
         self._skipped_ids = skipped_ids
         self._decoder = _Utf8(errors="replace")
         self._pending = ""
+        self._is_inside = False  # a character, or what is taken for one
 
     def push(self, token_id: int) -> str:
         """Add an id and return the text that is now certain, often empty."""
-        if token_id not in self._skipped_ids:
-            self._pending += self._decoder.decode(self._bytes_of(token_id))
-        if not self._pending or self._pending.endswith("\N{REPLACEMENT CHARACTER}") or self._decoder.getstate()[0]:
+        if token_id in self._skipped_ids:
+            return ""
+        if not self._is_inside and (text := self._text_of(token_id)) is not None:
+            return text
+        self._pending += self._decoder.decode(self._bytes_of(token_id))
+        self._is_inside = self._pending.endswith("\N{REPLACEMENT CHARACTER}") or bool(self._decoder.getstate()[0])
+        if self._is_inside:
             return ""
         text, self._pending = self._pending, ""
         return text
@@ -67,6 +81,7 @@ class ByteDetokenizer:
         """Return what is still pending, an incomplete character as U+FFFD. The stream starts anew."""
         text, self._pending = self._pending + self._decoder.decode(b"", final=True), ""
         self._decoder.reset()
+        self._is_inside = False
         return text
 
 

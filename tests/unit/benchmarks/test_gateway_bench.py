@@ -15,7 +15,7 @@ from shared.native import default_cache_dir
 async def gateway() -> AsyncIterator[ChildProcess]:
     async with (
         child(ROOT, file_of("workers.py")) as workers,
-        child(ROOT, file_of("served.py"), workers.said, DEFAULT_MODEL, str(default_cache_dir())) as served,
+        child(ROOT, file_of("served.py"), *[workers.said] * 2, DEFAULT_MODEL, str(default_cache_dir())) as served,
     ):
         yield served
 

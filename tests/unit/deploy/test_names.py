@@ -5,7 +5,7 @@ from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-FOLDERS = ("services", "shared", "deploy", "benchmarks", "tests/support")
+FOLDERS = ("services", "shared", "simulator", "deploy", "benchmarks", "tests/support")
 
 
 def public_classes() -> dict[str, list[str]]:

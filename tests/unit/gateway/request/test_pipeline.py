@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from services.gateway.admission.gate import GateLimits, TurnGate
 from services.gateway.cluster.promises import PrefillPromises
 from services.gateway.cluster.registry import Registry
 from services.gateway.control.observed import Observations
@@ -65,18 +66,21 @@ class PipelineBench:
         calls = DecodeCalls(
             decode, self.registry, _ignore, _ignore_first, prefill, model, HandOffTerms(), Observations()
         )
-        self.pipeline = Pipeline(self._plan, calls, self.registry, metrics)
+        self.pipeline = Pipeline(self, calls, self.registry, metrics, TurnGate(GateLimits(), metrics))
 
     async def run(self, request: GenerationRequest) -> list[int]:
         usage, deadline = PromptUsage(len(request.token_ids)), Deadline.after(2 * LIMIT_S)
         async with aclosing(self.pipeline.generate(request, usage, deadline)) as events:
             return [token for event in [event async for event in events] for token in event.ids]
 
-    def _plan(self, request: GenerationRequest, excluded: frozenset[WorkerId]) -> tuple[GenerationRequest, Plan]:
+    def plan(self, request: GenerationRequest, excluded: frozenset[WorkerId]) -> tuple[GenerationRequest, Plan]:
         self.planned.append((request, excluded))
         if len(excluded) == self.num_workers:
             raise NoWorker("nobody is left")
         return request, replace(plan(0, decode=f"decode-{len(excluded)}"), num_blocks=0)
+
+    def carried_out(self, request: GenerationRequest, plan: Plan) -> None:
+        pass
 
 
 def _ignore_first(_plan: Plan, _keys: Sequence[BlockKey], _ttft_s: float | None, _now: float) -> None:

@@ -57,7 +57,7 @@ class Bench:
         self.failures += 1
 
     async def run(self) -> None:
-        self.prefilling.start(self.fail)
+        self.prefilling.start(self.fail, lambda: None)
         await self.prefilling.wait(30)
 
     def failed(self, code: str) -> float:
@@ -105,7 +105,7 @@ async def test_not_all_workers_of_a_large_datacenter_are_tried() -> None:
 
 async def test_a_promise_and_a_load_are_held_while_it_runs_and_no_longer() -> None:
     bench = Bench(ScriptedPrefill([16, 48]), plan(2))
-    bench.prefilling.start(bench.fail)
+    bench.prefilling.start(bench.fail, lambda: None)
     assert bench.promises.longest(KEYS) == {WorkerId("prefill-0"): 3}
     await bench.prefilling.wait(30)
     assert len(bench.promises) == 0
@@ -113,7 +113,7 @@ async def test_a_promise_and_a_load_are_held_while_it_runs_and_no_longer() -> No
 
 async def test_stopping_leaves_nothing_behind() -> None:
     bench = Bench(ScriptedPrefill([1] * 100_000), plan(2))
-    bench.prefilling.start(bench.fail)
+    bench.prefilling.start(bench.fail, lambda: None)
     await asyncio.sleep(0)
     await bench.prefilling.stop()
     assert (len(bench.promises), bench.arrivals, bench.failures) == (0, [], 0)
@@ -122,7 +122,7 @@ async def test_stopping_leaves_nothing_behind() -> None:
 
 async def test_without_a_prefill_worker_it_is_over_at_once() -> None:
     bench = Bench(ScriptedPrefill(), plan(0))
-    bench.prefilling.start(bench.fail)
+    bench.prefilling.start(bench.fail, lambda: None)
     assert bench.prefilling.over.is_set()
     await bench.prefilling.stop()
     assert (bench.failures, bench.client.called) == (0, [])

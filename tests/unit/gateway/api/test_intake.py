@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 from aiohttp import web
 
-from services.gateway.api.admission import INLINE_BODY_BYTES, INLINE_CHARS, Admission
+from services.gateway.api.intake import INLINE_BODY_BYTES, INLINE_CHARS, RequestIntake
 from services.gateway.api.schema import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.settings import GatewaySettings
@@ -55,8 +55,8 @@ async def test_long_texts_and_long_bodies_go_to_a_thread(
     schema: type[Any], body: dict[str, Any], is_inline: bool
 ) -> None:
     with ThreadPoolExecutor(1) as executor:
-        admission = Admission(GatewaySettings(), InFlight(), GatewayMetrics(Metrics(), "m"), executor)
-        worked_in = await admission.body(
+        intake = RequestIntake(GatewaySettings(), InFlight(), GatewayMetrics(Metrics(), "m"), executor)
+        worked_in = await intake.body(
             cast(web.Request, Received(body)), schema, lambda _body: threading.current_thread()
         )
     assert (worked_in is threading.main_thread()) == is_inline

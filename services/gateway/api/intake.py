@@ -1,6 +1,7 @@
-"""How requests come in: admitted while there is room, their bodies read and understood off the event loop."""
+"""How requests come in: counted while there is room, their bodies read and understood off the event loop."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from typing import TypeVar
 
 from aiohttp import web
 
+from services.gateway.admission.rate import EventRate
 from services.gateway.api.parsing import UnknownFields, parse
 from services.gateway.api.schema import Body
 from services.gateway.metrics import GatewayMetrics
@@ -23,25 +25,37 @@ INLINE_BODY_BYTES, INLINE_CHARS = 8192, 1024
 fraction of a millisecond, while a thread's turn and its fight for the interpreter take a tenth of a short request."""
 
 
-class Admission:
+class RequestIntake:
     """What all routes share. `executor` takes parsing, templates, tokenising and hashing of all but short bodies."""
 
     def __init__(
-        self, settings: GatewaySettings, inflight: InFlight, metrics: GatewayMetrics, executor: Executor
+        self,
+        settings: GatewaySettings,
+        inflight: InFlight,
+        metrics: GatewayMetrics,
+        executor: Executor,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._inflight = inflight
         self._metrics = metrics
         self._executor = executor
+        self._clock = clock
         self._unknown_fields = UnknownFields()
+        self._ends = EventRate()
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
         """Count the body as a running request. Raises `Draining` and `Overloaded`."""
         if self._inflight.count >= self._settings.max_requests:
-            raise Overloaded(f"{self._settings.max_requests} requests are running already")
-        with self._inflight.track(), self._metrics.running.track_inprogress():
-            yield
+            self._metrics.rejected("requests")
+            wait_s = self._ends.next_in_s(self._clock())
+            raise Overloaded(f"{self._settings.max_requests} requests are running already", retry_after_s=wait_s)
+        try:
+            with self._inflight.track(), self._metrics.running.track_inprogress():
+                yield
+        finally:
+            self._ends.note(self._clock())
 
     async def body(self, request: web.Request, schema: type[B], work: Callable[[B], T]) -> T:
         """Return what `work` makes of the body. Raises `BodyTooLarge`, `BadRequest`, and what `work` raises."""

@@ -1,0 +1,1 @@
+"""What a tenant that floods does to another one."""

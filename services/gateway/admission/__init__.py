@@ -1,0 +1,1 @@
+"""Whose turn it is, and who is told to come back later: fair queues at the workers' doors."""

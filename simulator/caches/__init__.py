@@ -1,0 +1,1 @@
+"""What is cached: the real store of each pool, and the real index of placements."""

@@ -1,0 +1,1 @@
+"""Prefill and decode workers by the time that their steps take."""

@@ -1,0 +1,1 @@
+"""Gateways: the real registry and router, and the bus that they hear."""

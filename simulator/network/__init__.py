@@ -1,0 +1,1 @@
+"""Links between datacenters as fluids, and what pools see of them."""

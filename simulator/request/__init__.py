@@ -1,0 +1,1 @@
+"""One request: plan, prefill, delivery of KV, decode, and what losses make of it."""

@@ -1,0 +1,1 @@
+"""Where requests come from: arrival processes, prompts, traces. Seeded and lazy."""
