@@ -89,7 +89,7 @@ class CannedConnection(asyncio.Protocol):
         self._open_connections.add(self)
         settings = _INITIAL_WINDOW_SIZE + _WINDOW_BYTES.to_bytes(4, "big")
         more = (_WINDOW_BYTES - _INITIAL_WINDOW_BYTES).to_bytes(4, "big")
-        transport.write(encoded(_SETTINGS, 0, 0, settings) + encoded(_WINDOW_UPDATE, 0, 0, more))
+        self._transport.write(encoded(_SETTINGS, 0, 0, settings) + encoded(_WINDOW_UPDATE, 0, 0, more))
 
     def connection_lost(self, error: Exception | None) -> None:
         self._open_connections.discard(self)
