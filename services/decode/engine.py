@@ -94,8 +94,8 @@ class DecodeEngine:
         beside = StepWork(num_rows=len(running), context_tokens=context_tokens)
         queued = costs.queued(self._prompts_left(), step_tokens, beside)
         return EngineLoad(
-            running=self.num_running,
-            waiting=self.num_waiting,
+            running=len(running),  # who gets a token a step: tails wait for entries, or for their first
+            waiting=self.num_waiting + len(self._scheduler.tails),
             tokens_per_s=self._meter.tokens_per_s,
             queued=queued,
             context_tokens=context_tokens,

@@ -182,7 +182,7 @@ class LoadEvent:
     queued_tokens: int = 0  # of prompts, still to be computed
     context_tokens: int = 0  # of running requests together
     step_tokens: int = 0  # most prompt tokens that a step computes at present
-    busy: float = 0.0  # share of the last seconds that was spent in steps, 0 to 1
+    busy: float = 0.0  # share of the last seconds that prompts added to steps, 0 to 1
     arrivals_per_s: float = 0.0  # requests taken, over the last seconds
     hand_over_bytes_per_s: float = 0.0  # of an engine: KV from or to its pool, while there was some to move; 0: unknown
     tier_bytes_per_s: float = 0.0  # of a pool: reads from the object tier, while there were some; 0: unknown

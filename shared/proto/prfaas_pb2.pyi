@@ -1574,7 +1574,7 @@ class LoadEvent(_message.Message):
     step_tokens: _builtins.int
     """most prompt tokens that a step computes at present"""
     busy: _builtins.float
-    """share of the last seconds that was spent in steps, 0 to 1"""
+    """share of the last seconds that prompts added to steps, 0 to 1"""
     arrivals_per_s: _builtins.float
     """requests taken, over the last seconds"""
     hand_over_bytes_per_s: _builtins.float

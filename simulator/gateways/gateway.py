@@ -44,7 +44,7 @@ class RoutedGateway:
         self._router = Router(Datacenter(home), layout, policy, codec="raw")
         self._promises = PrefillPromises()
         self._calibration, self._served = Calibration(), ServedPrompts()
-        self._feedback = Feedback(self._calibration, self._served, Observations(lambda: loop.now_s))
+        self._feedback = Feedback(self._calibration, self._served, Observations())
         self._ledgers: dict[SimRoute, _Ledger] = {}
         self._numbers = count()
         self._draw = random.Random(f"{places.scenario.seed} {home} {number}")

@@ -30,7 +30,7 @@ WORKER = np.dtype(
         ("context_s", np.float64),
         ("profile_steps", np.float64),  # measured steps that these five rest on; below 1 they are a prior
         ("step_tokens", np.float64),  # most prompt tokens of a step
-        ("busy", np.float64),  # share of the last seconds in steps, 0 to 1
+        ("busy", np.float64),  # share of the last seconds that prompts added to steps, 0 to 1
         ("arrivals_per_s", np.float64),
         ("seen_busy", np.float64),  # share of this gateway's latest requests that found prompts waiting there
         ("hand_over_bytes_per_s", np.float64),  # between the worker and its pool

@@ -35,7 +35,7 @@ class EngineLoad:
             queued_tokens=self.queued.num_tokens,
             context_tokens=self.context_tokens,
             step_tokens=self.step_tokens,
-            busy=costs.busy,
+            busy=costs.busy_with_prompts,
             arrivals_per_s=self.arrivals_per_s,
             hand_over_bytes_per_s=self.hand_over_bytes_per_s,
         )

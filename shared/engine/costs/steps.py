@@ -39,6 +39,7 @@ class StepCosts:
         """`fit` has a coefficient for each of the leading parts of a `StepProfile`; the others are 0."""
         self.fit = fit
         self._busy = RecentRate(clock)
+        self._busy_with_prompts = RecentRate(clock)
         self._profile: StepProfile | None = None  # until the next step
 
     @property
@@ -54,12 +55,24 @@ class StepCosts:
         """Share of the last seconds that was spent in steps."""
         return min(1.0, self._busy.per_s)
 
+    @property
+    def busy_with_prompts(self) -> float:
+        """Share of the last seconds that prompts added to steps: a batch is no queue that another prompt waits in."""
+        return min(1.0, self._busy_with_prompts.per_s)
+
     def stepped(self, seconds: float, work: StepWork | None) -> None:
         """Note a step. None: nobody can say what was computed in it."""
         self._busy.add(seconds)
         if work is not None:
+            self._busy_with_prompts.add(seconds * self._share_of_prompts(work))
             self.fit.measured((1.0, *work)[: self.fit.num_features], seconds)
             self._profile = None
+
+    def _share_of_prompts(self, work: StepWork) -> float:
+        if not work.num_tokens or not work.num_rows:
+            return float(work.num_tokens > 0)
+        whole = self.profile.step_s(*work)
+        return 1 - self.profile.step_s(*work._replace(num_tokens=0, num_pairs=0)) / whole if whole else 1.0
 
     def queued(self, prompts: Iterable[tuple[int, int]], step_tokens: int, beside: StepWork = NOTHING) -> QueuedWork:
         """Return what prompts need whose tokens `[first, end)` are left, in steps of `step_tokens`.

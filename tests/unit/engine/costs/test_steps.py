@@ -52,6 +52,20 @@ def test_steps_that_nobody_can_account_for_keep_the_engine_busy_only() -> None:
     assert costs.busy == 1.0, "steps that overlap do not make it more than busy"
 
 
+def test_a_batch_keeps_an_engine_busy_but_not_with_prompts() -> None:
+    clock = Clock()
+    costs = StepCosts(OnlineFit(TRUE[:5]), clock)
+    batch = StepWork(num_rows=8, context_tokens=1000)
+    both = batch._replace(num_tokens=512, num_pairs=num_pairs(0, 512))
+    for _ in range(100):
+        for work in (batch, both):
+            clock.now += TRUE.step_s(*work)
+            costs.stepped(TRUE.step_s(*work), work)
+    assert costs.busy == pytest.approx(1.0, rel=0.05)
+    added_s = TRUE.step_s(*both) - TRUE.step_s(*batch)
+    assert costs.busy_with_prompts == pytest.approx(added_s / (TRUE.step_s(*both) + TRUE.step_s(*batch)), rel=0.05)
+
+
 def test_prompts_that_wait_share_steps_with_the_batch() -> None:
     costs = StepCosts(OnlineFit(TRUE[:5]))
     assert costs.queued([(5, 5), (8, 3)], 512) == (0, 0.0)
