@@ -11,8 +11,8 @@ from benchmarks.routing.trials import TUNING_SEED, WINDOW_SHARE, Measured
 
 INTRODUCTION = f"""# Routing policies compared
 
-The simulator runs all [policies](../routing/policies.md) behind the seam of the gateway, on the same
-requests, workers and links. One command writes this page, its JSON and its plot:
+The simulator runs all [policies](../routing/policies.md) behind the seam of the gateway, on the
+same requests, workers and links. One command writes this page, its JSON and its plot:
 
 ```sh
 python -m benchmarks.routing {{command}}
@@ -22,9 +22,9 @@ python -m benchmarks.routing {{command}}
   token counts as infinite. The first {100 * WINDOW_SHARE:.0f} % of the arrivals do not count.
 - Cases (a) to (c) and (g) are the planner's answer for the paper: 4 H200 and 8 H20 instances, 3 of
   the latter for prefill, at {100 * LOAD:.0f} % of the rate that the planner says is sustained. (b) has
-  {100 * BURSTY_LOAD:.0f} % on average, (g) {100 * CUT_LOAD:.0f} %. (d) and (e), at {100 * AZURE_LOAD:.0f} %, divide the same
-  instances anew for their uncached lengths. (f) has 300 prefill and 200 decode workers in each of four
-  datacenters.
+  {100 * BURSTY_LOAD:.0f} % on average, (g) {100 * CUT_LOAD:.0f} %. (d) and (e), at
+  {100 * AZURE_LOAD:.0f} %, divide the same instances anew for their uncached lengths. (f) has
+  300 prefill and 200 decode workers in each of four datacenters.
 - An SLO is {TTFT_FACTOR:g} times the planner's P90 of TTFT in an empty system, and {STEP_FACTOR:.2f} times its
   decode step. In (f) it is 20 s.
 - The links of (c) have a tenth from second {DIP[0]:.0f} to {DIP[1]:.0f}, those of (g) nothing from

@@ -107,7 +107,7 @@ def test_what_running_requests_wait_for_a_prompt_on_decode_is_counted() -> None:
 
 def test_those_who_come_later_are_counted() -> None:
     two = table(
-        {"often asked": EAST, "seldom asked": EAST},
+        {"often asked": EAST, "seldom asked": NORTH},
         arrivals_per_s=[9.0, 0.1],
         busy=[0.8, 0.1],
         seen_busy=[0.8, 0.1],
@@ -118,8 +118,36 @@ def test_those_who_come_later_are_counted() -> None:
 
 def test_a_client_that_waits_for_its_answers_is_not_counted_as_those_who_come_later() -> None:
     figures = {"arrivals_per_s": [9.0, 0.1], "busy": [0.8, 0.1], "queued_s": [0.0, 0.05]}
-    two = table({"often asked": EAST, "seldom asked": EAST}, seen_busy=[0.0, 0.1], **figures, **FAST)
+    two = table({"often asked": EAST, "seldom asked": NORTH}, seen_busy=[0.0, 0.1], **figures, **FAST)
     assert choice(facts(8000, prefill=two)) == "often asked"
+
+
+def test_what_comes_is_shared_by_all_workers_of_a_datacenter() -> None:
+    # One has seen more prompts than the other in the last seconds: that is chance, and tells nothing of who comes.
+    two = table({"a": EAST, "b": EAST}, arrivals_per_s=[4.0, 0.0], busy=0.5, seen_busy=0.5, **FAST)
+    drawn = {
+        choice(replace(facts(8000, prefill=two), request=replace(facts(8000).request, draw=draw)))
+        for draw in (0.0, 0.9)
+    }
+    assert drawn == {"a", "b"}
+
+
+def test_a_prompt_is_not_computed_where_it_makes_running_requests_miss_their_slo() -> None:
+    slow = table({"home": WEST}, queued_s=3.0, **SLOW)
+    request = replace(facts(6000).request, slo=Slo(time_per_output_token_s=0.02), output_tokens=100)
+    given = facts(6000, prefill=slow, request=request)
+    assert choice(given) == "decode alone"
+    assert choice(replace(given, decode=table({"decode": WEST}, running=10.0, **SLOW))) == "home"
+    patient = replace(request, output_tokens=1000, slo=Slo(time_per_output_token_s=1.0))
+    assert (
+        choice(replace(given, request=patient, decode=table({"decode": WEST}, running=10.0, **SLOW))) == "decode alone"
+    )
+
+
+def test_of_equally_quick_decode_workers_the_emptiest_is_taken() -> None:
+    two = table({"full": WEST, "empty": WEST}, requests=[19.0, 3.0], running=[19.0, 3.0], **{**SLOW, "row_s": 0.0})
+    given = facts(8000, decode=two)
+    assert given.decode[ByCost().decide(given).decode].worker == "empty"
 
 
 def test_a_cached_prompt_needs_nobody() -> None:
