@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from itertools import islice
 
-from services.gateway.cluster.registry import RegistryView, no_decode_worker
+from services.gateway.cluster.view import RegistryView, no_decode_worker
 from services.gateway.cluster.workers import Member
 from services.gateway.routing.calibration import NO_CORRECTIONS, Corrections
 from services.gateway.routing.codec import choose_codec, way_between
