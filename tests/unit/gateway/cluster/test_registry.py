@@ -6,7 +6,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from services.gateway.cluster.assigned import PromptWork
-from services.gateway.cluster.registry import STALE_AFTER_S, Registry
+from services.gateway.cluster.fleet import STALE_AFTER_S
+from services.gateway.cluster.registry import Registry
 from services.gateway.cluster.workers import PRIOR
 from shared.bus.events import LinkLoad, LoadEvent, MembershipEvent, Role
 from shared.ids import Datacenter, Epoch, LayoutHash, ModelFingerprint, WorkerId
