@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from benchmarks.routing.cases import AZURE_LOAD, BURSTY_LOAD, CUT, CUT_LOAD, DIP, LOAD, STEP_FACTOR, TTFT_FACTOR
 from benchmarks.routing.contestants import OURS, PAPERS
@@ -12,21 +12,18 @@ from benchmarks.routing.trials import TUNING_SEED, WINDOW_SHARE, Measured
 INTRODUCTION = f"""# Routing policies compared
 
 The simulator runs all [policies](../routing/policies.md) behind the seam of the gateway, on the
-same requests, workers and links. One command writes this page, its JSON and its plot:
-
-```sh
-python -m benchmarks.routing {{command}}
-```
+same requests, workers and links. This page, its JSON and its plot are written by
+`python -m benchmarks.routing {{command}}`.
 
 - *Goodput* is requests per second that finished within both SLOs. TTFT of a request without a first
   token counts as infinite. The first {100 * WINDOW_SHARE:.0f} % of the arrivals do not count.
 - Cases (a) to (c) and (g) are the planner's answer for the paper: 4 H200 and 8 H20 instances, 3 of
   the latter for prefill, at {100 * LOAD:.0f} % of the rate that the planner says is sustained. (b) has
-  {100 * BURSTY_LOAD:.0f} % on average, (g) {100 * CUT_LOAD:.0f} %. (d) and (e), at
-  {100 * AZURE_LOAD:.0f} %, divide the same instances anew for their uncached lengths. (f) has
-  300 prefill and 200 decode workers in each of four datacenters.
+  {100 * BURSTY_LOAD:.0f} % on average, (e) {100 * AZURE_LOAD:.0f} %, (g) {100 * CUT_LOAD:.0f} %.
+  (d) and (e) divide the same instances anew for their uncached lengths. (f) has 300 prefill and 200 decode workers in each of four
+  datacenters.
 - An SLO is {TTFT_FACTOR:g} times the planner's P90 of TTFT in an empty system, and {STEP_FACTOR:.2f} times its
-  decode step. In (f) it is 20 s.
+  decode step. In (f) TTFT may be 20 s.
 - The links of (c) have a tenth from second {DIP[0]:.0f} to {DIP[1]:.0f}, those of (g) nothing from
   {CUT[0]:.0f} to {CUT[1]:.0f}.
 - Each rival's parameters are those of a grid that had most goodput in the same case with seed
@@ -42,8 +39,10 @@ def page(cases: Sequence[Judged], command: str, seeds: Sequence[int], traces: st
     """Return the page as Markdown."""
     lines = [INTRODUCTION.format(command=command, seeds=f"{seeds[0]} to {seeds[-1]}", traces=traces)]
     lines += ["![Requests within their SLO](routing.png)", "", "## Ours and the rivals", "", *_verdicts(cases), ""]
-    for case in cases:
-        lines += [f"## ({case.letter}) {case.contestants[0].case.title}", "", *_table(case), ""]
+    lines += [f"- ({case.letter}): {case.contestants[0].case.title}" for case in cases]
+    lines += ["", "## Goodput, requests per second", "", *_matrix(cases, _goodput), ""]
+    lines += ["## TTFT, median / 99th percentile, s", "", *_matrix(cases, _ttft), ""]
+    lines += ["## Use of links, %", "", *_matrix(cases, _link), ""]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -63,20 +62,29 @@ def _verdicts(cases: Sequence[Judged]) -> Iterator[str]:
         )
 
 
-def _table(case: Judged) -> Iterator[str]:
-    yield "| policy | goodput, 1/s | good, % | TTFT p50, s | p99, s | link, % |"
-    yield "|---|---:|---:|---:|---:|---:|"
-    for one in sorted(case.contestants, key=lambda one: -statistics.fmean(one.values("goodput_per_s"))):
-        yield (
-            f"| `{one.name}` | {Interval.of(one.values('goodput_per_s')).text(2)} "
-            f"| {100 * statistics.fmean(one.values('good_share')):.1f} | {_seconds(one, 'ttft_p50_s')} "
-            f"| {_seconds(one, 'ttft_p99_s')} | {100 * statistics.fmean(one.values('link_share')):.1f} |"
-        )
+def _matrix(cases: Sequence[Judged], cell: Callable[[Measured], str]) -> Iterator[str]:
+    """Yield a table of all policies by all cases."""
+    yield "| policy | " + " | ".join(f"({case.letter})" for case in cases) + " |"
+    yield "|---" + "|---:" * len(cases) + "|"
+    for one in cases[0].contestants:
+        yield f"| `{one.name}` | " + " | ".join(cell(case.of(one.name)) for case in cases) + " |"
 
 
-def _seconds(one: Measured, name: str) -> str:
+def _goodput(one: Measured) -> str:
+    return Interval.of(one.values("goodput_per_s")).text(2 if one.case.letter != "f" else 0)
+
+
+def _ttft(one: Measured) -> str:
+    return f"{_seconds(one, 'ttft_p50_s', 1)} / {_seconds(one, 'ttft_p99_s', 0)}"
+
+
+def _link(one: Measured) -> str:
+    return f"{100 * statistics.fmean(one.values('link_share')):.1f}"
+
+
+def _seconds(one: Measured, name: str, digits: int) -> str:
     median = statistics.median(one.values(name))
-    return f"{median:.2f}" if math.isfinite(median) else "none"
+    return f"{median:.{digits}f}" if math.isfinite(median) else "-"
 
 
 def _bold(text: str, is_missed: bool) -> str:
