@@ -179,7 +179,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gateways", type=int, nargs="+", choices=(1, 2), default=[1, 2])
     parser.add_argument("--seed", type=int, default=1, help="of the arrivals (default: %(default)s)")
     parser.add_argument("--logs", type=Path, metavar="FOLDER", help="keep the processes' logs here")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: %(default)s")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="default: %(default)s")
     parser.add_argument("--series", action="store_true", help="a row for each request, too")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw each request")
 

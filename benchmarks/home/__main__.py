@@ -133,7 +133,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--scenarios", nargs="+", choices=LINES, default=list(LINES))
     parser.add_argument("--logs", type=Path, metavar="FOLDER", help="keep the processes' logs here")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: %(default)s")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="default: %(default)s")
 
 
 def main() -> int:
