@@ -185,7 +185,7 @@ def make_controller(parts: GatewayParts, settings: GatewaySettings, metrics: Met
         home=home,
         layout=model.layout,
         links=LinkTerms(settings.codec, UNKNOWN_LINK_BYTES_PER_S),
-        time_per_output_token_s=settings.plan_time_per_output_token_s,
+        time_per_output_token_s=settings.slo_time_per_output_token_s or settings.plan_time_per_output_token_s,
         max_batch=settings.max_batch,
         target_utilisation=settings.plan_utilisation,
     )

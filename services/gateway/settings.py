@@ -65,7 +65,7 @@ class GatewaySettings(ServiceSettings):
     plan_time_per_output_token_s: float = setting(
         "PRFAAS_PLAN_TIME_PER_OUTPUT_TOKEN_S",
         0.05,
-        help="step of decode that capacity is planned for: 20 tokens/s, twice what a quick reader reads",
+        help="step of decode that capacity is planned for without an SLO of it: twice as fast as quick readers",
         check=positive,
     )
     plan_utilisation: float = setting(

@@ -8,6 +8,7 @@ from services.gateway.cluster.assigned import Assignment, PromptWork
 from services.gateway.cluster.devices import ServedPrompts
 from services.gateway.cluster.promises import PrefillPromise, PrefillPromises
 from services.gateway.cluster.registry import Registry
+from services.gateway.control.observed import Observations
 from services.gateway.placement.index import PlacementIndex
 from services.gateway.request.feedback import Feedback
 from services.gateway.routing.calibration import Calibration
@@ -43,7 +44,7 @@ class RoutedGateway:
         self._router = Router(Datacenter(home), layout, policy, codec="raw")
         self._promises = PrefillPromises()
         self._calibration, self._served = Calibration(), ServedPrompts()
-        self._feedback = Feedback(self._calibration, self._served)
+        self._feedback = Feedback(self._calibration, self._served, Observations())
         self._ledgers: dict[SimRoute, _Ledger] = {}
         self._numbers = count()
         self._draw = random.Random(f"{places.scenario.seed} {home} {number}")

@@ -2,15 +2,15 @@
 
 from collections.abc import Callable
 
-from shared.patience import LOOKS_IN_PATIENCE, MOST_PATIENCES
+from shared.patience import LOOKS_IN_PATIENCE, MOST_LOOKS
 from simulator.events import EventLoop, SimTimer
 
 
 class FetchPatience:
     """Calls `on_late` once, as `shared.patience.overdue` returns, unless it is ended before.
 
-    Late is what has not come after `patience_s`, unless it comes within as long again at the pace of the last half.
-    `left` says how much has not come.
+    Late is what has not come after `patience_s`, unless it comes within half as long again at the pace of the last
+    half. `left` says how much has not come.
     """
 
     def __init__(
@@ -33,8 +33,8 @@ class FetchPatience:
     def _look(self) -> None:
         self._num_looks += 1
         left = self._left()
-        is_slow = left > (self._before - left) * LOOKS_IN_PATIENCE
-        if self._num_looks >= LOOKS_IN_PATIENCE * MOST_PATIENCES or (self._num_looks >= LOOKS_IN_PATIENCE and is_slow):
+        is_slow = self._num_looks >= LOOKS_IN_PATIENCE and left > self._before - left
+        if is_slow or self._num_looks >= MOST_LOOKS:
             self._timer = None
             self._on_late()
             return

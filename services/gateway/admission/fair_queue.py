@@ -99,20 +99,11 @@ class FairQueue(Generic[T]):
         backlog = self._backlogs.get(tenant)
         return 0 if backlog is None else backlog.num_waiting
 
-    def waiting_of_s(self, tenant: Tenant) -> float:
-        """Return the cost of what waits of a tenant."""
-        backlog = self._backlogs.get(tenant)
-        return 0.0 if backlog is None else backlog.waiting_s
-
     def push(self, tenant: Tenant, cost_s: float, priority: int, item: T) -> Waiting[T]:
         """Let `item` wait, in its tenant's turn."""
         self._num_pushed += 1
         waiting = Waiting(tenant, cost_s, priority, item, self._num_pushed)
-        backlog = self._backlogs.get(tenant)
-        if backlog is None:
-            backlog = self._backlogs[tenant] = _Backlog(tenant, self._quantum_s)
-            self._new.append(backlog)
-        backlog.add(waiting)
+        self._backlog_of(tenant).add(waiting)
         self._num_waiting += 1
         self.waiting_s += cost_s
         return waiting
@@ -121,10 +112,6 @@ class FairQueue(Generic[T]):
         """Take back what waits; the tenant owes nothing for it."""
         self._drop(self._backlogs[waiting.tenant], waiting)
 
-    def peek(self) -> Waiting[T]:
-        """Return who is next. Raises `IndexError` when nobody waits."""
-        return self._next().first
-
     def pop(self) -> Waiting[T]:
         """Return who is next, and charge the tenant. Raises `IndexError` when nobody waits."""
         return self._served(self._next())
@@ -132,6 +119,10 @@ class FairQueue(Generic[T]):
     def pop_of(self, tenant: Tenant) -> Waiting[T]:
         """Return who is next of a tenant that waits, out of turn, and charge the tenant."""
         return self._served(self._backlogs[tenant])
+
+    def charge(self, tenant: Tenant, cost_s: float) -> None:
+        """Charge a tenant for what passes without having waited, while others wait."""
+        self._backlog_of(tenant).deficit_s -= cost_s
 
     def waiting_tenants(self) -> list[Tenant]:
         """Return who waits, in the order of turns."""
@@ -150,6 +141,13 @@ class FairQueue(Generic[T]):
         turn_s = own_s + max(0.0, -own.deficit_s)
         others = (backlog for backlog in self._backlogs.values() if backlog is not own)
         return own_s + sum(min(backlog.waiting_s, turn_s) for backlog in others)
+
+    def _backlog_of(self, tenant: Tenant) -> _Backlog[T]:
+        backlog = self._backlogs.get(tenant)
+        if backlog is None:
+            backlog = self._backlogs[tenant] = _Backlog(tenant, self._quantum_s)
+            self._new.append(backlog)
+        return backlog
 
     def _next(self) -> _Backlog[T]:
         """Return the tenant whose turn it is, at the front of its list."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
@@ -15,6 +15,7 @@ from services.gateway.metrics import GatewayMetrics
 from services.gateway.routing.plan import Plan
 from shared.deadline import Deadline
 from shared.ids import WorkerId
+from shared.tenant import Tenant
 
 Window = DispatchWindow["asyncio.Future[UnderWay]"]
 
@@ -52,11 +53,11 @@ class TurnGate:
         self._clock = clock
         self._windows: dict[WorkerId, Window] = {}
         self._batches: defaultdict[WorkerId, BatchOutlook] = defaultdict(BatchOutlook)
-        self._num_waiting = 0
+        self._waiting_of: Counter[Tenant] = Counter()  # at all workers
 
     @property
     def num_waiting(self) -> int:
-        return self._num_waiting
+        return self._waiting_of.total()
 
     async def enter(self, asking: TurnRequest, plan: Plan, deadline: Deadline) -> "Turn":
         """Wait for a turn. Raises `Rejected` and `DeadlineExceeded`."""
@@ -80,8 +81,7 @@ class TurnGate:
     async def _wait(self, asking: TurnRequest, window: Window, place: Place, deadline: Deadline) -> UnderWay:
         passed: asyncio.Future[UnderWay] = asyncio.get_running_loop().create_future()
         waiting = window.queue.push(asking.tenant, place.cost_s, asking.priority, passed)
-        self._count(1)
-        self.pump(window)  # a tenant with little under way may have room where others have none
+        self._count(asking.tenant, 1)
         try:
             async with deadline.scope("the request waited for its turn"):
                 return await asyncio.shield(passed)  # whoever hands out turns finds it as it was
@@ -90,14 +90,14 @@ class TurnGate:
                 self.over(window, passed.result())
             else:
                 window.queue.remove(waiting)
-                self._count(-1)
+                self._count(asking.tenant, -1)
             raise
 
     def pump(self, window: Window) -> None:
         """Let everybody pass for whom there is room."""
         now = self._clock()
         while (waiting := window.next(now)) is not None:
-            self._count(-1)
+            self._count(waiting.tenant, -1)
             waiting.item.set_result(window.start(waiting.tenant, waiting.cost_s, now))
 
     def prompt_done(self, window: Window, under_way: UnderWay) -> None:
@@ -144,10 +144,10 @@ class TurnGate:
 
     def _check_bounds(self, asking: TurnRequest, window: Window, now: float) -> None:
         """Raise `QueueFull` where one more may not wait."""
-        num_own = window.queue.num_of(asking.tenant)
-        if num_own < self._limits.max_waiting_of_tenant and self._num_waiting < self._limits.max_waiting:
+        has_too_many = self._waiting_of[asking.tenant] >= self._limits.max_waiting_of_tenant
+        if not has_too_many and self.num_waiting < self._limits.max_waiting:
             return
-        whose = "of this tenant " if num_own >= self._limits.max_waiting_of_tenant else ""
+        whose = "of this tenant " if has_too_many else ""
         raise QueueFull(f"too many requests {whose}wait already", retry_after_s=window.next_of_s(asking.tenant, now))
 
     def _window(self, worker: WorkerId) -> Window:
@@ -159,8 +159,10 @@ class TurnGate:
             window = self._windows[worker] = DispatchWindow(self._limits.window_s)
         return window
 
-    def _count(self, change: int) -> None:
-        self._num_waiting += change
+    def _count(self, tenant: Tenant, change: int) -> None:
+        self._waiting_of[tenant] += change
+        if not self._waiting_of[tenant]:
+            del self._waiting_of[tenant]
         self._metrics.waiting.inc(change)
 
 

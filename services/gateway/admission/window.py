@@ -68,10 +68,12 @@ class DispatchWindow(Generic[T]):
         return not self.num_open and not self.queue
 
     def pass_now(self, tenant: Tenant, cost_s: float, now: float) -> UnderWay | None:
-        """Let a request pass if nobody waits and there is room; None: it has to wait."""
+        """Let a request pass if it is its turn and there is room; None: it has to wait."""
         self.usage.asked(tenant, now)
-        if self.queue or not self._has_room(tenant, now):
+        if not self._may_pass(tenant, now):
             return None
+        if self.queue:
+            self.queue.charge(tenant, cost_s)
         return self.start(tenant, cost_s, now)
 
     def next(self, now: float) -> Waiting[T] | None:
@@ -111,7 +113,7 @@ class DispatchWindow(Generic[T]):
 
     def wait_s(self, tenant: Tenant, priority: int, now: float) -> float:
         """Return how long a newcomer would wait to pass, as predicted."""
-        if not self.queue and self._has_room(tenant, now):
+        if self._may_pass(tenant, now):
             return 0.0
         excess_s = max(0.0, self.first.prompts_s - self.window_s)
         return (excess_s + self.queue.ahead_s(tenant, priority)) / self.rate.value
@@ -130,10 +132,13 @@ class DispatchWindow(Generic[T]):
             return priority
         return max(0, priority) + (not request.is_modest)
 
-    def _has_room(self, tenant: Tenant, now: float) -> bool:
-        if self.first.is_open(self.window_s):
+    def _may_pass(self, tenant: Tenant, now: float) -> bool:
+        """Return whether a newcomer has room. Nobody overtakes their own tenant's, and only the modest anybody."""
+        if not self.queue and self.first.is_open(self.window_s):
             return True
-        return self.second.is_open(self.window_s) and self.usage.is_modest(tenant, now)
+        if self.queue.num_of(tenant) or not self.second.is_open(self.window_s):
+            return False
+        return self.usage.is_modest(tenant, now)
 
     @property
     def _is_busy(self) -> bool:

@@ -23,6 +23,10 @@ worker's report the same back."""
 SEEN_SMOOTHING = 0.05
 """What the latest request weighs in the share of requests that found a worker busy."""
 
+LEAST_WAIT_S, LEAST_WAIT = 0.02, 0.25
+"""A worker is found busy by whom it lets wait so long, and so large a part of what it then does for them: reports are
+not exact to the last moment."""
+
 STALE_AFTER_S = 6.0
 """Three missed membership beats; load events, which come more often, count as signs of life too."""
 
@@ -126,7 +130,7 @@ class _Fleet:
         return Workers(self.members, rows)
 
     def assign(self, row: int, assignment: Assignment) -> None:
-        is_busy = self._queued_s(row, assignment.at) > 0
+        is_busy = self._queued_s(row, assignment.at) > max(LEAST_WAIT_S, LEAST_WAIT * assignment.work.seconds)
         self.seen_busy[row] += SEEN_SMOOTHING * (is_busy - self.seen_busy[row])
         self.assigned[row].add(assignment)
         self.in_use.add(row)
