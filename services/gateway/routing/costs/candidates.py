@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.gateway.routing.calibration import Correction, prior_of
-from services.gateway.routing.costs.others import delay_of_later_s, stall_s
+from services.gateway.routing.costs.others import delay_of_later_s, delay_on_way_s, stall_s
 from services.gateway.routing.costs.steps import Seconds, memory_wait_s, prefill_s, prompt_only_s, step_s, tail_s
 from services.gateway.routing.costs.transfer import (
     Gathering,
@@ -126,7 +126,9 @@ def handed_over(transfers: Transfers, uses: Sequence[PrefixUse], decode: int | N
         model_s=model_s,
         ttft_s=offset + factor * model_s,
         time_per_output_token_s=np.repeat(step_s(decoder, 1, num_tokens), len(rows)),
-        others_s=delay_of_later_s(rows, computing) + _decode_others_s(facts, decoder, end, tail),
+        others_s=delay_of_later_s(rows, computing)
+        + delay_on_way_s(rows, last_s_of_whole, latest)
+        + _decode_others_s(facts, decoder, end, tail),
         prefill_s=computing,
         decode_s=np.repeat(tail, len(rows)),
         crossings=[maker.crossings for maker in makers],
