@@ -174,7 +174,7 @@ def _settings(options: argparse.Namespace) -> Row:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, default=512, help="of each prompt (default: %(default)s)")
-    parser.add_argument("--rate", type=float, default=0.5, help="requests a second (default: %(default)s)")
+    parser.add_argument("--rate", type=float, default=0.4, help="requests a second (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=90.0, help="of each phase (default: %(default)s)")
     parser.add_argument("--gateways", type=int, nargs="+", choices=(1, 2), default=[1, 2])
     parser.add_argument("--seed", type=int, default=1, help="of the arrivals (default: %(default)s)")

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from benchmarks import harness, serve
 from benchmarks.harness import Report, Row, at_most
-from benchmarks.home.sites import FIXED, LINES, ROUTER, gateway_of, layout
+from benchmarks.home.sites import FIXED, HOME_SHARES, LINES, ROUTER, gateway_of, layout
 from benchmarks.streaming.asking import Bench, open_bench
 from benchmarks.wan.line import Line
 from benchmarks.wan.network import Wan, WanUnavailable, wan
@@ -122,7 +122,7 @@ def measure(options: argparse.Namespace) -> Report:
     for scenario in ("wide WAN",) if options.quick else options.scenarios:
         with wan([EAST, WEST], LINES[scenario] or Line()) as network:
             found[scenario] = asyncio.run(run(network, scenario, options))
-    return report(found, {"dtype": options.dtype, "threads": "east: all, home: 1, decode: 1"})
+    return report(found, {"dtype": options.dtype, **{f"share_of_{name}": share for name, share in HOME_SHARES.items()}})
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
