@@ -8,8 +8,8 @@ from statistics import median
 import numpy as np
 
 MOVED = 0.5
-"""Part of the former share of plans over the link below which routing has moved, and above which it has returned. A slow
-link still carries what would wait longer elsewhere."""
+"""Part of the former share of plans over the link below which routing has moved, and above which it has returned. A
+slow link still carries what would wait longer elsewhere."""
 
 WINDOW_S = 10.0
 """A side is where most plans of a window go; to change sides is a switch."""
@@ -62,7 +62,7 @@ def ttft_percentile(served: Sequence[Served], percent: float) -> float:
 
 
 def moved_after_s(slow: Sequence[Served], slow_s: float, former: float) -> float:
-    """Return how long after the fall a plan stays home, and most that would cross do so from then on; infinite: never."""
+    """Return how long after the fall a plan stays home, and most of the former do from then on; infinite: never."""
     for number, one in enumerate(slow):
         if not one.crosses and share(slow[number:]) < MOVED * former:
             return one.at_s - slow_s
