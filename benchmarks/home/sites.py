@@ -16,7 +16,7 @@ FIXED = {
 ENGINES = ("prefill-east", "prefill-west", "decode-west")
 
 HOME_SHARES = {"prefill-west": 0.7, "decode-west": 0.7}
-"""Of a core's time. Engines at home are slower than in the dense datacenter, as in the paper: else nothing would leave."""
+"""Of a core's time. Engines at home are slower than in the dense datacenter, as in the paper: else none would leave."""
 
 LINES: dict[str, Line | None] = {
     "no WAN": None,
