@@ -69,6 +69,16 @@ def moved_after_s(slow: Sequence[Served], slow_s: float, former: float) -> float
     return float("inf")
 
 
+def last_before_moving_s(slow: Sequence[Served], slow_s: float) -> float:
+    """Return how long after the fall the last plan crosses before one stays home; 0: none does."""
+    last_s = 0.0
+    for one in slow:
+        if not one.crosses:
+            break
+        last_s = one.at_s - slow_s
+    return last_s
+
+
 def returned_after_s(after: Sequence[Served], back_s: float, former: float) -> float:
     """Return how long after the link's return a plan crosses it, and most of the former do from then on."""
     for number, one in enumerate(after):

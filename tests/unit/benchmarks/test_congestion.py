@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks.congestion.__main__ import checks_of, rows_of, summary_of
-from benchmarks.congestion.judging import Phases, Served, forecast_error, moved_after_s, returned_after_s, switches
+from benchmarks.congestion.judging import (
+    Phases,
+    Served,
+    forecast_error,
+    last_before_moving_s,
+    moved_after_s,
+    returned_after_s,
+    switches,
+)
 from benchmarks.congestion.load import arrival_times
 from benchmarks.congestion.plot import draw
 
@@ -27,6 +35,7 @@ def run(moves_after_s: int = 1) -> list[Served]:
 def test_routing_has_moved_when_most_plans_stay_home() -> None:
     all_served = run(moves_after_s=3)
     assert moved_after_s(PHASES.of(all_served, "slow"), 40.0, former=1.0) == pytest.approx(3.5)
+    assert last_before_moving_s(PHASES.of(all_served, "slow"), 40.0) == pytest.approx(2.5)
     assert returned_after_s(PHASES.of(all_served, "after"), 70.0, former=1.0) == pytest.approx(0.5)
     assert switches(all_served) == 2
     late = [*all_served[:50], *(served(one.at_s) for one in all_served[50:])]

@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 
 from services.gateway.routing.calibration import Correction, prior_of
 from services.gateway.routing.costs.others import delay_of_later_s, delay_on_way_s, stall_s
-from services.gateway.routing.costs.steps import Seconds, memory_wait_s, prefill_s, prompt_only_s, step_s, tail_s
+from services.gateway.routing.costs.steps import (
+    Seconds,
+    memory_wait_s,
+    prefill_s,
+    prompt_only_s,
+    step_in_hand_s,
+    step_s,
+    tail_s,
+)
 from services.gateway.routing.costs.transfer import (
     Gathering,
     PrefixUse,
@@ -43,6 +51,7 @@ class Candidates:
     others_s: Seconds  # [n]: what others wait longer, together
     prefill_s: Seconds  # [n]
     decode_s: Seconds  # [n]
+    fetch_after_s: Seconds  # [n]: when decode asks for the blocks
     crossings: Sequence[tuple[LinkUse, ...]]  # of each datacenter that computes
 
     def use(self, at: int) -> PrefixUse:
@@ -62,6 +71,7 @@ class Candidates:
             decode_s=float(self.decode_s[at]),
             decode_tokens=num_tokens - min(start, num_tokens - 1),
             crossings=self.crossings[self.dc[at]],
+            fetch_after_s=float(self.fetch_after_s[at]),
         )
 
 
@@ -88,6 +98,7 @@ def on_decode(transfers: Transfers, use: PrefixUse) -> Candidates:
         others_s=_decode_others_s(facts, rows, first, computing),
         prefill_s=np.zeros(len(rows)),
         decode_s=computing,
+        fetch_after_s=step_in_hand_s(rows),
         crossings=[gathered.crossings] * len(facts.dcs),
     )
 
@@ -131,6 +142,7 @@ def handed_over(transfers: Transfers, uses: Sequence[PrefixUse], decode: int | N
         + _decode_others_s(facts, decoder, end, tail),
         prefill_s=computing,
         decode_s=np.repeat(tail, len(rows)),
+        fetch_after_s=np.repeat(step_in_hand_s(decoder), len(rows)),
         crossings=[maker.crossings for maker in makers],
     )
 
