@@ -33,6 +33,10 @@ REPORTED_AFTER_S = 3.0
 """Workers and pools report twice a second; a gateway that has heard of what it measured has heard of all."""
 
 
+QUIET_S = 0.7
+"""Before each request: what other gateways had computed is published, and every worker has reported that it is idle."""
+
+
 class HomeSample(NamedTuple):
     """One request."""
 
@@ -46,6 +50,7 @@ class HomeSample(NamedTuple):
 async def ask(bench: Bench, contestant: str, num_tokens: int) -> HomeSample:
     """Ask for a prompt that nobody has seen. Raises `RuntimeError`."""
     gateway = gateway_of(contestant)
+    await asyncio.sleep(QUIET_S)
     answer = await bench.ask(bench.suite.http_url(gateway), bench.new_prompt(num_tokens))
     plan = bench.suite.last_event(gateway, "request_planned")
     return HomeSample(contestant, num_tokens, answer.ttft_s, plan["kind"], plan["forecast_ttft_s"])
