@@ -3,12 +3,14 @@
 import asyncio
 import random
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 import aiohttp
 
 from benchmarks.client import CompletionRequest, RequestOutcome, complete
+from benchmarks.fairness.cpu import recorded
 from benchmarks.peers.protocol import Prompts
 from benchmarks.prompts import BenchPrompt
 from benchmarks.serve import first_model, new_session
@@ -48,6 +50,7 @@ class FairnessTurn:
     seconds: float
     victim: list[RequestOutcome]
     flooder: list[RequestOutcome] = field(default_factory=list)
+    engine_s: list[float] = field(default_factory=list)  # CPU time of the engine until the victim's first token
 
     @property
     def errors(self) -> list[str]:
@@ -62,8 +65,10 @@ class FairnessTurn:
 class FairnessTenants:
     """Ask one suite. No prompt comes twice."""
 
-    def __init__(self, url: str, pace: AskingPace) -> None:
+    def __init__(self, url: str, pace: AskingPace, engine_cpu_s: Callable[[], float]) -> None:
+        """`engine_cpu_s` returns the CPU time that the engine has used."""
         self.pace = pace
+        self._engine_cpu_s = engine_cpu_s
         self._url = url
         self._prompts = Prompts(SEED)
         self._pauses = random.Random(SEED)
@@ -81,16 +86,26 @@ class FairnessTenants:
                 await asyncio.sleep(self.pace.ramp_s)
             flooded.clear()
             started = time.perf_counter()
-            victim: list[RequestOutcome] = []
+            turn = FairnessTurn(0.0, [])
             for _ in range(num_asked):
                 await asyncio.sleep(self._pauses.expovariate(1 / self.pace.mean_pause_s))
-                victim.append(await self._ask(session, model, shape.victim, VICTIM))
-            took_s = time.perf_counter() - started
-            answered = list(flooded)
+                await self._ask_as_victim(session, model, shape.victim, turn)
+            turn.seconds = time.perf_counter() - started
+            turn.flooder = list(flooded)
             await _cancel(loops)
         if loops:
             await asyncio.sleep(self.pace.settle_s)
-        return FairnessTurn(took_s, victim, answered)
+        return turn
+
+    async def _ask_as_victim(
+        self, session: aiohttp.ClientSession, model: str, num_tokens: int, turn: FairnessTurn
+    ) -> None:
+        async with recorded(self._engine_cpu_s) as history:
+            asked_s = time.perf_counter()
+            outcome = await self._ask(session, model, num_tokens, VICTIM)
+        turn.victim.append(outcome)
+        if outcome.error is None:
+            turn.engine_s.append(history.between(asked_s, asked_s + outcome.ttft_s))
 
     def _start_flood(
         self, session: aiohttp.ClientSession, model: str, num_tokens: int, salt: str, outcomes: list[RequestOutcome]

@@ -22,11 +22,14 @@ def other_cores() -> list[int]:
     return sorted(os.sched_getaffinity(0))[1:] or [engine_core()]
 
 
+def computing_engine(name: str) -> str:
+    """Return the engine that computes all prompts of a layout."""
+    return "prefill-west" if "prefill-west" in LAYOUTS[name] else "decode-west"
+
+
 def layout(name: str) -> Layout:
     """Return one of `LAYOUTS`: on one host, where the engine that computes prompts shares its core with nobody."""
-    names = LAYOUTS[name]
-    computing = "prefill-west" if "prefill-west" in names else "decode-west"
-    return Layout(names=names, cores={computing: [engine_core()]}, has_wan=False)
+    return Layout(names=LAYOUTS[name], cores={computing_engine(name): [engine_core()]}, has_wan=False)
 
 
 def environ(name: str) -> dict[str, str]:
