@@ -1,128 +1,142 @@
 """A tenant that floods, and the time to the first token of another one.
 
-The victim asks in a closed loop of one, with pauses. The flooder has many prompts open at any time. The suite runs as
-`make up` starts it. Rows: the victim alone; beside the flood, as another tenant; beside the flood, as the same tenant;
-beside the flood without a dispatch window, so that all that comes waits in the workers' queues. The flood's own rate is
-measured with and without the window. Nothing else may use the Procfile's ports.
+The victim asks for one answer at a time and pauses three times as long as it waits alone for a first token: it uses a
+quarter of the engine at most. The flooder has many prompts open at any time. Rows: the victim alone; beside the flood,
+as another tenant; beside the flood, as the same tenant, which is what a gateway without turns would do. The three come
+in turn against one suite, round after round.
+
+"Engine" is the CPU time that the engine used until the victim's first token: the time to it on a core that nothing
+else uses, whatever else this machine does.
+
+`benchmarks.fairness.layout` says which process has which core: the engine that computes prompts shares its own with
+nobody. Needs root (a network namespace keeps ports apart).
 """
 
 import argparse
+import asyncio
+import os
 import statistics
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from benchmarks import harness
 from benchmarks.fairness.asking import FLOODER, VICTIM, AskingPace, FairnessTenants, FairnessTurn, PromptShape
-from benchmarks.harness import Report, Row, Spread, at_least, at_most
+from benchmarks.fairness.layout import LAYOUTS, ONE_ENGINE, computing_engine, environ, layout, other_cores
+from benchmarks.harness import Report, Row, at_most
 from benchmarks.serve import percentile
-from benchmarks.suite import URL, suite
+from benchmarks.wan.line import Line
+from benchmarks.wan.network import Wan, WanUnavailable, wan
+from benchmarks.wan.suite import EAST, WEST, log_folder, wan_suite
 
-SHAPES = (PromptShape(256, 512), PromptShape(1024, 512), PromptShape(1024, 128))
+SHAPE = PromptShape(1024, 500)
 RATIO = 1.5
-KEPT_RATE = 0.95
-ONE_ENGINE = {"PRFAAS_ROUTING_POLICY": "threshold"}
-"""Decode computes these prompts itself: the engines of one host share its cores, which no plan knows."""
+PAUSE = 3.0
+"""The victim's pause, as a multiple of its time to the first token alone."""
 
-NO_WINDOW = {"PRFAAS_DISPATCH_WINDOW_S": "0"}
+ALONE, FAIR, SAME = "alone", "flooded", "flooded, one tenant"
+CONDITIONS = {ALONE: None, FAIR: FLOODER, SAME: VICTIM}
+WARM_UP = 4
+"""The first steps are slow, and forecasts are made of what was measured."""
 
-ALONE, FAIR, SAME, OFF = "alone", "flooded", "flooded, one tenant", "flooded, no window"
+Turns = dict[str, list[FairnessTurn]]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--asked", type=int, default=60, help="victim's requests in a round (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=2, help="default: %(default)s")
-    parser.add_argument("--seconds", type=float, default=30.0, help="of a flood alone (default: %(default)s)")
+    parser.add_argument("--asked", type=int, default=6, help="victim's requests in a turn (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--flooders", type=int, default=64, help="default: %(default)s")
-    parser.add_argument("--only", action="append", choices=[shape.name for shape in SHAPES], metavar="SHAPE")
+    parser.add_argument("--victim-tokens", type=int, default=SHAPE.victim, help="default: %(default)s")
+    parser.add_argument("--flooder-tokens", type=int, default=SHAPE.flooder, help="default: %(default)s")
+    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="of the suite")
+    parser.add_argument("--logs", type=Path, metavar="FOLDER", help="keep the processes' logs here")
 
 
-class FairnessBenchmark:
-    """Collects turns by shape and condition, over suites that are started and stopped."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self._quick = options.quick
-        self._asked = 4 if options.quick else options.asked
-        self._seconds = 5.0 if options.quick else options.seconds
-        self._rounds = 1 if options.quick else options.rounds
-        self._environ = {**ONE_ENGINE, **dict(assignment.split("=", 1) for assignment in options.env)}
-        self._pace = AskingPace(8, 0.2, 2.0) if options.quick else AskingPace(options.flooders)
-        chosen = [shape for shape in SHAPES if shape.name in (options.only or shape.name)]
-        self._shapes = chosen[:1] if options.quick else chosen
-        self._turns: dict[tuple[PromptShape, str], list[FairnessTurn]] = {}
-        self._rates: dict[bool, list[float]] = {True: [], False: []}
-
-    def measure(self) -> Report:
-        for _ in range(self._rounds):
-            with suite(**self._environ):
-                self._with_window(FairnessTenants(URL, self._pace))
-            with suite(**{**self._environ, **NO_WINDOW}):
-                self._without_window(FairnessTenants(URL, self._pace))
-        settings: Row = {"rounds": self._rounds, "flooders": self._pace.flooders, **self._environ}
-        report = Report(settings=settings)
-        for shape in self._shapes:
-            self._add(report, shape)
-        self._add_rates(report)
-        return report
-
-    def _with_window(self, tenants: FairnessTenants) -> None:
-        tenants.turn(self._shapes[0], 3, 10.0, None)  # the first steps are slow
-        for shape in self._shapes:
-            self._note(shape, ALONE, tenants.turn(shape, self._asked, 300.0, None))
-            self._note(shape, FAIR, tenants.turn(shape, self._asked, 300.0, FLOODER))
-            self._note(shape, SAME, tenants.turn(shape, self._asked, 2 * self._seconds, VICTIM))
-        self._rates[True].append(tenants.flood(self._shapes[0], self._seconds))
-
-    def _without_window(self, tenants: FairnessTenants) -> None:
-        tenants.turn(self._shapes[0], 3, 10.0, None)
-        for shape in self._shapes:
-            self._note(shape, OFF, tenants.turn(shape, self._asked, 2 * self._seconds, FLOODER))
-        self._rates[False].append(tenants.flood(self._shapes[0], self._seconds))
-
-    def _note(self, shape: PromptShape, condition: str, turn: FairnessTurn) -> None:
-        self._turns.setdefault((shape, condition), []).append(turn)
-
-    def _add(self, report: Report, shape: PromptShape) -> None:
-        alone = _p95(self._turns[shape, ALONE])
-        for condition in (ALONE, FAIR, SAME, OFF):
-            turns = self._turns[shape, condition]
-            report.rows.append(_row(shape, condition, turns, alone))
-            if condition == FAIR:
-                report.checks.append(at_most(f"p95 beside a flood, {shape.name}", _p95(turns) / alone, RATIO, "x"))
-
-    def _add_rates(self, report: Report) -> None:
-        for has_window, name in ((True, "window"), (False, "no window")):
-            report.rows.append({"flood alone": name, **Spread.of(self._rates[has_window]).cells("requests/s")})
-        kept = statistics.median(self._rates[True]) / statistics.median(self._rates[False])
-        report.checks.append(at_least("rate of the flood with a window", kept, KEPT_RATE, "x"))
+def turns_of(tenants: FairnessTenants, shape: PromptShape, options: argparse.Namespace) -> Turns:
+    """Let the victim ask in each condition, round after round."""
+    alone = tenants.turn(shape, 2 if options.quick else WARM_UP, None)
+    tenants.pace = replace(tenants.pace, mean_pause_s=PAUSE * statistics.median(alone.ttfts_s))
+    turns: Turns = {condition: [] for condition in CONDITIONS}
+    for _ in range(1 if options.quick else options.rounds):
+        for condition, flooder in CONDITIONS.items():
+            asked = 1 if condition == SAME else min(options.asked, 3) if options.quick else options.asked
+            turns[condition].append(tenants.turn(shape, asked, flooder))
+    return turns
 
 
-def _ttfts_s(turns: Sequence[FairnessTurn]) -> list[float]:
-    return [outcome.ttft_s for turn in turns for outcome in turn.victim if outcome.error is None]
+def run(network: Wan, name: str, options: argparse.Namespace) -> Turns:
+    shape = PromptShape(options.victim_tokens, options.flooder_tokens)
+    settings = {**environ(name), **dict(assignment.split("=", 1) for assignment in options.env)}
+    with (
+        log_folder(options.logs) as folder,
+        network.inside(WEST),
+        wan_suite(network, folder, layout(name), **settings) as suite,
+    ):
+        asyncio.run(suite.ready())
+        pace = AskingPace(8, ramp_s=2.0) if options.quick else AskingPace(options.flooders)
+        own = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, other_cores())
+        try:
+            tenants = FairnessTenants(suite.url, pace, lambda: suite.cpu_s(computing_engine(name)))
+            return turns_of(tenants, shape, options)
+        finally:
+            os.sched_setaffinity(0, own)
 
 
-def _p95(turns: Sequence[FairnessTurn]) -> float:
-    return percentile(_ttfts_s(turns), 95)
+def report(found: dict[str, Turns], settings: Row) -> Report:
+    """A row for each layout and condition, and two targets for each layout."""
+    made = Report(settings=settings)
+    for name, turns in found.items():
+        made.rows += [row_of(name, condition, turns) for condition in CONDITIONS]
+        for what, values in (("TTFT", ttfts_s), ("engine", engine_s)):
+            ratio = percentile(values(turns[FAIR]), 95) / percentile(values(turns[ALONE]), 95)
+            made.checks.append(at_most(f"{name}: p95 beside a flood, {what}", ratio, RATIO, "x"))
+    return made
 
 
-def _row(shape: PromptShape, condition: str, turns: Sequence[FairnessTurn], alone_s: float) -> Row:
-    ttfts_s = _ttfts_s(turns)
-    rounds = [percentile(_ttfts_s([turn]), 95) for turn in turns]
-    return {
-        "victim beside flooder": shape.name,
-        "condition": condition,
-        "asked": len(ttfts_s),
-        "p50 ms": round(1e3 * percentile(ttfts_s, 50), 1),
-        "p95 ms": round(1e3 * _p95(turns), 1),
-        "p95 of rounds": " ".join(f"{1e3 * value:.0f}" for value in rounds),
-        "x alone": round(_p95(turns) / alone_s, 2),
-        "flood requests/s": round(sum(len(turn.flooder) for turn in turns) / sum(turn.seconds for turn in turns), 2),
-        "errors": sum(len(turn.errors) for turn in turns),
-    }
+def row_of(name: str, condition: str, turns: Turns) -> Row:
+    row: Row = {"engines": name, "victim": condition, "asked": len(ttfts_s(turns[condition]))}
+    for what, values in (("TTFT", ttfts_s), ("engine", engine_s)):
+        for percent in (50, 95):
+            value, alone = percentile(values(turns[condition]), percent), percentile(values(turns[ALONE]), percent)
+            row |= {f"{what} p{percent} ms": round(1e3 * value), f"{what} p{percent} to alone": round(value / alone, 2)}
+    seconds = sum(turn.seconds for turn in turns[condition])
+    row["flood/s"] = round(sum(len(turn.flooder) for turn in turns[condition]) / seconds, 2)
+    row["errors"] = sum(len(turn.errors) for turn in turns[condition])
+    return row
+
+
+def ttfts_s(turns: Sequence[FairnessTurn]) -> list[float]:
+    return [ttft_s for turn in turns for ttft_s in turn.ttfts_s]
+
+
+def engine_s(turns: Sequence[FairnessTurn]) -> list[float]:
+    return [engine_s for turn in turns for engine_s in turn.engine_s]
 
 
 def measure(options: argparse.Namespace) -> Report:
-    return FairnessBenchmark(options).measure()
+    found = {}
+    for name in [ONE_ENGINE] if options.quick else options.layouts:
+        with wan([EAST, WEST], Line()) as network:
+            found[name] = run(network, name, options)
+    settings: Row = {
+        "rounds": 1 if options.quick else options.rounds,
+        "flooders": 8 if options.quick else options.flooders,
+        "prompts": f"{options.victim_tokens} beside {options.flooder_tokens} tokens",
+        "environment": " ".join(options.env) or None,
+    }
+    return report(found, settings)
+
+
+def main() -> int:
+    try:
+        return harness.main("fairness", measure, add_options, description=__doc__)
+    except WanUnavailable as reason:
+        sys.stderr.write(f"benchmarks.fairness needs a network namespace, which this machine cannot have: {reason}\n")
+        return 1
 
 
 if __name__ == "__main__":
-    raise SystemExit(harness.main("fairness", measure, add_options, description=__doc__))
+    sys.exit(main())

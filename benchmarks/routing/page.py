@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from benchmarks.routing.cases import AZURE_LOAD, BURSTY_LOAD, CUT, CUT_LOAD, DIP, LOAD, STEP_FACTOR, TTFT_FACTOR
 from benchmarks.routing.contestants import OURS, PAPERS
 from benchmarks.routing.judging import GAIN_CASES, GAIN_PERCENT, Interval, Judged
-from benchmarks.routing.trials import TUNING_SEED, WINDOW_SHARE, Measured
+from benchmarks.routing.trials import TUNING_SEED, WINDOW_SHARE, TrialOutcome
 
 INTRODUCTION = f"""# Routing policies compared
 
@@ -28,7 +28,7 @@ same requests, workers and links. This page, its JSON and its plot are written b
   {CUT[0]:.0f} to {CUT[1]:.0f}.
 - Each rival's parameters are those of a grid that had most goodput in the same case with seed
   {TUNING_SEED}. The grid is in `benchmarks/routing/contestants.py`. `{OURS}` has no parameters.
-- Figures are means over seeds {{seeds}}, with 95 % intervals by Student's t. TTFTs are medians over
+- TrialFigures are means over seeds {{seeds}}, with 95 % intervals by Student's t. TTFTs are medians over
   seeds. A difference is paired by seeds. Each seed of (d) and (e) is another part of the trace.
   {{traces}}
 - *Link* is the mean use of the nominal capacity of the links to decode's datacenters.
@@ -63,7 +63,7 @@ def _verdicts(cases: Sequence[Judged]) -> Iterator[str]:
         )
 
 
-def _matrix(cases: Sequence[Judged], cell: Callable[[Measured], str]) -> Iterator[str]:
+def _matrix(cases: Sequence[Judged], cell: Callable[[TrialOutcome], str]) -> Iterator[str]:
     """Yield a table of all policies by all cases."""
     yield "| policy | " + " | ".join(f"({case.letter})" for case in cases) + " |"
     yield "|---" + "|---:" * len(cases) + "|"
@@ -71,19 +71,19 @@ def _matrix(cases: Sequence[Judged], cell: Callable[[Measured], str]) -> Iterato
         yield f"| `{one.name}` | " + " | ".join(cell(case.of(one.name)) for case in cases) + " |"
 
 
-def _goodput(one: Measured) -> str:
+def _goodput(one: TrialOutcome) -> str:
     return Interval.of(one.values("goodput_per_s")).text(2 if one.case.letter != "f" else 0)
 
 
-def _ttft(one: Measured) -> str:
+def _ttft(one: TrialOutcome) -> str:
     return f"{_seconds(one, 'ttft_p50_s', 1)} / {_seconds(one, 'ttft_p99_s', 0)}"
 
 
-def _link(one: Measured) -> str:
+def _link(one: TrialOutcome) -> str:
     return f"{100 * statistics.fmean(one.values('link_share')):.1f}"
 
 
-def _seconds(one: Measured, name: str, digits: int) -> str:
+def _seconds(one: TrialOutcome, name: str, digits: int) -> str:
     median = statistics.median(one.values(name))
     return f"{median:.{digits}f}" if math.isfinite(median) else "-"
 

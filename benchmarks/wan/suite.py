@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.harness import ROOT
@@ -154,6 +155,11 @@ class WanSuite:
                 found: dict[str, Any] = entry
                 return found
         raise LookupError(f"{name} has logged no {event}")
+
+    def cpu_s(self, name: str) -> float:
+        """Return the CPU time that one process has used."""
+        times = psutil.Process(self._processes[name].pid).cpu_times()
+        return float(times.user + times.system)
 
     def log(self, name: str) -> str:
         return (self._folder / f"{name}.log").read_text()

@@ -23,7 +23,7 @@ from shared.engine.packing import Offer, pack
 from shared.engine.pool_access import PoolAccess
 from shared.engine.thread import WorkThread
 from shared.engine.transfer import PageTransfer
-from shared.engine.urgency import Urgency
+from shared.engine.urgency import Urgency, sharing, yielding_tokens
 from shared.errors import ContextTooLong, Draining, Internal, Overloaded, PrfaasError
 from shared.log import get_logger
 from shared.measuring.rates import RecentRate
@@ -68,7 +68,11 @@ class DecodeEngine:
         self._wake = asyncio.Event()
         self._memory = RequestMemory(pool, transfer, metrics, settings.chunk_tokens, self._wake.set, self._fail)
         self._scheduler: DecodeScheduler[Request] = DecodeScheduler(self._memory, settings.max_batch)
-        self._pace = StepPace(settings.chunk_tokens, settings.inter_token_s)
+        self._pace = StepPace(
+            settings.chunk_tokens,
+            settings.inter_token_s,
+            yielding_tokens=yielding_tokens(settings.chunk_tokens, model.layout.block_tokens),
+        )
         self._steps = StepDriver(model.transformer, model.kv, thread, self._memory, self._hand_out)
         self._num_layers = model.layout.num_layers
         self._meter = StepMeter(metrics)
@@ -169,8 +173,10 @@ class DecodeEngine:
     def _plan(self) -> DecodeStep:
         running = self._scheduler.schedule(may_preempt=self._steps.under_way is None)
         batch = [request for request in running if not request.is_ending]
-        offers = [offer for request in self._ready_tails() if (offer := self._offer(request)) is not None]
-        packed = pack(offers, self._pace.tail_tokens(len(batch), len(offers)), self._num_layers)
+        ready = [offer for request in self._ready_tails() if (offer := self._offer(request)) is not None]
+        offers = sharing(ready, lambda offer: offer.request.urgency)
+        num_tokens = self._pace.room([o.request.urgency for o in offers], [request.urgency for request in batch])
+        packed = pack(offers, num_tokens, self._num_layers)
         step = DecodeStep.of(packed, batch)
         for part in step.rows:
             self._memory.cover_tail(part.request, part.num_tokens)

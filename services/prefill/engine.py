@@ -12,6 +12,7 @@ from shared.engine.batching import Ready
 from shared.engine.costs.steps import StepCosts, StepWork
 from shared.engine.thread import WorkThread, outlast
 from shared.engine.transfer import PageTransfer
+from shared.engine.urgency import yielding_tokens
 from shared.errors import Draining, Internal
 from shared.log import get_logger
 from shared.metrics import Metrics
@@ -74,7 +75,9 @@ class PrefillEngine:
         self._kv = transfer.kv
         self._stager = transfer.stager
         self._block_tokens = transfer.layout.block_tokens
-        self._scheduler = PrefillScheduler[ComputeJob](chunk_tokens)
+        self._scheduler = PrefillScheduler[ComputeJob](
+            chunk_tokens, yielding_tokens(chunk_tokens, transfer.layout.block_tokens)
+        )
         self._costs = costs
         self._wake = asyncio.Event()
         self._in_hand: set[ComputeJob] = set()

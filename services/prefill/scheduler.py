@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 from shared.engine.packing import Offer, pack
-from shared.engine.urgency import Urgency
+from shared.engine.urgency import Urgency, sharing
 
 
 @dataclass(eq=False)
@@ -43,11 +43,15 @@ class PrefillScheduler(Generic[J]):
     """Fills steps of at most `chunk_tokens` tokens: the most urgent prompts first, at most one chunk of each.
 
     A long prompt takes whole steps; what a short one or the end of a long one leaves of a step is filled with the next
-    prompts in order. Holds every job from `add` until `finished` says it has no tokens left, or `remove`.
+    prompts in order, but none that stands back beside one that does not. A step of prompts that stand back is smaller:
+    more urgent ones that come meanwhile wait for its end. Holds every job from `add` until `finished` says it has no
+    tokens left, or `remove`.
     """
 
-    def __init__(self, chunk_tokens: int) -> None:
+    def __init__(self, chunk_tokens: int, yielding_tokens: int | None = None) -> None:
+        """`yielding_tokens`: of a step of prompts that stand back; None: as of all."""
         self._chunk_tokens = chunk_tokens
+        self._yielding_tokens = chunk_tokens if yielding_tokens is None else yielding_tokens
         self.jobs: list[J] = []  # in order of arrival, which decides between equals
 
     def __len__(self) -> int:
@@ -63,9 +67,12 @@ class PrefillScheduler(Generic[J]):
 
     def next_step(self) -> list[Chunk[J]]:
         """Return what to compute now; empty if no job may go on. Changes nothing: call `finished` for each chunk."""
-        in_order = sorted(self.jobs, key=lambda job: job.urgency.rank)
-        offers = (Offer(job, job.num_tokens, 0, 1) for job in in_order if job.num_tokens)
-        packed = pack(offers, self._chunk_tokens, num_layers=1)
+        ready = sorted((job for job in self.jobs if job.num_tokens), key=lambda job: job.urgency.rank)
+        if not ready:
+            return []
+        size = self._yielding_tokens if ready[0].urgency.stands_back else self._chunk_tokens
+        offers = (Offer(job, job.num_tokens, 0, 1) for job in sharing(ready, lambda job: job.urgency))
+        packed = pack(offers, size, num_layers=1)
         return [Chunk(job, job.next_token, job.next_token + taken) for job, taken in packed.rows]
 
     def finished(self, chunk: Chunk[J]) -> bool:

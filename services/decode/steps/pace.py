@@ -1,6 +1,10 @@
 """How much of prompts a step may compute beside a running batch: learnt from what steps took. Pure."""
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from shared.engine.urgency import Urgency
 
 MIN_TAIL_TOKENS = 16
 """What a step computes of waiting prompts at least, whatever it costs its batch."""
@@ -87,6 +91,19 @@ class StepPace:
     max_tokens: int  # of a step
     target_s: float = 0.0  # 0: none
     cost: StepCost = field(default_factory=StepCost)
+    yielding_tokens: int = sys.maxsize  # of a step whose first tail stands back
+
+    def room(self, tails: Sequence[Urgency], rows: Sequence[Urgency]) -> int:
+        """Return how many tokens of `tails`, in the order of their turns, the next step computes at most beside `rows`.
+
+        Rows that stand back have no claim on the time of a tail that does not. A step of tails that stand back is
+        small, since it is not interrupted for one that comes meanwhile.
+        """
+        if not tails:
+            return 0
+        if tails[0].stands_back:
+            return min(self.yielding_tokens, self.tail_tokens(len(rows), len(tails)))
+        return self.tail_tokens(sum(not row.stands_back for row in rows), len(tails))
 
     def tail_tokens(self, num_running: int, num_tails: int) -> int:
         """Return how many tokens of tails the next step computes at most."""

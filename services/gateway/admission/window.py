@@ -14,6 +14,10 @@ T = TypeVar("T")
 FIRST_OF_ALL = -(1 << 31)
 """The priority that comes before all others."""
 
+STANDS_BACK = 10
+"""Levels of priority by which a tenant that uses much stands back. A request that has waited here for long has an early
+deadline when it comes to its worker, which orders by deadlines too: so many levels outweigh any (`MAX_PRIORITY_S`)."""
+
 
 @dataclass(slots=True)
 class Occupancy:
@@ -130,7 +134,7 @@ class DispatchWindow(Generic[T]):
         """
         if self.usage.num_present <= 1 or self.window_s == math.inf:
             return priority
-        return max(0, priority) + (not request.is_modest)
+        return max(0, priority) + (0 if request.is_modest else STANDS_BACK)
 
     def _may_pass(self, tenant: Tenant, now: float) -> bool:
         """Return whether a newcomer has room. Nobody overtakes their own tenant's, and only the modest anybody."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from services.gateway.cluster.assigned import Assignment, PromptWork
-from services.gateway.cluster.fleet import STALE_AFTER_S, Fleet
+from services.gateway.cluster.fleet import STALE_AFTER_S, RoleFleet
 from services.gateway.cluster.links import LinkReports, Links, UnreportedCrossing, UnreportedCrossings
 from services.gateway.cluster.view import PoolMember, RegistryView
 from services.gateway.cluster.workers import member_of, take_report
@@ -51,7 +51,7 @@ class Registry:
         self._entries: dict[WorkerId, _Entry] = {}
         self._newest_at = 0.0
         self._dcs: dict[Datacenter, int] = {}
-        self._fleets = {"decode": Fleet(), "prefill": Fleet()}
+        self._fleets = {"decode": RoleFleet(), "prefill": RoleFleet()}
         self._pools: dict[WorkerId, PoolMember] = {}
         self._links: Links | None = None  # made when somebody looks
         self._crossings = UnreportedCrossings()
@@ -116,9 +116,13 @@ class Registry:
         entry = self._engine(worker)
         return 0.0 if entry is None else float(self._fleets[entry.event.role].rows["row_s"][entry.row])
 
-    def note_crossing(self, source: Datacenter, target: Datacenter, num_bytes: float) -> None:
-        """Count KV that a plan lets cross as the link's backlog, which its pools' reports will show only later."""
-        self._crossings.add(UnreportedCrossing(self._clock(), self._number(source), self._number(target), num_bytes))
+    def note_crossing(self, source: Datacenter, target: Datacenter, num_bytes: float, after_s: float = 0.0) -> None:
+        """Count KV that a plan lets cross as the link's backlog, which its pools' reports will show only later.
+
+        `after_s`: how long it takes until a pool is asked for it.
+        """
+        at, numbers = self._clock() + after_s, (self._number(source), self._number(target))
+        self._crossings.add(UnreportedCrossing(at, *numbers, num_bytes))
 
     def pool_addresses(self) -> dict[WorkerId, str]:
         """Return where the pool nodes are that have not left, usable or not."""

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.engine.urgency import AGEING, MAX_PRIORITY_S, PRIORITY_S, Urgency
+from shared.engine.urgency import AGEING, MAX_PRIORITY_S, PRIORITY_S, Urgency, sharing, yielding_tokens
 
 
 def test_the_earlier_deadline_goes_first() -> None:
@@ -46,3 +46,21 @@ def test_a_lender_makes_another_as_urgent_as_it_is_itself() -> None:
         with Urgency(0, 200).lend(to=slow):
             assert slow.rank == quick.rank, "a less urgent one changes nothing"
     assert slow.rank == own
+
+
+def test_a_prompt_has_the_priority_of_who_waits_for_it() -> None:
+    flood, other = Urgency(0, 100, 10), Urgency(0, 100)
+    assert (flood.priority, flood.stands_back) == (10, True)
+    with other.lend(to=flood):
+        assert (flood.priority, flood.stands_back) == (0, False)
+
+
+def test_a_step_is_shared_with_none_that_stands_back() -> None:
+    flood, other, urgent = Urgency(0, 100, 10), Urgency(0, 100), Urgency(0, 100, -1)
+    assert sharing([urgent, other, flood], lambda urgency: urgency) == [urgent, other]
+    assert sharing([flood, other], lambda urgency: urgency) == [flood, other]
+    assert sharing([], lambda urgency: urgency) == []
+
+
+def test_a_step_of_prompts_that_stand_back_has_whole_blocks() -> None:
+    assert [yielding_tokens(chunk, 64) for chunk in (64, 128, 512, 960)] == [64, 64, 128, 192]

@@ -5,12 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.decode.steps.pace import MIN_TAIL_TOKENS, CostLine, StepPace
+from shared.engine.urgency import Urgency
 
 PER_STEP_S, PER_ROW_S, PER_TOKEN_S = 0.005, 0.0005, 0.0002
 
 
+FLOOD, OTHER = Urgency(0, 600, 10), Urgency(0, 600)
+
+
 def learnt(target_s: float = 0.0, per_tails_s: float = 0.0) -> StepPace:
-    pace = StepPace(max_tokens=512, target_s=target_s)
+    pace = StepPace(max_tokens=512, target_s=target_s, yielding_tokens=128)
     for step in range(200):
         rows, tokens = 1 + step % 16, (step % 3) * 50
         seconds = PER_STEP_S + PER_ROW_S * rows + PER_TOKEN_S * tokens + per_tails_s * bool(tokens)
@@ -79,3 +83,18 @@ def test_old_measurements_fade() -> None:
         for step in range(600):
             line.measured(1 + step % 4, seconds)
     assert line.at(2) == pytest.approx(0.01, rel=0.01)
+
+
+def test_rows_that_stand_back_have_no_claim_on_a_tail_that_does_not() -> None:
+    pace = learnt()
+    assert pace.room([OTHER], [FLOOD] * 8) == 512
+    assert pace.room([OTHER], [FLOOD] * 8 + [OTHER] * 8) == pace.tail_tokens(8, 1) < 512
+    assert pace.room([OTHER, OTHER], [OTHER] * 8) == pace.tail_tokens(8, 2)
+
+
+def test_a_step_of_tails_that_stand_back_is_small() -> None:
+    pace = learnt()
+    assert pace.room([FLOOD], []) == 128
+    assert pace.room([FLOOD], [OTHER] * 8) == pace.tail_tokens(8, 1) < 128
+    assert pace.room([FLOOD] * 64, [FLOOD] * 8) == 128
+    assert pace.room([], [OTHER]) == 0

@@ -84,7 +84,7 @@ def test_among_tenants_a_request_may_stand_back_but_not_push_ahead() -> None:
     busiest = [passed(door, A, 0.1) for _ in range(8)][-1]
     modest = passed(door, B, 0.1)
     assert [door.priority_at_worker(modest, priority) for priority in (-5, 0, 7)] == [0, 0, 7]
-    assert [door.priority_at_worker(busiest, priority) for priority in (-5, 0, 7)] == [1, 1, 8]
+    assert [door.priority_at_worker(busiest, priority) for priority in (-5, 0, 7)] == [10, 10, 17]
 
 
 def test_a_tenant_that_was_here_a_minute_ago_is_not_waited_for() -> None:
