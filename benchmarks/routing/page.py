@@ -28,7 +28,7 @@ same requests, workers and links. This page, its JSON and its plot are written b
   {CUT[0]:.0f} to {CUT[1]:.0f}.
 - Each rival's parameters are those of a grid that had most goodput in the same case with seed
   {TUNING_SEED}. The grid is in `benchmarks/routing/contestants.py`. `{OURS}` has no parameters.
-- TrialFigures are means over seeds {{seeds}}, with 95 % intervals by Student's t. TTFTs are medians over
+- Figures are means over seeds {{seeds}}, with 95 % intervals by Student's t. TTFTs are medians over
   seeds. A difference is paired by seeds. Each seed of (d) and (e) is another part of the trace.
   {{traces}}
 - *Link* is the mean use of the nominal capacity of the links to decode's datacenters.

@@ -226,7 +226,7 @@ def test_what_nobody_has_measured_is_not_known(unmeasured: str) -> None:
 
 
 def test_who_fills_a_slow_link_makes_later_prompts_wait_for_it() -> None:
-    two = table({"a": EAST, "b": EAST}, arrivals_per_s=[0.2, 0.1], busy=0.3, seen_busy=[0.3, 0.0]).rows
+    two = table({"a": EAST, "b": EAST}, arrivals_per_s=[0.2, 0.1], busy=0.3, seen_busy=0.3).rows
     slow, fast = (delay_on_way_s(two, np.full(2, way_s), np.full(2, 4 * way_s)) for way_s in (2.0, 0.2))
     assert slow == pytest.approx([2.0 * 0.3 * 8.0 / 0.4] * 2)  # 0.3 later prompts a second, and a link that is busy 0.6
     assert slow[0] > 100 * fast[0]
