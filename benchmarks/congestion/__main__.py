@@ -18,7 +18,7 @@ from statistics import median
 from benchmarks import harness, serve
 from benchmarks.congestion.judging import (
     Phases,
-    Served,
+    ServedRequests,
     forecast_error,
     last_before_moving_s,
     moved_after_s,
@@ -44,7 +44,7 @@ FEWEST = 5
 """Requests of a kind whose median says something."""
 
 
-async def run(network: Wan, num_gateways: int, options: argparse.Namespace) -> list[Served]:
+async def run(network: Wan, num_gateways: int, options: argparse.Namespace) -> list[ServedRequests]:
     """Return what was served while the link was wide, narrow, and wide again."""
     environ = {
         "PRFAAS_DTYPE": options.dtype,
@@ -75,7 +75,7 @@ def phases_of(options: argparse.Namespace) -> Phases:
     return Phases(warm_up_s, warm_up_s + seconds, warm_up_s + 2 * seconds, warm_up_s + 3 * seconds)
 
 
-def rows_of(name: str, phases: Phases, served: Sequence[Served]) -> list[Row]:
+def rows_of(name: str, phases: Phases, served: Sequence[ServedRequests]) -> list[Row]:
     """Return a row for each phase and way."""
     rows: list[Row] = []
     for phase in ("before", "slow", "after"):
@@ -97,7 +97,7 @@ def rows_of(name: str, phases: Phases, served: Sequence[Served]) -> list[Row]:
     return rows
 
 
-def summary_of(name: str, phases: Phases, served: Sequence[Served]) -> Row:
+def summary_of(name: str, phases: Phases, served: Sequence[ServedRequests]) -> Row:
     """Return what a run comes to."""
     before, slow, after = (phases.of(served, phase) for phase in ("before", "slow", "after"))
     p95 = {phase: ttft_percentile(part, 95) for phase, part in (("before", before), ("slow", slow), ("after", after))}
@@ -114,7 +114,7 @@ def summary_of(name: str, phases: Phases, served: Sequence[Served]) -> Row:
     }
 
 
-def checks_of(name: str, phases: Phases, served: Sequence[Served], summary: Row) -> list[Check]:
+def checks_of(name: str, phases: Phases, served: Sequence[ServedRequests], summary: Row) -> list[Check]:
     before = sorted(phases.of(served, "before"), key=_way)
     checks = [
         at_most(f"{name}, {way}: median forecast off the median measured", forecast_error(chosen), FORECAST_ERROR)
@@ -134,7 +134,7 @@ def checks_of(name: str, phases: Phases, served: Sequence[Served], summary: Row)
 
 def measure(options: argparse.Namespace) -> Report:
     found = Report(settings=_settings(options))
-    runs: dict[str, tuple[Phases, Sequence[Served]]] = {}
+    runs: dict[str, tuple[Phases, Sequence[ServedRequests]]] = {}
     phases = phases_of(options)
     for num_gateways in (1,) if options.quick else options.gateways:
         with wan([EAST, WEST], WIDE) as network:
@@ -150,11 +150,11 @@ def measure(options: argparse.Namespace) -> Report:
     return found
 
 
-def _way(one: Served) -> str:
+def _way(one: ServedRequests) -> str:
     return one.kind if one.prefill is None else f"{one.kind}, {'whole' if one.prefill == FAST_WORKER else 'third'}"
 
 
-def _point(name: str, one: Served) -> Row:
+def _point(name: str, one: ServedRequests) -> Row:
     return {
         "gateways": name,
         "at_s": round(one.at_s, 2),

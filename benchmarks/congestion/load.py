@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.client import CompletionRequest, RequestOutcome, complete
-from benchmarks.congestion.judging import Phases, Served
+from benchmarks.congestion.judging import Phases, ServedRequests
 from benchmarks.prompts import BenchPrompt
 from benchmarks.streaming.asking import Bench
 
@@ -17,7 +17,7 @@ OUTPUT_TOKENS = 4
 
 
 @dataclass(frozen=True)
-class Asked:
+class SentRequest:
     """One request on its way."""
 
     request_id: str
@@ -43,7 +43,7 @@ class SteadyLoad:
         self._bench = bench
         self._gateways = gateways
         self._num_tokens = num_tokens
-        self._asked: list[Asked] = []
+        self._asked: list[SentRequest] = []
 
     async def run(self, rate: float, phases: Phases, seed: int) -> None:
         """Send through all phases. Raises nothing: what failed is seen in the end."""
@@ -53,7 +53,7 @@ class SteadyLoad:
             self._ask(self._gateways[number % len(self._gateways)], time.monotonic() - begun)
         await asyncio.sleep(max(0.0, begun + phases.end_s - time.monotonic()))
 
-    async def served(self) -> list[Served]:
+    async def served(self) -> list[ServedRequests]:
         """Wait for all answers; return them with their plans, in order. Raises `RuntimeError` for one that failed."""
         outcomes = [await asked.answer for asked in self._asked]
         if failed := [outcome.error for outcome in outcomes if outcome.error is not None]:
@@ -74,7 +74,7 @@ class SteadyLoad:
             request_id=request_id,
         )
         task = asyncio.create_task(complete(bench.session, request), name=request_id)
-        self._asked.append(Asked(request_id, gateway, at_s, task))
+        self._asked.append(SentRequest(request_id, gateway, at_s, task))
 
     def _events(self, gateway: str) -> dict[tuple[str, str], dict[str, Any]]:
         """Return a gateway's log lines by request and event."""
@@ -83,9 +83,11 @@ class SteadyLoad:
         return {(event["request_id"], event["event"]): event for event in events}
 
 
-def _served(asked: Asked, outcome: RequestOutcome, events: dict[tuple[str, str], dict[str, Any]]) -> Served:
+def _served(
+    asked: SentRequest, outcome: RequestOutcome, events: dict[tuple[str, str], dict[str, Any]]
+) -> ServedRequests:
     plan = events[asked.request_id, "request_planned"]
-    return Served(
+    return ServedRequests(
         at_s=asked.at_s,
         gateway=asked.gateway,
         kind=plan["kind"],

@@ -14,7 +14,7 @@ OURS, PAPERS = "cost", "threshold"
 
 
 @dataclass(frozen=True)
-class Contestant:
+class PolicyContestant:
     """A policy by its name, and the values of its options that the search tries: all combinations."""
 
     name: str
@@ -47,17 +47,17 @@ def _balancing(case: RoutingCase) -> Mapping[str, tuple[Any, ...]]:
 
 
 CONTESTANTS = (
-    Contestant(OURS),
-    Contestant(PAPERS, _threshold),
-    Contestant("dynamo", lambda case: {"prefill_load_scale": (1.0, 4.0), **_isl(case)}),
-    Contestant("lmetric", _isl),
-    Contestant("llm_d", lambda _case: {"queue_weight": (1.0, 3.0), "non_cached_tokens": (16, 1024)}),
-    Contestant("mooncake", _balancing),
-    Contestant("gorgo", lambda _case: {"network_weight": (1.0, 10.0)}),
-    Contestant("deflection", lambda _case: {"margin": (0.0, 0.3, 0.6)}),
-    Contestant("stay_home"),
-    Contestant("least_load"),
-    Contestant("power_of_two"),
-    Contestant("round_robin"),
-    Contestant("random"),
+    PolicyContestant(OURS),
+    PolicyContestant(PAPERS, _threshold),
+    PolicyContestant("dynamo", lambda case: {"prefill_load_scale": (1.0, 4.0), **_isl(case)}),
+    PolicyContestant("lmetric", _isl),
+    PolicyContestant("llm_d", lambda _case: {"queue_weight": (1.0, 3.0), "non_cached_tokens": (16, 1024)}),
+    PolicyContestant("mooncake", _balancing),
+    PolicyContestant("gorgo", lambda _case: {"network_weight": (1.0, 10.0)}),
+    PolicyContestant("deflection", lambda _case: {"margin": (0.0, 0.3, 0.6)}),
+    PolicyContestant("stay_home"),
+    PolicyContestant("least_load"),
+    PolicyContestant("power_of_two"),
+    PolicyContestant("round_robin"),
+    PolicyContestant("random"),
 )

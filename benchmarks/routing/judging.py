@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from benchmarks.harness import Check, Row
 from benchmarks.routing.contestants import OURS, PAPERS
-from benchmarks.routing.trials import Measured, finite
+from benchmarks.routing.trials import TrialOutcome, finite
 
 STUDENT_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
 """Quantiles of Student's t for a two-sided interval of 95 %, by the number of seeds."""
@@ -42,21 +42,21 @@ class Interval:
 class Judged:
     """One case: all contestants, ours beside the best rival and beside the paper's threshold, seed by seed."""
 
-    contestants: Sequence[Measured]
+    contestants: Sequence[TrialOutcome]
 
     @property
     def letter(self) -> str:
         return self.contestants[0].case.letter
 
-    def of(self, name: str) -> Measured:
+    def of(self, name: str) -> TrialOutcome:
         return next(one for one in self.contestants if one.name == name)
 
     @property
-    def best_rival(self) -> Measured:
+    def best_rival(self) -> TrialOutcome:
         rivals = (one for one in self.contestants if one.name != OURS)
         return max(rivals, key=lambda one: statistics.fmean(one.values("goodput_per_s")))
 
-    def gain_percent(self, rival: Measured) -> Interval:
+    def gain_percent(self, rival: TrialOutcome) -> Interval:
         """Return the difference of ours to a rival, paired by seeds, in percent of the rival's mean goodput."""
         ours, theirs = self.of(OURS).values("goodput_per_s"), rival.values("goodput_per_s")
         mean = statistics.fmean(theirs)
@@ -81,7 +81,7 @@ class Judged:
     def rows(self) -> list[Row]:
         return [self._row(one) for one in self.contestants]
 
-    def _row(self, one: Measured) -> Row:
+    def _row(self, one: TrialOutcome) -> Row:
         goodput, good = Interval.of(one.values("goodput_per_s")), Interval.of(one.values("good_share"))
         return {
             "case": self.letter,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from benchmarks.routing.cases import AZURE_LOAD, BURSTY_LOAD, CUT, CUT_LOAD, DIP, LOAD, STEP_FACTOR, TTFT_FACTOR
 from benchmarks.routing.contestants import OURS, PAPERS
 from benchmarks.routing.judging import GAIN_CASES, GAIN_PERCENT, Interval, Judged
-from benchmarks.routing.trials import TUNING_SEED, WINDOW_SHARE, Measured
+from benchmarks.routing.trials import TUNING_SEED, WINDOW_SHARE, TrialOutcome
 
 INTRODUCTION = f"""# Routing policies compared
 
@@ -31,7 +31,7 @@ python -m benchmarks.routing {{command}}
   {CUT[0]:.0f} to {CUT[1]:.0f}.
 - Each rival's parameters are those of a grid that had most goodput in the same case with seed
   {TUNING_SEED}. The grid is in `benchmarks/routing/contestants.py`. `{OURS}` has no parameters.
-- Figures are means over seeds {{seeds}}, with 95 % intervals by Student's t. TTFTs are medians over
+- TrialFigures are means over seeds {{seeds}}, with 95 % intervals by Student's t. TTFTs are medians over
   seeds. A difference is paired by seeds. Each seed of (d) and (e) is another part of the trace.
   {{traces}}
 - *Link* is the mean use of the nominal capacity of the links to decode's datacenters.
@@ -74,7 +74,7 @@ def _table(case: Judged) -> Iterator[str]:
         )
 
 
-def _seconds(one: Measured, name: str) -> str:
+def _seconds(one: TrialOutcome, name: str) -> str:
     median = statistics.median(one.values(name))
     return f"{median:.2f}" if math.isfinite(median) else "none"
 

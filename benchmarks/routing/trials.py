@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from benchmarks.routing.cases import RoutingCase
-from benchmarks.routing.contestants import CONTESTANTS, Contestant, Options, policy
+from benchmarks.routing.contestants import CONTESTANTS, Options, PolicyContestant, policy
 from simulator.outcome import Outcome
 from simulator.simulate import simulate
 
@@ -32,7 +32,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Figures:
+class TrialFigures:
     """What came of a trial."""
 
     goodput_per_s: float
@@ -42,7 +42,7 @@ class Figures:
     link_share: float  # of the nominal capacity of links to decode's datacenters, while requests came
 
     @classmethod
-    def of(cls, outcome: Outcome) -> "Figures":
+    def of(cls, outcome: Outcome) -> "TrialFigures":
         end_s = float(outcome.arrival_s[-1])
         from_s = WINDOW_SHARE * end_s
         counted = outcome.within(from_s)
@@ -64,21 +64,21 @@ def _carried(bytes_per_s: np.ndarray, end_s: float, every_s: float = 0.5) -> flo
     return float(samples.mean()) if len(samples) else 0.0
 
 
-def run_trial(trial: Trial) -> Figures:
+def run_trial(trial: Trial) -> TrialFigures:
     scenario = trial.case.scenario(trial.num_requests)
     made = replace(scenario, policy=lambda: policy(trial.name, trial.options), seed=trial.seed)
     last_s = trial.num_requests / trial.case.requests_per_s
-    return Figures.of(simulate(replace(made, until_s=LONGER * last_s + DRAIN_S)))
+    return TrialFigures.of(simulate(replace(made, until_s=LONGER * last_s + DRAIN_S)))
 
 
 _trials: Sequence[Trial] = ()
 
 
-def _run_number(number: int) -> Figures:
+def _run_number(number: int) -> TrialFigures:
     return run_trial(_trials[number])
 
 
-def run_all(trials: Sequence[Trial], processes: int | None = None) -> list[Figures]:
+def run_all(trials: Sequence[Trial], processes: int | None = None) -> list[TrialFigures]:
     """Run trials on all cores; processes inherit the cases, which cannot be sent to them."""
     global _trials  # noqa: PLW0603 - what forked processes find
     _trials = trials
@@ -87,13 +87,13 @@ def run_all(trials: Sequence[Trial], processes: int | None = None) -> list[Figur
 
 
 @dataclass(frozen=True)
-class Measured:
+class TrialOutcome:
     """A contestant in a case, with the options that the search chose, over the seeds that are reported."""
 
     case: RoutingCase
     name: str
     options: Options
-    figures: tuple[Figures, ...]  # by seed
+    figures: tuple[TrialFigures, ...]  # by seed
 
     def values(self, name: str) -> list[float]:
         return [getattr(figures, name) for figures in self.figures]
@@ -119,7 +119,7 @@ def tuned(cases: Iterable[RoutingCase], num_share: float) -> Mapping[tuple[str, 
 
 def measured(
     cases: Sequence[RoutingCase], seeds: Sequence[int], chosen: Mapping[tuple[str, str], Options], num_share: float
-) -> Iterator[Measured]:
+) -> Iterator[TrialOutcome]:
     """Run every contestant in every case on the reported seeds, with the options that were chosen for it."""
     wanted = [(case, one, _options(case, one, chosen)) for case in cases for one in CONTESTANTS]
     trials = [
@@ -129,10 +129,10 @@ def measured(
     ]
     figures = run_all(trials)
     for at, (case, one, options) in enumerate(wanted):
-        yield Measured(case, one.name, options, tuple(figures[at * len(seeds) : (at + 1) * len(seeds)]))
+        yield TrialOutcome(case, one.name, options, tuple(figures[at * len(seeds) : (at + 1) * len(seeds)]))
 
 
-def _options(case: RoutingCase, one: Contestant, chosen: Mapping[tuple[str, str], Options]) -> Options:
+def _options(case: RoutingCase, one: PolicyContestant, chosen: Mapping[tuple[str, str], Options]) -> Options:
     return chosen.get((case.letter, one.name)) or one.candidates(case)[0]
 
 

@@ -16,7 +16,7 @@ LEAST_WAIT_S, LEAST_WAIT = 0.02, 0.25
 not exact to the last moment."""
 
 
-class Fleet:
+class RoleFleet:
     """All engines of one role that were ever announced, in the order in which they were."""
 
     def __init__(self) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from services.gateway.cluster.assigned import Assignment, PromptWork
-from services.gateway.cluster.fleet import STALE_AFTER_S, Fleet
+from services.gateway.cluster.fleet import STALE_AFTER_S, RoleFleet
 from services.gateway.cluster.links import LinkReports, Links, UnreportedCrossing, UnreportedCrossings
 from services.gateway.cluster.view import PoolMember, RegistryView
 from services.gateway.cluster.workers import member_of, take_report
@@ -51,7 +51,7 @@ class Registry:
         self._entries: dict[WorkerId, _Entry] = {}
         self._newest_at = 0.0
         self._dcs: dict[Datacenter, int] = {}
-        self._fleets = {"decode": Fleet(), "prefill": Fleet()}
+        self._fleets = {"decode": RoleFleet(), "prefill": RoleFleet()}
         self._pools: dict[WorkerId, PoolMember] = {}
         self._links: Links | None = None  # made when somebody looks
         self._crossings = UnreportedCrossings()

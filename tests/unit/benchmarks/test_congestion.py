@@ -8,7 +8,7 @@ import pytest
 from benchmarks.congestion.__main__ import checks_of, rows_of, summary_of
 from benchmarks.congestion.judging import (
     Phases,
-    Served,
+    ServedRequests,
     forecast_error,
     last_before_moving_s,
     moved_after_s,
@@ -21,12 +21,12 @@ from benchmarks.congestion.plot import draw
 PHASES = Phases(10.0, 40.0, 70.0, 100.0)
 
 
-def served(at_s: float, kind: str = "remote", ttft_s: float = 1.0, forecast_s: float = 1.0) -> Served:
+def served(at_s: float, kind: str = "remote", ttft_s: float = 1.0, forecast_s: float = 1.0) -> ServedRequests:
     prefill = "prefill-east" if kind == "remote" else None
-    return Served(at_s, "gateway-west", kind, prefill, forecast_s, ttft_s)
+    return ServedRequests(at_s, "gateway-west", kind, prefill, forecast_s, ttft_s)
 
 
-def run(moves_after_s: int = 1) -> list[Served]:
+def run(moves_after_s: int = 1) -> list[ServedRequests]:
     """A request a second, which goes over the link but while that is slow."""
     slow = range(40 + moves_after_s, 70)
     return [served(second + 0.5, "decode_only" if second in slow else "remote") for second in range(100)]

@@ -13,13 +13,13 @@ from benchmarks.routing.contestants import CONTESTANTS, OURS, PAPERS, policy
 from benchmarks.routing.judging import Interval, Judged
 from benchmarks.routing.page import page
 from benchmarks.routing.recorded import SlicedTrace, conversation_trace, uncached_lengths
-from benchmarks.routing.trials import Figures, Measured, Trial, run_trial
+from benchmarks.routing.trials import Trial, TrialFigures, TrialOutcome, run_trial
 from services.gateway.routing.policies import POLICIES
 
 
-def measured(name: str, goodputs: list[float], **options: Any) -> Measured:
+def measured(name: str, goodputs: list[float], **options: Any) -> TrialOutcome:
     case = cast(RoutingCase, SimpleNamespace(letter="c", title="a case", has_prefixes=False))
-    return Measured(case, name, options, tuple(Figures(value, value / 4, 1.0, 2.0, 0.1) for value in goodputs))
+    return TrialOutcome(case, name, options, tuple(TrialFigures(value, value / 4, 1.0, 2.0, 0.1) for value in goodputs))
 
 
 def judged() -> Judged:
