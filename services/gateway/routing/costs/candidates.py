@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.gateway.routing.calibration import Correction, prior_of
-from services.gateway.routing.costs.others import delay_of_later_s, delay_on_way_s, stall_s
+from services.gateway.routing.costs.others import delay_of_later_s, delay_on_way_s, on_shared_way, stall_s
 from services.gateway.routing.costs.steps import (
     Seconds,
     memory_wait_s,
@@ -127,7 +127,9 @@ def handed_over(transfers: Transfers, uses: Sequence[PrefixUse], decode: int | N
     moved = kv_bytes(layout, 0, facts.num_enough)
     handing_s = moved / rows["hand_over_bytes_per_s"] + moved / decoder["hand_over_bytes_per_s"] + last_s_of_whole
     computed = np.maximum(rows["queued_s"], gathered) + computing
-    landed = np.maximum(computed + handing_s / num_pieces, latest)
+    fetch_after_s = step_in_hand_s(decoder)
+    crossed = np.where(latest > 0, fetch_after_s + latest * on_shared_way(rows, last_s_of_whole), 0.0)
+    landed = np.maximum(computed + handing_s / num_pieces, crossed)
     tail = tail_s(decoder, end, num_tokens)
     waiting = decoder["queued_s"] + memory_wait_s(decoder, num_tokens)
     model_s = _gated(facts, waiting, landed, tail)
@@ -144,7 +146,7 @@ def handed_over(transfers: Transfers, uses: Sequence[PrefixUse], decode: int | N
         + _decode_others_s(facts, decoder, end, tail),
         prefill_s=computing,
         decode_s=np.repeat(tail, len(rows)),
-        fetch_after_s=np.repeat(step_in_hand_s(decoder), len(rows)),
+        fetch_after_s=np.repeat(fetch_after_s, len(rows)),
         crossings=[maker.crossings for maker in makers],
     )
 

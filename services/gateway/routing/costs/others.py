@@ -33,9 +33,22 @@ def delay_on_way_s(rows: Rows, way_s: NDArray[np.float64], there_s: NDArray[np.f
     The link is one more queue: this prompt takes `way_s` of it, and it is empty again after `there_s`, if nobody came.
     All who are prefilled in the worker's datacenter use it, with prompts that are taken to be like this one.
     """
-    arrivals = np.bincount(rows["dc"], rows["arrivals_per_s"])[rows["dc"]]
+    arrivals = _arrivals_of_dc(rows)
     busy = np.minimum(arrivals * way_s, MOST_BUSY)
     return np.asarray(way_s * _at_random(rows) * arrivals * there_s / (1 - busy))
+
+
+def on_shared_way(rows: Rows, way_s: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return how many times longer a prompt's blocks take because later ones come beside them. A value a worker.
+
+    Transfers share a link: one of length x takes `x / (1 - busy)` on average (M/G/1 with processor sharing).
+    """
+    busy = np.minimum(_at_random(rows) * _arrivals_of_dc(rows) * way_s, MOST_BUSY)
+    return np.asarray(1 / (1 - busy))
+
+
+def _arrivals_of_dc(rows: Rows) -> NDArray[np.float64]:
+    return np.asarray(np.bincount(rows["dc"], rows["arrivals_per_s"])[rows["dc"]])
 
 
 def _at_random(rows: Rows) -> NDArray[np.float64]:

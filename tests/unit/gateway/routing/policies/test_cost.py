@@ -11,7 +11,7 @@ from services.gateway.cluster.devices import OnDevice
 from services.gateway.cluster.links import Links
 from services.gateway.cluster.workers import Workers
 from services.gateway.routing.costs.candidates import alone_s, forecast_of
-from services.gateway.routing.costs.others import delay_on_way_s
+from services.gateway.routing.costs.others import delay_on_way_s, on_shared_way
 from services.gateway.routing.datacenters import Credit
 from services.gateway.routing.facts import Facts
 from services.gateway.routing.plan import RequestFacts, Slo
@@ -230,5 +230,7 @@ def test_who_fills_a_slow_link_makes_later_prompts_wait_for_it() -> None:
     slow, fast = (delay_on_way_s(two, np.full(2, way_s), np.full(2, 4 * way_s)) for way_s in (2.0, 0.2))
     assert slow == pytest.approx([2.0 * 0.3 * 8.0 / 0.4] * 2)  # 0.3 later prompts a second, and a link that is busy 0.6
     assert slow[0] > 100 * fast[0]
+    assert on_shared_way(two, np.full(2, 2.0)) == pytest.approx([1 / (1 - 0.6)] * 2)
     in_turn = table({"a": EAST}, arrivals_per_s=0.3, busy=0.3, seen_busy=0.0).rows
+    assert on_shared_way(in_turn, np.full(1, 2.0)) == 1
     assert delay_on_way_s(in_turn, np.full(1, 2.0), np.full(1, 8.0)) == 0, "nobody is on its way while another asks"
