@@ -16,7 +16,8 @@ import numpy as np
 from benchmarks import harness
 from benchmarks.harness import Report, Row, at_most
 from benchmarks.placement.gateway import LAYOUT, Gateway, runs
-from services.gateway.cluster.registry import Registry, RegistryView
+from services.gateway.cluster.registry import Registry
+from services.gateway.cluster.view import RegistryView
 from services.gateway.routing.plan import RequestFacts
 from services.gateway.routing.policies import POLICIES, policy_of
 from services.gateway.routing.policy import RoutingPolicy

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.client import CompletionRequest, RequestOutcome, complete
-from benchmarks.congestion.judging import Served
+from benchmarks.congestion.judging import Phases, ServedRequests
 from benchmarks.prompts import BenchPrompt
 from benchmarks.streaming.asking import Bench
 
@@ -17,7 +17,7 @@ OUTPUT_TOKENS = 4
 
 
 @dataclass(frozen=True)
-class Asked:
+class SentRequest:
     """One request on its way."""
 
     request_id: str
@@ -26,10 +26,13 @@ class Asked:
     answer: "asyncio.Task[RequestOutcome]"
 
 
-def arrival_times(rate: float, seconds: float, seed: int) -> Iterator[float]:
-    """Yield the seconds at which requests come: a Poisson process."""
+def arrival_times(rate: float, phases: Phases, seed: int) -> Iterator[float]:
+    """Yield the seconds at which requests come: a Poisson process, of twice the rate until the load counts.
+
+    So all workers are needed, and measured, before anything is.
+    """
     rng, at_s = random.Random(seed), 0.0
-    while (at_s := at_s + rng.expovariate(rate)) < seconds:
+    while (at_s := at_s + rng.expovariate(2 * rate if at_s < phases.begin_s else rate)) < phases.end_s:
         yield at_s
 
 
@@ -40,17 +43,17 @@ class SteadyLoad:
         self._bench = bench
         self._gateways = gateways
         self._num_tokens = num_tokens
-        self._asked: list[Asked] = []
+        self._asked: list[SentRequest] = []
 
-    async def run(self, rate: float, seconds: float, seed: int) -> None:
-        """Send for so long. Raises nothing: what failed is seen in the end."""
+    async def run(self, rate: float, phases: Phases, seed: int) -> None:
+        """Send through all phases. Raises nothing: what failed is seen in the end."""
         begun = time.monotonic()
-        for number, at_s in enumerate(arrival_times(rate, seconds, seed)):
+        for number, at_s in enumerate(arrival_times(rate, phases, seed)):
             await asyncio.sleep(max(0.0, begun + at_s - time.monotonic()))
             self._ask(self._gateways[number % len(self._gateways)], time.monotonic() - begun)
-        await asyncio.sleep(max(0.0, begun + seconds - time.monotonic()))
+        await asyncio.sleep(max(0.0, begun + phases.end_s - time.monotonic()))
 
-    async def served(self) -> list[Served]:
+    async def served(self) -> list[ServedRequests]:
         """Wait for all answers; return them with their plans, in order. Raises `RuntimeError` for one that failed."""
         outcomes = [await asked.answer for asked in self._asked]
         if failed := [outcome.error for outcome in outcomes if outcome.error is not None]:
@@ -71,7 +74,7 @@ class SteadyLoad:
             request_id=request_id,
         )
         task = asyncio.create_task(complete(bench.session, request), name=request_id)
-        self._asked.append(Asked(request_id, gateway, at_s, task))
+        self._asked.append(SentRequest(request_id, gateway, at_s, task))
 
     def _events(self, gateway: str) -> dict[tuple[str, str], dict[str, Any]]:
         """Return a gateway's log lines by request and event."""
@@ -80,9 +83,11 @@ class SteadyLoad:
         return {(event["request_id"], event["event"]): event for event in events}
 
 
-def _served(asked: Asked, outcome: RequestOutcome, events: dict[tuple[str, str], dict[str, Any]]) -> Served:
+def _served(
+    asked: SentRequest, outcome: RequestOutcome, events: dict[tuple[str, str], dict[str, Any]]
+) -> ServedRequests:
     plan = events[asked.request_id, "request_planned"]
-    return Served(
+    return ServedRequests(
         at_s=asked.at_s,
         gateway=asked.gateway,
         kind=plan["kind"],

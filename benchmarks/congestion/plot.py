@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.congestion.judging import Phases, Served
+from benchmarks.congestion.judging import Phases, ServedRequests
 
 COLOURS = {"remote": "C0", "local": "C2", "decode_only": "C1", "none": "C1"}
 LABELS = {"remote": "over the link", "local": "prefill at home", "decode_only": "decode alone", "none": "cached"}
 
 
-def draw(runs: Mapping[str, tuple[Phases, Sequence[Served]]], path: Path) -> None:
+def draw(runs: Mapping[str, tuple[Phases, Sequence[ServedRequests]]], path: Path) -> None:
     """Write a PNG with a panel for each run."""
     import matplotlib as mpl
 

@@ -1,7 +1,8 @@
 """What the router chooses beside what could be chosen: time to the first token of prompts that nobody has seen.
 
 One suite has three gateways. One routes by cost, one leaves every prompt to decode, one hands every prompt over to the
-other datacenter. They are asked in turn, each with a prompt of its own.
+other datacenter. They are asked in turn, each with a prompt of its own, when the last one's answer
+is over and the workers have said so.
 """
 
 import asyncio
@@ -26,6 +27,8 @@ MOST_TIMES_BEST = 1.1
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 OUTPUT_TOKENS = 2
 NUM_WARM_UP = 2
+SETTLED_S = 0.6
+"""Until every gateway has a report of the workers at rest."""
 
 
 def measure(
@@ -67,4 +70,5 @@ async def _compare(model: DeviceModel, ports: dict[str, int], repetitions: int, 
 
 async def _ttft_ms(asker: SuiteAsker, way: str, length: int) -> float:
     outcome = await asker.complete(asker.prompt(length), OUTPUT_TOKENS, gateway_port(way))
+    await asyncio.sleep(SETTLED_S)
     return 1000 * outcome.ttft_s

@@ -21,7 +21,7 @@ WORKER_ALONE = "no gateway"
 
 
 @dataclass(frozen=True)
-class Contestant:
+class MeasuredServer:
     """A server under load, and the process that does the work."""
 
     address: Address
@@ -43,23 +43,23 @@ class Contestant:
 @asynccontextmanager
 async def contestants(
     cores: SplitCores, trees: Mapping[str, Path], peers: Mapping[str, str], model: str, step_s: float
-) -> AsyncIterator[dict[str, Contestant]]:
+) -> AsyncIterator[dict[str, MeasuredServer]]:
     """Run all of them, before the same instant workers. A peer's command has `{port}`, where it is to listen, and
     `{worker}`, the URL of the OpenAI server that it is to ask."""
     async with AsyncExitStack() as stack:
         workers = await stack.enter_async_context(child(ROOT, file_of("instant.py"), str(step_s), cores=cores.others))
         decode, prefill, http = json.loads(workers.said)
-        found: dict[str, Contestant] = {}
+        found: dict[str, MeasuredServer] = {}
         for name, tree in trees.items():
             places = (f"{HOST}:{decode}", f"{HOST}:{prefill}", model, str(default_cache_dir()))
             served = await stack.enter_async_context(child(tree, file_of("served.py"), *places, cores=cores.measured))
-            found[name] = Contestant(Address(HOST, int(served.said)), served)
+            found[name] = MeasuredServer(Address(HOST, int(served.said)), served)
         for name, command in peers.items():
             port = _free_port()
             told = command.format(port=port, worker=f"http://{HOST}:{http}")
             peer = await stack.enter_async_context(foreign(told, cores.measured))
-            found[name] = Contestant(Address(HOST, port), peer, MODEL)
-        found[WORKER_ALONE] = Contestant(Address(HOST, http), workers, MODEL)
+            found[name] = MeasuredServer(Address(HOST, port), peer, MODEL)
+        found[WORKER_ALONE] = MeasuredServer(Address(HOST, http), workers, MODEL)
         for contestant in found.values():
             await contestant.wait_until_ready()
         yield found

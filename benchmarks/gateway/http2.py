@@ -21,7 +21,7 @@ _ANSWER_HEADERS = b"\x88\x0f\x10\x10application/grpc"
 _TRAILERS = b"\x00\x0bgrpc-status\x010"
 
 
-class Frame(NamedTuple):
+class Http2Frame(NamedTuple):
     """What of a frame the canned server looks at."""
 
     kind: int
@@ -30,14 +30,14 @@ class Frame(NamedTuple):
     payload: bytes
 
 
-class Answers(Protocol):
+class StreamAnswers(Protocol):
     """Decides what a call is answered with."""
 
     def answer(self, request: bytes) -> Sequence[bytes]:
         """Return the messages of the answer, framed by `framed`, one for each step."""
 
 
-class Steps(Protocol):
+class StepClock(Protocol):
     """A connection whose answers go on with each step."""
 
     def step(self) -> None: ...
@@ -53,7 +53,7 @@ def encoded(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     return head + payload
 
 
-def frames_in(buffer: bytearray) -> Iterator[Frame]:
+def frames_in(buffer: bytearray) -> Iterator[Http2Frame]:
     """Take whole frames out of the beginning of a buffer."""
     at = 0
     while len(buffer) - at >= _HEAD_BYTES:
@@ -61,7 +61,7 @@ def frames_in(buffer: bytearray) -> Iterator[Frame]:
         if len(buffer) < end:
             break
         stream = int.from_bytes(buffer[at + 5 : at + _HEAD_BYTES], "big")
-        yield Frame(buffer[at + 3], buffer[at + 4], stream, bytes(buffer[at + _HEAD_BYTES : end]))
+        yield Http2Frame(buffer[at + 3], buffer[at + 4], stream, bytes(buffer[at + _HEAD_BYTES : end]))
         at = end
     del buffer[:at]
 
@@ -75,7 +75,7 @@ class CannedConnection(asyncio.Protocol):
 
     _transport: asyncio.Transport
 
-    def __init__(self, answers: Answers, open_connections: set[Steps]) -> None:
+    def __init__(self, answers: StreamAnswers, open_connections: set[StepClock]) -> None:
         self._answers = answers
         self._open_connections = open_connections
         self._received = bytearray()
@@ -115,7 +115,7 @@ class CannedConnection(asyncio.Protocol):
         if out:
             self._transport.write(b"".join(out))
 
-    def _take(self, frame: Frame, out: list[bytes]) -> None:
+    def _take(self, frame: Http2Frame, out: list[bytes]) -> None:
         if frame.kind == _DATA:
             self._take_data(frame, out)
         elif frame.kind == _HEADERS:
@@ -128,7 +128,7 @@ class CannedConnection(asyncio.Protocol):
         elif frame.kind in (_SETTINGS, _PING) and not frame.flags & _ACK:
             out.append(encoded(frame.kind, _ACK, 0, frame.payload if frame.kind == _PING else b""))
 
-    def _take_data(self, frame: Frame, out: list[bytes]) -> None:
+    def _take_data(self, frame: Http2Frame, out: list[bytes]) -> None:
         """Answer a call once its first message is there; later ones, and its end, change nothing."""
         if frame.payload:
             out.append(encoded(_WINDOW_UPDATE, 0, 0, len(frame.payload).to_bytes(4, "big")))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import uvloop
 
-from benchmarks.gateway.http2 import CannedConnection, Steps, framed
+from benchmarks.gateway.http2 import CannedConnection, StepClock, framed
 from benchmarks.gateway.openai_worker import OpenAiConnection
 from shared.proto import prfaas_pb2 as pb
 
@@ -55,7 +55,7 @@ class PrefillAnswers:
 async def main(step_s: float) -> None:
     loop = asyncio.get_running_loop()
     decode, prefill = DecodeAnswers(), PrefillAnswers()
-    connections: set[Steps] = set()
+    connections: set[StepClock] = set()
 
     async def step() -> None:
         """At a rate that does not fall when a step takes long: a worker does not wait for gateways."""

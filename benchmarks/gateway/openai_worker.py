@@ -5,7 +5,7 @@ import json
 import re
 from typing import cast
 
-from benchmarks.gateway.http2 import Steps
+from benchmarks.gateway.http2 import StepClock
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 _EVENTS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -41,7 +41,7 @@ class OpenAiConnection(asyncio.Protocol):
 
     _transport: asyncio.Transport
 
-    def __init__(self, open_connections: set[Steps]) -> None:
+    def __init__(self, open_connections: set[StepClock]) -> None:
         self._open_connections = open_connections
         self._received = b""
         self._num_left = 0  # tokens of the answer that is being streamed

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from benchmarks.gateway.contestants import Contestant
+from benchmarks.gateway.contestants import MeasuredServer
 from benchmarks.gateway.load import Drive, Refused, drive
 from benchmarks.gateway.work import Body, Texts, completion, ids
 from benchmarks.harness import Row, Spread
@@ -18,7 +18,7 @@ _SHARES = (0.5, 0.9, 0.99)
 
 
 @dataclass(frozen=True)
-class Load:
+class GatewayLoad:
     """Requests of one kind in a closed loop; `body` yields another one for each number."""
 
     name: str
@@ -36,7 +36,7 @@ class Load:
 class Rounds:
     """What one contestant did under one load."""
 
-    load: Load
+    load: GatewayLoad
     drives: list[Drive] = field(default_factory=list)
     cpu_s: list[float] = field(default_factory=list)
 
@@ -69,7 +69,7 @@ class Rounds:
         return row
 
 
-def loads(num_requests: int, num_streams: int) -> Sequence[Load]:
+def loads(num_requests: int, num_streams: int) -> Sequence[GatewayLoad]:
     """Return what is sent: short and middling prompts as ids and as text, and many streams at once."""
     texts = Texts()
 
@@ -83,15 +83,15 @@ def loads(num_requests: int, num_streams: int) -> Sequence[Load]:
         return completion(texts.piece(number, SHORT_CHARS), max_tokens=STREAMED_TOKENS, stream=True)
 
     return [
-        Load("30 ids", partial(of_ids, 30), num_requests),
-        Load("30 tokens of text", partial(of_text, SHORT_CHARS), num_requests),
-        Load("1,000 ids", partial(of_ids, 1000), num_requests),
-        Load("1,000 tokens of text", partial(of_text, LONG_CHARS), num_requests),
-        Load(f"{NUM_STREAMS} streams", streamed, num_streams, min(NUM_STREAMS, num_streams), STREAMED_TOKENS),
+        GatewayLoad("30 ids", partial(of_ids, 30), num_requests),
+        GatewayLoad("30 tokens of text", partial(of_text, SHORT_CHARS), num_requests),
+        GatewayLoad("1,000 ids", partial(of_ids, 1000), num_requests),
+        GatewayLoad("1,000 tokens of text", partial(of_text, LONG_CHARS), num_requests),
+        GatewayLoad(f"{NUM_STREAMS} streams", streamed, num_streams, min(NUM_STREAMS, num_streams), STREAMED_TOKENS),
     ]
 
 
-def mixed(num_requests: int) -> Load:
+def mixed(num_requests: int) -> GatewayLoad:
     """Return all kinds in turn, for as long as memory is to be watched."""
     texts = Texts()
 
@@ -100,17 +100,17 @@ def mixed(num_requests: int) -> Load:
         extra = {"max_tokens": 8, "stream": True} if number % 2 else {}
         return completion(forms[number % len(forms)], **extra)
 
-    return Load("mixed", body, num_requests)
+    return GatewayLoad("mixed", body, num_requests)
 
 
 class Throughput:
     """Puts contestants under equal load, in turn. Numbers go on, so that no prompt comes twice to one of them."""
 
-    def __init__(self, contestants: Mapping[str, Contestant]) -> None:
+    def __init__(self, contestants: Mapping[str, MeasuredServer]) -> None:
         self._contestants = contestants
         self._next: dict[str, int] = dict.fromkeys(contestants, 0)
 
-    async def once(self, name: str, load: Load) -> tuple[Drive, float]:
+    async def once(self, name: str, load: GatewayLoad) -> tuple[Drive, float]:
         """Return what the client saw and the seconds of processor time that the contestant spent."""
         contestant, first = self._contestants[name], self._next[name]
         self._next[name] += load.num_requests
@@ -122,7 +122,7 @@ class Throughput:
         seen = await drive(contestant.address, bodies, load.width)
         return seen, contestant.process.cpu_s() - before
 
-    async def rounds(self, loads: Sequence[Load], num_rounds: int) -> dict[str, dict[str, Rounds]]:
+    async def rounds(self, loads: Sequence[GatewayLoad], num_rounds: int) -> dict[str, dict[str, Rounds]]:
         """Return what was seen by load and contestant, those left out that refuse the load. A first round warms up."""
         seen: dict[str, dict[str, Rounds]] = {}
         for load in loads:
@@ -137,7 +137,7 @@ class Throughput:
                     seen[load.name][name].cpu_s.append(cpu_s)
         return seen
 
-    async def _takes(self, name: str, load: Load) -> bool:
+    async def _takes(self, name: str, load: GatewayLoad) -> bool:
         """Send the load once; return whether it was answered."""
         try:
             await self.once(name, load)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from benchmarks import harness, serve
 from benchmarks.harness import Report, Row, at_most
-from benchmarks.home.sites import FIXED, LINES, ROUTER, gateway_of, layout
+from benchmarks.home.sites import FIXED, HOME_SHARES, LINES, ROUTER, gateway_of, layout
 from benchmarks.streaming.asking import Bench, open_bench
 from benchmarks.wan.line import Line
 from benchmarks.wan.network import Wan, WanUnavailable, wan
@@ -31,6 +31,10 @@ OF_BEST = 1.10
 WARM_UP_TOKENS = (256, 1024, 512, 2048)
 REPORTED_AFTER_S = 3.0
 """Workers and pools report twice a second; a gateway that has heard of what it measured has heard of all."""
+
+
+QUIET_S = 0.7
+"""Before each request: what other gateways had computed is published, and every worker has reported that it is idle."""
 
 
 class HomeSample(NamedTuple):
@@ -46,6 +50,7 @@ class HomeSample(NamedTuple):
 async def ask(bench: Bench, contestant: str, num_tokens: int) -> HomeSample:
     """Ask for a prompt that nobody has seen. Raises `RuntimeError`."""
     gateway = gateway_of(contestant)
+    await asyncio.sleep(QUIET_S)
     answer = await bench.ask(bench.suite.http_url(gateway), bench.new_prompt(num_tokens))
     plan = bench.suite.last_event(gateway, "request_planned")
     return HomeSample(contestant, num_tokens, answer.ttft_s, plan["kind"], plan["forecast_ttft_s"])
@@ -122,7 +127,7 @@ def measure(options: argparse.Namespace) -> Report:
     for scenario in ("wide WAN",) if options.quick else options.scenarios:
         with wan([EAST, WEST], LINES[scenario] or Line()) as network:
             found[scenario] = asyncio.run(run(network, scenario, options))
-    return report(found, {"dtype": options.dtype, "threads": "east: all, home: 1, decode: 1"})
+    return report(found, {"dtype": options.dtype, **{f"share_of_{name}": share for name, share in HOME_SHARES.items()}})
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -133,7 +138,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--scenarios", nargs="+", choices=LINES, default=list(LINES))
     parser.add_argument("--logs", type=Path, metavar="FOLDER", help="keep the processes' logs here")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: %(default)s")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="default: %(default)s")
 
 
 def main() -> int:

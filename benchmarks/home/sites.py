@@ -15,6 +15,9 @@ FIXED = {
 
 ENGINES = ("prefill-east", "prefill-west", "decode-west")
 
+HOME_SHARES = {"prefill-west": 0.7, "decode-west": 0.7}
+"""Of a core's time. Engines at home are slower than in the dense datacenter, as in the paper: else none would leave."""
+
 LINES: dict[str, Line | None] = {
     "no WAN": None,
     "wide WAN": Line(0.015, 125e6),
@@ -29,18 +32,19 @@ def gateway_of(contestant: str) -> str:
 
 
 def layout(*, has_wan: bool) -> Layout:
-    """Return the processes. The east is the dense datacenter: its prefill worker has all cores, those at home one each.
+    """Return the processes. The east is the dense datacenter: its prefill worker has the first core for itself.
 
-    Of two cores prefill has the first and decode the second, beside pools, gateways and the WAN. One request runs at a
-    time, so that the east's worker has both to itself, but for what carries its blocks.
+    Each engine at home has a share of the others, beside pools, gateways and the WAN. One request runs at a time, so
+    that the engines of home are not in each other's way.
     """
-    cores = sorted(os.sched_getaffinity(0))
+    first, *others = sorted(os.sched_getaffinity(0))
     gateways = {"gateway-west": {"PRFAAS_ROUTING_POLICY": "cost"}} | {
         gateway_of(name): {"PRFAAS_ROUTING_POLICY": "threshold", **own} for name, own in FIXED.items()
     }
     return Layout(
         names=("broker-west", "cachepool-east", "cachepool-west", *ENGINES, *gateways),
-        environ={**gateways, "prefill-east": {"PRFAAS_THREADS": str(len(cores))}},
-        cores={"prefill-east": cores},
+        environ=gateways,
+        cores={"prefill-west": others or [first]},
+        shares=HOME_SHARES,
         has_wan=has_wan,
     )

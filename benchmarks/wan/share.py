@@ -11,6 +11,9 @@ from benchmarks.wan.network import WanUnavailable
 PERIOD_US = 20_000
 """How often a process gets its share: short against a step of a model, so that the process is slow, not halted."""
 
+MOST_SHARES, MOST_WEIGHT = 262_144, 10_000
+"""The share is to be had, whatever else runs: groups compete by weight before bandwidth bounds them."""
+
 FIRST, SECOND = Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup")
 """Where the two versions of control groups lie."""
 
@@ -26,8 +29,10 @@ def held_to(pid: int, share: float) -> Iterator[None]:
         if is_first:
             (group / "cpu.cfs_period_us").write_text(str(PERIOD_US))
             (group / "cpu.cfs_quota_us").write_text(str(quota_us))
+            (group / "cpu.shares").write_text(str(MOST_SHARES))
         else:
             (group / "cpu.max").write_text(f"{quota_us} {PERIOD_US}")
+            (group / "cpu.weight").write_text(str(MOST_WEIGHT))
         (group / "cgroup.procs").write_text(str(pid))
     except OSError as error:
         raise WanUnavailable(f"no control group that holds a process to a share of a core: {error}") from None

@@ -132,15 +132,16 @@ class SimulatedDecode:
             self._begin_step()
         elif self._rows:
             self._begin_leap()
+            self.meter.idle()  # of prompts
         else:
             self.meter.idle()
-            return
-        self.meter.busy()
 
     def _begin_step(self) -> None:
         step = packed(self.works, self.step_tokens)
         rows = self.num_rows
         seconds = self.cost.step_s(step.num_tokens, step.num_pairs, rows, self.context_tokens)
+        without = self.cost.step_s(0.0, 0.0, rows, self.context_tokens)
+        self.meter.busy(1 - without / seconds if seconds > 0 else 0.0)
         self._timer = self._loop.after(self.slowdown * seconds, lambda: self._end_step(step))
 
     def _end_step(self, step: PackedStep) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from services.gateway.cluster.links import Links
-from services.gateway.cluster.registry import RegistryView
+from services.gateway.cluster.view import RegistryView
 from services.gateway.control.case import PlanningTerms
 from services.gateway.control.observed import Observed
 from services.gateway.control.ways import LinkTerms

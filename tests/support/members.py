@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from services.gateway.cluster.links import LinkReports, Links
-from services.gateway.cluster.registry import PoolMember, RegistryView
+from services.gateway.cluster.view import PoolMember, RegistryView
 from services.gateway.cluster.workers import WORKER, Member, Workers, new_row
 from shared.ids import Datacenter, WorkerId
 

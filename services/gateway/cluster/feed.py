@@ -7,7 +7,8 @@ from contextlib import aclosing
 
 import grpc
 
-from services.gateway.cluster.registry import Registry, no_decode_worker
+from services.gateway.cluster.registry import Registry
+from services.gateway.cluster.view import no_decode_worker
 from services.gateway.placement.index import PlacementIndex
 from services.gateway.placement.room import make_room
 from shared.bus.events import (

@@ -1,16 +1,15 @@
 """Which workers and pools are there, alive and of our model, from membership and load events."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import chain
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
-import numpy as np
-
-from services.gateway.cluster.assigned import Assigned, Assignment, PromptWork
+from services.gateway.cluster.assigned import Assignment, PromptWork
+from services.gateway.cluster.fleet import STALE_AFTER_S, RoleFleet
 from services.gateway.cluster.links import LinkReports, Links, UnreportedCrossing, UnreportedCrossings
-from services.gateway.cluster.workers import NOBODY, WORKER, Member, Rows, Workers, member_of, new_row, take_report
-from shared.bus.events import LinkLoad, LoadEvent, MembershipEvent
+from services.gateway.cluster.view import PoolMember, RegistryView
+from services.gateway.cluster.workers import member_of, take_report
+from shared.bus.events import LoadEvent, MembershipEvent
 from shared.ids import Datacenter, LayoutHash, ModelFingerprint, WorkerId
 from shared.log import get_logger
 
@@ -19,54 +18,6 @@ log = get_logger()
 COVERED_AFTER_S = 0.15
 """A report is taken to know of what was sent so long before it came: a call takes its time to a worker, and the
 worker's report the same back."""
-
-SEEN_SMOOTHING = 0.05
-"""What the latest request weighs in the share of requests that found a worker busy."""
-
-STALE_AFTER_S = 6.0
-"""Three missed membership beats; load events, which come more often, count as signs of life too."""
-
-
-@dataclass(frozen=True, slots=True)
-class PoolMember:
-    dc: Datacenter
-    address: str
-    links: tuple[LinkLoad, ...] = ()  # from the datacenters that it pulls from, as it last reported
-    suspects: tuple[str, ...] = ()  # addresses of pool nodes that it pulls nothing from, as it last reported
-    tier_bytes_per_s: float = 0.0  # reads from its object tier; 0: not known
-
-
-@dataclass(frozen=True, slots=True)
-class RegistryView:
-    """What the router sees: only members that are alive and serve exactly our model and KV layout.
-
-    Its tables are the registry's own: a view is good until the registry changes.
-    """
-
-    dcs: Sequence[Datacenter] = ()  # by number
-    decode: Workers = NOBODY
-    prefill: Workers = NOBODY
-    pools: Mapping[WorkerId, PoolMember] = field(default_factory=dict)
-    links: Links = field(default_factory=lambda: Links.unknown(0))
-    problems: tuple[str, ...] = ()  # why known workers are not among them, for the message of `NoWorker`
-
-    def nodes(self, dc: Datacenter) -> tuple[str, ...]:
-        """Return the addresses of a datacenter's pool nodes: what its blocks are spread over."""
-        return tuple(sorted({pool.address for pool in self.pools.values() if pool.dc == dc}))
-
-    def suspects(self, dc: Datacenter) -> frozenset[str]:
-        """Return the addresses of other datacenters' nodes that some node of `dc` pulls nothing from.
-
-        Suspicion is between two pools: for its own datacenter, and for third ones, a suspect is a node like any other.
-        """
-        suspected = (pool.suspects for pool in self.pools.values() if pool.dc == dc)
-        return frozenset(chain.from_iterable(suspected)).difference(self.nodes(dc))
-
-
-def no_decode_worker(members: RegistryView) -> str:
-    """Return the sentence that tells a user why nothing can be served."""
-    reasons = f" ({'; '.join(members.problems)})" if members.problems else ""
-    return f"no decode worker is available{reasons}"
 
 
 @dataclass(slots=True)
@@ -78,76 +29,6 @@ class _Entry:
     row: int = -1  # in its role's fleet
     lost: bool = False  # a call to it has failed since its last sign of life
     reachable: bool = True  # from this process, as its channel says
-
-
-class _Fleet:
-    """All engines of one role that were ever announced, in the order in which they were."""
-
-    def __init__(self) -> None:
-        self.members: list[Member] = []
-        self.rows: Rows = np.zeros(0, WORKER)
-        self.assigned: list[Assigned] = []
-        self.in_use: set[int] = set()  # rows with open calls of this gateway
-        self.heard_at = np.zeros(0)
-        self.seen_busy = np.zeros(0)
-        self.is_fit = np.zeros(0, bool)  # but for its silence
-
-    def add(self, member: Member, dc: int) -> int:
-        """Return the row of a new worker."""
-        number = len(self.members)
-        self.members.append(member)
-        self.assigned.append(Assigned())
-        self.rows = np.append(self.rows, new_row(number, dc))
-        self.heard_at = np.append(self.heard_at, 0.0)
-        self.seen_busy = np.append(self.seen_busy, 0.0)
-        self.is_fit = np.append(self.is_fit, False)
-        return number
-
-    def begin_anew(self, row: int, member: Member, dc: int) -> None:
-        """Forget what an earlier process of the worker has said."""
-        self.members[row] = member
-        self.rows[row : row + 1] = new_row(row, dc)
-
-    def usable(self, newest_at: float, now: float) -> Workers:
-        """Return the workers that are fit and not silent, their figures as of now."""
-        chosen = self.is_fit & (newest_at - self.heard_at <= STALE_AFTER_S)
-        rows = self.rows[chosen]
-        worked_s = np.maximum(0.0, now - self.heard_at[chosen])
-        left = np.maximum(0.0, 1 - worked_s / np.maximum(rows["queued_s"], 1e-9))
-        rows["queued_s"] *= left
-        rows["queued_tokens"] *= left
-        rows["seen_busy"] = self.seen_busy[chosen]
-        if self.in_use:
-            numbers = np.array(sorted(self.in_use), np.intp)
-            at = np.searchsorted(rows["number"], numbers)
-            for row, number in zip(at.tolist(), numbers.tolist(), strict=True):
-                if row < len(rows) and rows["number"][row] == number:
-                    _add_assigned(rows[row : row + 1], self.assigned[number])
-        return Workers(self.members, rows)
-
-    def assign(self, row: int, assignment: Assignment) -> None:
-        is_busy = self._queued_s(row, assignment.at) > 0
-        self.seen_busy[row] += SEEN_SMOOTHING * (is_busy - self.seen_busy[row])
-        self.assigned[row].add(assignment)
-        self.in_use.add(row)
-
-    def release(self, row: int, assignment: Assignment) -> None:
-        self.assigned[row].remove(assignment)
-        if not self.assigned[row].num_open:
-            self.in_use.discard(row)
-
-    def _queued_s(self, row: int, now: float) -> float:
-        reported = float(self.rows["queued_s"][row]) - (now - float(self.heard_at[row]))
-        return max(0.0, reported) + self.assigned[row].unreported_work.seconds
-
-
-def _add_assigned(row: Rows, assigned: Assigned) -> None:
-    work = assigned.unreported_work
-    row["queued_s"] += work.seconds
-    row["queued_tokens"] += work.tokens
-    row["context_tokens"] += work.context_tokens
-    row["free_tokens"] -= work.context_tokens
-    row["requests"] = np.maximum(row["requests"], assigned.num_open)
 
 
 class Registry:
@@ -170,7 +51,7 @@ class Registry:
         self._entries: dict[WorkerId, _Entry] = {}
         self._newest_at = 0.0
         self._dcs: dict[Datacenter, int] = {}
-        self._fleets = {"decode": _Fleet(), "prefill": _Fleet()}
+        self._fleets = {"decode": RoleFleet(), "prefill": RoleFleet()}
         self._pools: dict[WorkerId, PoolMember] = {}
         self._links: Links | None = None  # made when somebody looks
         self._crossings = UnreportedCrossings()
@@ -235,9 +116,13 @@ class Registry:
         entry = self._engine(worker)
         return 0.0 if entry is None else float(self._fleets[entry.event.role].rows["row_s"][entry.row])
 
-    def note_crossing(self, source: Datacenter, target: Datacenter, num_bytes: float) -> None:
-        """Count KV that a plan lets cross as the link's backlog, which its pools' reports will show only later."""
-        self._crossings.add(UnreportedCrossing(self._clock(), self._number(source), self._number(target), num_bytes))
+    def note_crossing(self, source: Datacenter, target: Datacenter, num_bytes: float, after_s: float = 0.0) -> None:
+        """Count KV that a plan lets cross as the link's backlog, which its pools' reports will show only later.
+
+        `after_s`: how long it takes until a pool is asked for it.
+        """
+        at, numbers = self._clock() + after_s, (self._number(source), self._number(target))
+        self._crossings.add(UnreportedCrossing(at, *numbers, num_bytes))
 
     def pool_addresses(self) -> dict[WorkerId, str]:
         """Return where the pool nodes are that have not left, usable or not."""

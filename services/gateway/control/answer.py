@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from services.gateway.cluster.registry import RegistryView
+from services.gateway.cluster.view import RegistryView
 from services.gateway.cluster.workers import Rows
 from services.gateway.control.case import PlanningTerms
 from services.gateway.control.hardware import best_known, is_measured

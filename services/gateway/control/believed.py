@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from services.gateway.cluster.registry import RegistryView
+from services.gateway.cluster.view import RegistryView
 from services.gateway.control.settled import Settled
 from services.gateway.routing.plan import Plan, RequestFacts
 from shared.errors import NoWorker

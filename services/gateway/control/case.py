@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from services.gateway.cluster.registry import RegistryView
+from services.gateway.cluster.view import RegistryView
 from services.gateway.cluster.workers import NOBODY, Rows
 from services.gateway.control.hardware import PooledPrefill, best_known, decode_point, is_measured
 from services.gateway.control.observed import Observed

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from services.gateway.cluster.registry import RegistryView
+from services.gateway.cluster.view import RegistryView
 from services.gateway.control.case import Fleet, PlanningTerms, assumptions, doubts, fleet_of, obstacles, planning_case
 from services.gateway.control.observed import Observed
 from services.gateway.control.settled import Settled

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from services.gateway.cluster.registry import RegistryView
+from services.gateway.cluster.view import RegistryView
 from services.gateway.control.evaluation import Evaluation
 from shared.ids import Datacenter
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from services.gateway.cluster.registry import RegistryView
+from services.gateway.cluster.view import RegistryView
 from services.gateway.cluster.workers import Workers
 from services.gateway.control.believed import ProbedTokens, Thresholds, shown_after, thresholds_of
 from services.gateway.control.case import PlanningTerms

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from services.gateway.cluster.registry import RegistryView
+from services.gateway.cluster.view import RegistryView
 from services.gateway.cluster.workers import Workers
 from services.gateway.routing.codec import Way, choose_codec, kv_bytes_per_s, way_between
 from shared.ids import Datacenter

@@ -72,7 +72,7 @@ class Planner:
     def carried_out(self, request: GenerationRequest, plan: Plan) -> None:
         """Note a plan that is being carried out, in the request's chain of keys."""
         for use in plan.forecast.crossings:
-            self._registry.note_crossing(*use)
+            self._registry.note_crossing(*use, after_s=plan.forecast.fetch_after_s)
         self._metrics.planned(plan.kind)
         log.info(
             "request_planned",

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from services.gateway.cluster.registry import RegistryView
+from services.gateway.cluster.view import RegistryView
 from services.gateway.placement.held import HeldPrefix
 from shared.ids import BlockKey, Datacenter, WorkerId
 from shared.kv.layout import KvLayout

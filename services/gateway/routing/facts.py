@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.gateway.cluster.links import Links
-from services.gateway.cluster.registry import RegistryView
+from services.gateway.cluster.view import RegistryView
 from services.gateway.cluster.workers import Member, Workers
 from services.gateway.routing.calibration import NO_CORRECTIONS, Corrections
 from services.gateway.routing.codec import Way, link_goodput, way_between

@@ -62,6 +62,7 @@ class Forecast:
     decode_s: float = 0.0  # of the decode worker's model, for the prompt
     decode_tokens: float = 0.0
     crossings: tuple[LinkUse, ...] = ()
+    fetch_after_s: float = 0.0  # until decode asks its pool for blocks, which then are the link's reported backlog
 
     @property
     def work_s(self) -> float:

@@ -20,10 +20,11 @@ def patience_s(plan: Plan) -> float | None:
     """Return how long decode waits for the blocks of a plan; None: for as long as somebody writes them.
 
     As long as decode alone would take, or `LATE_FACTOR` times the forecast where that is more. Who waits in vain has a
-    first token within `GRACE_S` and twice, at worst three times, what decode alone takes: a hand-over whose forecast is
-    longer than that is not planned.
+    first token within `GRACE_S` and twice, at worst three times, what decode alone takes. A hand-over whose forecast is
+    longer than that is planned only for the sake of others: then it is late by as much as decode alone would take.
     """
     comes_from_elsewhere = plan.prefill is not None or bool(plan.decode_sources)
     if not comes_from_elsewhere or math.isinf(plan.alone_s):
         return None
-    return GRACE_S + max(plan.alone_s, LATE_FACTOR * plan.forecast.ttft_s)
+    forecast_s = plan.forecast.ttft_s
+    return GRACE_S + max(plan.alone_s, min(LATE_FACTOR * forecast_s, forecast_s + plan.alone_s))

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from itertools import islice
 
-from services.gateway.cluster.registry import RegistryView, no_decode_worker
+from services.gateway.cluster.view import RegistryView, no_decode_worker
 from services.gateway.cluster.workers import Member
 from services.gateway.routing.calibration import NO_CORRECTIONS, Corrections
 from services.gateway.routing.codec import choose_codec, way_between
@@ -66,10 +66,11 @@ class Router:
 
     def _decoding_dc(self, request: RequestFacts, members: RegistryView) -> Datacenter:
         """Return home, or where else somebody can decode. There a request has its decode worker and its first pool."""
-        able = [member.dc for member in members.decode if member.worker not in request.excluded]
-        if not able:
+        able = members.decode.without(request.excluded)
+        if not len(able):
             raise NoWorker(no_decode_worker(members))
-        return self.home if self.home in able else able[0]
+        is_home = self.home in members.dcs and (able.rows["dc"] == members.dcs.index(self.home)).any()
+        return self.home if is_home else able[0].dc
 
     def _prefill_workers(self, facts: Facts, decision: Decision) -> list[Member]:
         """Return the workers of the best one's datacenter, the best first: a plan holds for one datacenter."""

@@ -12,7 +12,7 @@ from benchmarks.gateway.contestants import WORKER_ALONE, contestants
 from benchmarks.gateway.http2 import encoded, frames_in
 from benchmarks.gateway.load import Address, Refused, drive
 from benchmarks.gateway.processes import ChildProcess, SplitCores, child, file_of
-from benchmarks.gateway.throughput import Load, Throughput
+from benchmarks.gateway.throughput import GatewayLoad, Throughput
 from benchmarks.gateway.work import completion, ids
 from benchmarks.harness import ROOT
 from shared.model.files.catalog import DEFAULT_MODEL
@@ -66,8 +66,8 @@ async def test_a_gateway_under_load_beside_the_worker_alone() -> None:
     def body(number: int, **more: object) -> dict[str, object]:
         return completion(ids(number, 100), **more)
 
-    short = Load("short", body, 20, width=4)
-    streams = Load("streams", partial(body, max_tokens=9, stream=True), 8, width=4, tokens_out=9)
+    short = GatewayLoad("short", body, 20, width=4)
+    streams = GatewayLoad("streams", partial(body, max_tokens=9, stream=True), 8, width=4, tokens_out=9)
     every = os.sched_getaffinity(0)
     async with contestants(SplitCores(every, every), {"here": ROOT}, {}, DEFAULT_MODEL, 0.001) as found:
         load = Throughput(found)

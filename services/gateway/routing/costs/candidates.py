@@ -11,8 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.gateway.routing.calibration import Correction, prior_of
-from services.gateway.routing.costs.others import delay_of_later_s, stall_s
-from services.gateway.routing.costs.steps import Seconds, memory_wait_s, prefill_s, prompt_only_s, step_s, tail_s
+from services.gateway.routing.costs.others import delay_of_later_s, delay_on_way_s, stall_s
+from services.gateway.routing.costs.steps import (
+    Seconds,
+    memory_wait_s,
+    prefill_s,
+    prompt_only_s,
+    step_in_hand_s,
+    step_s,
+    tail_s,
+)
 from services.gateway.routing.costs.transfer import (
     Gathering,
     PrefixUse,
@@ -25,6 +33,8 @@ from services.gateway.routing.facts import Facts
 from services.gateway.routing.plan import Forecast, LinkUse, PlanKind
 from services.gateway.routing.policy import Decision
 from shared.ids import Datacenter
+
+CROWD_S = 0.1
 
 RowNumbers = NDArray[np.intp]
 
@@ -43,6 +53,7 @@ class Candidates:
     others_s: Seconds  # [n]: what others wait longer, together
     prefill_s: Seconds  # [n]
     decode_s: Seconds  # [n]
+    fetch_after_s: Seconds  # [n]: when decode asks for the blocks
     crossings: Sequence[tuple[LinkUse, ...]]  # of each datacenter that computes
 
     def use(self, at: int) -> PrefixUse:
@@ -62,6 +73,7 @@ class Candidates:
             decode_s=float(self.decode_s[at]),
             decode_tokens=num_tokens - min(start, num_tokens - 1),
             crossings=self.crossings[self.dc[at]],
+            fetch_after_s=float(self.fetch_after_s[at]),
         )
 
 
@@ -88,6 +100,7 @@ def on_decode(transfers: Transfers, use: PrefixUse) -> Candidates:
         others_s=_decode_others_s(facts, rows, first, computing),
         prefill_s=np.zeros(len(rows)),
         decode_s=computing,
+        fetch_after_s=step_in_hand_s(rows),
         crossings=[gathered.crossings] * len(facts.dcs),
     )
 
@@ -126,9 +139,12 @@ def handed_over(transfers: Transfers, uses: Sequence[PrefixUse], decode: int | N
         model_s=model_s,
         ttft_s=offset + factor * model_s,
         time_per_output_token_s=np.repeat(step_s(decoder, 1, num_tokens), len(rows)),
-        others_s=delay_of_later_s(rows, computing) + _decode_others_s(facts, decoder, end, tail),
+        others_s=delay_of_later_s(rows, computing)
+        + delay_on_way_s(rows, last_s_of_whole, latest)
+        + _decode_others_s(facts, decoder, end, tail),
         prefill_s=computing,
         decode_s=np.repeat(tail, len(rows)),
+        fetch_after_s=np.repeat(step_in_hand_s(decoder), len(rows)),
         crossings=[maker.crossings for maker in makers],
     )
 
@@ -216,7 +232,7 @@ def _decode_for_tail(facts: Facts, end: int) -> int:
         return 0
     tail = tail_s(rows, end, num_tokens)
     seconds = rows["queued_s"] + memory_wait_s(rows, num_tokens) + tail + step_s(rows, 1, num_tokens)
-    return int(np.argmin(seconds))
+    return int(np.argmin(seconds + CROWD_S * rows["requests"]))
 
 
 def _gated(facts: Facts, waiting: Seconds, landed: Seconds, computing: Seconds) -> Seconds:

@@ -23,10 +23,38 @@ def delay_of_later_s(rows: Rows, seconds: NDArray[np.float64]) -> NDArray[np.flo
     that begins with so much work). Who arrives before then waits longer by `seconds`. Arrivals at random find a worker
     busy as often as it is; a client that asks again when it has its answer never does, and waits for nobody.
     """
-    busy = np.minimum(rows["busy"], MOST_BUSY)
-    at_random = np.minimum(rows["seen_busy"] / np.maximum(busy, LEAST_BUSY), 1.0)
-    num_later = at_random * rows["arrivals_per_s"] * (rows["queued_s"] + seconds) / (1 - busy)
-    return np.asarray(seconds * num_later)
+    num_later = _at_random(rows) * _mean_of_dc(rows, "arrivals_per_s") * (rows["queued_s"] + seconds)
+    return np.asarray(seconds * num_later / (1 - _busy(rows)))
+
+
+def delay_on_way_s(rows: Rows, way_s: NDArray[np.float64], there_s: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what those wait longer, together, whose blocks come over the same link later. A value a prefill worker.
+
+    The link is one more queue: this prompt takes `way_s` of it, and it is empty again after `there_s`, if nobody came.
+    All who are prefilled in the worker's datacenter use it, with prompts that are taken to be like this one.
+    """
+    arrivals = np.bincount(rows["dc"], rows["arrivals_per_s"])[rows["dc"]]
+    busy = np.minimum(arrivals * way_s, MOST_BUSY)
+    return np.asarray(way_s * _at_random(rows) * arrivals * there_s / (1 - busy))
+
+
+def _at_random(rows: Rows) -> NDArray[np.float64]:
+    """Return how far arrivals at workers are at random, 0 to 1: then they find a worker busy as often as it is."""
+    return np.asarray(np.minimum(_mean_of_dc(rows, "seen_busy") / np.maximum(_busy(rows), LEAST_BUSY), 1.0))
+
+
+def _busy(rows: Rows) -> NDArray[np.float64]:
+    return np.asarray(np.minimum(_mean_of_dc(rows, "busy"), MOST_BUSY))
+
+
+def _mean_of_dc(rows: Rows, column: str) -> NDArray[np.float64]:
+    """Return a figure's mean over the workers of each row's datacenter.
+
+    One worker sees too few prompts in a few seconds to tell how many will come. All of a datacenter see more, and what
+    comes is shared among them.
+    """
+    sums = np.bincount(rows["dc"], rows[column])
+    return np.asarray((sums / np.maximum(np.bincount(rows["dc"]), 1))[rows["dc"]])
 
 
 def stall_s(rows: Rows, seconds: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -42,6 +42,11 @@ def step_s(rows: Rows, more_rows: int = 0, more_context: float = 0.0) -> Seconds
     return np.asarray(rows["base_s"] + running + rows["context_s"] * (rows["context_tokens"] + more_context))
 
 
+def step_in_hand_s(rows: Rows) -> Seconds:
+    """Return when decode workers look at new requests: between steps, the longest of which is full of prompts."""
+    return np.asarray(np.minimum(rows["queued_s"], step_s(rows) + rows["token_s"] * rows["step_tokens"]))
+
+
 def memory_wait_s(rows: Rows, num_tokens: float) -> Seconds:
     """Return how long a request waits for KV memory: running requests give theirs back as they end, evenly."""
     lacking = np.maximum(num_tokens - rows["free_tokens"], 0.0)

@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.gateway.routing.costs.candidates import Candidates, every_way
+from services.gateway.routing.costs.others import MOST_BUSY
+from services.gateway.routing.costs.steps import EXPECTED_OUTPUT_TOKENS
 from services.gateway.routing.facts import Facts
 from services.gateway.routing.plan import Slo
 from services.gateway.routing.policy import Decision, ranked
@@ -24,6 +26,9 @@ RISKY_FROM, MISSED_FROM = 0.8, 1.2
 
 MISS_S = 2.0
 """What a missed SLO costs, in seconds before a first token."""
+
+MOST_OUTPUT_TOKENS = 1000
+"""Answers are seldom as long as a client allows; a prompt in mid-answer delays no more tokens than these."""
 
 
 class _Scored(NamedTuple):
@@ -57,18 +62,33 @@ class ByCost:
 def _scored(facts: Facts, ways: Candidates) -> _Scored:
     crosses = [any(use.target == facts.home for use in crossings) for crossings in ways.crossings]
     margin = 1 + AWAY_MARGIN * np.array(crosses, float)[ways.dc]
-    return _Scored(ways, ways.ttft_s * margin + ways.others_s + _risk_s(ways, facts.request.slo))
+    risk_s = MISS_S * (_own_risk(ways, facts.request.slo) + _risk_of_others(facts, ways))
+    return _Scored(ways, ways.ttft_s * margin + ways.others_s + risk_s)
 
 
-def _risk_s(candidates: Candidates, slo: Slo) -> NDArray[np.float64]:
-    risk = np.zeros(len(candidates.dc))
-    for target, forecast in (
-        (slo.ttft_s, candidates.ttft_s),
-        (slo.time_per_output_token_s, candidates.time_per_output_token_s),
-    ):
-        if target:
-            risk += np.clip((forecast / target - RISKY_FROM) / (MISSED_FROM - RISKY_FROM), 0, 1)
-    return MISS_S * risk
+def _own_risk(ways: Candidates, slo: Slo) -> NDArray[np.float64]:
+    ttft, per_token = _risk(ways.ttft_s, slo.ttft_s), _risk(ways.time_per_output_token_s, slo.time_per_output_token_s)
+    return ttft + per_token
+
+
+def _risk_of_others(facts: Facts, ways: Candidates) -> NDArray[np.float64]:
+    """Return how many running requests more are to miss their time per output token, if their SLO is this one's.
+
+    Prompts take the share `busy` of their worker's time already; this one adds its own, spread over an answer.
+    """
+    slo, rows = facts.request.slo.time_per_output_token_s, facts.decode.rows[ways.decode]
+    step_s = ways.time_per_output_token_s
+    num_tokens = min(facts.request.output_tokens or EXPECTED_OUTPUT_TOKENS, MOST_OUTPUT_TOKENS)
+    shares = rows["busy"], rows["busy"] + ways.decode_s / (step_s * num_tokens)
+    before, after = (_risk(step_s / (1 - np.minimum(share, MOST_BUSY)), slo) for share in shares)
+    return np.asarray(rows["running"] * (after - before))
+
+
+def _risk(forecast: NDArray[np.float64], slo: float | None) -> NDArray[np.float64]:
+    """Return the probability to miss an SLO: linear between the two shares of it."""
+    if not slo:
+        return np.zeros(len(forecast))
+    return np.asarray(np.clip((forecast / slo - RISKY_FROM) / (MISSED_FROM - RISKY_FROM), 0, 1))
 
 
 def _in_order(cost_s: NDArray[np.float64], draw: float) -> list[int]:

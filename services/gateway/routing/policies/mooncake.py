@@ -29,7 +29,8 @@ class MooncakeTtft:
     kvcache_balancing_threshold: float = 1.5
 
     def decide(self, facts: Facts) -> Decision:
-        decode = int(np.argmin(step_s(facts.decode.rows, 1, facts.request.num_tokens)))
+        decoding = facts.decode.rows
+        decode = ranked(step_s(decoding, 1, facts.request.num_tokens), decoding["requests"])[0]
         if not len(facts.prefill):
             return Decision(decode)
         rows, prefix = facts.prefill.rows, facts.longest_prefix

@@ -6,7 +6,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from services.gateway.cluster.assigned import PromptWork
-from services.gateway.cluster.registry import STALE_AFTER_S, Registry
+from services.gateway.cluster.fleet import STALE_AFTER_S
+from services.gateway.cluster.registry import Registry
 from services.gateway.cluster.workers import PRIOR
 from shared.bus.events import LinkLoad, LoadEvent, MembershipEvent, Role
 from shared.ids import Datacenter, Epoch, LayoutHash, ModelFingerprint, WorkerId
@@ -241,6 +242,11 @@ def test_what_crosses_counts_as_backlog_until_the_pool_reports() -> None:
     clock.now += 1
     registry.apply_load(replace(load("pool"), links=(LinkLoad(east, 1e8, 600, 7, 0.04),)), clock.now)
     assert registry.view().links.backlog_bytes[at] == 600
+    registry.note_crossing(east, west, 1000.0, after_s=2.0)  # decode is in a step: nobody has asked the pool for it
+    for now_s, backlog_bytes in ((1, 1600), (3, 600)):
+        clock.now += now_s
+        registry.apply_load(replace(load("pool"), links=(LinkLoad(east, 1e8, 600, 7, 0.04),)), clock.now)
+        assert registry.view().links.backlog_bytes[at] == backlog_bytes
 
 
 def test_a_worker_that_changes_its_role_is_in_one_table_only(registry: Registry) -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from services.gateway.cluster.registry import RegistryView
+from services.gateway.cluster.view import RegistryView
 from services.gateway.control.believed import MakeAnyPlan, Thresholds, probes, shown_after, thresholds_of
 from services.gateway.control.settled import Settled
 from services.gateway.routing.plan import Plan, RequestFacts

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from services.gateway.cluster.registry import RegistryView
+from services.gateway.cluster.view import RegistryView
 from services.gateway.control.evaluation import Evaluation, evaluate, stage_utilisation
 from services.gateway.control.observed import Observed
 from services.gateway.control.settled import Settled

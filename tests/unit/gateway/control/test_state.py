@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.gateway.cluster.registry import RegistryView
+from services.gateway.cluster.view import RegistryView
 from services.gateway.control.answer import answer_of
 from services.gateway.control.believed import probes
 from services.gateway.control.evaluation import Evaluation

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from services.gateway.cluster.registry import RegistryView
+from services.gateway.cluster.view import RegistryView
 from services.gateway.control.ways import LinkTerms, WideWay, ways_home
 from shared.kv.codec import Codec
 from tests.support.control import EAST, GBIT, NORTH, TERMS, WEST, cluster

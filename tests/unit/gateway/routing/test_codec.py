@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.gateway.cluster.registry import PoolMember
+from services.gateway.cluster.view import PoolMember
 from services.gateway.cluster.workers import Member
 from services.gateway.routing.codec import COSTS, Way, choose_codec, link_goodput, way_between
 from shared.bus.events import LinkLoad

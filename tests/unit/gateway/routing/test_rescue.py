@@ -25,10 +25,10 @@ def test_who_waits_in_vain_is_done_within_three_times_what_decode_alone_takes(al
 
 
 @given(seconds, seconds)
-def test_no_forecast_that_errs_by_less_than_its_factor_ends_in_a_rescue(ttft_s: float, alone_s: float) -> None:
+def test_a_forecast_may_err_by_its_factor_or_by_what_decode_alone_takes(ttft_s: float, alone_s: float) -> None:
     patience = patience_s(replace(plan(), forecast=Forecast(ttft_s, ttft_s, 0.01), alone_s=alone_s))
     assert patience is not None
-    assert patience > LATE_FACTOR * ttft_s
+    assert patience > min(LATE_FACTOR * ttft_s, ttft_s + alone_s)
 
 
 def test_what_decode_computes_anyway_is_not_waited_for() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.gateway.cluster.registry import PoolMember, RegistryView
+from services.gateway.cluster.view import PoolMember, RegistryView
 from services.gateway.cluster.workers import Member
 from services.gateway.placement.held import HeldPrefix
 from services.gateway.routing.plan import Plan, RequestFacts, sources_text

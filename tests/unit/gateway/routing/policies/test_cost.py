@@ -11,6 +11,7 @@ from services.gateway.cluster.devices import OnDevice
 from services.gateway.cluster.links import Links
 from services.gateway.cluster.workers import Workers
 from services.gateway.routing.costs.candidates import alone_s, forecast_of
+from services.gateway.routing.costs.others import delay_on_way_s
 from services.gateway.routing.datacenters import Credit
 from services.gateway.routing.facts import Facts
 from services.gateway.routing.plan import RequestFacts, Slo
@@ -107,7 +108,7 @@ def test_what_running_requests_wait_for_a_prompt_on_decode_is_counted() -> None:
 
 def test_those_who_come_later_are_counted() -> None:
     two = table(
-        {"often asked": EAST, "seldom asked": EAST},
+        {"often asked": EAST, "seldom asked": NORTH},
         arrivals_per_s=[9.0, 0.1],
         busy=[0.8, 0.1],
         seen_busy=[0.8, 0.1],
@@ -118,8 +119,36 @@ def test_those_who_come_later_are_counted() -> None:
 
 def test_a_client_that_waits_for_its_answers_is_not_counted_as_those_who_come_later() -> None:
     figures = {"arrivals_per_s": [9.0, 0.1], "busy": [0.8, 0.1], "queued_s": [0.0, 0.05]}
-    two = table({"often asked": EAST, "seldom asked": EAST}, seen_busy=[0.0, 0.1], **figures, **FAST)
+    two = table({"often asked": EAST, "seldom asked": NORTH}, seen_busy=[0.0, 0.1], **figures, **FAST)
     assert choice(facts(8000, prefill=two)) == "often asked"
+
+
+def test_what_comes_is_shared_by_all_workers_of_a_datacenter() -> None:
+    # One has seen more prompts than the other in the last seconds: that is chance, and tells nothing of who comes.
+    two = table({"a": EAST, "b": EAST}, arrivals_per_s=[4.0, 0.0], busy=0.5, seen_busy=0.5, **FAST)
+    drawn = {
+        choice(replace(facts(8000, prefill=two), request=replace(facts(8000).request, draw=draw)))
+        for draw in (0.0, 0.9)
+    }
+    assert drawn == {"a", "b"}
+
+
+def test_a_prompt_is_not_computed_where_it_makes_running_requests_miss_their_slo() -> None:
+    slow = table({"home": WEST}, queued_s=3.0, **SLOW)
+    request = replace(facts(6000).request, slo=Slo(time_per_output_token_s=0.02), output_tokens=100)
+    given = facts(6000, prefill=slow, request=request)
+    assert choice(given) == "decode alone"
+    assert choice(replace(given, decode=table({"decode": WEST}, running=10.0, **SLOW))) == "home"
+    patient = replace(request, output_tokens=1000, slo=Slo(time_per_output_token_s=1.0))
+    assert (
+        choice(replace(given, request=patient, decode=table({"decode": WEST}, running=10.0, **SLOW))) == "decode alone"
+    )
+
+
+def test_of_equally_quick_decode_workers_the_emptiest_is_taken() -> None:
+    two = table({"full": WEST, "empty": WEST}, requests=[19.0, 3.0], running=[19.0, 3.0], **{**SLOW, "row_s": 0.0})
+    given = facts(8000, decode=two)
+    assert given.decode[ByCost().decide(given).decode].worker == "empty"
 
 
 def test_a_cached_prompt_needs_nobody() -> None:
@@ -194,3 +223,12 @@ def test_what_nobody_has_measured_is_not_known(unmeasured: str) -> None:
     both = measured()
     both[unmeasured].rows["is_measured"] = False
     assert math.isinf(alone_s(facts(6400, **both), Decision(0, (0,))))
+
+
+def test_who_fills_a_slow_link_makes_later_prompts_wait_for_it() -> None:
+    two = table({"a": EAST, "b": EAST}, arrivals_per_s=[0.2, 0.1], busy=0.3, seen_busy=[0.3, 0.0]).rows
+    slow, fast = (delay_on_way_s(two, np.full(2, way_s), np.full(2, 4 * way_s)) for way_s in (2.0, 0.2))
+    assert slow == pytest.approx([2.0 * 0.3 * 8.0 / 0.4] * 2)  # 0.3 later prompts a second, and a link that is busy 0.6
+    assert slow[0] > 100 * fast[0]
+    in_turn = table({"a": EAST}, arrivals_per_s=0.3, busy=0.3, seen_busy=0.0).rows
+    assert delay_on_way_s(in_turn, np.full(1, 2.0), np.full(1, 8.0)) == 0, "nobody is on its way while another asks"

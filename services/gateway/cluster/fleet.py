@@ -1,0 +1,86 @@
+"""The engines of one role: what they have reported, and what this gateway has given them since."""
+
+import numpy as np
+
+from services.gateway.cluster.assigned import Assigned, Assignment
+from services.gateway.cluster.workers import WORKER, Member, Rows, Workers, new_row
+
+STALE_AFTER_S = 6.0
+"""Three missed membership beats; load events, which come more often, count as signs of life too."""
+
+SEEN_SMOOTHING = 0.05
+"""What the latest request weighs in the share of requests that found a worker busy."""
+
+LEAST_WAIT_S, LEAST_WAIT = 0.02, 0.25
+"""A worker is found busy by whom it lets wait so long, and so large a part of what it then does for them: reports are
+not exact to the last moment."""
+
+
+class RoleFleet:
+    """All engines of one role that were ever announced, in the order in which they were."""
+
+    def __init__(self) -> None:
+        self.members: list[Member] = []
+        self.rows: Rows = np.zeros(0, WORKER)
+        self.assigned: list[Assigned] = []
+        self.in_use: set[int] = set()  # rows with open calls of this gateway
+        self.heard_at = np.zeros(0)
+        self.seen_busy = np.zeros(0)
+        self.is_fit = np.zeros(0, bool)  # but for its silence
+
+    def add(self, member: Member, dc: int) -> int:
+        """Return the row of a new worker."""
+        number = len(self.members)
+        self.members.append(member)
+        self.assigned.append(Assigned())
+        self.rows = np.append(self.rows, new_row(number, dc))
+        self.heard_at = np.append(self.heard_at, 0.0)
+        self.seen_busy = np.append(self.seen_busy, 0.0)
+        self.is_fit = np.append(self.is_fit, False)
+        return number
+
+    def begin_anew(self, row: int, member: Member, dc: int) -> None:
+        """Forget what an earlier process of the worker has said."""
+        self.members[row] = member
+        self.rows[row : row + 1] = new_row(row, dc)
+
+    def usable(self, newest_at: float, now: float) -> Workers:
+        """Return the workers that are fit and not silent, their figures as of now."""
+        chosen = self.is_fit & (newest_at - self.heard_at <= STALE_AFTER_S)
+        rows = self.rows[chosen]
+        worked_s = np.maximum(0.0, now - self.heard_at[chosen])
+        left = np.maximum(0.0, 1 - worked_s / np.maximum(rows["queued_s"], 1e-9))
+        rows["queued_s"] *= left
+        rows["queued_tokens"] *= left
+        rows["seen_busy"] = self.seen_busy[chosen]
+        if self.in_use:
+            numbers = np.array(sorted(self.in_use), np.intp)
+            at = np.searchsorted(rows["number"], numbers)
+            for row, number in zip(at.tolist(), numbers.tolist(), strict=True):
+                if row < len(rows) and rows["number"][row] == number:
+                    _add_assigned(rows[row : row + 1], self.assigned[number])
+        return Workers(self.members, rows)
+
+    def assign(self, row: int, assignment: Assignment) -> None:
+        is_busy = self._queued_s(row, assignment.at) > max(LEAST_WAIT_S, LEAST_WAIT * assignment.work.seconds)
+        self.seen_busy[row] += SEEN_SMOOTHING * (is_busy - self.seen_busy[row])
+        self.assigned[row].add(assignment)
+        self.in_use.add(row)
+
+    def release(self, row: int, assignment: Assignment) -> None:
+        self.assigned[row].remove(assignment)
+        if not self.assigned[row].num_open:
+            self.in_use.discard(row)
+
+    def _queued_s(self, row: int, now: float) -> float:
+        reported = float(self.rows["queued_s"][row]) - (now - float(self.heard_at[row]))
+        return max(0.0, reported) + self.assigned[row].unreported_work.seconds
+
+
+def _add_assigned(row: Rows, assigned: Assigned) -> None:
+    work = assigned.unreported_work
+    row["queued_s"] += work.seconds
+    row["queued_tokens"] += work.tokens
+    row["context_tokens"] += work.context_tokens
+    row["free_tokens"] -= work.context_tokens
+    row["requests"] = np.maximum(row["requests"], assigned.num_open)
