@@ -30,7 +30,7 @@ from benchmarks.wan.line import Line
 from benchmarks.wan.network import Wan, WanUnavailable, wan
 from benchmarks.wan.suite import EAST, WEST, log_folder, wan_suite
 
-SHAPE = PromptShape(1024, 500)
+SHAPE, QUICK_SHAPE = PromptShape(1024, 500), PromptShape(512, 250)
 RATIO = 1.5
 PAUSE = 3.0
 """The victim's pause, as a multiple of its time to the first token alone."""
@@ -54,6 +54,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--logs", type=Path, metavar="FOLDER", help="keep the processes' logs here")
 
 
+def shape_of(options: argparse.Namespace) -> PromptShape:
+    return QUICK_SHAPE if options.quick else PromptShape(options.victim_tokens, options.flooder_tokens)
+
+
 def turns_of(tenants: FairnessTenants, shape: PromptShape, options: argparse.Namespace) -> Turns:
     """Let the victim ask in each condition, round after round."""
     alone = tenants.turn(shape, 2 if options.quick else WARM_UP, None)
@@ -67,7 +71,7 @@ def turns_of(tenants: FairnessTenants, shape: PromptShape, options: argparse.Nam
 
 
 def run(network: Wan, name: str, options: argparse.Namespace) -> Turns:
-    shape = PromptShape(options.victim_tokens, options.flooder_tokens)
+    shape = shape_of(options)
     settings = {**environ(name), **dict(assignment.split("=", 1) for assignment in options.env)}
     with (
         log_folder(options.logs) as folder,
@@ -124,7 +128,7 @@ def measure(options: argparse.Namespace) -> Report:
     settings: Row = {
         "rounds": 1 if options.quick else options.rounds,
         "flooders": 8 if options.quick else options.flooders,
-        "prompts": f"{options.victim_tokens} beside {options.flooder_tokens} tokens",
+        "prompts": f"{shape_of(options).name} tokens",
         "environment": " ".join(options.env) or None,
     }
     return report(found, settings)

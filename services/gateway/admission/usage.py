@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 
 from shared.tenant import Tenant
 
-MEMORY_S = 5.0
-"""What was used so long ago counts for 1 / e. A tenant that comes back may use about as much before others do."""
+MEMORY_S = 10.0
+"""What was used so long ago counts for 1 / e. A tenant that comes back may use about as much before others do. With
+a shorter memory, two prompts in a row are taken for a flood where a prompt takes a second."""
 
-MODEST = 0.5
-"""A tenant is modest while it uses less than this part of what the busiest uses: equal ones never are."""
+MODEST = 0.75
+"""A tenant is modest while it uses less than this part of what the busiest uses: equal ones hardly ever are. With a
+half, one that uses a quarter of a worker on average, and pauses at random, is taken for another flood now and then."""
 
 PRESENT_S = 60.0
 """A tenant counts as present for so long after its last request: one that reads an answer before it asks again is away

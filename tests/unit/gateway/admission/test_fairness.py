@@ -79,6 +79,30 @@ def test_a_worker_that_finishes_what_it_has_begun_adds_one_prompt_of_the_flood()
     assert victims_ttft_s(64, 0.35, step_s=10.0) <= ALONE_S + 1.2 * 0.35 + 0.01
 
 
+@pytest.mark.parametrize("pause", [2.0, 3.0])
+def test_a_tenant_that_uses_a_third_of_a_slow_worker_is_not_taken_for_a_flood(pause: float) -> None:
+    """It waits as long as it computes, and pauses at random so many times as long."""
+    worker, pauses, cost_s = ModelWorker(DispatchWindow(WINDOW_S), step_s=0.18), random.Random(1), 1.4
+    ttfts_s: list[float] = []
+
+    def flood(_done: ModelPrompt | None = None, _now: float = 0.0) -> None:
+        worker.ask(ModelPrompt(FLOODER, 0.7, flood))
+
+    def answered(prompt: ModelPrompt, _now: float) -> None:
+        ttfts_s.append(prompt.ttft_s)
+        worker.at(worker.now + pauses.expovariate(1 / (pause * cost_s)), ask)
+
+    def ask() -> None:
+        worker.ask(ModelPrompt(VICTIM, cost_s, answered))
+
+    for _ in range(64):
+        worker.at(0.0, flood)
+    worker.at(5.0, ask)
+    worker.run(2000.0)
+    assert len(ttfts_s) > 300
+    assert p95(ttfts_s) <= 1.5 * cost_s
+
+
 def test_two_floods_get_equal_time() -> None:
     worker = ModelWorker(DispatchWindow(WINDOW_S))
     spent = {FLOODER: 0.0, VICTIM: 0.0}

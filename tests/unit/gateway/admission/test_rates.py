@@ -37,14 +37,14 @@ def test_the_next_event_is_expected_after_the_usual_gap() -> None:
     assert events.next_in_s(116.0) == pytest.approx(20.0)  # overdue
 
 
-def test_who_uses_half_of_what_the_busiest_uses_is_not_modest() -> None:
+def test_who_uses_nearly_what_the_busiest_uses_is_not_modest() -> None:
     usage = TenantUsage()
     usage.add(A, 1.0, 0.0)
     assert usage.is_modest(B, 0.0)
     assert not usage.is_modest(A, 0.0)
-    usage.add(B, 0.4, 0.0)
+    usage.add(B, 0.7, 0.0)
     assert usage.is_modest(B, 0.0)
-    usage.add(B, 0.2, 0.0)
+    usage.add(B, 0.1, 0.0)
     assert not usage.is_modest(B, 0.0)
 
 
