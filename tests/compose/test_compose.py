@@ -15,7 +15,13 @@ pytestmark = [pytest.mark.compose, pytest.mark.timeout(2400)]
 
 ROOT = Path(__file__).resolve().parents[2]
 # Neither the port of `make up` nor the project of `docker compose up`: either may be in use here.
-ENVIRONMENT = {**os.environ, "GATEWAY_PORT": "18000", "COMPOSE_PROJECT_NAME": "prfaas-test"}
+# Where a prompt is computed shall not depend on the machine: the rule decides, not the cost.
+ENVIRONMENT = {
+    **os.environ,
+    "GATEWAY_PORT": "18000",
+    "COMPOSE_PROJECT_NAME": "prfaas-test",
+    "PRFAAS_ROUTING_POLICY": "threshold",
+}
 GATEWAY = "http://127.0.0.1:18000"
 LOGS = ["docker", "compose", "logs", "--no-color", "--tail", "25"]
 # Beyond the router's thresholds for the other datacenter, below the context of the default model.
