@@ -6,7 +6,7 @@ from contextlib import aclosing
 
 import pytest
 
-from services.cachepool.serving.batch_size import LARGEST_BYTES
+from services.cachepool.serving.batch_size import LARGEST_BYTES, SMALLEST_BYTES
 from services.cachepool.serving.outlets import MAPPED_BATCH_BYTES
 from shared.bus.events import StoredBlocks, stored_from_messages, unpack_keys
 from shared.errors import BadRequest, LeaseExpired, Overloaded, WorkerLost
@@ -172,7 +172,8 @@ async def test_batches_are_as_large_as_their_lane_bears(west: Running, lane: Lan
     assert sum(sizes) == 120 * 48 * 1024
     limits = {"shared_memory": MAPPED_BATCH_BYTES, "socket": LARGEST_BYTES, "grpc": 1 << 20}
     assert max(sizes) <= limits[lane]
-    assert len(sizes) <= 7
+    # Those of a link are as large as it carries in a moment, which a busy machine makes smaller.
+    assert len(sizes) <= (sum(sizes) // SMALLEST_BYTES if lane == "socket" else 7)
 
 
 async def test_a_pool_that_is_held_entirely_refuses_entries_and_goes_on(channels: Channels) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from services.gateway.admission.window import STANDS_BACK
 from tests.support.gateway import Call, ScriptedSuite, hangs, running_suite, says
 from tests.support.waiting import LIMIT_S, until
 
@@ -106,7 +107,7 @@ async def test_tenants_take_turns_and_priorities_count_within_them(suite: Script
     assert [answered[0] for answered in await asyncio.gather(*asked)] == [200] * 7
     assert worker.prompts == [0, 7, 5, 4, 3, 2, 1]
     assert worker.priorities[1] == 0
-    assert all(priority == 1 for priority in worker.priorities[2:])
+    assert all(priority == STANDS_BACK for priority in worker.priorities[2:])
 
 
 async def test_more_than_may_wait_are_refused_and_those_that_leave_make_room(suite: ScriptedSuite) -> None:
