@@ -124,7 +124,13 @@ async def service(directory: Path, **pool_settings: Any) -> AsyncIterator[Servic
             )
             parts.registry.apply_membership(event, time.monotonic())
         await until(lambda: len(parts.index.num_blocks()) == 2 and not parts.index.has_stale)
-        settings = GatewaySettings(dc="west", http_port=0, offload_threshold_tokens=32, decode_threshold_tokens=0)
+        settings = GatewaySettings(
+            dc="west",
+            http_port=0,
+            routing_policy="threshold",
+            offload_threshold_tokens=32,
+            decode_threshold_tokens=0,
+        )
         executor = stack.enter_context(ThreadPoolExecutor(1))
         app = make_http_app(parts, settings, Health(), inflight, executor, metrics)
         server = await stack.enter_async_context(HttpServer(app, "127.0.0.1", 0))
