@@ -40,7 +40,7 @@ PROMPT = PromptOrder(
     pool_nodes=("w:1", "w:2"),
     priority=-3,
 )
-ORDER = GenerateOrder(prompt=PROMPT, sampling=SamplingParams(max_tokens=5), wait_ms=9, num_generated=4)
+ORDER = GenerateOrder(prompt=PROMPT, sampling=SamplingParams(max_tokens=5), wait_ms=9, patience_s=1.5, num_generated=4)
 WORKER = WorkerId("worker")
 
 
@@ -105,7 +105,7 @@ async def test_decode_is_told_every_field_of_the_contract(may_change: bool) -> N
     assert (list(told.token_ids), told.num_blocks, told.salt, told.tenant) == (list(range(1, 40)), 2, "s", "t")
     assert (told.fingerprint, told.layout_hash) == ("f", "l")
     assert (told.codec, told.fidelity, told.priority) == (pb.CODEC_ZSTD, pb.FIDELITY_INT8, -3)
-    assert (told.wait_ms, told.num_generated, told.sampling.max_tokens) == (9, 4, 5)
+    assert (told.wait_ms, told.patience_ms, told.num_generated, told.sampling.max_tokens) == (9, 1500, 4, 5)
     assert list(told.pool_nodes) == ["w:1", "w:2"]
     assert list(told.sources) == [pb.Source(first=0, end=2, dc="east", nodes=["e:1"])]
 
