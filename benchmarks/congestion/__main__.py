@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from statistics import median
 
-from benchmarks import harness, serve
+from benchmarks import serve
 from benchmarks.congestion.judging import (
     Phases,
     ServedRequests,
@@ -32,7 +32,8 @@ from benchmarks.congestion.plot import draw
 from benchmarks.congestion.sites import FAST_WORKER, NARROW, SHARES, WIDE, gateways, layout
 from benchmarks.harness import Check, Report, Row, at_most
 from benchmarks.streaming.asking import open_bench
-from benchmarks.wan.network import Wan, WanUnavailable, wan
+from benchmarks.wan import command
+from benchmarks.wan.network import Wan, wan
 from benchmarks.wan.suite import EAST, WEST, log_folder, wan_suite
 
 WARM_UP_S = 40.0
@@ -188,13 +189,5 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw each request")
 
 
-def main() -> int:
-    try:
-        return harness.main("congestion", measure, add_options, description=__doc__)
-    except WanUnavailable as reason:
-        sys.stderr.write(f"benchmarks.congestion needs an emulated WAN, which this machine cannot have: {reason}\n")
-        return 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.main("congestion", measure, add_options, description=__doc__))

@@ -21,13 +21,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import harness
 from benchmarks.fairness.asking import FLOODER, VICTIM, AskingPace, FairnessTenants, FairnessTurn, PromptShape
 from benchmarks.fairness.layout import LAYOUTS, ONE_ENGINE, computing_engine, environ, layout, other_cores
 from benchmarks.harness import Report, Row, at_most
 from benchmarks.serve import percentile
+from benchmarks.wan import command
 from benchmarks.wan.line import Line
-from benchmarks.wan.network import Wan, WanUnavailable, wan
+from benchmarks.wan.network import Wan, wan
 from benchmarks.wan.suite import EAST, WEST, log_folder, wan_suite
 
 SHAPE, QUICK_SHAPE = PromptShape(1024, 500), PromptShape(512, 250)
@@ -134,13 +134,5 @@ def measure(options: argparse.Namespace) -> Report:
     return report(found, settings)
 
 
-def main() -> int:
-    try:
-        return harness.main("fairness", measure, add_options, description=__doc__)
-    except WanUnavailable as reason:
-        sys.stderr.write(f"benchmarks.fairness needs a network namespace, which this machine cannot have: {reason}\n")
-        return 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.main("fairness", measure, add_options, description=__doc__))

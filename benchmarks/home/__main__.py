@@ -16,12 +16,13 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from benchmarks import harness, serve
+from benchmarks import serve
 from benchmarks.harness import Report, Row, at_most
 from benchmarks.home.sites import FIXED, HOME_SHARES, LINES, ROUTER, gateway_of, layout
 from benchmarks.streaming.asking import Bench, open_bench
+from benchmarks.wan import command
 from benchmarks.wan.line import Line
-from benchmarks.wan.network import Wan, WanUnavailable, wan
+from benchmarks.wan.network import Wan, wan
 from benchmarks.wan.suite import EAST, WEST, log_folder, wan_suite
 
 LENGTHS = (64, 256, 512, 1024, 2048, 4096, 8000)
@@ -141,13 +142,5 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="default: %(default)s")
 
 
-def main() -> int:
-    try:
-        return harness.main("home", measure, add_options, description=__doc__)
-    except WanUnavailable as reason:
-        sys.stderr.write(f"benchmarks.home needs an emulated WAN, which this machine cannot have: {reason}\n")
-        return 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.main("home", measure, add_options, description=__doc__))

@@ -10,12 +10,12 @@ import asyncio
 import sys
 from typing import NamedTuple
 
-from benchmarks import harness
 from benchmarks.harness import Report, Row, Spread, at_least
 from benchmarks.pipe.node import LAYOUT, pool_node
 from benchmarks.pool_process import PoolProcess
+from benchmarks.wan import command
 from benchmarks.wan.line import Line
-from benchmarks.wan.network import Wan, WanUnavailable, congestion_controls, wan
+from benchmarks.wan.network import Wan, congestion_controls, wan
 
 RATE = 125e6
 DELAY_S = 0.015
@@ -105,13 +105,5 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--connections", type=int, default=CONNECTIONS, help="of a pull (default: %(default)s)")
 
 
-def main() -> int:
-    try:
-        return harness.main("pipe", measure, add_options, description=__doc__)
-    except WanUnavailable as reason:
-        sys.stderr.write(f"benchmarks.pipe needs an emulated WAN, which this machine cannot have: {reason}\n")
-        return 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.main("pipe", measure, add_options, description=__doc__))

@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from benchmarks import harness
 from benchmarks.harness import Report, Spread, at_most
 from benchmarks.pipe.node import LAYOUT, pool_node
 from benchmarks.pool_process import PoolProcess
+from benchmarks.wan import command
 from benchmarks.wan.line import Line
-from benchmarks.wan.network import Wan, WanUnavailable, wan
+from benchmarks.wan.network import Wan, wan
 from shared.bus.events import LinkLoad
 from shared.ids import Datacenter
 
@@ -152,13 +152,5 @@ def measure(options: argparse.Namespace) -> Report:
     return report
 
 
-def main() -> int:
-    try:
-        return harness.main("pipe.changing", measure, description=__doc__)
-    except WanUnavailable as reason:
-        sys.stderr.write(f"benchmarks.pipe needs an emulated WAN, which this machine cannot have: {reason}\n")
-        return 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.main("pipe.changing", measure, description=__doc__))

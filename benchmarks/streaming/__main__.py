@@ -18,14 +18,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks import harness, serve
+from benchmarks import serve
 from benchmarks.harness import Check, Report, Row, Spread, at_most
 from benchmarks.pool.turns import LANES
 from benchmarks.streaming import rival
 from benchmarks.streaming.asking import Bench, open_bench
 from benchmarks.streaming.plot import Point, draw
+from benchmarks.wan import command
 from benchmarks.wan.line import Line
-from benchmarks.wan.network import Wan, WanUnavailable, wan
+from benchmarks.wan.network import Wan, wan
 from benchmarks.wan.suite import EAST, WEST, WanSuite, wan_suite
 
 DELAY_S = 0.015
@@ -189,13 +190,5 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the table")
 
 
-def main() -> int:
-    try:
-        return harness.main("streaming", measure, add_options, description=__doc__)
-    except WanUnavailable as reason:
-        sys.stderr.write(f"benchmarks.streaming needs an emulated WAN, which this machine cannot have: {reason}\n")
-        return 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.main("streaming", measure, add_options, description=__doc__))

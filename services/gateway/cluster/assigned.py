@@ -1,9 +1,11 @@
 """What this gateway has given a worker to do, as far as the worker's reports do not show it yet."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from shared.ids import WorkerId
+
+EngineRole = Literal["decode", "prefill"]
 
 
 class PromptWork(NamedTuple):
@@ -21,6 +23,8 @@ class Assignment:
     worker: WorkerId
     work: PromptWork
     at: float
+    role: EngineRole | None = None  # as which the worker was called; None: it was not known
+    row: int = -1  # in the fleet of that role
 
 
 @dataclass(slots=True)

@@ -39,9 +39,8 @@ class RoleFleet:
         self.is_fit = np.append(self.is_fit, False)
         return number
 
-    def begin_anew(self, row: int, member: Member, dc: int) -> None:
+    def begin_anew(self, row: int, dc: int) -> None:
         """Forget what an earlier process of the worker has said."""
-        self.members[row] = member
         self.rows[row : row + 1] = new_row(row, dc)
 
     def usable(self, newest_at: float, now: float) -> Workers:
@@ -61,13 +60,15 @@ class RoleFleet:
                     _add_assigned(rows[row : row + 1], self.assigned[number])
         return Workers(self.members, rows)
 
-    def assign(self, row: int, assignment: Assignment) -> None:
+    def assign(self, assignment: Assignment) -> None:
+        row = assignment.row
         is_busy = self._queued_s(row, assignment.at) > max(LEAST_WAIT_S, LEAST_WAIT * assignment.work.seconds)
         self.seen_busy[row] += SEEN_SMOOTHING * (is_busy - self.seen_busy[row])
         self.assigned[row].add(assignment)
         self.in_use.add(row)
 
-    def release(self, row: int, assignment: Assignment) -> None:
+    def release(self, assignment: Assignment) -> None:
+        row = assignment.row
         self.assigned[row].remove(assignment)
         if not self.assigned[row].num_open:
             self.in_use.discard(row)

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from shared.bus.events import LinkLoad
 from shared.ids import Datacenter
 
+FORGOTTEN_AFTER_S = 10.0
+"""Pools report every half second; one that is silent for so long will not report on what was sent before."""
+
 
 class LinkReports(NamedTuple):
     """What one pool node says of its links."""
@@ -63,6 +66,9 @@ class UnreportedCrossings:
         self._crossings: list[UnreportedCrossing] = []
 
     def add(self, crossing: UnreportedCrossing) -> None:
+        """Note a crossing. Those that no pool has reported for long are forgotten: its datacenter may have none."""
+        oldest = crossing.at - FORGOTTEN_AFTER_S
+        self._crossings = [c for c in self._crossings if c.at > oldest]
         self._crossings.append(crossing)
 
     def reported(self, target: int, until: float) -> None:

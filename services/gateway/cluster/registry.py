@@ -69,8 +69,10 @@ class Registry:
         entry = self._entries[event.worker] = _Entry(event, now, row)
         if old is not None and not is_new:
             entry.reachable = old.reachable
-        if event.role == "cachepool":
-            self._note_pool(event, is_new)
+        if event.role != "cachepool":
+            self._fleets[event.role].members[row] = member_of(event)
+        elif is_new:
+            self._pools[event.worker] = PoolMember(event.dc, event.address)
         self._note_state(entry)
         return is_new and not event.left
 
@@ -87,7 +89,6 @@ class Registry:
                 pool, links=event.links, suspects=event.suspects, tier_bytes_per_s=event.tier_bytes_per_s
             )
             self._crossings.reported(self._number(pool.dc), now - COVERED_AFTER_S)
-            self._links = None
         else:
             fleet = self._fleets[entry.event.role]
             take_report(fleet.rows[entry.row : entry.row + 1], event, entry.event)
@@ -102,19 +103,24 @@ class Registry:
 
     def assign(self, worker: WorkerId, work: PromptWork = PromptWork()) -> Assignment:  # noqa: B008
         """Count a call to `worker` as its load, which its own reports will show only later. Pairs with `release`."""
-        assignment = Assignment(worker, work, self._clock())
-        if (entry := self._engine(worker)) is not None:
-            self._fleets[entry.event.role].assign(entry.row, assignment)
+        entry = self._entries.get(worker)
+        if entry is None or entry.event.role == "cachepool":
+            return Assignment(worker, work, self._clock())
+        assignment = Assignment(worker, work, self._clock(), entry.event.role, entry.row)
+        self._fleets[entry.event.role].assign(assignment)
         return assignment
 
     def release(self, assignment: Assignment) -> None:
-        if (entry := self._engine(assignment.worker)) is not None:
-            self._fleets[entry.event.role].release(entry.row, assignment)
+        """Count a call no more; the worker may have another role by now, or may not have been known."""
+        if assignment.role is not None:
+            self._fleets[assignment.role].release(assignment)
 
     def row_s(self, worker: WorkerId) -> float:
         """Return what a running request adds to a step of an engine, as it has reported; 0 for nobody's."""
-        entry = self._engine(worker)
-        return 0.0 if entry is None else float(self._fleets[entry.event.role].rows["row_s"][entry.row])
+        entry = self._entries.get(worker)
+        if entry is None or entry.event.role == "cachepool":
+            return 0.0
+        return float(self._fleets[entry.event.role].rows["row_s"][entry.row])
 
     def note_crossing(self, source: Datacenter, target: Datacenter, num_bytes: float, after_s: float = 0.0) -> None:
         """Count KV that a plan lets cross as the link's backlog, which its pools' reports will show only later.
@@ -175,27 +181,17 @@ class Registry:
             if old is not None and old.row >= 0:
                 self._fleets[old.event.role].is_fit[old.row] = False
             return fleet.add(member_of(event), dc)
-        fleet.begin_anew(old.row, member_of(event), dc)
+        fleet.begin_anew(old.row, dc)
         return old.row
 
-    def _note_pool(self, event: MembershipEvent, is_new: bool) -> None:
-        if is_new:
-            self._pools[event.worker] = PoolMember(event.dc, event.address)
-        self._links = None
-
     def _note_state(self, entry: _Entry) -> None:
-        """Let the fleet know what has become of one of its workers."""
+        """Let the fleet know what has become of one of its workers, or look at the links again for a pool's sake."""
         if entry.event.role == "cachepool":
             self._links = None
             return
         fleet, row = self._fleets[entry.event.role], entry.row
-        fleet.members[row] = member_of(entry.event)
         fleet.heard_at[row] = entry.heard_at
         fleet.is_fit[row] = self._unfitness(entry) is None
-
-    def _engine(self, worker: WorkerId) -> _Entry | None:
-        entry = self._entries.get(worker)
-        return None if entry is None or entry.event.role == "cachepool" else entry
 
     def _number(self, dc: Datacenter) -> int:
         return self._dcs.setdefault(dc, len(self._dcs))

@@ -7,6 +7,7 @@ from structlog.testing import capture_logs
 
 from services.gateway.cluster.assigned import PromptWork
 from services.gateway.cluster.fleet import STALE_AFTER_S
+from services.gateway.cluster.links import FORGOTTEN_AFTER_S
 from services.gateway.cluster.registry import Registry
 from services.gateway.cluster.workers import PRIOR
 from shared.bus.events import LinkLoad, LoadEvent, MembershipEvent, Role
@@ -254,6 +255,32 @@ def test_a_worker_that_changes_its_role_is_in_one_table_only(registry: Registry)
     registry.apply_membership(joined("w", "prefill", epoch=2), 1)
     view = registry.view()
     assert (len(view.decode), [member.worker for member in view.prefill]) == (0, ["w"])
+
+
+def test_a_call_counts_where_it_was_made_whatever_becomes_of_the_worker() -> None:
+    clock = Clock()
+    registry = Registry(FINGERPRINT, LAYOUT, clock)
+    unknown = registry.assign(WorkerId("w"))
+    registry.apply_membership(joined("w"), clock.now)
+    registry.release(unknown)
+    assert num_requests(registry) == 0
+    before = registry.assign(WorkerId("w"))
+    registry.apply_membership(joined("w", "prefill", epoch=2), clock.now)
+    after = registry.assign(WorkerId("w"))
+    registry.release(before)
+    assert registry.view().prefill.rows["requests"].tolist() == [1]
+    registry.release(after)
+    assert registry.view().prefill.rows["requests"].tolist() == [0]
+
+
+def test_crossings_that_nobody_reports_are_forgotten() -> None:
+    clock, west, east = Clock(), Datacenter("west"), Datacenter("east")
+    registry = Registry(FINGERPRINT, LAYOUT, clock)
+    for _ in range(5):
+        registry.note_crossing(east, west, 100.0)
+        clock.now += FORGOTTEN_AFTER_S
+    links, dcs = registry.view().links, registry.view().dcs
+    assert links.backlog_bytes[dcs.index(east), dcs.index(west)] == 100
 
 
 def test_a_pool_is_seen_with_its_links_as_it_last_reported_them(registry: Registry) -> None:
