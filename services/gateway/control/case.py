@@ -1,6 +1,5 @@
 """From what was measured and observed to a planning case: home is the PD cluster, who else prefills is PrfaaS. Pure."""
 
-import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +10,7 @@ from services.gateway.cluster.workers import NOBODY, Rows
 from services.gateway.control.hardware import PooledPrefill, best_known, decode_point, is_measured
 from services.gateway.control.observed import Observed
 from services.gateway.control.ways import LinkTerms, WideWay
+from services.gateway.routing.costs.transfer import kv_bytes
 from services.gateway.routing.planning.case import (
     BYTES_PER_GBIT,
     PdCluster,
@@ -83,13 +83,8 @@ class LayoutKvBytes:
     layout: KvLayout
 
     def __call__(self, tokens: NDArray[np.float64], /) -> NDArray[np.float64]:
-        block_tokens = self.layout.block_tokens
-        num_blocks = np.ceil(tokens / block_tokens)
-        total = np.zeros_like(num_blocks)
-        for group in self.layout.groups:
-            seen = math.inf if group.window is None else math.ceil((group.window - 1) / block_tokens)
-            total += np.minimum(num_blocks, seen) * self.layout.mask_bytes(group.layers)
-        return total
+        num_blocks, which = np.unique(np.ceil(tokens / self.layout.block_tokens).astype(int), return_inverse=True)
+        return np.array([kv_bytes(self.layout, 0, number) for number in num_blocks.tolist()])[which]
 
 
 def obstacles(fleet: Fleet, observed: Observed, home: Datacenter) -> list[str]:

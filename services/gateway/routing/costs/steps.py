@@ -4,7 +4,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.gateway.cluster.workers import Rows
-from shared.step_profile import num_pairs
 
 Seconds = NDArray[np.float64]
 Tokens = NDArray[np.float64]
@@ -18,22 +17,21 @@ def prefill_s(rows: Rows, first: Tokens, end: float | Tokens) -> Seconds:
 
     Of one worker, `first` and `end` may be those of several prompts.
     """
-    num_tokens = np.maximum(end - first, 0.0)
-    num_steps = np.ceil(num_tokens / rows["step_tokens"])
-    pairs = num_tokens * (first + end + 1) / 2
-    return np.asarray(rows["base_s"] * num_steps + rows["token_s"] * num_tokens + rows["pair_s"] * pairs)
+    num_steps = np.ceil(np.maximum(end - first, 0.0) / rows["step_tokens"])
+    return np.asarray(rows["base_s"] * num_steps + prompt_only_s(rows, first, end))
 
 
 def tail_s(rows: Rows, first: float, end: float) -> Seconds:
     """Return the same on decode workers, where each step also gives the running requests their tokens."""
     num_steps = np.ceil((end - first) / rows["step_tokens"])
-    prompt = rows["token_s"] * (end - first) + rows["pair_s"] * num_pairs(first, end)
-    return np.asarray(step_s(rows) * num_steps + prompt)
+    return np.asarray(step_s(rows) * num_steps + prompt_only_s(rows, first, end))
 
 
-def prompt_only_s(rows: Rows, first: float, end: float) -> Seconds:
-    """Return what a prompt's tokens add to the steps of decode workers: what running requests wait for them."""
-    return np.asarray(rows["token_s"] * (end - first) + rows["pair_s"] * num_pairs(first, end))
+def prompt_only_s(rows: Rows, first: float | Tokens, end: float | Tokens) -> Seconds:
+    """Return what a prompt's tokens add to the steps of their worker: what running requests wait for them."""
+    num_tokens = np.maximum(end - first, 0.0)
+    pairs = num_tokens * (first + end + 1) / 2  # as `step_profile.num_pairs` has it
+    return np.asarray(rows["token_s"] * num_tokens + rows["pair_s"] * pairs)
 
 
 def step_s(rows: Rows, more_rows: int = 0, more_context: float = 0.0) -> Seconds:
