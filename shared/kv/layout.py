@@ -183,6 +183,13 @@ class KvLayout:
         """
         return min(num_blocks, self._first_block_seen(window, num_blocks * self.block_tokens))
 
+    def resume_bytes(self, first: int, end: int) -> int:
+        """Return the bytes that a resume after `end` blocks needs of the blocks `[first, end)`."""
+        total = 0
+        for group, num_bytes in zip(self.groups, self.group_bytes, strict=True):
+            total += num_bytes * max(0, end - max(first, self.first_block_needed(group.window, end)))
+        return total
+
     def needed_layers(self, block: int, num_blocks: int) -> int:
         """Return the layers whose entry of `block` a resume after `num_blocks` blocks needs, as a bitmask."""
         return self.needed_layers_at(block, num_blocks * self.block_tokens)

@@ -10,7 +10,6 @@ from services.gateway.cluster.workers import NOBODY, Rows
 from services.gateway.control.hardware import PooledPrefill, best_known, decode_point, is_measured
 from services.gateway.control.observed import Observed
 from services.gateway.control.ways import LinkTerms, WideWay
-from services.gateway.routing.costs.transfer import kv_bytes
 from services.gateway.routing.planning.case import (
     BYTES_PER_GBIT,
     PdCluster,
@@ -84,7 +83,7 @@ class LayoutKvBytes:
 
     def __call__(self, tokens: NDArray[np.float64], /) -> NDArray[np.float64]:
         num_blocks, which = np.unique(np.ceil(tokens / self.layout.block_tokens).astype(int), return_inverse=True)
-        return np.array([kv_bytes(self.layout, 0, number) for number in num_blocks.tolist()])[which]
+        return np.array([self.layout.resume_bytes(0, number) for number in num_blocks.tolist()], np.float64)[which]
 
 
 def obstacles(fleet: Fleet, observed: Observed, home: Datacenter) -> list[str]:

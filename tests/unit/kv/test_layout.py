@@ -152,3 +152,11 @@ def test_iter_layers() -> None:
 def test_impossible_layouts_are_refused(make) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(BadRequest):
         make()
+
+
+@given(st.integers(0, 30), st.integers(0, 30))
+def test_the_bytes_of_a_resume_are_those_of_the_layers_that_it_needs(first: int, more: int) -> None:
+    layout = KvLayout((FULL, windowed(100), windowed(512)), "bfloat16")
+    end = first + more
+    needed = [layout.mask_bytes(layout.needed_layers(block, end)) for block in range(first, end)]
+    assert layout.resume_bytes(first, end) == sum(needed)

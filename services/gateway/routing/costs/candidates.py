@@ -26,7 +26,6 @@ from services.gateway.routing.costs.transfer import (
     PrefixUse,
     Transfers,
     everybody,
-    kv_bytes,
     near,
 )
 from services.gateway.routing.facts import Facts
@@ -124,7 +123,7 @@ def handed_over(transfers: Transfers, uses: Sequence[PrefixUse], decode: int | N
     worker = _decode_for_tail(facts, end) if decode is None else decode
     decoder = facts.decode.rows[worker : worker + 1]
     num_pieces = np.maximum(1.0, np.ceil((end - first) / rows["step_tokens"])) * layout.num_layers
-    moved = kv_bytes(layout, 0, facts.num_enough)
+    moved = layout.resume_bytes(0, facts.num_enough)
     handing_s = moved / rows["hand_over_bytes_per_s"] + moved / decoder["hand_over_bytes_per_s"] + last_s_of_whole
     computed = np.maximum(rows["queued_s"], gathered) + computing
     fetch_after_s = step_in_hand_s(decoder)
@@ -221,9 +220,9 @@ def alone_s(facts: Facts, decision: Decision) -> float:
 def _moved(facts: Facts, num_blocks: int) -> NDArray[np.float64]:
     """Return the bytes of a prefix that each decode worker takes from its pool: what its device has it does not."""
     on_device, layout = facts.on_device, facts.layout
-    moved = np.full(len(on_device), kv_bytes(layout, 0, num_blocks))
+    moved = np.full(len(on_device), layout.resume_bytes(0, num_blocks))
     for row in np.flatnonzero(on_device):
-        moved[row] = kv_bytes(layout, min(int(on_device[row]), num_blocks), num_blocks)
+        moved[row] = layout.resume_bytes(min(int(on_device[row]), num_blocks), num_blocks)
     return moved
 
 

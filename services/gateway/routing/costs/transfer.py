@@ -9,7 +9,6 @@ from services.gateway.routing.codec import choose_codec, kv_bytes_per_s
 from services.gateway.routing.facts import Facts
 from services.gateway.routing.plan import LinkUse
 from shared.ids import Datacenter
-from shared.kv.layout import KvLayout
 from shared.kv.resume import GroupMasks, needed_groups
 
 UNKNOWN_LINK_BYTES_PER_S = 1.25e9
@@ -38,14 +37,6 @@ def near(facts: Facts, maker: Datacenter) -> PrefixUse:
     """Return the use of what home and the datacenter that computes have."""
     dcs = frozenset({facts.home, maker})
     return PrefixUse(facts.usable_from(dcs), dcs)
-
-
-def kv_bytes(layout: KvLayout, first: int, end: int) -> float:
-    """Return the bytes that a resume after `end` blocks needs of the blocks `[first, end)`."""
-    total = 0.0
-    for group, num_bytes in zip(layout.groups, layout.group_bytes, strict=True):
-        total += num_bytes * max(0, end - max(first, layout.first_block_needed(group.window, end)))
-    return total
 
 
 class WayCost(NamedTuple):
@@ -105,7 +96,7 @@ class Transfers:
         """Return the bytes that a resume after `num_blocks` blocks needs and the pool of `dc` lacks."""
         credit = self.facts.credits.get(dc)
         if credit is None:
-            return kv_bytes(self.facts.layout, 0, num_blocks)
+            return float(self.facts.layout.resume_bytes(0, num_blocks))
         if credit.longest >= num_blocks:
             return 0.0
         return self._bytes_of(self._needed_by(num_blocks) & ~credit.groups[:num_blocks])
