@@ -41,13 +41,13 @@ async def test_another_worker_finishes_what_a_killed_one_began(suite: Suite) -> 
         answer = await request
         failures, before = await suite.metric("gateway", "prefill_failures_total"), failures
         computed, reused = (now - then for now, then in zip(await _made(suite, second), made[second], strict=True))
-        if failures > before and computed:
+        if failures > before and computed and reused:
             break
-        suite.start(first)  # it was through with the prompt, or with all of its blocks, before it was killed
+        # It was through with the prompt before it was killed, or no block was in the pool with all of its layers.
+        suite.start(first)
         await suite.ready()
 
     assert computed + reused == NUM_BLOCKS
-    assert reused > 0
     alone = await suite.complete(prompt, cache_salt="computed by one worker")
     assert alone["choices"][0]["text"] == answer["choices"][0]["text"]
     await suite.assert_idle()
