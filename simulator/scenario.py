@@ -32,6 +32,7 @@ class EngineGroup:
     prompts_per_step: int = sys.maxsize  # of a prefill worker; 1: one after another
     max_batch: int = 64  # of a decode worker: requests at a time
     kv_tokens: float = float("inf")  # of a decode worker: tokens of context at a time
+    inter_token_s: float = float("inf")  # of a decode worker: what a step with prompts beside a batch takes at most
     hand_over_bytes_per_s: float = float("inf")  # KV between the engine and its pool
     published: StepProfile | None = None  # what load events say of the cost; None: the cost itself, if it is a profile
 

@@ -7,7 +7,7 @@ from services.gateway.cluster.devices import ServedPrompts
 from shared.bus.events import LoadEvent
 from shared.ids import Epoch, WorkerId
 from shared.step_profile import StepProfile
-from simulator.engines.decode import SimulatedDecode
+from simulator.engines.decode import DecodeLimits, SimulatedDecode
 from simulator.engines.prefill import SimulatedPrefill
 from simulator.engines.work import PromptJob
 from simulator.events import EventLoop
@@ -46,24 +46,28 @@ class EngineSeat:
     def load(self, now_s: float) -> LoadEvent:
         """Return what it reports of itself."""
         engine, profile = self.engine, self.group.profile
-        queued_tokens, queued_s = _queued(_prompts(engine), profile, self.group.step_tokens)
+        decode = engine if isinstance(engine, SimulatedDecode) else None
+        step_tokens = self.group.step_tokens if decode is None else decode.prompt_tokens_of_step()
+        queued_tokens, queued_s = _queued(_prompts(engine), profile, step_tokens)
         busy, arrivals_per_s = engine.meter.read()
         return LoadEvent(
             worker=WorkerId(self.name),
             epoch=Epoch(self.epoch),
             running=engine.num_running,
             waiting=engine.num_waiting,
-            kv_usage=engine.kv_usage if isinstance(engine, SimulatedDecode) else 0.0,
+            kv_usage=0.0 if decode is None else decode.kv_usage,
             speed_tokens_per_s=0.0,
             at_ms=round(now_s * 1000),
             step_profile=profile,
             queued_s=queued_s * engine.slowdown,
             queued_tokens=queued_tokens,
-            context_tokens=engine.context_tokens if isinstance(engine, SimulatedDecode) else 0,
-            step_tokens=self.group.step_tokens,
+            context_tokens=0 if decode is None else decode.context_tokens,
+            step_tokens=step_tokens,
             busy=busy,
             arrivals_per_s=arrivals_per_s,
             hand_over_bytes_per_s=min(self.group.hand_over_bytes_per_s, AT_ONCE_BYTES_PER_S),
+            max_batch=0 if decode is None else decode.limits.max_batch,
+            answer_tokens=0.0 if decode is None else decode.answer_tokens,
         )
 
 
@@ -72,6 +76,7 @@ class Engines:
 
     def __init__(self, scenario: Scenario, loop: EventLoop) -> None:
         self._loop = loop
+        self._block_tokens = scenario.kv.block_tokens
         self.seats: dict[str, EngineSeat] = {}
         counts: dict[tuple[str, str], int] = {}
         for group in scenario.engines:
@@ -107,7 +112,10 @@ class Engines:
     def _engine(self, group: EngineGroup) -> SimulatedPrefill | SimulatedDecode:
         if group.role == "prefill":
             return SimulatedPrefill(self._loop, group.cost, group.step_tokens, group.prompts_per_step)
-        return SimulatedDecode(self._loop, group.cost, group.step_tokens, group.max_batch, group.kv_tokens)
+        limits = DecodeLimits(
+            group.step_tokens, group.max_batch, group.kv_tokens, group.inter_token_s, self._block_tokens
+        )
+        return SimulatedDecode(self._loop, group.cost, limits)
 
 
 def _prompts(engine: SimulatedPrefill | SimulatedDecode) -> Iterable[PromptJob]:

@@ -79,7 +79,7 @@ class PlannedCase:
         """Return the case with two gateways and pools that hold nothing: its prompts share nothing."""
         made = planned_scenario(self.case, self.division, arrivals, num_requests)
         places = (DatacenterSpec(HOME, GATEWAYS, pool_blocks=0), DatacenterSpec(AWAY, 0, pool_blocks=0))
-        return replace(made, slo=self.slo, datacenters=places)
+        return _with_target(replace(made, slo=self.slo, datacenters=places))
 
 
 def routing_cases(traces: Path | None) -> Mapping[str, RoutingCase]:
@@ -122,6 +122,14 @@ def routing_cases(traces: Path | None) -> Mapping[str, RoutingCase]:
         of_paper("g", "the remote datacenter cut off for a minute", CUT_LOAD, ScheduledCapacity.dip(*CUT)),
     ]
     return {case.letter: case for case in cases}
+
+
+def _with_target(scenario: Scenario) -> Scenario:
+    """Return the scenario with decode workers that are told the SLO, as `PRFAAS_INTER_TOKEN_S` does."""
+    target_s = scenario.slo.time_per_output_token_s
+    assert target_s is not None
+    engines = (replace(one, inter_token_s=target_s) if one.role == "decode" else one for one in scenario.engines)
+    return replace(scenario, engines=tuple(engines))
 
 
 def _paper() -> PlannedCase:

@@ -22,7 +22,8 @@ MIB = 1 << 20
 LENGTHS = LogNormalTokens(10.9, 0.7, 2_000, LONGEST)
 PER_S = 148.0
 """Four fifths of what all prefill workers compute: a mean prompt takes one of the fast 4.3 s, one of the slow 12 s."""
-SLO = Slo(ttft_s=20.0, time_per_output_token_s=0.025 * 1.5)
+TARGET_S = 0.025 * 1.5
+SLO = Slo(ttft_s=20.0, time_per_output_token_s=TARGET_S)
 LINK_BYTES_PER_S = 12.5e9
 THRESHOLD_TOKENS = 32_000
 
@@ -38,7 +39,7 @@ def _scenario(num_requests: int) -> Scenario:
         for name, profile in DCS.items()
         for group in (
             EngineGroup("prefill", name, NUM_PREFILL, profile, LONGEST, prompts_per_step=1),
-            EngineGroup("decode", name, NUM_DECODE, DECODE, max_batch=20),
+            EngineGroup("decode", name, NUM_DECODE, DECODE, max_batch=20, inter_token_s=TARGET_S),
         )
     ]
     links = [LinkSpec(a, b, LINK_BYTES_PER_S, round_trip_s=0.03) for a in DCS for b in DCS if a != b]

@@ -106,6 +106,8 @@ class DecodeEngine:
             step_tokens=step_tokens,
             arrivals_per_s=self._arrivals.per_s,
             hand_over_bytes_per_s=self._memory.landing_bytes_per_s,
+            max_batch=self._settings.max_batch,
+            answer_tokens=self._meter.answer_tokens,
         )
 
     def _prompts_left(self) -> Iterator[tuple[int, int]]:
@@ -128,7 +130,8 @@ class DecodeEngine:
         if self.num_waiting >= self._settings.max_waiting:
             raise Overloaded(f"{self.num_waiting} requests are waiting already")
         urgency = Urgency(time.monotonic(), generation.deadline.at, generation.priority)
-        request = Request(generation, Rank(generation.priority, next(self._ranks)), urgency)
+        rank = Rank(generation.priority, next(self._ranks))
+        request = Request(generation, rank, urgency, self._model.layout.block_tokens)
         self._scheduler.add(request)
         self._arrivals.add()
         self._wake.set()
@@ -293,6 +296,8 @@ class DecodeEngine:
         self._retire(request)
 
     def _retire(self, request: Request) -> None:
+        if not request.retired and request.num_generated:
+            self._meter.ended(request.num_generated)
         request.retired = True
         self._scheduler.remove(request)
         self._memory.abandon(request)

@@ -73,6 +73,7 @@ class Request:
     generation: Generation
     rank: Rank
     urgency: Urgency
+    block_tokens: int
     tokens: list[int] = field(init=False)  # prompt and generated; the KV of all but the last one is or was computed
     keys: list[BlockKey] = field(init=False)  # of the prompt's full blocks, and of those whose KV is complete
     num_pooled: int = field(init=False)  # leading blocks that a pool has, or will have
@@ -104,6 +105,12 @@ class Request:
     @property
     def num_prompt_tokens(self) -> int:
         return len(self.generation.token_ids)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether at most a block of its tail is left, while it has one."""
+        tail = None if self.holding is None else self.holding.tail
+        return tail is not None and tail.end - tail.first <= self.block_tokens
 
     @property
     def num_generated(self) -> int:

@@ -4,7 +4,12 @@ from bisect import insort
 from collections.abc import Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from shared.engine.urgency import Urgency
+from shared.engine.urgency import AGEING, Urgency
+
+SHORT_HEAD_START_S = 60.0
+"""A short tail goes before those that came up to so long before it: a long one is reached in bounded time."""
+
+SHORT_HEAD_START = SHORT_HEAD_START_S * (1 + AGEING)  # in ranks, of prompts with the same time until their deadlines
 
 
 class Rank(NamedTuple):
@@ -20,6 +25,10 @@ class Schedulable(Protocol):
 
     @property
     def urgency(self) -> Urgency: ...
+
+    @property
+    def is_short(self) -> bool:
+        """Of one with a tail: whether next to nothing of it is left to compute."""
 
 
 R = TypeVar("R", bound=Schedulable)
@@ -97,8 +106,12 @@ class DecodeScheduler(Generic[R]):
         self.running.append(request)
 
     def turns(self) -> list[R]:
-        """Return the tails in the order of their turns: the most urgent first, as prefill workers have it."""
-        return sorted(self.tails, key=lambda request: request.urgency.rank)
+        """Return the tails in the order of their turns: the most urgent first, as prefill workers have it.
+
+        Short ones have a head start. They are the ends of prompts that were computed elsewhere: a step hardly notices
+        them, and a whole prompt before them would be all that they wait for.
+        """
+        return sorted(self.tails, key=_turn)
 
     def schedule(self, *, may_preempt: bool = True) -> list[R]:
         """Find pages for the next step, pre-empt and admit. Return the running requests that have their pages.
@@ -153,3 +166,8 @@ class DecodeScheduler(Generic[R]):
 
 def _rank(request: Schedulable) -> Rank:
     return request.rank
+
+
+def _turn(request: Schedulable) -> float:
+    has_head_start = request.is_short and not request.urgency.stands_back
+    return request.urgency.rank - (SHORT_HEAD_START if has_head_start else 0.0)

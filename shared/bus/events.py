@@ -186,6 +186,8 @@ class LoadEvent:
     arrivals_per_s: float = 0.0  # requests taken, over the last seconds
     hand_over_bytes_per_s: float = 0.0  # of an engine: KV from or to its pool, while there was some to move; 0: unknown
     tier_bytes_per_s: float = 0.0  # of a pool: reads from the object tier, while there were some; 0: unknown
+    max_batch: int = 0  # of a decode worker: requests that hold KV memory at a time; 0: unknown
+    answer_tokens: float = 0.0  # of a decode worker: mean length of the answers that ended lately; 0: none did
 
     def encode(self) -> bytes:
         return pb.LoadEvent(
@@ -235,6 +237,8 @@ _FIGURES = (
     "arrivals_per_s",
     "hand_over_bytes_per_s",
     "tier_bytes_per_s",
+    "max_batch",
+    "answer_tokens",
 )
 """Fields of a load event that are numbers, not negative, and 0 where a process says nothing of them."""
 

@@ -1555,6 +1555,8 @@ class LoadEvent(_message.Message):
     ARRIVALS_PER_S_FIELD_NUMBER: _builtins.int
     HAND_OVER_BYTES_PER_S_FIELD_NUMBER: _builtins.int
     TIER_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    MAX_BATCH_FIELD_NUMBER: _builtins.int
+    ANSWER_TOKENS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     worker: _builtins.str
     epoch: _builtins.int
@@ -1581,6 +1583,10 @@ class LoadEvent(_message.Message):
     """of an engine: KV from or to its pool, while there was some to move; 0: not known"""
     tier_bytes_per_s: _builtins.float
     """of a pool: reads from the object tier, while there were some; 0: not known"""
+    max_batch: _builtins.int
+    """of a decode worker: requests that hold KV memory at a time; 0: not known"""
+    answer_tokens: _builtins.float
+    """of a decode worker: mean length of the answers that ended lately; 0: none did"""
     @_builtins.property
     def links(self) -> _containers.RepeatedCompositeFieldContainer[Global___LinkLoad]:
         """of a pool, one for each datacenter that it pulls from"""
@@ -1615,10 +1621,12 @@ class LoadEvent(_message.Message):
         arrivals_per_s: _builtins.float = ...,
         hand_over_bytes_per_s: _builtins.float = ...,
         tier_bytes_per_s: _builtins.float = ...,
+        max_batch: _builtins.int = ...,
+        answer_tokens: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["step_profile", b"step_profile"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrivals_per_s", b"arrivals_per_s", "at_ms", b"at_ms", "busy", b"busy", "context_tokens", b"context_tokens", "epoch", b"epoch", "hand_over_bytes_per_s", b"hand_over_bytes_per_s", "kv_usage", b"kv_usage", "links", b"links", "queued_s", b"queued_s", "queued_tokens", b"queued_tokens", "running", b"running", "step_profile", b"step_profile", "step_tokens", b"step_tokens", "suspects", b"suspects", "tier_bytes_per_s", b"tier_bytes_per_s", "tokens_per_s", b"tokens_per_s", "version", b"version", "waiting", b"waiting", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_tokens", b"answer_tokens", "arrivals_per_s", b"arrivals_per_s", "at_ms", b"at_ms", "busy", b"busy", "context_tokens", b"context_tokens", "epoch", b"epoch", "hand_over_bytes_per_s", b"hand_over_bytes_per_s", "kv_usage", b"kv_usage", "links", b"links", "max_batch", b"max_batch", "queued_s", b"queued_s", "queued_tokens", b"queued_tokens", "running", b"running", "step_profile", b"step_profile", "step_tokens", b"step_tokens", "suspects", b"suspects", "tier_bytes_per_s", b"tier_bytes_per_s", "tokens_per_s", b"tokens_per_s", "version", b"version", "waiting", b"waiting", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

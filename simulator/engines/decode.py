@@ -8,6 +8,7 @@ import heapq
 import math
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 from simulator.engines.costs import StepTime
 from simulator.engines.meter import WorkMeter
@@ -43,24 +44,37 @@ class DecodeRequest(PromptJob):
         return self.end + self.num_output
 
 
+MIN_PROMPT_TOKENS = 16
+"""What a step computes of prompts at least, as real workers have it."""
+
+ANSWER_SMOOTHING = 0.05
+
+
+class DecodeLimits(NamedTuple):
+    """How much a decode worker does at a time."""
+
+    step_tokens: int  # of prompts, in a step
+    max_batch: int  # requests
+    kv_tokens: float = math.inf  # of context
+    inter_token_s: float = math.inf  # of a step with prompts beside a batch
+    block_tokens: int = 1  # no more than so many tokens of a prompt go before whole prompts
+
+
 class SimulatedDecode:
     """Requests wait until the batch and the KV memory have room, in order; then their prompts' rests are computed in
-    chunks of at most `step_tokens` a step, beside a token for each running request.
+    chunks, beside a token for each running request. Short rests go first.
 
     Memory is reserved for the whole answer at once: nobody is pre-empted, as real workers do when they guess too low.
     """
 
-    def __init__(
-        self, loop: EventLoop, cost: StepTime, step_tokens: int, max_batch: int, kv_tokens: float = math.inf
-    ) -> None:
+    def __init__(self, loop: EventLoop, cost: StepTime, limits: DecodeLimits) -> None:
         self.cost = cost
-        self.step_tokens = step_tokens
-        self.max_batch = max_batch
-        self.kv_tokens = kv_tokens
+        self.limits = limits
         self.slowdown = 1.0
         self.meter = WorkMeter(loop)
         self.waiting: deque[DecodeRequest] = deque()
         self.works: deque[PromptJob] = deque()  # whose prompts are being computed
+        self.answer_tokens = 0.0  # mean of the latest; 0: none has ended yet
         self.num_steps = 0
         self.context_tokens = 0
         self._loop = loop
@@ -85,7 +99,18 @@ class SimulatedDecode:
     @property
     def kv_usage(self) -> float:
         """The share of the KV memory that is reserved, from 0 to 1."""
-        return min(1.0, self._reserved / self.kv_tokens)
+        return min(1.0, self._reserved / self.limits.kv_tokens)
+
+    def prompt_tokens_of_step(self) -> int:
+        """Return how many tokens of prompts the next step computes at most beside the batch."""
+        limits, rows = self.limits, self.num_rows
+        if not rows or limits.inter_token_s == math.inf:
+            return limits.step_tokens
+        alone_s = self.cost.step_s(0.0, 0.0, rows, self.context_tokens)
+        seen = self.works[0].first_left if self.works else 0
+        token_s = self.cost.step_s(1.0, seen + 1.0, rows, self.context_tokens) - alone_s
+        wanted = (limits.inter_token_s - alone_s) / token_s if token_s > 0 else math.inf
+        return int(max(MIN_PROMPT_TOKENS, min(limits.step_tokens, wanted)))
 
     def add(self, request: DecodeRequest) -> None:
         self.meter.arrived()
@@ -118,16 +143,19 @@ class SimulatedDecode:
         return self.num_steps + max(0, self._steps_until(passed_s) - 1)
 
     def _has_room(self) -> bool:
-        if not self.waiting or self.num_running >= self.max_batch:
+        if not self.waiting or self.num_running >= self.limits.max_batch:
             return False
-        return self._reserved + self.waiting[0].most_tokens <= self.kv_tokens or not self.num_running
+        return self._reserved + self.waiting[0].most_tokens <= self.limits.kv_tokens or not self.num_running
 
     def _begin(self) -> None:
         """Start the next step, or a leap over steps that are alike; at a boundary of steps."""
         while self._has_room():
             request = self.waiting.popleft()
             self._reserved += request.most_tokens
-            self.works.append(request)
+            if request.end - request.first_left <= self.limits.block_tokens:
+                self.works.appendleft(request)
+            else:
+                self.works.append(request)
         if self.works:
             self._begin_step()
         elif self._rows:
@@ -137,7 +165,7 @@ class SimulatedDecode:
             self.meter.idle()
 
     def _begin_step(self) -> None:
-        step = packed(self.works, self.step_tokens)
+        step = packed(self.works, self.prompt_tokens_of_step())
         rows = self.num_rows
         seconds = self.cost.step_s(step.num_tokens, step.num_pairs, rows, self.context_tokens)
         without = self.cost.step_s(0.0, 0.0, rows, self.context_tokens)
@@ -152,7 +180,7 @@ class SimulatedDecode:
             assert isinstance(work, DecodeRequest)
             started.append(work)
             if work.num_output == 1:
-                self._reserved -= work.most_tokens
+                self._end_answer(work)
                 ended.append(work)
                 continue
             self._num_joined += 1
@@ -217,6 +245,11 @@ class SimulatedDecode:
         while self._rows and self._rows[0][0] <= self.num_steps:
             request = heapq.heappop(self._rows)[2]
             self.context_tokens -= request.most_tokens
-            self._reserved -= request.most_tokens
+            self._end_answer(request)
             ended.append(request)
         return ended
+
+    def _end_answer(self, request: DecodeRequest) -> None:
+        self._reserved -= request.most_tokens
+        change = request.num_output - self.answer_tokens
+        self.answer_tokens += change * (ANSWER_SMOOTHING if self.answer_tokens else 1.0)

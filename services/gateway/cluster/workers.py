@@ -22,6 +22,8 @@ WORKER = np.dtype(
         ("context_tokens", np.float64),  # of running requests together
         ("free_tokens", np.float64),  # KV memory; infinite where nothing was said of it
         ("kv_usage", np.float64),  # 0 to 1
+        ("max_batch", np.float64),  # requests that run at a time; infinite where nothing was said of it
+        ("answer_tokens", np.float64),  # mean length of the latest answers
         ("is_measured", np.bool_),  # whether the next five are the worker's own
         ("base_s", np.float64),  # `StepProfile`
         ("token_s", np.float64),
@@ -42,6 +44,9 @@ Rows = NDArray[Any]
 
 PRIOR = StepProfile(base_s=0.01, token_s=2e-4, pair_s=1e-8, row_s=1e-3, context_s=1e-7)
 """Of a worker that has said nothing yet, or never will: a small model on a few cores, so that nothing is free."""
+
+ANSWER_TOKENS = 400.0
+"""What chats answer, about; until a worker tells."""
 
 STEP_TOKENS = 512
 HAND_OVER_BYTES_PER_S = 1e9
@@ -103,6 +108,7 @@ def new_row(number: int, dc: int) -> Rows:
     """Return the row of a worker that has not reported yet: `[1]` of `WORKER`."""
     row = np.zeros(1, WORKER)
     row["number"], row["dc"], row["free_tokens"] = number, dc, np.inf
+    row["max_batch"], row["answer_tokens"] = np.inf, ANSWER_TOKENS
     row["step_tokens"], row["hand_over_bytes_per_s"] = STEP_TOKENS, HAND_OVER_BYTES_PER_S
     _set_profile(row, PRIOR)
     return row
@@ -115,6 +121,7 @@ def take_report(row: Rows, report: LoadEvent, membership: MembershipEvent) -> No
     row["context_tokens"], row["kv_usage"] = report.context_tokens, report.kv_usage
     if membership.capacity:
         row["free_tokens"] = membership.capacity * (1 - report.kv_usage)
+    row["max_batch"], row["answer_tokens"] = report.max_batch or np.inf, report.answer_tokens or ANSWER_TOKENS
     row["busy"], row["arrivals_per_s"] = report.busy, report.arrivals_per_s
     row["step_tokens"] = report.step_tokens or STEP_TOKENS
     row["hand_over_bytes_per_s"] = report.hand_over_bytes_per_s or HAND_OVER_BYTES_PER_S

@@ -20,6 +20,8 @@ class EngineLoad:
     arrivals_per_s: float
     hand_over_bytes_per_s: float
     context_tokens: int = 0
+    max_batch: int = 0  # 0: as many as there is memory for
+    answer_tokens: float = 0.0
 
     def event(self, worker: WorkerId, epoch: Epoch, kv_usage: float, costs: StepCosts) -> LoadEvent:
         return LoadEvent(
@@ -38,4 +40,6 @@ class EngineLoad:
             busy=costs.busy_with_prompts,
             arrivals_per_s=self.arrivals_per_s,
             hand_over_bytes_per_s=self.hand_over_bytes_per_s,
+            max_batch=self.max_batch,
+            answer_tokens=self.answer_tokens,
         )

@@ -48,7 +48,7 @@ class Bench:
         self.num_changes += 1
 
     def request(self, tokens: list[int] = TOKENS, **changes: Any) -> Request:
-        return Request(generation(self.model, tokens, **changes), Rank(0, 0), Urgency(0, 0))
+        return Request(generation(self.model, tokens, **changes), Rank(0, 0), Urgency(0, 0), BLOCK)
 
     def reserved(self, tokens: list[int] = TOKENS, **changes: Any) -> Request:
         request = self.request(tokens, **changes)

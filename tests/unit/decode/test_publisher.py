@@ -62,7 +62,7 @@ class Scene:
 async def scene() -> AsyncIterator[Scene]:
     model, metrics, pool = tiny_model("llama", 8), Metrics(), CountingPool()
     tokens = list(range(1, 5 * BLOCK // 2)) + [9] * BLOCK
-    request = Request(generation(model, tokens), Rank(0, 0), Urgency(0, 0))
+    request = Request(generation(model, tokens), Rank(0, 0), Urgency(0, 0), BLOCK)
     reservation = model.kv.reserve([], len(tokens))
     assert reservation is not None
     holding = Holding(reservation, None, [])
@@ -131,7 +131,7 @@ async def test_background_work_holds_a_part_of_the_pages_unless_it_is_alone(scen
 
 
 async def test_what_waits_is_dropped_for_room_but_no_swap(scene: Scene) -> None:
-    other = Request(scene.request.generation, Rank(0, 1), Urgency(0, 0))
+    other = Request(scene.request.generation, Rank(0, 1), Urgency(0, 0), BLOCK)
     background = shared(scene, 0, 2)._replace(request=other)
     other.num_offered = 2
     assert scene.publisher.publish(background)
@@ -145,7 +145,7 @@ async def test_what_waits_is_dropped_for_room_but_no_swap(scene: Scene) -> None:
 
 
 async def test_a_swap_takes_along_what_its_request_had_offered_before(scene: Scene) -> None:
-    other = Request(scene.request.generation, Rank(0, 1), Urgency(0, 0))
+    other = Request(scene.request.generation, Rank(0, 1), Urgency(0, 0), BLOCK)
     stranger = shared(scene, 0, 1)._replace(request=other)
     scene.publisher.publish(stranger)
     scene.publisher._max_held = 9

@@ -14,6 +14,7 @@ from shared.engine.packing import Offer, Packed, pack
 from shared.engine.urgency import Urgency
 
 PAGE, LAYERS, CHUNK = 4, 3, 64
+SHORT = 8
 STEP_S = 0.01
 
 
@@ -39,6 +40,10 @@ class Sequence:
     def open_layers(self, now: int) -> int:
         """A layer lands a step."""
         return min(LAYERS, now - self.held_since) if self.cached else LAYERS
+
+    @property
+    def is_short(self) -> bool:
+        return self.tail is not None and self.tail.end - self.tail.first <= SHORT
 
     def work(self) -> int:
         """Return what is left of the tail, in tokens through one layer."""
@@ -104,6 +109,7 @@ class Worker:
         self.pace = StepPace(CHUNK)
         self.live: list[Sequence] = []
         self.bounds: dict[Sequence, int] = {}  # of tails that could go on: the step by which they must have ended
+        self.short: set[Sequence] = set()  # that have had their head start
         self.now = 0
 
     def step(self) -> None:
@@ -143,14 +149,22 @@ class Worker:
         """A tail whose layers are all open ends when the more urgent ones and it have had `MIN_TAIL_TOKENS` a step.
 
         What those in front leave of a step by being cut costs a step each, for each of their chunks; gates of those
-        in front cost nothing.
+        in front cost nothing. A tail that has become short, or has come as such, goes before those that were bounded.
         """
         for place, one in enumerate(turns):
+            if one.is_short and one not in self.short:
+                self.short.add(one)
+                for other in turns[place + 1 :]:
+                    if other in self.bounds:
+                        self.bounds[other] += self._steps_of([one])
+        for place, one in enumerate(turns):
             if one not in self.bounds and one.open_layers(self.now) == LAYERS:
-                ahead = turns[: place + 1]
-                chunks = sum((LAYERS + 1) * (1 + other.work() // (CHUNK * LAYERS)) for other in ahead)
-                steps = -(-sum(other.work() for other in ahead) // (MIN_TAIL_TOKENS * LAYERS)) + chunks
-                self.bounds[one] = self.now + steps
+                self.bounds[one] = self.now + self._steps_of(turns[: place + 1])
+
+    @staticmethod
+    def _steps_of(tails: list[Sequence]) -> int:
+        chunks = sum((LAYERS + 1) * (1 + one.work() // (CHUNK * LAYERS)) for one in tails)
+        return -(-sum(one.work() for one in tails) // (MIN_TAIL_TOKENS * LAYERS)) + chunks
 
     def _advance(self, packed: Packed[Sequence]) -> float:
         through_layers = 0

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.decode.scheduler import DecodeScheduler, Rank
+from services.decode.scheduler import SHORT_HEAD_START_S, DecodeScheduler, Rank
 from shared.engine.urgency import Urgency
 
 PAGE = 4
@@ -22,6 +22,7 @@ class Job:
     to_generate: int = 1
     deadline_s: float = 100.0
     num_pages: int = 0
+    is_short: bool = False
 
     @property
     def urgency(self) -> Urgency:
@@ -330,3 +331,20 @@ def test_turns_go_by_urgency() -> None:
     scheduler, _ = scheduler_of(100, *jobs)
     scheduler.schedule()
     assert scheduler.turns() == [jobs[1], jobs[2], jobs[0], jobs[3]]
+
+
+def test_a_short_tail_goes_before_long_ones_that_came_up_to_a_minute_before_it() -> None:
+    before = int(SHORT_HEAD_START_S)
+    jobs = [job(0, deadline_s=100.0), job(3, deadline_s=103.0), job(before + 2, deadline_s=before + 102.0)]
+    jobs[-1].is_short = True
+    scheduler, _ = scheduler_of(100, *jobs)
+    scheduler.schedule()
+    assert scheduler.turns() == [jobs[0], jobs[2], jobs[1]]
+
+
+def test_a_short_tail_that_stands_back_has_no_head_start() -> None:
+    jobs = [job(0), job(1, priority=1), job(2)]
+    jobs[1].is_short = True
+    scheduler, _ = scheduler_of(100, *jobs)
+    scheduler.schedule()
+    assert scheduler.turns() == [jobs[0], jobs[2], jobs[1]]

@@ -4,7 +4,7 @@ from functools import partial
 import pytest
 
 from shared.step_profile import StepProfile, num_pairs
-from simulator.engines.decode import DecodeRequest, SimulatedDecode
+from simulator.engines.decode import DecodeLimits, DecodeRequest, SimulatedDecode
 from simulator.events import EventLoop
 
 PROFILE = StepProfile(0.01, 1e-5, 1e-9, 1e-4, 1e-7)
@@ -20,7 +20,7 @@ class Asked:
 
 def run(asked: list[Asked], step_tokens: int, max_batch: int, kv_tokens: float = float("inf")) -> SimulatedDecode:
     loop = EventLoop()
-    worker = SimulatedDecode(loop, PROFILE, step_tokens, max_batch, kv_tokens)
+    worker = SimulatedDecode(loop, PROFILE, DecodeLimits(step_tokens, max_batch, kv_tokens))
 
     def come(one: Asked) -> None:
         def started() -> None:
@@ -105,6 +105,33 @@ def test_requests_wait_for_the_batch_and_for_memory() -> None:
     assert asked[1].first_s < asked[0].last_s
 
 
+def test_a_step_with_prompts_keeps_the_target_of_its_batch() -> None:
+    target_s = 0.02
+    profile = StepProfile(0.01, 1e-4, 0.0, 0.0, 0.0)
+    loop = EventLoop()
+    worker = SimulatedDecode(loop, profile, DecodeLimits(512, 8, inter_token_s=target_s))
+    ends: list[float] = []
+    first = DecodeRequest(1, 50, lambda: 0, lambda: None, lambda: ends.append(loop.now_s))
+    second = DecodeRequest(2_000, 1, lambda: 0, lambda: ends.append(loop.now_s), lambda: None)
+    worker.add(first)
+    loop.at(0.005, lambda: worker.add(second))
+    loop.run()
+    assert ends[0] == pytest.approx(0.0101 + 20 * target_s), "100 tokens a step"
+    assert ends[1] == pytest.approx(0.0101 + 20 * target_s + 29 * 0.01)
+
+
+def test_what_is_left_of_a_prompt_goes_before_whole_ones() -> None:
+    loop = EventLoop()
+    worker = SimulatedDecode(loop, StepProfile(0.01, 1e-4), DecodeLimits(500, 8, block_tokens=64))
+    order: list[str] = []
+    for name, cached in (("whole", 0), ("another", 0), ("handed over", 1_990)):
+        request = DecodeRequest(2_000, 1, partial(int, cached), partial(order.append, name), lambda: None)
+        request.expected_first = cached
+        worker.add(request)
+    loop.run()
+    assert order == ["handed over", "whole", "another"]
+
+
 def test_what_does_not_fit_runs_alone() -> None:
     asked = [Asked(0.0, 1000, 5)]
     run(asked, 512, max_batch=8, kv_tokens=10)
@@ -113,7 +140,7 @@ def test_what_does_not_fit_runs_alone() -> None:
 
 def test_a_lost_worker_says_how_far_each_request_was() -> None:
     loop = EventLoop()
-    worker = SimulatedDecode(loop, StepProfile(0.1, 0.0), 512, 8)
+    worker = SimulatedDecode(loop, StepProfile(0.1, 0.0), DecodeLimits(512, 8))
     request = DecodeRequest(10, 100, lambda: 9, lambda: None, lambda: None)
     worker.add(request)
     loop.run(1.05)

@@ -14,12 +14,13 @@ from services.gateway.routing.calibration import Correction, prior_of
 from services.gateway.routing.costs.others import delay_of_later_s, delay_on_way_s, on_shared_way, stall_s
 from services.gateway.routing.costs.steps import (
     Seconds,
-    memory_wait_s,
+    admission_s,
     prefill_s,
     prompt_only_s,
     step_in_hand_s,
     step_s,
     tail_s,
+    turn_s,
 )
 from services.gateway.routing.costs.transfer import (
     Gathering,
@@ -34,6 +35,7 @@ from services.gateway.routing.policy import Decision
 from shared.ids import Datacenter
 
 CROWD_S = 0.1
+"""What a request of a decode worker weighs when one is chosen for a tail: the emptiest has its batch full last."""
 
 RowNumbers = NDArray[np.intp]
 
@@ -84,7 +86,7 @@ def on_decode(transfers: Transfers, use: PrefixUse) -> Candidates:
     computing = tail_s(rows, first, num_tokens)
     gathered = transfers.gathering(facts.home, use)
     landed = gathered.seconds + _moved(facts, use.num_blocks) / rows["hand_over_bytes_per_s"]
-    waiting = rows["queued_s"] + memory_wait_s(rows, num_tokens)
+    waiting = turn_s(rows, first, num_tokens, facts.layout.block_tokens) + admission_s(rows, num_tokens)
     kind: PlanKind = "none" if use.num_blocks >= facts.num_enough else "decode_only"
     correction = _correction(facts, kind, facts.home)
     model_s = _gated(facts, waiting, landed, computing)
@@ -130,7 +132,7 @@ def handed_over(transfers: Transfers, uses: Sequence[PrefixUse], decode: int | N
     crossed = np.where(latest > 0, fetch_after_s + latest * on_shared_way(rows, last_s_of_whole), 0.0)
     landed = np.maximum(computed + handing_s / num_pieces, crossed)
     tail = tail_s(decoder, end, num_tokens)
-    waiting = decoder["queued_s"] + memory_wait_s(decoder, num_tokens)
+    waiting = turn_s(decoder, end, num_tokens, layout.block_tokens) + admission_s(decoder, num_tokens)
     model_s = _gated(facts, waiting, landed, tail)
     return Candidates(
         is_handed_over=True,
@@ -232,7 +234,8 @@ def _decode_for_tail(facts: Facts, end: int) -> int:
     if len(rows) == 1:
         return 0
     tail = tail_s(rows, end, num_tokens)
-    seconds = rows["queued_s"] + memory_wait_s(rows, num_tokens) + tail + step_s(rows, 1, num_tokens)
+    waiting = turn_s(rows, end, num_tokens, facts.layout.block_tokens) + admission_s(rows, num_tokens)
+    seconds = waiting + tail + step_s(rows, 1, num_tokens)
     return int(np.argmin(seconds + CROWD_S * rows["requests"]))
 
 

@@ -11,6 +11,10 @@ MOST_BUSY = 0.9
 LEAST_BUSY = 0.05
 """A worker that is less busy makes nobody wait to speak of."""
 
+LATER_S = 10.0
+"""A worker that is free this many seconds later than the first of its datacenter makes others wait 1/e as much: by then
+a burst may be over. What is late in any case is collected there, and the workers beside it stay free for the rest."""
+
 STALL_WEIGHT = 0.1
 """What a second in mid-answer weighs against one before the first token. Readers are slower than decode, so that a
 short pause is seldom seen; SLOs are counted apart."""
@@ -19,12 +23,21 @@ short pause is seldom seen; SLOs are counted apart."""
 def delay_of_later_s(rows: Rows, seconds: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return what those wait longer, together, who arrive while a worker has this prompt to do. A value a row.
 
-    A queue that is `queued + seconds` long is empty after `(queued + seconds) / (1 - busy)` (the busy period of M/G/1
-    that begins with so much work). Who arrives before then waits longer by `seconds`. Arrivals at random find a worker
-    busy as often as it is; a client that asks again when it has its answer never does, and waits for nobody.
+    Who arrives later goes where the queue is shortest: the workers of a datacenter are filled like vessels that are
+    connected, up to a level. Of k workers this prompt raises it by `seconds / k`. A queue of that height is empty after
+    `(level + seconds / k) / (1 - busy)` (the busy period of M/G/1 that begins with so much work), and all who arrive
+    before then wait longer. A worker above the level is asked for nothing until the others are as high: see `LATER_S`.
+
+    Arrivals at random find a worker busy as often as it is; a client that asks again when it has its answer never
+    does, and waits for nobody.
     """
-    num_later = _at_random(rows) * _mean_of_dc(rows, "arrivals_per_s") * (rows["queued_s"] + seconds)
-    return np.asarray(seconds * num_later / (1 - _busy(rows)))
+    dc, queued = rows["dc"], rows["queued_s"]
+    num_workers = np.bincount(dc)[dc]
+    levels = np.full(dc.max(initial=-1) + 1, np.inf)
+    np.minimum.at(levels, dc, queued)
+    level = levels[dc]
+    num_later = _at_random(rows) * _mean_of_dc(rows, "arrivals_per_s") * (level + seconds / num_workers)
+    return np.asarray(seconds * num_later / (1 - _busy(rows)) * np.exp((level - queued) / LATER_S))
 
 
 def delay_on_way_s(rows: Rows, way_s: NDArray[np.float64], there_s: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -8,9 +8,6 @@ from services.gateway.cluster.workers import Rows
 Seconds = NDArray[np.float64]
 Tokens = NDArray[np.float64]
 
-EXPECTED_OUTPUT_TOKENS = 200
-"""How much longer a running request lasts, in steps, when nothing else is known: half of what chats answer."""
-
 
 def prefill_s(rows: Rows, first: Tokens, end: float | Tokens) -> Seconds:
     """Return the model time of a prompt's tokens `[first, end)` on prefill workers; `first` is a value a row.
@@ -40,13 +37,31 @@ def step_s(rows: Rows, more_rows: int = 0, more_context: float = 0.0) -> Seconds
     return np.asarray(rows["base_s"] + running + rows["context_s"] * (rows["context_tokens"] + more_context))
 
 
+def longest_step_s(rows: Rows) -> Seconds:
+    """Return the time of a decode worker's step that is full of prompts."""
+    return np.asarray(step_s(rows) + rows["token_s"] * rows["step_tokens"])
+
+
 def step_in_hand_s(rows: Rows) -> Seconds:
     """Return when decode workers look at new requests: between steps, the longest of which is full of prompts."""
-    return np.asarray(np.minimum(rows["queued_s"], step_s(rows) + rows["token_s"] * rows["step_tokens"]))
+    return np.asarray(np.minimum(rows["queued_s"], longest_step_s(rows)))
 
 
-def memory_wait_s(rows: Rows, num_tokens: float) -> Seconds:
-    """Return how long a request waits for KV memory: running requests give theirs back as they end, evenly."""
+def admission_s(rows: Rows, num_tokens: float) -> Seconds:
+    """Return when a request is admitted on decode workers: when it has a place in the batch, and KV memory.
+
+    Requests end evenly, each after as many steps as answers have tokens; what runs now is half through on average.
+    """
+    answer_s = rows["answer_tokens"] * step_s(rows)
+    before = np.maximum(rows["requests"] + 1 - rows["max_batch"], 0.0)
     lacking = np.maximum(num_tokens - rows["free_tokens"], 0.0)
-    held = np.maximum(rows["context_tokens"], 1.0)
-    return np.asarray(np.minimum(lacking / held, 1.0) * EXPECTED_OUTPUT_TOKENS * step_s(rows))
+    memory_s = np.minimum(lacking / np.maximum(rows["context_tokens"], 1.0), 1.0) * answer_s / 2
+    return np.asarray(np.maximum(before / rows["max_batch"] * answer_s, memory_s))
+
+
+def turn_s(rows: Rows, first: float, end: float, block_tokens: int) -> Seconds:
+    """Return when decode workers begin with a prompt's tokens `[first, end)` that they have admitted.
+
+    Whole prompts have their turns in order; what is left of one that has its KV from elsewhere goes into the next step.
+    """
+    return step_in_hand_s(rows) if end - first <= block_tokens else np.asarray(rows["queued_s"])

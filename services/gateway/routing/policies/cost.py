@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from services.gateway.routing.costs.candidates import Candidates, every_way
 from services.gateway.routing.costs.others import MOST_BUSY
-from services.gateway.routing.costs.steps import EXPECTED_OUTPUT_TOKENS
+from services.gateway.routing.costs.steps import longest_step_s
 from services.gateway.routing.facts import Facts
 from services.gateway.routing.plan import Slo
 from services.gateway.routing.policy import Decision, ranked
@@ -24,11 +24,12 @@ the same news do not all send to the same worker."""
 RISKY_FROM, MISSED_FROM = 0.8, 1.2
 """From which part of an SLO on it may be missed, and from which it will be: forecasts err by that much."""
 
-MISS_S = 2.0
+MISS_S = 5.0
 """What a missed SLO costs, in seconds before a first token."""
 
-MOST_OUTPUT_TOKENS = 1000
-"""Answers are seldom as long as a client allows; a prompt in mid-answer delays no more tokens than these."""
+LATE_WEIGHT = 0.1
+"""What a second behind the SLO of the first token weighs against one before it. A request that is late everywhere takes
+the way that is least in the way of those that are not."""
 
 
 class _Scored(NamedTuple):
@@ -63,7 +64,12 @@ def _scored(facts: Facts, ways: Candidates) -> _Scored:
     crosses = [any(use.target == facts.home for use in crossings) for crossings in ways.crossings]
     margin = 1 + AWAY_MARGIN * np.array(crosses, float)[ways.dc]
     risk_s = MISS_S * (_own_risk(ways, facts.request.slo) + _risk_of_others(facts, ways))
-    return _Scored(ways, ways.ttft_s * margin + ways.others_s + risk_s)
+    return _Scored(ways, _weighed(ways.ttft_s, facts.request.slo) * margin + ways.others_s + risk_s)
+
+
+def _weighed(ttft_s: NDArray[np.float64], slo: Slo) -> NDArray[np.float64]:
+    in_time = ttft_s if slo.ttft_s is None else np.minimum(ttft_s, slo.ttft_s)
+    return np.asarray(in_time + LATE_WEIGHT * (ttft_s - in_time))
 
 
 def _own_risk(ways: Candidates, slo: Slo) -> NDArray[np.float64]:
@@ -74,14 +80,15 @@ def _own_risk(ways: Candidates, slo: Slo) -> NDArray[np.float64]:
 def _risk_of_others(facts: Facts, ways: Candidates) -> NDArray[np.float64]:
     """Return how many running requests more are to miss their time per output token, if their SLO is this one's.
 
-    Prompts take the share `busy` of their worker's time already; this one adds its own, spread over an answer.
+    Prompts take the share `busy` of their worker's time already; this one adds its own, spread over an answer. Workers
+    that cut their steps to a latency target (`PRFAAS_INTER_TOKEN_S`) within the SLO keep it in any case.
     """
     slo, rows = facts.request.slo.time_per_output_token_s, facts.decode.rows[ways.decode]
     step_s = ways.time_per_output_token_s
-    num_tokens = min(facts.request.output_tokens or EXPECTED_OUTPUT_TOKENS, MOST_OUTPUT_TOKENS)
+    num_tokens = np.minimum(facts.request.output_tokens or np.inf, rows["answer_tokens"])
     shares = rows["busy"], rows["busy"] + ways.decode_s / (step_s * num_tokens)
     before, after = (_risk(step_s / (1 - np.minimum(share, MOST_BUSY)), slo) for share in shares)
-    return np.asarray(rows["running"] * (after - before))
+    return np.where(longest_step_s(rows) <= (slo or 0.0), 0.0, rows["running"] * (after - before))
 
 
 def _risk(forecast: NDArray[np.float64], slo: float | None) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.gateway.routing.costs.candidates import handed_over
-from services.gateway.routing.costs.steps import memory_wait_s, prompt_only_s, step_s
+from services.gateway.routing.costs.steps import admission_s, prompt_only_s, step_s, turn_s
 from services.gateway.routing.costs.transfer import Transfers, everybody
 from services.gateway.routing.facts import Facts
 from services.gateway.routing.policy import Decision, ranked
@@ -45,7 +45,7 @@ class Deflection:
         spare_s = limit - step_s(rows, 1, num_tokens)
         chunk = np.minimum(rows["step_tokens"], spare_s / (rows["token_s"] + rows["pair_s"] * num_tokens))
         num_steps = np.ceil((num_tokens - first) / np.maximum(chunk, 1.0))
-        waiting = rows["queued_s"] + memory_wait_s(rows, num_tokens)
+        waiting = turn_s(rows, first, num_tokens, facts.layout.block_tokens) + admission_s(rows, num_tokens)
         seconds = waiting + num_steps * step_s(rows) + prompt_only_s(rows, first, num_tokens)
         return np.where(chunk >= 1, seconds, np.inf)
 

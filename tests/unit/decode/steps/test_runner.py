@@ -35,7 +35,7 @@ class Bench:
 
     def request(self, tokens: list[int], sampling: SamplingParams | None = None, **changes: Any) -> Request:
         sampling = sampling or SamplingParams(max_tokens=50, temperature=0)
-        request = Request(generation(self.model, tokens, sampling=sampling, **changes), Rank(0, 0), Urgency(0, 0))
+        request = Request(generation(self.model, tokens, sampling=sampling, **changes), Rank(0, 0), Urgency(0, 0), 64)
         reservation = self.model.kv.reserve([], len(tokens) + sampling.max_tokens)
         assert reservation is not None
         request.holding = Holding(reservation, Tail(0, len(tokens), CHUNK), [])

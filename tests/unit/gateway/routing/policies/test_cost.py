@@ -234,3 +234,41 @@ def test_who_fills_a_slow_link_makes_later_prompts_wait_for_it() -> None:
     in_turn = table({"a": EAST}, arrivals_per_s=0.3, busy=0.3, seen_busy=0.0).rows
     assert on_shared_way(in_turn, np.full(1, 2.0)) == 1
     assert delay_on_way_s(in_turn, np.full(1, 2.0), np.full(1, 8.0)) == 0, "nobody is on its way while another asks"
+
+
+def test_a_batch_that_is_full_is_waited_for() -> None:
+    given = facts(8000)
+    full = table({"decode": WEST}, requests=40.0, running=10.0, max_batch=10.0, answer_tokens=100.0, **SLOW)
+    step_s = SLOW["base_s"] + 10 * 1e-4
+    assert forecast_of(given, Decision(0, (1,))).ttft_s < 0.3
+    waiting = forecast_of(replace(given, decode=full), Decision(0, (1,))).ttft_s
+    assert waiting == pytest.approx(31 / 10 * 100 * step_s, abs=0.05)
+
+
+def test_what_comes_with_its_kv_does_not_wait_for_whole_prompts_on_decode() -> None:
+    busy = table({"decode": WEST}, queued_s=30.0, **SLOW)
+    given = facts(8000, decode=busy)
+    assert forecast_of(given, Decision(0, (1,))).ttft_s < 2.0
+    assert forecast_of(given, Decision(0)).ttft_s > 30.0
+    held = facts(6400, held={WEST: 100}, decode=busy)
+    assert forecast_of(held, Decision(0)).ttft_s < 2.0
+
+
+def test_what_is_late_everywhere_is_collected_on_one_worker() -> None:
+    figures = {"arrivals_per_s": 0.05, "busy": 0.8, "seen_busy": 0.8, **SLOW}
+    two = table({"long queue": WEST, "short queue": WEST}, queued_s=[9.0, 3.0], **figures)
+    decode = table({"decode": WEST}, queued_s=600.0, **SLOW)
+    given = facts(30_000, prefill=two, decode=decode)
+    in_time, late = (replace(given, request=replace(given.request, slo=Slo(ttft_s=s))) for s in (20.0, 2.0))
+    assert choice(in_time) == "short queue"
+    assert choice(late) == "long queue"
+
+
+def test_decode_workers_that_keep_a_latency_target_are_not_spared_for_the_sake_of_it() -> None:
+    slow = table({"home": WEST}, queued_s=3.0, **SLOW)
+    request = replace(facts(6000).request, slo=Slo(time_per_output_token_s=0.02), output_tokens=100)
+    batch = {**SLOW, "running": 10.0, "answer_tokens": 100.0}
+    given = facts(6000, prefill=slow, request=request)
+    assert choice(replace(given, decode=table({"decode": WEST}, **batch))) == "home"
+    paced = {**batch, "step_tokens": 60.0}  # 60 tokens take 12 ms beside a step of 6
+    assert choice(replace(given, decode=table({"decode": WEST}, **paced))) == "decode alone"
