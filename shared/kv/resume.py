@@ -27,16 +27,17 @@ def needed_groups(layout: KvLayout, num_blocks: int) -> GroupMasks:
 def longest_resume(layout: KvLayout, masks: GroupMasks) -> NDArray[np.int64]:
     """Return `KvLayout.longest_resume` of one chain, `masks[blocks]`, or of each row of `masks[rows, blocks]`."""
     if masks.ndim == 1:
-        return longest_resume(layout, masks[np.newaxis]).reshape(())
-    resumes = np.zeros(len(masks), np.int64)
-    if not masks.size:
-        return resumes
+        return np.asarray(_longest(layout, masks), np.int64)
+    return np.array([_longest(layout, row) for row in masks], np.int64)
+
+
+def _longest(layout: KvLayout, masks: GroupMasks) -> int:
     full = sum(1 << g for g, group in enumerate(layout.groups) if group.window is None)
     # Most pools of many lack the very first block: no resume lies behind one that lacks a full group.
-    for row in (masks[:, 0] & full == full).nonzero()[0].tolist():
-        lacking = (masks[row] & full == full).tobytes().find(0)
-        resumes[row] = _longest_before(layout, masks[row], masks.shape[1] if lacking < 0 else lacking)
-    return resumes
+    if not len(masks) or int(masks[0]) & full != full:
+        return 0
+    lacking = (masks & full == full).tobytes().find(0)
+    return _longest_before(layout, masks, len(masks) if lacking < 0 else lacking)
 
 
 def _longest_before(layout: KvLayout, masks: GroupMasks, after: int) -> int:
