@@ -1,5 +1,6 @@
 """Where a request can resume, given the layer groups of each block of its prefix: `KvLayout`'s rules on arrays."""
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,18 @@ GroupMasks = NDArray[np.unsignedinteger[Any]]
 
 def no_groups(layout: KvLayout, *shape: int) -> GroupMasks:
     """Return masks of nothing, in the smallest type that has a bit for each of the layout's groups."""
-    return np.zeros(shape, np.min_scalar_type((1 << len(layout.groups)) - 1))
+    return np.zeros(shape, _mask_type(len(layout.groups)))
+
+
+@lru_cache(maxsize=64)
+def _mask_type(num_groups: int) -> np.dtype[Any]:
+    return np.min_scalar_type((1 << num_groups) - 1)
+
+
+def by_group(layout: KvLayout, masks: GroupMasks) -> NDArray[np.bool_]:
+    """Return for each group which of the blocks have it: `[groups, blocks]`."""
+    bits = np.array([1 << g for g in range(len(layout.groups))], masks.dtype)
+    return np.asarray(masks & bits[:, np.newaxis] != 0)
 
 
 def needed_groups(layout: KvLayout, num_blocks: int) -> GroupMasks:

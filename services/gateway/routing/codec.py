@@ -1,6 +1,7 @@
 """Which codec the blocks of a plan travel in: a pure function of the way they go and of what the request allows."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from services.gateway.cluster.links import Links
@@ -36,13 +37,15 @@ def link_goodput(dcs: Sequence[Datacenter], links: Links, source: Datacenter, ta
     return float(links.goodput_bytes_per_s[dcs.index(source), dcs.index(target)])
 
 
+@lru_cache(maxsize=4096)
 def choose_codec(choice: str, fidelity: Fidelity, way: Way) -> Codec:
     """Return the codec for blocks that go this way, within a datacenter or between two; `choice` is the setting's.
 
     Encoding, the link and decoding work at the same time on a stream of blocks, so that the slowest of them sets the
     pace. Within a datacenter nothing beats raw. A link of unknown goodput is taken to be slower than any codec, unless
     it does not leave a host: then it is taken to be quicker.
-    Lossy codecs are considered only if `fidelity` allows them. A fixed choice holds for everything lossless.
+    Lossy codecs are considered only if `fidelity` allows them. A fixed choice holds for everything lossless. Remembered:
+    many requests go the same ways before links are reported anew.
     """
     if choice != AUTO and fidelity is Fidelity.LOSSLESS:
         return Codec[choice.upper()]

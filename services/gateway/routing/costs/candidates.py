@@ -186,7 +186,7 @@ def every_way(facts: Facts) -> list[Candidates]:
     is_far = (bool(whole.num_blocks) and len(whole.pull_from) > 1) or not whole.pull_from <= {facts.home}
     alone = [whole, near(facts, facts.home)] if is_far else [whole]
     transfers = Transfers(facts)
-    ways = [on_decode(transfers, use) for use in alone]
+    ways = [_alone(transfers, use) for use in alone]
     if facts.is_cached or not len(facts.prefill):
         return ways
     ways.append(handed_over(transfers, [whole] * len(facts.dcs)))
@@ -202,7 +202,7 @@ def forecast_of(facts: Facts, decision: Decision) -> Forecast:
     """
     use, transfers = everybody(facts), Transfers(facts)
     if facts.is_cached or not decision.prefill:
-        return on_decode(transfers, use).forecast(facts, decision.decode)
+        return _alone(transfers, use).forecast(facts, decision.decode)
     return handed_over(transfers, [use] * len(facts.dcs), decision.decode).forecast(facts, decision.prefill[0])
 
 
@@ -214,7 +214,12 @@ def alone_s(facts: Facts, decision: Decision) -> float:
     workers = [facts.decode.rows[decision.decode], *(facts.prefill.rows[row] for row in decision.prefill[:1])]
     if not all(row["is_measured"] for row in workers):
         return np.inf
-    return float(on_decode(Transfers(facts), near(facts, facts.home)).ttft_s[decision.decode])
+    return float(_alone(Transfers(facts), near(facts, facts.home)).ttft_s[decision.decode])
+
+
+def _alone(transfers: Transfers, use: PrefixUse) -> Candidates:
+    """Return `on_decode`, computed once for each use."""
+    return transfers.facts.once(("alone", use), lambda: on_decode(transfers, use))
 
 
 def _moved(facts: Facts, num_blocks: int) -> NDArray[np.float64]:
