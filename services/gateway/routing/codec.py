@@ -28,7 +28,7 @@ class Way(NamedTuple):
 def way_between(dcs: Sequence[Datacenter], links: Links, maker: Member, user: Member) -> Way:
     """Return what is known of the way between two engines."""
     goodput = link_goodput(dcs, links, maker.dc, user.dc)
-    is_one_host = _host(maker.pool_address) == _host(user.pool_address) != ""
+    is_one_host = _is_one_host(maker.pool_address, user.pool_address)
     return Way(maker.dc, user.dc, goodput, maker.codec_threads, user.codec_threads, is_one_host)
 
 
@@ -70,6 +70,11 @@ def _pace(cost: CodecCost, way: Way) -> float:
     encoding = cost.encode_bytes_per_s * way.encode_threads
     decoding = cost.decode_bytes_per_s * way.decode_threads
     return min(encoding, decoding, way.goodput_bytes_per_s * cost.ratio)
+
+
+@lru_cache(maxsize=4096)
+def _is_one_host(address: str, other: str) -> bool:
+    return _host(address) == _host(other) != ""
 
 
 def _host(address: str) -> str:

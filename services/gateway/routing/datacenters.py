@@ -47,7 +47,7 @@ def _credit(heads: KeyHeads, held: Mapping[str, HeldPrefix], nodes: Sequence[str
     end = max(_end(one.groups) for one in held.values())
     if not end:
         return Credit(groups, 0)
-    own_of = owned(heads[:end], nodes)
+    own_of = owned(heads[:end], nodes).astype(masks.dtype)
     for address, one in held.items():
         masks[:, :end] |= one.masks[:, :end] * own_of[nodes.index(address)]
     on_tier = groups & ~in_memory

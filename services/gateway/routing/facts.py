@@ -11,7 +11,7 @@ from services.gateway.cluster.links import Links
 from services.gateway.cluster.view import RegistryView
 from services.gateway.cluster.workers import Member, Workers
 from services.gateway.routing.calibration import NO_CORRECTIONS, Corrections
-from services.gateway.routing.codec import Way, link_goodput, way_between
+from services.gateway.routing.codec import Way, way_between
 from services.gateway.routing.datacenters import Credit, credits_by_dc
 from services.gateway.routing.plan import RequestFacts
 from services.gateway.settings import AUTO
@@ -107,14 +107,19 @@ class Facts:
 
     def way(self, source: Datacenter, target: Datacenter) -> Way:
         """Return what is known of the way of blocks from engines of one datacenter to those of another."""
-        maker, user = (self.once(("engine", dc), lambda dc=dc: self._engine_in(dc)) for dc in (source, target))  # type: ignore[misc]
+        engines, numbers = self.once("engines", self._engines), (self.dcs.index(source), self.dcs.index(target))
+        maker, user = (engines.get(number) for number in numbers)
         if maker is None or user is None:
-            return Way(source, target, link_goodput(self.dcs, self.links, source, target))
+            return Way(source, target, float(self.links.goodput_bytes_per_s[numbers]))
         return way_between(self.dcs, self.links, maker, user)
 
-    def _engine_in(self, dc: Datacenter) -> Member | None:
-        number = self.dcs.index(dc)
-        return self.prefill.one_in(number) or self.decode.one_in(number)
+    def _engines(self) -> Mapping[int, Member]:
+        """Return one engine of each datacenter that has some, by its number: the first prefill worker, or decode's."""
+        found: dict[int, Member] = {}
+        for workers in (self.decode, self.prefill):
+            dcs, numbers = (workers.rows[name][::-1].tolist() for name in ("dc", "number"))
+            found |= {dc: workers.members[number] for dc, number in dict(zip(dcs, numbers, strict=True)).items()}
+        return found
 
     def _promised(self) -> NDArray[np.intp]:
         promised = np.zeros(len(self.prefill), np.intp)

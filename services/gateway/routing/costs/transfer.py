@@ -1,6 +1,7 @@
 """What of a cached prefix is used, how many bytes of KV that moves, and how long they take."""
 
 from dataclasses import dataclass
+from operator import mul
 from typing import NamedTuple
 
 import numpy as np
@@ -106,7 +107,7 @@ class Transfers:
         return WayCost(bytes_per_s, backlog_s, float(facts.links.round_trip_s[numbers]) or UNKNOWN_ROUND_TRIP_S)
 
     def _lacking_bytes(self, dc: Datacenter, num_blocks: int) -> float:
-        credit, needed = self.facts.credits.get(dc), self.facts.layout.resume_bytes(0, num_blocks)
+        credit, needed = self.facts.credits.get(dc), self._resume_bytes(num_blocks)
         if credit is None:
             return float(needed)
         if credit.longest >= num_blocks:
@@ -125,8 +126,14 @@ class Transfers:
 
     def _resume_bytes_in(self, present: NDArray[np.bool_], num_blocks: int) -> int:
         """Return the bytes that a resume after `num_blocks` blocks needs of what is present: `[groups, blocks]`."""
-        layout, total = self.facts.layout, 0
-        for group, num_bytes, has in zip(layout.groups, layout.group_bytes, present, strict=True):
-            first = layout.first_block_needed(group.window, num_blocks)
-            total += num_bytes * int(np.count_nonzero(has[first:num_blocks]))
-        return total
+        parts = self.facts.once(("parts", num_blocks), lambda: self._parts(num_blocks))
+        counts = [int(np.count_nonzero(has[part])) for has, part in zip(present, parts, strict=True)]
+        return sum(map(mul, self.facts.layout.group_bytes, counts))
+
+    def _parts(self, num_blocks: int) -> list[slice]:
+        """Return for each group which blocks a resume after `num_blocks` blocks needs."""
+        layout = self.facts.layout
+        return [slice(layout.first_block_needed(group.window, num_blocks), num_blocks) for group in layout.groups]
+
+    def _resume_bytes(self, num_blocks: int) -> int:
+        return self.facts.once(("bytes", num_blocks), lambda: self.facts.layout.resume_bytes(0, num_blocks))
