@@ -23,9 +23,9 @@ def _mask_type(num_groups: int) -> np.dtype[Any]:
 
 
 def by_group(layout: KvLayout, masks: GroupMasks) -> NDArray[np.bool_]:
-    """Return for each group which of the blocks have it: `[groups, blocks]`."""
+    """Return for each group which of the blocks have it: `[groups, blocks]`, of each row if `masks` have rows."""
     bits = np.array([1 << g for g in range(len(layout.groups))], masks.dtype)
-    return np.asarray(masks & bits[:, np.newaxis] != 0)
+    return np.asarray(masks[..., np.newaxis, :] & bits[:, np.newaxis] != 0)
 
 
 def needed_groups(layout: KvLayout, num_blocks: int) -> GroupMasks:

@@ -20,7 +20,7 @@ class PoolMember:
 
 
 class Pools(dict[WorkerId, PoolMember]):
-    """Pool nodes, which are not changed any more. What follows from all of them is worked out once for many requests."""
+    """Pool nodes, not to be changed any more: what follows from all of them is worked out once for many requests."""
 
     @cached_property
     def nodes(self) -> Mapping[Datacenter, tuple[str, ...]]:
@@ -59,7 +59,7 @@ class RegistryView:
     prefill: Workers = NOBODY
     pools: Pools = field(default_factory=Pools)
     links: Links = field(default_factory=lambda: Links.unknown(0))
-    find_problems: Callable[[], tuple[str, ...]] = tuple
+    find_problems: Callable[[], tuple[str, ...]] = tuple  # good for as long as the view is
 
     @property
     def problems(self) -> tuple[str, ...]:

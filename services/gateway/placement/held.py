@@ -13,9 +13,11 @@ class HeldPrefix(NamedTuple):
     @property
     def groups(self) -> GroupMasks:
         """For each block, the layer groups that the pool holds wholly, in any tier."""
-        return self.masks[0]
+        groups: GroupMasks = self.masks[0]
+        return groups
 
     @property
     def memory_groups(self) -> GroupMasks:
         """Of these, the ones in memory."""
-        return self.masks[1]
+        memory_groups: GroupMasks = self.masks[1]
+        return memory_groups

@@ -44,8 +44,8 @@ def choose_codec(choice: str, fidelity: Fidelity, way: Way) -> Codec:
     Encoding, the link and decoding work at the same time on a stream of blocks, so that the slowest of them sets the
     pace. Within a datacenter nothing beats raw. A link of unknown goodput is taken to be slower than any codec, unless
     it does not leave a host: then it is taken to be quicker.
-    Lossy codecs are considered only if `fidelity` allows them. A fixed choice holds for everything lossless. Remembered:
-    many requests go the same ways before links are reported anew.
+    Lossy codecs are considered only if `fidelity` allows them. A fixed choice holds for everything lossless.
+    The answer is remembered: many requests go the same ways before links are reported anew.
     """
     if choice != AUTO and fidelity is Fidelity.LOSSLESS:
         return Codec[choice.upper()]

@@ -74,16 +74,15 @@ def _best(
     credits: Mapping[Datacenter, Credit], dcs: Sequence[Datacenter], lacking: GroupMasks
 ) -> tuple[NDArray[np.int16], NDArray[np.bool_]]:
     """Return for each block the first of `dcs` with all lacking groups, or else with some; and whether it has all."""
-    partial, whole = np.full(len(lacking), -1, np.int16), np.full(len(lacking), -1, np.int16)
-    is_lacking = lacking != 0
-    if not is_lacking.any():
-        return whole, ~is_lacking
-    for number, dc in reversed(list(enumerate(dcs))):
-        present, here = credits[dc].groups[: len(lacking)] & lacking, np.int16(number)
-        partial = np.where(present != 0, here, partial)
-        whole = np.where(present == lacking, here, whole)
-    is_whole = is_lacking & (whole >= 0)
-    return np.where(is_whole, whole, partial), is_whole
+    is_lacking, num_dcs = lacking != 0, len(dcs)
+    if not num_dcs or not is_lacking.any():
+        return np.full(len(lacking), -1, np.int16), np.zeros(len(lacking), np.bool_)
+    present = np.array([credits[dc].groups[: len(lacking)] for dc in dcs]) & lacking
+    # A merit for each block and datacenter: some of the groups are worth n at the first, 1 at the last; all are n more.
+    some, most = np.array(range(num_dcs, 0, -1), np.int16)[:, np.newaxis], np.int16(num_dcs)
+    best = ((present != 0) * some + (present == lacking) * most).max(axis=0) * is_lacking
+    numbers = range(num_dcs - 1, -1, -1)
+    return np.array([-1, *numbers, *numbers], np.int16).take(best), best > num_dcs
 
 
 def _groups_at(layout: KvLayout, credits: Mapping[Datacenter, Credit], dc: Datacenter, num_blocks: int) -> GroupMasks:

@@ -85,7 +85,7 @@ def on_decode(transfers: Transfers, uses: Sequence[PrefixUse]) -> list[Candidate
     facts = transfers.facts
     rows, num_tokens = facts.decode.rows, facts.request.num_tokens
     first = np.array([[min(use.num_blocks * facts.layout.block_tokens, num_tokens - 1)] for use in uses])
-    computing = tail_s(rows, first, num_tokens)
+    computing = tail_s(rows, first, num_tokens)  # type: ignore[arg-type]  # first is a value a use
     gathered = [transfers.gathering(facts.home, use) for use in uses]
     moved = np.array([_moved(facts, use.num_blocks) for use in uses])
     landed = np.array([[one.seconds] for one in gathered]) + moved / rows["hand_over_bytes_per_s"]

@@ -1,5 +1,6 @@
 """What of a cached prefix is used, how many bytes of KV that moves, and how long they take."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import mul
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from services.gateway.routing.codec import choose_codec, kv_bytes_per_s
 from services.gateway.routing.facts import Facts
 from services.gateway.routing.plan import LinkUse
 from shared.ids import Datacenter
-from shared.kv.resume import by_group
+from shared.kv.resume import GroupMasks, by_group
 
 UNKNOWN_LINK_BYTES_PER_S = 1.25e9
 """Of a link that nobody has measured: 10 Gbit/s. A link is measured by its first transfer; one that is believed to be
@@ -112,17 +113,27 @@ class Transfers:
             return float(needed)
         if credit.longest >= num_blocks:
             return 0.0
-        present = self.facts.once(("groups", dc), lambda: by_group(self.facts.layout, credit.groups))
-        return float(needed - self._resume_bytes_in(present, num_blocks))
+        return float(needed - self._resume_bytes_in(self.facts.once("groups", self._groups)[dc], num_blocks))
 
     def _tier_s(self, dc: Datacenter, num_blocks: int) -> float:
         credit = self.facts.credits.get(dc)
-        on_tier = None if credit is None else credit.on_tier
-        if on_tier is None:
+        if credit is None or credit.on_tier is None:
             return 0.0
-        there = self.facts.once(("groups on tier", dc), lambda: by_group(self.facts.layout, on_tier))
+        there = self.facts.once("groups on tiers", self._groups_on_tiers)[dc]
         bytes_per_s = self.facts.tier_bytes_per_s.get(dc) or UNKNOWN_TIER_BYTES_PER_S
         return self._resume_bytes_in(there, num_blocks) / bytes_per_s
+
+    def _groups(self) -> Mapping[Datacenter, NDArray[np.bool_]]:
+        """Return what each datacenter has, `[groups, blocks]`."""
+        return self._by_group({dc: credit.groups for dc, credit in self.facts.credits.items()})
+
+    def _groups_on_tiers(self) -> Mapping[Datacenter, NDArray[np.bool_]]:
+        """Return the same of what has to be read from object tiers."""
+        credits = self.facts.credits.items()
+        return self._by_group({dc: credit.on_tier for dc, credit in credits if credit.on_tier is not None})
+
+    def _by_group(self, masks: Mapping[Datacenter, GroupMasks]) -> Mapping[Datacenter, NDArray[np.bool_]]:
+        return dict(zip(masks, by_group(self.facts.layout, np.array(list(masks.values()))), strict=True))
 
     def _resume_bytes_in(self, present: NDArray[np.bool_], num_blocks: int) -> int:
         """Return the bytes that a resume after `num_blocks` blocks needs of what is present: `[groups, blocks]`."""
