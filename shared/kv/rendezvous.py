@@ -23,6 +23,9 @@ _MASK = (1 << 64) - 1
 _FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _SHIFTS = (30, 27, 31)
 
+KeyHeads = NDArray[np.uint64]
+"""The first 8 bytes of keys."""
+
 VECTORISED_FROM = 4
 """Fewer keys than this are faster done one by one."""
 
@@ -38,17 +41,34 @@ def owner_indices(keys: Sequence[BlockKey], nodes: Sequence[str]) -> NDArray[np.
     """Return for each key the index in `nodes` of the node that it belongs to."""
     if len(nodes) == 1 or not keys:
         return np.zeros(len(keys), np.intp)
-    weights = [_weight(node) for node in nodes]
     if len(keys) < VECTORISED_FROM:
+        weights = [_weight(node) for node in nodes]
         return np.array([_owner_index(key, weights) for key in keys], np.intp)
-    heads = np.frombuffer(b"".join(keys), "<u8").reshape(len(keys), KEY_BYTES // 8)[:, 0]
-    scores = np.bitwise_xor(np.array(weights, np.uint64)[:, None], heads)  # [nodes, keys]: whole rows at a time
+    highest: NDArray[np.intp] = _scores(heads_of(keys), nodes).argmax(axis=0)
+    return highest
+
+
+def heads_of(keys: Sequence[BlockKey]) -> KeyHeads:
+    """Return what places follow from. Where the same keys are looked up among several lists of nodes, this is once."""
+    return np.frombuffer(b"".join(keys), "<u8")[:: KEY_BYTES // 8].copy()
+
+
+def owned(heads: KeyHeads, nodes: Sequence[str]) -> NDArray[np.bool_]:
+    """Return for each of `nodes` which keys belong to it: `[nodes, keys]`."""
+    if len(nodes) == 1:
+        return np.ones((1, len(heads)), np.bool_)
+    scores = _scores(heads, nodes)
+    return np.asarray(scores == scores.max(axis=0))  # a key's scores differ: the finalizer is a bijection
+
+
+def _scores(heads: KeyHeads, nodes: Sequence[str]) -> NDArray[np.uint64]:
+    weights = np.array([_weight(node) for node in nodes], np.uint64)
+    scores = np.bitwise_xor(weights[:, None], heads)  # [nodes, keys]: whole rows at a time
     for shift, factor in zip(_SHIFTS, _FACTORS, strict=False):
         scores ^= scores >> np.uint64(shift)
         scores *= np.uint64(factor)
     scores ^= scores >> np.uint64(_SHIFTS[-1])
-    highest: NDArray[np.intp] = scores.argmax(axis=0)
-    return highest
+    return scores
 
 
 def partition(keys: Sequence[BlockKey], nodes: Sequence[str]) -> dict[str, list[int]]:

@@ -1,5 +1,6 @@
 """Where a request can resume, given the layer groups of each block of its prefix: `KvLayout`'s rules on arrays."""
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,18 @@ GroupMasks = NDArray[np.unsignedinteger[Any]]
 
 def no_groups(layout: KvLayout, *shape: int) -> GroupMasks:
     """Return masks of nothing, in the smallest type that has a bit for each of the layout's groups."""
-    return np.zeros(shape, np.min_scalar_type((1 << len(layout.groups)) - 1))
+    return np.zeros(shape, _mask_type(len(layout.groups)))
+
+
+@lru_cache(maxsize=64)
+def _mask_type(num_groups: int) -> np.dtype[Any]:
+    return np.min_scalar_type((1 << num_groups) - 1)
+
+
+def by_group(layout: KvLayout, masks: GroupMasks) -> NDArray[np.bool_]:
+    """Return for each group which of the blocks have it: `[groups, blocks]`, of each row if `masks` have rows."""
+    bits = np.array([1 << g for g in range(len(layout.groups))], masks.dtype)
+    return np.asarray(masks[..., np.newaxis, :] & bits[:, np.newaxis] != 0)
 
 
 def needed_groups(layout: KvLayout, num_blocks: int) -> GroupMasks:
@@ -27,16 +39,17 @@ def needed_groups(layout: KvLayout, num_blocks: int) -> GroupMasks:
 def longest_resume(layout: KvLayout, masks: GroupMasks) -> NDArray[np.int64]:
     """Return `KvLayout.longest_resume` of one chain, `masks[blocks]`, or of each row of `masks[rows, blocks]`."""
     if masks.ndim == 1:
-        return longest_resume(layout, masks[np.newaxis]).reshape(())
-    resumes = np.zeros(len(masks), np.int64)
-    if not masks.size:
-        return resumes
+        return np.asarray(_longest(layout, masks), np.int64)
+    return np.array([_longest(layout, row) for row in masks], np.int64)
+
+
+def _longest(layout: KvLayout, masks: GroupMasks) -> int:
     full = sum(1 << g for g, group in enumerate(layout.groups) if group.window is None)
     # Most pools of many lack the very first block: no resume lies behind one that lacks a full group.
-    for row in (masks[:, 0] & full == full).nonzero()[0].tolist():
-        lacking = (masks[row] & full == full).tobytes().find(0)
-        resumes[row] = _longest_before(layout, masks[row], masks.shape[1] if lacking < 0 else lacking)
-    return resumes
+    if not len(masks) or int(masks[0]) & full != full:
+        return 0
+    lacking = (masks & full == full).tobytes().find(0)
+    return _longest_before(layout, masks, len(masks) if lacking < 0 else lacking)
 
 
 def _longest_before(layout: KvLayout, masks: GroupMasks, after: int) -> int:

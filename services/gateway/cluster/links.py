@@ -65,6 +65,9 @@ class UnreportedCrossings:
     def __init__(self) -> None:
         self._crossings: list[UnreportedCrossing] = []
 
+    def __len__(self) -> int:
+        return len(self._crossings)
+
     def add(self, crossing: UnreportedCrossing) -> None:
         """Note a crossing. Those that no pool has reported for long are forgotten: its datacenter may have none."""
         oldest = crossing.at - FORGOTTEN_AFTER_S

@@ -1,13 +1,14 @@
 """Which workers and pools are there, alive and of our model, from membership and load events."""
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from services.gateway.cluster.assigned import Assignment, PromptWork
 from services.gateway.cluster.fleet import STALE_AFTER_S, RoleFleet
 from services.gateway.cluster.links import LinkReports, Links, UnreportedCrossing, UnreportedCrossings
-from services.gateway.cluster.view import PoolMember, RegistryView
+from services.gateway.cluster.view import PoolMember, Pools, RegistryView
 from services.gateway.cluster.workers import member_of, take_report
 from shared.bus.events import LoadEvent, MembershipEvent
 from shared.ids import Datacenter, LayoutHash, ModelFingerprint, WorkerId
@@ -53,6 +54,8 @@ class Registry:
         self._dcs: dict[Datacenter, int] = {}
         self._fleets = {"decode": RoleFleet(), "prefill": RoleFleet()}
         self._pools: dict[WorkerId, PoolMember] = {}
+        self._usable_pools: Pools | None = None  # made when somebody looks
+        self._oldest_pool_at = 0.0  # when it was heard of of the usable ones that was not for longest
         self._links: Links | None = None  # made when somebody looks
         self._crossings = UnreportedCrossings()
 
@@ -155,15 +158,26 @@ class Registry:
         """Return what is usable now."""
         now = self._clock()
         decode, prefill = (self._fleets[role].usable(self._newest_at, now) for role in ("decode", "prefill"))
-        pools = {worker: pool for worker, pool in self._pools.items() if self._problem(self._entries[worker]) is None}
-        is_anybody_missing = len(decode) + len(prefill) + len(pools) < len(self._entries)
-        problems = self._problems() if is_anybody_missing else ()
-        return RegistryView(tuple(self._dcs), decode, prefill, pools, self._current_links(pools), problems)
+        pools = self._current_pools()
+        return RegistryView(tuple(self._dcs), decode, prefill, pools, self._current_links(pools), self._problems)
 
-    def _current_links(self, pools: Mapping[WorkerId, PoolMember]) -> Links:
+    def _current_pools(self) -> Pools:
+        """Return the usable pools: the same ones until something is heard of one, or nothing for too long."""
+        if self._usable_pools is None or self._newest_at - self._oldest_pool_at > STALE_AFTER_S:
+            usable = {worker: pool for worker, pool in self._pools.items() if self._is_usable(worker)}
+            self._usable_pools = Pools(usable)
+            self._oldest_pool_at = min((self._entries[worker].heard_at for worker in usable), default=math.inf)
+        return self._usable_pools
+
+    def _is_usable(self, worker: WorkerId) -> bool:
+        return self._problem(self._entries[worker]) is None
+
+    def _current_links(self, pools: Pools) -> Links:
         if self._links is None or len(self._links.backlog_bytes) < len(self._dcs):
             reports = [LinkReports(pool.dc, pool.links) for pool in pools.values()]
             self._links = Links.reported(tuple(self._dcs), reports)
+        if not self._crossings:
+            return self._links
         links = replace(self._links, backlog_bytes=self._links.backlog_bytes.copy())
         self._crossings.add_to(links.backlog_bytes)
         return links
@@ -187,7 +201,7 @@ class Registry:
     def _note_state(self, entry: _Entry) -> None:
         """Let the fleet know what has become of one of its workers, or look at the links again for a pool's sake."""
         if entry.event.role == "cachepool":
-            self._links = None
+            self._links = self._usable_pools = None
             return
         fleet, row = self._fleets[entry.event.role], entry.row
         fleet.heard_at[row] = entry.heard_at

@@ -1,8 +1,8 @@
 """What routing sees of the cluster at one moment. Data only."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from functools import cached_property
 
 from services.gateway.cluster.links import Links
 from services.gateway.cluster.workers import NOBODY, Workers
@@ -19,6 +19,34 @@ class PoolMember:
     tier_bytes_per_s: float = 0.0  # reads from its object tier; 0: not known
 
 
+class Pools(dict[WorkerId, PoolMember]):
+    """Pool nodes, not to be changed any more: what follows from all of them is worked out once for many requests."""
+
+    @cached_property
+    def nodes(self) -> Mapping[Datacenter, tuple[str, ...]]:
+        """The addresses of each datacenter's nodes, in order."""
+        found: dict[Datacenter, set[str]] = {}
+        for pool in self.values():
+            found.setdefault(pool.dc, set()).add(pool.address)
+        return {dc: tuple(sorted(addresses)) for dc, addresses in found.items()}
+
+    @cached_property
+    def suspects(self) -> Mapping[Datacenter, frozenset[str]]:
+        """The addresses of other datacenters' nodes that some node of a datacenter pulls nothing from."""
+        found: dict[Datacenter, set[str]] = {}
+        for pool in self.values():
+            found.setdefault(pool.dc, set()).update(pool.suspects)
+        return {dc: frozenset(addresses).difference(self.nodes[dc]) for dc, addresses in found.items()}
+
+    @cached_property
+    def tier_bytes_per_s(self) -> Mapping[Datacenter, float]:
+        """What each datacenter's object tiers read together; 0: not known."""
+        found: dict[Datacenter, float] = {}
+        for pool in self.values():
+            found[pool.dc] = found.get(pool.dc, 0.0) + pool.tier_bytes_per_s
+        return found
+
+
 @dataclass(frozen=True, slots=True)
 class RegistryView:
     """What the router sees: only members that are alive and serve exactly our model and KV layout.
@@ -29,24 +57,29 @@ class RegistryView:
     dcs: Sequence[Datacenter] = ()  # by number
     decode: Workers = NOBODY
     prefill: Workers = NOBODY
-    pools: Mapping[WorkerId, PoolMember] = field(default_factory=dict)
+    pools: Pools = field(default_factory=Pools)
     links: Links = field(default_factory=lambda: Links.unknown(0))
-    problems: tuple[str, ...] = ()  # why known workers are not among them, for the message of `NoWorker`
+    find_problems: Callable[[], tuple[str, ...]] = tuple  # good for as long as the view is
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Why known workers are not among them, for the message of `NoWorker`: looked for when somebody asks."""
+        return self.find_problems()
 
     def nodes(self, dc: Datacenter) -> tuple[str, ...]:
         """Return the addresses of a datacenter's pool nodes: what its blocks are spread over."""
-        return tuple(sorted({pool.address for pool in self.pools.values() if pool.dc == dc}))
+        return self.pools.nodes.get(dc, ())
 
     def suspects(self, dc: Datacenter) -> frozenset[str]:
         """Return the addresses of other datacenters' nodes that some node of `dc` pulls nothing from.
 
         Suspicion is between two pools: for its own datacenter, and for third ones, a suspect is a node like any other.
         """
-        suspected = (pool.suspects for pool in self.pools.values() if pool.dc == dc)
-        return frozenset(chain.from_iterable(suspected)).difference(self.nodes(dc))
+        return self.pools.suspects.get(dc, frozenset())
 
 
 def no_decode_worker(members: RegistryView) -> str:
     """Return the sentence that tells a user why nothing can be served."""
-    reasons = f" ({'; '.join(members.problems)})" if members.problems else ""
+    problems = members.problems
+    reasons = f" ({'; '.join(problems)})" if problems else ""
     return f"no decode worker is available{reasons}"

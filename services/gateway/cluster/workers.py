@@ -82,7 +82,7 @@ class Workers:
 
     def where(self, chosen: NDArray[np.bool_]) -> "Workers":
         """Return the workers of the chosen rows."""
-        return self if chosen.all() else Workers(self.members, self.rows[chosen])
+        return self if chosen.all() else Workers(self.members, self.rows.take(chosen.nonzero()[0]))
 
     def without(self, names: Iterable[WorkerId]) -> "Workers":
         """Return all workers but these."""
@@ -93,7 +93,7 @@ class Workers:
 
     def one_in(self, dc: int) -> Member | None:
         """Return a worker of the datacenter of that number; None if it has none."""
-        rows = np.flatnonzero(self.rows["dc"] == dc)
+        rows = (self.rows["dc"] == dc).nonzero()[0]
         return self[int(rows[0])] if len(rows) else None
 
     def row_of(self, worker: WorkerId) -> int | None:

@@ -20,7 +20,7 @@ class Rows(NamedTuple):
     """Masks of the holders that have something; they share row 0 who have nothing."""
 
     of: Positions  # by holder
-    masks: GroupMasks  # [rows, blocks, 2]: groups in any tier, in memory
+    masks: GroupMasks  # [rows, 2, blocks]: groups in any tier, in memory
 
 
 def held_by_number(
@@ -29,8 +29,7 @@ def held_by_number(
     """Return what each holder has of these blocks, by its number. Keys are packed."""
     rows = rows_in_c(states, pairs, keys, num_holders) or rows_in_numpy(layout, states, pairs, keys, num_holders)
     rows.masks.setflags(write=False)
-    groups, memory_groups = rows.masks[..., 0], rows.masks[..., 1]
-    held = list(map(HeldPrefix, groups, memory_groups))
+    held = list(map(HeldPrefix, rows.masks))
     return [held[row] for row in rows.of.tolist()]
 
 
@@ -40,7 +39,7 @@ def rows_in_c(states: States, pairs: OwnedPairs, keys: bytes, num_holders: int) 
     if match is None or states.masks.itemsize > 1 or not (keys and num_holders):
         return None
     num_blocks = len(keys) // KEY_BYTES
-    rows = Rows(np.zeros(num_holders, np.intp), np.empty((num_holders + 1, num_blocks, 2), np.uint8))
+    rows = Rows(np.zeros(num_holders, np.intp), np.empty((num_holders + 1, 2, num_blocks), np.uint8))
     rows.masks[0] = 0
     matched = Matched(
         holder_of=address_of(pairs.owners.holder_of),
@@ -69,4 +68,4 @@ def rows_in_numpy(layout: KvLayout, states: States, pairs: OwnedPairs, keys: byt
     # Only credits make a second pair of one block and holder: then their groups are joined.
     if states.is_assumed.take(found.states).any():
         np.bitwise_or.at(flat, cells, values)
-    return Rows(rows, masks)
+    return Rows(rows, np.ascontiguousarray(masks.swapaxes(1, 2)))

@@ -1,6 +1,7 @@
 """Which codec the blocks of a plan travel in: a pure function of the way they go and of what the request allows."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from services.gateway.cluster.links import Links
@@ -27,7 +28,7 @@ class Way(NamedTuple):
 def way_between(dcs: Sequence[Datacenter], links: Links, maker: Member, user: Member) -> Way:
     """Return what is known of the way between two engines."""
     goodput = link_goodput(dcs, links, maker.dc, user.dc)
-    is_one_host = _host(maker.pool_address) == _host(user.pool_address) != ""
+    is_one_host = _is_one_host(maker.pool_address, user.pool_address)
     return Way(maker.dc, user.dc, goodput, maker.codec_threads, user.codec_threads, is_one_host)
 
 
@@ -36,6 +37,7 @@ def link_goodput(dcs: Sequence[Datacenter], links: Links, source: Datacenter, ta
     return float(links.goodput_bytes_per_s[dcs.index(source), dcs.index(target)])
 
 
+@lru_cache(maxsize=4096)
 def choose_codec(choice: str, fidelity: Fidelity, way: Way) -> Codec:
     """Return the codec for blocks that go this way, within a datacenter or between two; `choice` is the setting's.
 
@@ -43,6 +45,7 @@ def choose_codec(choice: str, fidelity: Fidelity, way: Way) -> Codec:
     pace. Within a datacenter nothing beats raw. A link of unknown goodput is taken to be slower than any codec, unless
     it does not leave a host: then it is taken to be quicker.
     Lossy codecs are considered only if `fidelity` allows them. A fixed choice holds for everything lossless.
+    The answer is remembered: many requests go the same ways before links are reported anew.
     """
     if choice != AUTO and fidelity is Fidelity.LOSSLESS:
         return Codec[choice.upper()]
@@ -67,6 +70,11 @@ def _pace(cost: CodecCost, way: Way) -> float:
     encoding = cost.encode_bytes_per_s * way.encode_threads
     decoding = cost.decode_bytes_per_s * way.decode_threads
     return min(encoding, decoding, way.goodput_bytes_per_s * cost.ratio)
+
+
+@lru_cache(maxsize=4096)
+def _is_one_host(address: str, other: str) -> bool:
+    return _host(address) == _host(other) != ""
 
 
 def _host(address: str) -> str:

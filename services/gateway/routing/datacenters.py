@@ -3,13 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from services.gateway.cluster.view import RegistryView
 from services.gateway.placement.held import HeldPrefix
 from shared.ids import BlockKey, Datacenter, WorkerId
 from shared.kv.layout import KvLayout
-from shared.kv.rendezvous import owner_indices
+from shared.kv.rendezvous import KeyHeads, heads_of, owned
 from shared.kv.resume import GroupMasks, longest_resume, no_groups
 
 
@@ -38,23 +36,24 @@ def credits_by_dc(
         pool = members.pools.get(holder)
         if pool is not None and pool.address not in suspects:
             by_dc.setdefault(pool.dc, {})[pool.address] = held_by_node
-    return {dc: _credit(keys, of_dc, members.nodes(dc), layout) for dc, of_dc in by_dc.items()}
+    heads = heads_of(keys)
+    return {dc: _credit(heads, of_dc, members.nodes(dc), layout) for dc, of_dc in by_dc.items()}
 
 
-def _credit(keys: Sequence[BlockKey], held: Mapping[str, HeldPrefix], nodes: Sequence[str], layout: KvLayout) -> Credit:
+def _credit(heads: KeyHeads, held: Mapping[str, HeldPrefix], nodes: Sequence[str], layout: KvLayout) -> Credit:
     """Return what these nodes hold together, by address; `nodes` are all that blocks are spread over."""
-    masks = no_groups(layout, 2, len(keys))
-    end = max(_end(one.groups) for one in held.values())
-    owners = owner_indices(keys[:end], nodes)
-    for address, one in held.items():
-        is_own = owners == nodes.index(address)
-        for combined, own in zip(masks, (one.groups, one.memory_groups), strict=True):
-            combined[:end] |= np.where(is_own, own[:end], own.dtype.type(0))
+    masks = no_groups(layout, 2, len(heads))
     groups, in_memory = masks
+    end = max(_end(one.groups) for one in held.values())
+    if not end:
+        return Credit(groups, 0)
+    own_of = owned(heads[:end], nodes).astype(masks.dtype)
+    for address, one in held.items():
+        masks[:, :end] |= one.masks[:, :end] * own_of[nodes.index(address)]
     on_tier = groups & ~in_memory
     return Credit(groups, int(longest_resume(layout, groups)), on_tier if on_tier.any() else None)
 
 
 def _end(groups: GroupMasks) -> int:
     """Return behind which block nothing is held."""
-    return len(groups.view(np.uint8).tobytes().rstrip(b"\0")) // groups.itemsize + 1 if len(groups) else 0
+    return -(-len(groups.tobytes().rstrip(b"\0")) // groups.itemsize)

@@ -1,7 +1,8 @@
 """What follows from a request, placements and members before anything is decided: computed once for each plan."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,14 +11,16 @@ from services.gateway.cluster.links import Links
 from services.gateway.cluster.view import RegistryView
 from services.gateway.cluster.workers import Member, Workers
 from services.gateway.routing.calibration import NO_CORRECTIONS, Corrections
-from services.gateway.routing.codec import Way, link_goodput, way_between
+from services.gateway.routing.codec import Way, way_between
 from services.gateway.routing.datacenters import Credit, credits_by_dc
 from services.gateway.routing.plan import RequestFacts
 from services.gateway.settings import AUTO
 from shared.ids import Datacenter
 from shared.kv.hashing import num_prefix_blocks
 from shared.kv.layout import KvLayout
-from shared.kv.resume import longest_resume, no_groups
+from shared.kv.resume import longest_resume
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,15 @@ class Facts:
     tier_bytes_per_s: Mapping[Datacenter, float] = field(default_factory=dict)  # of object tiers, where known
     codec: str = AUTO  # the setting
     corrections: Corrections = field(default_factory=lambda: NO_CORRECTIONS)  # of forecasts, as measured
+    worked_out: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What policies and forecasts have made of these facts, for whoever asks again: see `once`."""
+
+    def once(self, key: Hashable, work_out: Callable[[], T]) -> T:
+        """Return what `work_out` does, which follows from the facts alone; it is called once for each key."""
+        if key not in self.worked_out:
+            self.worked_out[key] = work_out()
+        found: T = self.worked_out[key]
+        return found
 
     @property
     def home_number(self) -> int:
@@ -81,7 +93,10 @@ class Facts:
 
     def usable_from(self, dcs: frozenset[Datacenter]) -> int:
         """Return how many leading blocks the pools of these datacenters hold together."""
-        return num_usable(self.layout, [credit for dc, credit in self.credits.items() if dc in dcs])
+        credits = [credit for dc, credit in self.credits.items() if dc in dcs]
+        if len(credits) > 1 and len(credits) == len(self.credits):
+            return self.num_usable
+        return num_usable(self.layout, credits)
 
     def restricted_to(self, dcs: frozenset[Datacenter]) -> "Facts":
         """Return the same facts with the caches of these datacenters alone."""
@@ -92,14 +107,19 @@ class Facts:
 
     def way(self, source: Datacenter, target: Datacenter) -> Way:
         """Return what is known of the way of blocks from engines of one datacenter to those of another."""
-        maker, user = (self._engine_in(dc) for dc in (source, target))
+        engines, numbers = self.once("engines", self._engines), (self.dcs.index(source), self.dcs.index(target))
+        maker, user = (engines.get(number) for number in numbers)
         if maker is None or user is None:
-            return Way(source, target, link_goodput(self.dcs, self.links, source, target))
+            return Way(source, target, float(self.links.goodput_bytes_per_s[numbers]))
         return way_between(self.dcs, self.links, maker, user)
 
-    def _engine_in(self, dc: Datacenter) -> Member | None:
-        number = self.dcs.index(dc)
-        return self.prefill.one_in(number) or self.decode.one_in(number)
+    def _engines(self) -> Mapping[int, Member]:
+        """Return one engine of each datacenter that has some, by its number: the first prefill worker, or decode's."""
+        found: dict[int, Member] = {}
+        for workers in (self.decode, self.prefill):
+            dcs, numbers = (workers.rows[name][::-1].tolist() for name in ("dc", "number"))
+            found |= {dc: workers.members[number] for dc, number in dict(zip(dcs, numbers, strict=True)).items()}
+        return found
 
     def _promised(self) -> NDArray[np.intp]:
         promised = np.zeros(len(self.prefill), np.intp)
@@ -113,9 +133,11 @@ def num_usable(layout: KvLayout, credits: Sequence[Credit]) -> int:
     """Return after how many blocks a request could resume from all that these have."""
     if not credits:
         return 0
-    combined = no_groups(layout, len(credits[0].groups))
-    for credit in credits:
-        combined |= credit.groups
+    if len(credits) == 1:
+        return credits[0].longest
+    combined = credits[0].groups
+    for credit in credits[1:]:
+        combined = combined | credit.groups
     return int(longest_resume(layout, combined))
 
 
@@ -131,18 +153,17 @@ def facts_of(
     suspects = members.suspects(home)
     credits = credits_by_dc(request.keys, request.held, members, layout, suspects)
     decode, prefill = (workers.without(request.excluded) for workers in (members.decode, members.prefill))
-    is_reachable = np.array([suspects.isdisjoint(members.nodes(dc)) for dc in members.dcs], bool)
-    tiers: dict[Datacenter, float] = {}
-    for pool in members.pools.values():
-        tiers[pool.dc] = tiers.get(pool.dc, 0.0) + pool.tier_bytes_per_s
+    if suspects:
+        # What is made where home's pool suspects a node would not come: a prefix is worth no more than its first hole.
+        is_reachable = np.array([suspects.isdisjoint(members.nodes(dc)) for dc in members.dcs], bool)
+        prefill = prefill.where(is_reachable.take(prefill.rows["dc"]))
     return Facts(
         request=request,
         layout=layout,
         home=home,
         dcs=members.dcs,
         decode=decode.where(decode.rows["dc"] == members.dcs.index(home)),
-        # What is made where home's pool suspects a node would not come: a prefix is worth no more than its first hole.
-        prefill=prefill.where(is_reachable.take(prefill.rows["dc"])),
+        prefill=prefill,
         links=members.links,
         suspects=suspects,
         credits=credits,
@@ -150,7 +171,7 @@ def facts_of(
         # A block that ends the prompt is taken where it is held, and then decode computes the last token alone. It is
         # not computed ahead: decode has to run that token in any case.
         num_enough=num_prefix_blocks(request.num_tokens, layout.block_tokens),
-        tier_bytes_per_s=tiers,
+        tier_bytes_per_s=members.pools.tier_bytes_per_s,
         codec=codec,
         corrections=corrections,
     )

@@ -36,7 +36,7 @@ class Router:
     def plan(self, request: RequestFacts, members: RegistryView, corrections: Corrections = NO_CORRECTIONS) -> Plan:
         """Plan a request. Raises `NoWorker` when nobody can decode."""
         home = self._decoding_dc(request, members)
-        facts = facts_of(request, members, home, self.layout, self.codec, corrections)
+        everything = facts = facts_of(request, members, home, self.layout, self.codec, corrections)
         decision = self.policy.decide(facts)
         if decision.pull_from is not None:
             facts = facts.restricted_to(decision.pull_from | {home})
@@ -61,7 +61,7 @@ class Router:
             prefill_codec=choose_codec(self.codec, fidelity, way_between(dcs, links, prefill or decode, decode)),
             decode_codec=choose_codec(self.codec, fidelity, way_between(dcs, links, decode, decode)),
             forecast=decision.forecast or forecast_of(facts, decision),
-            alone_s=alone_s(facts, decision) if prefill is not None or for_decode else math.inf,
+            alone_s=alone_s(everything, decision) if prefill is not None or for_decode else math.inf,
         )
 
     def _decoding_dc(self, request: RequestFacts, members: RegistryView) -> Datacenter:

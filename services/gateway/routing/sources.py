@@ -34,7 +34,7 @@ def decode_sources(
         if maker not in others:
             others.append(maker)
         will_be_made = -1 if maker == home else others.index(maker)
-        choice = np.where((lacking != 0) & ~is_complete, will_be_made, choice)
+        choice = np.where((lacking != 0) & ~is_complete, np.int16(will_be_made), choice)
     return _joined(_Choices(others, choice), nodes)
 
 
@@ -60,7 +60,7 @@ class _Choices(NamedTuple):
     """For each block of a prefix, where it is pulled from: an index into `dcs`, or -1."""
 
     dcs: list[Datacenter]
-    of_block: NDArray[np.intp]
+    of_block: NDArray[np.int16]
 
 
 def _dcs_to_pull_from(
@@ -72,14 +72,17 @@ def _dcs_to_pull_from(
 
 def _best(
     credits: Mapping[Datacenter, Credit], dcs: Sequence[Datacenter], lacking: GroupMasks
-) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+) -> tuple[NDArray[np.int16], NDArray[np.bool_]]:
     """Return for each block the first of `dcs` with all lacking groups, or else with some; and whether it has all."""
-    partial, whole = np.full(len(lacking), -1), np.full(len(lacking), -1)
-    for number, dc in reversed(list(enumerate(dcs))):
-        present = credits[dc].groups[: len(lacking)] & lacking
-        partial[present != 0] = number
-        whole[(present == lacking) & (lacking != 0)] = number
-    return np.where(whole >= 0, whole, partial), whole >= 0
+    is_lacking, num_dcs = lacking != 0, len(dcs)
+    if not num_dcs or not is_lacking.any():
+        return np.full(len(lacking), -1, np.int16), np.zeros(len(lacking), np.bool_)
+    present = np.array([credits[dc].groups[: len(lacking)] for dc in dcs]) & lacking
+    # A merit for each block and datacenter: some of the groups are worth n at the first, 1 at the last; all are n more.
+    some, most = np.array(range(num_dcs, 0, -1), np.int16)[:, np.newaxis], np.int16(num_dcs)
+    best = ((present != 0) * some + (present == lacking) * most).max(axis=0) * is_lacking
+    numbers = range(num_dcs - 1, -1, -1)
+    return np.array([-1, *numbers, *numbers], np.int16).take(best), best > num_dcs
 
 
 def _groups_at(layout: KvLayout, credits: Mapping[Datacenter, Credit], dc: Datacenter, num_blocks: int) -> GroupMasks:
@@ -90,7 +93,7 @@ def _groups_at(layout: KvLayout, credits: Mapping[Datacenter, Credit], dc: Datac
 def _joined(choices: _Choices, nodes: Mapping[Datacenter, tuple[str, ...]]) -> tuple[Source, ...]:
     """Join neighbouring blocks with one source."""
     of_block = choices.of_block
-    edges = [0, *(np.flatnonzero(np.diff(of_block)) + 1).tolist(), len(of_block)]
+    edges = [0, *((of_block[1:] != of_block[:-1]).nonzero()[0] + 1).tolist(), len(of_block)]
     runs = ((first, end, int(of_block[first])) for first, end in pairwise(edges) if first < end)
     chosen = ((first, end, choices.dcs[number]) for first, end, number in runs if number >= 0)
     return tuple(Source(first, end, dc, nodes[dc]) for first, end, dc in chosen)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.ids import BlockKey
-from shared.kv.rendezvous import owner, owner_indices, partition
+from shared.kv.rendezvous import heads_of, owned, owner, owner_indices, partition
 
 
 def keys(num_keys: int, name: str = "") -> list[BlockKey]:
@@ -72,3 +72,10 @@ def test_a_node_that_joins_takes_its_share_and_nothing_moves_between_others() ->
     changed = [new for old, new in zip(before, after, strict=True) if old != new]
     assert set(changed) == {NODES[7]}
     assert 0.8 * 1000 < len(changed) < 1.2 * 1000
+
+
+@pytest.mark.parametrize("num_nodes", [1, 2, 5])
+def test_each_key_is_owned_by_its_owner_alone(num_nodes: int) -> None:
+    wanted, nodes = keys(500), NODES[:num_nodes]
+    expected = [[owner(key, nodes) == node for key in wanted] for node in nodes]
+    assert owned(heads_of(wanted), nodes).tolist() == expected

@@ -19,11 +19,11 @@ struct table {
 
 struct matched {
     const int64_t *holder_of; /* by owner, negative: nobody */
-    const uint16_t *values;   /* by state: both masks of a block as one number */
+    const uint8_t (*values)[2]; /* by state: both masks of a block */
     int64_t num_blocks;
     int64_t num_rows; /* in use; row 0 is that of those who have nothing */
     int64_t *rows;    /* by holder */
-    uint16_t *masks;  /* [rows][blocks], cleared as rows come into use */
+    uint8_t *masks;   /* [rows][2][blocks], cleared as rows come into use */
 };
 
 static inline uint64_t home_of(const struct table *table, uint64_t key) {
@@ -36,9 +36,12 @@ static inline void note(struct matched *matched, int64_t block, uint32_t pair) {
     int64_t row = matched->rows[holder];
     if (!row) {
         row = matched->rows[holder] = matched->num_rows++;
-        memset(matched->masks + row * matched->num_blocks, 0, (size_t)matched->num_blocks * sizeof *matched->masks);
+        memset(matched->masks + 2 * row * matched->num_blocks, 0, 2 * (size_t)matched->num_blocks);
     }
-    matched->masks[row * matched->num_blocks + block] |= matched->values[pair & ((1 << STATE_BITS) - 1)];
+    const uint8_t *value = matched->values[pair & ((1 << STATE_BITS) - 1)];
+    uint8_t *mask = matched->masks + 2 * row * matched->num_blocks + block;
+    mask[0] |= value[0];
+    mask[matched->num_blocks] |= value[1];
 }
 
 void prfaas_match(const struct table *table, const uint64_t *keys, struct matched *matched) {

@@ -14,6 +14,7 @@ from services.gateway.routing.calibration import Correction, prior_of
 from services.gateway.routing.costs.others import delay_of_later_s, delay_on_way_s, on_shared_way, stall_s
 from services.gateway.routing.costs.steps import (
     Seconds,
+    Tokens,
     admission_s,
     prefill_s,
     prompt_only_s,
@@ -78,37 +79,50 @@ class Candidates:
         )
 
 
-def on_decode(transfers: Transfers, use: PrefixUse) -> Candidates:
-    """Return the forecast of each decode worker that computes what the cached prefix leaves."""
+def on_decode(transfers: Transfers, uses: Sequence[PrefixUse]) -> list[Candidates]:
+    """Return, for each use of the cached prefix, the forecast of each decode worker that computes what that leaves.
+
+    All are computed together, `[uses, workers]`.
+    """
     facts = transfers.facts
     rows, num_tokens = facts.decode.rows, facts.request.num_tokens
-    first = min(use.num_blocks * facts.layout.block_tokens, num_tokens - 1)
+    first = np.array([[min(use.num_blocks * facts.layout.block_tokens, num_tokens - 1)] for use in uses])
     computing = tail_s(rows, first, num_tokens)
-    gathered = transfers.gathering(facts.home, use)
-    landed = gathered.seconds + _moved(facts, use.num_blocks) / rows["hand_over_bytes_per_s"]
+    gathered = [transfers.gathering(facts.home, use) for use in uses]
+    moved = np.array([_moved(facts, use.num_blocks) for use in uses])
+    landed = np.array([[one.seconds] for one in gathered]) + moved / rows["hand_over_bytes_per_s"]
     waiting = turn_s(rows, first, num_tokens, facts.layout.block_tokens) + admission_s(rows, num_tokens)
-    kind: PlanKind = "none" if use.num_blocks >= facts.num_enough else "decode_only"
-    correction = _correction(facts, kind, facts.home)
+    kinds: list[PlanKind] = ["none" if use.num_blocks >= facts.num_enough else "decode_only" for use in uses]
+    corrections = [_correction(facts, kind, facts.home) for kind in kinds]
     model_s = _gated(facts, waiting, landed, computing)
-    return Candidates(
-        is_handed_over=False,
-        decode=np.arange(len(rows)),
-        uses=[use] * len(facts.dcs),
-        dc=rows["dc"],
-        model_s=model_s,
-        ttft_s=correction.offset_s + correction.factor * model_s,
-        time_per_output_token_s=step_s(rows, 1, num_tokens),
-        others_s=_decode_others_s(facts, rows, first, computing),
-        prefill_s=np.zeros(len(rows)),
-        decode_s=computing,
-        fetch_after_s=step_in_hand_s(rows),
-        crossings=[gathered.crossings] * len(facts.dcs),
-    )
+    others_s = _decode_others_s(facts, rows, first, computing)
+    per_token_s, fetch_after_s = step_s(rows, 1, num_tokens), step_in_hand_s(rows)
+    numbers, nothing, dc, num_dcs = np.arange(len(rows)), np.zeros(len(rows)), rows["dc"], len(facts.dcs)
+    return [
+        Candidates(
+            is_handed_over=False,
+            decode=numbers,
+            uses=[use] * num_dcs,
+            dc=dc,
+            model_s=model_s[i],
+            ttft_s=corrections[i].offset_s + corrections[i].factor * model_s[i],
+            time_per_output_token_s=per_token_s,
+            others_s=others_s[i],
+            prefill_s=nothing,
+            decode_s=computing[i],
+            fetch_after_s=fetch_after_s,
+            crossings=[gathered[i].crossings] * num_dcs,
+        )
+        for i, use in enumerate(uses)
+    ]
 
 
-def handed_over(transfers: Transfers, uses: Sequence[PrefixUse], decode: int | None = None) -> Candidates:
+def handed_over(
+    transfers: Transfers, uses: Sequence[Sequence[PrefixUse]], decode: int | None = None
+) -> list[Candidates]:
     """Return the forecast of each prefill worker, with a decode worker: the first to be done with the tail, unless
-    given. `uses` are what each datacenter makes of the cached prefix.
+    given. Each of `uses` is what each datacenter makes of the cached prefix; all are computed together,
+    `[uses, workers]`.
 
     The maker's pool gathers the prefix while the prompt waits. What home lacks crosses while the rest is computed: it
     is there when the last piece has crossed after the last layer, or when the link has carried all that was asked for
@@ -117,9 +131,9 @@ def handed_over(transfers: Transfers, uses: Sequence[PrefixUse], decode: int | N
     facts = transfers.facts
     rows, layout, num_tokens = facts.prefill.rows, facts.layout, facts.request.num_tokens
     dc, end = rows["dc"], facts.num_enough * layout.block_tokens
-    makers = [_Maker.of(transfers, maker, use) for maker, use in zip(facts.dcs, uses, strict=True)]
-    ways = np.array([maker.figures for maker in makers])[dc]
-    gathered, num_blocks, last_s_of_whole, latest, offset, factor = ways.T
+    makers = [[_Maker.of(transfers, *one) for one in zip(facts.dcs, of_dcs, strict=True)] for of_dcs in uses]
+    figures = np.array([[maker.figures for maker in of_dcs] for of_dcs in makers])
+    gathered, num_blocks, last_s_of_whole, latest, offset, factor = np.moveaxis(figures.take(dc, axis=1), -1, 0)
     first = np.minimum(np.maximum(num_blocks, facts.following) * layout.block_tokens, end)
     computing = prefill_s(rows, first, end)
     worker = _decode_for_tail(facts, end) if decode is None else decode
@@ -134,22 +148,32 @@ def handed_over(transfers: Transfers, uses: Sequence[PrefixUse], decode: int | N
     tail = tail_s(decoder, end, num_tokens)
     waiting = turn_s(decoder, end, num_tokens, layout.block_tokens) + admission_s(decoder, num_tokens)
     model_s = _gated(facts, waiting, landed, tail)
-    return Candidates(
-        is_handed_over=True,
-        decode=np.full(len(rows), worker),
-        uses=uses,
-        dc=dc,
-        model_s=model_s,
-        ttft_s=offset + factor * model_s,
-        time_per_output_token_s=np.repeat(step_s(decoder, 1, num_tokens), len(rows)),
-        others_s=delay_of_later_s(rows, computing)
+    ttft_s = offset + factor * model_s
+    others_s = (
+        delay_of_later_s(rows, computing)
         + delay_on_way_s(rows, last_s_of_whole, latest)
-        + _decode_others_s(facts, decoder, end, tail),
-        prefill_s=computing,
-        decode_s=np.repeat(tail, len(rows)),
-        fetch_after_s=np.repeat(fetch_after_s, len(rows)),
-        crossings=[maker.crossings for maker in makers],
+        + _decode_others_s(facts, decoder, end, tail)
     )
+    of_decoder = step_s(decoder, 1, num_tokens), tail, fetch_after_s
+    per_token_s, decode_s, fetching_s = (np.repeat(figure, len(rows)) for figure in of_decoder)
+    decoders = np.full(len(rows), worker)
+    return [
+        Candidates(
+            is_handed_over=True,
+            decode=decoders,
+            uses=of_dcs,
+            dc=dc,
+            model_s=model_s[i],
+            ttft_s=ttft_s[i],
+            time_per_output_token_s=per_token_s,
+            others_s=others_s[i],
+            prefill_s=computing[i],
+            decode_s=decode_s,
+            fetch_after_s=fetching_s,
+            crossings=[maker.crossings for maker in makers[i]],
+        )
+        for i, of_dcs in enumerate(uses)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,14 +212,14 @@ def every_way(facts: Facts) -> list[Candidates]:
     is_far = (bool(whole.num_blocks) and len(whole.pull_from) > 1) or not whole.pull_from <= {facts.home}
     alone = [whole, near(facts, facts.home)] if is_far else [whole]
     transfers = Transfers(facts)
-    ways = [on_decode(transfers, use) for use in alone]
+    ways = _alone(transfers, alone)
     if facts.is_cached or not len(facts.prefill):
         return ways
-    ways.append(handed_over(transfers, [whole] * len(facts.dcs)))
+    uses = [[whole] * len(facts.dcs)]
     own = [near(facts, maker) for maker in facts.dcs] if is_far else []
     if any(use.num_blocks < whole.num_blocks for use in own):
-        ways.append(handed_over(transfers, own))
-    return ways
+        uses.append(own)
+    return ways + handed_over(transfers, uses)
 
 
 def forecast_of(facts: Facts, decision: Decision) -> Forecast:
@@ -204,8 +228,9 @@ def forecast_of(facts: Facts, decision: Decision) -> Forecast:
     """
     use, transfers = everybody(facts), Transfers(facts)
     if facts.is_cached or not decision.prefill:
-        return on_decode(transfers, use).forecast(facts, decision.decode)
-    return handed_over(transfers, [use] * len(facts.dcs), decision.decode).forecast(facts, decision.prefill[0])
+        return _alone(transfers, [use])[0].forecast(facts, decision.decode)
+    (handed,) = handed_over(transfers, [[use] * len(facts.dcs)], decision.decode)
+    return handed.forecast(facts, decision.prefill[0])
 
 
 def alone_s(facts: Facts, decision: Decision) -> float:
@@ -216,7 +241,16 @@ def alone_s(facts: Facts, decision: Decision) -> float:
     workers = [facts.decode.rows[decision.decode], *(facts.prefill.rows[row] for row in decision.prefill[:1])]
     if not all(row["is_measured"] for row in workers):
         return np.inf
-    return float(on_decode(Transfers(facts), near(facts, facts.home)).ttft_s[decision.decode])
+    (alone,) = _alone(Transfers(facts), [near(facts, facts.home)])
+    return float(alone.ttft_s[decision.decode])
+
+
+def _alone(transfers: Transfers, uses: Sequence[PrefixUse]) -> list[Candidates]:
+    """Return `on_decode`, computed once for each use."""
+    known = transfers.facts.worked_out
+    if new := [use for use in uses if ("alone", use) not in known]:
+        known.update(zip((("alone", use) for use in new), on_decode(transfers, new), strict=True))
+    return [known["alone", use] for use in uses]
 
 
 def _moved(facts: Facts, num_blocks: int) -> NDArray[np.float64]:
@@ -244,7 +278,7 @@ def _gated(facts: Facts, waiting: Seconds, landed: Seconds, computing: Seconds) 
     return np.asarray(np.maximum(waiting + computing, landed + computing / facts.layout.num_layers))
 
 
-def _decode_others_s(facts: Facts, rows: np.ndarray, first: float, computing: Seconds) -> Seconds:
+def _decode_others_s(facts: Facts, rows: np.ndarray, first: float | Tokens, computing: Seconds) -> Seconds:
     prompt = prompt_only_s(rows, first, facts.request.num_tokens)
     return delay_of_later_s(rows, computing) + stall_s(rows, prompt)
 

@@ -18,7 +18,7 @@ def prefill_s(rows: Rows, first: Tokens, end: float | Tokens) -> Seconds:
     return np.asarray(rows["base_s"] * num_steps + prompt_only_s(rows, first, end))
 
 
-def tail_s(rows: Rows, first: float, end: float) -> Seconds:
+def tail_s(rows: Rows, first: float | Tokens, end: float) -> Seconds:
     """Return the same on decode workers, where each step also gives the running requests their tokens."""
     num_steps = np.ceil((end - first) / rows["step_tokens"])
     return np.asarray(step_s(rows) * num_steps + prompt_only_s(rows, first, end))
@@ -59,9 +59,9 @@ def admission_s(rows: Rows, num_tokens: float) -> Seconds:
     return np.asarray(np.maximum(before / rows["max_batch"] * answer_s, memory_s))
 
 
-def turn_s(rows: Rows, first: float, end: float, block_tokens: int) -> Seconds:
+def turn_s(rows: Rows, first: float | Tokens, end: float, block_tokens: int) -> Seconds:
     """Return when decode workers begin with a prompt's tokens `[first, end)` that they have admitted.
 
     Whole prompts have their turns in order; what is left of one that has its KV from elsewhere goes into the next step.
     """
-    return step_in_hand_s(rows) if end - first <= block_tokens else np.asarray(rows["queued_s"])
+    return np.where(end - np.asarray(first) <= block_tokens, step_in_hand_s(rows), rows["queued_s"])

@@ -32,7 +32,7 @@ class Deflection:
         decode = int(np.argmin(alone))
         if not len(facts.prefill) or facts.is_cached:
             return Decision(decode if np.isfinite(alone[decode]) else self._idlest(facts))
-        handed = handed_over(Transfers(facts), [everybody(facts)] * len(facts.dcs))
+        (handed,) = handed_over(Transfers(facts), [[everybody(facts)] * len(facts.dcs)])
         if alone[decode] < (1 - self.margin) * float(handed.ttft_s.min()):
             return Decision(decode)
         return Decision(int(handed.decode[0]), ranked(handed.ttft_s))

@@ -302,3 +302,27 @@ def test_a_datacenter_suspects_whom_its_nodes_suspect_but_not_its_own(registry: 
     assert view.suspects(Datacenter("east")) == set()
     registry.apply_load(load("w1"), 2)
     assert registry.view().suspects(Datacenter("west")) == {"e2:1"}, "as long as a report says so"
+
+
+def test_pools_are_looked_at_again_when_something_is_heard_of_one(registry: Registry) -> None:
+    west = Datacenter("west")
+    for worker in ("w1", "w2"):
+        node = joined(worker, "cachepool", fingerprint="", layout="", address=f"{worker}:1")
+        registry.apply_membership(replace(node, dc=west), 0)
+    first = registry.view()
+    assert registry.view().pools is first.pools, "what follows from them is worked out once"
+    registry.apply_load(replace(load("w1"), suspects=("e1:1",), tier_bytes_per_s=5.0), 1)
+    told = registry.view()
+    assert (told.suspects(west), told.pools.tier_bytes_per_s[west]) == (frozenset({"e1:1"}), 5.0)
+    assert (first.suspects(west), first.pools.tier_bytes_per_s[west]) == (frozenset(), 0.0), "a view is of its moment"
+    registry.lost(WorkerId("w1"))
+    assert registry.view().nodes(west) == ("w2:1",)
+    registry.apply_load(load("w1"), 2)
+    assert registry.view().nodes(west) == ("w1:1", "w2:1")
+    registry.set_reachable(WorkerId("w2"), reachable=False)
+    assert registry.view().nodes(west) == ("w1:1",)
+    registry.set_reachable(WorkerId("w2"), reachable=True)
+    registry.apply_load(load("w2"), STALE_AFTER_S + 1)
+    assert registry.view().nodes(west) == ("w1:1", "w2:1")
+    registry.apply_membership(joined("d"), STALE_AFTER_S + 2.1)  # w1 has been silent since 2
+    assert registry.view().nodes(west) == ("w2:1",)
