@@ -161,9 +161,8 @@ def test_a_search_ends_though_somebody_went_past_all_buckets() -> None:
     asked = packed(UNIVERSE[:100])
     for rows in (rows_in_c(STATES, pairs, asked, 1), rows_in_numpy(LAYOUT, STATES, pairs, asked, 1)):
         assert rows is not None
-        assert (rows.masks[rows.of[0]] == STATES.masks[1][:, np.newaxis]).all(axis=0).tolist() == [True] * 50 + [
-            False
-        ] * 50
+        has = (rows.masks[rows.of[0]] == STATES.masks[1][:, np.newaxis]).all(axis=0)
+        assert has.tolist() == [True] * 50 + [False] * 50
 
 
 def test_dropped_owners_make_room_and_their_numbers_come_back() -> None:
