@@ -116,13 +116,11 @@ def test_a_scenario_is_what_was_published(published: Published) -> None:
 def test_the_rate_that_is_sustained_keeps_one_engine_busy(published: Published) -> None:
     rate = sustained_per_s(published, BLOCK_TOKENS)
     asked = poisson(rate, 4000, "seed")
-    for dc, is_here in ((WEST, lambda n: n <= OFFLOAD_TOKENS), (EAST, lambda n: n > OFFLOAD_TOKENS)):
-        seconds = sum(
-            PREFILL.prompt_s(0, (one.num_tokens - 1) // BLOCK_TOKENS * BLOCK_TOKENS, 512)
-            for one in asked
-            if is_here(one.num_tokens)
-        )
-        assert seconds / asked[-1].at_s < 1.1, dc
+    busy_s = {WEST: 0.0, EAST: 0.0}
+    for one in asked:
+        ready = (one.num_tokens - 1) // BLOCK_TOKENS * BLOCK_TOKENS
+        busy_s[WEST if one.num_tokens <= OFFLOAD_TOKENS else EAST] += PREFILL.prompt_s(0, ready, 512)
+    assert max(busy_s.values()) / asked[-1].at_s == pytest.approx(1.0, abs=0.1)
     assert {one.num_tokens for one in poisson(9.0, 20, "seed")} == {one.num_tokens for one in poisson(1.0, 20, "seed")}
     assert all(LENGTHS.least <= one.num_tokens <= LENGTHS.most for one in asked)
 
@@ -140,7 +138,8 @@ def answered(case: LiveCase, lengths: list[int], late_s: float = 0.0, plan_s: fl
 def test_calls_take_what_an_idle_suite_takes_longer(published: Published) -> None:
     case = LiveCase(published, LAYOUT)
     late = answered(case, [8, 8, 40, 50, 60, 120], late_s=0.08, plan_s=0.005)
-    assert calls_of(case, late) == CallTiming(pytest.approx(0.005), pytest.approx(0.075), pytest.approx(0.0, abs=1e-9))
+    calls = calls_of(case, late)
+    assert (calls.plan_s, calls.call_s, calls.hand_over_s) == pytest.approx((0.005, 0.075, 0.0), abs=1e-9)
     slow = [one._replace(ttft_s=one.ttft_s + 0.02 * (one.kind != "none")) for one in late]
     assert calls_of(case, slow).hand_over_s == pytest.approx(0.02)
     assert calls_of(case, answered(case, [8, 40], late_s=-0.1)) == CallTiming(), "no call takes less than nothing"
