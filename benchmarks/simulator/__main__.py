@@ -79,6 +79,7 @@ def live(options: argparse.Namespace, report: Report) -> None:
             raise
         sys.stderr.write(f"live is left out: {reason}\n")
         return
+    report.settings |= {"routing": plan.policy, "requests_of_a_load": plan.num_requests}
     report.rows += facts(run)
     for finding in found:
         report.rows += finding.rows

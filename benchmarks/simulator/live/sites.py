@@ -58,9 +58,11 @@ def layout() -> Layout:
 @contextmanager
 def sites(policy: str, logs: Path | None) -> Iterator[tuple[Wan, WanSuite]]:
     """Start the suite; this thread is in the west meanwhile. Raises `WanUnavailable`."""
-    with ExitStack() as stack:
-        network = stack.enter_context(wan([EAST, WEST], LINE))
-        stack.enter_context(held_to(network.pid, 1.0))
-        folder = stack.enter_context(log_folder(logs))
-        stack.enter_context(network.inside(WEST))
-        yield network, stack.enter_context(wan_suite(network, folder, layout(), **environ(policy)))
+    with ExitStack() as groups, wan([EAST, WEST], LINE) as network:
+        groups.enter_context(held_to(network.pid, 1.0))
+        with (
+            log_folder(logs) as folder,
+            network.inside(WEST),
+            wan_suite(network, folder, layout(), **environ(policy)) as suite,
+        ):
+            yield network, suite
