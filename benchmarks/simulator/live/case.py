@@ -7,7 +7,7 @@ from statistics import median
 
 from benchmarks.simulator.live.asking import OUTPUT_TOKENS, Answered, Asked
 from benchmarks.simulator.live.published import Published, PublishedEngine
-from benchmarks.simulator.live.sites import OFFLOAD_TOKENS
+from benchmarks.simulator.live.sites import BLOCK_TOKENS, OFFLOAD_TOKENS
 from benchmarks.wan.suite import EAST, WEST
 from services.gateway.routing.policies.cost import ByCost
 from services.gateway.routing.policies.threshold import Threshold
@@ -24,9 +24,9 @@ from simulator.workload.traces import TracedRequest
 from simulator.workload.workload import TracedRequests
 
 NO_CALLS = CallTiming()
-LONGEST = 300
-LENGTHS = LogNormalTokens(4.2, 0.6, 20, LONGEST)
-"""Of prompts: half a second to a few seconds of prefill."""
+SHORTEST, LONGEST = BLOCK_TOKENS + 1, 5 * BLOCK_TOKENS
+LENGTHS = LogNormalTokens(4.6, 0.45, SHORTEST, LONGEST)
+"""Of prompts: one to four blocks of prefill, about a second each. Decode computes what is behind the last of them."""
 
 SAMPLES = 4000
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks import serve
 from benchmarks.simulator.live.asking import Answered, Asked, LiveLoad
-from benchmarks.simulator.live.case import LONGEST, LiveCase, calls_of, poisson, sustained_per_s
+from benchmarks.simulator.live.case import LONGEST, SHORTEST, LiveCase, calls_of, poisson, sustained_per_s
 from benchmarks.simulator.live.published import Published, PublishedNews, listening
 from benchmarks.simulator.live.sites import BLOCK_TOKENS, DTYPE, sites
 from benchmarks.streaming.asking import open_bench
@@ -32,13 +32,13 @@ class LivePlan:
     policy: str = "threshold"
     shares: Sequence[float] = (0.3, 0.5, 0.7)  # of what the suite sustains
     num_requests: int = 32  # of a load
-    num_warm_up: int = 12
-    idle_tokens: Sequence[int] = (8, 36, 56, 84, 95, 160)
+    num_warm_up: int = 9  # bursts
+    idle_tokens: Sequence[int] = (8, 70, 100, 125, 150, 250)
     idle_rounds: int = 2
     seed: int = 1
 
 
-QUICK_PLAN = LivePlan(shares=(0.5,), num_requests=8, num_warm_up=6, idle_tokens=(8, 56, 120), idle_rounds=1)
+QUICK_PLAN = LivePlan(shares=(0.5,), num_requests=8, num_warm_up=3, idle_tokens=(8, 100, 150), idle_rounds=1)
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def run_live(plan: LivePlan, logs: Path | None) -> LiveRun:
 
 async def carry_out(plan: LivePlan, load: LiveLoad, news: PublishedNews) -> LiveRun:
     """Have workers and links measured, ask an idle suite, then send the loads."""
-    for num_tokens in warm_up(plan):
-        await load.send([Asked(0.0, num_tokens)])
+    for lengths in warm_up(plan):
+        await load.send([Asked(0.0, num_tokens) for num_tokens in lengths])
     idle = []
     for num_tokens in [*plan.idle_tokens] * plan.idle_rounds:
         await asyncio.sleep(QUIET_S)
@@ -103,11 +103,10 @@ async def carry_out(plan: LivePlan, load: LiveLoad, news: PublishedNews) -> Live
     return LiveRun(plan.policy, news.mean(), layout, most_per_s, idle, loads)
 
 
-def warm_up(plan: LivePlan) -> list[int]:
-    """Return lengths that show workers all that they will see."""
+def warm_up(plan: LivePlan) -> list[list[int]]:
+    """Return lengths of prompts that come together: steps of one, two and three of them are measured."""
     draw = random.Random(plan.seed)
-    any_length, usual = range(LONGEST // 10, LONGEST), plan.idle_tokens
-    return [draw.choice(any_length if number % 3 == 1 else usual) for number in range(plan.num_warm_up)]
+    return [[draw.randrange(SHORTEST, LONGEST) for _ in range(1 + number % 3)] for number in range(plan.num_warm_up)]
 
 
 def layout_of(published: Published) -> KvLayout:

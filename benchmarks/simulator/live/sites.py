@@ -23,10 +23,10 @@ SHARED_PERIOD_US = 50_000
 LINE = Line(0.015, 12.5e6)
 """100 Mbit/s: the KV of a prompt takes a tenth of the time that the prompt takes."""
 
-OFFLOAD_TOKENS = 88
+OFFLOAD_TOKENS = 128
 """Policy `threshold`: shorter prompts are prefilled at home, all others away. Decode computes the ends of prompts."""
 
-BLOCK_TOKENS = 16
+BLOCK_TOKENS = 64
 DTYPE: Dtype = "bfloat16"
 
 POLICIES = ("threshold", "cost")

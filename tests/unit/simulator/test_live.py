@@ -137,17 +137,17 @@ def answered(case: LiveCase, lengths: list[int], late_s: float = 0.0, plan_s: fl
 
 def test_calls_take_what_an_idle_suite_takes_longer(published: Published) -> None:
     case = LiveCase(published, LAYOUT)
-    late = answered(case, [8, 8, 40, 50, 60, 120], late_s=0.08, plan_s=0.005)
+    late = answered(case, [8, 8, 70, 90, 110, 200], late_s=0.08, plan_s=0.005)
     calls = calls_of(case, late)
     assert (calls.plan_s, calls.call_s, calls.hand_over_s) == pytest.approx((0.005, 0.075, 0.0), abs=1e-9)
     slow = [one._replace(ttft_s=one.ttft_s + 0.02 * (one.kind != "none")) for one in late]
     assert calls_of(case, slow).hand_over_s == pytest.approx(0.02)
-    assert calls_of(case, answered(case, [8, 40], late_s=-0.1)) == CallTiming(), "no call takes less than nothing"
+    assert calls_of(case, answered(case, [8, 80], late_s=-0.1)) == CallTiming(), "no call takes less than nothing"
 
 
 def test_findings_compare_quantiles(published: Published) -> None:
     case = LiveCase(published, LAYOUT)
-    idle = answered(case, [40, 50, 120])
+    idle = answered(case, [70, 90, 200])
     load = LiveShare(0.5, 1.0, [one._replace(ttft_s=1.25 * one.ttft_s) for one in idle])
     finding = LiveFinding("threshold", load, case.simulate("threshold", load.answers))
     assert [(row["way"], row["quantile"], row["error_%"]) for row in finding.rows] == [
@@ -164,4 +164,4 @@ def test_every_process_has_its_share() -> None:
     processes = layout()
     assert set(processes.shares) == set(processes.names)
     assert environ("cost")["PRFAAS_ROUTING_POLICY"] == "cost"
-    assert len(warm_up(LivePlan())) == LivePlan().num_warm_up
+    assert [len(burst) for burst in warm_up(LivePlan())] == [1, 2, 3] * 3
