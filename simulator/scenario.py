@@ -61,6 +61,18 @@ class BusTiming:
     delay_s: float = 0.02  # from a process to the gateways, of any event
 
 
+@dataclass(frozen=True, slots=True)
+class CallTiming:
+    """What a request takes beside computing and KV; nothing unless given.
+
+    A call to another datacenter takes half a round trip of the link more, whatever is given.
+    """
+
+    plan_s: float = 0.0  # from a request's arrival to its plan: HTTP, tokenising, keys, routing
+    call_s: float = 0.0  # from the plan to a worker's queue, the first token's way back included
+    hand_over_s: float = 0.0  # from a prompt's last layer to decode's turn, beside its bytes: the pools' words
+
+
 class WorkerChange(NamedTuple):
     """What becomes of one engine: it is lost with all it holds, comes (back) empty, or gets slower."""
 
@@ -98,6 +110,7 @@ class Scenario:
     changes: tuple[WorkerChange, ...] = ()
     absent: frozenset[str] = frozenset()  # engines that join later
     bus: BusTiming = field(default_factory=BusTiming)
+    calls: CallTiming = field(default_factory=CallTiming)
     seed: int = 0
     until_s: float = float("inf")
     streamed: bool = True  # False: a prompt's KV leaves when all of it is computed

@@ -104,7 +104,8 @@ class Simulation:
         row = RequestRow(len(self.rows), self.loop.now_s, arrival.dc, prompt.num_tokens, prompt.num_output)
         self.rows.append(row)
         self._await_arrival(self._arrivals)
-        RequestLife(self.places, next(self._turns[arrival.dc]), prompt, row, self._over).begin()
+        life = RequestLife(self.places, next(self._turns[arrival.dc]), prompt, row, self._over)
+        self.loop.after(self.scenario.calls.plan_s, life.begin)
 
     def _over(self) -> None:
         self._num_open -= 1

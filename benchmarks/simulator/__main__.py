@@ -4,15 +4,21 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import harness
 from benchmarks.harness import ROOT, Report
 from benchmarks.simulator.libraries import compare_libraries
+from benchmarks.simulator.live.comparing import LIMIT_PERCENT as LIVE_PERCENT
+from benchmarks.simulator.live.comparing import compare_live, facts
+from benchmarks.simulator.live.session import QUICK_PLAN, LivePlan
+from benchmarks.simulator.live.sites import POLICIES
 from benchmarks.simulator.mocker import compare_mocker
 from benchmarks.simulator.planner import deployments, findings
 from benchmarks.simulator.queueing import CASES, LIMIT_PERCENT, LOADS, find
 from benchmarks.simulator.scale import ScaleCase, measure_scale
+from benchmarks.wan import command
+from benchmarks.wan.network import WanUnavailable
 
 PAPER = ROOT / "examples" / "plans" / "paper.toml"
 LARGE = ScaleCase(workers=2_000, blocks=10_000_000, requests=10_000, per_s=400)
@@ -21,6 +27,8 @@ NUM_ARRIVALS = 60_000
 """At each queue with each seed, at a load of 0."""
 QUICK_PERCENT = 6.0
 """Few requests show that the model is the right one, no more."""
+LIVE_QUICK_PERCENT = 60.0
+"""A quantile of eight requests on engines that have hardly been measured."""
 
 
 def queueing(options: argparse.Namespace, report: Report) -> None:
@@ -61,12 +69,30 @@ def libraries(options: argparse.Namespace, report: Report) -> None:
     report.rows += compare_libraries(num_requests, repetitions)
 
 
+def live(options: argparse.Namespace, report: Report) -> None:
+    plan = QUICK_PLAN if options.quick else LivePlan()
+    plan = replace(plan, policy=options.routing, num_requests=options.requests or plan.num_requests, seed=options.seed)
+    try:
+        run, found = compare_live(plan, options.logs)
+    except WanUnavailable as reason:
+        if options.only:
+            raise
+        sys.stderr.write(f"live is left out: {reason}\n")
+        return
+    report.settings |= {"routing": plan.policy, "requests_of_a_load": plan.num_requests}
+    report.rows += facts(run)
+    for finding in found:
+        report.rows += finding.rows
+        report.checks += finding.checks(LIVE_QUICK_PERCENT if options.quick else LIVE_PERCENT)
+
+
 PARTS: dict[str, Callable[[argparse.Namespace, Report], None]] = {
     "queueing": queueing,
     "planner": planner,
     "mocker": mocker,
     "scale": scale,
     "libraries": libraries,
+    "live": live,
 }
 
 
@@ -83,7 +109,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trace", type=Path, metavar="FILE", help="the conversation trace, in Mooncake's format")
     parser.add_argument("--mocker", type=Path, metavar="PYTHON", help="run Dynamo's mocker there and record it")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--routing", choices=POLICIES, default=POLICIES[0], help="of live (default: %(default)s)")
+    parser.add_argument("--requests", type=int, help="of each load of live")
+    parser.add_argument("--logs", type=Path, metavar="FOLDER", help="keep the logs of live's processes here")
 
 
 if __name__ == "__main__":
-    sys.exit(harness.main("simulator", measure, add_options, description=__doc__))
+    sys.exit(command.main("simulator", measure, add_options, description=__doc__))

@@ -37,6 +37,11 @@ class Wan:
         self._numbers = {site: number for number, site in enumerate(sites)}
         self._namespaces = dict(zip(sites, namespaces, strict=True))
 
+    @property
+    def pid(self) -> int:
+        """The process that is the WAN."""
+        return self._process.pid
+
     def address(self, site: str) -> str:
         """Return the IP address that a site has on the WAN."""
         return address(self._numbers[site])

@@ -19,19 +19,23 @@ FIRST, SECOND = Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup")
 
 
 @contextmanager
-def held_to(pid: int, share: float) -> Iterator[None]:
-    """Give a process, its threads and what it starts so much of one core's time at most. Raises `WanUnavailable`."""
-    quota_us = round(share * PERIOD_US)
+def held_to(pid: int, share: float, period_us: int = PERIOD_US) -> Iterator[None]:
+    """Give a process, its threads and what it starts so much of one core's time at most. Raises `WanUnavailable`.
+
+    Whoever has had its share runs again up to a tick of the kernel after the next period's begin, if others run then:
+    where several shares of one core add up to most of it, a long period lets each of them have its own.
+    """
+    quota_us = round(share * period_us)
     is_first = (FIRST / "cpu.cfs_quota_us").exists() or (FIRST / "tasks").exists()
     group = (FIRST if is_first else SECOND) / f"prfaas-{os.getpid()}-{pid}"
     try:
         group.mkdir()
         if is_first:
-            (group / "cpu.cfs_period_us").write_text(str(PERIOD_US))
+            (group / "cpu.cfs_period_us").write_text(str(period_us))
             (group / "cpu.cfs_quota_us").write_text(str(quota_us))
             (group / "cpu.shares").write_text(str(MOST_SHARES))
         else:
-            (group / "cpu.max").write_text(f"{quota_us} {PERIOD_US}")
+            (group / "cpu.max").write_text(f"{quota_us} {period_us}")
             (group / "cpu.weight").write_text(str(MOST_WEIGHT))
         (group / "cgroup.procs").write_text(str(pid))
     except OSError as error:

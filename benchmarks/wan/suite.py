@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.harness import ROOT
 from benchmarks.wan.network import Wan
-from benchmarks.wan.share import held_to
+from benchmarks.wan.share import PERIOD_US, held_to
 
 EAST, WEST = "east", "west"
 USUAL = (
@@ -51,6 +51,7 @@ class Layout:
     environ: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by name, on top of everybody's
     cores: Mapping[str, Sequence[int]] = field(default_factory=dict)  # by name, those that differ from the rule
     shares: Mapping[str, float] = field(default_factory=dict)  # of a core's time that a process gets at most
+    period_us: int = PERIOD_US  # in which a process gets its share
     has_wan: bool = True  # else all are on one host, in the west, whatever their datacenter
 
     def site(self, name: str) -> str:
@@ -108,7 +109,7 @@ class WanSuite:
             usual = [first] if name.startswith("prefill") else rest
             os.sched_setaffinity(process.pid, self._layout.cores.get(name, usual))
             if (share := self._layout.shares.get(name)) is not None:
-                self._stack.enter_context(held_to(process.pid, share))
+                self._stack.enter_context(held_to(process.pid, share, self._layout.period_us))
 
     def stop(self) -> None:
         for process in self._processes.values():

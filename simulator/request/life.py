@@ -10,6 +10,7 @@ from simulator.outcome import RequestRow
 from simulator.places import Places
 from simulator.request.delivery import KvDelivery
 from simulator.request.prefilling import PromptPrefill
+from simulator.request.tail import GatedTail
 from simulator.workload.prompts import PromptDraw, extended
 
 
@@ -103,6 +104,7 @@ class RequestAttempt:
         self._begun_s = places.loop.now_s
         self._has_started = False
         self._num_stored = 0  # leading blocks that home's pool has for this request
+        self._tail: GatedTail | None = None
 
     def begin(self) -> None:
         route = self._route
@@ -112,12 +114,23 @@ class RequestAttempt:
         self._seat.on_lost[self._lost] = None
         if route.prefill is not None:
             self._prefill = PromptPrefill(
-                self._places, route, self._keys, self._delivery, self._prefilled, self._dispatcher.lost
+                self._places,
+                route,
+                self._keys,
+                self._delivery,
+                self._prefilled,
+                self._dispatcher.lost,
+                self._first_layer_landed,
             )
         self._delivery.begin(route.decode_sources)
         if self._prefill is not None:
             self._prefill.begin()
         self._delivery.wait_for(route.patience_s)
+
+    def _first_layer_landed(self) -> None:
+        """Begin with the prompt's end, which decode computes layer by layer behind what lands."""
+        if self._seat.is_present and self._route.ready_tokens < self._query.num_tokens:
+            self._tail = GatedTail(self._places, self._seat, self._route.ready_tokens, self._query.num_tokens)
 
     def _prefilled(self, num_computed: int) -> None:
         self._prefill = None
@@ -139,12 +152,15 @@ class RequestAttempt:
         on_device = self._seat.device.longest(self._keys[:num_read])
         num_read -= on_device.num_blocks if on_device is not None else 0
         delay_s = num_read * kv.block_tokens * kv.bytes_per_token / self._seat.group.hand_over_bytes_per_s
-        self._places.loop.after(delay_s, self._join)
+        called_s = self._begun_s + self._places.scenario.calls.call_s
+        self._places.loop.at(max(self._places.loop.now_s + delay_s, called_s), self._join)
 
     def _join(self) -> None:
         if self._seat.epoch != self._epoch or not self._seat.is_present:
             return  # lost meanwhile, and told so
         query = self._query
+        if self._tail is not None:
+            self._tail.landed()
         self._request = DecodeRequest(query.num_tokens, query.num_output, self._first, self._started, self._ended)
         self._request.expected_first = self._ready_tokens()
         self._seat.decode.add(self._request)
@@ -160,7 +176,7 @@ class RequestAttempt:
     def _first(self) -> int:
         first = self._ready_tokens()
         self._life.computed(self._query.num_tokens - first)
-        return first
+        return first if self._tail is None else self._tail.first_left(first)
 
     def _started(self) -> None:
         self._has_started = True

@@ -16,7 +16,8 @@ from simulator.seats import EngineSeat
 class PromptPrefill:
     """Computes a prompt's first `end` tokens on the route's worker, or on a spare of it when that is lost.
 
-    `on_over(computed_tokens)` is called once, unless it is withdrawn.
+    `on_over(computed_tokens)` is called once, unless it is withdrawn; `on_last_step()` when the first layer of the last
+    step has come to decode's datacenter, if its link has nothing else to carry.
     """
 
     def __init__(
@@ -27,15 +28,18 @@ class PromptPrefill:
         delivery: KvDelivery,
         on_over: Callable[[int], None],
         on_lost: Callable[[str], None],
+        on_last_step: Callable[[], None],
     ) -> None:
         assert route.prefill is not None
         self._places = places
         self._keys = keys
         self._end = route.ready_tokens
         self._sources = route.prefill_sources
+        self._home = places.dc_of(route.decode)
         self._delivery = delivery
         self._on_over = on_over
         self._on_lost = on_lost
+        self._on_last_step = on_last_step
         self._workers = [route.prefill, *route.prefill_spares]
         self._dc = places.dc_of(route.prefill)
         self._pulls: dict[int, WatchedTransfer] = {}
@@ -45,13 +49,20 @@ class PromptPrefill:
         self._work: PromptJob | None = None
         self._sent_tokens = 0  # of those, all that come before are on their way or were never missing
         self._num_computed = 0
+        self._is_withdrawn = False
 
     def begin(self) -> None:
-        """Pull what other datacenters have cached, then queue."""
+        """Call the worker; have its pool pull what other datacenters have cached, then queue."""
         if self._places.scenario.streamed:
             here = self._places.kv.block_tokens * self._delivery.present_blocks
             self._sent_tokens = max(self._cached_tokens(), min(self._end, here))
         self._delivery.expect(self._bytes(self._sent_tokens, self._end, is_last=self._sent_tokens < self._end))
+        call_s = self._places.scenario.calls.call_s + self._places.fabric.ask_s(self._home, self._dc)
+        self._places.loop.after(call_s, self._called)
+
+    def _called(self) -> None:
+        if self._is_withdrawn:
+            return
         for source in self._sources:
             self._pull(source)
         if not self._pulls:
@@ -59,6 +70,7 @@ class PromptPrefill:
 
     def withdraw(self) -> None:
         """Stop; idempotent. A step that has begun is computed all the same."""
+        self._is_withdrawn = True
         for pull in self._pulls.values():
             pull.abandon()
         self._pulls.clear()
@@ -122,6 +134,8 @@ class PromptPrefill:
         if not self._delivery.crosses and first > self._sent_tokens:  # the steps before have computed it
             self._delivery.computed_at_home(self._bytes(self._sent_tokens, first, is_last=False), first)
             self._sent_tokens = first
+        if end == self._end and scenario.streamed:
+            self._await_first_layer(end_s)
         first, is_last = max(first, self._sent_tokens), end == self._end
         if not self._delivery.crosses or not scenario.streamed or first >= end:
             return
@@ -139,16 +153,27 @@ class PromptPrefill:
             loop.at(start_s + (end_s - start_s) * group / layers, ready)
         loop.at(end_s, ready)
 
+    def _await_first_layer(self, end_s: float) -> None:
+        """Say when decode has the first layer of the last step, which ends then: it begins with the tail."""
+        loop, work = self._places.loop, self._work
+        step_s, way_s = end_s - loop.now_s, self._places.fabric.ask_s(self._dc, self._home)
+
+        def landed() -> None:
+            if self._work is work and not self._is_withdrawn:
+                self._on_last_step()
+
+        loop.after(step_s / self._places.kv.layers + way_s, landed)
+
     def _computed(self) -> None:
         self._places.pools[self._dc].put(self._keys[: self._end // self._places.kv.block_tokens])
         if self._delivery.crosses and self._sent_tokens < self._end:
             self._send(self._sent_tokens, self._end, is_last=True)
         group = self._seat.group if self._seat else None
         self._leave(keep_work=True)
-        lag_s = 0.0
+        lag_s = self._places.scenario.calls.hand_over_s
         if group is not None:
             last_tokens = min(group.step_tokens, self._num_computed) / self._places.kv.layers
-            lag_s = self._places.kv.bytes_per_token * last_tokens / group.hand_over_bytes_per_s
+            lag_s += self._places.kv.bytes_per_token * last_tokens / group.hand_over_bytes_per_s
         # The last pieces are offered at this very time, by timers that were set before this one.
         self._places.loop.after(lag_s, self._made)
 

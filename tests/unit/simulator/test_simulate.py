@@ -13,7 +13,7 @@ from shared.step_profile import StepProfile
 from simulator.kv import KvSize
 from simulator.network.capacity import ScheduledCapacity
 from simulator.network.links import LinkSpec
-from simulator.scenario import DatacenterSpec, EngineGroup, Scenario, WorkerChange
+from simulator.scenario import CallTiming, DatacenterSpec, EngineGroup, Scenario, WorkerChange
 from simulator.simulate import Simulation, simulate
 from simulator.workload.arrivals import GivenArrivals, PoissonArrivals
 from simulator.workload.prompts import (
@@ -132,9 +132,30 @@ def test_nothing_is_held_when_idle() -> None:
 def test_the_time_to_the_first_token_of_a_prompt_alone() -> None:
     outcome = simulate(single(scenario(StayHome), 2000))
     blocks = 2000 // BLOCK * BLOCK
-    expected = SLOW.prompt_s(0, blocks, 2048) + SLOW.prompt_s(blocks, 2000, 2048)
+    left = (2000 - blocks) // 8  # decode has computed the other layers of the tail while they landed
+    expected = SLOW.prompt_s(0, blocks, 2048) + SLOW.prompt_s(2000 - left, 2000, 2048)
     assert outcome.kind == ("local",)
     assert outcome.ttft_s[0] == pytest.approx(expected)
+
+
+def test_a_tail_that_takes_longer_than_its_prompt_is_not_computed_before_it_can_be() -> None:
+    slow_decode = SLOW._replace(token_s=1e-2)
+    case = scenario(StayHome)
+    engines = tuple(replace(group, cost=slow_decode) if group.role == "decode" else group for group in case.engines)
+    outcome = simulate(single(replace(case, engines=engines), 2000))
+    blocks = 2000 // BLOCK * BLOCK
+    prefill_s, tail_s = SLOW.prompt_s(0, blocks, 2048), slow_decode.prompt_s(blocks, 2000, 2048)
+    expected = max(prefill_s, prefill_s / 8 + tail_s) + slow_decode.base_s
+    assert outcome.ttft_s[0] == pytest.approx(expected, rel=0.01)
+
+
+def test_calls_take_their_time() -> None:
+    case = single(scenario(StayHome), 2000)
+    calm = simulate(case).ttft_s[0]
+    calls = CallTiming(plan_s=0.1, call_s=0.02, hand_over_s=0.003)
+    assert simulate(replace(case, calls=calls)).ttft_s[0] == pytest.approx(calm + 0.123, abs=1e-3)
+    alone = replace(case, policy=lambda: Threshold(0, 10_000))
+    assert simulate(replace(alone, calls=calls)).ttft_s[0] == pytest.approx(simulate(alone).ttft_s[0] + 0.12)
 
 
 def test_the_forecast_is_what_happens_to_a_prompt_alone() -> None:
