@@ -27,7 +27,7 @@ RISKY_FROM, MISSED_FROM = 0.8, 1.2
 MISS_S = 5.0
 """What a missed SLO costs, in seconds before a first token."""
 
-LATE_WEIGHT = 0.1
+LATE_WEIGHT = 0.03
 """What a second behind the SLO of the first token weighs against one before it. A request that is late everywhere takes
 the way that is least in the way of those that are not."""
 
