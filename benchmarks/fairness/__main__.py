@@ -50,6 +50,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--asked", type=int, default=6, help="victim's requests in a turn (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--flooders", type=int, default=64, help="default: %(default)s")
+    same = "victim's requests beside a flood of its own tenant, in the end; 0: none (default: %(default)s)"
+    parser.add_argument("--same", type=int, default=1, help=same)
     pause = "the victim's, as a multiple of its time to the first token alone (default: %(default)s)"
     parser.add_argument("--pause", type=float, default=3.0, help=pause)
     parser.add_argument("--victim-tokens", type=int, default=SHAPE.victim, help="default: %(default)s")
@@ -73,7 +75,8 @@ def turns_of(tenants: FairnessTenants, shape: PromptShape, options: argparse.Nam
         for condition in (ALONE, FAIR) if number % 2 == 0 else (FAIR, ALONE):
             asked = min(options.asked, 3) if options.quick else options.asked
             turns[condition].append(tenants.turn(shape, asked, CONDITIONS[condition]))
-    turns[SAME].append(tenants.turn(shape, 1, CONDITIONS[SAME]))
+    if options.same:
+        turns[SAME].append(tenants.turn(shape, options.same, CONDITIONS[SAME]))
     return turns
 
 
