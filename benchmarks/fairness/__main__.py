@@ -103,9 +103,8 @@ def report(found: dict[str, Turns], settings: Row) -> Report:
     """A row for each layout and condition, and two targets for each layout."""
     made = Report(settings=settings)
     for name, turns in found.items():
-        made.rows += [
-            bound_of(name, turns) if c == LEAST else row_of(name, c, turns) for c in (ALONE, LEAST, FAIR, SAME)
-        ]
+        alone, *flooded = [row_of(name, condition, turns) for condition in CONDITIONS if turns[condition]]
+        made.rows += [alone, bound_of(name, turns), *flooded]
         for what, values in (("TTFT", ttfts_s), ("engine", engine_s)):
             ratio = percentile(values(turns[FAIR]), 95) / percentile(values(turns[ALONE]), 95)
             made.checks.append(at_most(f"{name}: p95 beside a flood, {what}", ratio, RATIO, "x"))

@@ -34,6 +34,11 @@ def test_requests_that_failed_are_told_and_not_counted() -> None:
     assert made.rows[2]["asked"] == 1
 
 
+def test_the_flood_of_ones_own_may_be_left_out() -> None:
+    made = report({"decode alone": {ALONE: [turn(1.0)], FAIR: [turn(1.0)], SAME: []}}, {})
+    assert [row["victim"] for row in made.rows] == [ALONE, LEAST, FAIR]
+
+
 def test_the_least_wait_is_the_rest_of_a_step_of_the_flood() -> None:
     fair = turn(1.3)
     fair.between = StepsRun(4, 2.0)
