@@ -35,7 +35,7 @@ from benchmarks.wan.line import Line
 from benchmarks.wan.network import Wan, wan
 from benchmarks.wan.suite import EAST, WEST, log_folder, wan_suite
 
-SHAPE, QUICK_SHAPE = PromptShape(1024, 500), PromptShape(512, 250)
+SHAPE, QUICK_SHAPE = PromptShape(1024, 500), PromptShape(192, 128)
 RATIO = 1.5
 
 ALONE, LEAST, FAIR, SAME = "alone", "flooded, at least", "flooded", "flooded, one tenant"
