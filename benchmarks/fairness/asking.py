@@ -3,20 +3,23 @@
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import aiohttp
 
 from benchmarks.client import CompletionRequest, RequestOutcome, complete
-from benchmarks.fairness.cpu import recorded
+from benchmarks.fairness.cpu import CpuHistory, recorded
+from benchmarks.fairness.engines import StepsRun, WatchedEngines
 from benchmarks.peers.protocol import Prompts
 from benchmarks.prompts import BenchPrompt
 from benchmarks.serve import first_model, new_session
 
 VICTIM, FLOODER = "victim", "flooder"
-OUTPUT_TOKENS = 16
+VICTIM_OUTPUT, FLOODER_OUTPUT = 4, 16
+"""Tokens of an answer. What comes after the victim's first token is not measured."""
+
 SEED = 1
 
 
@@ -50,7 +53,8 @@ class FairnessTurn:
     seconds: float
     victim: list[RequestOutcome]
     flooder: list[RequestOutcome] = field(default_factory=list)
-    engine_s: list[float] = field(default_factory=list)  # CPU time of the engine until the victim's first token
+    engine_s: list[float] = field(default_factory=list)  # CPU time of its engine until the victim's first token
+    between: StepsRun = field(default_factory=StepsRun)  # steps of all engines while the victim pauses
 
     @property
     def errors(self) -> list[str]:
@@ -62,16 +66,30 @@ class FairnessTurn:
         return [outcome.ttft_s for outcome in self.victim if outcome.error is None]
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """One request of the victim, and the CPU time that engines used meanwhile."""
+
+    request_id: str
+    begun_s: float
+    outcome: RequestOutcome
+    histories: Mapping[str, CpuHistory]
+
+    def engine_s(self, engine: str) -> float:
+        """Return the CPU time that an engine used until the first token."""
+        return self.histories[engine].between(self.begun_s, self.begun_s + self.outcome.ttft_s)
+
+
 class FairnessTenants:
     """Ask one suite. No prompt comes twice."""
 
-    def __init__(self, url: str, pace: AskingPace, engine_cpu_s: Callable[[], float]) -> None:
-        """`engine_cpu_s` returns the CPU time that the engine has used."""
+    def __init__(self, url: str, pace: AskingPace, engines: WatchedEngines) -> None:
         self.pace = pace
-        self._engine_cpu_s = engine_cpu_s
+        self._engines = engines
         self._url = url
         self._prompts = Prompts(SEED)
         self._pauses = random.Random(SEED)
+        self._num_asked = 0
 
     def turn(self, shape: PromptShape, num_asked: int, flooder: str | None) -> FairnessTurn:
         """Let the victim ask so many times, beside a flood on account of `flooder`."""
@@ -86,39 +104,46 @@ class FairnessTenants:
                 await asyncio.sleep(self.pace.ramp_s)
             flooded.clear()
             started = time.perf_counter()
-            turn = FairnessTurn(0.0, [])
+            turn, asked = FairnessTurn(0.0, []), []
             for _ in range(num_asked):
+                before = await self._engines.steps()
                 await asyncio.sleep(self._pauses.expovariate(1 / self.pace.mean_pause_s))
-                await self._ask_as_victim(session, model, shape.victim, turn)
+                turn.between += await self._engines.steps() - before
+                asked.append(await self._ask_as_victim(session, model, shape.victim))
             turn.seconds = time.perf_counter() - started
             turn.flooder = list(flooded)
             await _cancel(loops)
+        turn.victim = [ask.outcome for ask in asked]
+        planned = self._engines.by_request()
+        turn.engine_s = [ask.engine_s(planned[ask.request_id]) for ask in asked if ask.outcome.error is None]
         if loops:
             await asyncio.sleep(self.pace.settle_s)
         return turn
 
-    async def _ask_as_victim(
-        self, session: aiohttp.ClientSession, model: str, num_tokens: int, turn: FairnessTurn
-    ) -> None:
-        async with recorded(self._engine_cpu_s) as history:
-            asked_s = time.perf_counter()
-            outcome = await self._ask(session, model, num_tokens, VICTIM)
-        turn.victim.append(outcome)
-        if outcome.error is None:
-            turn.engine_s.append(history.between(asked_s, asked_s + outcome.ttft_s))
+    async def _ask_as_victim(self, session: aiohttp.ClientSession, model: str, num_tokens: int) -> "_Asked":
+        self._num_asked += 1
+        request_id = f"{VICTIM}-{self._num_asked}"
+        async with recorded(self._engines.cpu_s) as histories:
+            begun_s = time.perf_counter()
+            request = replace(self._request(model, num_tokens, VICTIM, VICTIM_OUTPUT), request_id=request_id)
+            outcome = await self._complete(session, request)
+        return _Asked(request_id, begun_s, outcome, histories)
 
     def _start_flood(
         self, session: aiohttp.ClientSession, model: str, num_tokens: int, salt: str, outcomes: list[RequestOutcome]
     ) -> list["asyncio.Task[None]"]:
         async def loop() -> None:
             while True:
-                outcomes.append(await self._ask(session, model, num_tokens, salt))
+                request = self._request(model, num_tokens, salt, FLOODER_OUTPUT)
+                outcomes.append(await self._complete(session, request))
 
         return [asyncio.create_task(loop()) for _ in range(self.pace.flooders)]
 
-    async def _ask(self, session: aiohttp.ClientSession, model: str, num_tokens: int, salt: str) -> RequestOutcome:
+    def _request(self, model: str, num_tokens: int, salt: str, output_tokens: int) -> CompletionRequest:
         prompt = BenchPrompt(self._prompts.draw(num_tokens), num_tokens)
-        request = CompletionRequest(self._url, model, prompt, OUTPUT_TOKENS, salt=salt)
+        return CompletionRequest(self._url, model, prompt, output_tokens, salt=salt)
+
+    async def _complete(self, session: aiohttp.ClientSession, request: CompletionRequest) -> RequestOutcome:
         async with asyncio.timeout(self.pace.limit_s):
             return await complete(session, request)
 

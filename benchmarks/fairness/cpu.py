@@ -3,7 +3,8 @@
 import asyncio
 import time
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Callable
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -37,19 +38,24 @@ class CpuHistory:
 
 
 @asynccontextmanager
-async def recorded(used_s: Callable[[], float]) -> AsyncIterator[CpuHistory]:
-    """Record what `used_s` returns for as long as the context is open."""
-    history = CpuHistory()
+async def recorded(used_s: Callable[[], Mapping[str, float]]) -> AsyncIterator[dict[str, CpuHistory]]:
+    """Record what `used_s` returns of each process for as long as the context is open."""
+    histories: defaultdict[str, CpuHistory] = defaultdict(CpuHistory)
 
-    async def look() -> None:
+    def look() -> None:
+        now_s = time.perf_counter()
+        for process, seconds in used_s().items():
+            histories[process].note(now_s, seconds)
+
+    async def look_again() -> None:
         while True:
-            history.note(time.perf_counter(), used_s())
             await asyncio.sleep(SAMPLE_S)
+            look()
 
-    history.note(time.perf_counter(), used_s())
-    looking = asyncio.create_task(look())
+    look()
+    looking = asyncio.create_task(look_again())
     try:
-        yield history
+        yield histories
     finally:
         looking.cancel()
         with suppress(asyncio.CancelledError):

@@ -1,34 +1,18 @@
 """Pins and quotas from a client's side: a gateway's HTTP, real pools too small for what is asked, tiny models."""
 
-import json
 import random
 import string
-import time
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 
 from services.cachepool.store.block import whole_charge
-from services.gateway.app import GatewayParts, make_http_app, make_parts
-from services.gateway.model import ServedModel
-from services.gateway.settings import GatewaySettings
-from shared.bus.events import MembershipEvent, PlacementEvent
-from shared.ids import Datacenter, Epoch, LayoutHash, ModelFingerprint, WorkerId
-from shared.metrics import Metrics
-from shared.model.text.tokenizer import Tokenizer
-from shared.rpc.client import Channels
-from shared.service.health import Health
-from shared.service.http import HttpServer
-from shared.service.lifecycle import InFlight
-from tests.support.engines import Node, Pools, TwoDatacenters, two_datacenters
-from tests.support.gateway import byte_tokenizer
-from tests.support.placement import take_snapshot
+from shared.ids import WorkerId
+from tests.support.engines import Node
+from tests.support.served import ServedTiny, served_tiny
 from tests.support.tiny import tiny_model
 from tests.support.waiting import until
 
@@ -37,12 +21,7 @@ PREFIX_BLOCKS, FILLER_BLOCKS = 5, 10
 NUM_PAGES = FILLER_BLOCKS + 4  # of an engine, one for each block: it too forgets in a flood
 
 
-@dataclass
-class Service:
-    client: aiohttp.ClientSession
-    dcs: TwoDatacenters
-    parts: GatewayParts
-
+class Service(ServedTiny):
     async def cached_blocks(self, prompt: str, **fields: Any) -> int:
         """Return `cached_tokens` in blocks; the prompt is none of whole blocks."""
         tokens = await self.cached_tokens(prompt, **fields)
@@ -52,9 +31,7 @@ class Service:
     async def cached_tokens(self, prompt: str, **fields: Any) -> int:
         """Ask for two tokens and return how much of the prompt was not computed; wait until everything is let go."""
         body = {"prompt": prompt, "max_tokens": 2, "ignore_eos": True, "temperature": 0, **fields}
-        async with self.client.post("/v1/completions", json=body) as response:
-            answer = await response.json()
-            assert response.status == 200, answer
+        answer = await self.complete(**body)
         await self.dcs.assert_idle()
         tokens: int = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
         return tokens
@@ -89,53 +66,11 @@ def text(seed: object, num_blocks: int) -> str:
 
 @asynccontextmanager
 async def service(directory: Path, **pool_settings: Any) -> AsyncIterator[Service]:
-    """Prefill in the east, decode and the gateway in the west, and pools of `POOL_BLOCKS` blocks in both."""
-    layout = tiny_model("llama", num_pages=1).layout
-    byte_tokenizer(directory)
-    (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "!"}))  # the tiny models' end, token 0
-    served = ServedModel("tiny", Tokenizer.load(directory), layout, ModelFingerprint("llama"), 199, 2048)
-    async with AsyncExitStack() as stack:
-        metrics, inflight = Metrics(), InFlight()
-        parts = make_parts(served, await stack.enter_async_context(Channels()), metrics)
-
-        def hear(event: PlacementEvent) -> None:
-            parts.index.apply(event, time.monotonic())
-            if event.cleared:  # a pool that has just begun: its snapshot is empty
-                take_snapshot(parts.index, event.holder, event.epoch, event.sequence, [])
-
-        pools = Pools({"pool_bytes": POOL_BLOCKS * whole_charge(layout), **pool_settings}, hear)
-        dcs = await stack.enter_async_context(two_datacenters("llama", num_pages=NUM_PAGES, pools=pools))
-        for role, dc, address in (
-            ("cachepool", "east", dcs.pool_east.address),
-            ("cachepool", "west", dcs.pool_west.address),
-            ("prefill", "east", dcs.prefill.address),
-            ("decode", "west", dcs.decode.address),
-        ):
-            event = MembershipEvent(
-                worker=WorkerId(f"{role}-{dc}"),
-                role=role,  # type: ignore[arg-type]
-                dc=Datacenter(dc),
-                address=address,
-                fingerprint=served.fingerprint,
-                layout_hash=LayoutHash(layout.hash),
-                model_name="tiny",
-                epoch=Epoch(1),
-                pool_address=dcs.addresses(dc)[0],
-            )
-            parts.registry.apply_membership(event, time.monotonic())
-        await until(lambda: len(parts.index.num_blocks()) == 2 and not parts.index.has_stale)
-        settings = GatewaySettings(
-            dc="west",
-            http_port=0,
-            routing_policy="threshold",
-            offload_threshold_tokens=32,
-            decode_threshold_tokens=0,
-        )
-        executor = stack.enter_context(ThreadPoolExecutor(1))
-        app = make_http_app(parts, settings, Health(), inflight, executor, metrics)
-        server = await stack.enter_async_context(HttpServer(app, "127.0.0.1", 0))
-        client = await stack.enter_async_context(aiohttp.ClientSession(f"http://127.0.0.1:{server.port}"))
-        yield Service(client, dcs, parts)
+    """Pools of `POOL_BLOCKS` blocks in both datacenters."""
+    pool_bytes = POOL_BLOCKS * whole_charge(tiny_model("llama", num_pages=1).layout)
+    settings = {"pool_bytes": pool_bytes, **pool_settings}
+    async with served_tiny(directory, num_pages=NUM_PAGES, pool_settings=settings) as tiny:
+        yield Service(tiny.client, tiny.dcs, tiny.parts, tiny.metrics)
 
 
 async def test_pinned_prefixes_outlive_a_flood_until_they_are_deleted(tmp_path: Path) -> None:

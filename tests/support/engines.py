@@ -59,6 +59,7 @@ class Result:
     finish_reason: int = 0
     decode_computed: int = 0
     prefill_computed: int = 0
+    num_rescues: int = 0  # messages that say that blocks were late
 
     def cached(self, num_prompt_tokens: int) -> int:
         return num_prompt_tokens - self.decode_computed - self.prefill_computed
@@ -174,6 +175,7 @@ class TwoDatacenters:
         codec: Codec = Codec.RAW,
         fidelity: Fidelity = Fidelity.LOSSLESS,
         wait_ms: int = 60_000,
+        patience_ms: int = 0,
         prefill_failed_after_s: float | None = None,
         num_generated: int = 0,
         priority: int = 0,
@@ -183,6 +185,7 @@ class TwoDatacenters:
     ) -> Result:
         """Do what the gateway does: open both calls at once, pull from the east what the west lacks.
 
+        Prefill ends as soon as decode says that its blocks are late.
         Fill `result`, if there is one: then a caller who cancels this has what came until then.
         """
         model = self.decode.model
@@ -205,6 +208,7 @@ class TwoDatacenters:
             pool_nodes=self.addresses("west"),
             codec=int(codec),  # type: ignore[arg-type]
             fidelity=int(fidelity),  # type: ignore[arg-type]
+            patience_ms=patience_ms,
         )
 
         async def controls() -> AsyncIterator[pb.Control]:
@@ -224,7 +228,12 @@ class TwoDatacenters:
                     result.logprobs += logprobs_from_message(message)
                     result.finish_reason = message.finish_reason
                     result.decode_computed += message.computed_prompt_tokens
-        result.prefill_computed = prefilling.result() if prefilling else 0
+                    if message.rescued:
+                        result.num_rescues += 1
+                        if prefilling is not None:
+                            prefilling.cancel()
+        if prefilling is not None and not prefilling.cancelled():
+            result.prefill_computed = prefilling.result()
         return result
 
     async def assert_idle(self, within_s: float = LIMIT_S) -> None:

@@ -1,7 +1,11 @@
 """Events as a worker of the west would send them."""
 
+import time
+
+from services.gateway.cluster.registry import Registry
 from shared.bus.events import LoadEvent, MembershipEvent
 from shared.ids import Datacenter, Epoch, WorkerId
+from shared.step_profile import StepProfile
 
 
 def member(worker: str = "decode-west", epoch: int = 7) -> MembershipEvent:
@@ -20,3 +24,19 @@ def load(worker: str = "decode-west", epoch: int = 7, running: int = 1, waiting:
         speed_tokens_per_s=30.0,
         at_ms=1,
     )
+
+
+def report_steps(registry: Registry, *workers: str, profile: StepProfile) -> None:
+    """Have idle workers of a first epoch report what their steps take."""
+    for worker in workers:
+        event = LoadEvent(
+            worker=WorkerId(worker),
+            epoch=Epoch(1),
+            running=0,
+            waiting=0,
+            kv_usage=0.0,
+            speed_tokens_per_s=0.0,
+            at_ms=0,
+            step_profile=profile,
+        )
+        registry.apply_load(event, time.monotonic())

@@ -93,11 +93,14 @@ class DispatchWindow(Generic[T]):
         return None if tenant is None else self.queue.pop_of(tenant)
 
     def start(self, tenant: Tenant, cost_s: float, now: float) -> UnderWay:
-        """Count a request as under way."""
+        """Count a request as under way, though there may be no room: one that waited elsewhere may be sent here.
+
+        Then it makes the first window fuller than it should be, and leaves the second to whom that is for.
+        """
         self.rate.note(0.0, now, self._is_busy)
-        room = self.first if self.first.is_open(self.window_s) else self.second
-        room.add(cost_s)
         is_modest = self.usage.is_modest(tenant, now)
+        room = self.second if is_modest and not self.first.is_open(self.window_s) else self.first
+        room.add(cost_s)
         self.usage.add(tenant, cost_s, now)
         self.num_open += 1
         return UnderWay(tenant, cost_s, room, is_modest)

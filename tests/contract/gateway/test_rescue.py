@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from shared.bus.events import LoadEvent
-from shared.ids import Epoch, WorkerId
 from shared.proto import prfaas_pb2 as pb
 from shared.step_profile import StepProfile
+from tests.support.events import report_steps
 from tests.support.gateway import Call, ScriptedSuite, hangs, running_suite, says
 from tests.support.waiting import LIMIT_S, until
 
@@ -27,18 +26,7 @@ async def suite(tmp_path: Path) -> AsyncIterator[ScriptedSuite]:
 
 def measure(suite: ScriptedSuite, *workers: str, profile: StepProfile = PROFILE) -> None:
     """Have workers report what their steps take."""
-    for worker in workers:
-        report = LoadEvent(
-            worker=WorkerId(worker),
-            epoch=Epoch(1),
-            running=0,
-            waiting=0,
-            kv_usage=0.0,
-            speed_tokens_per_s=0.0,
-            at_ms=0,
-            step_profile=profile,
-        )
-        suite.parts.registry.apply_load(report, time.monotonic())
+    report_steps(suite.parts.registry, *workers, profile=profile)
 
 
 def rescues(text: str) -> Any:

@@ -65,6 +65,18 @@ def test_a_tenant_that_uses_little_has_a_window_that_the_busiest_leaves_free() -
     assert door.next(0.0) is None
 
 
+def test_requests_that_are_sent_here_after_a_wait_elsewhere_leave_the_second_window_free() -> None:
+    door = window()
+    passed(door, A, 1.0)
+    sent = [door.start(A, 1.0, 0.0) for _ in range(3)]  # planned anew: here, room or not
+    assert (door.first.num_prompts, door.second.num_prompts) == (4, 0)
+    passed(door, B, 0.5)
+    assert door.second.num_prompts == 1
+    for request in sent:
+        door.ended(request, 1.0)
+    assert door.pass_now(C, 0.5, 1.0) is not None
+
+
 def test_tenants_that_use_alike_share_one_window() -> None:
     door = window()
     num_passed = 0
