@@ -33,6 +33,7 @@ KINDS = {
     "counter": "counter",
     "gauge": "gauge",
     "histogram": "histogram",
+    "loop_histogram": "histogram",
     "CounterMetricFamily": "counter",
     "GaugeMetricFamily": "gauge",
 }

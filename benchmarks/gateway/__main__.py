@@ -3,7 +3,7 @@
 A gateway runs in one process, workers that answer canned tokens in another, the client in a third, so that nothing but
 the gateway is counted. Other trees of the project are measured beside this one, in turn: `--tree old=DIR`. So are other
 routers: `--peer NAME=COMMAND`, where the command has `{port}`, where it is to listen, and `{worker}`, the URL of an
-OpenAI server that answers at once.
+OpenAI server that answers at once, or `{decode}`, the address of a decode worker.
 """
 
 import argparse
@@ -67,7 +67,9 @@ async def measure_cost(report: Report, trees: dict[str, Path], options: argparse
 async def measure_throughput(
     report: Report, cores: SplitCores, trees: dict[str, Path], options: argparse.Namespace
 ) -> None:
-    chosen = loads(300, 64) if options.quick else loads(1000, 512)
+    chosen = loads(300, 64) if options.quick else loads(1000, options.streams)
+    if options.load:
+        chosen = [load for load in chosen if load.name in options.load]
     async with contestants(cores, trees, pairs(options.peer), options.model, STEP_S) as found:
         measured = await Throughput(found).rounds(chosen, 1 if options.quick else options.rounds)
     for load in chosen:
@@ -115,6 +117,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL, help="built-in model, checkpoint directory or GGUF file")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--part", action="append", choices=PARTS, help="only this one")
+    parser.add_argument("--load", action="append", help="of throughput, only the one of this name")
+    parser.add_argument("--streams", type=int, default=512, help="of one round, 256 of them at once")
     parser.add_argument(
         "--tree", action="append", default=[], metavar="NAME=DIR", help="another checkout, to be measured in turn"
     )

@@ -45,7 +45,7 @@ async def contestants(
     cores: SplitCores, trees: Mapping[str, Path], peers: Mapping[str, str], model: str, step_s: float
 ) -> AsyncIterator[dict[str, MeasuredServer]]:
     """Run all of them, before the same instant workers. A peer's command has `{port}`, where it is to listen, and
-    `{worker}`, the URL of the OpenAI server that it is to ask."""
+    `{worker}`, the URL of the OpenAI server that it is to ask, or `{decode}`, the address of the decode worker."""
     async with AsyncExitStack() as stack:
         workers = await stack.enter_async_context(child(ROOT, file_of("instant.py"), str(step_s), cores=cores.others))
         decode, prefill, http = json.loads(workers.said)
@@ -56,7 +56,7 @@ async def contestants(
             found[name] = MeasuredServer(Address(HOST, int(served.said)), served)
         for name, command in peers.items():
             port = _free_port()
-            told = command.format(port=port, worker=f"http://{HOST}:{http}")
+            told = command.format(port=port, worker=f"http://{HOST}:{http}", decode=f"{HOST}:{decode}")
             peer = await stack.enter_async_context(foreign(told, cores.measured))
             found[name] = MeasuredServer(Address(HOST, port), peer, MODEL)
         found[WORKER_ALONE] = MeasuredServer(Address(HOST, http), workers, MODEL)

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+from services.gateway import app as gateway
 from services.gateway.app import GatewayParts, make_http_app, make_parts
 from services.gateway.model import load_model
 from services.gateway.settings import GatewaySettings
@@ -30,6 +31,11 @@ from shared.service.lifecycle import InFlight
 def new_event_loop() -> Callable[[], asyncio.AbstractEventLoop]:
     """Return how the tree's services make their event loop."""
     return getattr(lifecycle, "new_event_loop", asyncio.new_event_loop)
+
+
+def settle() -> None:
+    """Do what the tree's gateway does before it serves."""
+    getattr(gateway, "settle", gc.freeze)()
 
 
 HOME, AWAY = Datacenter("east"), Datacenter("west")
@@ -78,7 +84,7 @@ async def serve(decode: str, prefill: str, model_name: str, cache_dir: Path) -> 
         server = await stack.enter_async_context(HttpServer(app, "127.0.0.1", 0))
         lag = asyncio.create_task(watch_loop_lag(metrics))
         stack.callback(lag.cancel)
-        gc.freeze()
+        settle()
         print(server.port, file=sys.stderr, flush=True)  # stdout has the logs
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 

@@ -67,6 +67,10 @@ log = get_logger()
 
 TEXT_THREADS = 2
 
+COLLECT_EVERY = 10_000
+"""Objects between two looks for cycles. Hundreds of streams have thousands under way, hardly any of them in a cycle: by
+default all are looked at several times."""
+
 
 async def run(lifecycle: Lifecycle) -> None:
     """Serve until the lifecycle says stop. Raises `SettingsError`, `ModelFileError`."""
@@ -94,8 +98,7 @@ async def run(lifecycle: Lifecycle) -> None:
         server = await stack.enter_async_context(
             HttpServer(app, settings.http_host, settings.http_port, host.security.http_server)
         )
-        gc.collect()  # or what is garbage by now would stay
-        gc.freeze()  # the model's and the libraries' objects stay: no collection has to look at them again
+        settle()
         log.info("gateway_started", port=server.port, model=model.name, layout=model.layout.hash[:12])
 
         await lifecycle.stopping.wait()
@@ -103,6 +106,13 @@ async def run(lifecycle: Lifecycle) -> None:
         host.inflight.drain()
         if not await host.inflight.idle(settings.drain_s):
             log.warning("requests_cut_off", num_requests=host.inflight.count)
+
+
+def settle() -> None:
+    """Have the collector of cycles look at requests only, now that what serves them is there."""
+    gc.collect()  # or what is garbage by now would stay
+    gc.freeze()  # the model's and the libraries' objects stay: no collection has to look at them again
+    gc.set_threshold(COLLECT_EVERY)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Literal, NamedTuple, TypeAlias, cast
+from functools import lru_cache
+from typing import Literal, NamedTuple, Self, TypeAlias, cast
 from weakref import WeakKeyDictionary
 
 import grpc.aio
@@ -11,7 +12,6 @@ import grpc.aio
 from shared.errors import PrfaasError, WorkerLost
 from shared.ids import WorkerId
 from shared.proto import prfaas_pb2 as pb
-from shared.proto.prfaas_pb2_grpc import DecodeStub
 from shared.rpc.client import Channels, rpc_errors
 from shared.rpc.convert import sources_to_messages
 from shared.rpc.sampling import logprobs_from_message, sampling_to_message
@@ -20,7 +20,7 @@ from shared.workers.request import GenerateOrder
 
 FinishReason = Literal["stop", "length"]
 
-_Call: TypeAlias = "grpc.aio.StreamStreamCall[pb.Control, pb.Tokens] | grpc.aio.UnaryStreamCall[pb.Control, pb.Tokens]"
+_Call: TypeAlias = "grpc.aio.StreamStreamCall[pb.Control, bytes] | grpc.aio.UnaryStreamCall[pb.Control, bytes]"
 
 _GENERATE = f"/{pb.DESCRIPTOR.services_by_name['Decode'].full_name}/Generate"
 
@@ -35,6 +35,19 @@ class DecodedTokens(NamedTuple):
     computed_prompt_tokens: int  # prompt tokens whose KV the worker computed itself; said with the first token
     logprobs: tuple[TokenLogprobs, ...] = ()  # parallel to ids, if they were asked for
     rescued: bool = False  # blocks were late, and the worker computes the rest; there may be no ids
+
+    @classmethod
+    def parsed(cls, data: bytes) -> Self:
+        """Return what a message says. Raises `Internal` when it contradicts itself."""
+        message = pb.Tokens.FromString(data)
+        reason, logprobs = _FINISH.get(message.finish_reason), logprobs_from_message(message)
+        return cls(tuple(message.ids), reason, message.computed_prompt_tokens, logprobs, rescued=message.rescued)
+
+
+_SHORT_BYTES, _NUM_REMEMBERED = 8, 1 << 14
+_remembered = lru_cache(_NUM_REMEMBERED)(DecodedTokens.parsed)
+"""Most messages are one id of a few bytes, and most ids of a text are frequent ones: to look one up takes a fiftieth of
+the time that it takes to parse it. A few MiB in all."""
 
 
 class DecodeClient:
@@ -57,12 +70,18 @@ class DecodeClient:
 
 
 class _Methods:
-    """Generate on one channel. Its two forms are one to the server: controls as a stream, and a single one."""
+    """Generate on one channel. Its two forms are one to the server: controls as a stream, and a single one.
+
+    Answers are left as they came: gRPC swallows what a deserialiser raises.
+    """
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
-        self.changing: grpc.aio.StreamStreamMultiCallable[pb.Control, pb.Tokens] = DecodeStub(channel).Generate
-        self.fixed: grpc.aio.UnaryStreamMultiCallable[pb.Control, pb.Tokens] = channel.unary_stream(
-            _GENERATE, request_serializer=pb.Control.SerializeToString, response_deserializer=pb.Tokens.FromString
+        serialize = pb.Control.SerializeToString
+        self.changing: grpc.aio.StreamStreamMultiCallable[pb.Control, bytes] = channel.stream_stream(
+            _GENERATE, request_serializer=serialize
+        )
+        self.fixed: grpc.aio.UnaryStreamMultiCallable[pb.Control, bytes] = channel.unary_stream(
+            _GENERATE, request_serializer=serialize
         )
 
 
@@ -74,8 +93,8 @@ class DecodeCall:
         self._methods = methods
         self._may_change = may_change
         self._call: _Call | None = None
-        self._changes: grpc.aio.StreamStreamCall[pb.Control, pb.Tokens] | None = None  # the same call
-        self._messages: AsyncIterator[pb.Tokens] | None = None
+        self._changes: grpc.aio.StreamStreamCall[pb.Control, bytes] | None = None  # the same call
+        self._messages: AsyncIterator[bytes] | None = None
         self._errors = rpc_errors(worker)
 
     async def start(self, order: GenerateOrder, timeout_s: float) -> None:
@@ -105,14 +124,10 @@ class DecodeCall:
             self._messages = aiter(self._call)  # `read()` gives up what has arrived once a write has met the end
         try:
             with self._errors:
-                message = await anext(self._messages)
+                data = await anext(self._messages)
         except StopAsyncIteration:
             raise WorkerLost(f"{self._worker} ended a stream without a finish reason") from None
-        reason = _FINISH.get(message.finish_reason)
-        logprobs = logprobs_from_message(message)
-        return DecodedTokens(
-            tuple(message.ids), reason, message.computed_prompt_tokens, logprobs, rescued=message.rescued
-        )
+        return _remembered(data) if len(data) <= _SHORT_BYTES else DecodedTokens.parsed(data)
 
     async def finish(self, limit_s: float) -> None:
         """Wait for the worker to end a finished stream, lest it take our own end for a cancellation."""

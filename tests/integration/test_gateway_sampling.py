@@ -125,7 +125,7 @@ async def test_choices_share_what_the_first_has_computed(tmp_path: Path) -> None
         ) as choices:
             async for deltas in choices:
                 for delta in deltas:
-                    ids[delta.index] += delta.ids
+                    ids[delta.choice] += delta.ids
         tail = 300 % 64
         assert here.computed() == 300 + 2 * tail
         assert (choices.usage.prompt_tokens, choices.usage.cached_tokens) == (300, 0)

@@ -30,6 +30,19 @@ def test_names_and_separate_registries() -> None:
     assert b"process_resident_memory_bytes" in generate_latest(first.registry)
 
 
+def test_a_loops_histogram_says_what_prometheus_own_says() -> None:
+    metrics, labels = Metrics(), ("model_name", "engine")
+    own = metrics.histogram("own_seconds", "Own.", INTER_TOKEN_BUCKETS_S, labels).labels("m", "gateway")
+    loops = metrics.loop_histogram("loops_seconds", "Loop's.", INTER_TOKEN_BUCKETS_S, labels, ("m", "gateway"))
+    for value in (0.0, 0.01, 0.011, 0.03, 80.0, 81.0, 1e6):
+        own.observe(value)
+        loops.observe(value)
+    said = [line for line in generate_latest(metrics.registry).decode().splitlines() if "_created" not in line]
+    of_own = [line.replace("own", "loops").replace("Own", "Loop's") for line in said if "own" in line.lower()]
+    assert of_own == [line for line in said if "loop" in line.lower()]
+    assert len(of_own) == len(INTER_TOKEN_BUCKETS_S) + 5
+
+
 def test_buckets_ascend() -> None:
     for buckets in (TTFT_BUCKETS_S, INTER_TOKEN_BUCKETS_S, REQUEST_BUCKETS_S, LAG_BUCKETS_S):
         assert list(buckets) == sorted(set(buckets))

@@ -113,13 +113,13 @@ async def _whole(choices: Choices, reply: Reply, num_choices: int) -> web.Respon
     finished: dict[int, Choice] = {}
     async for deltas in choices:
         for delta in deltas:
-            texts[delta.index].append(delta.text)
-            ids[delta.index] += delta.ids
-            tokens[delta.index] += delta.tokens
+            texts[delta.choice].append(delta.text)
+            ids[delta.choice] += delta.ids
+            tokens[delta.choice] += delta.tokens
             if delta.finish_reason is not None:
-                text = "".join(texts[delta.index])
-                shown = tuple(tokens[delta.index])
-                finished[delta.index] = Choice(text, tuple(ids[delta.index]), delta.finish_reason, shown)
+                text = "".join(texts[delta.choice])
+                shown = tuple(tokens[delta.choice])
+                finished[delta.choice] = Choice(text, tuple(ids[delta.choice]), delta.finish_reason, shown)
     return web.json_response(reply.whole([finished[index] for index in range(num_choices)], choices.usage))
 
 

@@ -74,7 +74,7 @@ class Reply(ABC):
     def chunk(self, delta: ChoiceDelta) -> str:
         """Return a chunk as JSON."""
         if delta.text and delta.finish_reason is None and not (delta.tokens or self._with_token_ids):
-            before, after = self._around_text(delta.index)
+            before, after = self._around_text(delta.choice)
             return f"{before}{encode(delta.text)}{after}"
         choice = self._delta_choice(delta)
         if delta.tokens:
@@ -133,7 +133,7 @@ class CompletionReply(Reply):
         return completion_logprobs(tokens, tokenizer)
 
     def _delta_choice(self, delta: ChoiceDelta) -> Json:
-        return {"index": delta.index, "text": delta.text, "logprobs": None, "finish_reason": delta.finish_reason}
+        return {"index": delta.choice, "text": delta.text, "logprobs": None, "finish_reason": delta.finish_reason}
 
 
 class ChatReply(Reply):
@@ -154,7 +154,7 @@ class ChatReply(Reply):
 
     def _delta_choice(self, delta: ChoiceDelta) -> Json:
         content = {"content": delta.text} if delta.text else {}
-        return {"index": delta.index, "delta": content, "logprobs": None, "finish_reason": delta.finish_reason}
+        return {"index": delta.choice, "delta": content, "logprobs": None, "finish_reason": delta.finish_reason}
 
 
 def usage_object(usage: Usage) -> Json:

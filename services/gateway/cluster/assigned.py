@@ -1,6 +1,6 @@
 """What this gateway has given a worker to do, as far as the worker's reports do not show it yet."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from shared.ids import WorkerId
@@ -27,28 +27,42 @@ class Assignment:
     row: int = -1  # in the fleet of that role
 
 
-@dataclass(slots=True)
 class Assigned:
-    """The calls of this gateway to one worker."""
+    """The calls of this gateway to one worker. Each change takes a time that does not depend on how many they are."""
 
-    num_open: int = 0
-    unreported: list[Assignment] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.num_open = 0
+        self.unreported_work = PromptWork()  # in sum
+        self._unreported: dict[Assignment, None] = {}  # in the order in which they came
 
     def add(self, assignment: Assignment) -> None:
         self.num_open += 1
-        self.unreported.append(assignment)
+        self._unreported[assignment] = None
+        had, new = self.unreported_work, assignment.work
+        self.unreported_work = PromptWork(
+            had.seconds + new.seconds, had.tokens + new.tokens, had.context_tokens + new.context_tokens
+        )
 
     def remove(self, assignment: Assignment) -> None:
         self.num_open -= 1
-        if assignment in self.unreported:
-            self.unreported.remove(assignment)
+        if assignment not in self._unreported:
+            return
+        del self._unreported[assignment]
+        had, gone = self.unreported_work, assignment.work
+        # Sums of floats that are taken apart again keep a rest: not beyond the last call.
+        self.unreported_work = (
+            PromptWork(
+                max(0.0, had.seconds - gone.seconds),
+                max(0.0, had.tokens - gone.tokens),
+                max(0.0, had.context_tokens - gone.context_tokens),
+            )
+            if self._unreported
+            else PromptWork()
+        )
 
     def reported(self, until: float) -> None:
         """A report has come that knows of what was sent until then."""
-        if self.unreported:
-            self.unreported = [assignment for assignment in self.unreported if assignment.at > until]
-
-    @property
-    def unreported_work(self) -> PromptWork:
-        works = [assignment.work for assignment in self.unreported]
-        return PromptWork(*map(sum, zip(*works, strict=True))) if works else PromptWork()
+        if self._unreported:
+            self._unreported = {assignment: None for assignment in self._unreported if assignment.at > until}
+            works = [assignment.work for assignment in self._unreported]
+            self.unreported_work = PromptWork(*map(sum, zip(*works, strict=True))) if works else PromptWork()

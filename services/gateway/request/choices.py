@@ -128,7 +128,7 @@ class Choices:
                 if isinstance(item, BaseException):
                     failure = failure or item
                 else:
-                    merged[item.index] = merged[item.index].joined(item) if item.index in merged else item
+                    merged[item.choice] = merged[item.choice].joined(item) if item.choice in merged else item
             for delta in merged.values():
                 self._note_taken(delta)
             yield list(merged.values())
@@ -165,9 +165,10 @@ class Choices:
 
     def _note_taken(self, delta: ChoiceDelta) -> None:
         self._completion_tokens += len(delta.ids)
+        self._metrics.generation_tokens.inc(len(delta.ids))
         if delta.finish_reason is not None:
-            self._finished[delta.index] = delta.finish_reason
-            self._timers[delta.index].finished()
+            self._finished[delta.choice] = delta.finish_reason
+            self._timers[delta.choice].finished()
 
     def _note_end(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:

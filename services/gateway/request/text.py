@@ -37,11 +37,10 @@ class TextDelta(NamedTuple):
     tokens: tuple[ShownToken, ...] = ()  # those that `text` begins to show, where log-probabilities came with them
 
 
-@dataclass(frozen=True, slots=True)
-class ChoiceDelta:
+class ChoiceDelta(NamedTuple):
     """What was added to one choice."""
 
-    index: int
+    choice: int  # which of them
     text: str
     ids: tuple[int, ...]  # generated, shown as text or not
     finish_reason: FinishReason | None  # on the choice's last delta
@@ -49,7 +48,7 @@ class ChoiceDelta:
 
     def joined(self, later: "ChoiceDelta") -> "ChoiceDelta":
         text, ids, tokens = self.text + later.text, self.ids + later.ids, self.tokens + later.tokens
-        return ChoiceDelta(self.index, text, ids, later.finish_reason, tokens)
+        return ChoiceDelta(self.choice, text, ids, later.finish_reason, tokens)
 
 
 class StopMatcher:

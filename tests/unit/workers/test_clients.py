@@ -138,6 +138,32 @@ async def test_tokens_come_in_the_suites_own_types_and_the_end_is_no_cancellatio
         assert not servicer.calls[0].cancelled
 
 
+@both_forms
+async def test_messages_that_come_again_and_long_ones_are_read_as_any(may_change: bool) -> None:
+    told = [
+        *(pb.Tokens(ids=[7], computed_prompt_tokens=number) for number in (0, 3, 0)),
+        pb.Tokens(rescued=True),
+        pb.Tokens(ids=range(100)),
+        pb.Tokens(ids=[7], finish_reason=pb.FINISH_REASON_STOP),
+    ]
+    async with decoding(says_messages(*told), may_change) as (_, call):
+        await call.start(ORDER, LIMIT_S)
+        assert [await call.next_tokens() for _ in told] == [
+            *(DecodedTokens((7,), None, number) for number in (0, 3, 0)),
+            DecodedTokens((), None, 0, rescued=True),
+            DecodedTokens(tuple(range(100)), None, 0),
+            DecodedTokens((7,), "stop", 0),
+        ]
+
+
+async def test_log_probabilities_that_are_not_parallel_are_the_workers_fault() -> None:
+    odd = pb.Tokens(ids=[1, 2], logprobs=[pb.TokenLogprobs(logprob=-1)], finish_reason=pb.FINISH_REASON_STOP)
+    async with decoding(says_messages(odd), may_change=False) as (_, call):
+        await call.start(ORDER, LIMIT_S)
+        with pytest.raises(Internal, match="1 log-probabilities for 2 tokens"):
+            await call.next_tokens()
+
+
 async def test_decode_learns_of_a_failed_prefill() -> None:
     async def when_updated(call: Call) -> AsyncIterator[pb.Tokens]:
         await call.updated.wait()
