@@ -8,8 +8,9 @@ from typing import Literal, NamedTuple, Self, TypeAlias, cast
 from weakref import WeakKeyDictionary
 
 import grpc.aio
+from google.protobuf.message import DecodeError
 
-from shared.errors import PrfaasError, WorkerLost
+from shared.errors import Internal, PrfaasError, WorkerLost
 from shared.ids import WorkerId
 from shared.proto import prfaas_pb2 as pb
 from shared.rpc.client import Channels, rpc_errors
@@ -38,8 +39,11 @@ class DecodedTokens(NamedTuple):
 
     @classmethod
     def parsed(cls, data: bytes) -> Self:
-        """Return what a message says. Raises `Internal` when it contradicts itself."""
-        message = pb.Tokens.FromString(data)
+        """Return what a message says. Raises `Internal` when it is none, or contradicts itself."""
+        try:
+            message = pb.Tokens.FromString(data)
+        except DecodeError as error:
+            raise Internal(f"a decode worker sent what is no message: {error}") from error
         reason, logprobs = _FINISH.get(message.finish_reason), logprobs_from_message(message)
         return cls(tuple(message.ids), reason, message.computed_prompt_tokens, logprobs, rescued=message.rescued)
 

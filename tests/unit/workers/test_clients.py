@@ -253,3 +253,8 @@ async def test_cancelling_decode_reaches_the_worker(may_change: bool) -> None:
         async with asyncio.timeout(LIMIT_S):
             await servicer.calls[0].over.wait()
         assert servicer.calls[0].cancelled
+
+
+def test_what_is_no_message_is_an_error_of_the_worker() -> None:
+    with pytest.raises(Internal, match="no message"):
+        DecodedTokens.parsed(b"\xff\xff")
