@@ -8,9 +8,8 @@ from numpy.typing import NDArray
 
 from services.gateway.routing.costs.candidates import Candidates, every_way
 from services.gateway.routing.costs.others import MOST_BUSY
-from services.gateway.routing.costs.steps import longest_step_s
+from services.gateway.routing.costs.steps import Seconds, longest_step_s
 from services.gateway.routing.facts import Facts
-from services.gateway.routing.plan import Slo
 from services.gateway.routing.policy import Decision, ranked
 
 AWAY_MARGIN = 0.05
@@ -34,7 +33,7 @@ the way that is least in the way of those that are not."""
 
 class _Scored(NamedTuple):
     candidates: Candidates
-    cost_s: NDArray[np.float64]  # one for each candidate
+    cost_s: Seconds  # one for each candidate
 
     @property
     def best_s(self) -> float:
@@ -61,41 +60,39 @@ class ByCost:
 
 
 def _scored(facts: Facts, ways: Candidates) -> _Scored:
+    slo = facts.request.slo
     crosses = [any(use.target == facts.home for use in crossings) for crossings in ways.crossings]
     margin = 1 + AWAY_MARGIN * np.array(crosses, float)[ways.dc]
-    risk_s = MISS_S * (_own_risk(ways, facts.request.slo) + _risk_of_others(facts, ways))
-    return _Scored(ways, _weighed(ways.ttft_s, facts.request.slo) * margin + ways.others_s + risk_s)
+    cost_s = _weighed(ways.ttft_s, slo.ttft_s) * margin + ways.others_s
+    if slo.ttft_s:
+        cost_s += MISS_S * _risk(ways.ttft_s, slo.ttft_s)
+    if slo.time_per_output_token_s:
+        own = _risk(ways.time_per_output_token_s, slo.time_per_output_token_s)
+        cost_s += MISS_S * (own + _risk_of_others(facts, ways, slo.time_per_output_token_s))
+    return _Scored(ways, cost_s)
 
 
-def _weighed(ttft_s: NDArray[np.float64], slo: Slo) -> NDArray[np.float64]:
-    in_time = ttft_s if slo.ttft_s is None else np.minimum(ttft_s, slo.ttft_s)
+def _weighed(ttft_s: Seconds, slo_s: float | None) -> Seconds:
+    in_time = np.minimum(ttft_s, slo_s or np.inf)
     return np.asarray(in_time + LATE_WEIGHT * (ttft_s - in_time))
 
 
-def _own_risk(ways: Candidates, slo: Slo) -> NDArray[np.float64]:
-    ttft, per_token = _risk(ways.ttft_s, slo.ttft_s), _risk(ways.time_per_output_token_s, slo.time_per_output_token_s)
-    return ttft + per_token
-
-
-def _risk_of_others(facts: Facts, ways: Candidates) -> NDArray[np.float64]:
+def _risk_of_others(facts: Facts, ways: Candidates, slo_s: float) -> NDArray[np.float64]:
     """Return how many running requests more are to miss their time per output token, if their SLO is this one's.
 
     Prompts take the share `busy` of their worker's time already; this one adds its own, spread over an answer. Workers
     that cut their steps to a latency target (`PRFAAS_INTER_TOKEN_S`) within the SLO keep it in any case.
     """
-    slo, rows = facts.request.slo.time_per_output_token_s, facts.decode.rows[ways.decode]
-    step_s = ways.time_per_output_token_s
+    rows, step_s = facts.decode.rows[ways.decode], ways.time_per_output_token_s
     num_tokens = np.minimum(facts.request.output_tokens or np.inf, rows["answer_tokens"])
     shares = rows["busy"], rows["busy"] + ways.decode_s / (step_s * num_tokens)
-    before, after = (_risk(step_s / (1 - np.minimum(share, MOST_BUSY)), slo) for share in shares)
-    return np.where(longest_step_s(rows) <= (slo or 0.0), 0.0, rows["running"] * (after - before))
+    before, after = (_risk(step_s / (1 - np.minimum(share, MOST_BUSY)), slo_s) for share in shares)
+    return np.where(longest_step_s(rows) <= slo_s, 0.0, rows["running"] * (after - before))
 
 
-def _risk(forecast: NDArray[np.float64], slo: float | None) -> NDArray[np.float64]:
+def _risk(forecast: Seconds, slo_s: float) -> NDArray[np.float64]:
     """Return the probability to miss an SLO: linear between the two shares of it."""
-    if not slo:
-        return np.zeros(len(forecast))
-    return np.asarray(np.clip((forecast / slo - RISKY_FROM) / (MISSED_FROM - RISKY_FROM), 0, 1))
+    return np.asarray(np.clip((forecast / slo_s - RISKY_FROM) / (MISSED_FROM - RISKY_FROM), 0, 1))
 
 
 def _in_order(cost_s: NDArray[np.float64], draw: float) -> list[int]:
