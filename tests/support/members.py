@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from services.gateway.cluster.links import LinkReports, Links
-from services.gateway.cluster.view import PoolMember, Pools, RegistryView
+from services.gateway.cluster.view import PoolMember, PoolMembers, RegistryView
 from services.gateway.cluster.workers import WORKER, Member, Workers, new_row
 from shared.ids import Datacenter, WorkerId
 
@@ -39,4 +39,4 @@ def view(
         workers(dcs, ones, requests=[loads.get(one, 0) for one in ones]) for ones in (decode, prefill)
     )
     links = Links.reported(dcs, [LinkReports(pool.dc, pool.links) for pool in pools.values()])
-    return RegistryView(dcs, decoding, prefilling, Pools(pools), links, lambda: problems)
+    return RegistryView(dcs, decoding, prefilling, PoolMembers(pools), links, lambda: problems)

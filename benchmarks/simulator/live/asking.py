@@ -16,7 +16,7 @@ from benchmarks.streaming.asking import Bench
 OUTPUT_TOKENS = 4
 
 
-class Asked(NamedTuple):
+class AskedPrompt(NamedTuple):
     """A request that is to be sent."""
 
     at_s: float
@@ -56,7 +56,7 @@ class LiveLoad:
     def now_s(self) -> float:
         return time.monotonic() - self._began
 
-    async def send(self, requests: Sequence[Asked]) -> list[Answered]:
+    async def send(self, requests: Sequence[AskedPrompt]) -> list[Answered]:
         """Send all of them, the first one `at_s` after now; return when all are answered. Raises `RuntimeError`."""
         start_s, sent = self.now_s, []
         for request in requests:

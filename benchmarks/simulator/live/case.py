@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from benchmarks.simulator.live.asking import OUTPUT_TOKENS, Answered, Asked
+from benchmarks.simulator.live.asking import OUTPUT_TOKENS, Answered, AskedPrompt
 from benchmarks.simulator.live.published import Published, PublishedEngine
 from benchmarks.simulator.live.sites import BLOCK_TOKENS, OFFLOAD_TOKENS
 from benchmarks.wan.suite import EAST, WEST
@@ -39,11 +39,11 @@ class LiveCase:
     layout: KvLayout
     calls: CallTiming = NO_CALLS
 
-    def simulate(self, policy: str, asked: Sequence[Asked] | Sequence[Answered]) -> Outcome:
+    def simulate(self, policy: str, asked: Sequence[AskedPrompt] | Sequence[Answered]) -> Outcome:
         """Run the same requests on the simulator."""
         return simulate(self.scenario(policy, asked))
 
-    def scenario(self, policy: str, asked: Sequence[Asked] | Sequence[Answered]) -> Scenario:
+    def scenario(self, policy: str, asked: Sequence[AskedPrompt] | Sequence[Answered]) -> Scenario:
         """Return the suite with these requests."""
         draw = random.Random(0)
         block_tokens = self.layout.block_tokens
@@ -111,11 +111,11 @@ def sustained_per_s(published: Published, block_tokens: int) -> float:
     return SAMPLES / max(busy_s.values())
 
 
-def poisson(rate: float, num_requests: int, seed: str) -> list[Asked]:
+def poisson(rate: float, num_requests: int, seed: str) -> list[AskedPrompt]:
     """Return requests at so many per second. Equal seeds, equal lengths, whatever the rate."""
     times = PoissonArrivals(rate).times(random.Random(f"{seed} times"))
     draw = random.Random(f"{seed} lengths")
-    return [Asked(next(times), LENGTHS.sample(draw)) for _ in range(num_requests)]
+    return [AskedPrompt(next(times), LENGTHS.sample(draw)) for _ in range(num_requests)]
 
 
 def calls_of(case: LiveCase, idle: Sequence[Answered]) -> CallTiming:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import serve
-from benchmarks.simulator.live.asking import Answered, Asked, LiveLoad
+from benchmarks.simulator.live.asking import Answered, AskedPrompt, LiveLoad
 from benchmarks.simulator.live.case import LONGEST, SHORTEST, LiveCase, calls_of, poisson, sustained_per_s
 from benchmarks.simulator.live.published import Published, PublishedNews, listening
 from benchmarks.simulator.live.sites import BLOCK_TOKENS, DTYPE, sites
@@ -84,11 +84,11 @@ def run_live(plan: LivePlan, logs: Path | None) -> LiveRun:
 async def carry_out(plan: LivePlan, load: LiveLoad, news: PublishedNews) -> LiveRun:
     """Have workers and links measured, ask an idle suite, then send the loads."""
     for lengths in warm_up(plan):
-        await load.send([Asked(0.0, num_tokens) for num_tokens in lengths])
+        await load.send([AskedPrompt(0.0, num_tokens) for num_tokens in lengths])
     idle = []
     for num_tokens in [*plan.idle_tokens] * plan.idle_rounds:
         await asyncio.sleep(QUIET_S)
-        idle += await load.send([Asked(0.0, num_tokens)])
+        idle += await load.send([AskedPrompt(0.0, num_tokens)])
     await asyncio.sleep(QUIET_S)
     known = news.mean()
     layout = layout_of(known)

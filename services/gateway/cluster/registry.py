@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from services.gateway.cluster.assigned import Assignment, PromptWork
 from services.gateway.cluster.fleet import STALE_AFTER_S, RoleFleet
 from services.gateway.cluster.links import LinkReports, Links, UnreportedCrossing, UnreportedCrossings
-from services.gateway.cluster.view import PoolMember, Pools, RegistryView
+from services.gateway.cluster.view import PoolMember, PoolMembers, RegistryView
 from services.gateway.cluster.workers import member_of, take_report
 from shared.bus.events import LoadEvent, MembershipEvent
 from shared.ids import Datacenter, LayoutHash, ModelFingerprint, WorkerId
@@ -54,7 +54,7 @@ class Registry:
         self._dcs: dict[Datacenter, int] = {}
         self._fleets = {"decode": RoleFleet(), "prefill": RoleFleet()}
         self._pools: dict[WorkerId, PoolMember] = {}
-        self._usable_pools: Pools | None = None  # made when somebody looks
+        self._usable_pools: PoolMembers | None = None  # made when somebody looks
         self._oldest_pool_at = 0.0  # when it was heard of of the usable ones that was not for longest
         self._links: Links | None = None  # made when somebody looks
         self._crossings = UnreportedCrossings()
@@ -161,18 +161,18 @@ class Registry:
         pools = self._current_pools()
         return RegistryView(tuple(self._dcs), decode, prefill, pools, self._current_links(pools), self._problems)
 
-    def _current_pools(self) -> Pools:
+    def _current_pools(self) -> PoolMembers:
         """Return the usable pools: the same ones until something is heard of one, or nothing for too long."""
         if self._usable_pools is None or self._newest_at - self._oldest_pool_at > STALE_AFTER_S:
             usable = {worker: pool for worker, pool in self._pools.items() if self._is_usable(worker)}
-            self._usable_pools = Pools(usable)
+            self._usable_pools = PoolMembers(usable)
             self._oldest_pool_at = min((self._entries[worker].heard_at for worker in usable), default=math.inf)
         return self._usable_pools
 
     def _is_usable(self, worker: WorkerId) -> bool:
         return self._problem(self._entries[worker]) is None
 
-    def _current_links(self, pools: Pools) -> Links:
+    def _current_links(self, pools: PoolMembers) -> Links:
         if self._links is None or len(self._links.backlog_bytes) < len(self._dcs):
             reports = [LinkReports(pool.dc, pool.links) for pool in pools.values()]
             self._links = Links.reported(tuple(self._dcs), reports)

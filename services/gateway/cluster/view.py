@@ -19,7 +19,7 @@ class PoolMember:
     tier_bytes_per_s: float = 0.0  # reads from its object tier; 0: not known
 
 
-class Pools(dict[WorkerId, PoolMember]):
+class PoolMembers(dict[WorkerId, PoolMember]):
     """Pool nodes, not to be changed any more: what follows from all of them is worked out once for many requests."""
 
     @cached_property
@@ -57,7 +57,7 @@ class RegistryView:
     dcs: Sequence[Datacenter] = ()  # by number
     decode: Workers = NOBODY
     prefill: Workers = NOBODY
-    pools: Pools = field(default_factory=Pools)
+    pools: PoolMembers = field(default_factory=PoolMembers)
     links: Links = field(default_factory=lambda: Links.unknown(0))
     find_problems: Callable[[], tuple[str, ...]] = tuple  # good for as long as the view is
 

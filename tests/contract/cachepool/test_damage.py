@@ -42,7 +42,7 @@ async def test_a_corrupt_frame_ends_the_writer_and_frees_its_grants(west: Runnin
     async with west.client.publish(soon()) as publication:
         assert (await publication.open(LAYOUT, wanting(CHAIN[:1]))).granted == [0b110]
         await publication.send(rest)
-    assert (await fetching.done()).got == entries(CHAIN[:1])
+    assert sorted((await fetching.done()).got) == entries(CHAIN[:1])
 
 
 @pytest.mark.parametrize(

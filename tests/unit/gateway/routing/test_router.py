@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.gateway.cluster.view import PoolMember, Pools, RegistryView
+from services.gateway.cluster.view import PoolMember, PoolMembers, RegistryView
 from services.gateway.cluster.workers import Member
 from services.gateway.placement.held import HeldPrefix
 from services.gateway.routing.plan import Plan, RequestFacts, sources_text
@@ -252,7 +252,7 @@ def test_a_block_counts_where_readers_will_look_for_it() -> None:
     assert (plan.decode_nodes, plan.prefill_nodes) == (("w1:1",), ())
 
     # A third node has joined, empty: what is now its share counts no more, wherever it still lies.
-    more = replace(members, pools=Pools(nodes_of(EAST, *three) | nodes_of(WEST, "w1")))
+    more = replace(members, pools=PoolMembers(nodes_of(EAST, *three) | nodes_of(WEST, "w1")))
     plan = router().plan(RequestFacts(21, KEYS[:5], held | {WorkerId("e3"): held_by_one([0] * 5)}), more)
     addresses = [f"{name}:1" for name in three]
     first_moved = next(block for block, key in enumerate(KEYS) if owner(key, addresses) == "e3:1")
@@ -267,7 +267,7 @@ def test_a_node_that_is_gone_takes_only_its_share_with_it() -> None:
     held = {WorkerId(name): share(name, three) for name in three}
     members = view((DECODE_WEST,), (PREFILL_WEST,), nodes_of(WEST, *three))
     assert router().plan(RequestFacts(21, KEYS[:5], held), members).usable_blocks == 5
-    gone = replace(members, pools=Pools(nodes_of(WEST, "w1", "w2")))
+    gone = replace(members, pools=PoolMembers(nodes_of(WEST, "w1", "w2")))
     plan = router().plan(RequestFacts(21, KEYS[:5], held), gone)
     lost = [block for block, mask in enumerate(held[WorkerId("w3")].groups) if mask]
     assert plan.usable_blocks == lost[0]
@@ -282,7 +282,9 @@ def test_nodes_that_the_gateway_has_not_heard_of_are_the_workers_own() -> None:
 
 def suspected(members: RegistryView, by: str, *addresses: str) -> RegistryView:
     worker = WorkerId(by)
-    return replace(members, pools=Pools(members.pools | {worker: replace(members.pools[worker], suspects=addresses)}))
+    return replace(
+        members, pools=PoolMembers(members.pools | {worker: replace(members.pools[worker], suspects=addresses)})
+    )
 
 
 def test_who_suspects_a_pool_does_not_pull_from_it() -> None:
