@@ -67,7 +67,7 @@ class EngineSeat:
             arrivals_per_s=arrivals_per_s,
             hand_over_bytes_per_s=min(self.group.hand_over_bytes_per_s, AT_ONCE_BYTES_PER_S),
             max_batch=0 if decode is None else decode.limits.max_batch,
-            answer_tokens=0.0 if decode is None else decode.answer_tokens,
+            answer_tokens=0.0 if decode is None else decode.answer_tokens.value,
         )
 
 

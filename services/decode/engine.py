@@ -107,7 +107,7 @@ class DecodeEngine:
             arrivals_per_s=self._arrivals.per_s,
             hand_over_bytes_per_s=self._memory.landing_bytes_per_s,
             max_batch=self._settings.max_batch,
-            answer_tokens=self._meter.answer_tokens,
+            answer_tokens=self._meter.answer_tokens.value,
         )
 
     def _prompts_left(self) -> Iterator[tuple[int, int]]:
@@ -297,7 +297,7 @@ class DecodeEngine:
 
     def _retire(self, request: Request) -> None:
         if not request.retired and request.num_generated:
-            self._meter.ended(request.num_generated)
+            self._meter.answer_tokens.add(request.num_generated)
         request.retired = True
         self._scheduler.remove(request)
         self._memory.abandon(request)

@@ -1,10 +1,10 @@
 """What a decode engine measures about itself."""
 
 from services.decode.steps.runner import DecodeStep, StepOutcome
+from shared.measuring.rates import RecentMean
 from shared.metrics import INTER_TOKEN_BUCKETS_S, Metrics
 
 SPEED_SMOOTHING = 0.1
-ANSWER_SMOOTHING = 0.05
 STEP_BUCKETS_S = (0.001, 0.0025, 0.005, *INTER_TOKEN_BUCKETS_S)
 
 
@@ -13,7 +13,7 @@ class StepMeter:
 
     def __init__(self, metrics: Metrics) -> None:
         self.tokens_per_s = 0.0
-        self.answer_tokens = 0.0  # mean of the latest
+        self.answer_tokens = RecentMean()
         self.generated = metrics.counter("generation_tokens", "Tokens generated")
         self.computed_prompt = metrics.counter("decode_computed_prompt_tokens", "Prompt tokens computed by decode")
         self.recomputed = metrics.counter("decode_recomputed_tokens", "Tokens computed again after a pre-emption")
@@ -34,7 +34,3 @@ class StepMeter:
         self._outside.inc(max(0.0, seconds - outcome.model_s))
         speed = len(step.batch) / seconds
         self.tokens_per_s += (speed - self.tokens_per_s) * (SPEED_SMOOTHING if self.tokens_per_s else 1.0)
-
-    def ended(self, num_tokens: int) -> None:
-        """Note that a request is over which had so many tokens of an answer."""
-        self.answer_tokens += (num_tokens - self.answer_tokens) * (ANSWER_SMOOTHING if self.answer_tokens else 1.0)

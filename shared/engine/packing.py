@@ -6,6 +6,9 @@ from typing import Generic, NamedTuple, TypeVar
 
 R = TypeVar("R")
 
+MIN_TAIL_TOKENS = 16
+"""What a decode step computes of waiting prompts at least, whatever it costs its batch."""
+
 
 class Offer(NamedTuple, Generic[R]):
     """A prompt that could go on now.

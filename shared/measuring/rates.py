@@ -37,6 +37,18 @@ class RecentRate:
         self._seen_s = now
 
 
+class RecentMean:
+    """The mean of the latest values, each of which weighs less with every later one; 0 until there is one."""
+
+    def __init__(self, newest_share: float = 0.05) -> None:
+        """`newest_share`: what the newest value weighs, once there are many."""
+        self.value = 0.0
+        self._newest_share = newest_share
+
+    def add(self, value: float) -> None:
+        self.value += (value - self.value) * (self._newest_share if self.value else 1.0)
+
+
 class MeanRate:
     """Amounts per second of the seconds that are stated with them; what was seen earlier weighs less."""
 

@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+from shared.engine.packing import MIN_TAIL_TOKENS
+from shared.measuring.rates import RecentMean
 from simulator.engines.costs import StepTime
 from simulator.engines.meter import WorkMeter
 from simulator.engines.work import PackedStep, PromptJob, advance, packed
@@ -44,12 +46,6 @@ class DecodeRequest(PromptJob):
         return self.end + self.num_output
 
 
-MIN_PROMPT_TOKENS = 16
-"""What a step computes of prompts at least, as real workers have it."""
-
-ANSWER_SMOOTHING = 0.05
-
-
 class DecodeLimits(NamedTuple):
     """How much a decode worker does at a time."""
 
@@ -74,7 +70,7 @@ class SimulatedDecode:
         self.meter = WorkMeter(loop)
         self.waiting: deque[DecodeRequest] = deque()
         self.works: deque[PromptJob] = deque()  # whose prompts are being computed
-        self.answer_tokens = 0.0  # mean of the latest; 0: none has ended yet
+        self.answer_tokens = RecentMean()
         self.num_steps = 0
         self.context_tokens = 0
         self._loop = loop
@@ -110,7 +106,7 @@ class SimulatedDecode:
         seen = self.works[0].first_left if self.works else 0
         token_s = self.cost.step_s(1.0, seen + 1.0, rows, self.context_tokens) - alone_s
         wanted = (limits.inter_token_s - alone_s) / token_s if token_s > 0 else math.inf
-        return int(max(MIN_PROMPT_TOKENS, min(limits.step_tokens, wanted)))
+        return int(max(MIN_TAIL_TOKENS, min(limits.step_tokens, wanted)))
 
     def add(self, request: DecodeRequest) -> None:
         self.meter.arrived()
@@ -251,5 +247,4 @@ class SimulatedDecode:
 
     def _end_answer(self, request: DecodeRequest) -> None:
         self._reserved -= request.most_tokens
-        change = request.num_output - self.answer_tokens
-        self.answer_tokens += change * (ANSWER_SMOOTHING if self.answer_tokens else 1.0)
+        self.answer_tokens.add(request.num_output)

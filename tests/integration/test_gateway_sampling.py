@@ -26,7 +26,7 @@ from shared.rpc.client import Channels
 from shared.sampling.params import SamplingParams
 from tests.support.engines import Node, two_datacenters
 from tests.support.gateway import byte_tokenizer
-from tests.support.tiny import prompt
+from tests.support.tiny import MAX_MODEL_LEN, VOCAB_SIZE, prompt
 from tests.support.waiting import LIMIT_S
 
 WARM = SamplingParams(
@@ -65,7 +65,7 @@ async def world(directory: Path) -> AsyncIterator[World]:
         model = one.decode.model
         assert model is not None
         fingerprint = ModelFingerprint(model.files.fingerprint)
-        served = ServedModel("tiny", byte_tokenizer(directory), model.layout, fingerprint, 199, 2048)
+        served = ServedModel("tiny", byte_tokenizer(directory), model.layout, fingerprint, VOCAB_SIZE, MAX_MODEL_LEN)
         parts = make_parts(served, channels, Metrics())
         for number, dcs in enumerate((one, two)):
             event = MembershipEvent(

@@ -1,6 +1,7 @@
 """Events as a worker of the west would send them."""
 
 import time
+from typing import Any
 
 from services.gateway.cluster.registry import Registry
 from shared.bus.events import LoadEvent, MembershipEvent
@@ -26,17 +27,21 @@ def load(worker: str = "decode-west", epoch: int = 7, running: int = 1, waiting:
     )
 
 
+def idle(worker: str, **figures: Any) -> LoadEvent:
+    """Return what an idle worker of a first epoch says; `figures` are fields of `LoadEvent`."""
+    return LoadEvent(
+        worker=WorkerId(worker),
+        epoch=Epoch(1),
+        running=0,
+        waiting=0,
+        kv_usage=0.0,
+        speed_tokens_per_s=0.0,
+        at_ms=0,
+        **figures,
+    )
+
+
 def report_steps(registry: Registry, *workers: str, profile: StepProfile) -> None:
-    """Have idle workers of a first epoch report what their steps take."""
+    """Have idle workers report what their steps take."""
     for worker in workers:
-        event = LoadEvent(
-            worker=WorkerId(worker),
-            epoch=Epoch(1),
-            running=0,
-            waiting=0,
-            kv_usage=0.0,
-            speed_tokens_per_s=0.0,
-            at_ms=0,
-            step_profile=profile,
-        )
-        registry.apply_load(event, time.monotonic())
+        registry.apply_load(idle(worker, step_profile=profile), time.monotonic())

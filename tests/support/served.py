@@ -25,7 +25,7 @@ from shared.service.lifecycle import InFlight
 from tests.support.engines import Pools, TwoDatacenters, two_datacenters
 from tests.support.gateway import byte_tokenizer
 from tests.support.placement import take_snapshot
-from tests.support.tiny import tiny_model
+from tests.support.tiny import MAX_MODEL_LEN, VOCAB_SIZE, tiny_model
 from tests.support.waiting import until
 
 
@@ -56,7 +56,9 @@ async def served_tiny(
     layout = tiny_model("llama", num_pages=1).layout
     byte_tokenizer(directory)
     (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "!"}))  # the tiny models' end, token 0
-    served = ServedModel("tiny", Tokenizer.load(directory), layout, ModelFingerprint("llama"), 199, 2048)
+    served = ServedModel(
+        "tiny", Tokenizer.load(directory), layout, ModelFingerprint("llama"), VOCAB_SIZE, MAX_MODEL_LEN
+    )
     async with AsyncExitStack() as stack:
         metrics, inflight = Metrics(), InFlight()
         parts = make_parts(served, await stack.enter_async_context(Channels()), metrics)

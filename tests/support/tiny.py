@@ -19,6 +19,8 @@ from tests.support.kernels import kernels
 
 torch.set_num_threads(1)  # two threads fight over matrices this small
 
+VOCAB_SIZE, MAX_MODEL_LEN = 199, 2048
+
 LLAMA = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
@@ -28,8 +30,8 @@ LLAMA = {
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
     "head_dim": 16,
-    "vocab_size": 199,
-    "max_position_embeddings": 2048,
+    "vocab_size": VOCAB_SIZE,
+    "max_position_embeddings": MAX_MODEL_LEN,
     "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0,
     "hidden_act": "silu",
@@ -46,8 +48,8 @@ GEMMA3 = {
     "num_attention_heads": 4,
     "num_key_value_heads": 1,
     "head_dim": 16,
-    "vocab_size": 199,
-    "max_position_embeddings": 2048,
+    "vocab_size": VOCAB_SIZE,
+    "max_position_embeddings": MAX_MODEL_LEN,
     "rms_norm_eps": 1e-6,
     "rope_theta": 1000000.0,
     "rope_local_base_freq": 10000.0,
@@ -80,7 +82,7 @@ def tiny_model(name: str, num_pages: int = 128, block_tokens: int = 64) -> Loade
 def prompt(num_tokens: int, seed: int = 0) -> list[int]:
     """Return random tokens without the one that ends a text."""
     rng = random.Random(seed)
-    return [rng.randrange(1, 199) for _ in range(num_tokens)]
+    return [rng.randrange(1, VOCAB_SIZE) for _ in range(num_tokens)]
 
 
 @lru_cache

@@ -4,10 +4,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from shared.engine.packing import MIN_TAIL_TOKENS
 from shared.engine.urgency import Urgency
-
-MIN_TAIL_TOKENS = 16
-"""What a step computes of waiting prompts at least, whatever it costs its batch."""
 
 WAITING_WEIGHT = 2
 """How many running requests a waiting prompt counts as: it has nothing yet, they have most of their speed."""

@@ -94,9 +94,7 @@ class Facts:
     def usable_from(self, dcs: frozenset[Datacenter]) -> int:
         """Return how many leading blocks the pools of these datacenters hold together."""
         credits = [credit for dc, credit in self.credits.items() if dc in dcs]
-        if len(credits) > 1 and len(credits) == len(self.credits):
-            return self.num_usable
-        return num_usable(self.layout, credits)
+        return self.num_usable if len(credits) == len(self.credits) else num_usable(self.layout, credits)
 
     def restricted_to(self, dcs: frozenset[Datacenter]) -> "Facts":
         """Return the same facts with the caches of these datacenters alone."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from services.decode.steps.pace import MIN_TAIL_TOKENS
+from shared.engine.packing import MIN_TAIL_TOKENS
 from shared.errors import ContextTooLong, DeadlineExceeded, Draining, Internal, Overloaded
 from shared.model.layers.batch import Batch
 from shared.model.pages.kv import PagedKv

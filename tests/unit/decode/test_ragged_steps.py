@@ -8,9 +8,9 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from services.decode.scheduler import DecodeScheduler, Rank
-from services.decode.steps.pace import MIN_TAIL_TOKENS, StepPace
+from services.decode.steps.pace import StepPace
 from services.decode.tail import Tail
-from shared.engine.packing import Offer, Packed, pack
+from shared.engine.packing import MIN_TAIL_TOKENS, Offer, Packed, pack
 from shared.engine.urgency import Urgency
 
 PAGE, LAYERS, CHUNK = 4, 3, 64

@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.measuring.rates import MeanRate, MovingRate, RecentRate
+from shared.measuring.rates import MeanRate, MovingRate, RecentMean, RecentRate
 
 
 class Clock:
@@ -69,3 +69,15 @@ def test_what_fails_on_its_way_has_moved_nothing_but_ends(clock: Clock) -> None:
         clock.now += 1
     rate.moved(500)
     assert rate.per_s == pytest.approx(250, rel=0.2)
+
+
+def test_a_recent_mean_begins_with_the_first_value_and_follows_the_latest() -> None:
+    mean = RecentMean(newest_share=0.1)
+    assert mean.value == 0
+    mean.add(100.0)
+    assert mean.value == 100
+    mean.add(200.0)
+    assert mean.value == pytest.approx(110)
+    for _ in range(100):
+        mean.add(200.0)
+    assert mean.value == pytest.approx(200, abs=0.01)

@@ -16,6 +16,7 @@ from shared.ids import Datacenter, Epoch, WorkerId
 from shared.kv.layout import KvLayout, LayerSpec
 from shared.step_profile import StepProfile
 from simulator.scenario import CallTiming
+from tests.support.events import idle
 
 LAYOUT = KvLayout((LayerSpec(None, 3, 64),) * 4, "bfloat16", BLOCK_TOKENS)
 PREFILL, DECODE = StepProfile(0.03, 0.01), StepProfile(0.02, 0.005, 0.0, 0.02)
@@ -36,19 +37,8 @@ def member(role: Role, dc: str) -> MembershipEvent:
 
 def load(role: Role, dc: str, profile: StepProfile | None = None, goodput: float = 0.0) -> LoadEvent:
     links = (LinkLoad(Datacenter(EAST), goodput, 0, 10, ROUND_TRIP_S),) if goodput else ()
-    return LoadEvent(
-        worker=WorkerId(f"{role}-{dc}"),
-        epoch=Epoch(1),
-        running=0,
-        waiting=0,
-        kv_usage=0.0,
-        speed_tokens_per_s=0.0,
-        at_ms=0,
-        step_profile=profile,
-        step_tokens=512,
-        hand_over_bytes_per_s=1e8 if profile else 0.0,
-        links=links,
-    )
+    hand_over = 1e8 if profile else 0.0
+    return idle(f"{role}-{dc}", step_profile=profile, step_tokens=512, hand_over_bytes_per_s=hand_over, links=links)
 
 
 def news() -> PublishedNews:

@@ -152,7 +152,7 @@ def handed_over(
     others_s = (
         delay_of_later_s(rows, computing)
         + delay_on_way_s(rows, last_s_of_whole, latest)
-        + _decode_others_s(facts, decoder, end, tail)
+        + _decode_others_s(facts, facts.decode.rows, end, tail_s(facts.decode.rows, end, num_tokens))[worker]
     )
     of_decoder = step_s(decoder, 1, num_tokens), tail, fetch_after_s
     per_token_s, decode_s, fetching_s = (np.repeat(figure, len(rows)) for figure in of_decoder)

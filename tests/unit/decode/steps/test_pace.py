@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.decode.steps.pace import MIN_TAIL_TOKENS, CostLine, StepPace
+from services.decode.steps.pace import CostLine, StepPace
+from shared.engine.packing import MIN_TAIL_TOKENS
 from shared.engine.urgency import Urgency
 
 PER_STEP_S, PER_ROW_S, PER_TOKEN_S = 0.005, 0.0005, 0.0002

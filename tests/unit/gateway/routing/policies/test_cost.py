@@ -10,8 +10,9 @@ import pytest
 from services.gateway.cluster.devices import OnDevice
 from services.gateway.cluster.links import Links
 from services.gateway.cluster.workers import Workers
-from services.gateway.routing.costs.candidates import alone_s, forecast_of
+from services.gateway.routing.costs.candidates import alone_s, forecast_of, handed_over
 from services.gateway.routing.costs.others import delay_on_way_s, on_shared_way
+from services.gateway.routing.costs.transfer import Transfers, everybody
 from services.gateway.routing.datacenters import Credit
 from services.gateway.routing.facts import Facts
 from services.gateway.routing.plan import RequestFacts, Slo
@@ -272,3 +273,11 @@ def test_decode_workers_that_keep_a_latency_target_are_not_spared_for_the_sake_o
     assert choice(replace(given, decode=table({"decode": WEST}, **batch))) == "home"
     paced = {**batch, "step_tokens": 60.0}  # 60 tokens take 12 ms beside a step of 6
     assert choice(replace(given, decode=table({"decode": WEST}, **paced))) == "decode alone"
+
+
+def test_a_tail_delays_nobody_on_a_busy_decode_worker_who_can_go_to_the_one_beside() -> None:
+    figures = {"arrivals_per_s": 1.0, "busy": 0.5, "seen_busy": 0.5, **SLOW}
+    alone = facts(8000, decode=table({"busy": WEST}, queued_s=30.0, **figures))
+    beside = facts(8000, decode=table({"busy": WEST, "idle": WEST}, queued_s=[30.0, 0.0], **figures))
+    others = [handed_over(Transfers(one), [[everybody(one)] * 3], decode=0)[0].others_s for one in (alone, beside)]
+    assert (others[1] < 0.1 * others[0]).all()
