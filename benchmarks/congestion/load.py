@@ -1,7 +1,6 @@
 """A steady load of prompts that nobody has seen, open loop, and the plan of each from the gateways' logs."""
 
 import asyncio
-import json
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -58,7 +57,7 @@ class SteadyLoad:
         outcomes = [await asked.answer for asked in self._asked]
         if failed := [outcome.error for outcome in outcomes if outcome.error is not None]:
             raise RuntimeError(f"{len(failed)} of {len(outcomes)} requests failed: {failed[0]}")
-        plans = {gateway: self._events(gateway) for gateway in self._gateways}
+        plans = {gateway: self._bench.suite.events_by_request(gateway) for gateway in self._gateways}
         return [
             _served(asked, outcome, plans[asked.gateway]) for asked, outcome in zip(self._asked, outcomes, strict=True)
         ]
@@ -75,12 +74,6 @@ class SteadyLoad:
         )
         task = asyncio.create_task(complete(bench.session, request), name=request_id)
         self._asked.append(SentRequest(request_id, gateway, at_s, task))
-
-    def _events(self, gateway: str) -> dict[tuple[str, str], dict[str, Any]]:
-        """Return a gateway's log lines by request and event."""
-        lines = self._bench.suite.log(gateway).splitlines()
-        events = [json.loads(line) for line in lines if line.startswith("{") and '"request_id"' in line]
-        return {(event["request_id"], event["event"]): event for event in events}
 
 
 def _served(

@@ -1,6 +1,5 @@
 """What is seen of the engines that compute prompts: CPU time, steps, and which of them computed whose prompt."""
 
-import json
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,9 +53,5 @@ class SuiteEngines:
         return run
 
     def by_request(self) -> dict[str, str]:
-        planned = {}
-        for line in self._suite.log(GATEWAY).splitlines():
-            if line.startswith("{") and '"request_planned"' in line:
-                plan = json.loads(line)
-                planned[plan["request_id"]] = plan["prefill"] or plan["decode"]
-        return planned
+        plans = [entry for entry in self._suite.events(GATEWAY) if entry["event"] == "request_planned"]
+        return {plan["request_id"]: plan["prefill"] or plan["decode"] for plan in plans}

@@ -150,12 +150,19 @@ class WanSuite:
 
     def last_event(self, name: str, event: str) -> dict[str, Any]:
         """Return the last log line of that event. Raises LookupError."""
-        for line in reversed(self.log(name).splitlines()):
-            entry = json.loads(line) if line.startswith("{") else {}
-            if entry.get("event") == event:
-                found: dict[str, Any] = entry
-                return found
+        found = [entry for entry in self.events(name) if entry["event"] == event]
+        if found:
+            return found[-1]
         raise LookupError(f"{name} has logged no {event}")
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """Return all log lines of one process, as far as they are written: the last may be half there."""
+        whole, _, _ = self.log(name).rpartition("\n")
+        return [json.loads(line) for line in whole.split("\n") if line.startswith("{")]
+
+    def events_by_request(self, name: str) -> dict[tuple[str, str], dict[str, Any]]:
+        """Return what one process has logged of requests, by their id and the event."""
+        return {(entry["request_id"], entry["event"]): entry for entry in self.events(name) if "request_id" in entry}
 
     def cpu_s(self, name: str) -> float:
         """Return the CPU time that one process has used."""
@@ -185,6 +192,7 @@ class WanSuite:
             "PRFAAS_KAFKA": f"{self._address('broker-west')}:{BROKER_PORT}",
             "PRFAAS_POOL": self.grpc_address(f"cachepool-{dc}"),
             "PRFAAS_DRAIN_S": "2",
+            "PRFAAS_PROFILE_DIR": str(self._folder / f"{name}-profile"),  # others have other shares of their cores
             "OMP_WAIT_POLICY": "PASSIVE",
             "TOKENIZERS_PARALLELISM": "false",
         }

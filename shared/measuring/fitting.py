@@ -162,10 +162,11 @@ class OnlineFit:
                     covariance[j][i] = row[j]
                 row[i] = most
 
-    def aged(self, num_observations: float) -> Self:
-        """Let everything it rests on count as so many measurements at most; return itself."""
-        if self.num_observations > num_observations:
-            self._forget(num_observations / self.num_observations)
+    def aged(self, weight: float) -> Self:
+        """Let all that it rests on weigh as so many measurements, below 1, and count as one; return itself."""
+        if self.num_observations > weight:
+            self._forget(weight / self.num_observations)
+            self.num_observations = 1.0
         return self
 
     def to_json(self) -> str:

@@ -58,6 +58,9 @@ def server_options(max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> Option
 def client_options(max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> Options:
     return [
         *_common(max_message_bytes),
+        # Connections belong to the channel, not to a table of the process: there a new channel to an address would wait
+        # for as long as another one, whose peer was refused there before, backs off.
+        ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_http_proxy", 0),  # the suite's own traffic never takes the proxy of the environment
         # A restarted peer is dialled again within a second; the default backs off up to two minutes.
         ("grpc.initial_reconnect_backoff_ms", 100),
@@ -68,8 +71,8 @@ def client_options(max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> Option
 
 
 def channel_options(channel_id: ChannelId) -> Options:
-    """What sets a channel's connection apart. gRPC shares one among channels to an address unless it is told not to."""
-    options: Options = [] if channel_id == SHARED_CHANNEL else [("grpc.use_local_subchannel_pool", 1)]
+    """Return what sets a channel apart from the shared one of its address, on top of `client_options`."""
+    options: Options = []
     if channel_id.number:
         options.append(("grpc.http2.lookahead_bytes", _CHANNEL_WINDOW_BYTES))
     if channel_id.is_background:

@@ -1,7 +1,6 @@
 """Requests with times that are given, sent whether or not earlier ones are answered, and the plan of each."""
 
 import asyncio
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,7 +64,7 @@ class LiveLoad:
         outcomes = [await one.answer for one in sent]
         if failed := [outcome.error for outcome in outcomes if outcome.error is not None]:
             raise RuntimeError(f"{len(failed)} of {len(outcomes)} requests failed: {failed[0]}")
-        events = self._events()
+        events = self._bench.suite.events_by_request(GATEWAY)
         return [_answered(one, outcome, events) for one, outcome in zip(sent, outcomes, strict=True)]
 
     def _send(self, num_tokens: int) -> _Sent:
@@ -76,12 +75,6 @@ class LiveLoad:
         request = CompletionRequest(url, bench.model, content, OUTPUT_TOKENS, request_id=request_id)
         task = asyncio.create_task(complete(bench.session, request), name=request_id)
         return _Sent(request_id, self.now_s, time.time(), num_tokens, task)
-
-    def _events(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """Return the gateway's log lines by request and event."""
-        lines = self._bench.suite.log(GATEWAY).splitlines()
-        events = [json.loads(line) for line in lines if line.startswith("{") and '"request_id"' in line]
-        return {(event["request_id"], event["event"]): event for event in events}
 
 
 def _answered(sent: _Sent, outcome: RequestOutcome, events: dict[tuple[str, str], dict[str, Any]]) -> Answered:

@@ -74,16 +74,17 @@ def compare_live(plan: LivePlan, logs: Path | None) -> tuple[LiveRun, list[LiveF
 
 
 def findings(run: LiveRun) -> Iterator[LiveFinding]:
-    case = run.case
     for load in run.loads:
-        yield LiveFinding(run.policy, load, case.simulate(run.policy, load.answers))
+        yield LiveFinding(run.policy, load, run.loaded(load).simulate(run.policy, load.answers))
 
 
 def facts(run: LiveRun) -> list[Row]:
     """Return what the simulator was told."""
     case = run.case
+    published = [("idle", run.published), *((str(load.share), load.published) for load in run.loads)]
     rows: list[Row] = [
         {
+            "load": load,
             "engine": name,
             "base_ms": round(1e3 * engine.profile.base_s, 2),
             "token_ms": round(1e3 * engine.profile.token_s, 3),
@@ -93,10 +94,12 @@ def facts(run: LiveRun) -> list[Row]:
             "step_tokens": engine.step_tokens,
             "hand_over_mb_s": round(engine.hand_over_bytes_per_s / 1e6, 1),
         }
-        for name, engine in run.published.engines.items()
+        for load, known in published
+        for name, engine in known.engines.items()
     ]
     rows += [
         {
+            "load": load,
             "link": f"{link.peer_dc} to {pool.dc}",
             "goodput_mb_s": round(link.goodput_bytes_per_s / 1e6, 2),
             "round_trip_ms": round(1e3 * link.round_trip_s, 1),
@@ -106,7 +109,8 @@ def facts(run: LiveRun) -> list[Row]:
             "hand_over_ms": round(1e3 * case.calls.hand_over_s, 1),
             "sustained_per_s": round(run.sustained_per_s, 3),
         }
-        for pool in run.published.pools.values()
+        for load, known in published
+        for pool in known.pools.values()
         for link in pool.links
     ]
     return rows + _idle(run.idle, case.simulate(run.policy, run.idle))

@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from benchmarks import serve
@@ -48,11 +49,12 @@ class LiveShare:
     share: float
     per_s: float
     answers: Sequence[Answered]
+    published: Published  # the means of what was said meanwhile: a machine that others use is not as quick at all times
 
 
 @dataclass(frozen=True)
 class LiveRun:
-    """What a run has measured. `published` has the means over all loads."""
+    """What a run has measured. `published` is what an idle suite said."""
 
     policy: str
     published: Published
@@ -61,11 +63,15 @@ class LiveRun:
     idle: Sequence[Answered]
     loads: Sequence[LiveShare]
 
-    @property
+    @cached_property
     def case(self) -> LiveCase:
-        """Return the suite as the simulator is told of it: the same for all loads."""
+        """Return the idle suite as the simulator is told of it."""
         case = LiveCase(self.published, self.layout)
         return LiveCase(self.published, self.layout, calls_of(case, self.idle))
+
+    def loaded(self, load: LiveShare) -> LiveCase:
+        """Return the suite as it was under a load."""
+        return LiveCase(load.published, self.layout, self.case.calls)
 
 
 def run_live(plan: LivePlan, logs: Path | None) -> LiveRun:
@@ -93,14 +99,14 @@ async def carry_out(plan: LivePlan, load: LiveLoad, news: PublishedNews) -> Live
     known = news.mean()
     layout = layout_of(known)
     most_per_s = sustained_per_s(known, BLOCK_TOKENS)
-    news.begin()
     loads = []
     for share in plan.shares:
         await asyncio.sleep(BREAK_S)
+        news.begin()
         per_s = share * most_per_s
         answers = await load.send(poisson(per_s, plan.num_requests, f"{plan.seed} {share}"))
-        loads.append(LiveShare(share, per_s, answers))
-    return LiveRun(plan.policy, news.mean(), layout, most_per_s, idle, loads)
+        loads.append(LiveShare(share, per_s, answers, news.mean()))
+    return LiveRun(plan.policy, known, layout, most_per_s, idle, loads)
 
 
 def warm_up(plan: LivePlan) -> list[list[int]]:

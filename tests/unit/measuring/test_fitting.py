@@ -113,14 +113,26 @@ def test_no_coefficient_is_negative_and_the_others_make_up_for_it() -> None:
     assert 0.7e-3 < token < 1e-3
 
 
-def test_an_earlier_life_counts_as_few_steps() -> None:
-    kept = OnlineFit.from_json(learnt()[0].to_json()).aged(5)
-    assert kept.num_observations == 5
+def test_an_earlier_life_weighs_less_than_a_step() -> None:
+    kept = OnlineFit.from_json(learnt()[0].to_json()).aged(0.1)
+    assert kept.num_observations == 1
     assert error(kept) < 0.02
     fresh, rng = learnt()
     for fit in (kept, fresh):
         learn(fit, rng, 8, speed=0.7)
     assert error(kept, 0.7) < error(fresh, 0.7)
+
+
+def test_an_earlier_life_with_other_steps_on_a_quicker_machine_is_soon_forgotten() -> None:
+    """Long prompts then, short ones now: what a token takes must not stay as it was, and all be put on the step."""
+    fit, rng = learnt()
+    fit = fit.aged(0.1)
+    for step in range(20):
+        prompts_of_step = (1, 1, 2, 1, 4)[step % 5]
+        work = (1.0, 64.0 * prompts_of_step, 64 * 32.5 * prompts_of_step)
+        fit.measured(work, 4 * cost(work) * rng.lognormvariate(0, 0.2))
+    several = (1, 256, 4 * 64 * 32.5)
+    assert fit.predict(several) == pytest.approx(4 * cost(several), rel=0.2)
 
 
 def test_its_state_survives_as_json() -> None:

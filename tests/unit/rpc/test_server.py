@@ -1,6 +1,7 @@
 """A server's life: health, draining, its end, a restart, a port that is taken."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -8,6 +9,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from structlog.testing import capture_logs
 
 from shared.errors import Draining, SettingsError, WorkerLost
+from shared.rpc.client import Channels, rpc_errors
 from shared.rpc.server import GrpcServer
 from shared.service.health import Health
 from shared.service.lifecycle import InFlight
@@ -87,6 +89,16 @@ async def test_a_peer_that_restarts_is_found_again() -> None:
                 except WorkerLost:
                     await asyncio.sleep(0.05)
         await second.stop(0)
+
+
+async def test_a_new_channel_does_not_wait_for_what_another_one_was_refused() -> None:
+    (port,) = free_ports(1)
+    async with Channels() as old:
+        channel: Any = old.get(f"127.0.0.1:{port}")
+        with pytest.raises(WorkerLost), rpc_errors("nobody"):
+            await channel.unary_unary(f"/{SERVICE}/unary_unary")(b"")
+        async with serving(echo, port) as peer:  # with channels of its own
+            assert await peer.call("unary_unary") == [b"ping"]
 
 
 async def test_a_taken_port_is_a_settings_error() -> None:

@@ -138,7 +138,7 @@ def test_calls_take_what_an_idle_suite_takes_longer(published: Published) -> Non
 def test_findings_compare_quantiles(published: Published) -> None:
     case = LiveCase(published, LAYOUT)
     idle = answered(case, [70, 90, 200])
-    load = LiveShare(0.5, 1.0, [one._replace(ttft_s=1.25 * one.ttft_s) for one in idle])
+    load = LiveShare(0.5, 1.0, [one._replace(ttft_s=1.25 * one.ttft_s) for one in idle], published)
     finding = LiveFinding("threshold", load, case.simulate("threshold", load.answers))
     assert [(row["way"], row["quantile"], row["error_%"]) for row in finding.rows] == [
         (way, quantile, -20.0) for way in ("all", "local", "remote") for quantile in ("p50", "p90")
@@ -147,7 +147,8 @@ def test_findings_compare_quantiles(published: Published) -> None:
     assert [check.met for check in finding.checks(19.9)] == [False, False]
     run = LiveRun("threshold", published, LAYOUT, 1.0, idle, [load])
     assert math.isclose(run.case.calls.hand_over_s, 0.0, abs_tol=1e-9)
-    assert {next(iter(row)) for row in facts(run)} == {"engine", "link", "idle"}
+    assert {next(iter(row)) for row in facts(run)} == {"load", "idle"}
+    assert [row["load"] for row in facts(run) if "link" in row] == ["idle", "0.5"]
 
 
 def test_every_process_has_its_share() -> None:
