@@ -59,13 +59,27 @@ class TurnGate:
     def num_waiting(self) -> int:
         return self._waiting_of.total()
 
+    def waits(self, asking: TurnRequest, passed: "Turn | None" = None) -> dict[WorkerId, float]:
+        """Return the seconds that a request would wait here for others that wait, by worker; it is to be planned with.
+
+        `passed`: it has waited, and those that wait for the same worker come after it.
+        """
+        if not self._waiting_of:
+            return {}
+        now = self._clock()
+        return {
+            worker: window.ahead_s(asking.tenant, asking.priority, now)
+            for worker, window in self._windows.items()
+            if window.queue and (passed is None or not passed.is_before(window))
+        }
+
     async def enter(self, asking: TurnRequest, plan: Plan, deadline: Deadline) -> "Turn":
-        """Wait for a turn. Raises `Rejected` and `DeadlineExceeded`."""
+        """Wait for a turn. `plan` knows of `waits`. Raises `Rejected` and `DeadlineExceeded`."""
         place = place_of(plan)
         window = self._window(place.worker)
         now = self._clock()
         try:
-            check_slo(asking.slo, self._expected(asking, plan, window, place, now))
+            check_slo(asking.slo, self._expected(asking, plan, place, now))
             under_way = window.pass_now(asking.tenant, place.cost_s, now)
             if under_way is None:
                 self._check_bounds(asking, window, now)
@@ -127,20 +141,19 @@ class TurnGate:
         self.over(window, under_way)
         return target, moved
 
-    def _expected(self, asking: TurnRequest, plan: Plan, window: Window, place: Place, now: float) -> Prediction:
+    def _expected(self, asking: TurnRequest, plan: Plan, place: Place, now: float) -> Prediction:
         """Return what the request would get; what it does not ask for is not worked out."""
         forecast, slo = plan.forecast, asking.slo
         if slo.ttft_s is None and slo.time_per_output_token_s is None:
-            return Prediction(0.0, forecast.ttft_s, 0.0, forecast.time_per_output_token_s)
-        wait_s = window.wait_s(asking.tenant, asking.priority, now)
+            return Prediction(forecast.ttft_s, 0.0, forecast.time_per_output_token_s)
         per_token_s, calmer_in_s = forecast.time_per_output_token_s, None
         if slo.time_per_output_token_s is not None:
             batch, row_s = self._batches[plan.decode.worker], self._row_s(plan.decode.worker)
-            per_token_s += row_s * batch.change(now, now + wait_s + forecast.ttft_s)
+            per_token_s += row_s * batch.change(now, now + forecast.ttft_s)
             too_many = rows_too_many(slo.time_per_output_token_s, per_token_s, row_s)
             calm_at = None if too_many is None else batch.falls_by(too_many, now)
             calmer_in_s = None if calm_at is None else calm_at - now
-        return Prediction(wait_s, forecast.ttft_s, min(place.cost_s, forecast.ttft_s), per_token_s, calmer_in_s)
+        return Prediction(forecast.ttft_s, min(place.cost_s, forecast.ttft_s), per_token_s, calmer_in_s)
 
     def _check_bounds(self, asking: TurnRequest, window: Window, now: float) -> None:
         """Raise `QueueFull` where one more may not wait."""
@@ -179,6 +192,10 @@ class Turn:
         self._under_way = under_way
         self._is_handed_over = False  # to a prefill worker, before which it stands
         self._row: tuple[BatchOutlook, BatchRow] | None = None
+
+    def is_before(self, window: Window) -> bool:
+        """Return whether this is the window that it has passed."""
+        return window is self._window
 
     def sent(self, plan: Plan) -> int:
         """Note the plan that is carried out, be it another than the first. Return the priority for its workers."""

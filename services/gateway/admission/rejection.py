@@ -40,8 +40,7 @@ class TimePerOutputTokenUnmet(Rejected):
 class Prediction:
     """What a request would get if it were taken in now. Seconds."""
 
-    wait_s: float  # at the gateway
-    ttft_s: float  # after that
+    ttft_s: float  # with the wait at the gateway
     alone_s: float  # until the first token on an idle worker, at least
     time_per_output_token_s: float  # when the prompt is done
     calmer_in_s: float | None = None  # until the time per output token is what is asked for; None: not to be foreseen
@@ -49,11 +48,10 @@ class Prediction:
 
 def check_slo(slo: Slo, expected: Prediction) -> None:
     """Raise `TtftUnmet` or `TimePerOutputTokenUnmet` when a request would miss its objective."""
-    ttft_s = expected.wait_s + expected.ttft_s
-    if slo.ttft_s is not None and ttft_s > slo.ttft_s:
-        retry_after_s = ttft_s - slo.ttft_s if expected.alone_s <= slo.ttft_s else None
+    if slo.ttft_s is not None and expected.ttft_s > slo.ttft_s:
+        retry_after_s = expected.ttft_s - slo.ttft_s if expected.alone_s <= slo.ttft_s else None
         raise TtftUnmet(
-            f"the first token is expected after {_text(ttft_s)} s; {_text(slo.ttft_s)} s were asked for",
+            f"the first token is expected after {_text(expected.ttft_s)} s; {_text(slo.ttft_s)} s were asked for",
             retry_after_s=retry_after_s,
         )
     per_token_s = expected.time_per_output_token_s

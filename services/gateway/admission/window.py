@@ -125,6 +125,12 @@ class DispatchWindow(Generic[T]):
         excess_s = max(0.0, self.first.prompts_s - self.window_s)
         return (excess_s + self.queue.ahead_s(tenant, priority)) / self.rate.value
 
+    def ahead_s(self, tenant: Tenant, priority: int, now: float) -> float:
+        """Return how long a newcomer would wait for those that wait already: what is under way is not counted."""
+        if self._may_pass(tenant, now):
+            return 0.0
+        return self.queue.ahead_s(tenant, priority) / self.rate.value
+
     def next_of_s(self, tenant: Tenant, now: float) -> float:
         """Return when a tenant's next one will have passed, as predicted."""
         return self.wait_s(tenant, FIRST_OF_ALL, now)

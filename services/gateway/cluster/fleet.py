@@ -1,6 +1,9 @@
 """The engines of one role: what they have reported, and what this gateway has given them since."""
 
+from collections.abc import Iterator, Mapping
+
 import numpy as np
+from numpy.typing import NDArray
 
 from services.gateway.cluster.assigned import Assigned, Assignment
 from services.gateway.cluster.workers import WORKER, Member, Rows, Workers, new_row
@@ -43,8 +46,11 @@ class RoleFleet:
         """Forget what an earlier process of the worker has said."""
         self.rows[row : row + 1] = new_row(row, dc)
 
-    def usable(self, newest_at: float, now: float) -> Workers:
-        """Return the workers that are fit and not silent, their figures as of now."""
+    def usable(self, newest_at: float, now: float, waits: Mapping[int, float]) -> Workers:
+        """Return the workers that are fit and not silent, their figures as of now.
+
+        `waits`: seconds that are waited before a worker is sent anything, by its number.
+        """
         chosen = (self.is_fit & (newest_at - self.heard_at <= STALE_AFTER_S)).nonzero()[0]
         rows = self.rows.take(chosen)  # thrice as quick as indexing, with rows of so many columns
         worked_s = np.maximum(0.0, now - self.heard_at[chosen])
@@ -53,11 +59,11 @@ class RoleFleet:
         rows["queued_tokens"] *= left
         rows["seen_busy"] = self.seen_busy[chosen]
         if self.in_use:
-            numbers = np.array(sorted(self.in_use), np.intp)
-            at = np.searchsorted(rows["number"], numbers)
-            for row, number in zip(at.tolist(), numbers.tolist(), strict=True):
-                if row < len(rows) and rows["number"][row] == number:
-                    _add_assigned(rows[row : row + 1], self.assigned[number])
+            for row, number in _found(rows, np.array(sorted(self.in_use), np.intp)):
+                _add_assigned(rows[row : row + 1], self.assigned[number])
+        if waits:
+            for row, number in _found(rows, np.array(sorted(waits), np.intp)):
+                rows["queued_s"][row] += waits[number]
         return Workers(self.members, rows)
 
     def assign(self, assignment: Assignment) -> None:
@@ -76,6 +82,14 @@ class RoleFleet:
     def _queued_s(self, row: int, now: float) -> float:
         reported = float(self.rows["queued_s"][row]) - (now - float(self.heard_at[row]))
         return max(0.0, reported) + self.assigned[row].unreported_work.seconds
+
+
+def _found(rows: Rows, numbers: NDArray[np.intp]) -> Iterator[tuple[int, int]]:
+    """Yield the row and the number of each of these workers that there is a row of."""
+    at = np.searchsorted(rows["number"], numbers)
+    for row, number in zip(at.tolist(), numbers.tolist(), strict=True):
+        if row < len(rows) and rows["number"][row] == number:
+            yield row, number
 
 
 def _add_assigned(row: Rows, assigned: Assigned) -> None:

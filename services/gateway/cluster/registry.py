@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from services.gateway.cluster.assigned import Assignment, PromptWork
 from services.gateway.cluster.fleet import STALE_AFTER_S, RoleFleet
@@ -19,6 +20,8 @@ log = get_logger()
 COVERED_AFTER_S = 0.15
 """A report is taken to know of what was sent so long before it came: a call takes its time to a worker, and the
 worker's report the same back."""
+
+NO_WAITS: Mapping[WorkerId, float] = MappingProxyType({})
 
 
 @dataclass(slots=True)
@@ -154,10 +157,14 @@ class Registry:
                 return worker
         return None
 
-    def view(self) -> RegistryView:
-        """Return what is usable now."""
+    def view(self, waits: Mapping[WorkerId, float] = NO_WAITS) -> RegistryView:
+        """Return what is usable now. `waits`: seconds before somebody who looks may send a worker anything."""
         now = self._clock()
-        decode, prefill = (self._fleets[role].usable(self._newest_at, now) for role in ("decode", "prefill"))
+        waits_of: dict[str, dict[int, float]] = {"decode": {}, "prefill": {}}
+        for worker, seconds in waits.items():
+            if (entry := self._entries.get(worker)) is not None and entry.event.role in waits_of:
+                waits_of[entry.event.role][entry.row] = seconds
+        decode, prefill = (self._fleets[role].usable(self._newest_at, now, of) for role, of in waits_of.items())
         pools = self._current_pools()
         return RegistryView(tuple(self._dcs), decode, prefill, pools, self._current_links(pools), self._problems)
 

@@ -1,14 +1,14 @@
 """One request's life after validation: plan, attempt, and when a decode worker is lost, the rest on another."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Protocol
 
 from services.gateway.admission.gate import TurnGate
 from services.gateway.admission.turn import TurnRequest
-from services.gateway.cluster.registry import Registry
+from services.gateway.cluster.registry import NO_WAITS, Registry
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.request.attempt import Attempt, DecodeCalls, TokenEvent
 from services.gateway.request.generation import GenerationRequest, with_keys
@@ -29,7 +29,9 @@ MAX_ATTEMPTS = 3
 class Plans(Protocol):
     """What the pipeline asks of `planning.Planner`."""
 
-    def plan(self, request: GenerationRequest, excluded: frozenset[WorkerId]) -> tuple[GenerationRequest, Plan]: ...
+    def plan(
+        self, request: GenerationRequest, excluded: frozenset[WorkerId], waits: Mapping[WorkerId, float] = NO_WAITS
+    ) -> tuple[GenerationRequest, Plan]: ...
 
     def carried_out(self, request: GenerationRequest, plan: Plan) -> None: ...
 
@@ -59,10 +61,11 @@ class Pipeline:
         generated: list[int] = []
         excluded: set[WorkerId] = set()
         failure: PrfaasError | None = None
-        rest, plan = self._plans.plan(request, frozenset())
-        with await self._gate.enter(_asking(request), plan, deadline) as turn:
+        asking = _asking(request)
+        rest, plan = self._plans.plan(request, frozenset(), self._gate.waits(asking))
+        with await self._gate.enter(asking, plan, deadline) as turn:
             if turn.waited:  # the cluster is not as it was
-                rest, plan = self._plans.plan(request, frozenset())
+                rest, plan = self._plans.plan(request, frozenset(), self._gate.waits(asking, turn))
             for _ in range(MAX_ATTEMPTS):
                 if failure is not None:
                     rest, plan = await self._planned_again(request, generated, excluded, failure)

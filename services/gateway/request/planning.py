@@ -9,7 +9,7 @@ from typing import Protocol
 
 from services.gateway.cluster.devices import ServedPrompts
 from services.gateway.cluster.promises import PrefillPromises
-from services.gateway.cluster.registry import Registry
+from services.gateway.cluster.registry import NO_WAITS, Registry
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.placement.held import HeldPrefix
 from services.gateway.request.generation import GenerationRequest
@@ -56,15 +56,17 @@ class Planner:
         self._draw = draw
         self._numbers = count()
 
-    def plan(self, request: GenerationRequest, excluded: frozenset[WorkerId]) -> tuple[GenerationRequest, Plan]:
+    def plan(
+        self, request: GenerationRequest, excluded: frozenset[WorkerId], waits: Mapping[WorkerId, float] = NO_WAITS
+    ) -> tuple[GenerationRequest, Plan]:
         """Return the plan, and the request with the keys of the chain that the plan is for. Raises `NoWorker`.
 
-        Nothing remembers a plan until it is `carried_out`.
+        `waits`: seconds until a worker may be sent the request. Nothing remembers a plan until it is `carried_out`.
         """
-        plan = self._plan_for(request, excluded)
+        plan = self._plan_for(request, excluded, waits)
         if request.fidelity is not Fidelity.LOSSLESS:
             exact = replace(request, keys=request.lossless_keys, fidelity=Fidelity.LOSSLESS)
-            exact_plan = self._plan_for(exact, excluded)
+            exact_plan = self._plan_for(exact, excluded, waits)
             if prefers_exact(exact_plan, plan):
                 request, plan = exact, exact_plan
         return request, plan
@@ -90,7 +92,9 @@ class Planner:
             alone_s=round(plan.alone_s, 4),
         )
 
-    def _plan_for(self, request: GenerationRequest, excluded: frozenset[WorkerId]) -> Plan:
+    def _plan_for(
+        self, request: GenerationRequest, excluded: frozenset[WorkerId], waits: Mapping[WorkerId, float]
+    ) -> Plan:
         facts = RequestFacts(
             num_tokens=len(request.token_ids),
             keys=request.keys,
@@ -104,4 +108,4 @@ class Planner:
             draw=self._draw(),
             number=next(self._numbers),
         )
-        return self._router.plan(facts, self._registry.view(), self._calibration.corrections(self._clock()))
+        return self._router.plan(facts, self._registry.view(waits), self._calibration.corrections(self._clock()))

@@ -167,14 +167,43 @@ async def test_queues_are_bounded_for_a_tenant_and_for_all(bench: GateBench) -> 
 async def test_a_first_token_that_would_be_late_is_refused_by_when_it_would_come(bench: GateBench) -> None:
     for _ in range(2):
         at_once(bench.enter())
-    await bench.waiting()
-    hurried = TurnRequest(A, slo=Slo(ttft_s=1.0))
-    with pytest.raises(TtftUnmet) as late:  # 0.3 and 0.4 s until its turn, then 0.5 s
-        await bench.enter(hurried)
+    busy = planned(forecast=replace(WORK, ttft_s=1.2))
+    with pytest.raises(TtftUnmet) as late:
+        await bench.enter(TurnRequest(A, slo=Slo(ttft_s=1.0)), busy)
     assert late.value.retry_after_s == pytest.approx(0.2, abs=0.01)
     assert late.value.retriable is False
-    await bench.waiting(TurnRequest(A, slo=Slo(ttft_s=1.3)))
+    await bench.waiting(TurnRequest(A, slo=Slo(ttft_s=1.3)), busy)
     assert bench.metric("admission_rejections_total", reason="ttft") == 1
+
+
+async def test_a_request_is_planned_with_what_waits_before_it(bench: GateBench) -> None:
+    assert bench.gate.waits(TurnRequest(A)) == {}
+    at_once(bench.enter(plan=planned("decode-1")))
+    for _ in range(2):
+        at_once(bench.enter())
+    assert bench.gate.waits(TurnRequest(A)) == {}, "what is under way is in its worker's queue"
+    waiting = await bench.waiting()
+    await bench.waiting()
+    assert bench.gate.waits(TurnRequest(A)) == {"decode-0": pytest.approx(2 * WORK.work_s)}
+    assert bench.gate.waits(TurnRequest(B)) == {"decode-0": 0}, "uses little, and has room where A has none"
+    assert bench.gate.waits(TurnRequest(A, priority=-1)) == {"decode-0": 0}
+    waiting.cancel()
+    await asyncio.wait({waiting})
+    assert bench.gate.waits(TurnRequest(A)) == {"decode-0": pytest.approx(WORK.work_s)}
+
+
+async def test_whose_turn_has_come_does_not_wait_for_those_behind_it(bench: GateBench) -> None:
+    turns = [at_once(bench.enter()) for _ in range(2)]
+    first = await bench.waiting()
+    await bench.waiting()
+    turns[0].first_token()
+    passed = await asyncio.wait_for(first, LIMIT_S)
+    assert set(bench.gate.waits(TurnRequest(A))) == {"decode-0"}
+    assert bench.gate.waits(TurnRequest(A), passed) == {}
+    for _ in range(2):
+        at_once(bench.enter(plan=planned("decode-1")))
+    await bench.waiting(plan=planned("decode-1"))
+    assert set(bench.gate.waits(TurnRequest(A), passed)) == {"decode-1"}
 
 
 async def test_tokens_that_would_come_slowly_are_refused_by_the_batch_that_the_request_would_meet() -> None:

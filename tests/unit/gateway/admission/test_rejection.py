@@ -22,24 +22,24 @@ A, B = Tenant("a"), Tenant("b")
 SLO_S = 1.5
 
 
-def expected(wait_s: float = 0.0, ttft_s: float = 0.3, **more: float) -> Prediction:
-    return Prediction(wait_s, ttft_s, 0.3, more.get("per_token_s", 0.02), more.get("calmer_in_s"))
+def expected(ttft_s: float = 0.3, **more: float) -> Prediction:
+    return Prediction(ttft_s, 0.3, more.get("per_token_s", 0.02), more.get("calmer_in_s"))
 
 
 def test_without_an_objective_nothing_is_refused() -> None:
-    check_slo(NO_SLO, expected(1e6, 1e6, per_token_s=1e6))
+    check_slo(NO_SLO, expected(1e6, per_token_s=1e6))
 
 
 def test_a_late_first_token_is_refused_until_the_excess_has_passed() -> None:
-    check_slo(Slo(ttft_s=1.0), expected(0.7))
+    check_slo(Slo(ttft_s=1.0), expected(1.0))
     with pytest.raises(TtftUnmet, match=r"after 2.8 s; 1 s were asked for") as late:
-        check_slo(Slo(ttft_s=1.0), expected(2.5))
+        check_slo(Slo(ttft_s=1.0), expected(2.8))
     assert late.value.retry_after_s == pytest.approx(1.8)
 
 
 def test_what_an_idle_worker_could_not_do_is_never_promised() -> None:
     with pytest.raises(TtftUnmet) as late:
-        check_slo(Slo(ttft_s=0.2), expected(0.0))
+        check_slo(Slo(ttft_s=0.2), expected(0.3))
     assert late.value.retry_after_s is None
 
 
@@ -65,7 +65,7 @@ def until_answered_s(
 
     def come() -> None:
         worker.window.usage.asked(A, worker.now)
-        wait_s = worker.window.wait_s(A, 0, worker.now)
+        wait_s = worker.window.ahead_s(A, 0, worker.now)
         under_way_s = sum(prompt.left_s for prompt in worker.at_worker)
         told.append(wait_s + (under_way_s + cost_s) / speed)
         worker.ask(ModelPrompt(A, cost_s, lambda prompt, _now: answered.append(prompt.ttft_s)))
@@ -95,7 +95,7 @@ def test_who_comes_back_when_told_is_answered_in_time(
     if told_s <= SLO_S:
         return
     with pytest.raises(TtftUnmet) as late:
-        check_slo(Slo(ttft_s=SLO_S), Prediction(told_s, 0.0, cost_s / speed, 0.0))
+        check_slo(Slo(ttft_s=SLO_S), Prediction(told_s, cost_s / speed, 0.0))
     retry_after_s = late.value.retry_after_s
     assert retry_after_s is not None
     _, answered_s = until_answered_s(backlog, speed, cost_s, now_s + retry_after_s)

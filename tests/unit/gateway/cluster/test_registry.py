@@ -189,6 +189,14 @@ def test_a_report_is_written_into_the_workers_row_and_its_queue_works_off(regist
     assert registry.view().decode.rows["queued_s"][0] == 0
 
 
+def test_a_wait_before_a_worker_counts_as_its_queue_for_who_looks(registry: Registry) -> None:
+    for worker in ("d", "e"):
+        registry.apply_membership(joined(worker), 0)
+    waits = {WorkerId("e"): 1.5, WorkerId("gone"): 9.0}
+    assert registry.view(waits).decode.rows["queued_s"].tolist() == [0, 1.5]
+    assert registry.view().decode.rows["queued_s"].tolist() == [0, 0]
+
+
 def test_what_was_sent_counts_until_a_report_knows_of_it() -> None:
     clock = Clock()
     registry = Registry(FINGERPRINT, LAYOUT, clock)

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -10,27 +10,35 @@ from pathlib import Path
 import pytest
 
 from services.gateway.admission.gate import GateLimits, TurnGate
+from services.gateway.admission.turn import TurnRequest
+from services.gateway.cluster.devices import ServedPrompts
 from services.gateway.cluster.promises import PrefillPromises
-from services.gateway.cluster.registry import Registry
+from services.gateway.cluster.registry import NO_WAITS, Registry
 from services.gateway.control.observed import Observations
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.model import ServedModel
+from services.gateway.placement.index import PlacementIndex
 from services.gateway.request.attempt import DecodeCalls, HandOffTerms
 from services.gateway.request.generation import GenerationRequest, with_keys
 from services.gateway.request.pipeline import MAX_ATTEMPTS, Pipeline
+from services.gateway.request.planning import Planner
 from services.gateway.request.prefilling import PrefillCalls
 from services.gateway.request.usage import PromptUsage
+from services.gateway.routing.calibration import Calibration
 from services.gateway.routing.plan import Plan
+from services.gateway.routing.policies.cost import ByCost
+from services.gateway.routing.router import Router
 from shared.deadline import Deadline
 from shared.errors import CorruptFrame, LeaseExpired, NoWorker, Overloaded, PrfaasError, WorkerLost
-from shared.ids import BlockKey, WorkerId
+from shared.ids import BlockKey, Datacenter, WorkerId
 from shared.kv.codec import Fidelity
 from shared.metrics import Metrics
 from shared.sampling.params import SamplingParams
+from shared.tenant import NO_TENANT
 from tests.support.events import member
 from tests.support.gateway import BLOCK_TOKENS, served_model
 from tests.support.plans import plan
-from tests.support.waiting import LIMIT_S
+from tests.support.waiting import LIMIT_S, until
 from tests.support.workers import ScriptedDecode, ScriptedPrefill, decoded
 
 PROMPT = range(BLOCK_TOKENS * 2 - 1)  # one token more fills the second block
@@ -63,17 +71,19 @@ class PipelineBench:
             )
         metrics = GatewayMetrics(Metrics(), "tiny")
         prefill = PrefillCalls(ScriptedPrefill(), self.registry, PrefillPromises(), _ignore, metrics)
-        calls = DecodeCalls(
+        self.calls = DecodeCalls(
             decode, self.registry, _ignore, _ignore_first, prefill, model, HandOffTerms(), Observations()
         )
-        self.pipeline = Pipeline(self, calls, self.registry, metrics, TurnGate(GateLimits(), metrics))
+        self.pipeline = Pipeline(self, self.calls, self.registry, metrics, TurnGate(GateLimits(), metrics))
 
     async def run(self, request: GenerationRequest) -> list[int]:
         usage, deadline = PromptUsage(len(request.token_ids)), Deadline.after(2 * LIMIT_S)
         async with aclosing(self.pipeline.generate(request, usage, deadline)) as events:
             return [token for event in [event async for event in events] for token in event.ids]
 
-    def plan(self, request: GenerationRequest, excluded: frozenset[WorkerId]) -> tuple[GenerationRequest, Plan]:
+    def plan(
+        self, request: GenerationRequest, excluded: frozenset[WorkerId], waits: Mapping[WorkerId, float] = NO_WAITS
+    ) -> tuple[GenerationRequest, Plan]:
         self.planned.append((request, excluded))
         if len(excluded) == self.num_workers:
             raise NoWorker("nobody is left")
@@ -174,3 +184,24 @@ async def test_closing_ends_the_call(model: KeyedModel) -> None:
     async with aclosing(pipeline.generate(request(model), PromptUsage(1), Deadline.after(LIMIT_S))) as events:
         await anext(events)
     assert decode.calls[0].has_ended
+
+
+async def test_requests_that_wait_count_for_those_that_come_after_them(model: KeyedModel) -> None:
+    """Of two equal workers each has as many waiting: neither's queue is longer for what the gateway holds back."""
+    release = asyncio.Event()
+    num_requests = 12
+    decode = ScriptedDecode(*[(release, decoded(7, end="stop"))] * num_requests)
+    bench = PipelineBench(model, decode, num_workers=2)
+    metrics = GatewayMetrics(Metrics(), "tiny")
+    gate = TurnGate(GateLimits(window_s=1e-3), metrics)
+    router = Router(Datacenter("west"), model.layout, ByCost())
+    parts = (PlacementIndex(model.layout), PrefillPromises(), bench.registry, ServedPrompts(), Calibration(), metrics)
+    planner = Planner(router, *parts, draw=lambda: 0.0)  # of equal workers always the same
+    bench.pipeline = Pipeline(planner, bench.calls, bench.registry, metrics, gate)
+    running = [asyncio.create_task(bench.run(request(model))) for _ in range(num_requests)]
+    await until(lambda: gate.num_waiting + len(decode.called) == num_requests)
+    first, second = gate.waits(TurnRequest(NO_TENANT)).values()
+    assert gate.num_waiting > num_requests / 2
+    assert first == pytest.approx(second, rel=0.5)
+    release.set()
+    await asyncio.gather(*running)
