@@ -57,14 +57,16 @@ lint: setup ## ruff, mypy, import contracts, checks of the tree and its document
 	$(BIN)/python -m deploy.proto --check
 	$(BIN)/python -m deploy.contract
 	$(BIN)/python -m deploy.reference --check
+	$(BIN)/python -m deploy.dashboards --check
 	$(BIN)/python -m deploy.documents
 
 proto: setup ## regenerate the committed code of shared/proto
 	$(BIN)/python -m deploy.proto
 	$(BIN)/python -m deploy.contract --extend
 
-reference: setup ## regenerate docs/settings.md and docs/metrics.md
+reference: setup ## regenerate docs/settings.md, docs/metrics.md and Grafana's dashboards
 	$(BIN)/python -m deploy.reference
+	$(BIN)/python -m deploy.dashboards
 
 release: setup ## VERSION=1.2.3: gather changes/ into CHANGELOG.md, commit, tag
 	@$(BIN)/python -m deploy.release $(VERSION)

@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import structlog
@@ -65,6 +65,11 @@ def bound_request(request_id: str) -> Iterator[None]:
     """Put `request_id` on every log line, outgoing call and published event of this context."""
     with structlog.contextvars.bound_contextvars(**{_CONTEXT_KEY: request_id}):
         yield
+
+
+def bound_request_of(request_id: RequestId | None) -> AbstractContextManager[None]:
+    """Do the same for a request of which a loop of many takes care; None: it has no id."""
+    return nullcontext() if request_id is None else bound_request(request_id)
 
 
 def current_request_id() -> RequestId | None:

@@ -26,7 +26,7 @@ from shared.engine.loaded import LoadedModel, load_model
 from shared.engine.pool_access import PoolAccess
 from shared.engine.settings import EngineSettings
 from shared.engine.thread import WorkThread
-from shared.engine.transfer import FetchMetrics, PageTransfer
+from shared.engine.transfer import PageTransfer, TransferMetrics
 from shared.interpreter import take_turns_often
 from shared.kv.codec import Codec
 from shared.kv.entries import BlockEntries
@@ -93,7 +93,7 @@ async def host(
         async with background() as jobs:
             model, metrics = await torch_thread.run(partial(load_model, settings)), Metrics()
             access = PoolAccess((pool.address,), lambda _nodes, _tenant: pool)
-            transfer = PageTransfer(model.kv, copier, FetchMetrics(metrics))
+            transfer = PageTransfer(model.kv, copier, TransferMetrics(metrics))
             server = GrpcServer("127.0.0.1", 0, Health("grpc"), InFlight())
             costs = costs_of(OnlineFit(prior_of(model.config, settings)))
             yield EngineHost(model, torch_thread, access, transfer, metrics, server, jobs, costs)

@@ -19,7 +19,7 @@ from shared.engine.fetch import PageFetch
 from shared.engine.publish import PagePublisher
 from shared.engine.stage import Arrival, select_stager
 from shared.engine.thread import WorkThread
-from shared.engine.transfer import FetchMetrics, PageTransfer
+from shared.engine.transfer import PageTransfer, TransferMetrics
 from shared.ids import Datacenter
 from shared.interpreter import take_turns_often
 from shared.kv.codec import Codec
@@ -49,7 +49,7 @@ class HandingEngine:
         assert reservation is not None
         self._reservation = reservation
         self._num_blocks = num_blocks
-        self._transfer = PageTransfer(self._kv, WorkThread("copier"), FetchMetrics(Metrics()), select_stager(device))
+        self._transfer = PageTransfer(self._kv, WorkThread("copier"), TransferMetrics(Metrics()), select_stager(device))
         for layer in range(layout.num_layers):
             self._kv.blocks_of(layer).normal_()
 

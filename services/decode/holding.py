@@ -19,6 +19,7 @@ class Holding:
     reservation: Reservation
     tail: Tail | None  # None once the request runs
     resident: list[int]  # of the leading blocks in the pages: the layers that are complete
+    num_held: int = 0  # leading tokens that were on the device at its admission
     borrowed: Reservation | None = None  # a page that the tail begins with a copy of
     num_remembered: int = 0  # leading tokens, of whole pages, that others may find by
     fetch: PageFetch | None = None  # until it was taken stock of

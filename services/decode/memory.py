@@ -13,10 +13,11 @@ from services.decode.request import NewTokens, Request
 from services.decode.tail import PageCopy, Tail
 from shared.engine.fetch import PageFetch
 from shared.engine.pool_access import PoolAccess
+from shared.engine.prefix_metrics import PrefixMetrics
 from shared.engine.transfer import PageTransfer
 from shared.errors import ContextTooLong
 from shared.kv.hashing import chain_keys
-from shared.log import get_logger
+from shared.log import bound_request_of, get_logger
 from shared.metrics import Metrics
 from shared.model.pages.reservation import Reservation
 
@@ -59,6 +60,7 @@ class RequestMemory:
             "decode_copied_prompt_tokens",
             "Prompt tokens whose KV was copied from a page of another prompt that begins alike",
         )
+        self._prefix = PrefixMetrics(metrics)
         self._preempted = metrics.counter("num_preemptions", "Times that a request gave its pages up for another")
 
     @property
@@ -94,7 +96,7 @@ class RequestMemory:
             return False
         resident = list(reservation.cached_layers)
         holding = request.holding = Holding(reservation, None, resident)
-        num_held = self._borrow(request, holding)
+        num_held = holding.num_held = self._borrow(request, holding)
         # The device may hold more than any pool is known to.
         num_blocks = max(min(request.num_pooled, num_tokens // block_tokens), num_held // block_tokens)
         self._start_tail(request, holding, num_blocks, num_held)
@@ -186,6 +188,8 @@ class RequestMemory:
     def end_tail(self, request: Request) -> None:
         """Note that the tail is computed: from here on the request goes on by a token at a time."""
         holding = request.held
+        if holding.tail is not None and not request.num_generated:  # a request that was pre-empted was counted
+            self._prefix.looked_up(len(request.tokens), holding.num_held, holding.tail.start)
         holding.tail = None
         self._return_borrowed(holding)
         self.ready_pages.pages_taken()  # not before: it would compete with what the first token waits for
@@ -290,16 +294,15 @@ class RequestMemory:
         holding.fetch = PageFetch(
             self._transfer, holding.reservation, request.keys, wanted, landed, generation.fidelity
         )
-        holding.fetch_task = asyncio.create_task(
-            holding.fetch.run(
-                self._pool.at(generation.pool_nodes, generation.tenant),
-                generation.sources,
-                max(0.0, request.wait_until_s - now),
-                generation.deadline,
-                generation.patience_s,
-            ),
-            name="decode fetch",
+        fetching = holding.fetch.run(
+            self._pool.at(generation.pool_nodes, generation.tenant),
+            generation.sources,
+            max(0.0, request.wait_until_s - now),
+            generation.deadline,
+            generation.patience_s,
         )
+        with bound_request_of(generation.request_id):  # the engine's loop serves many requests and is bound to none
+            holding.fetch_task = asyncio.create_task(fetching, name="decode fetch")
         holding.num_users += 1
         holding.fetch_task.add_done_callback(partial(self._fetch_ended, request, holding))
 

@@ -163,7 +163,7 @@ def make_pipeline(
     model, registry, metrics = parts.model, parts.registry, parts.metrics
     arrivals = Arrivals(parts.index, registry, model.layout)
     prefill = PrefillCalls(PrefillClient(parts.channels), registry, parts.promises, arrivals.note, metrics)
-    feedback = Feedback(parts.calibration, parts.served, parts.observations)
+    feedback = Feedback(parts.calibration, parts.served, parts.observations, metrics)
     decode = DecodeCalls(
         client=DecodeClient(parts.channels),
         registry=registry,

@@ -1,7 +1,6 @@
 """What the gateway measures, under the names that vLLM's dashboards look for."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -11,6 +10,8 @@ from shared.model.text.cached import CachedTokenizer
 
 _MODEL = ("model_name",)
 _ENGINE_LABELS = ("model_name", "engine")
+RATIO_BUCKETS = (0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
+"""Of measured over predicted time: narrow around 1, which is right."""
 
 
 class GatewayMetrics:
@@ -43,6 +44,27 @@ class GatewayMetrics:
         self.queue_s = histogram(
             "request_queue_time_seconds", "Of choices that had to wait for their turn.", TTFT_BUCKETS_S, _ENGINE_LABELS
         ).labels(*base)
+        self.prefill_s = histogram(
+            "request_prefill_time_seconds",
+            "From the turn to the first token.",
+            REQUEST_BUCKETS_S,
+            _ENGINE_LABELS,
+        ).labels(*base)
+        self.decode_s = histogram(
+            "request_decode_time_seconds", "From first to last token.", REQUEST_BUCKETS_S, _ENGINE_LABELS
+        ).labels(*base)
+        self.inference_s = histogram(
+            "request_inference_time_seconds",
+            "From the turn to the last token.",
+            REQUEST_BUCKETS_S,
+            _ENGINE_LABELS,
+        ).labels(*base)
+        self.per_token_s = histogram(
+            "request_time_per_output_token_seconds",
+            "Mean time between the tokens of a finished choice.",
+            INTER_TOKEN_BUCKETS_S,
+            _ENGINE_LABELS,
+        ).labels(*base)
         self._model_name = model_name
         self._rejections = counter("admission_rejections", "Requests answered with 429.", (*_MODEL, "reason"))
         self._success = counter("request_success", "Finished requests.", (*_MODEL, "finished_reason"))
@@ -52,9 +74,24 @@ class GatewayMetrics:
         self._prefill_failures = counter("prefill_failures", "Prefill calls that failed.", (*_MODEL, "code"))
         self._decode_failures = counter("decode_failures", "Decode calls that failed.", (*_MODEL, "code"))
         self._errors = counter("request_errors", "Requests answered with an error.", (*_MODEL, "code"))
+        self._slo = counter(
+            "slo_outcomes", "Choices that asked for a latency, by what they got.", (*_MODEL, "objective", "outcome")
+        )
+        self._ratio = histogram(
+            "forecast_ratio", "Measured over predicted time to first token.", RATIO_BUCKETS, (*_MODEL, "kind")
+        )
 
     def planned(self, kind: str) -> None:
         self._plans.labels(self._model_name, kind).inc()
+
+    def forecast_met(self, kind: str, predicted_s: float, measured_s: float) -> None:
+        """Compare a plan with its first token. A prediction of no time says nothing."""
+        if predicted_s > 0:
+            self._ratio.labels(self._model_name, kind).observe(measured_s / predicted_s)
+
+    def slo_settled(self, objective: str, *, is_met: bool) -> None:
+        """`objective`: ttft or tpot."""
+        self._slo.labels(self._model_name, objective, "met" if is_met else "missed").inc()
 
     def rescued(self, kind: str) -> None:
         self._rescues.labels(self._model_name, kind).inc()
@@ -98,27 +135,3 @@ class TextCollector(Collector):
         chars.add_metric(["tokenizer"], figures.encoded_chars)
         yield chars
         yield GaugeMetricFamily(PREFIX + "text_cache_bytes", "Memory of the cache of token ids.", figures.num_bytes)
-
-
-class RequestTimer:
-    """Times one choice: first token, gaps between tokens, the whole."""
-
-    def __init__(self, metrics: GatewayMetrics, clock: Callable[[], float] = time.monotonic) -> None:
-        self._metrics = metrics
-        self._clock = clock
-        self._started_at = clock()
-        self._last_at: float | None = None
-
-    def tokens(self, num_tokens: int) -> None:
-        """Note that tokens have arrived."""
-        if num_tokens == 0:
-            return
-        now = self._clock()
-        if self._last_at is None:
-            self._metrics.ttft_s.observe(now - self._started_at)
-        else:
-            self._metrics.inter_token_s.observe((now - self._last_at) / num_tokens)
-        self._last_at = now
-
-    def finished(self) -> None:
-        self._metrics.e2e_s.observe(self._clock() - self._started_at)

@@ -16,6 +16,7 @@ from shared.deadline import Deadline
 from shared.engine.batching import Ready
 from shared.engine.fetch import PageFetch
 from shared.engine.pool_access import PoolAccess
+from shared.engine.prefix_metrics import PrefixMetrics
 from shared.engine.publish import PagePublisher
 from shared.engine.transfer import PageTransfer
 from shared.engine.urgency import Urgency
@@ -93,6 +94,7 @@ class PrefillWorker:
         self._backlog = backlog
         self._computed_blocks = metrics.counter("prefill_computed_blocks", "Blocks that this worker has computed")
         self._reused_blocks = metrics.counter("prefill_reused_blocks", "Blocks of prompts found in a cache", ("tier",))
+        self._prefix = PrefixMetrics(metrics)
         self._compute_s = metrics.counter("prefill_compute_seconds", "Time in steps, summed over the prompts in them")
         self._exposed_s = metrics.counter(
             "prefill_emission_exposed_seconds",
@@ -157,6 +159,7 @@ class PrefillWorker:
         claims.limit_to(work.pages.sendable(start), start)
         self._reused_blocks.labels("device").inc(on_device)
         self._reused_blocks.labels("pool").inc(start - on_device)
+        self._prefix.looked_up(*(count * layout.block_tokens for count in (num_blocks, on_device, start)))
         return start
 
     async def _compute(self, work: _Work, start: int) -> None:

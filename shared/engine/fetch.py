@@ -110,7 +110,7 @@ class PageFetch:
             await end_all(fetching, late)
         missing = sum(mask.bit_count() for mask in self.outstanding.values())
         if missing:
-            self._transfer.fetched.missing.inc(missing)
+            self._transfer.metrics.missing.inc(missing)
             log.warning("entries_missing", num_entries=missing, num_blocks=len(self.outstanding))
 
     async def _fetch(self, pool: Pool, sources: Sequence[Source], wait_s: float, deadline: Deadline) -> None:
@@ -171,7 +171,7 @@ class PageFetch:
             else:
                 del self.outstanding[block]
             self._left_in_layer[layer] -= 1
-        self._transfer.fetched.landed.inc(len(landed))
+        self._transfer.metrics.landed.inc(len(landed))
         if len(landed) < num_frames:
             self._count_corrupt(num_frames - len(landed))
         if landed:
@@ -179,7 +179,7 @@ class PageFetch:
 
     def _count_corrupt(self, num_entries: int) -> None:
         self._met_corruption = True
-        self._transfer.fetched.corrupt.inc(num_entries)
+        self._transfer.metrics.corrupt.inc(num_entries)
 
     def _write(self, frames: list[Frame]) -> list[tuple[int, int]]:
         """Check, decode and write frames; runs in the copier thread. Return the (block, layer) pairs that landed.

@@ -21,7 +21,7 @@ from shared.engine.pool_access import PoolAccess
 from shared.engine.settings import EngineSettings
 from shared.engine.stage import RegisteredMemory, memory_for, select_stager
 from shared.engine.thread import WorkThread
-from shared.engine.transfer import FetchMetrics, PageTransfer
+from shared.engine.transfer import PageTransfer, TransferMetrics
 from shared.host import SERVES_GRPC, WorkerServer, open_host, status_server
 from shared.ids import Datacenter, Epoch, WorkerId
 from shared.interpreter import take_turns_often
@@ -90,7 +90,7 @@ async def serve_engine(
         stack.push_async_callback(lanes.close)
         pool = PoolAccess((settings.pool,), partial(pool_at, host.channels, lanes=lanes))
         stager = select_stager(torch.device(settings.device), registered)
-        transfer = PageTransfer(model.kv, copier, FetchMetrics(host.metrics), stager, codecs)
+        transfer = PageTransfer(model.kv, copier, TransferMetrics(host.metrics), stager, codecs)
         kept = kept_fit(settings, model.files.fingerprint)
         costs = StepCosts(kept.load(prior_of(model.config, settings)))
         load = build(EngineHost(model, torch_thread, pool, transfer, host.metrics, server.grpc, host.jobs, costs))

@@ -52,6 +52,7 @@ class PagePublisher:
         self._publication = publication
         self._transfer = transfer
         self._batcher = MessageBatcher(publication, transfer, reservation, keys, codec)
+        self._codec = codec
         self._on_sent = on_sent
         self._rest = rest
         self.backlog_bytes = 0  # of entries that are ready and not sent, before the codec
@@ -137,6 +138,7 @@ class PagePublisher:
         started = time.perf_counter()
         with self._transfer.sending.moving():
             await self._publication.send(frames)
+        self._transfer.metrics.sent(self._codec, message.num_bytes, sum(len(frame.payload) for frame in frames))
         self.num_entries_sent += len(frames)
         self.last_sent_at_s = time.time()
         self.first_sent_at_s = self.first_sent_at_s or self.last_sent_at_s

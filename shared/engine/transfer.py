@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from shared.engine.codecs import CodecThreads
 from shared.engine.stage import HostStager, Stager
 from shared.engine.thread import WorkThread
-from shared.kv.codec import Payload
+from shared.kv.codec import Codec, Payload
 from shared.kv.layout import KvLayout
 from shared.kv.payloads import digests
 from shared.measuring.rates import MovingRate
@@ -18,13 +18,21 @@ SHARE_BYTES = 1024 * 1024
 """What is worth another thread: it reads this in about the time that the thread takes to begin."""
 
 
-class FetchMetrics:
-    """Counters of one engine's fetches."""
+class TransferMetrics:
+    """Counters of one engine's fetches and publications."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.landed = metrics.counter("fetched_entries", "KV entries that arrived intact and were written to pages")
         self.corrupt = metrics.counter("corrupt_entries", "KV entries that failed their checksum or size on arrival")
         self.missing = metrics.counter("missing_entries", "KV entries that were waited for in vain")
+        self._raw = metrics.counter("sent_raw_bytes", "KV sent to a pool, before its codec", ("codec",))
+        self._coded = metrics.counter("sent_coded_bytes", "KV sent to a pool, as its codec left it", ("codec",))
+
+    def sent(self, codec: Codec, num_raw_bytes: int, num_bytes: int) -> None:
+        """Count a message of entries that has left, before and behind its codec."""
+        name = codec.name.lower()
+        self._raw.labels(name).inc(num_raw_bytes)
+        self._coded.labels(name).inc(num_bytes)
 
 
 def _bytes_per_s() -> MovingRate:
@@ -37,7 +45,7 @@ class PageTransfer:
 
     kv: PagedKv
     copier: WorkThread
-    fetched: FetchMetrics
+    metrics: TransferMetrics
     stager: Stager = field(default_factory=HostStager)
     codecs: CodecThreads = field(default_factory=CodecThreads)
     sending: MovingRate = field(default_factory=_bytes_per_s)  # of KV, while it is sealed and sent

@@ -6,7 +6,7 @@ from typing import Self
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
 from shared.errors import SettingsError
 from shared.service.health import Health
@@ -63,9 +63,10 @@ class StatusServer(HttpServer):
 def status_routes(registry: CollectorRegistry, health: Health) -> list[web.RouteDef]:
     """Return the routes alone, for a service that has an aiohttp application of its own."""
 
-    async def metrics(request: web.Request) -> web.Response:
-        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        return web.Response(body=encode(registry), headers={"Content-Type": content_type})
+    async def metrics(_request: web.Request) -> web.Response:
+        # Whatever is accepted: as OpenMetrics the library turns the colon of names into an underscore, and a server of
+        # Prometheus 2 asks for that first.
+        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
     async def livez(_request: web.Request) -> web.Response:
         return web.json_response({"alive": True})

@@ -26,7 +26,7 @@ from shared.engine.loaded import LoadedModel
 from shared.engine.pool_access import PoolAccess
 from shared.engine.settings import EngineSettings
 from shared.engine.thread import WorkThread
-from shared.engine.transfer import FetchMetrics, PageTransfer
+from shared.engine.transfer import PageTransfer, TransferMetrics
 from shared.ids import Datacenter, new_epoch
 from shared.kv.codec import Codec, Fidelity
 from shared.kv.entries import BlockEntries, Source
@@ -321,7 +321,7 @@ async def _engine(name: str, num_pages: int, settings: EngineSettings) -> AsyncI
         model, torch_thread, copier = tiny_model(name, num_pages), WorkThread("torch"), WorkThread("copier")
         lanes = engine_lanes(settings, channels)
         pool = PoolAccess((settings.pool,), partial(pool_at, channels, lanes=lanes))
-        transfer = PageTransfer(model.kv, copier, FetchMetrics(metrics))
+        transfer = PageTransfer(model.kv, copier, TransferMetrics(metrics))
         server = GrpcServer("127.0.0.1", 0, Health("grpc"), inflight)
         costs = StepCosts(OnlineFit(prior_of(model.config, settings)))
         host = EngineHost(model, torch_thread, pool, transfer, metrics, server, jobs, costs)

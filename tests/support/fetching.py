@@ -7,7 +7,7 @@ from shared.deadline import Deadline
 from shared.engine.fetch import PageFetch
 from shared.engine.stage import Arrival, HostStager, Stager
 from shared.engine.thread import WorkThread
-from shared.engine.transfer import FetchMetrics, PageTransfer
+from shared.engine.transfer import PageTransfer, TransferMetrics
 from shared.errors import PrfaasError
 from shared.ids import BlockKey, Datacenter
 from shared.kv.codec import Codec, Fidelity
@@ -68,7 +68,7 @@ class FetchBench:
         assert reservation is not None
         self.kv, self.layout, self.reservation = kv, kv.layout, reservation
         self._metrics = Metrics()
-        self._transfer = PageTransfer(kv, copier, FetchMetrics(self._metrics), stager)
+        self._transfer = PageTransfer(kv, copier, TransferMetrics(self._metrics), stager)
         self.num_woken = 0
         for layer in range(NUM_LAYERS):
             raw = UNTOUCHED * self.layout.entry_bytes(layer)

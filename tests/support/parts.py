@@ -10,7 +10,7 @@ from shared.engine.costs.steps import StepCosts
 from shared.engine.loaded import LoadedModel
 from shared.engine.pool_access import PoolAccess
 from shared.engine.thread import WorkThread
-from shared.engine.transfer import FetchMetrics, PageTransfer
+from shared.engine.transfer import PageTransfer, TransferMetrics
 from shared.kv.codec import Codec
 from shared.measuring.fitting import OnlineFit
 from shared.metrics import Metrics
@@ -28,7 +28,7 @@ def access_to(pool: Pool) -> PoolAccess:
 def transfer_of(model: LoadedModel, metrics: Metrics) -> Iterator[PageTransfer]:
     copier = WorkThread("copier")
     try:
-        yield PageTransfer(model.kv, copier, FetchMetrics(metrics))
+        yield PageTransfer(model.kv, copier, TransferMetrics(metrics))
     finally:
         copier.close()
 

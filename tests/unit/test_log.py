@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from shared.log import bound_request, configure, current_request_id, get_logger, request_id_or_new
+from shared.ids import RequestId
+from shared.log import bound_request, bound_request_of, configure, current_request_id, get_logger, request_id_or_new
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +84,14 @@ def test_request_ids_nest_and_end() -> None:
             assert current_request_id() == "inner"
         assert current_request_id() == "outer"
     assert current_request_id() is None
+
+
+def test_a_loop_of_many_is_bound_to_one_at_a_time() -> None:
+    with bound_request("loop"):
+        with bound_request_of(RequestId("one")):
+            assert current_request_id() == "one"
+        with bound_request_of(None):
+            assert current_request_id() == "loop"
 
 
 @pytest.mark.parametrize("text", [None, "", "a" * 129, "new\nline", "caf\u00e9", "\x7f"])

@@ -20,6 +20,7 @@ from shared.kv.entries import BlockEntries
 from shared.kv.frame import Frame, verify, verify_all
 from shared.lanes.settings import LaneName
 from shared.lanes.sockets.batch import Received
+from shared.log import get_logger
 from shared.patience import Patience
 from shared.pool.wire import Unreadable
 from shared.proto import prfaas_pb2 as pb
@@ -28,6 +29,8 @@ from shared.tenant import Tenant
 
 Context = grpc.aio.ServicerContext[Any, Any]
 PublishMessage = pb.PublishRequest | list[Frame] | Unreadable
+
+log = get_logger()
 
 DEFAULT_LEASE_S = 10.0
 
@@ -66,6 +69,7 @@ class PublishHandler:
         """Serve one Publish stream. Raises `LeaseExpired`, `CorruptFrame`, `BadRequest`, `Overloaded`."""
         with self._place():
             lease = _Lease(self._store.open_writer(), min(DEFAULT_LEASE_S, self._settings.max_lease_s))
+            finished = False
             try:
                 async with Patience(lease.silence_s) as silence:
                     lease.on_life = lambda: silence.renew(lease.silence_s)
@@ -74,13 +78,16 @@ class PublishHandler:
                         await self._on_message(message, lease, context)
                         del message  # or its memory would not be the next one's, warm as it is
                         lease.on_life()
+                finished = True
             except TimeoutError:
                 if isinstance(lease.intake, LinkedIntake) and lease.intake.error is not None:
                     raise lease.intake.error from None
                 raise LeaseExpired(f"the writer was silent for {lease.silence_s:g} s") from None
             finally:
                 lease.close()
-                self._metrics.lost.inc(self._store.abandon(lease.writer))
+                num_abandoned = self._store.abandon(lease.writer)
+                self._metrics.lost.inc(num_abandoned)
+                log.info("publish_served", num_entries=lease.num_stored, num_abandoned=num_abandoned, finished=finished)
             await context.write(pb.PublishReply(stored=pb.PublishStored(num_entries=lease.num_stored)))
 
     async def _on_message(self, message: PublishMessage, lease: _Lease, context: Context) -> None:

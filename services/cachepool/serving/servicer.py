@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import grpc.aio
@@ -49,6 +50,19 @@ MIN_HEARTBEAT_S = 0.05
 """The shortest pause between heartbeats that a reader may ask for: each is a message."""
 SNAPSHOT_BLOCKS = 8192
 """Blocks in one snapshot message: 256 KiB of keys."""
+
+
+@dataclass(slots=True)
+class ServedFetch:
+    """One Fetch stream, as its log line shows it."""
+
+    num_blocks: int  # asked for
+    reader_dc: str  # empty: of this datacenter
+    lane: str
+    num_entries: int = 0
+    num_bytes: int = 0
+    num_missing: int = 0  # entries that nobody had or wrote in time
+    finished: bool = False  # false: the reader has left, or the stream broke
 
 
 class PoolServicer(CachePoolServicer):
@@ -110,10 +124,13 @@ class PoolServicer(CachePoolServicer):
         with self._shares.join(request.share, opening, self._closing) as slot:
             if slot is not None:
                 heartbeat_s = max(request.heartbeat_ms / 1000, MIN_HEARTBEAT_S) if request.heartbeat_ms else None
+                served = ServedFetch(len(blocks), request.dc, outlet.name)
                 try:
-                    await self._deliver(slot, sender, outlet, context, heartbeat_s)
+                    await self._deliver(slot, sender, outlet, context, heartbeat_s, served)
                     await outlet.finish()
+                    served.finished = True
                 finally:
+                    log.info("fetch_served", **asdict(served))
                     if isinstance(outlet, LinkedOutlet):
                         await outlet.close()
 
@@ -163,6 +180,7 @@ class PoolServicer(CachePoolServicer):
         outlet: Outlet,
         context: Context,
         heartbeat_s: float | None,
+        served: ServedFetch,
     ) -> None:
         """Send what is ready, lowest layer first, until every wanted entry was sent or reported missing."""
         sourced, changed, wake_others = slot
@@ -179,13 +197,15 @@ class PoolServicer(CachePoolServicer):
                     async with sender.permit(patience_s) as is_granted:
                         frames = reader.take(outlet.limit(max_bytes)) if is_granted else []
                         if frames:
-                            await self._send(frames, outlet)
+                            await self._send(frames, outlet, served)
                     sender.sent(frames)
                     if not frames:
                         continue  # no permit in time, or another stream of the share was quicker
                     del frames  # their slots are others', once evicted, while this waits
                 case Missing(blocks):
-                    self._metrics.fetched.labels("miss").inc(sum(block.layers.bit_count() for block in blocks))
+                    num_missing = sum(block.layers.bit_count() for block in blocks)
+                    self._metrics.fetched.labels("miss").inc(num_missing)
+                    served.num_missing += num_missing
                     await context.write(pb.FetchReply(missing=pb.FetchMissing(blocks=entries_to_messages(blocks))))
                 case Beat():
                     await context.write(pb.FetchReply())
@@ -195,10 +215,12 @@ class PoolServicer(CachePoolServicer):
             delivery.spoke(clock())
         wake_others()  # they have nothing to wait for any more
 
-    async def _send(self, frames: Sequence[Frame], outlet: Outlet) -> None:
+    async def _send(self, frames: Sequence[Frame], outlet: Outlet, served: ServedFetch) -> None:
         await outlet.send(frames)
         self._metrics.fetched.labels("hit").inc(len(frames))
         num_bytes = sum(len(frame.payload) for frame in frames)
+        served.num_entries += len(frames)
+        served.num_bytes += num_bytes
         self._metrics.fetched_bytes.inc(num_bytes)
         self._metrics.lane_sent.labels(outlet.name).inc(num_bytes)
 

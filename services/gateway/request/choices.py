@@ -7,11 +7,12 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
-from services.gateway.metrics import GatewayMetrics, RequestTimer
+from services.gateway.metrics import GatewayMetrics
 from services.gateway.request.attempt import LAST_WORD_S
 from services.gateway.request.generation import Prepared
 from services.gateway.request.pipeline import Pipeline
 from services.gateway.request.text import ChoiceDelta, ChoiceText
+from services.gateway.request.timer import RequestTimer
 from services.gateway.request.usage import PromptUsage, Usage
 from shared.deadline import Deadline
 from shared.model.text.tokenizer import Tokenizer
@@ -80,7 +81,7 @@ class Choices:
         self._deadline = deadline
         self._usages = [PromptUsage(len(request.token_ids)) for request in prepared.prompts]
         self._first_seen = [asyncio.Event() for _ in prepared.prompts]
-        self._timers = [RequestTimer(self._metrics) for _ in prepared.requests]
+        self._timers = [RequestTimer(self._metrics, request.slo) for request in prepared.requests]
         self._ready: Inbox[ChoiceDelta | BaseException] = Inbox()
         self._tasks: list[asyncio.Task[None]] = []
         self._finished: dict[int, FinishReason] = {}
@@ -152,7 +153,8 @@ class Choices:
         text = ChoiceText(self._tokenizer, self._prepared.rules)
         timer = self._timers[index]
         echo = self._prepared.echoes[prompt] if self._prepared.echoes else ""
-        async with aclosing(self._pipeline.generate(request, self._usages[prompt], self._deadline)) as events:
+        usage = self._usages[prompt]
+        async with aclosing(self._pipeline.generate(request, usage, self._deadline, timer.started)) as events:
             async for event in events:
                 first_seen.set()
                 delta = text.push(event.ids, event.finish_reason, event.logprobs)

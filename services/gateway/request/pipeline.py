@@ -1,7 +1,7 @@
 """One request's life after validation: plan, attempt, and when a decode worker is lost, the rest on another."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Protocol
@@ -49,14 +49,18 @@ class Pipeline:
         self._gate = gate
 
     async def generate(
-        self, request: GenerationRequest, usage: PromptUsage, deadline: Deadline
+        self,
+        request: GenerationRequest,
+        usage: PromptUsage,
+        deadline: Deadline,
+        note_turn: Callable[[], None] = lambda: None,
     ) -> AsyncGenerator[TokenEvent, None]:
         """Yield tokens until one event has a finish reason. Close the iterator (`aclosing`) to cancel.
 
         When a decode worker is lost, another continues from the prompt and the tokens so far: sampling depends on
         seed and position alone, so it goes on as the first one would have. A request waits at the gate once: one that
-        goes on with another worker does not wait again. Raises `Rejected`, `NoWorker`, `WorkerLost`,
-        `DeadlineExceeded`, `Overloaded` and whatever else decode answers.
+        goes on with another worker does not wait again. `note_turn` is called when the wait is over. Raises
+        `Rejected`, `NoWorker`, `WorkerLost`, `DeadlineExceeded`, `Overloaded` and whatever else decode answers.
         """
         generated: list[int] = []
         excluded: set[WorkerId] = set()
@@ -64,6 +68,7 @@ class Pipeline:
         asking = _asking(request)
         rest, plan = self._plans.plan(request, frozenset(), self._gate.waits(asking))
         with await self._gate.enter(asking, plan, deadline) as turn:
+            note_turn()
             if turn.waited:  # the cluster is not as it was
                 rest, plan = self._plans.plan(request, frozenset(), self._gate.waits(asking, turn))
             for _ in range(MAX_ATTEMPTS):

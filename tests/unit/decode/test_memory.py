@@ -4,22 +4,25 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from services.decode.memory import RequestMemory
 from services.decode.request import FinishReason, NewTokens, Request
 from services.decode.scheduler import Rank
+from services.decode.tail import Tail
 from shared.deadline import Deadline
 from shared.engine.loaded import LoadedModel
 from shared.engine.transfer import PageTransfer
 from shared.engine.urgency import Urgency
 from shared.errors import ContextTooLong, DeadlineExceeded
-from shared.ids import BlockKey
+from shared.ids import BlockKey, RequestId
 from shared.kv.codec import Codec
 from shared.kv.entries import BlockEntries
 from shared.kv.frame import Frame, open_frame, seal
 from shared.kv.layout import iter_layers
+from shared.log import current_request_id
 from shared.metrics import Metrics
 from shared.pool.memory import MemoryPool
 from tests.support.entries import entry_bytes
@@ -36,7 +39,7 @@ class Bench:
     """A worker's memory beside a pool, without anyone who computes: pages hold what tests put there."""
 
     def __init__(self, model: LoadedModel, transfer: PageTransfer, metrics: Metrics) -> None:
-        self.model, self.pool = model, MemoryPool()
+        self.model, self.pool, self.metrics = model, MemoryPool(), metrics
         self.failed: list[tuple[Request, BaseException]] = []
         self.num_changes = 0
         self.kv, self.layout = transfer.kv, transfer.layout
@@ -75,6 +78,12 @@ class Bench:
         fetch = request.held.fetch
         assert fetch is not None
         await until(lambda: len(fetch.outstanding) == num_blocks)
+
+    def found(self) -> tuple[float | None, ...]:
+        """Return the counters of tokens: asked of the device, there, asked of pools, there."""
+        names = ("prefix_cache_queries", "prefix_cache_hits")
+        names += tuple(f"external_{name}" for name in names)
+        return tuple(self.metrics.registry.get_sample_value(f"prfaas:{name}_total") for name in names)
 
     def tail(self, request: Request) -> tuple[int, int]:
         tail = request.held.tail
@@ -267,3 +276,44 @@ async def test_what_could_never_fit_is_refused() -> None:
         b.memory.check(4 * BLOCK)
         with pytest.raises(ContextTooLong):
             b.memory.check(4 * BLOCK + 1)
+
+
+async def test_each_prompt_is_counted_once_by_where_its_kv_was() -> None:
+    async with bench() as b:
+        request = b.request(num_blocks=3)
+        await b.publish(request.keys[:2], 0b1111)
+        assert b.memory.reserve(request, 0)
+        await b.open_layers(request, NUM_LAYERS)
+        assert b.found() == (0, 0, 0, 0), "the pool may fail yet"
+        b.memory.completed(request, len(TOKENS))
+        b.memory.end_tail(request)
+        assert b.found() == (len(TOKENS), 0, len(TOKENS), 2 * BLOCK)
+        again = b.reserved(num_blocks=3)
+        b.memory.end_tail(again)
+        from_device = 3 * BLOCK
+        total = 2 * len(TOKENS)
+        assert b.found() == (total, from_device, total - from_device, 2 * BLOCK)
+        again.tokens.append(7)  # generated: it has been pre-empted since, and its tail was computed again
+        again.held.tail = Tail(0, len(TOKENS), CHUNK, 0, True)
+        b.memory.end_tail(again)
+        assert b.found()[0] == total
+        for held in (request, again):
+            b.memory.abandon(held)
+
+
+async def test_a_fetch_carries_the_id_of_its_request() -> None:
+    async with bench() as b:
+        ids: list[RequestId | None] = []
+        fetch = b.pool.fetch
+
+        async def noting(*arguments: Any, **named: Any) -> AsyncIterator[Any]:
+            ids.append(current_request_id())
+            async for reply in fetch(*arguments, **named):
+                yield reply
+
+        with patch.object(b.pool, "fetch", noting):
+            request = b.reserved(num_blocks=3, request_id=RequestId("mine"))
+            await b.open_layers(request, NUM_LAYERS)
+        assert ids == ["mine"]
+        assert current_request_id() is None
+        b.memory.abandon(request)

@@ -12,7 +12,7 @@ from shared.engine.batching import Ready
 from shared.engine.publish import PagePublisher
 from shared.engine.stage import HostStager, Stager
 from shared.engine.thread import WorkThread
-from shared.engine.transfer import FetchMetrics, PageTransfer
+from shared.engine.transfer import PageTransfer, TransferMetrics
 from shared.ids import BlockKey
 from shared.kv.codec import Codec
 from shared.kv.frame import Frame, open_frame
@@ -70,7 +70,8 @@ class Bench:
         self.publisher = self.made(HostStager())
 
     def made(self, stager: Stager) -> PagePublisher:
-        transfer = self.transfer = PageTransfer(self.kv, self.copier, FetchMetrics(Metrics()), stager)
+        self.metrics = Metrics()
+        transfer = self.transfer = PageTransfer(self.kv, self.copier, TransferMetrics(self.metrics), stager)
         publication = cast("Publication", self.pool)
         return PagePublisher(publication, transfer, self.reservation, KEYS, self.codec, on_sent=self.woken)
 
@@ -394,4 +395,24 @@ async def test_the_rate_of_sending_is_that_of_the_time_in_which_something_moves(
     await sending
     num_bytes = 2 * bench.kv.layout.entry_bytes(0)
     assert rate.per_s > num_bytes / 0.2
+    bench.copier.close()
+
+
+@pytest.mark.parametrize(("codec", "gains"), [(Codec.RAW, False), (Codec.ZSTD, True)])
+async def test_what_a_codec_gains_is_counted(codec: Codec, *, gains: bool) -> None:
+    bench = Bench(codec)
+    granted(bench.publisher, 0b1111, 0b0001)
+    for layer in range(4):
+        bench.publisher.emit(Ready(layer, 0, 2))
+    bench.publisher.finish()
+    for _ in range(4):
+        bench.pool.let.release()
+    await bench.publisher.run()
+    labels = {"codec": codec.name.lower()}
+    raw, coded = (
+        bench.metrics.registry.get_sample_value(f"prfaas:sent_{kind}_bytes_total", labels) for kind in ("raw", "coded")
+    )
+    assert raw == sum(bench.kv.layout.entry_bytes(frame.layer) for frame in bench.pool.frames) > 0
+    assert coded == sum(len(frame.payload) for frame in bench.pool.frames)
+    assert (coded < raw) is gains
     bench.copier.close()

@@ -6,7 +6,7 @@ import pytest
 
 from shared.engine.codecs import CodecThreads
 from shared.engine.thread import WorkThread
-from shared.engine.transfer import SHARE_BYTES, FetchMetrics, PageTransfer
+from shared.engine.transfer import SHARE_BYTES, PageTransfer, TransferMetrics
 from shared.ids import BlockKey
 from shared.kv.frame import headers_of, seal_all
 from shared.metrics import Metrics
@@ -19,7 +19,7 @@ KEYS = [BlockKey(bytes([i]) * 32) for i in range(NUM_ENTRIES)]
 @pytest.fixture(params=[1, 3])
 def transfer(request: pytest.FixtureRequest) -> Iterator[PageTransfer]:
     copier, codecs = WorkThread("copier"), CodecThreads(request.param)
-    yield PageTransfer(tiny_model("llama").kv, copier, FetchMetrics(Metrics()), codecs=codecs)
+    yield PageTransfer(tiny_model("llama").kv, copier, TransferMetrics(Metrics()), codecs=codecs)
     codecs.close()
     copier.close()
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from services.prefill.engine import ComputeJob, PrefillEngine
 from shared.engine.batching import Ready
 from shared.engine.thread import WorkThread
-from shared.engine.transfer import FetchMetrics, PageTransfer
+from shared.engine.transfer import PageTransfer, TransferMetrics
 from shared.engine.urgency import Urgency
 from shared.errors import Draining, Internal
 from shared.metrics import Metrics
@@ -36,7 +36,7 @@ class Bench:
         self.model = tiny_model(name)
         self.metrics = Metrics()
         self.thread = WorkThread("torch")
-        transfer = PageTransfer(self.model.kv, self.thread, FetchMetrics(self.metrics))
+        transfer = PageTransfer(self.model.kv, self.thread, TransferMetrics(self.metrics))
         self.costs = step_costs(3)
         self.engine = PrefillEngine(self.model.transformer, self.thread, transfer, CHUNK, self.metrics, self.costs)
         self.told: dict[ComputeJob, list[Ready | int]] = {}

@@ -36,6 +36,25 @@ async def test_status_port() -> None:
             assert json.loads(await reply.text())["conditions"]["kafka"]["detail"] == "no broker"
 
 
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",  # of Prometheus 2
+        "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,text/plain;version=1.0.0;q=0.4",  # 3
+        "*/*",
+    ],
+)
+async def test_names_keep_their_colon_whoever_asks(accept: str) -> None:
+    metrics = Metrics()
+    metrics.counter("requests", "Requests.", ["dc"]).labels("east").inc()
+    async with (
+        StatusServer("127.0.0.1", 0, metrics.registry, Health()) as server,
+        aiohttp.ClientSession(f"http://127.0.0.1:{server.port}", headers={"Accept": accept}) as session,
+        session.get("/metrics") as reply,
+    ):
+        assert 'prfaas:requests_total{dc="east"} 1.0\n' in await reply.text()
+
+
 async def test_a_taken_port_is_a_settings_error() -> None:
     async with StatusServer("127.0.0.1", 0, Metrics().registry, Health()) as first:
         with pytest.raises(SettingsError, match=f"PRFAAS_HTTP_PORT: 127.0.0.1:{first.port} is already in use"):

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from unittest.mock import create_autospec
 
@@ -29,8 +29,9 @@ async def texts(tmp_path: Path, behind_s: float, between_s: float) -> list[str]:
     """Return the texts of one choice's deltas, whose tokens come `between_s` apart to a loop that is so far behind."""
 
     async def generate(
-        _request: GenerationRequest, _usage: PromptUsage, _deadline: Deadline
+        _request: GenerationRequest, _usage: PromptUsage, _deadline: Deadline, note_turn: Callable[[], None]
     ) -> AsyncGenerator[TokenEvent, None]:
+        note_turn()
         for number, token_id in enumerate(tokenizer.encode(TEXT.decode())):
             await asyncio.sleep(between_s)
             asyncio.get_running_loop().call_soon(time.sleep, behind_s)
