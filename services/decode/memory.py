@@ -13,8 +13,7 @@ from services.decode.request import NewTokens, Request
 from services.decode.tail import PageCopy, Tail
 from shared.engine.fetch import PageFetch
 from shared.engine.pool_access import PoolAccess
-from shared.engine.prefix_metrics import PrefixMetrics
-from shared.engine.transfer import PageTransfer
+from shared.engine.transfer import PageTransfer, PrefixMetrics
 from shared.errors import ContextTooLong
 from shared.kv.hashing import chain_keys
 from shared.log import bound_request_of, get_logger

@@ -16,9 +16,8 @@ from shared.deadline import Deadline
 from shared.engine.batching import Ready
 from shared.engine.fetch import PageFetch
 from shared.engine.pool_access import PoolAccess
-from shared.engine.prefix_metrics import PrefixMetrics
 from shared.engine.publish import PagePublisher
-from shared.engine.transfer import PageTransfer
+from shared.engine.transfer import PageTransfer, PrefixMetrics
 from shared.engine.urgency import Urgency
 from shared.ids import BlockKey
 from shared.kv.codec import Codec, Fidelity

@@ -60,7 +60,6 @@ class ServedFetch:
     reader_dc: str  # empty: of this datacenter
     lane: str
     num_entries: int = 0
-    num_bytes: int = 0
     num_missing: int = 0  # entries that nobody had or wrote in time
     finished: bool = False  # false: the reader has left, or the stream broke
 
@@ -197,7 +196,8 @@ class PoolServicer(CachePoolServicer):
                     async with sender.permit(patience_s) as is_granted:
                         frames = reader.take(outlet.limit(max_bytes)) if is_granted else []
                         if frames:
-                            await self._send(frames, outlet, served)
+                            await self._send(frames, outlet)
+                            served.num_entries += len(frames)
                     sender.sent(frames)
                     if not frames:
                         continue  # no permit in time, or another stream of the share was quicker
@@ -215,12 +215,10 @@ class PoolServicer(CachePoolServicer):
             delivery.spoke(clock())
         wake_others()  # they have nothing to wait for any more
 
-    async def _send(self, frames: Sequence[Frame], outlet: Outlet, served: ServedFetch) -> None:
+    async def _send(self, frames: Sequence[Frame], outlet: Outlet) -> None:
         await outlet.send(frames)
         self._metrics.fetched.labels("hit").inc(len(frames))
         num_bytes = sum(len(frame.payload) for frame in frames)
-        served.num_entries += len(frames)
-        served.num_bytes += num_bytes
         self._metrics.fetched_bytes.inc(num_bytes)
         self._metrics.lane_sent.labels(outlet.name).inc(num_bytes)
 

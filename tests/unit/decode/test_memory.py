@@ -81,8 +81,7 @@ class Bench:
 
     def found(self) -> tuple[float | None, ...]:
         """Return the counters of tokens: asked of the device, there, asked of pools, there."""
-        names = ("prefix_cache_queries", "prefix_cache_hits")
-        names += tuple(f"external_{name}" for name in names)
+        names = [f"{place}prefix_cache_{what}" for place in ("", "external_") for what in ("queries", "hits")]
         return tuple(self.metrics.registry.get_sample_value(f"prfaas:{name}_total") for name in names)
 
     def tail(self, request: Request) -> tuple[int, int]:
