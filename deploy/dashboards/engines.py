@@ -1,6 +1,6 @@
 """How the workers with a model fare."""
 
-from deploy.dashboards.panels import Dashboard, Panel, Query, Section, gauge, quantiles, quotient, rate
+from deploy.dashboards.panels import Dashboard, Panel, PanelGroup, Query, gauge, quantiles, quotient, rate
 
 _BOTH, _DECODE = 'job=~"prefill|decode"', 'job="decode"'
 
@@ -9,7 +9,7 @@ ENGINES = Dashboard(
     "PrfaaS: engines",
     "Queues, pages, steps and speed of prefill and decode workers.",
     (
-        Section(
+        PanelGroup(
             "Prefill and decode",
             (
                 Panel(
@@ -50,7 +50,7 @@ ENGINES = Dashboard(
                 ),
             ),
         ),
-        Section(
+        PanelGroup(
             "Prefill",
             (
                 Panel(
@@ -120,7 +120,7 @@ ENGINES = Dashboard(
                 ),
             ),
         ),
-        Section(
+        PanelGroup(
             "Decode",
             (
                 Panel(

@@ -1,6 +1,6 @@
 """The first look: do requests get answers, how soon, and does the cache help?"""
 
-from deploy.dashboards.panels import Dashboard, Panel, Query, Section, gauge, mean, quantiles, quotient, rate
+from deploy.dashboards.panels import Dashboard, Panel, PanelGroup, Query, gauge, mean, quantiles, quotient, rate
 
 _GATEWAY = 'job="gateway"'
 _NO_FAULTS = "appears with the first request that fails"
@@ -10,7 +10,7 @@ OVERVIEW = Dashboard(
     "PrfaaS: overview",
     "Requests, latency, cached share, objectives and processes at a glance.",
     (
-        Section(
+        PanelGroup(
             "Requests",
             (
                 Panel(
@@ -44,7 +44,7 @@ OVERVIEW = Dashboard(
                 ),
             ),
         ),
-        Section(
+        PanelGroup(
             "Latency",
             (
                 Panel(
@@ -101,7 +101,7 @@ OVERVIEW = Dashboard(
                 ),
             ),
         ),
-        Section(
+        PanelGroup(
             "Tokens and cache",
             (
                 Panel(
@@ -135,7 +135,7 @@ OVERVIEW = Dashboard(
                 ),
             ),
         ),
-        Section(
+        PanelGroup(
             "Processes",
             (
                 Panel(

@@ -35,7 +35,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Section:
+class PanelGroup:
     """Panels under one heading."""
 
     title: str
@@ -49,7 +49,7 @@ class Dashboard:
     uid: str  # in its address, and the name of its file
     title: str
     description: str
-    sections: tuple[Section, ...]
+    sections: tuple[PanelGroup, ...]
 
     @property
     def panels(self) -> Iterator[Panel]:

@@ -1,6 +1,6 @@
 """What the gateways decide, and whether they are right."""
 
-from deploy.dashboards.panels import Dashboard, Panel, Query, Section, gauge, mean, quantiles, rate
+from deploy.dashboards.panels import Dashboard, Panel, PanelGroup, Query, gauge, mean, quantiles, rate
 
 _GATEWAY = 'job="gateway"'
 _LITTLE_KNOWN = "appears once the controller has seen enough requests"
@@ -10,7 +10,7 @@ ROUTING = Dashboard(
     "PrfaaS: routing",
     "The ways chosen, forecasts against measurements, the controller's wishes, admission and what gateways know.",
     (
-        Section(
+        PanelGroup(
             "Decisions",
             (
                 Panel(
@@ -46,7 +46,7 @@ ROUTING = Dashboard(
                 ),
             ),
         ),
-        Section(
+        PanelGroup(
             "Controller",
             (
                 Panel(
@@ -86,7 +86,7 @@ ROUTING = Dashboard(
                 ),
             ),
         ),
-        Section(
+        PanelGroup(
             "Admission",
             (
                 Panel(
@@ -115,7 +115,7 @@ ROUTING = Dashboard(
                 ),
             ),
         ),
-        Section(
+        PanelGroup(
             "What gateways know",
             (
                 Panel(

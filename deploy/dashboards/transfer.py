@@ -1,6 +1,6 @@
 """Where KV lies, how it travels, and how the links bear it."""
 
-from deploy.dashboards.panels import Dashboard, Panel, Query, Section, gauge, quantiles, quotient, rate
+from deploy.dashboards.panels import Dashboard, Panel, PanelGroup, Query, gauge, quantiles, quotient, rate
 
 _POOL, _ENGINES = 'job="cachepool"', 'job=~"prefill|decode"'
 
@@ -9,7 +9,7 @@ TRANSFER = Dashboard(
     "PrfaaS: KV and links",
     "Pools, where KV was found, links between datacenters, codecs and the object tier.",
     (
-        Section(
+        PanelGroup(
             "Where KV was found",
             (
                 Panel(
@@ -46,7 +46,7 @@ TRANSFER = Dashboard(
                 ),
             ),
         ),
-        Section(
+        PanelGroup(
             "Pools",
             (
                 Panel(
@@ -119,7 +119,7 @@ TRANSFER = Dashboard(
                 ),
             ),
         ),
-        Section(
+        PanelGroup(
             "Links between datacenters",
             (
                 Panel(
@@ -174,7 +174,7 @@ TRANSFER = Dashboard(
                 ),
             ),
         ),
-        Section(
+        PanelGroup(
             "Object tier",
             (
                 Panel(

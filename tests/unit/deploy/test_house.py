@@ -86,5 +86,28 @@ def test_only_pools_gateway_and_remote_prefill_touch_the_wan(compose: dict[str, 
     assert in_both == {"kafka", "prometheus"}
 
 
+def test_ports_are_published_on_this_machine_only(compose: dict[str, Any]) -> None:
+    ports = [port for service in compose["services"].values() for port in service.get("ports", ())]
+    assert len(ports) == 3
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+@pytest.mark.parametrize("name", ["prometheus", "grafana"])
+def test_who_observes_has_no_more_rights_than_who_is_observed(compose: dict[str, Any], name: str) -> None:
+    service, gateway = compose["services"][name], compose["services"]["gateway"]
+    assert service["profiles"] == ["observability"]
+    assert re.fullmatch(r"[\w/]+:v?\d+\.\d+\.\d+", service["image"]), "a pinned version"
+    assert int(service["user"].partition(":")[0]) > 0
+    for rule in ("read_only", "cap_drop", "security_opt", "restart", "logging"):
+        assert service[rule] == gateway[rule]
+    for volume in service["volumes"]:
+        source, *_, mode = volume.split(":")
+        if source.startswith("./"):
+            assert (ROOT / source).exists()
+            assert mode == "ro"
+        else:
+            assert source in compose["volumes"]
+
+
 def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()

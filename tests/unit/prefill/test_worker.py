@@ -48,15 +48,27 @@ class WatchedPool(MemoryPool):
 
 class Bench:
     def __init__(
-        self, name: str, pool: MemoryPool, worker: PrefillWorker, backlog: Backlog, transformer: Transformer
+        self,
+        name: str,
+        pool: MemoryPool,
+        worker: PrefillWorker,
+        backlog: Backlog,
+        transformer: Transformer,
+        metrics: Metrics,
     ) -> None:
-        self.name, self.pool = name, pool
+        self.name, self.pool, self.metrics = name, pool, metrics
         self.worker, self.backlog = worker, backlog
         self.transformer = transformer
         self.model = tiny_model(name)
 
     def keys(self, tokens: list[int]) -> list[BlockKey]:
         return list(self.model.keys(tokens, ""))
+
+    def count(self, name: str) -> float:
+        """Return a counter."""
+        value = self.metrics.registry.get_sample_value(f"prfaas:{name}_total")
+        assert value is not None
+        return value
 
     async def prefill(self, tokens: list[int]) -> list[Progress]:
         asked = Prompt(tokens, self.keys(tokens), (), Codec.RAW)
@@ -92,7 +104,7 @@ async def bench(name: str = "llama", pool: MemoryPool | None = None) -> AsyncIte
         worker = PrefillWorker(access_to(pool), transfer, engine, pages, promises, backlog, metrics)
         running = asyncio.create_task(engine.run())
         try:
-            yield Bench(name, pool, worker, backlog, model.transformer)
+            yield Bench(name, pool, worker, backlog, model.transformer, metrics)
         finally:
             running.cancel()
             await asyncio.wait({running})
@@ -120,6 +132,11 @@ async def test_a_longer_prompt_goes_on_from_what_is_there(name: str, same_worker
             again = first if same_worker else other
             assert await again.prefill(tokens) == [Progress(4, 0, False), Progress(7, 3 * BLOCK, True)]
         again.check(tokens)
+        hits, outside = again.count("prefix_cache_hits"), again.count("external_prefix_cache_hits")
+        assert (hits, outside) == ((4 * BLOCK, 0) if same_worker else (0, 4 * BLOCK))
+        asked = again.count("prefix_cache_queries")
+        assert asked == (11 if same_worker else 7) * BLOCK
+        assert again.count("external_prefix_cache_queries") == asked - hits
 
 
 async def test_what_the_pool_lost_and_the_device_has_is_sent_again() -> None:
