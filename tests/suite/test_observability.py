@@ -88,6 +88,8 @@ async def test_one_request_is_found_in_the_logs_of_all_services(suite: Suite, tm
         assert asyncio.get_running_loop().time() < deadline, f"not in the logs: {wanted - seen}\n{lines}"
         await asyncio.sleep(0.1)
     assert {line["request_id"] for line in lines} == {request_id}
+    for event in ("publish_served", "fetch_served"):
+        assert sum(line["num_entries"] for line in lines if line["event"] == event) > 0
     times = [line["timestamp"] for line in lines]
     assert times == sorted(times)
 
