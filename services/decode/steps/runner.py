@@ -3,20 +3,20 @@
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 
 from services.decode.holding import Holding
 from services.decode.request import Request
+from services.decode.steps.choosing import Result, TokenChooser, row_of
 from services.decode.tail import Tail
 from shared.engine.costs.steps import StepWork
 from shared.engine.packing import Packed
 from shared.model.layers.batch import Batch, Span
 from shared.model.layers.states import StepStates
 from shared.model.pages.kv import PagedKv
-from shared.model.sampler.penalties import TokenHistory
-from shared.model.sampler.sampling import Row, Sampled, sample, takes_best
+from shared.model.sampler.sampling import Sampled, takes_best
 from shared.model.transformer import Transformer
 from shared.step_profile import num_pairs
 
@@ -95,10 +95,6 @@ class DecodeStep:
                 yield part.tail.first, part.tail.chunk_end, (gated.end_layer - gated.first_layer) / num_layers
 
 
-Result: TypeAlias = Sampled | RuntimeError | None
-"""What a step brings a request. None: its tail is not at its end yet. Torch's errors concern a part of a step only."""
-
-
 @dataclass
 class StepOutcome:
     """What came of a step."""
@@ -113,6 +109,7 @@ class Runner:
     def __init__(self, transformer: Transformer, kv: PagedKv) -> None:
         self._transformer = transformer
         self._kv = kv
+        self._chooser = TokenChooser()
 
     def run(self, step: DecodeStep) -> StepOutcome:
         """Compute a step: passes of gated tails, then all rows at once, then a token for each that is at its end."""
@@ -192,14 +189,14 @@ class Runner:
         if parts:
             after = self._transformer.step(_tokens(parts, spans), spans, self._kv)
             if at_end and after.logits is not None:
-                sampled = self._sample_captured(after, at_end, [row_of(parts[i].request) for i in at_end])
+                sampled = self._sample_captured(after, at_end, [parts[i].request for i in at_end])
                 results.update(zip((parts[i].request for i in at_end), sampled, strict=True))
             elif at_end:
                 hidden.append(self._picked(after.hidden, at_end))
                 ended += [parts[i] for i in at_end]
         if ended:
             logits = self._transformer.logits(hidden[0] if len(hidden) == 1 else torch.cat(hidden))
-            sampled = sample(logits, [row_of(part.request) for part in ended])
+            sampled = self._chooser.choose(logits, [part.request for part in ended])
             results.update(zip((part.request for part in ended), sampled, strict=True))
         elif not at_end:
             self._transformer.wait()  # pages that a request leaves after this step are not touched any more
@@ -208,13 +205,15 @@ class Runner:
                 part.holding.tail.computed(part.num_tokens)
         return results
 
-    def _sample_captured(self, after: StepStates, at_end: Sequence[int], rows: Sequence[Row]) -> list[Sampled]:
+    def _sample_captured(
+        self, after: StepStates, at_end: Sequence[int], requests: Sequence[Request]
+    ) -> Sequence[Result]:
         """Return the tokens after the spans of these numbers, where their logits have come with the step."""
         assert after.logits is not None, "logits that have not come"
-        if after.best is not None and all(map(takes_best, rows)):
+        if after.best is not None and all(takes_best(row_of(request)) for request in requests):
             best = after.best()
             return [Sampled(best[i], None) for i in at_end]
-        return sample(self._picked(after.logits, at_end), rows)
+        return self._chooser.choose(self._picked(after.logits, at_end), requests)
 
     def _picked(self, rows: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
         return rows if len(numbers) == len(rows) else rows[self._ids(numbers)]
@@ -245,13 +244,3 @@ def tokens_of(part: RequestPart, span: Span) -> list[int]:
 
 def _tokens(parts: Iterable[RequestPart], spans: Iterable[Span]) -> list[int]:
     return [token for part, span in zip(parts, spans, strict=True) for token in tokens_of(part, span)]
-
-
-def row_of(request: Request) -> Row:
-    generation = request.generation
-    params = generation.sampling
-    if request.history is None and params.has_penalties:
-        num_prompt_tokens = len(generation.token_ids) - generation.num_generated_before
-        request.history = TokenHistory(request.tokens, num_prompt_tokens)
-    may_end = request.num_generated >= params.min_tokens
-    return Row(params, len(request.tokens), may_end, request.history)

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.model.sampler.drawing import best_tokens, draw
+from shared.model.sampler.masks import allow_only
 from shared.model.sampler.penalties import TokenHistory, add_bias, forbid, penalise
 from shared.sampling.logprobs import MAX_LOGPROBS, TokenLogprobs
 from shared.sampling.params import SamplingParams
@@ -23,11 +26,13 @@ class Row(NamedTuple):
     position: int  # of the token to be chosen, in its sequence; with the seed it fixes the random number
     may_end: bool = True  # `min_tokens` are out: stop tokens may be chosen
     history: TokenHistory | None = None  # set where the parameters have penalties
+    allowed: NDArray[np.uint32] | None = None  # set where they have a constraint: bits of the tokens that may follow
 
 
 class Sampled(NamedTuple):
     token: int
     logprobs: TokenLogprobs | None  # where they were asked for
+    completes: bool = False  # the answer is whole with it, and its constraint lets nothing follow
 
 
 def takes_best(row: Row) -> bool:
@@ -54,6 +59,7 @@ def sample(logits: Tensor, rows: Sequence[Row]) -> list[Sampled]:
 
 def _adjust(logits: Tensor, rows: Sequence[Row]) -> None:
     """Apply in place what concerns greedy rows too."""
+    allow_only(logits, [(i, row.allowed) for i, row in enumerate(rows) if row.allowed is not None])
     forbid(logits, ((i, token) for i, row in enumerate(rows) if not row.may_end for token in row.params.stop_token_ids))
     add_bias(logits, [row.params for row in rows])
     penalised = []
