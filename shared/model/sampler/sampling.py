@@ -37,7 +37,7 @@ class Sampled(NamedTuple):
 
 def takes_best(row: Row) -> bool:
     """Whether a row's token is that of its greatest logit, and no more is asked for."""
-    return row.params.is_plain and row.may_end
+    return row.params.is_plain and row.may_end and row.allowed is None
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from shared.model.sampler.masks import allow_only
 from shared.model.sampler.penalties import TokenHistory
-from shared.model.sampler.sampling import Row, sample
+from shared.model.sampler.sampling import Row, sample, takes_best
 from shared.sampling.params import SamplingParams
 
 VOCAB = 77
@@ -73,3 +73,11 @@ def test_no_parameter_brings_back_what_is_forbidden(asked: dict[str, object]) ->
         assert sampled.logprobs is not None
         assert sampled.logprobs.logprob == pytest.approx(float(raw[row, sampled.token]), abs=1e-4)
         assert sampled.logprobs.top[0][0] == 5, "log-probabilities are the model's own: before the mask"
+
+
+def test_a_mask_alone_keeps_a_row_from_its_greatest_logit() -> None:
+    row = Row(SamplingParams(max_tokens=9, temperature=0), 0)
+    logits = torch.arange(VOCAB, dtype=torch.float32).unsqueeze(0)
+    assert takes_best(row)
+    assert not takes_best(row._replace(allowed=words_of(3)))
+    assert sample(logits, [row._replace(allowed=words_of(3, 9))])[0].token == 9
