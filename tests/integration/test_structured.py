@@ -157,14 +157,12 @@ class Shapes:
         self._rng = random.Random(seed)
 
     def draw(self, depth: int = 2) -> dict[str, Any]:
-        rng = self._rng
         kinds = [self._string, self._integer, self._number, self._constant, self._simple]
         if depth:
             kinds += [self._object, self._object, self._array, self._any_of, self._reference]
-        kind = rng.choice(kinds)
-        return kind(depth) if kind in (self._object, self._array, self._any_of, self._reference) else kind()
+        return self._rng.choice(kinds)(depth)
 
-    def _string(self) -> dict[str, Any]:
+    def _string(self, _depth: int) -> dict[str, Any]:
         rng = self._rng
         return rng.choice(
             [
@@ -176,17 +174,17 @@ class Shapes:
             ]
         )
 
-    def _integer(self) -> dict[str, Any]:
+    def _integer(self, _depth: int) -> dict[str, Any]:
         low = self._rng.randint(-500, 500)
         return {"type": "integer", "minimum": low, "maximum": low + self._rng.randint(0, 5000)}
 
-    def _number(self) -> dict[str, Any]:
+    def _number(self, _depth: int) -> dict[str, Any]:
         return {"type": "number", "exclusiveMinimum": self._rng.randint(-9, 0), "maximum": self._rng.randint(1, 99)}
 
-    def _constant(self) -> dict[str, Any]:
+    def _constant(self, _depth: int) -> dict[str, Any]:
         return {"const": self._rng.choice([None, 1.5, "x", [1, "a"], {"k": True}])}
 
-    def _simple(self) -> dict[str, Any]:
+    def _simple(self, _depth: int) -> dict[str, Any]:
         return {"type": self._rng.choice(["boolean", "null", ["boolean", "null"]])}
 
     def _object(self, depth: int) -> dict[str, Any]:
