@@ -12,10 +12,9 @@ from services.decode.request import FinishReason, Generation, NewTokens, Request
 from services.decode.scheduler import DecodeScheduler, Rank
 from services.decode.settings import DecodeSettings
 from services.decode.steps.ahead import StepInHand
-from services.decode.steps.choosing import Result
 from services.decode.steps.driver import StepDriver
 from services.decode.steps.pace import StepPace
-from services.decode.steps.runner import DecodeStep, RequestPart, StepOutcome
+from services.decode.steps.runner import DecodeStep, RequestPart, Result, StepOutcome
 from services.decode.tail import Tail
 from shared.engine.costs.load import EngineLoad
 from shared.engine.costs.steps import StepCosts, StepWork

@@ -10,12 +10,13 @@ from typing import NamedTuple
 
 from services.decode.holding import Holding
 from services.decode.request import Request
-from services.decode.steps.choosing import Result, row_of
 from services.decode.steps.runner import (
     DecodeStep,
     RequestPart,
+    Result,
     StepOutcome,
     copy_beginnings,
+    row_of,
     span_of,
     tokens_of,
 )

@@ -3,20 +3,21 @@
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 
 from services.decode.holding import Holding
 from services.decode.request import Request
-from services.decode.steps.choosing import Result, TokenChooser, row_of
 from services.decode.tail import Tail
 from shared.engine.costs.steps import StepWork
 from shared.engine.packing import Packed
 from shared.model.layers.batch import Batch, Span
 from shared.model.layers.states import StepStates
 from shared.model.pages.kv import PagedKv
-from shared.model.sampler.sampling import Sampled, takes_best
+from shared.model.sampler.choosing import Choice, TokenChooser
+from shared.model.sampler.penalties import TokenHistory
+from shared.model.sampler.sampling import Row, Sampled, takes_best
 from shared.model.transformer import Transformer
 from shared.step_profile import num_pairs
 
@@ -93,6 +94,10 @@ class DecodeStep:
         for gated in self.passes:
             for part in gated.parts:
                 yield part.tail.first, part.tail.chunk_end, (gated.end_layer - gated.first_layer) / num_layers
+
+
+Result: TypeAlias = Choice | RuntimeError | None
+"""What a step brings a request. None: its tail is not at its end yet. Torch's errors concern a part of a step only."""
 
 
 @dataclass
@@ -189,14 +194,14 @@ class Runner:
         if parts:
             after = self._transformer.step(_tokens(parts, spans), spans, self._kv)
             if at_end and after.logits is not None:
-                sampled = self._sample_captured(after, at_end, [parts[i].request for i in at_end])
+                sampled = self._sample_captured(after, at_end, [row_of(parts[i].request) for i in at_end])
                 results.update(zip((parts[i].request for i in at_end), sampled, strict=True))
             elif at_end:
                 hidden.append(self._picked(after.hidden, at_end))
                 ended += [parts[i] for i in at_end]
         if ended:
             logits = self._transformer.logits(hidden[0] if len(hidden) == 1 else torch.cat(hidden))
-            sampled = self._chooser.choose(logits, [part.request for part in ended])
+            sampled = self._chooser.choose(logits, [row_of(part.request) for part in ended])
             results.update(zip((part.request for part in ended), sampled, strict=True))
         elif not at_end:
             self._transformer.wait()  # pages that a request leaves after this step are not touched any more
@@ -205,15 +210,13 @@ class Runner:
                 part.holding.tail.computed(part.num_tokens)
         return results
 
-    def _sample_captured(
-        self, after: StepStates, at_end: Sequence[int], requests: Sequence[Request]
-    ) -> Sequence[Result]:
+    def _sample_captured(self, after: StepStates, at_end: Sequence[int], rows: Sequence[Row]) -> Sequence[Choice]:
         """Return the tokens after the spans of these numbers, where their logits have come with the step."""
         assert after.logits is not None, "logits that have not come"
-        if after.best is not None and all(takes_best(row_of(request)) for request in requests):
+        if after.best is not None and all(map(takes_best, rows)):
             best = after.best()
             return [Sampled(best[i], None) for i in at_end]
-        return self._chooser.choose(self._picked(after.logits, at_end), requests)
+        return self._chooser.choose(self._picked(after.logits, at_end), rows)
 
     def _picked(self, rows: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
         return rows if len(numbers) == len(rows) else rows[self._ids(numbers)]
@@ -244,3 +247,13 @@ def tokens_of(part: RequestPart, span: Span) -> list[int]:
 
 def _tokens(parts: Iterable[RequestPart], spans: Iterable[Span]) -> list[int]:
     return [token for part, span in zip(parts, spans, strict=True) for token in tokens_of(part, span)]
+
+
+def row_of(request: Request) -> Row:
+    generation = request.generation
+    params = generation.sampling
+    if request.history is None and params.has_penalties:
+        num_prompt_tokens = len(generation.token_ids) - generation.num_generated_before
+        request.history = TokenHistory(request.tokens, num_prompt_tokens)
+    may_end = request.num_generated >= params.min_tokens
+    return Row(params, len(request.tokens), may_end, request.history, generation.guide, request.num_answered)

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shared.model.grammar.guide import Guide
 from shared.model.sampler.drawing import best_tokens, draw
 from shared.model.sampler.masks import allow_only
 from shared.model.sampler.penalties import TokenHistory, add_bias, forbid, penalise
@@ -26,7 +27,9 @@ class Row(NamedTuple):
     position: int  # of the token to be chosen, in its sequence; with the seed it fixes the random number
     may_end: bool = True  # `min_tokens` are out: stop tokens may be chosen
     history: TokenHistory | None = None  # set where the parameters have penalties
-    allowed: NDArray[np.uint32] | None = None  # set where they have a constraint: bits of the tokens that may follow
+    guide: Guide | None = None  # set where they have a constraint
+    num_answered: int = 0  # tokens of the answer so far, for the guide
+    allowed: NDArray[np.uint32] | None = None  # bits of the tokens that may follow, as the guide says
 
 
 class Sampled(NamedTuple):
@@ -37,7 +40,7 @@ class Sampled(NamedTuple):
 
 def takes_best(row: Row) -> bool:
     """Whether a row's token is that of its greatest logit, and no more is asked for."""
-    return row.params.is_plain and row.may_end and row.allowed is None
+    return row.params.is_plain and row.may_end and row.guide is None and row.allowed is None
 
 
 @torch.inference_mode()

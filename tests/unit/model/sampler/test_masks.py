@@ -64,7 +64,7 @@ def test_no_parameter_brings_back_what_is_forbidden(asked: dict[str, object]) ->
     logits = torch.randn(40, VOCAB, generator=torch.Generator().manual_seed(1))
     logits[:, 5] = 50
     raw = logits.log_softmax(dim=-1)
-    rows = [Row(params, i, True, history, words_of(3, 40, 70)) for i in range(40)]
+    rows = [Row(params, i, True, history, allowed=words_of(3, 40, 70)) for i in range(40)]
     free = Row(SamplingParams(max_tokens=9, temperature=0), 0)
     found = sample(torch.cat([logits, logits[:1]]).clone(), [*rows, free])
     assert {sampled.token for sampled in found[:-1]} <= {3, 40, 70}

@@ -1,5 +1,6 @@
 """Rows with constraints beside rows without: masks, ends, failures, and steps that are repeated."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import torch
 
 from services.decode.request import Request
 from services.decode.scheduler import Rank
-from services.decode.steps.choosing import TokenChooser, row_of
+from services.decode.steps.runner import row_of
 from shared.engine.urgency import Urgency
 from shared.errors import BadRequest
+from shared.model.sampler.choosing import Choice, TokenChooser
 from shared.model.sampler.sampling import Sampled, takes_best
 from shared.model.text.tokenizer import Tokenizer
 from shared.sampling.constraint import Constraint
@@ -43,6 +45,9 @@ class Desk:
             logits[:, token] = 10 - place
         return logits
 
+    def choose(self, logits: torch.Tensor, requests: Sequence[Request]) -> list[Choice]:
+        return self.chooser.choose(logits, [row_of(request) for request in requests])
+
     def id_of(self, text: str) -> int:
         (token,) = self.tokenizer.encode(text)
         return token
@@ -56,7 +61,7 @@ def desk(tmp_path: Path) -> Desk:
 async def test_rows_without_a_constraint_are_as_before(desk: Desk) -> None:
     free, bound = await desk.request(None), await desk.request(regex("a+"))
     a, z = desk.id_of("a"), desk.id_of("z")
-    found = desk.chooser.choose(desk.logits(3, z, a), [free, bound, free])
+    found = desk.choose(desk.logits(3, z, a), [free, bound, free])
     assert found == [Sampled(z, None), Sampled(a, None), Sampled(z, None)]
     assert takes_best(row_of(free))
     assert not takes_best(row_of(bound)), "the device must not go on by itself"
@@ -64,7 +69,7 @@ async def test_rows_without_a_constraint_are_as_before(desk: Desk) -> None:
 
 async def test_an_answer_that_nothing_can_follow_completes(desk: Desk) -> None:
     done, open_ended = await desk.request(regex("ab"), "a"), await desk.request(regex("ab+"), "a")
-    found = desk.chooser.choose(desk.logits(2, desk.id_of("b")), [done, open_ended])
+    found = desk.choose(desk.logits(2, desk.id_of("b")), [done, open_ended])
     assert [result.completes for result in found if isinstance(result, Sampled)] == [True, False]
 
 
@@ -72,7 +77,7 @@ async def test_an_end_waits_for_the_least_number_of_tokens(desk: Desk) -> None:
     request = await desk.request(regex("a+"), "a", min_tokens=2)
     a = desk.id_of("a")
     for expected in (a, a, EOS):
-        (result,) = desk.chooser.choose(desk.logits(1, EOS, a), [request])
+        (result,) = desk.choose(desk.logits(1, EOS, a), [request])
         assert isinstance(result, Sampled)
         assert result.token == expected
         request.tokens.append(result.token)
@@ -80,14 +85,14 @@ async def test_an_end_waits_for_the_least_number_of_tokens(desk: Desk) -> None:
 
 async def test_a_whole_answer_ends_before_its_least_number_of_tokens(desk: Desk) -> None:
     request = await desk.request(regex("a?"), "a", min_tokens=5)
-    (result,) = desk.chooser.choose(desk.logits(1, desk.id_of("a")), [request])
+    (result,) = desk.choose(desk.logits(1, desk.id_of("a")), [request])
     assert result == Sampled(EOS, None, True)
 
 
 async def test_an_ignored_end_ends_only_what_cannot_go_on(desk: Desk) -> None:
     a = desk.id_of("a")
     request = await desk.request(regex("a{1,2}"), "a", stop_token_ids=())
-    (result,) = desk.chooser.choose(desk.logits(1, EOS, a), [request])
+    (result,) = desk.choose(desk.logits(1, EOS, a), [request])
     assert result == Sampled(a, None, True)
 
 
@@ -97,7 +102,7 @@ async def test_who_cannot_go_on_fails_alone(desk: Desk) -> None:
     with pytest.raises(BadRequest):
         stuck.generation.guide.take([desk.id_of("z")])
     a = desk.id_of("a")
-    first, second, third = desk.chooser.choose(desk.logits(3, a), [stuck, fine, await desk.request(None)])
+    first, second, third = desk.choose(desk.logits(3, a), [stuck, fine, await desk.request(None)])
     assert isinstance(first, BadRequest)
     assert (second, third) == (Sampled(a, None), Sampled(a, None))
 
@@ -106,7 +111,7 @@ async def test_a_step_that_is_repeated_chooses_the_same(desk: Desk) -> None:
     request = await desk.request(regex("abc"), "a")
     b = desk.id_of("b")
     for _ in range(3):  # its token was never handed out
-        assert desk.chooser.choose(desk.logits(1, b), [request]) == [Sampled(b, None)]
+        assert desk.choose(desk.logits(1, b), [request]) == [Sampled(b, None)]
     request.tokens.append(b)
-    (result,) = desk.chooser.choose(desk.logits(1, b), [request])
+    (result,) = desk.choose(desk.logits(1, b), [request])
     assert result == Sampled(desk.id_of("c"), None, True)
