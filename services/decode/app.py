@@ -9,6 +9,8 @@ from services.decode.settings import DecodeSettings
 from shared.config import load
 from shared.engine.costs.load import EngineLoad
 from shared.engine.host import EngineHost, serve_engine
+from shared.model.grammar.grammars import Grammars
+from shared.model.grammar.vocabulary import GrammarVocabulary
 from shared.proto.prfaas_pb2_grpc import add_DecodeServicer_to_server
 from shared.service.lifecycle import Lifecycle
 
@@ -22,7 +24,8 @@ async def run(lifecycle: Lifecycle) -> None:
 def build_decode(settings: DecodeSettings, host: EngineHost) -> Callable[[], EngineLoad]:
     """Put a decode worker on `host`; return what states its load."""
     engine = DecodeEngine(settings, host.model, host.torch_thread, host.pool, host.transfer, host.metrics, host.costs)
-    add_DecodeServicer_to_server(DecodeServicer(host.model, engine), host.server.grpc)
+    grammars = Grammars(partial(GrammarVocabulary.load, host.model.files.path, host.model.config.vocab_size))
+    add_DecodeServicer_to_server(DecodeServicer(host.model, engine, grammars), host.server.grpc)
     host.jobs.start(engine.run(), name="decode engine")
     host.jobs.start(engine.publisher.run(), name="block publisher")
     if host.model.transformer.device.type == "cpu":

@@ -228,7 +228,7 @@ class DecodeEngine:
         request = part.request
         if request.retired:
             return
-        if isinstance(result, RuntimeError):
+        if isinstance(result, Exception):
             self._fail(request, result)
             return
         if last > first:
@@ -268,7 +268,7 @@ class DecodeEngine:
     def _generated(self, request: Request, result: Result) -> None:
         if request.retired:
             return
-        if isinstance(result, RuntimeError):
+        if isinstance(result, Exception):
             self._fail(request, result)
             return
         assert result is not None, "a running request gets a token a step"
@@ -280,7 +280,7 @@ class DecodeEngine:
         computed = 0 if request.num_generated else request.num_computed
         request.tokens.append(sampled.token)
         self._meter.generated.inc()
-        reason = _finish_reason(request, sampled.token)
+        reason = _finish_reason(request, sampled)
         logprobs = () if sampled.logprobs is None else (sampled.logprobs,)
         request.deliver(NewTokens((sampled.token,), reason, computed, logprobs))
         if reason is not None:
@@ -316,8 +316,8 @@ def _tail(request: Request) -> Tail:
     return tail
 
 
-def _finish_reason(request: Request, token: int) -> FinishReason | None:
+def _finish_reason(request: Request, sampled: Sampled) -> FinishReason | None:
     sampling = request.generation.sampling
-    if token in sampling.stop_token_ids:
+    if sampled.completes or sampled.token in sampling.stop_token_ids:
         return FinishReason.STOP
     return FinishReason.LENGTH if request.num_generated >= sampling.max_tokens else None

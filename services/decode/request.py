@@ -14,6 +14,7 @@ from shared.errors import DeadlineExceeded, PrfaasError
 from shared.ids import BlockKey, RequestId
 from shared.kv.codec import Codec, Fidelity
 from shared.kv.entries import Source
+from shared.model.grammar.guide import Guide
 from shared.model.pages.prefixes import Chain
 from shared.model.sampler.penalties import TokenHistory
 from shared.sampling.logprobs import TokenLogprobs
@@ -22,7 +23,7 @@ from shared.tenant import NO_TENANT, Tenant
 
 
 class FinishReason(Enum):
-    STOP = auto()  # an end-of-sequence or stop token
+    STOP = auto()  # an end-of-sequence or stop token, or an answer that its constraint lets nothing follow
     LENGTH = auto()  # max_tokens
 
 
@@ -61,6 +62,7 @@ class Generation:
     tenant: Tenant = NO_TENANT  # pays for what the pool stores
     fidelity: Fidelity = Fidelity.LOSSLESS  # of blocks that may be used; it is in their keys
     patience_s: float | None = None  # what has not come by then is computed; None: only `wait_s` counts
+    guide: Guide | None = None  # of the answer so far, if it has a constraint; from its submission the torch thread's
 
 
 @dataclass(eq=False)
@@ -115,6 +117,11 @@ class Request:
     @property
     def num_generated(self) -> int:
         return len(self.tokens) - self.num_prompt_tokens
+
+    @property
+    def num_answered(self) -> int:
+        """Tokens of the answer, those of workers before this one included."""
+        return self.generation.num_generated_before + self.num_generated
 
     def num_complete(self, holding: Holding) -> int:
         """Return how many leading tokens are known to have their K and V in the pages."""

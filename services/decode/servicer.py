@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,11 +16,13 @@ from shared.engine.loaded import LoadedModel
 from shared.engine.thread import beside_loop
 from shared.errors import BadRequest
 from shared.log import current_request_id
+from shared.model.grammar.grammars import Grammars
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import DecodeServicer as Base
 from shared.rpc.convert import codec_from_message, fidelity_from_message, sources_from_messages
 from shared.rpc.sampling import logprobs_to_messages, sampling_from_message
 from shared.rpc.server import call_deadline
+from shared.sampling.constraint import Constraint
 from shared.tenant import Tenant
 
 DEFAULT_TIMEOUT_S = 600.0
@@ -33,9 +36,10 @@ _FINISH_REASONS = {
 class DecodeServicer(Base):
     """`prfaas.v1.Decode`. The call is the request's life: however it ends, the request is aborted."""
 
-    def __init__(self, model: LoadedModel, engine: DecodeEngine) -> None:
+    def __init__(self, model: LoadedModel, engine: DecodeEngine, grammars: Grammars) -> None:
         self._model = model
         self._engine = engine
+        self._grammars = grammars
 
     async def Generate(
         self, request_iterator: AsyncIterator[pb.Control], context: "grpc.aio.ServicerContext[Any, Any]"
@@ -45,6 +49,8 @@ class DecodeServicer(Base):
             raise BadRequest("the first message of Generate must be `start`")
         start, deadline = first.start, call_deadline(context, DEFAULT_TIMEOUT_S)
         generation = await beside_loop(len(start.token_ids), partial(self._validated, start, deadline))
+        if generation.sampling.constraint is not None:
+            generation = await self._guided(generation, generation.sampling.constraint)
         request = self._engine.submit(generation)
         updates = asyncio.create_task(self._follow(request_iterator, request), name="plan updates")
         try:
@@ -55,6 +61,13 @@ class DecodeServicer(Base):
             self._engine.abort(request)
             updates.cancel()
             await asyncio.wait({updates})
+
+    async def _guided(self, generation: Generation, constraint: Constraint) -> Generation:
+        """Give a request the guide that a worker would have which had generated the answer's beginning itself."""
+        generated = generation.token_ids[len(generation.token_ids) - generation.num_generated_before :]
+        async with generation.deadline.scope("the constraint was being compiled"):
+            guide = await self._grammars.guide(constraint, generation.sampling.stop_token_ids, generated)
+        return replace(generation, guide=guide)
 
     async def _follow(self, controls: AsyncIterator[pb.Control], request: Request) -> None:
         async for control in controls:

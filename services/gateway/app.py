@@ -55,6 +55,8 @@ from shared.host import open_host
 from shared.ids import Datacenter
 from shared.log import get_logger
 from shared.metrics import Metrics
+from shared.model.grammar.grammars import Grammars
+from shared.model.grammar.vocabulary import GrammarVocabulary
 from shared.pool.admin import PoolAdmin
 from shared.rpc.client import Channels
 from shared.service.health import Health
@@ -228,7 +230,8 @@ def make_http_app(
     intake = RequestIntake(settings, inflight, parts.metrics, executor)
     app = web.Application(middlewares=[envelope(parts.metrics)], client_max_size=settings.max_body_bytes)
     app.on_response_prepare.append(echo_request_id)
-    app.add_routes(GenerationRoutes(pipeline, model, parts.metrics, settings, intake).routes())
+    grammars = Grammars(partial(GrammarVocabulary.of, model.tokenizer, model.vocab_size))
+    app.add_routes(GenerationRoutes(pipeline, model, parts.metrics, settings, intake, grammars).routes())
     prefixes = prefixes or make_prefixes(parts, dc)
     app.add_routes(PrefixRoutes(pipeline, model, prefixes, settings, intake).routes())
     app.add_routes(InfoRoutes(model, parts.registry, health, intake).routes())

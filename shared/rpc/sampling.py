@@ -2,10 +2,19 @@
 
 from collections.abc import Iterable
 
-from shared.errors import Internal
+from shared.errors import BadRequest, Internal
 from shared.proto import prfaas_pb2 as pb
+from shared.sampling.constraint import Constraint, ConstraintKind
 from shared.sampling.logprobs import TokenLogprobs
 from shared.sampling.params import SamplingParams
+
+_KINDS = {
+    ConstraintKind.JSON_SCHEMA: pb.CONSTRAINT_KIND_JSON_SCHEMA,
+    ConstraintKind.REGEX: pb.CONSTRAINT_KIND_REGEX,
+    ConstraintKind.CHOICE: pb.CONSTRAINT_KIND_CHOICE,
+    ConstraintKind.GRAMMAR: pb.CONSTRAINT_KIND_GRAMMAR,
+}
+_KIND_OF_NUMBER = {int(number): kind for kind, number in _KINDS.items()}
 
 
 def sampling_to_message(params: SamplingParams) -> pb.Sampling:
@@ -23,6 +32,7 @@ def sampling_to_message(params: SamplingParams) -> pb.Sampling:
         min_tokens=params.min_tokens,
         stop_token_ids=params.stop_token_ids,
         num_logprobs=params.num_logprobs,
+        constraint=None if params.constraint is None else _constraint_to_message(params.constraint),
     )
 
 
@@ -42,7 +52,20 @@ def sampling_from_message(message: pb.Sampling) -> SamplingParams:
         min_tokens=message.min_tokens,
         stop_token_ids=tuple(message.stop_token_ids),
         num_logprobs=message.num_logprobs if message.HasField("num_logprobs") else None,
+        constraint=_constraint_from_message(message.constraint) if message.HasField("constraint") else None,
     )
+
+
+def _constraint_to_message(constraint: Constraint) -> pb.Constraint:
+    return pb.Constraint(kind=_KINDS[constraint.kind], text=constraint.text)
+
+
+def _constraint_from_message(message: pb.Constraint) -> Constraint:
+    """Raises `BadRequest` for a kind that this process does not know: an answer without it would be wrong."""
+    kind = _KIND_OF_NUMBER.get(message.kind)
+    if kind is None:
+        raise BadRequest(f"constraints of kind {message.kind} are not known here")
+    return Constraint(kind, message.text)
 
 
 def logprobs_to_messages(logprobs: Iterable[TokenLogprobs]) -> list[pb.TokenLogprobs]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 from shared.errors import BadRequest
+from shared.sampling.constraint import Constraint
 from shared.sampling.logprobs import MAX_LOGPROBS
 
 _MAX_SEED = 1 << 64
@@ -16,8 +17,8 @@ class SamplingParams:
     """Validated at birth: raises `BadRequest` naming the field.
 
     `seed` is always set, so that a second worker can continue a request as the first would have: who accepts a request
-    without one draws it. The parameters act in this order, which is vLLM's: `min_tokens` and `logit_bias`, repetition,
-    frequency and presence penalties, temperature, min-p, top-k, top-p.
+    without one draws it. The parameters act in this order, which is vLLM's: `constraint`, `min_tokens` and
+    `logit_bias`, repetition, frequency and presence penalties, temperature, min-p, top-k, top-p.
     """
 
     max_tokens: int  # still to be generated, like `min_tokens`: a continuation asks for what is left
@@ -33,6 +34,7 @@ class SamplingParams:
     min_tokens: int = 0
     stop_token_ids: tuple[int, ...] = ()  # end the generation; the model's own end-of-sequence ids are among them
     num_logprobs: int | None = None  # None: nothing is told; 0: the chosen token's only
+    constraint: Constraint | None = None  # what the whole answer has to be, also where a part of it is generated
 
     def __post_init__(self) -> None:
         _require(self.max_tokens >= 1, "max_tokens", "must be at least 1")
@@ -60,7 +62,13 @@ class SamplingParams:
     @property
     def is_plain(self) -> bool:
         """Whether the token with the greatest logit is taken, and nobody asks for more, once `min_tokens` are out."""
-        return self.greedy and not self.has_penalties and not self.logit_bias and self.num_logprobs is None
+        return (
+            self.greedy
+            and not self.has_penalties
+            and not self.logit_bias
+            and self.num_logprobs is None
+            and self.constraint is None
+        )
 
     def check_ids(self, vocab_size: int) -> None:
         """Raise `BadRequest` naming the field that speaks of a token which the model does not have."""

@@ -2,8 +2,8 @@
 
 import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -23,9 +23,10 @@ from shared.deadline import Deadline
 from shared.ids import Datacenter, Epoch, LayoutHash, ModelFingerprint, WorkerId
 from shared.metrics import Metrics
 from shared.rpc.client import Channels
+from shared.sampling.constraint import Constraint, ConstraintKind
 from shared.sampling.params import SamplingParams
 from tests.support.engines import Node, two_datacenters
-from tests.support.gateway import byte_tokenizer
+from tests.support.gateway import tiny_tokenizer
 from tests.support.tiny import MAX_MODEL_LEN, VOCAB_SIZE, prompt
 from tests.support.waiting import LIMIT_S
 
@@ -61,11 +62,13 @@ class World:
 @asynccontextmanager
 async def world(directory: Path) -> AsyncIterator[World]:
     """Two decode workers, each with a pool of its own, and no prefill."""
-    async with two_datacenters("llama") as one, two_datacenters("llama") as two, Channels() as channels:
+    async with AsyncExitStack() as stack:
+        channels = await stack.enter_async_context(Channels())
+        one, two = [await stack.enter_async_context(two_datacenters("llama", directory=directory)) for _ in range(2)]
         model = one.decode.model
         assert model is not None
         fingerprint = ModelFingerprint(model.files.fingerprint)
-        served = ServedModel("tiny", byte_tokenizer(directory), model.layout, fingerprint, VOCAB_SIZE, MAX_MODEL_LEN)
+        served = ServedModel("tiny", tiny_tokenizer(directory), model.layout, fingerprint, VOCAB_SIZE, MAX_MODEL_LEN)
         parts = make_parts(served, channels, Metrics())
         for number, dcs in enumerate((one, two)):
             event = MembershipEvent(
@@ -98,10 +101,16 @@ async def generate(world: World, request: GenerationRequest, lose_after: int | N
     return found
 
 
+GUIDED = replace(
+    WARM, stop_token_ids=(0,), constraint=Constraint(ConstraintKind.REGEX, '\\{"a":\\[([1-9]{2},){8}0\\]\\}')
+)
+
+
+@pytest.mark.parametrize("sampling", [WARM, GUIDED], ids=["free", "guided"])
 @pytest.mark.parametrize("lose_after", [1, 9])
-async def test_a_lost_worker_changes_no_token(tmp_path: Path, lose_after: int) -> None:
+async def test_a_lost_worker_changes_no_token(tmp_path: Path, lose_after: int, sampling: SamplingParams) -> None:
     async with world(tmp_path) as first:
-        request = first.request(prompt(90), WARM)
+        request = first.request(prompt(90), sampling)
         whole = await generate(first, request)
     assert len(whole) >= 20
     async with world(tmp_path) as second:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -277,7 +278,9 @@ async def two_datacenters(
     max_batch: int = 16,
     num_nodes: int = 1,
     pools: Pools = Pools(),
+    directory: Path | None = None,
 ) -> AsyncIterator[TwoDatacenters]:
+    """`directory` has the model's tokenizer, which only constraints need."""
     async with AsyncExitStack() as stack:
         dcs = TwoDatacenters(name, await stack.enter_async_context(Channels()), stack, pools)
         for dc in ("east", "west"):
@@ -287,8 +290,8 @@ async def two_datacenters(
         decode = DecodeSettings(
             dc="west", pool=dcs.pool_west.address, chunk_tokens=chunk_tokens, max_batch=max_batch, max_waiting=64
         )
-        dcs.prefill = await stack.enter_async_context(_engine(name, num_pages, prefill))
-        dcs.decode = await stack.enter_async_context(_engine(name, num_pages, decode))
+        dcs.prefill = await stack.enter_async_context(_engine(name, num_pages, prefill, directory))
+        dcs.decode = await stack.enter_async_context(_engine(name, num_pages, decode, directory))
         yield dcs
 
 
@@ -315,10 +318,11 @@ async def _pool(dc: str, pools: Pools) -> AsyncIterator[Node]:
 
 
 @asynccontextmanager
-async def _engine(name: str, num_pages: int, settings: EngineSettings) -> AsyncIterator[Node]:
+async def _engine(name: str, num_pages: int, settings: EngineSettings, directory: Path | None) -> AsyncIterator[Node]:
     async with Channels() as channels, background() as jobs:
         metrics, inflight = Metrics(), InFlight()
-        model, torch_thread, copier = tiny_model(name, num_pages), WorkThread("torch"), WorkThread("copier")
+        model = tiny_model(name, num_pages, directory=directory)
+        torch_thread, copier = WorkThread("torch"), WorkThread("copier")
         lanes = engine_lanes(settings, channels)
         pool = PoolAccess((settings.pool,), partial(pool_at, channels, lanes=lanes))
         transfer = PageTransfer(model.kv, copier, TransferMetrics(metrics))

@@ -61,6 +61,13 @@ def byte_tokenizer(directory: Path) -> Tokenizer:
     return Tokenizer.load(directory)
 
 
+def tiny_tokenizer(directory: Path) -> Tokenizer:
+    """The same for the tiny models of `tiny.py`: their end is token 0, which is "!", and they have 199 of the ids."""
+    byte_tokenizer(directory)
+    (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "!"}))
+    return Tokenizer.load(directory)
+
+
 def served_model(directory: Path) -> ServedModel:
     tokenizer = byte_tokenizer(directory)
     return ServedModel("tiny", tokenizer, LAYOUT, FINGERPRINT, VOCAB_SIZE, MAX_MODEL_LEN, text_cache_bytes=1 << 20)

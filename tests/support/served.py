@@ -1,6 +1,5 @@
 """A gateway's HTTP before two datacenters of real engines and pools, all in one process, with a tiny model."""
 
-import json
 import time
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,13 +16,12 @@ from services.gateway.settings import GatewaySettings
 from shared.bus.events import MembershipEvent, PlacementEvent
 from shared.ids import Datacenter, Epoch, LayoutHash, ModelFingerprint, WorkerId
 from shared.metrics import Metrics
-from shared.model.text.tokenizer import Tokenizer
 from shared.rpc.client import Channels
 from shared.service.health import Health
 from shared.service.http import HttpServer
 from shared.service.lifecycle import InFlight
 from tests.support.engines import Pools, TwoDatacenters, two_datacenters
-from tests.support.gateway import byte_tokenizer
+from tests.support.gateway import tiny_tokenizer
 from tests.support.placement import take_snapshot
 from tests.support.tiny import MAX_MODEL_LEN, VOCAB_SIZE, tiny_model
 from tests.support.waiting import until
@@ -54,10 +52,8 @@ async def served_tiny(
 ) -> AsyncIterator[ServedTiny]:
     """Prefill in the east, decode and the gateway in the west. Every prompt of a block and more is handed over."""
     layout = tiny_model("llama", num_pages=1).layout
-    byte_tokenizer(directory)
-    (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "!"}))  # the tiny models' end, token 0
     served = ServedModel(
-        "tiny", Tokenizer.load(directory), layout, ModelFingerprint("llama"), VOCAB_SIZE, MAX_MODEL_LEN
+        "tiny", tiny_tokenizer(directory), layout, ModelFingerprint("llama"), VOCAB_SIZE, MAX_MODEL_LEN
     )
     async with AsyncExitStack() as stack:
         metrics, inflight = Metrics(), InFlight()
@@ -69,7 +65,9 @@ async def served_tiny(
                 take_snapshot(parts.index, event.holder, event.epoch, event.sequence, [])
 
         pools = Pools(pool_settings, hear)
-        dcs = await stack.enter_async_context(two_datacenters("llama", num_pages=num_pages, pools=pools))
+        dcs = await stack.enter_async_context(
+            two_datacenters("llama", num_pages=num_pages, pools=pools, directory=directory)
+        )
         for role, dc, address in (
             ("cachepool", "east", dcs.pool_east.address),
             ("cachepool", "west", dcs.pool_west.address),

@@ -62,18 +62,22 @@ GEMMA3 = {
 }
 
 MODELS = {"llama": LLAMA, "gemma3": GEMMA3}
+BYTES = {"bytes": {**LLAMA, "vocab_size": 288, "eos_token_id": 2}}  # the tokenizer is in `structured.py`
 
 
-def tiny_model(name: str, num_pages: int = 128, block_tokens: int = 64) -> LoadedModel:
-    """Return a float32 model whose weights depend on its name only, with pages of its own."""
-    config = ModelConfig.from_dict(MODELS[name], name)
+def tiny_model(name: str, num_pages: int = 128, block_tokens: int = 64, directory: Path | None = None) -> LoadedModel:
+    """Return a float32 model whose weights depend on its name only, with pages of its own.
+
+    `directory` has its tokenizer; by default it has none.
+    """
+    config = ModelConfig.from_dict((MODELS | BYTES)[name], name)
     generator = torch.Generator().manual_seed(1)
     weights = {
         t.name: torch.ones(t.shape) if "norm" in t.name else torch.randn(t.shape, generator=generator) * 0.2
         for t in stored_tensors(config)
     }
     layout = config.kv_layout(block_tokens, "float32")
-    files = ModelFiles(name, Path(name), ModelFingerprint(name), Path(name), Path(name))
+    files = ModelFiles(name, directory or Path(name), ModelFingerprint(name), Path(name), Path(name))
     kv = PagedKv(layout, num_pages, block_tokens)
     transformer = Transformer(config, ModelWeights.build(config, weights), kernels=kernels())
     return LoadedModel(files, config, layout, transformer, kv, config.max_context)

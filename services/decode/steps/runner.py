@@ -15,8 +15,9 @@ from shared.engine.packing import Packed
 from shared.model.layers.batch import Batch, Span
 from shared.model.layers.states import StepStates
 from shared.model.pages.kv import PagedKv
+from shared.model.sampler.choosing import Choice, TokenChooser
 from shared.model.sampler.penalties import TokenHistory
-from shared.model.sampler.sampling import Row, Sampled, sample, takes_best
+from shared.model.sampler.sampling import Row, Sampled, takes_best
 from shared.model.transformer import Transformer
 from shared.step_profile import num_pairs
 
@@ -95,7 +96,7 @@ class DecodeStep:
                 yield part.tail.first, part.tail.chunk_end, (gated.end_layer - gated.first_layer) / num_layers
 
 
-Result: TypeAlias = Sampled | RuntimeError | None
+Result: TypeAlias = Choice | RuntimeError | None
 """What a step brings a request. None: its tail is not at its end yet. Torch's errors concern a part of a step only."""
 
 
@@ -113,6 +114,7 @@ class Runner:
     def __init__(self, transformer: Transformer, kv: PagedKv) -> None:
         self._transformer = transformer
         self._kv = kv
+        self._chooser = TokenChooser()
 
     def run(self, step: DecodeStep) -> StepOutcome:
         """Compute a step: passes of gated tails, then all rows at once, then a token for each that is at its end."""
@@ -199,7 +201,7 @@ class Runner:
                 ended += [parts[i] for i in at_end]
         if ended:
             logits = self._transformer.logits(hidden[0] if len(hidden) == 1 else torch.cat(hidden))
-            sampled = sample(logits, [row_of(part.request) for part in ended])
+            sampled = self._chooser.choose(logits, [row_of(part.request) for part in ended])
             results.update(zip((part.request for part in ended), sampled, strict=True))
         elif not at_end:
             self._transformer.wait()  # pages that a request leaves after this step are not touched any more
@@ -208,13 +210,13 @@ class Runner:
                 part.holding.tail.computed(part.num_tokens)
         return results
 
-    def _sample_captured(self, after: StepStates, at_end: Sequence[int], rows: Sequence[Row]) -> list[Sampled]:
+    def _sample_captured(self, after: StepStates, at_end: Sequence[int], rows: Sequence[Row]) -> Sequence[Choice]:
         """Return the tokens after the spans of these numbers, where their logits have come with the step."""
         assert after.logits is not None, "logits that have not come"
         if after.best is not None and all(map(takes_best, rows)):
             best = after.best()
             return [Sampled(best[i], None) for i in at_end]
-        return sample(self._picked(after.logits, at_end), rows)
+        return self._chooser.choose(self._picked(after.logits, at_end), rows)
 
     def _picked(self, rows: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
         return rows if len(numbers) == len(rows) else rows[self._ids(numbers)]
@@ -254,4 +256,4 @@ def row_of(request: Request) -> Row:
         num_prompt_tokens = len(generation.token_ids) - generation.num_generated_before
         request.history = TokenHistory(request.tokens, num_prompt_tokens)
     may_end = request.num_generated >= params.min_tokens
-    return Row(params, len(request.tokens), may_end, request.history)
+    return Row(params, len(request.tokens), may_end, request.history, generation.guide, request.num_answered)

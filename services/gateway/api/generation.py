@@ -12,6 +12,7 @@ from services.gateway.api.prepare import prepare_chat, prepare_completion
 from services.gateway.api.replies import ChatReply, Choice, CompletionReply, Reply
 from services.gateway.api.schema import ChatBody, CompletionBody, Sampling
 from services.gateway.api.sse import EventStream
+from services.gateway.api.structured import of_field
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.model import ServedModel
 from services.gateway.request.choices import Choices
@@ -20,8 +21,9 @@ from services.gateway.request.pipeline import Pipeline
 from services.gateway.request.text import ShownToken
 from services.gateway.settings import GatewaySettings
 from shared.deadline import Deadline
-from shared.errors import Internal, PrfaasError
+from shared.errors import BadRequest, Internal, PrfaasError
 from shared.log import get_logger
+from shared.model.grammar.grammars import Grammars
 
 log = get_logger()
 
@@ -38,6 +40,7 @@ class GenerationRoutes:
         metrics: GatewayMetrics,
         settings: GatewaySettings,
         intake: RequestIntake,
+        grammars: Grammars,
     ) -> None:
         self._pipeline = pipeline
         self._model = model
@@ -45,6 +48,7 @@ class GenerationRoutes:
         self._settings = settings
         self._default_slo = default_slo(settings)
         self._intake = intake
+        self._grammars = grammars
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -78,6 +82,7 @@ class GenerationRoutes:
             try:
                 async with deadline.scope("the request was being served"):
                     body, prepared = await self._intake.body(request, schema, work)
+                    await self._check_constraint(body, prepared)
                     reply = shape(
                         request_id_of(request),
                         model.name,
@@ -104,6 +109,15 @@ class GenerationRoutes:
                 log.exception("stream_crashed")
                 self._metrics.request_failed(Internal.code)
                 return await stream.fail(Internal("the server failed to handle this request"))
+
+    async def _check_constraint(self, body: Sampling, prepared: Prepared) -> None:
+        """Compile what the answer has to be before anybody generates. Raises `BadRequest` naming the field."""
+        constraint = prepared.requests[0].sampling.constraint
+        if constraint is not None:
+            try:
+                await self._grammars.check(constraint)
+            except BadRequest as error:
+                raise of_field(error, body.constraint_field) from None
 
 
 async def _whole(choices: Choices, reply: Reply, num_choices: int) -> web.Response:

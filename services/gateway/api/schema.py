@@ -21,6 +21,7 @@ from services.gateway.api.fields import (
     Stop,
     TokenIds,
 )
+from services.gateway.api.structured import ConstraintFields
 from shared.errors import BadRequest
 from shared.sampling.logprobs import MAX_LOGPROBS
 from shared.sampling.params import SamplingParams
@@ -47,7 +48,7 @@ class StreamOptions(Body):
     include_usage: bool | None = None
 
 
-class Sampling(Body):
+class Sampling(ConstraintFields, Body):
     """What completions and chat completions share. An explicit null means the default, as in OpenAI's clients."""
 
     # Values that change nothing; any other value of these fields is refused.
@@ -58,8 +59,7 @@ class Sampling(Body):
         "truncate_prompt_tokens": (),
         "allowed_token_ids": (),
         "bad_words": ([],),
-        "response_format": ({"type": "text"},),
-        "structured_outputs": (),
+        "guided_whitespace_pattern": (),
     }
 
     stream: bool | None = None
@@ -94,8 +94,7 @@ class Sampling(Body):
     truncate_prompt_tokens: int | None = None
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
-    response_format: dict[str, Any] | None = None
-    structured_outputs: dict[str, Any] | None = None
+    guided_whitespace_pattern: str | None = None
 
     def check_supported(self) -> None:
         """Raise `BadRequest` naming the first field that asks for something which is not implemented."""
@@ -139,6 +138,7 @@ class Sampling(Body):
             min_tokens=self.min_tokens or 0,
             stop_token_ids=(*(self.stop_token_ids or ()), *(() if self.ignore_eos else eos_ids)),
             num_logprobs=self.num_logprobs,
+            constraint=self.constraint(),
         )
         params.check_ids(vocab_size)
         return params

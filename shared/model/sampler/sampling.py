@@ -4,10 +4,14 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from shared.model.grammar.guide import Guide
 from shared.model.sampler.drawing import best_tokens, draw
+from shared.model.sampler.masks import allow_only
 from shared.model.sampler.penalties import TokenHistory, add_bias, forbid, penalise
 from shared.sampling.logprobs import MAX_LOGPROBS, TokenLogprobs
 from shared.sampling.params import SamplingParams
@@ -23,16 +27,20 @@ class Row(NamedTuple):
     position: int  # of the token to be chosen, in its sequence; with the seed it fixes the random number
     may_end: bool = True  # `min_tokens` are out: stop tokens may be chosen
     history: TokenHistory | None = None  # set where the parameters have penalties
+    guide: Guide | None = None  # set where they have a constraint
+    num_answered: int = 0  # tokens of the answer so far, for the guide
+    allowed: NDArray[np.uint32] | None = None  # bits of the tokens that may follow, as the guide says
 
 
 class Sampled(NamedTuple):
     token: int
     logprobs: TokenLogprobs | None  # where they were asked for
+    completes: bool = False  # the answer is whole with it, and its constraint lets nothing follow
 
 
 def takes_best(row: Row) -> bool:
     """Whether a row's token is that of its greatest logit, and no more is asked for."""
-    return row.params.is_plain and row.may_end
+    return row.params.is_plain and row.may_end and row.guide is None and row.allowed is None
 
 
 @torch.inference_mode()
@@ -54,6 +62,7 @@ def sample(logits: Tensor, rows: Sequence[Row]) -> list[Sampled]:
 
 def _adjust(logits: Tensor, rows: Sequence[Row]) -> None:
     """Apply in place what concerns greedy rows too."""
+    allow_only(logits, [(i, row.allowed) for i, row in enumerate(rows) if row.allowed is not None])
     forbid(logits, ((i, token) for i, row in enumerate(rows) if not row.may_end for token in row.params.stop_token_ids))
     add_bias(logits, [row.params for row in rows])
     penalised = []

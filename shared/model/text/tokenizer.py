@@ -58,6 +58,10 @@ class Tokenizer:
         """The number of token ids, added tokens included; the model's output matrix may have more rows."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
+    def to_json(self) -> str:
+        """Return what `tokenizer.json` says, for other libraries that read it."""
+        return self._backend.to_str()
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Return the ids of `text`. With `add_special_tokens`, BOS where the model wants one; text from a chat
         template holds it already."""

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -11,6 +12,8 @@ from services.decode.request import Generation
 from services.decode.servicer import DecodeServicer
 from shared.engine.thread import LONG_PROMPT_TOKENS
 from shared.errors import Overloaded
+from shared.model.grammar.grammars import Grammars
+from shared.model.grammar.vocabulary import GrammarVocabulary
 from shared.proto import prfaas_pb2 as pb
 from tests.support.hashing import EndlessCall, hashing_model
 
@@ -41,7 +44,9 @@ async def test_a_long_prompt_is_hashed_beside_the_loop(num_tokens: int) -> None:
             )
         )
 
-    answers: Any = DecodeServicer(model, cast(DecodeEngine, engine)).Generate(controls(), cast(Any, EndlessCall()))
+    grammars = Grammars(partial(GrammarVocabulary.load, model.files.path, model.config.vocab_size))
+    servicer = DecodeServicer(model, cast(DecodeEngine, engine), grammars)
+    answers: Any = servicer.Generate(controls(), cast(Any, EndlessCall()))
     with pytest.raises(Overloaded):
         await anext(answers)
     assert engine.submitted[0].keys == model.keys([1] * num_tokens, "")

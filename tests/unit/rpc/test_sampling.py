@@ -1,6 +1,7 @@
 """Sampling parameters and log-probabilities across the wire."""
 
 from dataclasses import fields
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from shared.rpc.sampling import (
     sampling_from_message,
     sampling_to_message,
 )
+from shared.sampling.constraint import Constraint, ConstraintKind
 from shared.sampling.logprobs import TokenLogprobs
 from shared.sampling.params import SamplingParams
 
@@ -29,6 +31,7 @@ FULL = SamplingParams(
     min_tokens=2,
     stop_token_ids=(4, 4, 1),
     num_logprobs=0,
+    constraint=Constraint(ConstraintKind.CHOICE, '["a","b"]'),
 )
 
 
@@ -40,9 +43,20 @@ def test_parameters_survive_to_the_bit() -> None:
         assert sampling_from_message(pb.Sampling.FromString(wire)) == params
 
 
+@pytest.mark.parametrize("kind", ConstraintKind)
+def test_every_kind_of_constraint_travels(kind: ConstraintKind) -> None:
+    params = SamplingParams(max_tokens=9, constraint=Constraint(kind, "ä\x00"))
+    wire = sampling_to_message(params).SerializeToString()
+    assert sampling_from_message(pb.Sampling.FromString(wire)) == params
+
+
 def test_what_a_peer_may_not_send() -> None:
     with pytest.raises(BadRequest):
         sampling_from_message(pb.Sampling(max_tokens=5))  # top_p 0
+    for kind in (pb.CONSTRAINT_KIND_UNSPECIFIED, 99):
+        unknown: Any = kind
+        with pytest.raises(BadRequest, match="not known"):
+            sampling_from_message(pb.Sampling(max_tokens=5, top_p=1, constraint=pb.Constraint(kind=unknown)))
     with pytest.raises(Internal):
         logprobs_from_message(pb.Tokens(ids=[1, 2], logprobs=[pb.TokenLogprobs()]))
     with pytest.raises(Internal):

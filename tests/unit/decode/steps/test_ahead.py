@@ -2,10 +2,12 @@
 
 import asyncio
 import random
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +17,11 @@ from services.decode.steps.ahead import AheadRunner
 from services.decode.steps.runner import Runner
 from shared.errors import Draining, Internal
 from shared.model.transformer import Transformer
+from shared.sampling.params import SamplingParams
 from tests.support.decoding import DecodeBench, decode_bench, ids_of, words
 from tests.support.graphs import Rerun, TensorAttention
+from tests.support.parts import generation
+from tests.support.structured import grammars_of, regex, save_tokenizer
 from tests.support.tiny import MODELS, greedy_reference, tiny_model
 from tests.support.waiting import until
 
@@ -161,3 +166,21 @@ async def test_what_the_device_raises_ends_what_was_in_the_step(monkeypatch: pyt
         with pytest.raises(Internal):
             await ids_of(first)
         monkeypatch.setattr(recorder, "mark", replay)
+
+
+async def test_a_row_with_a_constraint_waits_for_its_tokens(tmp_path: Path, alone: list[int]) -> None:
+    """The steps that it is in are not launched ahead; its neighbour's tokens stay the same, before, in and behind."""
+    tokenizer, constraint = save_tokenizer(tmp_path), regex("(ab|ba){5,9}c")
+    guide = await grammars_of(tmp_path).guide(constraint, (2,))
+    async with bench("bytes") as (b, recorder):
+        neighbour = b.submit(words(40), 90)
+        await until(lambda: neighbour.num_generated > 5)
+        assert not alone
+        sampling = SamplingParams(max_tokens=60, temperature=0, constraint=constraint, stop_token_ids=(2,))
+        bound = b.engine.submit(generation(b.model, words(30, 1), sampling=sampling, guide=guide))
+        text = tokenizer.decode(await ids_of(bound))
+        num_alone = len(alone)
+        assert re.fullmatch(constraint.text, text)
+        assert 1 <= num_alone <= len(text) + 1
+        assert await ids_of(neighbour) == greedy_reference("bytes", words(40), 90)
+        assert recorder.num_replayed > 80

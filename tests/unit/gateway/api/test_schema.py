@@ -68,16 +68,14 @@ def test_one_bad_item_of_a_long_list_is_one_complaint() -> None:
 NEUTRAL: dict[str, Any] = {
     "best_of": 1,
     "use_beam_search": False,
-    "response_format": {"type": "text"},
 }
 MEANINGFUL: dict[str, Any] = {
     "best_of": 2,
     "use_beam_search": True,
-    "response_format": {"type": "json_object"},
     "prompt_logprobs": 0,
     "allowed_token_ids": [1],
     "truncate_prompt_tokens": 5,
-    "structured_outputs": {"regex": "a"},
+    "guided_whitespace_pattern": " ?",
 }
 
 
