@@ -103,8 +103,15 @@ class TextCollector(Collector):
 class RequestTimer:
     """Times one choice: first token, gaps between tokens, the whole."""
 
-    def __init__(self, metrics: GatewayMetrics, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        metrics: GatewayMetrics,
+        clock: Callable[[], float] = time.monotonic,
+        note: Callable[[float, int], None] = lambda _at, _num_tokens: None,
+    ) -> None:
+        """`note` is told when tokens have come, on `clock`, and how many."""
         self._metrics = metrics
+        self._note = note
         self._clock = clock
         self._started_at = clock()
         self._last_at: float | None = None
@@ -114,6 +121,7 @@ class RequestTimer:
         if num_tokens == 0:
             return
         now = self._clock()
+        self._note(now, num_tokens)
         if self._last_at is None:
             self._metrics.ttft_s.observe(now - self._started_at)
         else:

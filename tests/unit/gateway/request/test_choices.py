@@ -16,6 +16,7 @@ from services.gateway.request.generation import GenerationRequest, Prepared
 from services.gateway.request.pipeline import Pipeline
 from services.gateway.request.text import TextRules
 from services.gateway.request.usage import PromptUsage
+from services.gateway.timeline.record import ChoiceNote
 from shared.deadline import Deadline
 from shared.metrics import Metrics
 from shared.sampling.params import SamplingParams
@@ -29,7 +30,7 @@ async def texts(tmp_path: Path, behind_s: float, between_s: float) -> list[str]:
     """Return the texts of one choice's deltas, whose tokens come `between_s` apart to a loop that is so far behind."""
 
     async def generate(
-        _request: GenerationRequest, _usage: PromptUsage, _deadline: Deadline
+        _request: GenerationRequest, _usage: PromptUsage, _deadline: Deadline, _note: ChoiceNote
     ) -> AsyncGenerator[TokenEvent, None]:
         for number, token_id in enumerate(tokenizer.encode(TEXT.decode())):
             await asyncio.sleep(between_s)
