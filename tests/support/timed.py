@@ -1,5 +1,6 @@
 """Scripted workers that tell when things happened, as engines do."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 from shared.proto import prfaas_pb2 as pb
@@ -40,10 +41,11 @@ def prefills_timed(computed: int) -> Behaviour:
 
 
 def says_timed(text: str, *, computed: int) -> Behaviour:
-    """`says`, with timings on the first message."""
+    """`says`, with timings on the first message, which comes no sooner than they say."""
 
     async def behave(call: Call) -> AsyncIterator[pb.Tokens]:
         timings = decode_timings_to_message(DECODE_TIMINGS)
+        await asyncio.sleep(DECODE_TIMINGS.computed_s)
         async for tokens in says(text, computed=computed)(call):
             if timings is not None:
                 tokens.timings.CopyFrom(timings)

@@ -30,7 +30,8 @@ def noted(plan: Plan) -> PlanNote:
         forecast_time_per_output_token_s=forecast.time_per_output_token_s,
         alone_s=plan.alone_s if math.isfinite(plan.alone_s) else None,
         ways=tuple(
-            WayNote(way.kind, site_of(way.member), way.cached_blocks, way.cost_s, way.ttft_s) for way in plan.ways
+            WayNote(way.kind, site_of(way.member), way.cached_blocks, way.cost_s, way.ttft_s, way.is_chosen)
+            for way in plan.ways
         ),
     )
 

@@ -78,6 +78,7 @@ class Way(NamedTuple):
     cached_blocks: int  # leading blocks that it takes from caches
     cost_s: float  # by which it was compared
     ttft_s: float  # until the first token
+    is_chosen: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ class WayNote(NamedTuple):
     cached_blocks: int  # leading blocks that it takes from caches
     cost_s: float  # by which ways are compared
     ttft_s: float  # until the first token, as predicted
+    is_chosen: bool
 
 
 class SourceNote(NamedTuple):

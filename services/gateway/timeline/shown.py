@@ -9,7 +9,6 @@ from services.gateway.timeline.record import (
     PlanNote,
     PrefillNote,
     RequestTimeline,
-    Site,
     SourceNote,
 )
 from shared.timings import DecodeTimings, LayerTimes, PrefillTimings
@@ -115,15 +114,11 @@ def _plan(plan: PlanNote) -> Json:
                 "cached_blocks": way.cached_blocks,
                 "cost_s": _s(way.cost_s),
                 "ttft_s": _s(way.ttft_s),
-                "is_chosen": way.kind == plan.kind and way.site == _computes(plan),
+                "is_chosen": way.is_chosen,
             }
             for way in plan.ways
         ],
     }
-
-
-def _computes(plan: PlanNote) -> Site:
-    return plan.prefill or plan.decode
 
 
 def _sources(sources: Sequence[SourceNote]) -> list[Json]:

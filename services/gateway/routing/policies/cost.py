@@ -87,7 +87,14 @@ def _told(facts: Facts, found: Sequence[_Scored], best: _Scored, first: int) -> 
     taken = next(i for i, one in enumerate(found) if one is best)
     if all((i, row) != (taken, first) for _, i, row in cheapest):  # chance has drawn it from equally good ones
         cheapest[-1:] = [(float(best.cost_s[first]), taken, first)]
-    return tuple(_way(facts, found[i].candidates, row, cost_s) for cost_s, i, row in sorted(cheapest))
+    told: dict[tuple[object, ...], Way] = {}
+    for cost_s, i, row in sorted(cheapest):
+        way = _way(facts, found[i].candidates, row, cost_s)
+        is_chosen = (i, row) == (taken, first)
+        key = way[:-1]  # uses of a prefix that nobody has are the same way
+        if is_chosen or key not in told:
+            told[key] = way._replace(is_chosen=is_chosen)
+    return tuple(told.values())
 
 
 def _least(scored: _Scored) -> Iterator[tuple[float, int]]:

@@ -120,8 +120,7 @@ function lane(link, at, isBack) {
   picture.firstChild.style.animationDuration = `${(1.6 - 1.4 * size).toFixed(2)}s`;
   picture.firstChild.style.strokeWidth = (1.5 + 4 * size).toFixed(1);
   speed.textContent = now > 0 ? `${perSecond(now)} now` : "idle";
-  carried.textContent = `${bytes(link.crossed_bytes)} so far`;
-  const backlog = link.backlog_bytes ? `, ${bytes(link.backlog_bytes)} to come` : "";
-  ways.textContent = `goodput ${perSecond(link.goodput_bytes_per_s)}, round trip ${seconds(link.round_trip_s)}${backlog}`;
+  carried.textContent = `${bytes(link.crossed_bytes)} so far${link.backlog_bytes ? `, ${bytes(link.backlog_bytes)} to come` : ""}`;
+  ways.textContent = `goodput ${perSecond(link.goodput_bytes_per_s)}, RTT ${seconds(link.round_trip_s)}`;
   return element;
 }
