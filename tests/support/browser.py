@@ -15,7 +15,7 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; 
 
 @asynccontextmanager
 async def page_of(url: str, **context: Any) -> AsyncIterator[Page]:
-    """Open `url`; at the end nothing may have been refused, thrown or logged as an error. `context`: as Playwright's."""
+    """Open `url`; at the end nothing may have been refused, thrown or logged as an error. `context`: Playwright's."""
     complaints: list[str] = []
     async with async_playwright() as playwright:
         # As root, as in a container, Chromium has no sandbox; it opens nothing but our own page.

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 from services.gateway.cluster.workers import Member
 from services.gateway.routing.plan import Plan
-from services.gateway.timeline.record import PlanNote, Site, SourceNote, WayNote
+from services.gateway.timeline.record import PlanNote, SourceNote, WayNote, WorkerSite
 from shared.kv.entries import Source
 
 
-def site_of(member: Member) -> Site:
-    return Site(member.worker, member.dc)
+def site_of(member: Member) -> WorkerSite:
+    return WorkerSite(member.worker, member.dc)
 
 
 def noted(plan: Plan) -> PlanNote:

@@ -13,7 +13,7 @@ from services.gateway.metrics import GatewayMetrics
 from services.gateway.request.noted import site_of
 from services.gateway.request.usage import PromptUsage
 from services.gateway.routing.plan import Plan
-from services.gateway.timeline.record import PrefillNote, Site
+from services.gateway.timeline.record import PrefillNote, WorkerSite
 from shared.deadline import Deadline
 from shared.errors import PrfaasError, Unavailable
 from shared.ids import BlockKey
@@ -52,7 +52,7 @@ class Prefilling:
         keys: Sequence[BlockKey],
         usage: PromptUsage,
         deadline: Deadline,
-        note_call: Callable[[Site], PrefillNote] = PrefillNote,
+        note_call: Callable[[WorkerSite], PrefillNote] = PrefillNote,
     ) -> None:
         """`keys` are those of the plan's blocks. `note_call` returns what keeps the times of a worker's call."""
         self.over = asyncio.Event()  # no more blocks will come, whichever way it ended

@@ -70,7 +70,7 @@ class Forecast:
         return self.prefill_s + self.decode_s
 
 
-class Way(NamedTuple):
+class ComparedWay(NamedTuple):
     """A way to serve a prompt that a policy has compared with others."""
 
     kind: PlanKind
@@ -103,7 +103,7 @@ class Plan:
     decode_codec: Codec  # of the blocks that decode computes, for its own datacenter
     forecast: Forecast
     alone_s: float = math.inf  # of decode, until the first token, with the blocks of home alone; infinite: not known
-    ways: tuple[Way, ...] = ()  # some that were compared, the cheapest first; for who wants to know why
+    ways: tuple[ComparedWay, ...] = ()  # some that were compared, the cheapest first; for who wants to know why
 
     @property
     def crosses(self) -> bool:

@@ -14,7 +14,7 @@ MAX_CHOICES = 4
 """Choices of a request whose phases are kept; what the others cost is in the request's sums."""
 
 
-class Site(NamedTuple):
+class WorkerSite(NamedTuple):
     """A worker, and where it is."""
 
     worker: str
@@ -25,7 +25,7 @@ class WayNote(NamedTuple):
     """A way to serve a prompt that routing has compared."""
 
     kind: str
-    site: Site  # who computes what no cache has
+    site: WorkerSite  # who computes what no cache has
     cached_blocks: int  # leading blocks that it takes from caches
     cost_s: float  # by which ways are compared
     ttft_s: float  # until the first token, as predicted
@@ -45,8 +45,8 @@ class PlanNote(NamedTuple):
 
     kind: str
     home_dc: str
-    decode: Site
-    prefill: Site | None
+    decode: WorkerSite
+    prefill: WorkerSite | None
     num_blocks: int  # that decode counts on
     usable_blocks: int  # of these, held by some pool when the plan was made
     decode_sources: tuple[SourceNote, ...]
@@ -62,7 +62,7 @@ class PlanNote(NamedTuple):
 class PrefillNote:
     """One call of a prefill worker."""
 
-    site: Site
+    site: WorkerSite
     sent_at: float = field(default_factory=time.monotonic)
     known_at: float | None = None  # it has said what exists already
     reused_blocks: int = 0
@@ -99,7 +99,7 @@ class AttemptNote:
     ended_at: float | None = None
     error: str | None = None
 
-    def prefill_sent(self, site: Site) -> PrefillNote:
+    def prefill_sent(self, site: WorkerSite) -> PrefillNote:
         """Note one more call of a prefill worker."""
         note = PrefillNote(site)
         self.prefills.append(note)

@@ -65,7 +65,9 @@ async def test_an_answer_is_streamed_and_leads_to_its_timeline(suite: ScriptedSu
         fall = page.get_by_role("img", name="Request of 100 prompt tokens")
         await expect(fall).to_be_visible()
         await expect(fall.locator(".label.layer")).to_have_count(2)
-        await expect(fall.locator(".track.layer .compute")).to_have_count(3)  # of layer 0 nobody knows when its last chunk began
+        await expect(fall.locator(".track.layer .compute")).to_have_count(
+            3
+        )  # of layer 0 nobody knows when its last chunk began
         await expect(fall.locator(".track.layer .wire")).to_have_count(4)
         await expect(fall.locator(".track.layer .tick")).to_have_count(2)  # a gate each
         await expect(page.locator("#rows")).to_contain_text("prefill elsewhere")

@@ -12,7 +12,7 @@ from services.gateway.routing.costs.candidates import Candidates, every_way
 from services.gateway.routing.costs.others import MOST_BUSY
 from services.gateway.routing.costs.steps import Seconds, longest_step_s
 from services.gateway.routing.facts import Facts
-from services.gateway.routing.plan import PlanKind, Way
+from services.gateway.routing.plan import ComparedWay, PlanKind
 from services.gateway.routing.policy import Decision, ranked
 
 AWAY_MARGIN = 0.05
@@ -81,13 +81,13 @@ def _scored(facts: Facts, ways: Candidates) -> _Scored:
     return _Scored(ways, cost_s)
 
 
-def _told(facts: Facts, found: Sequence[_Scored], best: _Scored, first: int) -> tuple[Way, ...]:
+def _told(facts: Facts, found: Sequence[_Scored], best: _Scored, first: int) -> tuple[ComparedWay, ...]:
     """Return the way that was taken and the cheapest others, in the order of their cost."""
     cheapest = nsmallest(MAX_WAYS, ((cost_s, i, row) for i, one in enumerate(found) for cost_s, row in _least(one)))
     taken = next(i for i, one in enumerate(found) if one is best)
     if all((i, row) != (taken, first) for _, i, row in cheapest):  # chance has drawn it from equally good ones
         cheapest[-1:] = [(float(best.cost_s[first]), taken, first)]
-    told: dict[tuple[object, ...], Way] = {}
+    told: dict[tuple[object, ...], ComparedWay] = {}
     for cost_s, i, row in sorted(cheapest):
         way = _way(facts, found[i].candidates, row, cost_s)
         is_chosen = (i, row) == (taken, first)
@@ -106,14 +106,14 @@ def _least(scored: _Scored) -> Iterator[tuple[float, int]]:
     return zip(cost_s[rows].tolist(), rows.tolist(), strict=True)
 
 
-def _way(facts: Facts, ways: Candidates, row: int, cost_s: float) -> Way:
+def _way(facts: Facts, ways: Candidates, row: int, cost_s: float) -> ComparedWay:
     num_cached = ways.use(row).num_blocks
     kind: PlanKind = "none" if num_cached >= facts.num_enough else "decode_only"
     member = facts.decode[int(ways.decode[row])]
     if ways.is_handed_over:
         member = facts.prefill[row]
         kind = "local" if member.dc == facts.home else "remote"
-    return Way(kind, member, num_cached, cost_s, float(ways.ttft_s[row]))
+    return ComparedWay(kind, member, num_cached, cost_s, float(ways.ttft_s[row]))
 
 
 def _weighed(ttft_s: Seconds, slo_s: float | None) -> Seconds:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from services.gateway.timeline.record import MAX_CHOICES, PlanNote, RequestTimeline, Site
+from services.gateway.timeline.record import MAX_CHOICES, PlanNote, RequestTimeline, WorkerSite
 from services.gateway.timeline.shown import summary_of, timeline_of
 from services.gateway.timeline.timelines import Timelines
 from shared.errors import Internal, NoWorker
@@ -13,8 +13,8 @@ from shared.timings import DecodeTimings, LayerTimes, PrefillTimings
 PLAN = PlanNote(
     kind="remote",
     home_dc="west",
-    decode=Site("decode-west", "west"),
-    prefill=Site("prefill-east", "east"),
+    decode=WorkerSite("decode-west", "west"),
+    prefill=WorkerSite("prefill-east", "east"),
     num_blocks=6,
     usable_blocks=0,
     decode_sources=(),
@@ -49,7 +49,7 @@ def test_long_timelines_are_fewer() -> None:
         with timelines.follow(str(number), "chat") as timeline:
             attempt = timeline.choice().carried_out(PLAN)
             attempt.first_token(0.0, 1, DecodeTimings(landed=layers))
-            attempt.prefill_sent(Site("p", "east")).heard(0, 0, PrefillTimings(computed=layers, sent=layers))
+            attempt.prefill_sent(WorkerSite("p", "east")).heard(0, 0, PrefillTimings(computed=layers, sent=layers))
     assert 5 < len(timelines.recent(100)) < 20
     assert timelines.num_bytes <= 200_000
     assert timelines.get("49") is not None
@@ -116,7 +116,7 @@ def test_an_engines_times_are_placed_where_the_gateway_called_it() -> None:
     choice = timeline.choice()
     attempt = choice.carried_out(PLAN)
     attempt.decode_sent_at = 101.0
-    prefill = attempt.prefill_sent(Site("prefill-east", "east"))
+    prefill = attempt.prefill_sent(WorkerSite("prefill-east", "east"))
     prefill.sent_at = 102.0
     layers = LayerTimes((0.25, -1.0), (0.5, -1.0))
     prefill.heard(32, 1, PrefillTimings(ready_s=0.125, computed=layers, computed_s=0.5, stored_s=0.75))

@@ -1,5 +1,7 @@
 """Token times: bounded, evenly thinned, first and last always among them."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,4 +40,4 @@ def test_however_many_come_the_bound_holds_and_what_is_kept_is_true(sizes: list[
 def test_thinned_times_are_even() -> None:
     counts = [count for _, count in filled([1] * 1_000).kept()[:-1]]
     assert len(counts) > MAX_TIMES // 2 - 2
-    assert len({later - earlier for earlier, later in zip(counts, counts[1:], strict=False)}) == 1
+    assert len({later - earlier for earlier, later in pairwise(counts)}) == 1
