@@ -29,6 +29,7 @@ from shared.log import get_logger
 from shared.measuring.rates import RecentRate
 from shared.metrics import Metrics
 from shared.model.sampler.sampling import Sampled
+from shared.timings import DecodeTimings
 
 log = get_logger()
 
@@ -263,7 +264,8 @@ class DecodeEngine:
             gate_opened_at_s=request.gate_opened_at_s,
             computed_at_s=time.time(),
         )
-        self._append(request, sampled)
+        timings = None if request.num_generated else request.timings(tail.end - tail.start)
+        self._append(request, sampled, timings)
 
     def _generated(self, request: Request, result: Result) -> None:
         if request.retired:
@@ -276,13 +278,13 @@ class DecodeEngine:
             self._memory.completed(request, len(request.tokens))
         self._append(request, result)
 
-    def _append(self, request: Request, sampled: Sampled) -> None:
+    def _append(self, request: Request, sampled: Sampled, timings: DecodeTimings | None = None) -> None:
         computed = 0 if request.num_generated else request.num_computed
         request.tokens.append(sampled.token)
         self._meter.generated.inc()
         reason = _finish_reason(request, sampled)
         logprobs = () if sampled.logprobs is None else (sampled.logprobs,)
-        request.deliver(NewTokens((sampled.token,), reason, computed, logprobs))
+        request.deliver(NewTokens((sampled.token,), reason, computed, logprobs, timings=timings))
         if reason is not None:
             self._retire(request)
 

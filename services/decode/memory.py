@@ -19,6 +19,7 @@ from shared.kv.hashing import chain_keys
 from shared.log import bound_request_of, get_logger
 from shared.metrics import Metrics
 from shared.model.pages.reservation import Reservation
+from shared.timings import LayerMarks
 
 log = get_logger()
 
@@ -95,6 +96,7 @@ class RequestMemory:
             return False
         resident = list(reservation.cached_layers)
         holding = request.holding = Holding(reservation, None, resident)
+        request.admitted_at = request.admitted_at or time.monotonic()
         num_held = holding.num_held = self._borrow(request, holding)
         # The device may hold more than any pool is known to.
         num_blocks = max(min(request.num_pooled, num_tokens // block_tokens), num_held // block_tokens)
@@ -289,9 +291,12 @@ class RequestMemory:
         now = time.monotonic()
         if request.wait_until_s is None:
             request.wait_until_s = now + generation.wait_s
+        if request.landed is None:
+            request.landed = LayerMarks(self._layout.num_layers, generation.began_at)
+            request.fetched_bytes = sum(map(self._layout.mask_bytes, wanted.values()))
         landed = partial(self._landed, holding)
         holding.fetch = PageFetch(
-            self._transfer, holding.reservation, request.keys, wanted, landed, generation.fidelity
+            self._transfer, holding.reservation, request.keys, wanted, landed, generation.fidelity, request.landed
         )
         fetching = holding.fetch.run(
             self._pool.at(generation.pool_nodes, generation.tenant),

@@ -1,6 +1,7 @@
 """One request inside the decode engine: its tokens, its pages, and what is on its way to its reader."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -20,6 +21,7 @@ from shared.model.sampler.penalties import TokenHistory
 from shared.sampling.logprobs import TokenLogprobs
 from shared.sampling.params import SamplingParams
 from shared.tenant import NO_TENANT, Tenant
+from shared.timings import NO_LAYERS, DecodeTimings, LayerMarks
 
 
 class FinishReason(Enum):
@@ -35,11 +37,19 @@ class NewTokens(NamedTuple):
     computed_prompt_tokens: int  # prompt tokens whose KV this worker computed itself; said with the first token
     logprobs: tuple[TokenLogprobs, ...] = ()  # parallel to ids, if they were asked for
     rescued: bool = False  # blocks were late, and the rest is computed here; said once
+    timings: DecodeTimings | None = None  # with the first token
 
     def joined(self, later: "NewTokens") -> "NewTokens":
         computed = self.computed_prompt_tokens + later.computed_prompt_tokens
         rescued = self.rescued or later.rescued
-        return NewTokens(self.ids + later.ids, later.finish_reason, computed, self.logprobs + later.logprobs, rescued)
+        return NewTokens(
+            ids=self.ids + later.ids,
+            finish_reason=later.finish_reason,
+            computed_prompt_tokens=computed,
+            logprobs=self.logprobs + later.logprobs,
+            rescued=rescued,
+            timings=self.timings or later.timings,
+        )
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,7 @@ class Generation:
     fidelity: Fidelity = Fidelity.LOSSLESS  # of blocks that may be used; it is in their keys
     patience_s: float | None = None  # what has not come by then is computed; None: only `wait_s` counts
     guide: Guide | None = None  # of the answer so far, if it has a constraint; from its submission the torch thread's
+    began_at: float = field(default_factory=time.monotonic, compare=False)  # when its call was taken
 
 
 @dataclass(eq=False)
@@ -84,6 +95,9 @@ class Request:
     history: TokenHistory | None = None  # for penalties; the torch thread's
     wait_until_s: float | None = None  # of the monotonic clock: until when promised entries are waited for
     gate_opened_at_s: float | None = None  # when the tail's first layer could run; seconds since 1970
+    admitted_at: float | None = None  # of the monotonic clock: when it had pages for the first time
+    landed: LayerMarks | None = None  # layers of what was fetched first; None: nothing was
+    fetched_bytes: int = 0  # asked for with it
     num_coming: int = 0  # tokens that steps under way will bring
     num_computed: int = 0  # tokens of the prompt that were computed here
     waits_for: "Request | None" = None  # computes what this one's tail begins with
@@ -133,6 +147,19 @@ class Request:
     def is_ending(self) -> bool:
         """Whether what is under way brings its last token, if no other does."""
         return self.num_generated + self.num_coming >= self.generation.sampling.max_tokens
+
+    def timings(self, computed_tokens: int) -> DecodeTimings:
+        """Return when what happened; the tail of `computed_tokens` has just been computed."""
+        now, began_at = time.monotonic(), self.generation.began_at
+        gate_ago_s = 0.0 if self.gate_opened_at_s is None else time.time() - self.gate_opened_at_s
+        return DecodeTimings(
+            admitted_s=(self.admitted_at or began_at) - began_at,
+            landed=NO_LAYERS if self.landed is None else self.landed.times(),
+            fetched_bytes=self.fetched_bytes,
+            gate_opened_s=now - gate_ago_s - began_at,
+            computed_s=now - began_at,
+            computed_tokens=computed_tokens,
+        )
 
     def deliver(self, event: NewTokens | PrfaasError) -> None:
         self._events.put_nowait(event)

@@ -1,6 +1,7 @@
 """gRPC face of a decode worker: validates, then relays between a call and its request."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -22,6 +23,7 @@ from shared.proto.prfaas_pb2_grpc import DecodeServicer as Base
 from shared.rpc.convert import codec_from_message, fidelity_from_message, sources_from_messages
 from shared.rpc.sampling import logprobs_to_messages, sampling_from_message
 from shared.rpc.server import call_deadline
+from shared.rpc.timings import decode_timings_to_message
 from shared.sampling.constraint import Constraint
 from shared.tenant import Tenant
 
@@ -45,10 +47,11 @@ class DecodeServicer(Base):
         self, request_iterator: AsyncIterator[pb.Control], context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> AsyncIterator[pb.Tokens]:
         first = await anext(request_iterator, None)
+        began_at = time.monotonic()
         if first is None or not first.HasField("start"):
             raise BadRequest("the first message of Generate must be `start`")
         start, deadline = first.start, call_deadline(context, DEFAULT_TIMEOUT_S)
-        generation = await beside_loop(len(start.token_ids), partial(self._validated, start, deadline))
+        generation = await beside_loop(len(start.token_ids), partial(self._validated, start, deadline, began_at))
         if generation.sampling.constraint is not None:
             generation = await self._guided(generation, generation.sampling.constraint)
         request = self._engine.submit(generation)
@@ -74,7 +77,7 @@ class DecodeServicer(Base):
             if control.update.prefill_failed:
                 self._engine.prefill_failed(request)
 
-    def _validated(self, start: pb.GenerateRequest, deadline: Deadline) -> Generation:
+    def _validated(self, start: pb.GenerateRequest, deadline: Deadline, began_at: float) -> Generation:
         token_ids, model = list(start.token_ids), self._model
         model.check(start.fingerprint, start.layout_hash, token_ids)
         most = len(token_ids) // model.layout.block_tokens
@@ -102,6 +105,7 @@ class DecodeServicer(Base):
             tenant=Tenant(start.tenant),
             fidelity=fidelity,
             patience_s=start.patience_ms / 1000 if start.patience_ms else None,
+            began_at=began_at,
         )
 
 
@@ -112,4 +116,5 @@ def _message(event: NewTokens) -> pb.Tokens:
         computed_prompt_tokens=event.computed_prompt_tokens,
         logprobs=logprobs_to_messages(event.logprobs),
         rescued=event.rescued,
+        timings=decode_timings_to_message(event.timings),
     )

@@ -32,8 +32,10 @@ from services.gateway.control.case import PlanningTerms
 from services.gateway.control.controller import Controller
 from services.gateway.control.gauges import PlanCollector
 from services.gateway.control.observed import Observations
-from services.gateway.control.state import Looking
+from services.gateway.control.state import ControlState, Looking
 from services.gateway.control.ways import LinkTerms
+from services.gateway.live.latest_plan import LatestPlan
+from services.gateway.live.state import LiveState
 from services.gateway.metrics import GatewayMetrics, TextCollector
 from services.gateway.model import ServedModel, load_model
 from services.gateway.placement.index import PlacementIndex
@@ -49,6 +51,10 @@ from services.gateway.routing.costs.transfer import UNKNOWN_LINK_BYTES_PER_S
 from services.gateway.routing.policies import policy_of
 from services.gateway.routing.router import Router
 from services.gateway.settings import GatewaySettings
+from services.gateway.timeline.timelines import Timelines
+from services.gateway.web.live import LiveRoutes
+from services.gateway.web.page import PageRoutes
+from services.gateway.web.requests import RequestRoutes
 from shared.bus.events import TOPIC_LOAD, TOPIC_MEMBERSHIP, TOPIC_PLACEMENT
 from shared.config import load
 from shared.host import open_host
@@ -130,6 +136,7 @@ class GatewayParts:
     observations: Observations
     calibration: Calibration
     served: ServedPrompts
+    timelines: Timelines
 
 
 def make_parts(model: ServedModel, channels: Channels, metrics: Metrics) -> GatewayParts:
@@ -149,6 +156,7 @@ def make_parts(model: ServedModel, channels: Channels, metrics: Metrics) -> Gate
         observations=Observations(),
         calibration=Calibration(),
         served=ServedPrompts(),
+        timelines=Timelines(),
     )
 
 
@@ -213,6 +221,16 @@ async def plan_answer(controller: Controller) -> dict[str, Any]:
     return answer_of(await controller.known(), controller.terms, controller.now())
 
 
+def make_live(parts: GatewayParts, home: Datacenter, controller: Controller) -> LiveState:
+    """Make what says to listeners what is."""
+
+    def answer(state: ControlState) -> dict[str, Any]:
+        return answer_of(state, controller.terms, controller.now())
+
+    plan = LatestPlan(lambda: controller.state, answer)
+    return LiveState(parts.registry, parts.timelines, plan.current, home, parts.model.name)
+
+
 def make_http_app(
     parts: GatewayParts,
     settings: GatewaySettings,
@@ -231,11 +249,15 @@ def make_http_app(
     app = web.Application(middlewares=[envelope(parts.metrics)], client_max_size=settings.max_body_bytes)
     app.on_response_prepare.append(echo_request_id)
     grammars = Grammars(partial(GrammarVocabulary.of, model.tokenizer, model.vocab_size))
-    app.add_routes(GenerationRoutes(pipeline, model, parts.metrics, settings, intake, grammars).routes())
+    generation = GenerationRoutes(pipeline, model, parts.metrics, settings, intake, grammars, parts.timelines)
+    app.add_routes(generation.routes())
     prefixes = prefixes or make_prefixes(parts, dc)
     app.add_routes(PrefixRoutes(pipeline, model, prefixes, settings, intake).routes())
     app.add_routes(InfoRoutes(model, parts.registry, health, intake).routes())
     controller = controller or make_controller(parts, settings, metrics)
     app.add_routes(CapacityRoutes(partial(plan_answer, controller)).routes())
     app.add_routes(status_routes(metrics.registry, health))
+    app.add_routes(LiveRoutes(make_live(parts, dc, controller), health).routes())
+    app.add_routes(RequestRoutes(parts.timelines).routes())
+    app.add_routes(PageRoutes().routes())
     return app

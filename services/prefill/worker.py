@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from services.prefill.backlog import Backlog, PendingPrompt
@@ -12,6 +12,7 @@ from services.prefill.engine import ComputeJob, PrefillEngine
 from services.prefill.page_queue import PageQueue
 from services.prefill.promises import Promise, Promises
 from services.prefill.prompt_pages import PromptPages
+from services.prefill.times import PromptTimes
 from shared.deadline import Deadline
 from shared.engine.batching import Ready
 from shared.engine.fetch import PageFetch
@@ -26,6 +27,7 @@ from shared.log import get_logger
 from shared.metrics import Metrics
 from shared.pool.nodes import Pool
 from shared.tenant import NO_TENANT, Tenant
+from shared.timings import PrefillTimings
 
 log = get_logger()
 
@@ -47,6 +49,7 @@ class Prompt:
     pool_nodes: Sequence[str] = ()  # of this datacenter, over which everybody spreads the blocks; none: as configured
     tenant: Tenant = NO_TENANT  # pays for what the pool stores
     fidelity: Fidelity = Fidelity.LOSSLESS  # of blocks that may be used; it is in their keys
+    began_at: float = field(default_factory=time.monotonic, compare=False)  # when its call was taken
 
 
 class Progress(NamedTuple):
@@ -55,6 +58,7 @@ class Progress(NamedTuple):
     num_blocks_done: int  # leading blocks that need no computing any more
     computed_tokens: int  # by this worker
     finished: bool
+    timings: PrefillTimings | None = None  # with the last
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class _Work:
     claims: Claims
     publisher: PagePublisher
     pending: PendingPrompt
+    times: PromptTimes
 
 
 class PrefillWorker:
@@ -106,28 +111,39 @@ class PrefillWorker:
         kv, layout = self._transfer.kv, self._transfer.layout
         num_tokens = num_blocks * layout.block_tokens
         urgency = Urgency(time.monotonic(), deadline.at, prompt.priority)
+        times = PromptTimes(layout.num_layers, prompt.began_at)
         promised = self._promises.num_promised(prompt.keys) * layout.block_tokens
         async with (
             self._backlog.entered(promised, num_tokens) as pending,
             self._promises.turn(prompt.keys, urgency, deadline) as promise,
-            self._pages.reserved(prompt.keys, num_tokens, deadline) as reservation,
         ):
-            promise.keep(reservation.cached_blocks)
-            pending.first = reservation.cached_blocks * layout.block_tokens
-            async with pool.publish(deadline) as publication:
-                publisher = PagePublisher(
-                    publication, self._transfer, reservation, prompt.keys, prompt.codec, on_sent=self._engine.wake
-                )
-                claims = Claims(publication, layout, prompt.keys, publisher)
-                pages = PromptPages(kv, reservation, prompt.keys, publisher, self._pages.stride_tokens)
-                work = _Work(prompt, pool, urgency, promise, pages, claims, publisher, pending)
-                start = await self._reuse(work, deadline)
-                pending.first = start * layout.block_tokens
-                yield Progress(start, 0, finished=False)
-                computing = self._compute(work, start)
-                await _all(computing, publisher.run())
-            self._report(publisher, prompt.codec, num_blocks, start)
-        yield Progress(num_blocks, num_tokens - start * layout.block_tokens, finished=True)
+            times.turn_came()
+            async with self._pages.reserved(prompt.keys, num_tokens, deadline) as reservation:
+                times.reserved()
+                promise.keep(reservation.cached_blocks)
+                pending.first = reservation.cached_blocks * layout.block_tokens
+                async with pool.publish(deadline) as publication:
+                    publisher = PagePublisher(
+                        publication,
+                        self._transfer,
+                        reservation,
+                        prompt.keys,
+                        prompt.codec,
+                        on_sent=self._engine.wake,
+                        on_layer_sent=times.layer_sent,
+                    )
+                    claims = Claims(publication, layout, prompt.keys, publisher)
+                    pages = PromptPages(kv, reservation, prompt.keys, publisher, self._pages.stride_tokens)
+                    work = _Work(prompt, pool, urgency, promise, pages, claims, publisher, pending, times)
+                    start = await self._reuse(work, deadline)
+                    pending.first = start * layout.block_tokens
+                    times.ready()
+                    yield Progress(start, 0, finished=False)
+                    computing = self._compute(work, start)
+                    await _all(computing, publisher.run())
+                self._report(publisher, prompt.codec, num_blocks, start)
+        timings = times.timings(start, publisher.num_entries_sent)
+        yield Progress(num_blocks, num_tokens - start * layout.block_tokens, finished=True, timings=timings)
 
     async def _reuse(self, work: _Work, deadline: Deadline) -> int:
         """Return how many leading blocks need no computing; those needed to go on from there are then in the pages."""
@@ -168,6 +184,7 @@ class PrefillWorker:
             self._commit(work, start, start)
             await self._compute_from(work, start)
             self._computed_blocks.inc(num_blocks - start)
+        work.times.computed()
         await work.claims.take_over(pages.sendable(start))
         self._emit_all(publisher, num_blocks)
         publisher.finish()
@@ -175,6 +192,11 @@ class PrefillWorker:
     async def _compute_from(self, work: _Work, start: int) -> None:
         block_tokens = self._transfer.layout.block_tokens
         first, end = start * block_tokens, len(work.prompt.keys) * block_tokens
+
+        def on_layer(ready: Ready) -> None:
+            work.times.layer_computed(ready)
+            work.publisher.emit(ready)
+
         job = ComputeJob(
             next_token=first,
             end=end,
@@ -183,7 +205,7 @@ class PrefillWorker:
             token_ids=work.prompt.token_ids,
             reservation=work.pages.reservation,
             on_begin=work.pages.begin,
-            on_layer=work.publisher.emit,
+            on_layer=on_layer,
             on_chunk=lambda done: self._commit(work, start, done),
         )
         try:

@@ -25,6 +25,7 @@ from shared.model.pages.reservation import Reservation
 from shared.patience import overdue
 from shared.pool.lanes.lane import Arrived
 from shared.pool.nodes import Pool
+from shared.timings import LayerMarks
 
 log = get_logger()
 
@@ -52,10 +53,11 @@ class PageFetch:
         wanted: Mapping[int, int],
         on_landed: Callable[[], None],
         at_least: Fidelity = Fidelity.LOSSLESS,
+        marks: LayerMarks | None = None,
     ) -> None:
         """`wanted` maps a block index to a bitmask of layers; `on_landed` is called when a gate may have opened.
 
-        Entries of a lower fidelity than `at_least` count as corrupt.
+        Entries of a lower fidelity than `at_least` count as corrupt. `marks` notes the layers that land.
         """
         self._transfer = transfer
         self._reservation = reservation
@@ -63,6 +65,7 @@ class PageFetch:
         self._block_of = {keys[block]: block for block in wanted}
         self._on_landed = on_landed
         self._at_least = at_least
+        self._marks = marks
         self._hurry = asyncio.Event()
         self._met_corruption = False
         self.outstanding = dict(wanted)
@@ -175,6 +178,8 @@ class PageFetch:
         if len(landed) < num_frames:
             self._count_corrupt(num_frames - len(landed))
         if landed:
+            if self._marks is not None:
+                self._marks.note({layer for _, layer in landed})
             self._on_landed()
 
     def _count_corrupt(self, num_entries: int) -> None:

@@ -44,8 +44,10 @@ class PagePublisher:
         codec: Codec,
         on_sent: Callable[[], None] = lambda: None,
         rest: Callable[[float], Awaitable[None]] | None = None,
+        on_layer_sent: Callable[[int], None] = lambda _layer: None,
     ) -> None:
-        """`on_sent` is called when `num_blocks_sent` may have grown, and `full` may have ceased.
+        """`on_sent` is called when `num_blocks_sent` may have grown, and `full` may have ceased. `on_layer_sent` is
+        told a layer of which entries were sent.
 
         `rest` is awaited after each message, with the seconds that it took: background work may wait there.
         """
@@ -54,6 +56,7 @@ class PagePublisher:
         self._batcher = MessageBatcher(publication, transfer, reservation, keys, codec)
         self._codec = codec
         self._on_sent = on_sent
+        self._on_layer_sent = on_layer_sent
         self._rest = rest
         self.backlog_bytes = 0  # of entries that are ready and not sent, before the codec
         self._outstanding = [0] * len(keys)
@@ -115,6 +118,8 @@ class PagePublisher:
                 self._batcher.sent(message)
                 for ready in message.ends:
                     self._sent_in_layer[ready.layer] = max(self._sent_in_layer[ready.layer], ready.end)
+                    if frames:
+                        self._on_layer_sent(ready.layer)
                     self._on_sent()
                 del message, frames  # their bytes are nobody's while this waits
 

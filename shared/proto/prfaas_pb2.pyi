@@ -1118,25 +1118,118 @@ class Progress(_message.Message):
     NUM_BLOCKS_DONE_FIELD_NUMBER: _builtins.int
     COMPUTED_TOKENS_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
+    TIMINGS_FIELD_NUMBER: _builtins.int
     num_blocks_done: _builtins.int
     """computed or reused, and handed to the pool"""
     computed_tokens: _builtins.int
     """tokens whose KV this call has computed"""
     finished: _builtins.bool
+    @_builtins.property
+    def timings(self) -> Global___PrefillTimings:
+        """on the last message"""
+
     def __init__(
         self,
         *,
         num_blocks_done: _builtins.int = ...,
         computed_tokens: _builtins.int = ...,
         finished: _builtins.bool = ...,
+        timings: Global___PrefillTimings | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["computed_tokens", b"computed_tokens", "finished", b"finished", "num_blocks_done", b"num_blocks_done"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["computed_tokens", b"computed_tokens", "finished", b"finished", "num_blocks_done", b"num_blocks_done", "timings", b"timings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Progress: _TypeAlias = Progress  # noqa: Y015
+
+@_typing.final
+class LayerTimes(_message.Message):
+    """All times of timings are seconds since the worker took the call: clocks of two hosts are never compared.
+    By layer, both parallel; negative: it did not happen in that layer.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_S_FIELD_NUMBER: _builtins.int
+    LAST_S_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def first_s(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def last_s(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    def __init__(
+        self,
+        *,
+        first_s: _abc.Iterable[_builtins.float] | None = ...,
+        last_s: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_s", b"first_s", "last_s", b"last_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LayerTimes: _TypeAlias = LayerTimes  # noqa: Y015
+
+@_typing.final
+class PrefillTimings(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TURN_S_FIELD_NUMBER: _builtins.int
+    RESERVED_S_FIELD_NUMBER: _builtins.int
+    READY_S_FIELD_NUMBER: _builtins.int
+    REUSED_BLOCKS_FIELD_NUMBER: _builtins.int
+    COMPUTED_FIELD_NUMBER: _builtins.int
+    SENT_FIELD_NUMBER: _builtins.int
+    NUM_ENTRIES_SENT_FIELD_NUMBER: _builtins.int
+    COMPUTED_S_FIELD_NUMBER: _builtins.int
+    STORED_S_FIELD_NUMBER: _builtins.int
+    LAUNCHED_FIELD_NUMBER: _builtins.int
+    turn_s: _builtins.float
+    """no other prompt computes the same beginning any more"""
+    reserved_s: _builtins.float
+    """pages are reserved"""
+    ready_s: _builtins.float
+    """what exists is in the pages"""
+    reused_blocks: _builtins.int
+    """leading ones that existed"""
+    num_entries_sent: _builtins.int
+    computed_s: _builtins.float
+    """all is computed"""
+    stored_s: _builtins.float
+    """the pool has everything"""
+    launched: _builtins.bool
+    """`computed` says when layers were launched on a device that is behind that"""
+    @_builtins.property
+    def computed(self) -> Global___LayerTimes:
+        """first: a layer's first chunk is through it; last: its last one"""
+
+    @_builtins.property
+    def sent(self) -> Global___LayerTimes:
+        """entries of a layer were sent to the pool"""
+
+    def __init__(
+        self,
+        *,
+        turn_s: _builtins.float = ...,
+        reserved_s: _builtins.float = ...,
+        ready_s: _builtins.float = ...,
+        reused_blocks: _builtins.int = ...,
+        computed: Global___LayerTimes | None = ...,
+        sent: Global___LayerTimes | None = ...,
+        num_entries_sent: _builtins.int = ...,
+        computed_s: _builtins.float = ...,
+        stored_s: _builtins.float = ...,
+        launched: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["computed", b"computed", "sent", b"sent"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["computed", b"computed", "computed_s", b"computed_s", "launched", b"launched", "num_entries_sent", b"num_entries_sent", "ready_s", b"ready_s", "reserved_s", b"reserved_s", "reused_blocks", b"reused_blocks", "sent", b"sent", "stored_s", b"stored_s", "turn_s", b"turn_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefillTimings: _TypeAlias = PrefillTimings  # noqa: Y015
 
 @_typing.final
 class Control(_message.Message):
@@ -1424,6 +1517,7 @@ class Tokens(_message.Message):
     COMPUTED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     RESCUED_FIELD_NUMBER: _builtins.int
+    TIMINGS_FIELD_NUMBER: _builtins.int
     finish_reason: Global___FinishReason.ValueType
     """set on the last message"""
     computed_prompt_tokens: _builtins.int
@@ -1436,6 +1530,10 @@ class Tokens(_message.Message):
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprobs]:
         """parallel to ids, if they were asked for"""
 
+    @_builtins.property
+    def timings(self) -> Global___DecodeTimings:
+        """with the first token"""
+
     def __init__(
         self,
         *,
@@ -1444,14 +1542,59 @@ class Tokens(_message.Message):
         computed_prompt_tokens: _builtins.int = ...,
         logprobs: _abc.Iterable[Global___TokenLogprobs] | None = ...,
         rescued: _builtins.bool = ...,
+        timings: Global___DecodeTimings | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["computed_prompt_tokens", b"computed_prompt_tokens", "finish_reason", b"finish_reason", "ids", b"ids", "logprobs", b"logprobs", "rescued", b"rescued"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["computed_prompt_tokens", b"computed_prompt_tokens", "finish_reason", b"finish_reason", "ids", b"ids", "logprobs", b"logprobs", "rescued", b"rescued", "timings", b"timings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Tokens: _TypeAlias = Tokens  # noqa: Y015
+
+@_typing.final
+class DecodeTimings(_message.Message):
+    """See PrefillTimings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADMITTED_S_FIELD_NUMBER: _builtins.int
+    LANDED_FIELD_NUMBER: _builtins.int
+    FETCHED_BYTES_FIELD_NUMBER: _builtins.int
+    GATE_OPENED_S_FIELD_NUMBER: _builtins.int
+    COMPUTED_S_FIELD_NUMBER: _builtins.int
+    COMPUTED_TOKENS_FIELD_NUMBER: _builtins.int
+    admitted_s: _builtins.float
+    """pages are reserved, and what the device lacks is asked for"""
+    fetched_bytes: _builtins.int
+    """of the entries that were asked for, before any codec"""
+    gate_opened_s: _builtins.float
+    """the tail's first layer could run"""
+    computed_s: _builtins.float
+    """the tail is computed"""
+    computed_tokens: _builtins.int
+    """of the tail"""
+    @_builtins.property
+    def landed(self) -> Global___LayerTimes:
+        """entries of a layer have landed in the pages"""
+
+    def __init__(
+        self,
+        *,
+        admitted_s: _builtins.float = ...,
+        landed: Global___LayerTimes | None = ...,
+        fetched_bytes: _builtins.int = ...,
+        gate_opened_s: _builtins.float = ...,
+        computed_s: _builtins.float = ...,
+        computed_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["landed", b"landed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admitted_s", b"admitted_s", "computed_s", b"computed_s", "computed_tokens", b"computed_tokens", "fetched_bytes", b"fetched_bytes", "gate_opened_s", b"gate_opened_s", "landed", b"landed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecodeTimings: _TypeAlias = DecodeTimings  # noqa: Y015
 
 @_typing.final
 class StoredBlocks(_message.Message):

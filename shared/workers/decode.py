@@ -16,7 +16,9 @@ from shared.proto import prfaas_pb2 as pb
 from shared.rpc.client import Channels, rpc_errors
 from shared.rpc.convert import sources_to_messages
 from shared.rpc.sampling import logprobs_from_message, sampling_to_message
+from shared.rpc.timings import decode_timings_from_message
 from shared.sampling.logprobs import TokenLogprobs
+from shared.timings import DecodeTimings
 from shared.workers.request import GenerateOrder
 
 FinishReason = Literal["stop", "length"]
@@ -36,6 +38,7 @@ class DecodedTokens(NamedTuple):
     computed_prompt_tokens: int  # prompt tokens whose KV the worker computed itself; said with the first token
     logprobs: tuple[TokenLogprobs, ...] = ()  # parallel to ids, if they were asked for
     rescued: bool = False  # blocks were late, and the worker computes the rest; there may be no ids
+    timings: DecodeTimings | None = None  # with the first token
 
     @classmethod
     def parsed(cls, data: bytes) -> Self:
@@ -45,7 +48,14 @@ class DecodedTokens(NamedTuple):
         except DecodeError as error:
             raise Internal(f"a decode worker sent what is no message: {error}") from error
         reason, logprobs = _FINISH.get(message.finish_reason), logprobs_from_message(message)
-        return cls(tuple(message.ids), reason, message.computed_prompt_tokens, logprobs, rescued=message.rescued)
+        return cls(
+            ids=tuple(message.ids),
+            finish_reason=reason,
+            computed_prompt_tokens=message.computed_prompt_tokens,
+            logprobs=logprobs,
+            rescued=message.rescued,
+            timings=decode_timings_from_message(message),
+        )
 
 
 _SHORT_BYTES, _NUM_REMEMBERED = 8, 1 << 14

@@ -1,7 +1,7 @@
 """Client of prefill workers: one Prefill call, followed to its end."""
 
 from collections.abc import AsyncGenerator
-from typing import cast
+from typing import NamedTuple, cast
 
 from shared.errors import WorkerLost
 from shared.ids import WorkerId
@@ -9,7 +9,17 @@ from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import PrefillStub
 from shared.rpc.client import Channels, rpc_errors
 from shared.rpc.convert import sources_to_messages
+from shared.rpc.timings import prefill_timings_from_message
+from shared.timings import PrefillTimings
 from shared.workers.request import PromptOrder
+
+
+class PrefillNews(NamedTuple):
+    """What one message of a prefill worker brought."""
+
+    computed_tokens: int  # of the prompt, by this call, so far
+    num_blocks_done: int = 0  # leading ones that need no computing any more
+    timings: PrefillTimings | None = None  # with the last message
 
 
 class PrefillClient:
@@ -20,8 +30,8 @@ class PrefillClient:
 
     async def prefill(
         self, worker: WorkerId, address: str, order: PromptOrder, timeout_s: float
-    ) -> AsyncGenerator[int, None]:
-        """Yield the number of prompt tokens computed so far, until all blocks are in the worker's pool.
+    ) -> AsyncGenerator[PrefillNews, None]:
+        """Yield how far the prompt has come, until all blocks are in the worker's pool.
 
         Closing the iterator cancels the call. Raises what the call fails with, and `WorkerLost` when it ends early.
         """
@@ -31,7 +41,8 @@ class PrefillClient:
             with rpc_errors(worker):
                 async for progress in call:
                     is_finished = progress.finished
-                    yield progress.computed_tokens
+                    timings = prefill_timings_from_message(progress)
+                    yield PrefillNews(progress.computed_tokens, progress.num_blocks_done, timings)
         finally:
             call.cancel()
         if not is_finished:

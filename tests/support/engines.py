@@ -43,10 +43,12 @@ from shared.rpc.client import Channels, rpc_errors
 from shared.rpc.convert import sources_to_messages
 from shared.rpc.sampling import logprobs_from_message
 from shared.rpc.server import GrpcServer
+from shared.rpc.timings import decode_timings_from_message
 from shared.sampling.logprobs import TokenLogprobs
 from shared.security import NO_SECURITY
 from shared.service.health import Health
 from shared.service.lifecycle import InFlight, background
+from shared.timings import DecodeTimings
 from tests.support.tiny import tiny_model
 from tests.support.waiting import LIMIT_S
 
@@ -61,6 +63,7 @@ class Result:
     decode_computed: int = 0
     prefill_computed: int = 0
     num_rescues: int = 0  # messages that say that blocks were late
+    timings: list[DecodeTimings] = field(default_factory=list)  # as often as they were said
 
     def cached(self, num_prompt_tokens: int) -> int:
         return num_prompt_tokens - self.decode_computed - self.prefill_computed
@@ -229,6 +232,8 @@ class TwoDatacenters:
                     result.logprobs += logprobs_from_message(message)
                     result.finish_reason = message.finish_reason
                     result.decode_computed += message.computed_prompt_tokens
+                    if (timings := decode_timings_from_message(message)) is not None:
+                        result.timings.append(timings)
                     if message.rescued:
                         result.num_rescues += 1
                         if prefilling is not None:

@@ -12,7 +12,7 @@ from shared.pool.admin import PoolAdmin
 from shared.rpc.client import Channels
 from shared.tenant import Tenant
 from shared.workers.decode import DecodeCall, DecodeClient, DecodedTokens, FinishReason
-from shared.workers.prefill import PrefillClient
+from shared.workers.prefill import PrefillClient, PrefillNews
 from shared.workers.request import GenerateOrder, PromptOrder
 
 DecodeScript = Sequence[DecodedTokens | PrfaasError | asyncio.Event]
@@ -35,7 +35,7 @@ class ScriptedPrefill(PrefillClient):
 
     async def prefill(
         self, worker: WorkerId, address: str, order: PromptOrder, timeout_s: float
-    ) -> AsyncGenerator[int, None]:
+    ) -> AsyncGenerator[PrefillNews, None]:
         self.called.append(worker)
         self.orders.append(order)
         self.num_open += 1
@@ -47,7 +47,7 @@ class ScriptedPrefill(PrefillClient):
                 elif isinstance(step, asyncio.Event):
                     await step.wait()
                 else:
-                    yield step
+                    yield PrefillNews(step)
         finally:
             self.num_open -= 1
 

@@ -20,6 +20,7 @@ from services.gateway.request.generation import Prepared
 from services.gateway.request.pipeline import Pipeline
 from services.gateway.request.text import ShownToken
 from services.gateway.settings import GatewaySettings
+from services.gateway.timeline.timelines import Timelines
 from shared.deadline import Deadline
 from shared.errors import BadRequest, Internal, PrfaasError
 from shared.log import get_logger
@@ -41,6 +42,7 @@ class GenerationRoutes:
         settings: GatewaySettings,
         intake: RequestIntake,
         grammars: Grammars,
+        timelines: Timelines,
     ) -> None:
         self._pipeline = pipeline
         self._model = model
@@ -49,6 +51,7 @@ class GenerationRoutes:
         self._default_slo = default_slo(settings)
         self._intake = intake
         self._grammars = grammars
+        self._timelines = timelines
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -76,9 +79,13 @@ class GenerationRoutes:
         model = self._model
 
         def work(body: B) -> tuple[B, Prepared]:
-            return body, prepare(model, body).asking(slo)
+            timeline.body_read()
+            prepared = prepare(model, body).asking(slo)
+            num_prompt_tokens, num_choices = prepared.num_prompt_tokens, len(prepared.requests)
+            timeline.prepared(num_prompt_tokens, num_choices, is_streamed=bool(body.stream))
+            return body, prepared
 
-        with self._intake.admitted():
+        with self._intake.admitted(), self._timelines.follow(request_id_of(request), shape.kind) as timeline:
             try:
                 async with deadline.scope("the request was being served"):
                     body, prepared = await self._intake.body(request, schema, work)
@@ -90,15 +97,21 @@ class GenerationRoutes:
                         with_token_ids=bool(body.return_token_ids),
                         tokenizer=None if body.num_logprobs is None else model.tokenizer,
                     )
-                    async with Choices(self._pipeline, model.tokenizer, self._metrics, prepared, deadline) as choices:
-                        if body.stream:
-                            every = bool(body.return_token_ids)  # also what adds no text
-                            return await _stream(stream, choices, reply, len(prepared.requests), every)
-                        return await _whole(choices, reply, len(prepared.requests))
+                    async with Choices(
+                        self._pipeline, model.tokenizer, self._metrics, prepared, deadline, timeline.choice
+                    ) as choices:
+                        try:
+                            if body.stream:
+                                every = bool(body.return_token_ids)  # also what adds no text
+                                return await _stream(stream, choices, reply, len(prepared.requests), every)
+                            return await _whole(choices, reply, len(prepared.requests))
+                        finally:
+                            timeline.used(choices.usage.completion_tokens, choices.usage.cached_tokens)
             except PrfaasError as error:
                 if not stream.is_open:
                     raise
                 log.warning("stream_failed", code=error.code, error=str(error))
+                timeline.failed(error.code)
                 self._metrics.request_failed(error.code)
                 return await stream.fail(error)
             except ConnectionError:
@@ -107,6 +120,7 @@ class GenerationRoutes:
                 if not stream.is_open:
                     raise
                 log.exception("stream_crashed")
+                timeline.failed(Internal.code)
                 self._metrics.request_failed(Internal.code)
                 return await stream.fail(Internal("the server failed to handle this request"))
 

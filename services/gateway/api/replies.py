@@ -40,6 +40,7 @@ class Reply(ABC):
     `tokenizer` spells the tokens of log-probabilities; without it there are none.
     """
 
+    kind: ClassVar[str]  # of request, in a word
     id_prefix: ClassVar[str]
     whole_object: ClassVar[str]
     chunk_object: ClassVar[str]
@@ -123,6 +124,7 @@ class Reply(ABC):
 
 
 class CompletionReply(Reply):
+    kind = "completion"
     id_prefix = "cmpl"
     whole_object = chunk_object = "text_completion"
 
@@ -137,6 +139,7 @@ class CompletionReply(Reply):
 
 
 class ChatReply(Reply):
+    kind = "chat"
     id_prefix = "chatcmpl"
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"

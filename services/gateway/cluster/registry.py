@@ -9,7 +9,7 @@ from types import MappingProxyType
 from services.gateway.cluster.assigned import Assignment, PromptWork
 from services.gateway.cluster.fleet import STALE_AFTER_S, RoleFleet
 from services.gateway.cluster.links import LinkReports, Links, UnreportedCrossing, UnreportedCrossings
-from services.gateway.cluster.view import PoolMember, PoolMembers, RegistryView
+from services.gateway.cluster.view import KnownProcess, PoolMember, PoolMembers, RegistryView
 from services.gateway.cluster.workers import member_of, take_report
 from shared.bus.events import LoadEvent, MembershipEvent
 from shared.ids import Datacenter, LayoutHash, ModelFingerprint, WorkerId
@@ -33,6 +33,7 @@ class _Entry:
     row: int = -1  # in its role's fleet
     lost: bool = False  # a call to it has failed since its last sign of life
     reachable: bool = True  # from this process, as its channel says
+    load: LoadEvent | None = None  # the latest of this epoch
 
 
 class Registry:
@@ -74,7 +75,7 @@ class Registry:
         row = self._row_for(event, old) if is_new or old is None else old.row
         entry = self._entries[event.worker] = _Entry(event, now, row)
         if old is not None and not is_new:
-            entry.reachable = old.reachable
+            entry.reachable, entry.load = old.reachable, old.load
         if event.role != "cachepool":
             self._fleets[event.role].members[row] = member_of(event)
         elif is_new:
@@ -88,7 +89,7 @@ class Registry:
         entry = self._entries.get(event.worker)
         if entry is None or event.epoch != entry.event.epoch:
             return
-        entry.heard_at, entry.lost = now, False
+        entry.heard_at, entry.lost, entry.load = now, False, event
         if entry.event.role == "cachepool":
             pool = self._pools[event.worker]
             self._pools[event.worker] = replace(
@@ -156,6 +157,14 @@ class Registry:
             if pool.address == address and not self._entries[worker].event.left:
                 return worker
         return None
+
+    def known(self) -> list[KnownProcess]:
+        """Return all that were ever announced, by name, for who wants to see them; usable or not."""
+        found = sorted(self._entries.items())
+        return [
+            KnownProcess(entry.event, entry.load, self._newest_at - entry.heard_at, self._problem(entry))
+            for _, entry in found
+        ]
 
     def view(self, waits: Mapping[WorkerId, float] = NO_WAITS) -> RegistryView:
         """Return what is usable now. `waits`: seconds before somebody who looks may send a worker anything."""

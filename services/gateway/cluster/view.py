@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 from services.gateway.cluster.links import Links
 from services.gateway.cluster.workers import NOBODY, Workers
-from shared.bus.events import LinkLoad
+from shared.bus.events import LinkLoad, LoadEvent, MembershipEvent
 from shared.ids import Datacenter, WorkerId
 
 
@@ -17,6 +18,15 @@ class PoolMember:
     links: tuple[LinkLoad, ...] = ()  # from the datacenters that it pulls from, as it last reported
     suspects: tuple[str, ...] = ()  # addresses of pool nodes that it pulls nothing from, as it last reported
     tier_bytes_per_s: float = 0.0  # reads from its object tier; 0: not known
+
+
+class KnownProcess(NamedTuple):
+    """A process that was announced, and what was heard of it last."""
+
+    event: MembershipEvent
+    load: LoadEvent | None  # None: it has reported nothing yet
+    silent_s: float  # since it was heard of, as compared with the newest message of the bus
+    problem: str | None  # why it is not used
 
 
 class PoolMembers(dict[WorkerId, PoolMember]):

@@ -12,11 +12,13 @@ from services.gateway.cluster.registry import Registry
 from services.gateway.control.observed import Observations
 from services.gateway.model import ServedModel
 from services.gateway.request.generation import GenerationRequest
+from services.gateway.request.noted import noted
 from services.gateway.request.prefilling import NoteArrival, PrefillCalls, Prefilling
 from services.gateway.request.usage import PromptUsage
 from services.gateway.routing.plan import Plan
 from services.gateway.routing.rescue import patience_s
 from services.gateway.settings import HandOff
+from services.gateway.timeline.record import AttemptNote
 from shared.deadline import Deadline
 from shared.ids import BlockKey
 from shared.kv.codec import Codec
@@ -80,8 +82,11 @@ class Attempt:
         usage: PromptUsage,
         deadline: Deadline,
         note_prefilled: Callable[[], None] = lambda: None,
+        note: AttemptNote | None = None,
     ) -> None:
-        """`note_prefilled` is called when the prefill worker, if the plan has one, is done with the prompt."""
+        """`note_prefilled` is called when the prefill worker, if the plan has one, is done with the prompt. `note`
+        keeps the times of what happens; by default nobody reads them.
+        """
         self._calls = calls
         self._note_prefilled = note_prefilled
         self._plan = plan
@@ -89,7 +94,10 @@ class Attempt:
         self._usage = usage
         self._deadline = deadline
         self._keys = request.keys[: plan.num_blocks]
-        self._prefilling = Prefilling(calls.prefill, plan, self._prefill_order(), self._keys, usage, deadline)
+        self._note = note = note or AttemptNote(noted(plan))
+        self._prefilling = Prefilling(
+            calls.prefill, plan, self._prefill_order(), self._keys, usage, deadline, note.prefill_sent
+        )
         self._begun_at = time.monotonic()
         self._started = asyncio.Event()  # decode has its first message: updates may follow
         self._patience_s = patience_s(plan)
@@ -109,6 +117,7 @@ class Attempt:
         try:
             if self._calls.hand_off.mode == "stored" and not await self._prefilling.is_over(self._patience_s):
                 self._rescue()
+            self._note.decode_sent()
             await call.start(self._generate_order(), self._deadline.remaining())
             self._started.set()
             finish_reason: FinishReason | None = None
@@ -129,6 +138,7 @@ class Attempt:
                 yield TokenEvent(tokens.ids, finish_reason, tokens.logprobs)
             await call.finish(LAST_WORD_S)
         finally:
+            self._note.ended()
             self._calls.observations.ended(num_output_tokens)
             self._calls.registry.release(assignment)
             call.cancel()
@@ -148,6 +158,7 @@ class Attempt:
     def _rescue(self) -> None:
         """Take note that decode computes what is late: prefill would go on for nobody."""
         self._is_rescued = True
+        self._note.rescued()
         self._calls.prefill.metrics.rescued(self._plan.kind)
         self._prefilling.give_up()
         log.warning(
@@ -161,6 +172,7 @@ class Attempt:
 
     def _note_first(self, tokens: DecodedTokens) -> None:
         now = time.monotonic()
+        self._note.first_token(now, tokens.computed_prompt_tokens, tokens.timings)
         ttft_s = None if self._is_rescued else now - self._begun_at
         self._calls.note_first_token(self._plan, self._request.keys, ttft_s, now)
         # Decode computes the end of what it is sent: attempts and choices of one prompt share what they compute of it.

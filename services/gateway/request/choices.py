@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import aclosing
 from types import TracebackType
 from typing import Generic, Self, TypeVar
@@ -14,6 +14,7 @@ from services.gateway.request.pipeline import Pipeline
 from services.gateway.request.text import ChoiceDelta, ChoiceText
 from services.gateway.request.timer import RequestTimer
 from services.gateway.request.usage import PromptUsage, Usage
+from services.gateway.timeline.record import ChoiceNote
 from shared.deadline import Deadline
 from shared.model.text.tokenizer import Tokenizer
 from shared.workers.decode import FinishReason
@@ -73,7 +74,9 @@ class Choices:
         metrics: GatewayMetrics,
         prepared: Prepared,
         deadline: Deadline,
+        note_choice: Callable[[], ChoiceNote] = ChoiceNote,
     ) -> None:
+        """`note_choice` returns what keeps the times of one more choice."""
         self._pipeline = pipeline
         self._tokenizer = tokenizer
         self._metrics = metrics
@@ -81,7 +84,9 @@ class Choices:
         self._deadline = deadline
         self._usages = [PromptUsage(len(request.token_ids)) for request in prepared.prompts]
         self._first_seen = [asyncio.Event() for _ in prepared.prompts]
-        self._timers = [RequestTimer(self._metrics, request.slo) for request in prepared.requests]
+        self._notes = [note_choice() for _ in prepared.requests]
+        timed = zip(self._notes, prepared.requests, strict=True)
+        self._timers = [RequestTimer(self._metrics, note, request.slo) for note, request in timed]
         self._ready: Inbox[ChoiceDelta | BaseException] = Inbox()
         self._tasks: list[asyncio.Task[None]] = []
         self._finished: dict[int, FinishReason] = {}
@@ -151,10 +156,9 @@ class Choices:
         if number > 0 and request.keys:  # a prompt shorter than a block has nothing to share
             await first_seen.wait()
         text = ChoiceText(self._tokenizer, self._prepared.rules)
-        timer = self._timers[index]
+        timer, note = self._timers[index], self._notes[index]
         echo = self._prepared.echoes[prompt] if self._prepared.echoes else ""
-        usage = self._usages[prompt]
-        async with aclosing(self._pipeline.generate(request, usage, self._deadline, timer.started)) as events:
+        async with aclosing(self._pipeline.generate(request, self._usages[prompt], self._deadline, note)) as events:
             async for event in events:
                 first_seen.set()
                 delta = text.push(event.ids, event.finish_reason, event.logprobs)
@@ -169,7 +173,7 @@ class Choices:
         self._completion_tokens += len(delta.ids)
         self._metrics.generation_tokens.inc(len(delta.ids))
         if delta.finish_reason is not None:
-            self._finished[delta.choice] = delta.finish_reason
+            self._finished[delta.choice] = self._notes[delta.choice].finish_reason = delta.finish_reason
             self._timers[delta.choice].finished()
 
     def _note_end(self, task: asyncio.Task[None]) -> None:

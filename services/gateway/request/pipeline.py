@@ -1,7 +1,7 @@
 """One request's life after validation: plan, attempt, and when a decode worker is lost, the rest on another."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Protocol
@@ -12,8 +12,10 @@ from services.gateway.cluster.registry import NO_WAITS, Registry
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.request.attempt import Attempt, DecodeCalls, TokenEvent
 from services.gateway.request.generation import GenerationRequest, with_keys
+from services.gateway.request.noted import noted
 from services.gateway.request.usage import PromptUsage
 from services.gateway.routing.plan import Plan
+from services.gateway.timeline.record import ChoiceNote
 from shared.deadline import Deadline
 from shared.errors import NoWorker, PrfaasError, Unavailable
 from shared.ids import WorkerId
@@ -49,26 +51,25 @@ class Pipeline:
         self._gate = gate
 
     async def generate(
-        self,
-        request: GenerationRequest,
-        usage: PromptUsage,
-        deadline: Deadline,
-        note_turn: Callable[[], None] = lambda: None,
+        self, request: GenerationRequest, usage: PromptUsage, deadline: Deadline, note: ChoiceNote | None = None
     ) -> AsyncGenerator[TokenEvent, None]:
         """Yield tokens until one event has a finish reason. Close the iterator (`aclosing`) to cancel.
 
         When a decode worker is lost, another continues from the prompt and the tokens so far: sampling depends on
         seed and position alone, so it goes on as the first one would have. A request waits at the gate once: one that
-        goes on with another worker does not wait again. `note_turn` is called when the wait is over. Raises
-        `Rejected`, `NoWorker`, `WorkerLost`, `DeadlineExceeded`, `Overloaded` and whatever else decode answers.
+        goes on with another worker does not wait again. Raises `Rejected`, `NoWorker`, `WorkerLost`,
+        `DeadlineExceeded`, `Overloaded` and whatever else decode answers. `note` keeps the times of what happens.
         """
         generated: list[int] = []
         excluded: set[WorkerId] = set()
         failure: PrfaasError | None = None
         asking = _asking(request)
+        note = note or ChoiceNote()
+        note.begun()
         rest, plan = self._plans.plan(request, frozenset(), self._gate.waits(asking))
+        note.planned()
         with await self._gate.enter(asking, plan, deadline) as turn:
-            note_turn()
+            note.passed(has_waited=turn.waited)
             if turn.waited:  # the cluster is not as it was
                 rest, plan = self._plans.plan(request, frozenset(), self._gate.waits(asking, turn))
             for _ in range(MAX_ATTEMPTS):
@@ -76,7 +77,8 @@ class Pipeline:
                     rest, plan = await self._planned_again(request, generated, excluded, failure)
                 self._plans.carried_out(rest, plan)
                 rest = replace(rest, priority=turn.sent(plan))
-                attempt = Attempt(self._calls, plan, rest, usage, deadline, turn.prefilled)
+                tried = note.carried_out(noted(plan))
+                attempt = Attempt(self._calls, plan, rest, usage, deadline, turn.prefilled, tried)
                 try:
                     async with aclosing(attempt.tokens()) as events:
                         async for event in events:
@@ -85,6 +87,7 @@ class Pipeline:
                             yield event
                     return
                 except PrfaasError as error:
+                    tried.error = error.code
                     if not error.retriable:
                         raise
                     failure = error

@@ -10,8 +10,10 @@ from services.gateway.cluster.promises import PrefillPromise, PrefillPromises
 from services.gateway.cluster.registry import Registry
 from services.gateway.cluster.workers import Member
 from services.gateway.metrics import GatewayMetrics
+from services.gateway.request.noted import site_of
 from services.gateway.request.usage import PromptUsage
 from services.gateway.routing.plan import Plan
+from services.gateway.timeline.record import PrefillNote, WorkerSite
 from shared.deadline import Deadline
 from shared.errors import PrfaasError, Unavailable
 from shared.ids import BlockKey
@@ -50,8 +52,9 @@ class Prefilling:
         keys: Sequence[BlockKey],
         usage: PromptUsage,
         deadline: Deadline,
+        note_call: Callable[[WorkerSite], PrefillNote] = PrefillNote,
     ) -> None:
-        """`keys` are those of the plan's blocks."""
+        """`keys` are those of the plan's blocks. `note_call` returns what keeps the times of a worker's call."""
         self.over = asyncio.Event()  # no more blocks will come, whichever way it ended
         self._calls = calls
         self._nodes = plan.prefill_nodes
@@ -59,6 +62,7 @@ class Prefilling:
         self._keys = keys
         self._usage = usage
         self._deadline = deadline
+        self._note_call = note_call
         self._workers = () if plan.prefill is None else (plan.prefill, *plan.prefill_spares)[:MAX_WORKERS]
         self._work = PromptWork(plan.forecast.prefill_s, plan.forecast.prefill_tokens)
         self._promise: PrefillPromise | None = None
@@ -132,12 +136,23 @@ class Prefilling:
 
     async def _follow(self, member: Member) -> None:
         """Follow one call to its end. Raises what it fails with."""
+        note = self._note_call(site_of(member))
+        try:
+            await self._hear(member, note)
+        except PrfaasError as error:
+            note.ended(error.code)
+            raise
+        finally:
+            note.ended()
+
+    async def _hear(self, member: Member, note: PrefillNote) -> None:
         call = self._calls.client.prefill(member.worker, member.address, self._order, self._deadline.remaining())
         counted = 0
         async with aclosing(call) as progress:
-            async for num_computed in progress:
-                self._usage.prefill_tokens += num_computed - counted
-                counted = num_computed
+            async for news in progress:
+                note.heard(news.computed_tokens, news.num_blocks_done, news.timings)
+                self._usage.prefill_tokens += news.computed_tokens - counted
+                counted = news.computed_tokens
 
     def _take(self, member: Member) -> None:
         """Have the blocks promised by this worker, and by no other."""

@@ -5,32 +5,35 @@ from collections.abc import Callable
 
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.routing.plan import NO_SLO, Slo
+from services.gateway.timeline.record import ChoiceNote
 
 
 class RequestTimer:
-    """Times one choice. Methods are called in their order here; those after `started` may never be."""
+    """Times one choice. Methods are called in their order here, and may never be."""
 
-    def __init__(self, metrics: GatewayMetrics, slo: Slo = NO_SLO, clock: Callable[[], float] = time.monotonic) -> None:
-        """`slo`: what the choice asks for, from now on."""
+    def __init__(
+        self,
+        metrics: GatewayMetrics,
+        note: ChoiceNote,
+        slo: Slo = NO_SLO,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`note` knows when the choice had its turn, and is told of tokens. `slo`: what is asked for, from now on."""
         self._metrics = metrics
+        self._note = note
         self._slo = slo
         self._clock = clock
         self._began_at = clock()
-        self._started_at: float | None = None
         self._first_at: float | None = None
         self._last_at = 0.0
         self._num_tokens = 0
-
-    def started(self) -> None:
-        """Note that its turn has come: it is sent to workers. Another worker that goes on with it changes nothing."""
-        if self._started_at is None:
-            self._started_at = self._clock()
 
     def tokens(self, num_tokens: int) -> None:
         """Note that tokens have arrived."""
         if num_tokens == 0:
             return
         now = self._clock()
+        self._note.tokens.add(now, num_tokens)
         if self._first_at is None:
             self._first_at = now
             self._first(now)
@@ -44,8 +47,8 @@ class RequestTimer:
         self._metrics.e2e_s.observe(self._clock() - self._began_at)
         if self._first_at is None:
             return
-        if self._started_at is not None:
-            self._metrics.inference_s.observe(self._last_at - self._started_at)
+        if self._note.passed_at is not None:
+            self._metrics.inference_s.observe(self._last_at - self._note.passed_at)
         self._metrics.decode_s.observe(self._last_at - self._first_at)
         if self._num_tokens > 1:
             per_token_s = (self._last_at - self._first_at) / (self._num_tokens - 1)
@@ -55,8 +58,8 @@ class RequestTimer:
     def _first(self, now: float) -> None:
         self._metrics.ttft_s.observe(now - self._began_at)
         self._settle("ttft", self._slo.ttft_s, now - self._began_at)
-        if self._started_at is not None:
-            self._metrics.prefill_s.observe(now - self._started_at)
+        if self._note.passed_at is not None:
+            self._metrics.prefill_s.observe(now - self._note.passed_at)
 
     def _settle(self, objective: str, asked_s: float | None, got_s: float) -> None:
         if asked_s is not None:

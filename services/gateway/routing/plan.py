@@ -70,6 +70,17 @@ class Forecast:
         return self.prefill_s + self.decode_s
 
 
+class ComparedWay(NamedTuple):
+    """A way to serve a prompt that a policy has compared with others."""
+
+    kind: PlanKind
+    member: Member  # who computes what no cache has
+    cached_blocks: int  # leading blocks that it takes from caches
+    cost_s: float  # by which it was compared
+    ttft_s: float  # until the first token
+    is_chosen: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The router's decision. `sources` name the pools that the worker's own pool pulls absent blocks from.
@@ -92,6 +103,7 @@ class Plan:
     decode_codec: Codec  # of the blocks that decode computes, for its own datacenter
     forecast: Forecast
     alone_s: float = math.inf  # of decode, until the first token, with the blocks of home alone; infinite: not known
+    ways: tuple[ComparedWay, ...] = ()  # some that were compared, the cheapest first; for who wants to know why
 
     @property
     def crosses(self) -> bool:

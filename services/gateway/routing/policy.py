@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.gateway.routing.facts import Facts
-from services.gateway.routing.plan import Forecast
+from services.gateway.routing.plan import ComparedWay, Forecast
 from shared.ids import Datacenter
 
 
@@ -20,6 +20,7 @@ class Decision:
     prefill: Sequence[int] = ()  # the best first; none: decode computes what no cache has
     pull_from: frozenset[Datacenter] | None = None  # whose cached blocks are used besides home's; None: everybody's
     forecast: Forecast | None = None  # if the policy has made one
+    ways: tuple[ComparedWay, ...] = ()  # some of those that it has compared, the cheapest first
 
 
 class RoutingPolicy(Protocol):

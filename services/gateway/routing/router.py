@@ -62,6 +62,7 @@ class Router:
             decode_codec=choose_codec(self.codec, fidelity, way_between(dcs, links, decode, decode)),
             forecast=decision.forecast or forecast_of(facts, decision),
             alone_s=alone_s(everything, decision) if prefill is not None or for_decode else math.inf,
+            ways=decision.ways,
         )
 
     def _decoding_dc(self, request: RequestFacts, members: RegistryView) -> Datacenter:

@@ -26,6 +26,7 @@ from shared.model.layers.batch import Batch, Span
 from shared.model.transformer import Transformer
 from shared.pool.lanes.lane import Arrived
 from shared.pool.memory import MemoryPool
+from shared.timings import NO_LAYERS, PrefillTimings
 from tests.support.entries import entry_bytes
 from tests.support.gate import Gate
 from tests.support.parts import access_to, step_costs, transfer_of
@@ -60,6 +61,7 @@ class Bench:
         self.worker, self.backlog = worker, backlog
         self.transformer = transformer
         self.model = tiny_model(name)
+        self.timings: PrefillTimings | None = None  # of the latest prompt
 
     def keys(self, tokens: list[int]) -> list[BlockKey]:
         return list(self.model.keys(tokens, ""))
@@ -72,7 +74,9 @@ class Bench:
 
     async def prefill(self, tokens: list[int]) -> list[Progress]:
         asked = Prompt(tokens, self.keys(tokens), (), Codec.RAW)
-        return [progress async for progress in self.worker.prefill(asked, Deadline.after(LIMIT_S))]
+        found = [progress async for progress in self.worker.prefill(asked, Deadline.after(LIMIT_S))]
+        self.timings = found[-1].timings
+        return [progress._replace(timings=None) for progress in found]
 
     def check(self, tokens: list[int], lacking: Collection[tuple[int, int]] = ()) -> None:
         """Compare what the pool has with what one pass over the whole prompt makes; it lacks these blocks' layers."""
@@ -122,6 +126,25 @@ async def test_a_prompt_nobody_knows_is_computed_and_stored_whole(name: str) -> 
         b.check(tokens)
 
 
+async def test_times_of_a_prompt_follow_one_another_in_each_layer() -> None:
+    async with bench() as b:
+        await b.prefill(prompt(7 * BLOCK))
+        times = b.timings
+        assert times is not None
+        phases = [0.0, times.turn_s, times.reserved_s, times.ready_s, times.computed_s, times.stored_s]
+        assert phases == sorted(phases)
+        (computed_first, computed_last), (_, sent_last) = times.computed, times.sent
+        assert list(computed_first) == sorted(computed_first)
+        assert len(computed_first) == b.model.layout.num_layers
+        assert all(map(float.__le__, computed_first, computed_last))
+        assert all(map(float.__le__, computed_last, sent_last)), "no layer is sent before it is computed"
+        assert times.num_entries_sent == 7 * b.model.layout.num_layers
+        assert not times.is_launched
+        await b.prefill(prompt(7 * BLOCK))
+        assert b.timings is not None
+        assert (b.timings.computed, b.timings.sent, b.timings.reused_blocks) == (NO_LAYERS, NO_LAYERS, 7)
+
+
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("same_worker", [True, False], ids=["from the device", "from the pool"])
 async def test_a_longer_prompt_goes_on_from_what_is_there(name: str, same_worker: bool) -> None:
@@ -157,7 +180,7 @@ async def test_a_prompt_takes_over_what_a_writer_left_while_it_computed() -> Non
             async with b.pool.publish(Deadline.after(LIMIT_S)) as other:
                 await other.open(b.model.layout, [BlockEntries(asked.keys[1], ALL)])
                 assert await anext(progress) == Progress(0, 0, False)
-            assert await anext(progress) == Progress(3, 3 * BLOCK, True)
+            assert (await anext(progress))._replace(timings=None) == Progress(3, 3 * BLOCK, True)
         b.check(tokens)
 
 

@@ -84,7 +84,7 @@ async def prefilled(behave: Behaviour, timeout_s: float = LIMIT_S) -> tuple[list
     """Return what a prefill reported, and the request that the worker had got."""
     async with worker(behave) as (servicer, channels):
         steps = PrefillClient(channels).prefill(WORKER, servicer.address, PROMPT, timeout_s)
-        return [computed async for computed in steps], servicer.calls[0].request
+        return [news.computed_tokens async for news in steps], servicer.calls[0].request
 
 
 def missing(message: Message) -> set[str]:
@@ -237,7 +237,7 @@ async def test_closing_a_prefill_cancels_it() -> None:
 
     async with worker(progresses) as (servicer, channels):
         async with aclosing(PrefillClient(channels).prefill(WORKER, servicer.address, PROMPT, LIMIT_S)) as steps:
-            assert await anext(steps) == 16
+            assert (await anext(steps)).computed_tokens == 16
         async with asyncio.timeout(LIMIT_S):
             await servicer.calls[0].over.wait()
         assert servicer.calls[0].cancelled

@@ -1,6 +1,8 @@
 """Routing by predicted cost: the way that serves the request soonest, and lets others wait least."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from heapq import nsmallest
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +12,7 @@ from services.gateway.routing.costs.candidates import Candidates, every_way
 from services.gateway.routing.costs.others import MOST_BUSY
 from services.gateway.routing.costs.steps import Seconds, longest_step_s
 from services.gateway.routing.facts import Facts
+from services.gateway.routing.plan import ComparedWay, PlanKind
 from services.gateway.routing.policy import Decision, ranked
 
 AWAY_MARGIN = 0.05
@@ -31,6 +34,10 @@ LATE_WEIGHT = 0.03
 the way that is least in the way of those that are not."""
 
 
+MAX_WAYS = 6
+"""Ways that a decision tells of."""
+
+
 class _Scored(NamedTuple):
     candidates: Candidates
     cost_s: Seconds  # one for each candidate
@@ -48,7 +55,8 @@ class ByCost:
     """
 
     def decide(self, facts: Facts) -> Decision:
-        best = min((_scored(facts, candidates) for candidates in every_way(facts)), key=lambda scored: scored.best_s)
+        found = [_scored(facts, candidates) for candidates in every_way(facts)]
+        best = min(found, key=lambda scored: scored.best_s)
         ways, order = best.candidates, _in_order(best.cost_s, facts.request.draw)
         first = order[0]
         return Decision(
@@ -56,6 +64,7 @@ class ByCost:
             prefill=order if ways.is_handed_over else (),
             pull_from=ways.use(first).pull_from,
             forecast=ways.forecast(facts, first),
+            ways=_told(facts, found, best, first),
         )
 
 
@@ -70,6 +79,41 @@ def _scored(facts: Facts, ways: Candidates) -> _Scored:
         own = _risk(ways.time_per_output_token_s, slo.time_per_output_token_s)
         cost_s += MISS_S * (own + _risk_of_others(facts, ways, slo.time_per_output_token_s))
     return _Scored(ways, cost_s)
+
+
+def _told(facts: Facts, found: Sequence[_Scored], best: _Scored, first: int) -> tuple[ComparedWay, ...]:
+    """Return the way that was taken and the cheapest others, in the order of their cost."""
+    cheapest = nsmallest(MAX_WAYS, ((cost_s, i, row) for i, one in enumerate(found) for cost_s, row in _least(one)))
+    taken = next(i for i, one in enumerate(found) if one is best)
+    if all((i, row) != (taken, first) for _, i, row in cheapest):  # chance has drawn it from equally good ones
+        cheapest[-1:] = [(float(best.cost_s[first]), taken, first)]
+    told: dict[tuple[object, ...], ComparedWay] = {}
+    for cost_s, i, row in sorted(cheapest):
+        way = _way(facts, found[i].candidates, row, cost_s)
+        is_chosen = (i, row) == (taken, first)
+        key = way[:-1]  # uses of a prefix that nobody has are the same way
+        if is_chosen or key not in told:
+            told[key] = way._replace(is_chosen=is_chosen)
+    return tuple(told.values())
+
+
+def _least(scored: _Scored) -> Iterator[tuple[float, int]]:
+    """Yield the cost and the row of the cheapest candidates, in any order."""
+    cost_s = scored.cost_s
+    if len(cost_s) <= MAX_WAYS:
+        return zip(cost_s.tolist(), range(len(cost_s)), strict=True)
+    rows = np.argpartition(cost_s, MAX_WAYS)[:MAX_WAYS]
+    return zip(cost_s[rows].tolist(), rows.tolist(), strict=True)
+
+
+def _way(facts: Facts, ways: Candidates, row: int, cost_s: float) -> ComparedWay:
+    num_cached = ways.use(row).num_blocks
+    kind: PlanKind = "none" if num_cached >= facts.num_enough else "decode_only"
+    member = facts.decode[int(ways.decode[row])]
+    if ways.is_handed_over:
+        member = facts.prefill[row]
+        kind = "local" if member.dc == facts.home else "remote"
+    return ComparedWay(kind, member, num_cached, cost_s, float(ways.ttft_s[row]))
 
 
 def _weighed(ttft_s: Seconds, slo_s: float | None) -> Seconds:

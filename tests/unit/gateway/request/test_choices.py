@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from unittest.mock import create_autospec
 
@@ -16,6 +16,7 @@ from services.gateway.request.generation import GenerationRequest, Prepared
 from services.gateway.request.pipeline import Pipeline
 from services.gateway.request.text import TextRules
 from services.gateway.request.usage import PromptUsage
+from services.gateway.timeline.record import ChoiceNote
 from shared.deadline import Deadline
 from shared.metrics import Metrics
 from shared.sampling.params import SamplingParams
@@ -29,9 +30,9 @@ async def texts(tmp_path: Path, behind_s: float, between_s: float) -> list[str]:
     """Return the texts of one choice's deltas, whose tokens come `between_s` apart to a loop that is so far behind."""
 
     async def generate(
-        _request: GenerationRequest, _usage: PromptUsage, _deadline: Deadline, note_turn: Callable[[], None]
+        _request: GenerationRequest, _usage: PromptUsage, _deadline: Deadline, note: ChoiceNote
     ) -> AsyncGenerator[TokenEvent, None]:
-        note_turn()
+        note.passed(has_waited=False)
         for number, token_id in enumerate(tokenizer.encode(TEXT.decode())):
             await asyncio.sleep(between_s)
             asyncio.get_running_loop().call_soon(time.sleep, behind_s)

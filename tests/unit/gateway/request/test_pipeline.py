@@ -28,6 +28,7 @@ from services.gateway.routing.calibration import Calibration
 from services.gateway.routing.plan import Plan
 from services.gateway.routing.policies.cost import ByCost
 from services.gateway.routing.router import Router
+from services.gateway.timeline.record import ChoiceNote
 from shared.deadline import Deadline
 from shared.errors import CorruptFrame, LeaseExpired, NoWorker, Overloaded, PrfaasError, WorkerLost
 from shared.ids import BlockKey, Datacenter, WorkerId
@@ -62,7 +63,7 @@ class PipelineBench:
 
     def __init__(self, model: ServedModel, decode: ScriptedDecode, num_workers: int = 5) -> None:
         self.planned: list[tuple[GenerationRequest, frozenset[WorkerId]]] = []
-        self.num_turns = 0
+        self.notes: list[ChoiceNote] = []
         self.num_workers = num_workers
         self.registry = Registry(model.fingerprint, model.layout.hash)
         for number in range(num_workers):
@@ -77,12 +78,11 @@ class PipelineBench:
         )
         self.pipeline = Pipeline(self, self.calls, self.registry, metrics, TurnGate(GateLimits(), metrics))
 
-    def note_turn(self) -> None:
-        self.num_turns += 1
-
     async def run(self, request: GenerationRequest) -> list[int]:
         usage, deadline = PromptUsage(len(request.token_ids)), Deadline.after(2 * LIMIT_S)
-        async with aclosing(self.pipeline.generate(request, usage, deadline, self.note_turn)) as events:
+        note = ChoiceNote()
+        self.notes.append(note)
+        async with aclosing(self.pipeline.generate(request, usage, deadline, note)) as events:
             return [token for event in [event async for event in events] for token in event.ids]
 
     def plan(
@@ -122,7 +122,9 @@ async def test_another_worker_continues_with_what_is_left(model: KeyedModel) -> 
     asked = request(model)
     assert await bench.run(asked) == [7, 8, 9]
     assert decode.called == ["decode-0", "decode-1"]
-    assert bench.num_turns == 1, "a request has one turn, however many workers"
+    (note,) = bench.notes
+    assert note.passed_at is not None
+    assert [attempt.error for attempt in note.attempts] == [WorkerLost.code, None], "one turn, however many workers"
     order = decode.calls[1].order
     assert order is not None
     assert (list(order.prompt.token_ids), order.num_generated) == ([*PROMPT, 7], 1)

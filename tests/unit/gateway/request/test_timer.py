@@ -5,6 +5,7 @@ import pytest
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.request.timer import RequestTimer
 from services.gateway.routing.plan import NO_SLO, Slo
+from services.gateway.timeline.record import ChoiceNote
 from shared.metrics import Metrics
 
 ENGINE = {"model_name": "m", "engine": "gateway"}
@@ -24,7 +25,8 @@ class Bench:
     def __init__(self, slo: Slo = NO_SLO) -> None:
         self.now = 100.0
         self.metrics = Metrics()
-        self.timer = RequestTimer(GatewayMetrics(self.metrics, "m"), slo, lambda: self.now)
+        self.note = ChoiceNote()
+        self.timer = RequestTimer(GatewayMetrics(self.metrics, "m"), self.note, slo, lambda: self.now)
 
     def observed(self, name: str) -> tuple[float, float]:
         """Return how often and how much in all."""
@@ -45,9 +47,8 @@ class Bench:
     def run(self) -> None:
         """Wait half a second, prefill in 2.5, send five tokens in two seconds, and be read a little later."""
         self.now += 0.5
-        self.timer.started()
+        self.note.passed_at = self.now
         self.now += 2.0
-        self.timer.started()  # another worker goes on
         self.now += 0.5
         self.timer.tokens(1)
         self.timer.tokens(0)
@@ -78,7 +79,7 @@ def test_gaps_are_shared_by_the_tokens_behind_them() -> None:
 
 def test_one_token_has_no_time_per_token() -> None:
     bench = Bench(Slo(time_per_output_token_s=1.0))
-    bench.timer.started()
+    bench.note.passed_at = bench.now
     bench.timer.tokens(1)
     bench.timer.finished()
     assert bench.observed("request_time_per_output_token") == (0, 0)

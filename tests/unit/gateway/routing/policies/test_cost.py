@@ -16,7 +16,7 @@ from services.gateway.routing.costs.transfer import Transfers, everybody
 from services.gateway.routing.datacenters import Credit
 from services.gateway.routing.facts import Facts
 from services.gateway.routing.plan import RequestFacts, Slo
-from services.gateway.routing.policies.cost import ByCost
+from services.gateway.routing.policies.cost import MAX_WAYS, ByCost
 from services.gateway.routing.policy import Decision
 from shared.ids import Datacenter, WorkerId
 from shared.kv.layout import KvLayout, LayerSpec
@@ -281,3 +281,23 @@ def test_a_tail_delays_nobody_on_a_busy_decode_worker_who_can_go_to_the_one_besi
     beside = facts(8000, decode=table({"busy": WEST, "idle": WEST}, queued_s=[30.0, 0.0], **figures))
     others = [handed_over(Transfers(one), [[everybody(one)] * 3], decode=0)[0].others_s for one in (alone, beside)]
     assert (others[1] < 0.1 * others[0]).all()
+
+
+def test_a_decision_tells_which_ways_it_has_compared_and_which_it_took() -> None:
+    ways = ByCost().decide(facts(8192)).ways
+    assert [way.cost_s for way in ways] == sorted(way.cost_s for way in ways)
+    assert {(way.kind, way.member.worker) for way in ways} == {
+        ("remote", "away"),
+        ("local", "home"),
+        ("decode_only", "decode"),
+    }
+    assert [(way.kind, way.member.worker) for way in ways if way.is_chosen] == [("remote", "away")]
+
+
+def test_of_many_ways_few_are_told_and_the_one_taken_is_among_them() -> None:
+    many = table({f"p{number}": EAST for number in range(100)}, **FAST)
+    for draw in (0.0, 0.5, 0.999):
+        given = facts(8192)
+        decision = ByCost().decide(replace(given, prefill=many, request=replace(given.request, draw=draw)))
+        assert len(decision.ways) <= MAX_WAYS
+        assert [way.member.worker for way in decision.ways if way.is_chosen] == [many[decision.prefill[0]].worker]

@@ -1,0 +1,1 @@
+"""What happened to each of the latest requests, phase by phase, within bounds."""
