@@ -162,7 +162,7 @@ class Shapes:
             kinds += [self._object, self._object, self._array, self._any_of, self._reference]
         return self._rng.choice(kinds)(depth)
 
-    def _string(self, _depth: int) -> dict[str, Any]:
+    def _string(self, depth: int) -> dict[str, Any]:
         rng = self._rng
         return rng.choice(
             [
@@ -174,17 +174,17 @@ class Shapes:
             ]
         )
 
-    def _integer(self, _depth: int) -> dict[str, Any]:
+    def _integer(self, depth: int) -> dict[str, Any]:
         low = self._rng.randint(-500, 500)
         return {"type": "integer", "minimum": low, "maximum": low + self._rng.randint(0, 5000)}
 
-    def _number(self, _depth: int) -> dict[str, Any]:
+    def _number(self, depth: int) -> dict[str, Any]:
         return {"type": "number", "exclusiveMinimum": self._rng.randint(-9, 0), "maximum": self._rng.randint(1, 99)}
 
-    def _constant(self, _depth: int) -> dict[str, Any]:
+    def _constant(self, depth: int) -> dict[str, Any]:
         return {"const": self._rng.choice([None, 1.5, "x", [1, "a"], {"k": True}])}
 
-    def _simple(self, _depth: int) -> dict[str, Any]:
+    def _simple(self, depth: int) -> dict[str, Any]:
         return {"type": self._rng.choice(["boolean", "null", ["boolean", "null"]])}
 
     def _object(self, depth: int) -> dict[str, Any]:
