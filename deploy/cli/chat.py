@@ -68,32 +68,22 @@ def converse(conversation: Conversation, *, quiet: bool) -> None:
         import readline  # noqa: F401
     if not quiet:
         typer.echo("Ctrl-C ends an answer, Ctrl-D the conversation.", err=True)
-    while (question := _typed()) is not None:
-        if not question.strip():
-            continue
+    while True:
         answer = ChatAnswer()
         try:
-            conversation.ask(question, _show, answer)
-        except KeyboardInterrupt:
-            typer.echo(" [ended]" if answer.text else "[ended]", err=True)
+            question = input(INVITATION)
+            if question.strip():
+                conversation.ask(question, _show, answer)
+                _end(answer, quiet)
+        except KeyboardInterrupt:  # at the invitation it drops the line that was begun
+            typer.echo(" [ended]" if answer.duration_s else "", err=True)
+        except EOFError:
+            typer.echo(err=True)
+            return
         except CommandFailed as failure:
             if answer.text:
                 typer.echo()
             typer.echo(f"prfaas: {failure}", err=True)
-        else:
-            _end(answer, quiet)
-
-
-def _typed() -> str | None:
-    """Return the next line; None at the end of the input. Ctrl-C drops the line that was begun."""
-    while True:
-        try:
-            return input(INVITATION)
-        except KeyboardInterrupt:
-            typer.echo(err=True)
-        except EOFError:
-            typer.echo(err=True)
-            return None
 
 
 def _show(text: str) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -76,7 +76,7 @@ class GatewayClient:
         middle = (before + time.time()) / 2
         return parsedate_to_datetime(told).timestamp() + 0.5 - middle  # the header leaves the second's fraction out
 
-    def events(self, path: str, body: dict[str, Any] | None = None) -> Iterator[str]:
+    def events(self, path: str, body: dict[str, Any] | None = None) -> Generator[str, None, None]:
         """Yield the data of each server-sent event until the stream ends; closing the iterator ends the call."""
         try:
             with self._opened(path, body) as response:

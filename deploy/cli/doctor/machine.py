@@ -27,7 +27,7 @@ PACKAGES = {
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
-def python(version: Sequence[int] = sys.version_info) -> Finding:
+def python(version: Sequence[int] = sys.version_info[:3]) -> Finding:
     """Check that Python is new enough."""
     told = ".".join(map(str, version[:3]))
     if tuple(version[:2]) < OLDEST_PYTHON:

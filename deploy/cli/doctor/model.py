@@ -21,14 +21,14 @@ ALL_SETTINGS = (GatewaySettings, PoolSettings, PrefillSettings, DecodeSettings)
 
 def settings(environ: Mapping[str, str] = os.environ) -> Finding:
     """Check the variables PRFAAS_* of this environment as the services will."""
-    problems: dict[str, None] = {}
+    problems: dict[str, str] = {}  # by variable: services tell the same of those that they share
     for cls in ALL_SETTINGS:
         try:
             load(cls, environ)
         except SettingsError as error:
-            problems |= dict.fromkeys(str(error).splitlines())
+            problems |= {line.partition(":")[0]: line for line in str(error).splitlines()}
     if problems:
-        return failed("settings", "; ".join(problems), "correct or unset them; docs/settings.md has all")
+        return failed("settings", "; ".join(problems.values()), "correct or unset them; docs/settings.md has all")
     set_ones = sorted(name for name in environ if name.startswith("PRFAAS_") and environ[name].strip())
     return fine("settings", f"set: {', '.join(set_ones)}" if set_ones else "all have their defaults")
 
