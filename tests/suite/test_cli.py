@@ -1,8 +1,10 @@
-"""The commands against a suite of real processes with a tiny model: what a user sees."""
+"""The commands against a suite of real processes with a tiny model, those of docs/cli.md among them."""
 
 import asyncio
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 
@@ -13,6 +15,25 @@ from tests.support.texts import real_text
 from tests.support.waiting import LIMIT_S, eventually
 
 pytestmark = [pytest.mark.suite, pytest.mark.timeout(180)]
+
+
+BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "docs/cli.md").read_text(), re.DOTALL)
+COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_the_commands_of_the_page_work(suite: Suite, line: str) -> None:
+    program = f'prfaas() {{ {shlex.quote(sys.executable)} -m deploy.cli "$@"; }}; {line}'
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", program],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PRFAAS_GATEWAY": suite.url},
+        capture_output=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout
 
 
 def prfaas(suite: Suite, *arguments: str, stdin: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
