@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deploy.cli.conversation import ChatAnswer, Conversation
+from deploy.cli.conversation import ChatAnswer, ChatSession
 from deploy.cli.failure import EXIT_INTERRUPTED, EXIT_USAGE, CommandFailed
 from deploy.cli.gateway import DEFAULT_GATEWAY, GatewayClient, GatewayUrl
 
@@ -32,7 +32,7 @@ def chat(
     A question that is piped in is one question.
     """
     options = {"max_tokens": max_tokens, "temperature": temperature}
-    conversation = Conversation(
+    conversation = ChatSession(
         GatewayClient(gateway, timeout_s),
         {name: value for name, value in options.items() if value is not None},
         [{"role": "system", "content": system}] if system else [],
@@ -49,7 +49,7 @@ def chat(
         converse(conversation, quiet=quiet)
 
 
-def ask_once(conversation: Conversation, prompt: str, *, quiet: bool, as_json: bool) -> None:
+def ask_once(conversation: ChatSession, prompt: str, *, quiet: bool, as_json: bool) -> None:
     """Ask, and end with the answer. Raises `CommandFailed`, and `typer.Exit` when Ctrl-C ended it."""
     try:
         answer = conversation.ask(prompt, _nothing if as_json else _show)
@@ -62,7 +62,7 @@ def ask_once(conversation: Conversation, prompt: str, *, quiet: bool, as_json: b
         _end(answer, quiet)
 
 
-def converse(conversation: Conversation, *, quiet: bool) -> None:
+def converse(conversation: ChatSession, *, quiet: bool) -> None:
     """Ask what is typed until the input ends. An answer that fails ends no conversation."""
     with suppress(ImportError):  # line editing and history, where Python has them
         import readline  # noqa: F401

@@ -48,7 +48,7 @@ class ChatAnswer:
 
 
 @dataclass
-class Conversation:
+class ChatSession:
     """What was said so far, as messages of OpenAI's API. `ask` adds a question and what was answered of it."""
 
     client: GatewayClient
