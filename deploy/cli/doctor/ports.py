@@ -16,6 +16,9 @@ HOST = "127.0.0.1"
 OURS = re.compile(r"\bservices\.(?:cachepool|decode|gateway|prefill)\b|\bdeploy\.devbroker\b|\bprfaas-dev\b")
 """In the command line of a process of the suite; the last is the name of the embedded broker's cluster."""
 
+SUPERVISOR = re.compile(r"\bdeploy\.(?:up|cli)\b|\bprfaas up\b")
+"""In the command line of who starts the processes of a suite again when they are killed."""
+
 _PORT = re.compile(r"(?:PRFAAS_(?:GRPC|HTTP)_PORT=|--port[ =])(\S+)")
 _VARIABLE = re.compile(r"\$\{(\w+):-([^}]*)\}")
 
@@ -23,7 +26,7 @@ _VARIABLE = re.compile(r"\$\{(\w+):-([^}]*)\}")
 class PortHolder(NamedTuple):
     """Who listens on a port."""
 
-    pid: int | None  # None: of another user
+    pid: int | None  # None: of another user; of a suite that is supervised: the supervisor's
     name: str
     is_ours: bool
 
@@ -86,5 +89,9 @@ def _holder(pid: int | None) -> PortHolder:
     with suppress(psutil.Error):
         if pid is not None:
             process = psutil.Process(pid)
-            return PortHolder(pid, process.name(), OURS.search(" ".join(process.cmdline())) is not None)
+            is_ours = OURS.search(" ".join(process.cmdline())) is not None
+            parent = process.parent() if is_ours else None
+            if parent is not None and SUPERVISOR.search(" ".join(parent.cmdline())):
+                pid = parent.pid
+            return PortHolder(pid, process.name(), is_ours)
     return PortHolder(None, "a process of another user", is_ours=False)

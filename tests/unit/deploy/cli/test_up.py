@@ -87,6 +87,25 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(tmp_path: Path) -> 
         assert ended(unchecked)[0] == 0
 
 
+def test_a_suite_that_runs_already_is_told_with_whom_to_end(tmp_path: Path) -> None:
+    listen = (
+        'import socket, time; s = socket.create_server(("127.0.0.1", 0)); '
+        "print(s.getsockname()[1], flush=True); time.sleep(60)"
+    )
+    first = start(tmp_path, f"a: exec python -c '{listen}' deploy.devbroker\n")
+    try:
+        wait_for_log(tmp_path)
+        port = (tmp_path / "logs/a.log").read_text().strip()
+        (tmp_path / "second").mkdir()
+        code, output = ended(start(tmp_path / "second", f"a: exec env PRFAAS_GRPC_PORT={port} sleep 1\n"))
+        assert code == 1
+        assert "1 of 1 ports are held by a suite that runs" in output
+        assert output.endswith(f"kill {first.pid}\n")
+    finally:
+        first.send_signal(signal.SIGTERM)
+        assert ended(first)[0] == 0
+
+
 def test_bad_settings_are_told_before_anything_starts(tmp_path: Path) -> None:
     code, output = ended(start(tmp_path, "a: exec python -m services.cachepool\n", PRFAAS_POOL_BYTES="many"))
     assert code == 1
