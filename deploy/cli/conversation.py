@@ -74,14 +74,16 @@ class ChatSession:
 
     def _stream(self, answer: ChatAnswer, on_text: Callable[[str], None]) -> None:
         body = {**self.options, "messages": self.messages, "stream": True, "stream_options": {"include_usage": True}}
-        began = time.monotonic()
+        began, is_whole = time.monotonic(), False
         with closing(self.client.events("/v1/chat/completions", body)) as events:
             for data in events:
                 answer.duration_s = time.monotonic() - began
                 if data == DONE:
-                    return
-                self._take(json.loads(data), answer, on_text)
-        raise CommandFailed("the answer broke off: the gateway closed the connection")
+                    is_whole = True  # read on to the end: else the gateway takes the request for a cancelled one
+                else:
+                    self._take(json.loads(data), answer, on_text)
+        if not is_whole:
+            raise CommandFailed("the answer broke off: the gateway closed the connection")
 
     def _take(self, chunk: dict[str, Any], answer: ChatAnswer, on_text: Callable[[str], None]) -> None:
         if "error" in chunk:
