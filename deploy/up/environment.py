@@ -6,6 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+"""Where the packages lie: a checkout, or the folder of an installation."""
+BASE = ROOT if (ROOT / "pyproject.toml").is_file() else Path.cwd()
+PROCFILE = BASE / "Procfile"
+RUN = BASE / ".run"
+"""What a suite leaves behind: its logs, the objects of its pools."""
 DEFAULTS = {
     # Well within the time after which a process is killed.
     "PRFAAS_DRAIN_S": "3",
@@ -13,7 +18,7 @@ DEFAULTS = {
     # pushed aside makes a token take a second; one that sleeps costs microseconds.
     "OMP_WAIT_POLICY": "PASSIVE",
     # Each pool has a folder of its own in it. What is cached outlives a restart; `make clean` removes it.
-    "PRFAAS_POOL_OBJECT_URL": (ROOT / ".run/pool").as_uri(),
+    "PRFAAS_POOL_OBJECT_URL": (RUN / "pool").as_uri(),
     "PYTHONUNBUFFERED": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }

@@ -200,6 +200,7 @@ class ScriptedSuite:
     prefill: ScriptedWorker
     client: aiohttp.ClientSession
     metrics: Metrics
+    health: Health
     join: Callable[..., Awaitable[ScriptedWorker]]
 
     async def complete(self, **body: Any) -> dict[str, Any]:
@@ -258,7 +259,7 @@ async def running_suite(directory: Path, **settings: Any) -> AsyncIterator[Scrip
         prefill = await join("prefill-east", "prefill", "east", prefills(0))
         url = f"http://127.0.0.1:{server.port}"
         client = await stack.enter_async_context(aiohttp.ClientSession(url))
-        yield ScriptedSuite(parts, inflight, decode, prefill, client, metrics, join)
+        yield ScriptedSuite(parts, inflight, decode, prefill, client, metrics, health, join)
 
 
 def announce(parts: GatewayParts, worker: str, role: Role, dc: str, address: str, **changes: Any) -> None:

@@ -75,7 +75,7 @@ def ensure_weights(files: ModelFiles, dtype: WeightDtype) -> Path:
     Raises `ModelFileError` naming the file or tensor that is missing or damaged.
     """
     config = files.config()
-    path = files.weights_dir / f"weights-{dtype}.safetensors"
+    path = _weights_path(files, dtype)
     if _is_whole(path, config, dtype):
         return path
     files.weights_dir.mkdir(parents=True, exist_ok=True)
@@ -88,6 +88,20 @@ def ensure_weights(files: ModelFiles, dtype: WeightDtype) -> Path:
             finally:
                 part.unlink(missing_ok=True)
     return path
+
+
+def has_weights(files: ModelFiles, dtype: WeightDtype) -> bool:
+    """Return whether `ensure_weights` has been done. Raises `ModelFileError`."""
+    return _is_whole(_weights_path(files, dtype), files.config(), dtype)
+
+
+def weights_bytes(files: ModelFiles, dtype: WeightDtype) -> int:
+    """Return the bytes of the weight file, converted or not. Raises `ModelFileError`."""
+    return sum(tensor.num_bytes for tensor in file_tensors(files.config(), dtype))
+
+
+def _weights_path(files: ModelFiles, dtype: WeightDtype) -> Path:
+    return files.weights_dir / f"weights-{dtype}.safetensors"
 
 
 def _locate(model: str, cache_dir: Path) -> Path:

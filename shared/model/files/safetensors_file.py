@@ -89,15 +89,19 @@ class Tensor(NamedTuple):
     tag: str  # safetensors' dtype name
     shape: Shape
 
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * _ITEM_BYTES[self.tag]
+
 
 def write(path: Path, tensors: Sequence[Tensor], chunks: Iterable[NDArray[Any]]) -> None:
     """Write a file of `tensors`, whose numbers arrive in order, already in their dtypes, through `chunks`."""
     header: dict[str, Any] = {}
     offset = 0
-    for name, tag, shape in tensors:
-        size = math.prod(shape) * _ITEM_BYTES[tag]
-        header[name] = {"dtype": tag, "shape": list(shape), "data_offsets": [offset, offset + size]}
-        offset += size
+    for tensor in tensors:
+        end = offset + tensor.num_bytes
+        header[tensor.name] = {"dtype": tensor.tag, "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-(8 + len(encoded)) % 64)  # so that the first tensor starts aligned when the file is mapped
     with path.open("wb") as file:

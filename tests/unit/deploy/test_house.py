@@ -14,7 +14,7 @@ from deploy.up.procfile import parse_procfile
 ROOT = Path(__file__).resolve().parents[3]
 SERVICES = ("cachepool", "decode", "gateway", "prefill")
 DOCKERFILES = [ROOT / "deploy/Dockerfile", ROOT / "deploy/gpu.Dockerfile"]
-EXTRAS = ["gateway", "cachepool", "engine", "models", "bench", "dev"]
+EXTRAS = ["gateway", "cachepool", "engine", "models", "cli", "bench", "dev"]
 
 
 @pytest.fixture(scope="module")
