@@ -10,6 +10,7 @@ from deploy.cli.doctor.command import doctor
 from deploy.cli.failure import CommandFailed
 from deploy.cli.plan import plan
 from deploy.cli.status import status
+from deploy.cli.trace import trace
 from deploy.cli.up import up
 from deploy.cli.version import installed_version
 
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.command()(up)
 app.command()(status)
 app.command()(chat)
+app.command()(trace)
 app.command()(plan)
 app.command()(doctor)
 

@@ -18,6 +18,7 @@ class ChatAnswer:
     """One answer, whole or as far as it came. Times are seconds from the request."""
 
     text: str = ""
+    id: str = ""  # of the answer; `prfaas trace` takes it
     finish_reason: str | None = None
     first_text_s: float | None = None  # until the first piece of text was here
     duration_s: float = 0.0
@@ -27,6 +28,7 @@ class ChatAnswer:
 
     def to_json(self) -> dict[str, Any]:
         return {
+            "id": self.id,
             "text": self.text,
             "finish_reason": self.finish_reason,
             "ttft_s": self.first_text_s,
@@ -88,6 +90,7 @@ class ChatSession:
     def _take(self, chunk: dict[str, Any], answer: ChatAnswer, on_text: Callable[[str], None]) -> None:
         if "error" in chunk:
             raise CommandFailed(f"the answer broke off: {chunk['error'].get('message', chunk['error'])}")
+        answer.id = chunk.get("id", answer.id)
         for choice in chunk.get("choices", ()):
             if text := choice["delta"].get("content"):
                 if answer.first_text_s is None:

@@ -1,16 +1,18 @@
-"""A cluster as tables of a terminal."""
+"""A cluster and its requests as tables of a terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from deploy.cli.cluster import ClusterNow, LinkNow, PoolNow, WorkersNow
+from deploy.cli.cluster import ClusterNow
+
+Json = dict[str, Any]
 
 UNKNOWN = "-"
-SILENT_S = 5.0
-"""Pools say something every two seconds."""
+STYLES = {"ready": "green", "suspect": "yellow", "gone": "red"}
 
 
 def shown(cluster: ClusterNow) -> RenderableType:
@@ -18,22 +20,7 @@ def shown(cluster: ClusterNow) -> RenderableType:
     return Group(*_parts(cluster))
 
 
-def _parts(cluster: ClusterNow) -> Iterator[RenderableType]:
-    state = ("serving", "green") if cluster.is_serving else ("not serving", "red bold")
-    yield Text.assemble(
-        state,
-        f"  {cluster.model} at {cluster.gateway}, version {cluster.version}; "
-        f"{cluster.running:.0f} requests running, {cluster.waiting:.0f} waiting",
-    )
-    yield from (Text(reason, style="red") for reason in cluster.reasons)
-    yield from (Text(problem, style="yellow") for problem in cluster.problems)
-    yield _workers(cluster.workers)
-    yield _pools(cluster.pools)
-    if cluster.links:
-        yield _links(cluster.links)
-
-
-def _table(title: str, *columns: str) -> Table:
+def table_of(title: str, columns: Sequence[str]) -> Table:
     """Return a table whose columns of figures, those behind a colon, are flush right."""
     table = Table(title=title, title_justify="left", title_style="bold", expand=False)
     for column in columns:
@@ -41,44 +28,71 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _workers(groups: tuple[WorkersNow, ...]) -> Table:
-    table = _table("Workers", "role", "dc", ":workers", ":requests", ":busy", ":queued", ":2,048 tokens take")
-    for group in groups:
+def told(value: float | None, form: str = "{:.0f}") -> str:
+    """Return a figure as text; a dash where there is none."""
+    return UNKNOWN if value is None else form.format(value)
+
+
+def _parts(cluster: ClusterNow) -> Iterator[RenderableType]:
+    live, requests = cluster.live, cluster.live["requests"]
+    yield Text.assemble(
+        ("serving", "green") if cluster.is_serving else ("not serving", "red bold"),
+        f"  {live['model']} at {cluster.gateway}, version {cluster.version}; "
+        f"{requests['num_running']} requests running, {requests['num_taken']} taken",
+    )
+    yield from (Text(reason, style="red") for reason in cluster.reasons)
+    processes = [*live["workers"], *live["pools"]]
+    yield from (Text(f"{one['id']}: {one['reason']}", style="yellow") for one in processes if one["reason"])
+    yield _workers(live["workers"])
+    yield _pools(live["pools"])
+    if live["links"]:
+        yield _links(live["links"])
+
+
+def _workers(workers: Sequence[Json]) -> Table:
+    columns = ("worker", "role", "dc", "state", ":running", ":waiting", ":queued", ":busy", ":KV used", ":tokens/s")
+    table = table_of("Workers", columns)
+    for worker in workers:
         table.add_row(
-            group.role,
-            group.dc,
-            str(group.num_workers),
-            f"{group.requests:.0f}",
-            f"{group.busy:.0%}",
-            f"{group.queued_s:.2f} s",
-            UNKNOWN if group.prefill_2048_s is None else f"{group.prefill_2048_s:.2f} s",
+            worker["id"],
+            worker["role"],
+            worker["dc"],
+            Text(worker["state"], style=STYLES[worker["state"]]),
+            told(worker.get("running")),
+            told(worker.get("waiting")),
+            told(worker.get("queued_s"), "{:.2f} s"),
+            told(worker.get("busy"), "{:.0%}"),
+            told(worker["kv_usage"], "{:.0%}"),
+            told(worker.get("tokens_per_s")),
         )
     return table
 
 
-def _pools(pools: tuple[PoolNow, ...]) -> Table:
-    table = _table("Pools", "pool", ":blocks", ":last heard of", "state")
+def _pools(pools: Sequence[Json]) -> Table:
+    table = table_of("Pools", ("pool", "dc", "state", ":memory used", ":of", ":suspects", ":silent"))
     for pool in pools:
-        is_silent = pool.silent_s is None or pool.silent_s > SILENT_S
-        state = "not known yet" if pool.is_stale or pool.blocks is None else "silent" if is_silent else "known"
         table.add_row(
-            pool.name,
-            UNKNOWN if pool.blocks is None else f"{pool.blocks:.0f}",
-            UNKNOWN if pool.silent_s is None else f"{pool.silent_s:.1f} s ago",
-            Text(state, style="green" if state == "known" else "yellow"),
+            pool["id"],
+            pool["dc"],
+            Text(pool["state"], style=STYLES[pool["state"]]),
+            told(pool["kv_usage"], "{:.0%}"),
+            UNKNOWN if pool["bytes"] is None else f"{pool['bytes'] / (1 << 30):.1f} GiB",
+            told(pool["num_suspects"]),
+            told(pool["silent_s"], "{:.1f} s"),
         )
     return table
 
 
-def _links(links: tuple[LinkNow, ...]) -> Table:
-    table = _table("Links", "from", "to", ":KV rate", ":used", ":backlog", ":round trip")
+def _links(links: Sequence[Json]) -> Table:
+    table = table_of("Links", ("from", "to", ":goodput", ":backlog", ":crossed", ":round trip"))
     for link in links:
+        goodput, round_trip_s = link["goodput_bytes_per_s"], link["round_trip_s"]
         table.add_row(
-            link.source,
-            link.target,
-            f"{link.bytes_per_s / 1e6:.0f} MB/s" + ("" if link.is_measured else " (assumed)"),
-            f"{link.use:.0%}",
-            f"{link.backlog_s:.2f} s",
-            UNKNOWN if link.round_trip_s is None else f"{link.round_trip_s * 1000:.1f} ms",
+            link["from"],
+            link["to"],
+            UNKNOWN if goodput is None else f"{goodput / 1e6:.1f} MB/s",
+            f"{link['backlog_bytes'] / 1e6:.1f} MB",
+            f"{link['crossed_bytes'] / 1e6:.1f} MB",
+            UNKNOWN if round_trip_s is None else f"{round_trip_s * 1000:.1f} ms",
         )
     return table

@@ -13,7 +13,7 @@ from deploy.cli.app import app
 from deploy.cli.version import installed_version
 from tests.support.suite import ROOT
 
-COMMANDS = {"up", "status", "chat", "plan", "doctor"}
+COMMANDS = {"up", "status", "trace", "chat", "plan", "doctor"}
 
 
 def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
