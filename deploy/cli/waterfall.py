@@ -14,7 +14,7 @@ Json = dict[str, Any]
 BAR_COLUMNS = 40
 
 
-class Phase(NamedTuple):
+class TracedPhase(NamedTuple):
     """A part of a request's time, in seconds since the request came."""
 
     name: str
@@ -53,14 +53,14 @@ def waterfall(timeline: Json) -> RenderableType:
     return Group(requests_table([timeline]), table)
 
 
-def bar(phase: Phase, whole_s: float) -> Text:
+def bar(phase: TracedPhase, whole_s: float) -> Text:
     """Return a phase's place in the request's time."""
     first = min(BAR_COLUMNS - 1, int(phase.first_s / whole_s * BAR_COLUMNS))
     last = max(first + 1, min(BAR_COLUMNS, round(phase.last_s / whole_s * BAR_COLUMNS)))
     return Text(" " * first + "━" * (last - first), style="cyan")
 
 
-def phases(timeline: Json) -> Iterator[Phase]:
+def phases(timeline: Json) -> Iterator[TracedPhase]:
     """Yield the phases whose both ends are known, in the order of the road."""
     yield from _known("body read", 0.0, timeline["body_read_s"])
     yield from _known("prepared", timeline["body_read_s"], timeline["prepared_s"])
@@ -71,7 +71,7 @@ def phases(timeline: Json) -> Iterator[Phase]:
             yield from _known("tokens", attempt["first_token_s"], attempt["ended_s"])
 
 
-def _of_attempt(attempt: Json) -> Iterator[Phase]:
+def _of_attempt(attempt: Json) -> Iterator[TracedPhase]:
     for prefill in attempt["prefills"]:
         name, times = prefill["worker"], prefill["worker_times"]
         yield from _known(f"{name}: called", prefill["sent_s"], prefill["ended_s"])
@@ -88,6 +88,6 @@ def _of_attempt(attempt: Json) -> Iterator[Phase]:
         yield from _known(f"{name}: computes the tail", times["gate_opened_s"], times["tail_computed_s"])
 
 
-def _known(name: str, first_s: float | None, last_s: float | None) -> Iterator[Phase]:
+def _known(name: str, first_s: float | None, last_s: float | None) -> Iterator[TracedPhase]:
     if first_s is not None and last_s is not None and last_s >= first_s:
-        yield Phase(name, first_s, last_s)
+        yield TracedPhase(name, first_s, last_s)
