@@ -45,6 +45,9 @@ def gateway(client: GatewayClient) -> Finding:
 
 def kafka(bootstrap: str, *, is_needed: bool) -> Finding:
     """Check that a broker answers. `is_needed`: something runs, or the variable is set; else `prfaas up` brings one."""
+    talkative = logging.getLogger("aiokafka")
+    level = talkative.level
+    talkative.setLevel(logging.CRITICAL)  # what it has to say is raised as well
     try:
         num_topics = asyncio.run(_list_topics(bootstrap))
     except (OSError, TimeoutError, KafkaError, ValueError) as error:
@@ -56,11 +59,12 @@ def kafka(bootstrap: str, *, is_needed: bool) -> Finding:
             f"no broker answers at {bootstrap}: {reason}",
             "start the broker, or correct PRFAAS_KAFKA (host:port)",
         )
+    finally:
+        talkative.setLevel(level)
     return fine("kafka", f"{bootstrap} answers, {num_topics} topics")
 
 
 async def _list_topics(bootstrap: str) -> int:
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what it has to say is raised as well
     async with asyncio.timeout(KAFKA_TIMEOUT_S):
         admin = AIOKafkaAdminClient(
             bootstrap_servers=bootstrap, client_id="prfaas-doctor", request_timeout_ms=int(KAFKA_TIMEOUT_S * 1000)

@@ -123,5 +123,6 @@ def test_a_model_that_is_not_there_is_told_before_anything_starts(tmp_path: Path
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
 def test_make_up_is_this_command() -> None:
-    dry = subprocess.run(["make", "-n", "up"], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=True)
+    command = ["make", "--dry-run", "--no-print-directory", "up"]
+    dry = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=True)
     assert dry.stdout.splitlines()[-1] == "exec .venv/bin/prfaas up"
