@@ -123,7 +123,7 @@ class DispatchWindow(Generic[T]):
         if self._may_pass(tenant, now):
             return 0.0
         excess_s = max(0.0, self.first.prompts_s - self.window_s)
-        return (excess_s + self.queue.ahead_s(tenant, priority)) / self.rate.value
+        return excess_s / self.rate.value + self.ahead_s(tenant, priority, now)
 
     def ahead_s(self, tenant: Tenant, priority: int, now: float) -> float:
         """Return how long a newcomer would wait for those that wait already: what is under way is not counted."""

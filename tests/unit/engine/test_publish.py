@@ -9,88 +9,23 @@ import pytest
 import shared.engine.batching as batching
 import shared.engine.publish as publish
 from shared.engine.batching import Ready
-from shared.engine.publish import PagePublisher
-from shared.engine.stage import HostStager, Stager
-from shared.engine.thread import WorkThread
-from shared.engine.transfer import PageTransfer, TransferMetrics
+from shared.engine.stage import HostStager
 from shared.ids import BlockKey
 from shared.kv.codec import Codec
-from shared.kv.frame import Frame, open_frame
-from shared.metrics import Metrics
-from shared.pool.publication import Publication
+from shared.kv.frame import open_frame
 from tests.support.entries import entry_bytes
-from tests.support.tiny import tiny_model
+from tests.support.publishing import KEYS, NUM_BLOCKS, PublisherBench, SlowPool, granted
 from tests.support.waiting import LIMIT_S, until
-
-NUM_BLOCKS = 6
-KEYS = [BlockKey(bytes([i]) * 32) for i in range(NUM_BLOCKS)]
-
-
-class SlowPool:
-    """Takes a message each time that it is let."""
-
-    def __init__(self) -> None:
-        self.frames: list[Frame] = []
-        self.messages: list[int] = []  # how many frames each had
-        self.let = asyncio.Semaphore(0)
-        self.has_room_for: set[BlockKey] = set()
-        self.asked: list[int] = []  # how much room, each time
-        self.slots: list[memoryview] = []
-
-    async def room(self, keys: list[BlockKey], num_bytes: int) -> list[memoryview | None]:
-        self.asked.append(len(keys))
-        room = [memoryview(bytearray(num_bytes)) if key in self.has_room_for else None for key in keys]
-        self.slots += [slot for slot in room if slot is not None]
-        return room
-
-    async def send(self, frames: list[Frame]) -> None:
-        await self.let.acquire()
-        self.frames += frames
-        self.messages.append(len(frames))
-
-    def placed(self) -> list[Frame]:
-        """Return the frames whose payloads lie in the room that was given."""
-        return [frame for frame in self.frames if any(frame.payload is slot for slot in self.slots)]
-
-
-class Bench:
-    def __init__(self, codec: Codec = Codec.RAW) -> None:
-        model = tiny_model("llama")
-        self.kv, self.pool, self.copier = model.kv, SlowPool(), WorkThread("copier")
-        reservation = model.kv.reserve([], NUM_BLOCKS * 64)
-        assert reservation is not None
-        self.reservation = reservation
-        for layer in range(4):
-            for block in range(NUM_BLOCKS):
-                k, v = self.kv.block(layer, reservation, block)
-                k.fill_(layer * 100 + block)
-                v.fill_(-layer * 100 - block)
-        self.num_woken = 0
-        self.codec = codec
-        self.publisher = self.made(HostStager())
-
-    def made(self, stager: Stager) -> PagePublisher:
-        self.metrics = Metrics()
-        transfer = self.transfer = PageTransfer(self.kv, self.copier, TransferMetrics(self.metrics), stager)
-        publication = cast("Publication", self.pool)
-        return PagePublisher(publication, transfer, self.reservation, KEYS, self.codec, on_sent=self.woken)
-
-    def woken(self) -> None:
-        self.num_woken += 1
-
-
-def granted(publisher: PagePublisher, *layers: int) -> None:
-    """Let the pool grant layers of the leading blocks."""
-    for block, mask in enumerate(layers):
-        publisher.grant(block, mask)
 
 
 @pytest.fixture
-def bench() -> Bench:
-    return Bench()
+def bench() -> PublisherBench:
+    return PublisherBench()
 
 
-async def test_entries_are_sent_once_in_the_order_they_became_ready_with_what_the_pages_hold(bench: Bench) -> None:
+async def test_entries_are_sent_once_in_the_order_they_became_ready_with_what_the_pages_hold(
+    bench: PublisherBench,
+) -> None:
     publisher = bench.publisher
     granted(publisher, 0b1111, 0b0101, 0, 0b1111)
     sending = asyncio.create_task(publisher.run())
@@ -113,7 +48,9 @@ async def test_entries_are_sent_once_in_the_order_they_became_ready_with_what_th
     bench.copier.close()
 
 
-async def test_outstanding_is_what_was_granted_less_what_was_given_up_less_what_was_emitted(bench: Bench) -> None:
+async def test_outstanding_is_what_was_granted_less_what_was_given_up_less_what_was_emitted(
+    bench: PublisherBench,
+) -> None:
     publisher = bench.publisher
     publisher.limit(0, 0b1111)
     assert list(publisher.outstanding) == [0] * NUM_BLOCKS, "a limit gives nothing"
@@ -134,7 +71,7 @@ async def test_outstanding_is_what_was_granted_less_what_was_given_up_less_what_
 
 
 async def test_a_publisher_is_full_until_the_pool_has_taken_enough(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: PublisherBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = bench.kv.layout.entry_bytes(0)
     monkeypatch.setattr(publish, "MAX_BACKLOG_BYTES", 2 * entry)
@@ -159,7 +96,7 @@ async def test_a_publisher_is_full_until_the_pool_has_taken_enough(
     bench.copier.close()
 
 
-async def test_blocks_count_as_sent_when_all_layers_are_or_need_not_be(bench: Bench) -> None:
+async def test_blocks_count_as_sent_when_all_layers_are_or_need_not_be(bench: PublisherBench) -> None:
     publisher = bench.publisher
     granted(publisher, 0b1111, 0, 0b1000)
     sending = asyncio.create_task(publisher.run())
@@ -181,7 +118,7 @@ async def test_blocks_count_as_sent_when_all_layers_are_or_need_not_be(bench: Be
     bench.copier.close()
 
 
-async def test_what_has_room_is_written_there_and_the_rest_travels(bench: Bench) -> None:
+async def test_what_has_room_is_written_there_and_the_rest_travels(bench: PublisherBench) -> None:
     publisher = bench.publisher
     bench.pool.has_room_for = {KEYS[0], KEYS[2], KEYS[3]}
     granted(publisher, *[0b11] * NUM_BLOCKS)
@@ -204,7 +141,9 @@ async def test_what_has_room_is_written_there_and_the_rest_travels(bench: Bench)
     bench.copier.close()
 
 
-async def test_one_message_names_a_bounded_part_of_the_room(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_message_names_a_bounded_part_of_the_room(
+    bench: PublisherBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(batching, "MAX_PLACED_BYTES", 4 * bench.kv.layout.entry_bytes(0) + 1)
     publisher = bench.publisher
     bench.pool.has_room_for = set(KEYS)
@@ -218,7 +157,9 @@ async def test_one_message_names_a_bounded_part_of_the_room(bench: Bench, monkey
     bench.copier.close()
 
 
-async def test_a_pool_without_room_is_asked_once_for_a_layer(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_pool_without_room_is_asked_once_for_a_layer(
+    bench: PublisherBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(batching, "MAX_PLACED_BYTES", 1)
     publisher = bench.publisher
     granted(publisher, *[0b1] * NUM_BLOCKS)
@@ -233,7 +174,7 @@ async def test_a_pool_without_room_is_asked_once_for_a_layer(bench: Bench, monke
 
 
 async def test_the_next_message_is_sealed_while_one_leaves_but_no_further_one(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: PublisherBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batching, "MAX_PLACED_BYTES", bench.kv.layout.entry_bytes(0))
     bench.pool.has_room_for = set(KEYS)
@@ -261,7 +202,7 @@ async def test_the_next_message_is_sealed_while_one_leaves_but_no_further_one(
     bench.copier.close()
 
 
-async def test_the_first_layer_finds_room_that_was_asked_for_while_it_was_computed(bench: Bench) -> None:
+async def test_the_first_layer_finds_room_that_was_asked_for_while_it_was_computed(bench: PublisherBench) -> None:
     publisher, pool = bench.publisher, bench.pool
     pool.has_room_for = set(KEYS) - {KEYS[1]}
     granted(publisher, *[0b11] * NUM_BLOCKS)
@@ -283,7 +224,7 @@ async def test_the_first_layer_finds_room_that_was_asked_for_while_it_was_comput
 
 
 async def test_a_pool_with_little_room_is_asked_again_when_it_has_taken_what_is_there(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: PublisherBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Entries would travel that need not, for no more than that their room was asked for early."""
     monkeypatch.setattr(batching, "MAX_PLACED_BYTES", 2 * bench.kv.layout.entry_bytes(0))
@@ -308,7 +249,7 @@ async def test_a_pool_with_little_room_is_asked_again_when_it_has_taken_what_is_
     bench.copier.close()
 
 
-async def test_what_is_complete_goes_together_and_what_is_not_goes_alone(bench: Bench) -> None:
+async def test_what_is_complete_goes_together_and_what_is_not_goes_alone(bench: PublisherBench) -> None:
     """A message with layers that are still to be computed would leave with the last of them."""
 
     class Computing(HostStager):
@@ -345,7 +286,7 @@ async def test_what_is_complete_goes_together_and_what_is_not_goes_alone(bench: 
 
 
 async def test_entries_in_another_codec_travel() -> None:
-    bench = Bench(Codec.LZ4)
+    bench = PublisherBench(Codec.LZ4)
     bench.pool.has_room_for = set(KEYS)
     granted(bench.publisher, 0b1)
     bench.publisher.emit(Ready(0, 0, 1))
@@ -356,7 +297,7 @@ async def test_entries_in_another_codec_travel() -> None:
     bench.copier.close()
 
 
-async def test_who_is_cancelled_returns_when_its_room_is_not_written_any_more(bench: Bench) -> None:
+async def test_who_is_cancelled_returns_when_its_room_is_not_written_any_more(bench: PublisherBench) -> None:
     """Whoever owns the room then takes it back."""
     writing, let = threading.Event(), threading.Event()
 
@@ -384,7 +325,7 @@ async def test_who_is_cancelled_returns_when_its_room_is_not_written_any_more(be
     bench.copier.close()
 
 
-async def test_the_rate_of_sending_is_that_of_the_time_in_which_something_moves(bench: Bench) -> None:
+async def test_the_rate_of_sending_is_that_of_the_time_in_which_something_moves(bench: PublisherBench) -> None:
     publisher, rate = bench.publisher, bench.transfer.sending
     granted(publisher, 0b0001, 0b0001)
     sending = asyncio.create_task(publisher.run())
@@ -400,7 +341,7 @@ async def test_the_rate_of_sending_is_that_of_the_time_in_which_something_moves(
 
 @pytest.mark.parametrize(("codec", "gains"), [(Codec.RAW, False), (Codec.ZSTD, True)])
 async def test_what_a_codec_gains_is_counted(codec: Codec, *, gains: bool) -> None:
-    bench = Bench(codec)
+    bench = PublisherBench(codec)
     granted(bench.publisher, 0b1111, 0b0001)
     for layer in range(4):
         bench.publisher.emit(Ready(layer, 0, 2))
