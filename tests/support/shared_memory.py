@@ -37,9 +37,11 @@ class LaneProcess:
 
     @classmethod
     async def start(cls, *arguments: str) -> Self:
-        started = cls(
-            await asyncio.create_subprocess_exec(sys.executable, "-m", cls.module, *arguments, stdin=PIPE, stdout=PIPE)
-        )
+        command = (sys.executable, "-m", cls.module, *arguments)
+        # A thread that finds the allocator busy takes an arena of 128 MiB of address space: for a process that has
+        # little of it left, chance would decide whether it can go on.
+        environ = {**os.environ, "MALLOC_ARENA_MAX": "1"}
+        started = cls(await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, env=environ))
         started.first = await started._line()
         return started
 
