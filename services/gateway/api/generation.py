@@ -6,13 +6,17 @@ from typing import TypeVar
 from aiohttp import web
 
 from services.gateway.admission.slo import default_slo, slo_of
+from services.gateway.api.bodies.chat import ChatBody
+from services.gateway.api.bodies.completion import CompletionBody
+from services.gateway.api.bodies.sampling import Sampling
+from services.gateway.api.bodies.structured import of_field
 from services.gateway.api.intake import RequestIntake
 from services.gateway.api.middleware import request_id_of
 from services.gateway.api.prepare import prepare_chat, prepare_completion
-from services.gateway.api.replies import ChatReply, Choice, CompletionReply, Reply
-from services.gateway.api.schema import ChatBody, CompletionBody, Sampling
+from services.gateway.api.replies.chat import ChatReply
+from services.gateway.api.replies.completion import CompletionReply
+from services.gateway.api.replies.reply import Choice, Reply
 from services.gateway.api.sse import EventStream
-from services.gateway.api.structured import of_field
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.model import ServedModel
 from services.gateway.request.choices import Choices

@@ -10,8 +10,8 @@ from typing import TypeVar
 from aiohttp import web
 
 from services.gateway.admission.rate import EventRate
-from services.gateway.api.parsing import UnknownFields, parse
-from services.gateway.api.schema import Body
+from services.gateway.api.bodies.body import Body
+from services.gateway.api.bodies.parsing import UnknownFields, parse
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.settings import GatewaySettings
 from shared.errors import BodyTooLarge, Overloaded

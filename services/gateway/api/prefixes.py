@@ -6,9 +6,11 @@ from typing import Any
 
 from aiohttp import web
 
+from services.gateway.api.bodies.chat import ChatBody
+from services.gateway.api.bodies.completion import CompletionBody
+from services.gateway.api.bodies.texts import PrefixBody
 from services.gateway.api.intake import RequestIntake
 from services.gateway.api.prepare import prepare_chat, prepare_completion
-from services.gateway.api.schema import ChatBody, CompletionBody, PrefixBody
 from services.gateway.cluster.pins import Prefix, Prefixes
 from services.gateway.model import ServedModel
 from services.gateway.request.generation import GenerationRequest

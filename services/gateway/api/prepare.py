@@ -3,7 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from services.gateway.api.schema import ChatBody, CompletionBody, Message, Sampling
+from services.gateway.api.bodies.chat import ChatBody, Message
+from services.gateway.api.bodies.completion import CompletionBody
+from services.gateway.api.bodies.sampling import Sampling
 from services.gateway.model import ServedModel
 from services.gateway.request.generation import GenerationRequest, Prepared, with_keys
 from services.gateway.request.text import TextRules

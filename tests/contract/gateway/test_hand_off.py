@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from services.gateway.api.bodies.completion import CompletionBody
 from services.gateway.api.prepare import prepare_completion
-from services.gateway.api.schema import CompletionBody
 from services.gateway.app import make_pipeline
 from services.gateway.request.attempt import HandOffTerms
 from services.gateway.request.usage import PromptUsage

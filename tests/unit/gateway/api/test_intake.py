@@ -8,8 +8,10 @@ from typing import Any, cast
 import pytest
 from aiohttp import web
 
+from services.gateway.api.bodies.chat import ChatBody
+from services.gateway.api.bodies.completion import CompletionBody
+from services.gateway.api.bodies.texts import DetokenizeBody, TokenizeBody
 from services.gateway.api.intake import INLINE_BODY_BYTES, INLINE_CHARS, RequestIntake
-from services.gateway.api.schema import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.settings import GatewaySettings
 from shared.metrics import Metrics

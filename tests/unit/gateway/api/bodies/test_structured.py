@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
-from services.gateway.api.parsing import parse
-from services.gateway.api.schema import ChatBody, CompletionBody, Sampling
+from services.gateway.api.bodies.chat import ChatBody
+from services.gateway.api.bodies.completion import CompletionBody
+from services.gateway.api.bodies.parsing import parse
+from services.gateway.api.bodies.sampling import Sampling
 from shared.errors import BadRequest
 from shared.sampling.constraint import MAX_CONSTRAINT_BYTES, Constraint, ConstraintKind
 

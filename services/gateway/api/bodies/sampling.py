@@ -1,47 +1,27 @@
-"""The request bodies of the OpenAI API, typed. What is not implemented is refused by name, never silently ignored."""
+"""What bodies that ask for an answer have in common: how tokens are to be chosen, and how they are shown."""
 
 import secrets
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from services.gateway.api.fields import (
+from services.gateway.api.bodies.body import Body
+from services.gateway.api.bodies.fields import (
     MAX_INT,
     MAX_STOP_TOKENS,
     SEEDS,
-    Content,
     KvFidelity,
     LogitBias,
     Natural,
     NonEmpty,
     Positive,
     Priority,
-    Prompt,
     Seed,
     Stop,
-    TokenIds,
 )
-from services.gateway.api.structured import ConstraintFields
+from services.gateway.api.bodies.structured import ConstraintFields
 from shared.errors import BadRequest
-from shared.sampling.logprobs import MAX_LOGPROBS
 from shared.sampling.params import SamplingParams
-
-MAX_PREFIX_TTL_S = 30 * 86400
-TEMPLATE_CHARS = 32
-"""About as many are a chat template's own for each message."""
-
-
-class Body(BaseModel):
-    """Base of all bodies: JSON types as they are, no coercion; fields that nobody knows are kept and logged once."""
-
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, hide_input_in_errors=True)
-
-    model: str | None = None
-
-    @property
-    def num_chars(self) -> int:
-        """Characters that are to be tokenised."""
-        return 0
 
 
 class StreamOptions(Body):
@@ -151,133 +131,3 @@ class Sampling(ConstraintFields, Body):
                 raise BadRequest(f"logit_bias: {key[:64]!r} is not a token id", param="logit_bias")
             biases[int(key)] = bias
         return tuple(sorted(biases.items()))
-
-
-class CompletionBody(Sampling):
-    neutral = {**Sampling.neutral, "suffix": ("",)}
-
-    prompt: Prompt
-    echo: bool | None = None
-    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    suffix: str | None = None
-
-    def check_supported(self) -> None:
-        super().check_supported()
-        if self.echo and self.logprobs is not None:
-            raise BadRequest(
-                "echo does not go with logprobs: a prompt has none, for its KV may be cached", param="echo"
-            )
-
-    @property
-    def num_logprobs(self) -> int | None:
-        return self.logprobs
-
-    @property
-    def num_chars(self) -> int:
-        if isinstance(self.prompt, str):
-            return len(self.prompt)
-        if not self.prompt or not isinstance(self.prompt[0], str):  # all are of one type
-            return 0
-        return sum(len(text) for text in self.prompt if isinstance(text, str))
-
-
-class Message(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow")
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Content | None = None
-    name: str | None = None
-
-    def for_template(self) -> dict[str, str]:
-        """Return the message as chat templates expect it: parts joined by line ends, as vLLM does."""
-        content = self.content
-        text = content if isinstance(content, str) else "\n".join(part.text for part in content or ())
-        named = {} if self.name is None else {"name": self.name}
-        return {"role": self.role, "content": text, **named}
-
-    @property
-    def num_chars(self) -> int:
-        content = self.content or ""
-        num_chars = len(content) if isinstance(content, str) else sum(len(part.text) for part in content)
-        return num_chars + TEMPLATE_CHARS
-
-
-class Conversation(Body):
-    """A chat's messages, as `/v1/chat/completions` and `/tokenize` take them."""
-
-    messages: Annotated[list[Message], Field(min_length=1)]
-    add_generation_prompt: bool | None = None
-
-    @property
-    def num_chars(self) -> int:
-        return sum(message.num_chars for message in self.messages)
-
-
-class ChatBody(Sampling, Conversation):
-    neutral = {
-        **Sampling.neutral,
-        "echo": (False,),
-        "tools": ([],),
-        "tool_choice": ("none", "auto"),
-        "functions": ([],),
-        "function_call": ("none", "auto"),
-        "continue_final_message": (False,),
-        "chat_template": (),
-        "chat_template_kwargs": ({},),
-        "documents": ([],),
-    }
-
-    max_completion_tokens: Positive | None = None
-    echo: bool | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
-    functions: list[Any] | None = None
-    function_call: Any = None
-    continue_final_message: bool | None = None
-    chat_template: str | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    documents: list[Any] | None = None
-
-    def check_supported(self) -> None:
-        super().check_supported()
-        if self.top_logprobs and not self.logprobs:
-            raise BadRequest("top_logprobs needs logprobs: true", param="top_logprobs")
-
-    @property
-    def num_logprobs(self) -> int | None:
-        return (self.top_logprobs or 0) if self.logprobs else None
-
-
-class PromptOrMessages(Body):
-    """One of both."""
-
-    prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
-
-    @property
-    def num_chars(self) -> int:
-        return len(self.prompt or "") + sum(message.num_chars for message in self.messages or ())
-
-
-class PrefixBody(PromptOrMessages):
-    """A prompt's beginning that is to be kept."""
-
-    ttl_s: Annotated[int, Field(ge=1, le=MAX_PREFIX_TTL_S)] = 3600
-    name: Annotated[str, Field(max_length=256)] | None = None
-    cache_salt: NonEmpty | None = None
-    add_special_tokens: bool | None = None
-    add_generation_prompt: bool | None = None
-
-
-class TokenizeBody(PromptOrMessages):
-    """As vLLM's endpoint takes it."""
-
-    add_special_tokens: bool | None = None
-    add_generation_prompt: bool | None = None
-    return_token_strs: bool | None = None
-
-
-class DetokenizeBody(Body):
-    tokens: TokenIds

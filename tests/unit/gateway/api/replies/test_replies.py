@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.api.replies import ChatReply, CompletionReply, Reply
+from services.gateway.api.replies.chat import ChatReply
+from services.gateway.api.replies.completion import CompletionReply
+from services.gateway.api.replies.reply import Reply
 from services.gateway.request.text import ChoiceDelta
 from services.gateway.request.usage import Usage
 from shared.ids import RequestId

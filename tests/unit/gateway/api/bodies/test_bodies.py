@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from services.gateway.api.parsing import UnknownFields, parse
-from services.gateway.api.schema import ChatBody, CompletionBody, Message, Sampling
+from services.gateway.api.bodies.chat import ChatBody, Message
+from services.gateway.api.bodies.completion import CompletionBody
+from services.gateway.api.bodies.parsing import UnknownFields, parse
+from services.gateway.api.bodies.sampling import Sampling
 from shared.errors import BadRequest
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}

@@ -1,4 +1,4 @@
-"""The JSON that clients get: OpenAI's completion and chat objects, whole and in chunks."""
+"""What all shapes of an answer have in common, whole and in chunks."""
 
 import json
 import time
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
-from services.gateway.api.logprobs import chat_logprobs, completion_logprobs
 from services.gateway.request.text import ChoiceDelta, ShownToken
 from services.gateway.request.usage import Usage
 from shared.ids import RequestId
@@ -121,43 +120,6 @@ class Reply(ABC):
 
     @abstractmethod
     def _delta_choice(self, delta: ChoiceDelta) -> Json: ...
-
-
-class CompletionReply(Reply):
-    kind = "completion"
-    id_prefix = "cmpl"
-    whole_object = chunk_object = "text_completion"
-
-    def _choice(self, index: int, choice: Choice) -> Json:
-        return {"index": index, "text": choice.text, "logprobs": None, "finish_reason": choice.finish_reason}
-
-    def _logprobs(self, tokens: Sequence[ShownToken], tokenizer: Tokenizer) -> Json:
-        return completion_logprobs(tokens, tokenizer)
-
-    def _delta_choice(self, delta: ChoiceDelta) -> Json:
-        return {"index": delta.choice, "text": delta.text, "logprobs": None, "finish_reason": delta.finish_reason}
-
-
-class ChatReply(Reply):
-    kind = "chat"
-    id_prefix = "chatcmpl"
-    whole_object = "chat.completion"
-    chunk_object = "chat.completion.chunk"
-
-    def _choice(self, index: int, choice: Choice) -> Json:
-        message = {"role": "assistant", "content": choice.text}
-        return {"index": index, "message": message, "logprobs": None, "finish_reason": choice.finish_reason}
-
-    def _logprobs(self, tokens: Sequence[ShownToken], tokenizer: Tokenizer) -> Json:
-        return chat_logprobs(tokens, tokenizer)
-
-    def opening(self, num_choices: int) -> list[str]:
-        first = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
-        return [self._chunk({"index": index, **first}) for index in range(num_choices)]
-
-    def _delta_choice(self, delta: ChoiceDelta) -> Json:
-        content = {"content": delta.text} if delta.text else {}
-        return {"index": delta.choice, "delta": content, "logprobs": None, "finish_reason": delta.finish_reason}
 
 
 def usage_object(usage: Usage) -> Json:

@@ -1,0 +1,1 @@
+"""The JSON that clients get: OpenAI's objects, whole and in chunks."""
