@@ -3,7 +3,7 @@
 Sections: speed (prefill and decode of every contestant, in alternating rounds), limits (what the machine could do),
 overhead (a decode step outside kernels), tail (a prompt that trickles in beside a running batch), emission (sending
 that computing does not hide, event-loop lag), memory (peak of a long prompt), costs (how well the engines predict
-their own steps). docs/results/comparing.md says how to
+their own steps), masks (a batch whose answers have to be JSON of a schema). docs/results/comparing.md says how to
 install the contestants that need a Python of their own, and what the figures mean.
 """
 

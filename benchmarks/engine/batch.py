@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from benchmarks.engine.node import Answer, DecodeNode
+from shared.sampling.constraint import Constraint
 
 JOIN_STEPS = 96
 """Steps that a batch gets to come together: prompts' ends are computed beside those that run already."""
@@ -42,7 +43,9 @@ class RunningBatch:
 
 
 @asynccontextmanager
-async def running_batch(node: DecodeNode, prompts: Sequence[list[int]], steps: int) -> AsyncIterator[RunningBatch]:
+async def running_batch(
+    node: DecodeNode, prompts: Sequence[list[int]], steps: int, constraint: Constraint | None = None
+) -> AsyncIterator[RunningBatch]:
     """One answer to each prompt, all of them running, with at least `steps` more steps in each."""
     for prompt in prompts:  # computed one by one, found in the pages again below: the batch comes together fast
         await node.generate(prompt, 1)
@@ -50,7 +53,7 @@ async def running_batch(node: DecodeNode, prompts: Sequence[list[int]], steps: i
     answers = [Answer(time.perf_counter(), arrived) for _ in prompts]
     async with asyncio.TaskGroup() as tasks:
         running = [
-            tasks.create_task(node.generate(prompt, JOIN_STEPS + steps, answer=answer))
+            tasks.create_task(node.generate(prompt, JOIN_STEPS + steps, answer=answer, constraint=constraint))
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
         try:

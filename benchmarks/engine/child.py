@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.harness import ROOT, Check, Report
 
-SECTIONS = ("limits", "overhead", "tail", "emission", "memory", "costs")
+SECTIONS = ("limits", "overhead", "tail", "emission", "memory", "costs", "masks")
 """Modules of this package whose `measure(quick)` returns a report."""
 TIMEOUT_S = 1200.0
 

@@ -35,11 +35,14 @@ from shared.kv.layout import KvLayout
 from shared.log import configure
 from shared.measuring.fitting import OnlineFit
 from shared.metrics import Metrics
+from shared.model.grammar.grammars import Grammars
+from shared.model.grammar.vocabulary import GrammarVocabulary
 from shared.pool.client import PoolClient
 from shared.pool.lanes.lane import Arrived
 from shared.pool.publication import Grant, Publication
 from shared.rpc.client import Channels
 from shared.rpc.server import GrpcServer
+from shared.sampling.constraint import Constraint
 from shared.sampling.params import SamplingParams
 from shared.service.health import Health
 from shared.service.lifecycle import InFlight, background
@@ -122,16 +125,25 @@ class DecodeNode:
     def __init__(self, host: EngineHost, engine: DecodeEngine) -> None:
         self.host = host
         self._engine = engine
+        files, vocab_size = host.model.files, host.model.config.vocab_size
+        self._grammars = Grammars(partial(GrammarVocabulary.load, files.path, vocab_size))
 
     @property
     def model(self) -> LoadedModel:
         return self.host.model
 
     async def generate(
-        self, token_ids: Sequence[int], num_tokens: int, num_blocks: int = 0, answer: Answer | None = None
+        self,
+        token_ids: Sequence[int],
+        num_tokens: int,
+        num_blocks: int = 0,
+        answer: Answer | None = None,
+        constraint: Constraint | None = None,
     ) -> Answer:
-        """Ask for exactly `num_tokens` greedy tokens; `num_blocks` leading blocks come from the pool."""
-        sampling = SamplingParams(max_tokens=num_tokens, temperature=0.0)
+        """Ask for exactly `num_tokens` greedy tokens, if `constraint` has answers as long; `num_blocks` leading blocks
+        come from the pool."""
+        sampling = SamplingParams(max_tokens=num_tokens, temperature=0.0, constraint=constraint)
+        guide = None if constraint is None else await self._grammars.guide(constraint, ())
         generation = Generation(
             request_id=None,
             token_ids=token_ids,
@@ -143,6 +155,7 @@ class DecodeNode:
             wait_s=TIMEOUT_S,
             codec=Codec.RAW,
             deadline=Deadline.after(TIMEOUT_S),
+            guide=guide,
         )
         answer = answer or Answer(0.0)
         answer.started_s = time.perf_counter()
