@@ -57,9 +57,21 @@ def test_the_lines_that_a_reader_will_see_are_those_of_the_program() -> None:
     assert f"{GATEWAY} serves {model}; try: {curl_line(GATEWAY, model).split()[0]}" in README
 
 
+def test_the_first_five_minutes_have_the_same_command() -> None:
+    page = (ROOT / "docs" / "first-five-minutes.md").read_text()
+    assert COMMANDS[1] in page
+
+
 def test_it_leads_to_every_page() -> None:
+    """Directly, or over a page that it leads to."""
     pages = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
-    assert pages <= set(re.findall(r"\]\(([^)#]+)", README))
+    direct = {link for link in _links(README) if link.startswith("docs/")}
+    behind = {f"docs/{link}" for page in direct & pages for link in _links((ROOT / page).read_text())}
+    assert pages <= direct | behind
+
+
+def _links(text: str) -> set[str]:
+    return set(re.findall(r"\]\(([^)#]+)", text))
 
 
 def test_the_settings_are_in_the_code() -> None:
