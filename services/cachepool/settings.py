@@ -58,6 +58,12 @@ class PoolSettings(LaneSettings):
     pull_timeout_s: float = setting(
         "PRFAAS_POOL_PULL_TIMEOUT_S", 120.0, help="time limit of one pull from a peer pool", check=positive
     )
+    silence_s: float = setting(
+        "PRFAAS_SILENCE_S",
+        6.0,
+        help="a connection without a sign of life for so long is lost; links may pause",
+        check=positive,
+    )
     stall_s: float = setting(
         "PRFAAS_POOL_STALL_S",
         6.0,

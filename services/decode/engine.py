@@ -150,7 +150,7 @@ class DecodeEngine:
         """Serve until cancelled."""
         try:
             if self._model.transformer.can_capture:
-                await self._thread.run(self._capture)
+                await self._thread.run(self._capture, may_take_long=True)
             while True:
                 self._wake.clear()
                 await self._turn()

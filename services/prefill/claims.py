@@ -1,5 +1,6 @@
 """Which entries of a prompt this worker writes to its pool, and which ones others do."""
 
+import asyncio
 from collections.abc import Sequence
 
 from shared.engine.publish import PagePublisher
@@ -7,6 +8,9 @@ from shared.ids import BlockKey
 from shared.kv.entries import BlockEntries
 from shared.kv.layout import KvLayout
 from shared.pool.nodes import Publishing
+
+ASK_EVERY_S = 0.25
+"""Pause between two questions whether another writer has come to its end."""
 
 
 class Claims:
@@ -34,12 +38,26 @@ class Claims:
             blocks, grant.granted[-num_blocks:], grant.present[-num_blocks:], strict=True
         ):
             self._publisher.grant(block, granted)
-            self._others[block] = self._layout.all_layers & ~granted & ~present
+            ours = self._publisher.outstanding[block]
+            self._others[block] = self._layout.all_layers & ~ours & ~present
 
     def limit_to(self, in_pages: Sequence[int], num_blocks: int) -> None:
         """Send of the leading `num_blocks` blocks only the layers in `in_pages`: we do not have the others."""
         for block in range(num_blocks):
             self._publisher.limit(block, in_pages[block])
+
+    async def settled(self) -> bool:
+        """Wait until nobody else writes any of the blocks; return whether some became ours meanwhile.
+
+        A writer that is gone, or hangs, leaves entries behind that somebody waits for.
+        """
+        while unsure := [block for block, layers in enumerate(self._others) if layers]:
+            await asyncio.sleep(ASK_EVERY_S)
+            before = list(self._publisher.outstanding)
+            await self.take(unsure)
+            if self._publisher.outstanding != before:
+                return True
+        return False
 
     async def take_over(self, in_pages: Sequence[int]) -> None:
         """Ask again for what others were writing and we have, too: their writer may have gone without finishing."""

@@ -157,8 +157,14 @@ class PrefillWorker:
             held = [layout.all_layers & ~mask for mask in work.publisher.outstanding]
             start = layout.longest_resume([*reservation.cached_layers, *held[on_device:]])
             work.pending.first = start * layout.block_tokens
-            if start in (on_device, num_blocks):
+            if start == on_device:
                 break
+            if start == num_blocks:
+                async with deadline.scope("waiting for another worker with the same prompt"):
+                    if not await claims.settled():
+                        break
+                wanted = []  # another writer has left some to us
+                continue
             work.pages.take_for_resume(start)
             needed = {block: layout.needed_layers(block, start) for block in range(on_device, start)}
             missing = {block: layers for block, layers in needed.items() if layers}

@@ -34,6 +34,7 @@ from shared.pool.lanes.chosen import engine_lanes
 from shared.pool.nodes import pool_at
 from shared.rpc.server import GrpcServer
 from shared.service.lifecycle import Background, Lifecycle
+from shared.service.watchdog import watch_work
 
 log = get_logger()
 
@@ -80,7 +81,7 @@ async def serve_engine(
             log.warning("codec_kernels_unavailable", consequence="int8 and int4 take up to four times as long")
         if await copier.run(load_payload_kernels) is None:
             log.warning("payload_kernels_unavailable", consequence="entries are copied and verified one by one")
-        model = await torch_thread.run(partial(load_model, settings))
+        model = await torch_thread.run(partial(load_model, settings), may_take_long=True)
         host.health.set(MODEL, True, model.files.name)
         server = WorkerServer(host)
         registered = memory_for(torch.device(settings.device))
@@ -99,6 +100,10 @@ async def serve_engine(
         host.jobs.start(kept.keep(costs.fit), name="profile")
         membership = _membership(settings, role, model, server.address, server.epoch)
         host.jobs.start(lanes.prepare(settings.pool), name="lane")
+        if settings.stuck_step_s:
+            host.jobs.start(
+                watch_work(lambda: torch_thread.busy_s, settings.stuck_step_s, host.health, MODEL), name="watch"
+            )
         await server.start(membership, partial(_load_event, settings, server.epoch, model, costs, load))
         gc.collect()  # or what is garbage by now would stay
         gc.freeze()  # the model's and the libraries' objects stay: a collection need not look at them again

@@ -37,6 +37,9 @@ class EngineSettings(LaneSettings):
     kv_bytes: int = setting("PRFAAS_KV_BYTES", parse_bytes("1GiB"), parse=parse_bytes, check=positive, help="KV pages")
     chunk_tokens: int = setting("PRFAAS_CHUNK_TOKENS", 512, check=positive, help="prompt tokens computed at a time")
     threads: int = setting("PRFAAS_THREADS", 0, check=non_negative, help="torch threads; 0: all cores")
+    stuck_step_s: float = setting(
+        "PRFAAS_STUCK_STEP_S", 60.0, check=non_negative, help="a worker whose step takes so long ends; 0: never"
+    )
     max_waiting: int = setting("PRFAAS_MAX_WAITING", 256, check=positive, help="requests that may wait for pages")
     pool: str = setting("PRFAAS_POOL", "127.0.0.1:7102", help="address of this datacenter's cache pool")
 

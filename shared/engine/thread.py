@@ -1,8 +1,10 @@
 """A single worker thread behind `await`, so that torch and bulk copies never run on the event loop."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -20,18 +22,35 @@ class WorkThread:
 
     def __init__(self, name: str, initializer: Callable[[], None] | None = None) -> None:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name, initializer=initializer)
+        self._busy_since: float | None = None  # written by the thread
 
-    async def run(self, call: Callable[[], T], stop: Callable[[], None] = lambda: None) -> T:
+    @property
+    def busy_s(self) -> float:
+        """How long the call that runs has been running; 0 when none does, or one that may take as long as it likes."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    async def run(
+        self, call: Callable[[], T], stop: Callable[[], None] = lambda: None, *, may_take_long: bool = False
+    ) -> T:
         """Run `call` in the thread and return its result. `stop` is called when the waiter is cancelled: it may make a
-        long call end sooner.
+        long call end sooner. `may_take_long`: `busy_s` leaves it out.
         """
-        future = asyncio.get_running_loop().run_in_executor(self._pool, call)
+        work = call if may_take_long else partial(self._timed, call)
+        future = asyncio.get_running_loop().run_in_executor(self._pool, work)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             stop()
             await outlast(future)
             raise
+
+    def _timed(self, call: Callable[[], T]) -> T:
+        self._busy_since = time.monotonic()
+        try:
+            return call()
+        finally:
+            self._busy_since = None
 
     def close(self) -> None:
         """Wait for the running call and end the thread. Idempotent."""

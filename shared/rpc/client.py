@@ -12,6 +12,7 @@ from shared.errors import WorkerLost
 from shared.rpc.interceptors import error_from_call, request_metadata
 from shared.rpc.options import (
     DEFAULT_MAX_MESSAGE_BYTES,
+    DEFAULT_SILENCE_S,
     SHARED_CHANNEL,
     ChannelId,
     Options,
@@ -28,10 +29,13 @@ class Channels:
         credentials: grpc.ChannelCredentials | None = None,
         *,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+        silence_s: float = DEFAULT_SILENCE_S,
     ) -> None:
-        """Without `credentials` calls are in plain text."""
+        """Without `credentials` calls are in plain text. Calls to a peer end as `WorkerLost` once it has given no sign
+        of life for `silence_s`.
+        """
         self._credentials = credentials
-        self._options = client_options(max_message_bytes)
+        self._options = client_options(max_message_bytes, silence_s)
         self._by_id: dict[tuple[str, ChannelId], grpc.aio.Channel] = {}
         self._closed = False
 

@@ -19,8 +19,12 @@ _BACKGROUND_WINDOW_BYTES = 256 << 10
 
 _MAX_METADATA_BYTES = 32 << 10
 
-KEEPALIVE_TIME_S = 10.0
-KEEPALIVE_TIMEOUT_S = 5.0
+DEFAULT_SILENCE_S = 2.5
+"""A connection whose other end has not answered for so long counts as lost: a process that hangs is as dead as one that
+is gone. gRPC's own threads answer, whatever Python does meanwhile."""
+
+_PING_PART = 1 / 3
+"""Of the silence: after so much of it a peer is asked for a sign of life, and has the rest to give one."""
 
 
 class ChannelId(NamedTuple):
@@ -33,31 +37,35 @@ class ChannelId(NamedTuple):
 SHARED_CHANNEL = ChannelId()
 
 
-def _common(max_message_bytes: int) -> Options:
+def _common(max_message_bytes: int, silence_s: float) -> Options:
     return [
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
         ("grpc.http2.lookahead_bytes", _STREAM_WINDOW_BYTES),
-        ("grpc.keepalive_time_ms", int(KEEPALIVE_TIME_S * 1000)),
-        ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1000)),
-        # A peer that vanishes without a FIN must be noticed on a stream that is silent for long.
+        ("grpc.keepalive_time_ms", int(silence_s * _PING_PART * 1000)),
+        # gRPC up to 1.85 does not look at the first of these (grpc/grpc#39239); the second's default is a minute.
+        ("grpc.keepalive_timeout_ms", int(silence_s * (1 - _PING_PART) * 1000)),
+        ("grpc.http2.ping_timeout_ms", int(silence_s * (1 - _PING_PART) * 1000)),
+        # A peer that vanishes without a FIN must be noticed on a stream that is silent for long, and before a call.
         ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.keepalive_permit_without_calls", 1),
     ]
 
 
-def server_options(max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> Options:
+def server_options(max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES, silence_s: float = DEFAULT_SILENCE_S) -> Options:
     return [
-        *_common(max_message_bytes),
+        *_common(max_message_bytes, silence_s),
         ("grpc.so_reuseport", 0),  # or a second process would bind the same port and take half of the calls
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", int(KEEPALIVE_TIME_S * 500)),
+        # Peers may be set to another silence than this server.
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 1),
         ("grpc.http2.max_ping_strikes", 0),
     ]
 
 
-def client_options(max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> Options:
+def client_options(max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES, silence_s: float = DEFAULT_SILENCE_S) -> Options:
     return [
-        *_common(max_message_bytes),
+        *_common(max_message_bytes, silence_s),
         # Connections belong to the channel, not to a table of the process: there a new channel to an address would wait
         # for as long as another one, whose peer was refused there before, backs off.
         ("grpc.use_local_subchannel_pool", 1),

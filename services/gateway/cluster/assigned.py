@@ -1,5 +1,6 @@
 """What this gateway has given a worker to do, as far as the worker's reports do not show it yet."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -25,18 +26,23 @@ class Assignment:
     at: float
     role: EngineRole | None = None  # as which the worker was called; None: it was not known
     row: int = -1  # in the fleet of that role
+    lose: Callable[[], None] | None = None  # ends the call as one whose worker is lost
 
 
 class Assigned:
     """The calls of this gateway to one worker. Each change takes a time that does not depend on how many they are."""
 
     def __init__(self) -> None:
-        self.num_open = 0
+        self._open: set[Assignment] = set()
         self.unreported_work = PromptWork()  # in sum
         self._unreported: dict[Assignment, None] = {}  # in the order in which they came
 
+    @property
+    def num_open(self) -> int:
+        return len(self._open)
+
     def add(self, assignment: Assignment) -> None:
-        self.num_open += 1
+        self._open.add(assignment)
         self._unreported[assignment] = None
         had, new = self.unreported_work, assignment.work
         self.unreported_work = PromptWork(
@@ -44,7 +50,7 @@ class Assigned:
         )
 
     def remove(self, assignment: Assignment) -> None:
-        self.num_open -= 1
+        self._open.remove(assignment)
         if assignment not in self._unreported:
             return
         del self._unreported[assignment]
@@ -59,6 +65,13 @@ class Assigned:
             if self._unreported
             else PromptWork()
         )
+
+    def lose(self) -> int:
+        """End the calls that can be ended: their worker is lost. Returns how many there were."""
+        losing = [assignment.lose for assignment in self._open if assignment.lose is not None]
+        for lose in losing:
+            lose()
+        return len(losing)
 
     def reported(self, until: float) -> None:
         """A report has come that knows of what was sent until then."""

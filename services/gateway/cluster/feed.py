@@ -105,6 +105,7 @@ class Feed:
         while True:
             self._wake.clear()
             self._look_at_channels()
+            self._registry.lose_silent()
             self._report_health()
             await self._refresh()
             await asyncio.sleep(PAUSE_S)
@@ -126,8 +127,8 @@ class Feed:
         self._report_health()
 
     def _look_at_channels(self) -> None:
-        """Drop pool nodes from plans, and take them back, before silence on the bus or its end would show it."""
-        for worker, address in self._registry.pool_addresses().items():
+        """Drop processes from plans that are gone or hang, and take them back, before silence on the bus shows it."""
+        for worker, address in self._registry.addresses().items():
             state = self._channels.get(address).get_state(try_to_connect=True)
             if state in (grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE):
                 self._registry.set_reachable(worker, state is grpc.ChannelConnectivity.READY)

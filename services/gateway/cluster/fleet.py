@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from services.gateway.cluster.assigned import Assigned, Assignment
 from services.gateway.cluster.workers import WORKER, Member, Rows, Workers, new_row
+from shared.ids import WorkerId
 
 STALE_AFTER_S = 6.0
 """Three missed membership beats; load events, which come more often, count as signs of life too."""
@@ -72,6 +73,12 @@ class RoleFleet:
         self.seen_busy[row] += SEEN_SMOOTHING * (is_busy - self.seen_busy[row])
         self.assigned[row].add(assignment)
         self.in_use.add(row)
+
+    def lose_silent(self, newest_at: float) -> dict[WorkerId, int]:
+        """End the calls to workers that are silent; return how many of each."""
+        silent = [row for row in self.in_use if newest_at - self.heard_at[row] > STALE_AFTER_S]
+        lost = {self.members[row].worker: self.assigned[row].lose() for row in silent}
+        return {worker: count for worker, count in lost.items() if count}
 
     def release(self, assignment: Assignment) -> None:
         row = assignment.row

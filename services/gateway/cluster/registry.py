@@ -108,12 +108,20 @@ class Registry:
             entry.lost = True
             self._note_state(entry)
 
-    def assign(self, worker: WorkerId, work: PromptWork = PromptWork()) -> Assignment:  # noqa: B008
-        """Count a call to `worker` as its load, which its own reports will show only later. Pairs with `release`."""
+    def assign(
+        self,
+        worker: WorkerId,
+        work: PromptWork = PromptWork(),  # noqa: B008
+        lose: Callable[[], None] | None = None,
+    ) -> Assignment:
+        """Count a call to `worker` as its load, which its own reports will show only later. Pairs with `release`.
+
+        `lose` is called when the worker is silent meanwhile: it ends the call as one that was lost.
+        """
         entry = self._entries.get(worker)
         if entry is None or entry.event.role == "cachepool":
             return Assignment(worker, work, self._clock())
-        assignment = Assignment(worker, work, self._clock(), entry.event.role, entry.row)
+        assignment = Assignment(worker, work, self._clock(), entry.event.role, entry.row, lose)
         self._fleets[entry.event.role].assign(assignment)
         return assignment
 
@@ -121,6 +129,12 @@ class Registry:
         """Count a call no more; the worker may have another role by now, or may not have been known."""
         if assignment.role is not None:
             self._fleets[assignment.role].release(assignment)
+
+    def lose_silent(self) -> None:
+        """Have calls to silent workers end: a process that hangs in Python keeps its connections alive."""
+        for fleet in self._fleets.values():
+            for worker, count in fleet.lose_silent(self._newest_at).items():
+                log.warning("worker_silent", worker=worker, num_calls_lost=count)
 
     def row_s(self, worker: WorkerId) -> float:
         """Return what a running request adds to a step of an engine, as it has reported; 0 for nobody's."""
@@ -137,13 +151,9 @@ class Registry:
         at, numbers = self._clock() + after_s, (self._number(source), self._number(target))
         self._crossings.add(UnreportedCrossing(at, *numbers, num_bytes))
 
-    def pool_addresses(self) -> dict[WorkerId, str]:
-        """Return where the pool nodes are that have not left, usable or not."""
-        return {
-            worker: entry.event.address
-            for worker, entry in self._entries.items()
-            if entry.event.role == "cachepool" and not entry.event.left
-        }
+    def addresses(self) -> dict[WorkerId, str]:
+        """Return where the processes are that have not left, usable or not."""
+        return {worker: entry.event.address for worker, entry in self._entries.items() if not entry.event.left}
 
     def set_reachable(self, worker: WorkerId, reachable: bool) -> None:
         """Say whether a connection to a worker can be made. Its signs of life on the bus do not make it reachable."""

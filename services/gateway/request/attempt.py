@@ -110,7 +110,7 @@ class Attempt:
         call = self._calls.client.call(decode.worker, decode.address, may_change=self._plan.prefill is not None)
         forecast = self._plan.forecast
         work = PromptWork(forecast.decode_s, forecast.decode_tokens, len(self._request.token_ids))
-        assignment = self._calls.registry.assign(decode.worker, work)
+        assignment = self._calls.registry.assign(decode.worker, work, call.cancel)
         num_output_tokens = 0
         self._note_sent()
         self._prefilling.start(partial(self._tell_prefill_failed, call), self._note_prefilled)

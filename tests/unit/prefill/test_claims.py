@@ -1,10 +1,11 @@
 """Claims on a prompt's blocks: what nobody has is ours to send, and what others leave unfinished."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from services.prefill.claims import Claims
+from services.prefill.claims import ASK_EVERY_S, Claims
 from shared.deadline import Deadline
 from shared.engine.publish import PagePublisher
 from shared.kv.codec import Codec
@@ -100,3 +101,33 @@ async def test_a_writer_that_is_still_at_it_keeps_its_blocks() -> None:
         await b.claims.take([0, 1])
         await b.claims.take_over([ALL, ALL, 0, 0])
         assert b.to_send == [0, ALL, 0, 0]
+
+
+async def test_a_prompt_that_others_write_is_settled_when_they_have_stored_it() -> None:
+    async with bench() as b:
+        async with b.other_writer(1) as other:
+            await b.claims.take([1])
+            settled = asyncio.create_task(b.claims.settled())
+            entries = [(layer, bytes(b.layout.entry_bytes(layer))) for layer in range(4)]
+            await other.send([seal(KEYS[1], layer, raw, Codec.RAW) for layer, raw in entries])
+        assert not await asyncio.wait_for(settled, LIMIT_S)
+        assert b.to_send == [0, 0, 0, 0]
+        assert not await b.claims.settled(), "nothing to wait for"
+
+
+async def test_what_another_writer_leaves_behind_is_ours() -> None:
+    async with bench() as b:
+        async with b.other_writer(2):
+            await b.claims.take([2])
+            settled = asyncio.create_task(b.claims.settled())
+            await asyncio.sleep(2 * ASK_EVERY_S)
+            assert not settled.done()
+        assert await asyncio.wait_for(settled, LIMIT_S)
+        assert b.to_send == [0, 0, ALL, 0]
+
+
+async def test_entries_that_are_ours_already_are_waited_for_by_nobody() -> None:
+    async with bench() as b:
+        await b.claims.take([0])
+        await b.claims.take([0])
+        assert not await b.claims.settled()

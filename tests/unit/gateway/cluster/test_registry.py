@@ -220,6 +220,31 @@ def test_what_was_sent_counts_until_a_report_knows_of_it() -> None:
     assert registry.view().prefill.rows["requests"][0] == 0
 
 
+def test_calls_to_a_silent_worker_are_lost_and_those_of_others_are_not() -> None:
+    registry = Registry(FINGERPRINT, LAYOUT, Clock())
+    lost: list[str] = []
+    for worker in ("d", "e"):
+        registry.apply_membership(joined(worker), 100)
+        for call in (1, 2):
+            registry.assign(WorkerId(worker), lose=lambda name=f"{worker}{call}": lost.append(name))  # type: ignore[misc]
+    registry.assign(WorkerId("d"))  # one that cannot be ended
+    registry.apply_load(load("e"), 100 + STALE_AFTER_S)
+    registry.lose_silent()
+    assert lost == [], "d has been silent for no longer than it may"
+    registry.apply_load(load("e"), 100.1 + STALE_AFTER_S)
+    registry.lose_silent()
+    assert sorted(lost) == ["d1", "d2"]
+
+
+def test_nobody_is_lost_because_the_bus_is_silent() -> None:
+    clock = Clock()
+    registry = Registry(FINGERPRINT, LAYOUT, clock)
+    registry.apply_membership(joined("d"), clock.now)
+    registry.assign(WorkerId("d"), lose=lambda: pytest.fail("lost"))
+    clock.now += 100
+    registry.lose_silent()
+
+
 def test_a_row_says_how_often_requests_found_prompts_waiting() -> None:
     clock = Clock()
     registry = Registry(FINGERPRINT, LAYOUT, clock)
