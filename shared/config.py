@@ -127,6 +127,11 @@ class ServiceSettings:
     log_format: Literal["json", "console"] = setting("PRFAAS_LOG_FORMAT", "json", help="json or console")
     drain_s: float = setting("PRFAAS_DRAIN_S", 5.0, help="seconds that running work may finish in", check=non_negative)
 
+    @property
+    def channel_silence_s(self) -> float:
+        """The silence of connections that this process has opened itself."""
+        return self.silence_s
+
     def __post_init__(self) -> None:
         if not self.worker_id:
             object.__setattr__(self, "worker_id", f"{self.service}-{self.dc}")

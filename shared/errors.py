@@ -4,11 +4,13 @@ PrfaasError
 ├── BadRequest                 400  INVALID_ARGUMENT     the caller must change the request
 │   └── ContextTooLong         400  INVALID_ARGUMENT
 ├── Unauthenticated            401  UNAUTHENTICATED
+├── Forbidden                  403  PERMISSION_DENIED    known, and not allowed
 ├── NotFound                   404  NOT_FOUND
 │   ├── ModelNotFound          404  NOT_FOUND
 │   └── BlockMissing           404  NOT_FOUND            a KV entry that nobody here holds or is writing
 ├── BodyTooLarge               413  OUT_OF_RANGE
 ├── Overloaded                 429  RESOURCE_EXHAUSTED   retry after `retry_after_s`
+│   └── RateLimited            429  RESOURCE_EXHAUSTED   the tenant's own limit
 ├── Unavailable                503  UNAVAILABLE
 │   ├── Draining               503  UNAVAILABLE
 │   ├── NoWorker               503  UNAVAILABLE
@@ -61,6 +63,12 @@ class Unauthenticated(PrfaasError):
     http_status = 401
 
 
+class Forbidden(PrfaasError):
+    code = "forbidden"
+    grpc_status = grpc.StatusCode.PERMISSION_DENIED
+    http_status = 403
+
+
 class NotFound(PrfaasError):
     code = "not_found"
     grpc_status = grpc.StatusCode.NOT_FOUND
@@ -91,6 +99,11 @@ class Overloaded(PrfaasError):
         """`retry_after_s` is None where waiting would not help."""
         super().__init__(message, param=param)
         self.retry_after_s = retry_after_s
+
+
+class RateLimited(Overloaded):
+    code = "rate_limit_exceeded"
+    retriable = False
 
 
 class Unavailable(PrfaasError):

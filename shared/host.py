@@ -51,7 +51,7 @@ async def open_host(settings: ServiceSettings, *conditions: str) -> AsyncIterato
     security = security_of(settings)
     configure(settings.service, level=settings.log_level, fmt=settings.log_format, dc=settings.dc)
     health, metrics = Health(*conditions), Metrics()
-    async with background() as jobs, Channels(security.grpc_channel, silence_s=settings.silence_s) as channels:
+    async with background() as jobs, Channels(security.grpc_channel, silence_s=settings.channel_silence_s) as channels:
         bus = Bus(settings.kafka, settings.worker_id, security.kafka, health=health, metrics=metrics)
         yield Host(settings, health, metrics, InFlight(), jobs, channels, security, bus)
 

@@ -189,6 +189,7 @@ class WanSuite:
             "PRFAAS_GRPC_PORT": str(GRPC_PORT + number),
             "PRFAAS_HTTP_HOST": address,
             "PRFAAS_HTTP_PORT": str(HTTP_PORT + number),
+            "PRFAAS_ALLOW_ANONYMOUS": "true",
             "PRFAAS_KAFKA": f"{self._address('broker-west')}:{BROKER_PORT}",
             "PRFAAS_POOL": self.grpc_address(f"cachepool-{dc}"),
             "PRFAAS_DRAIN_S": "2",

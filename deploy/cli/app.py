@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 from deploy.cli.chat import chat
 from deploy.cli.doctor.command import doctor
 from deploy.cli.failure import CommandFailed
+from deploy.cli.key import key
 from deploy.cli.plan import plan
 from deploy.cli.status import status
 from deploy.cli.trace import trace
@@ -37,6 +38,7 @@ app.command()(status)
 app.command()(chat)
 app.command()(trace)
 app.command()(plan)
+app.command()(key)
 app.command()(doctor)
 
 

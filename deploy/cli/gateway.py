@@ -1,6 +1,7 @@
 """The gateway's HTTP API as commands use it: JSON, text, and streams of events. Blocking, each wait with a limit."""
 
 import json
+import os
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ from deploy.cli.failure import CommandFailed, GatewayRefused, GatewayUnreachable
 DEFAULT_GATEWAY = "http://127.0.0.1:8000"
 MAX_ANSWER_BYTES = 64 << 20
 MAX_EVENT_BYTES = 4 << 20
+
+KEY_VARIABLE = "PRFAAS_API_KEY"
+"""The key that is sent along. Not an option: whoever lists processes sees those."""
 
 UNAVAILABLE = 503
 
@@ -91,7 +95,9 @@ class GatewayClient:
     @contextmanager
     def _opened(self, path: str, body: dict[str, Any] | None = None) -> Iterator[HTTPResponse]:
         data = None if body is None else json.dumps(body).encode()
-        request = Request(f"{self.url}{path}", data, {"Content-Type": "application/json"})
+        key = os.environ.get(KEY_VARIABLE)
+        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+        request = Request(f"{self.url}{path}", data, headers)
         try:
             with urlopen(request, timeout=self.timeout_s) as response:
                 yield response

@@ -116,3 +116,8 @@ class PoolSettings(LaneSettings):
     object_queue: int = setting(
         "PRFAAS_POOL_OBJECT_QUEUE", 16384, help="blocks that may wait to be written; more are not", check=positive
     )
+
+    @property
+    def channel_silence_s(self) -> float:
+        """Longer than a peer may stall: one that hangs becomes suspect first, and is not asked again at once."""
+        return max(self.silence_s, 1.5 * self.stall_s)

@@ -14,6 +14,7 @@ from typing import Any
 from aiohttp import web
 
 from services.gateway.admission.gate import GateLimits, TurnGate
+from services.gateway.api.access import access
 from services.gateway.api.capacity import CapacityRoutes
 from services.gateway.api.generation import GenerationRoutes
 from services.gateway.api.info import InfoRoutes
@@ -51,6 +52,7 @@ from services.gateway.routing.costs.transfer import UNKNOWN_LINK_BYTES_PER_S
 from services.gateway.routing.policies import policy_of
 from services.gateway.routing.router import Router
 from services.gateway.settings import GatewaySettings
+from services.gateway.tenants.authentication import authentication_of
 from services.gateway.timeline.timelines import Timelines
 from services.gateway.web.live import LiveRoutes
 from services.gateway.web.page import PageRoutes
@@ -246,7 +248,8 @@ def make_http_app(
     hand_off = HandOffTerms(settings.hand_off, int(settings.block_wait_s * 1000))
     pipeline = make_pipeline(parts, make_router(model, settings), hand_off, make_gate(parts, settings))
     intake = RequestIntake(settings, inflight, parts.metrics, executor)
-    app = web.Application(middlewares=[envelope(parts.metrics)], client_max_size=settings.max_body_bytes)
+    middlewares = [envelope(parts.metrics), access(authentication_of(settings))]
+    app = web.Application(middlewares=middlewares, client_max_size=settings.max_body_bytes)
     app.on_response_prepare.append(echo_request_id)
     grammars = Grammars(partial(GrammarVocabulary.of, model.tokenizer, model.vocab_size))
     generation = GenerationRoutes(pipeline, model, parts.metrics, settings, intake, grammars, parts.timelines)

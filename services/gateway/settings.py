@@ -90,6 +90,11 @@ class GatewaySettings(ServiceSettings):
         "PRFAAS_BLOCK_WAIT_S", 120.0, help="wait of decode for a block without a writer", check=positive
     )
     request_timeout_s: float = setting("PRFAAS_REQUEST_TIMEOUT_S", 600.0, help="of a whole request", check=positive)
+    api_keys: str = setting("PRFAAS_API_KEYS", "", help="file of tenants and the hashes of their keys; empty: none")
+    api_key: str = setting("PRFAAS_API_KEY", "", help="in its place one key, whose holders may do everything")
+    allow_anonymous: bool = setting(
+        "PRFAAS_ALLOW_ANONYMOUS", False, help="serve without keys elsewhere than on loopback"
+    )
     max_requests: int = setting("PRFAAS_MAX_REQUESTS", 512, help="requests at a time, more get 429", check=positive)
     dispatch_window_s: float = setting(
         "PRFAAS_DISPATCH_WINDOW_S",

@@ -24,9 +24,9 @@ def error_object(error: PrfaasError) -> dict[str, Any]:
 
 
 def error_response(error: PrfaasError) -> web.Response:
-    headers = None
+    headers = {"WWW-Authenticate": "Bearer"} if error.http_status == 401 else {}  # RFC 6750
     if isinstance(error, Overloaded) and error.retry_after_s is not None:
-        headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     return web.json_response(error_object(error), status=error.http_status, headers=headers)
 
 

@@ -6,6 +6,7 @@ from typing import TypeVar
 from aiohttp import web
 
 from services.gateway.admission.slo import default_slo, slo_of
+from services.gateway.api.access import asker_of
 from services.gateway.api.bodies.chat import ChatBody
 from services.gateway.api.bodies.completion import CompletionBody
 from services.gateway.api.bodies.sampling import Sampling
@@ -78,18 +79,23 @@ class GenerationRoutes:
     ) -> web.StreamResponse:
         """Run one request under its deadline. A failure becomes a status, or an event once one is out."""
         deadline = Deadline.after(self._settings.request_timeout_s)
-        slo = slo_of(request.headers, self._default_slo)
+        slo, asker = slo_of(request.headers, self._default_slo), asker_of(request)
         stream = EventStream(request)
         model = self._model
 
         def work(body: B) -> tuple[B, Prepared]:
             timeline.body_read()
-            prepared = prepare(model, body).asking(slo)
+            asker.seal(body)
+            prepared = asker.charged(prepare(model, body).asking(slo), body.priority)
             num_prompt_tokens, num_choices = prepared.num_prompt_tokens, len(prepared.requests)
             timeline.prepared(num_prompt_tokens, num_choices, is_streamed=bool(body.stream))
             return body, prepared
 
-        with self._intake.admitted(), self._timelines.follow(request_id_of(request), shape.kind) as timeline:
+        with (
+            asker.admitted(),
+            self._intake.admitted(),
+            self._timelines.follow(request_id_of(request), shape.kind) as timeline,
+        ):
             try:
                 async with deadline.scope("the request was being served"):
                     body, prepared = await self._intake.body(request, schema, work)
@@ -111,6 +117,7 @@ class GenerationRoutes:
                             return await _whole(choices, reply, len(prepared.requests))
                         finally:
                             timeline.used(choices.usage.completion_tokens, choices.usage.cached_tokens)
+                            asker.spent(choices.usage.completion_tokens)
             except PrfaasError as error:
                 if not stream.is_open:
                     raise

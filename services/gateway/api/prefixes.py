@@ -2,10 +2,12 @@
 
 import asyncio
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from aiohttp import web
 
+from services.gateway.api.access import Asker, asker_of
 from services.gateway.api.bodies.chat import ChatBody
 from services.gateway.api.bodies.completion import CompletionBody
 from services.gateway.api.bodies.texts import PrefixBody
@@ -18,7 +20,7 @@ from services.gateway.request.pipeline import Pipeline
 from services.gateway.request.usage import PromptUsage
 from services.gateway.settings import GatewaySettings
 from shared.deadline import Deadline
-from shared.errors import BadRequest
+from shared.errors import BadRequest, NotFound
 
 
 class PrefixRoutes:
@@ -47,12 +49,12 @@ class PrefixRoutes:
 
     async def create(self, request: web.Request) -> web.Response:
         """Pin first, so that nothing pushes out what is computed next; a failure leaves nothing pinned."""
-        deadline = Deadline.after(self._settings.request_timeout_s)
-        with self._intake.admitted():
+        deadline, asker = Deadline.after(self._settings.request_timeout_s), asker_of(request)
+        with asker.admitted(), self._intake.admitted():
             async with deadline.scope("the prefix was being computed"):
-                body, prompt = await self._intake.body(request, PrefixBody, self._prepared)
+                body, prompt = await self._intake.body(request, PrefixBody, partial(self._prepared, asker))
                 num_tokens, name = len(prompt.token_ids), body.name or ""
-                prefix = await self._prefixes.keep(prompt.keys, num_tokens, prompt.salt, body.ttl_s, name)
+                prefix = await self._prefixes.keep(prompt.keys, num_tokens, prompt.tenant, body.ttl_s, name)
                 usage = PromptUsage(num_tokens)
                 try:
                     await self._compute(prompt, usage, deadline)
@@ -61,17 +63,20 @@ class PrefixRoutes:
                     raise
         return web.json_response({**self._object(prefix), "cached_tokens": usage.cached_tokens})
 
-    async def all(self, _request: web.Request) -> web.Response:
-        data = [self._object(prefix) for prefix in self._prefixes.current()]
+    async def all(self, request: web.Request) -> web.Response:
+        data = [self._object(prefix) for prefix in self._prefixes.current() if _is_seen(prefix, asker_of(request))]
         return web.json_response({"object": "list", "data": data})
 
     async def delete(self, request: web.Request) -> web.Response:
-        prefix_id = request.match_info["id"]
+        prefix_id, asker = request.match_info["id"], asker_of(request)
+        if not any(prefix.id == prefix_id and _is_seen(prefix, asker) for prefix in self._prefixes.current()):
+            raise NotFound(f"there is no prefix {prefix_id!r} here")
         await self._prefixes.drop(prefix_id)
         return web.json_response({"id": prefix_id, "object": "prefix", "deleted": True})
 
-    def _prepared(self, body: PrefixBody) -> tuple[PrefixBody, GenerationRequest]:
+    def _prepared(self, asker: Asker, body: PrefixBody) -> tuple[PrefixBody, GenerationRequest]:
         """Return the request that computes the prefix: all of it, and one token."""
+        asker.seal(body)
         if (body.prompt is None) == (body.messages is None):
             raise BadRequest("give either prompt or messages", param="prompt")
         model = self._model
@@ -82,7 +87,7 @@ class PrefixRoutes:
             prepared = prepare_chat(model, chat)
         else:
             prepared = prepare_completion(model, CompletionBody(prompt=body.prompt or "", **shared))
-        request = prepared.requests[0]
+        request = asker.charged(prepared, None).requests[0]
         if not request.keys:
             least = model.layout.block_tokens
             raise BadRequest(
@@ -108,3 +113,8 @@ class PrefixRoutes:
             "num_tokens": prefix.num_tokens,
             "kept_tokens": len(prefix.keys) * block_tokens,
         }
+
+
+def _is_seen(prefix: Prefix, asker: Asker) -> bool:
+    """Check whether somebody may know of a prefix: those of other tenants are nobody's business."""
+    return asker.tenant is None or prefix.tenant == asker.tenant

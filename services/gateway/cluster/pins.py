@@ -14,7 +14,7 @@ from shared.kv.layout import KvLayout
 from shared.kv.rendezvous import partition
 from shared.log import get_logger
 from shared.pool.admin import PoolAdmin
-from shared.tenant import tenant_of
+from shared.tenant import Tenant
 
 log = get_logger()
 
@@ -32,7 +32,7 @@ class Prefix:
     name: str
     keys: Sequence[BlockKey]
     num_tokens: int  # that the client has sent; the full blocks among them are kept
-    salt: str
+    tenant: Tenant  # on whose account they are kept
     created_at: float  # seconds since 1970
     ends_at: float
 
@@ -64,7 +64,7 @@ class Prefixes:
         self._prefixes = {name: prefix for name, prefix in self._prefixes.items() if prefix.ends_at > now}
         return list(self._prefixes.values())
 
-    async def keep(self, keys: Sequence[BlockKey], num_tokens: int, salt: str, ttl_s: float, name: str) -> Prefix:
+    async def keep(self, keys: Sequence[BlockKey], num_tokens: int, tenant: Tenant, ttl_s: float, name: str) -> Prefix:
         """Pin the blocks wherever they belong, here or still to come. The same blocks again: their time starts anew.
 
         Raises `Overloaded` when a pool has pinned what it may, `NoWorker` without a pool, `WorkerLost`; then nothing
@@ -74,7 +74,7 @@ class Prefixes:
         old = next((prefix for prefix in self.current() if prefix.id == prefix_id), None)
         if old is None and len(self._prefixes) >= MAX_PREFIXES:
             raise Overloaded(f"this gateway keeps {MAX_PREFIXES} prefixes already; delete one")
-        prefix = Prefix(prefix_id, name, keys, num_tokens, salt, old.created_at if old else now, now + ttl_s)
+        prefix = Prefix(prefix_id, name, keys, num_tokens, tenant, old.created_at if old else now, now + ttl_s)
         try:
             await self._pin(prefix)
         except PrfaasError:
@@ -117,7 +117,7 @@ class Prefixes:
             needed = [BlockEntries(prefix.keys[i], self._layout.needed_layers(i, num_blocks)) for i in positions]
             blocks = [block for block in needed if block.layers]
             if blocks:
-                await self._pools.pin(node, prefix.id, self._layout, blocks, ttl_s, tenant_of(prefix.salt))
+                await self._pools.pin(node, prefix.id, self._layout, blocks, ttl_s, prefix.tenant)
 
     async def _unpin(self, prefix_id: str) -> None:
         for node in self._registry.view().nodes(self._dc):

@@ -25,7 +25,6 @@ from shared.kv.codec import Codec
 from shared.kv.entries import Source
 from shared.log import get_logger
 from shared.sampling.logprobs import TokenLogprobs
-from shared.tenant import tenant_of
 from shared.workers.decode import DecodeCall, DecodeClient, DecodedTokens, FinishReason
 from shared.workers.request import GenerateOrder, PromptOrder
 
@@ -207,7 +206,7 @@ class Attempt:
             fingerprint=model.fingerprint,
             layout_hash=model.layout.hash,
             salt=request.salt,
-            tenant=tenant_of(request.salt),
+            tenant=request.tenant,
             sources=sources,
             codec=codec,
             fidelity=request.fidelity,

@@ -9,6 +9,7 @@ from services.gateway.routing.plan import NO_SLO, Slo
 from shared.ids import BlockKey
 from shared.kv.codec import Fidelity
 from shared.sampling.params import SamplingParams
+from shared.tenant import Tenant, tenant_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,12 @@ class GenerationRequest:
     fidelity: Fidelity = Fidelity.LOSSLESS  # the chain that `keys` are of
     lossless_keys: Sequence[BlockKey] = ()  # of the same blocks; only where loss is allowed
     slo: Slo = NO_SLO
+    account: Tenant | None = None  # that was found by a key; None: nobody has one here
+
+    @property
+    def tenant(self) -> Tenant:
+        """On whose account blocks are stored and turns are taken."""
+        return tenant_of(self.salt) if self.account is None else self.account
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,10 @@ class Prepared:
         if slo == NO_SLO:
             return self
         return replace(self, requests=tuple(replace(request, slo=slo) for request in self.requests))
+
+    def on_account(self, tenant: Tenant) -> "Prepared":
+        """Return the same on the account of a tenant."""
+        return replace(self, requests=tuple(replace(request, account=tenant) for request in self.requests))
 
     @property
     def prompts(self) -> tuple[GenerationRequest, ...]:

@@ -20,7 +20,6 @@ from shared.deadline import Deadline
 from shared.errors import NoWorker, PrfaasError, Unavailable
 from shared.ids import WorkerId
 from shared.log import get_logger
-from shared.tenant import tenant_of
 
 log = get_logger()
 
@@ -132,4 +131,4 @@ class Pipeline:
 
 
 def _asking(request: GenerationRequest) -> TurnRequest:
-    return TurnRequest(tenant_of(request.salt), request.priority, request.slo, request.sampling.max_tokens)
+    return TurnRequest(request.tenant, request.priority, request.slo, request.sampling.max_tokens)

@@ -29,7 +29,7 @@ def lane(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.fixture
 async def channels() -> AsyncIterator[Channels]:
-    async with Channels() as channels:
+    async with Channels(silence_s=9.0) as channels:  # as of a pool
         yield channels
 
 

@@ -154,3 +154,17 @@ async def test_what_a_client_says_never_becomes_markup(suite: ScriptedSuite) -> 
         await page.locator("#rows button").click()
         await expect(page.locator("#timeline-sum")).to_contain_text(evil)
         assert await page.locator("img").count() == 0
+
+
+async def test_a_gateway_with_keys_asks_for_one_and_shows_all_to_an_observer(tmp_path: Path) -> None:
+    async with running_suite(tmp_path, api_key="pk-mine") as suite, page_of(url(suite), expected=("401",)) as page:
+        field = page.get_by_label("API key")
+        await expect(field).to_be_visible()
+        await expect(page.locator("#connection")).not_to_have_text("live")
+        await field.fill("pk-mine")
+        await page.get_by_role("button", name="Use it").click()
+        await expect(page.locator("#connection")).to_have_text("live")
+        await expect(field).not_to_be_visible()
+        assert await violations(page) == []
+        await page.get_by_role("button", name="Send").click()
+        await expect(page.locator("#ask-status")).to_have_text("The answer is complete.")

@@ -16,7 +16,7 @@ from shared.proto.prfaas_pb2_grpc import CachePoolServicer, add_CachePoolService
 from shared.rpc.server import GrpcServer
 from shared.service.health import Health
 from shared.service.lifecycle import InFlight
-from shared.tenant import tenant_of
+from shared.tenant import NO_TENANT, tenant_of
 from tests.support.gateway import BLOCK_TOKENS, LAYOUT, ScriptedSuite, announce, ids_of, raises, running_suite
 
 TEXT = "You are a helpful assistant who answers briefly and never lies to anybody. " * 2
@@ -171,7 +171,7 @@ async def test_pins_are_renewed_until_their_time_is_over(suite: ScriptedSuite, p
     now = 1000.0
     prefixes = make_prefixes(suite.parts, Datacenter("west"), lambda: now)
     keys = suite.parts.model.prefix_keys(ids_of(TEXT), "")
-    prefix = await prefixes.keep(keys, len(TEXT), "", 60.0, "")
+    prefix = await prefixes.keep(keys, len(TEXT), NO_TENANT, 60.0, "")
     pool.pins.clear()  # the pool was restarted
     now += 45
     await prefixes.renew()

@@ -64,6 +64,7 @@ class Sampling(ConstraintFields, Body):
     add_special_tokens: bool | None = None
     return_token_ids: bool | None = None
     cache_salt: NonEmpty | None = None
+    cache_group: NonEmpty | None = None
     priority: Priority | None = None
     kv_fidelity: KvFidelity | None = None
     user: str | None = None

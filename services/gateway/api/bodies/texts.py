@@ -28,6 +28,7 @@ class PrefixBody(PromptOrMessages):
     ttl_s: Annotated[int, Field(ge=1, le=MAX_PREFIX_TTL_S)] = 3600
     name: Annotated[str, Field(max_length=256)] | None = None
     cache_salt: NonEmpty | None = None
+    cache_group: NonEmpty | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
 

@@ -1,5 +1,6 @@
 // Wires the page's sections to the live state. The chosen request is in the address: `#request=ID`.
 
+import { startAccess } from "./access.js";
 import { showCluster } from "./cluster.js";
 import { byId } from "./dom.js";
 import { listen } from "./live.js";
@@ -23,6 +24,7 @@ function follow() {
   }
 }
 
+startAccess();
 startPlayground(choose);
 startTimeline(() => { location.hash = "requests"; });
 await startRequests(choose);

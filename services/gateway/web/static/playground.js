@@ -1,7 +1,9 @@
 // A request of one's own, streamed: its text, its first token's time as this browser sees it, what was cached.
 
+import { request } from "./access.js";
 import { byId, facts, h } from "./dom.js";
 import { count, seconds } from "./format.js";
+import { events } from "./sse.js";
 
 const LONG_CHARS = 7000;
 
@@ -49,7 +51,7 @@ async function ask(form, signal, showTimeline) {
   const found = { began: performance.now(), first: null, usage: null, id: null };
   const show = () => numbers.replaceChildren(...facts(factsOf(found, showTimeline)));
   try {
-    const response = await fetch(isChat ? "/v1/chat/completions" : "/v1/completions", {
+    const response = await request(isChat ? "/v1/chat/completions" : "/v1/completions", {
       method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal,
     });
     found.id = response.headers.get("X-Request-Id");
@@ -84,17 +86,4 @@ function factsOf({ began, first, ended, usage, id }, showTimeline) {
     ["answer", `${count(tokens)} tokens`],
     ...(id ? [["timeline", h("button", { type: "button", class: "link", onclick: () => showTimeline(id) }, "show it")]] : []),
   ];
-}
-
-/** Yield the data of server-sent events. */
-async function* events(stream) {
-  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    const parts = (rest + value).split("\n\n");
-    rest = parts.pop();
-    for (const part of parts) if (part.startsWith("data: ")) yield part.slice(6);
-  }
 }

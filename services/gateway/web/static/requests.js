@@ -1,5 +1,6 @@
 // The table of recent requests. Only rows in sight are elements: a thousand cost what thirty do.
 
+import { request } from "./access.js";
 import { byId, h } from "./dom.js";
 import { age, count, DASH, kind, seconds } from "./format.js";
 
@@ -40,7 +41,7 @@ export function takeRequests(requests, at) {
 
 async function refetch() {
   fetchedAt = performance.now();
-  const response = await fetch(`/v1/requests?limit=${MAX_ROWS}`);
+  const response = await request(`/v1/requests?limit=${MAX_ROWS}`);
   if (response.ok) merge((await response.json()).data, true);
 }
 

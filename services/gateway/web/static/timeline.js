@@ -1,5 +1,6 @@
 // One request's timeline: fetched when it is chosen, again while it runs, and once more when it has ended.
 
+import { request } from "./access.js";
 import { byId, facts, h, table } from "./dom.js";
 import { bytes, count, DASH, kind, seconds } from "./format.js";
 import { legend, waterfall } from "./waterfall.js";
@@ -15,7 +16,7 @@ export function startTimeline(close) {
 export async function openTimeline(id) {
   const isOther = id !== shown;
   shown = id;
-  const response = await fetch(`/v1/requests/${encodeURIComponent(id)}/timeline`);
+  const response = await request(`/v1/requests/${encodeURIComponent(id)}/timeline`);
   if (shown !== id) return;
   timeline = response.ok ? await response.json() : null;
   byId("timeline").hidden = false;

@@ -39,7 +39,7 @@ class PinsBench:
         self.registry.apply_membership(event, 0)
 
     async def keep(self, keys: list[BlockKey] = KEYS, ttl_s: float = 60.0) -> Prefix:
-        return await self.prefixes.keep(keys, 130, "salt", ttl_s, "mine")
+        return await self.prefixes.keep(keys, 130, tenant_of("salt"), ttl_s, "mine")
 
     def pinned(self, prefix: Prefix) -> dict[str, list[BlockEntries]]:
         return {node: list(pin.blocks) for (node, name), pin in self.pools.pins.items() if name == prefix.id}

@@ -1,0 +1,1 @@
+"""Who asks: API keys and the accounts behind them, what each may do, and how much of it."""
