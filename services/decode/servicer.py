@@ -62,7 +62,7 @@ class DecodeServicer(Base):
         try:
             async with aclosing(request.events()) as events:
                 async for event in events:
-                    for message in _messages(event):
+                    for message in messages_of(event):
                         yield message
         finally:
             self._engine.abort(request)
@@ -114,7 +114,7 @@ class DecodeServicer(Base):
         )
 
 
-def _messages(event: NewTokens) -> Iterator[pb.Tokens]:
+def messages_of(event: NewTokens) -> Iterator[pb.Tokens]:
     """Yield an event as one message, more only where it tells of much of the prompt."""
     told = event.prompt_logprobs
     first = 0

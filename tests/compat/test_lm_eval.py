@@ -74,7 +74,7 @@ def evaluated(model: str, arguments: dict[str, Any], folder: Path) -> Evaluated:
 def test_log_likelihoods_and_accuracy_are_those_of_transformers(tmp_path: Path) -> None:
     source, tokenizer = resolve(MODEL, Path("~/.cache/prfaas").expanduser()).source, tmp_path / "tokenizer"
     save_tokenizer(source, tokenizer)
-    reads = {"pretrained": source.parent, "gguf_file": source.name, "dtype": "float32", "device": "cpu"}
+    reads = {"pretrained": source.parent, "gguf_file": source.name, "dtype": "float32"}
     expected = evaluated("hf", reads, tmp_path / "hf")
     folder = tmp_path / "suite"
     folder.mkdir()

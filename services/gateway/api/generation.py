@@ -1,5 +1,6 @@
 """The HTTP API: OpenAI's endpoints over the pipeline, streaming and not."""
 
+import json
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
@@ -19,12 +20,13 @@ from services.gateway.api.replies.completion import CompletionReply
 from services.gateway.api.replies.logprobs import PromptLogprobs
 from services.gateway.api.replies.reply import Reply
 from services.gateway.api.sse import EventStream
-from services.gateway.api.whole import answered, spelt
+from services.gateway.api.whole import num_told, shown_choices, spelt
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.model import ServedModel
 from services.gateway.request.choices import Choices
 from services.gateway.request.generation import Prepared
 from services.gateway.request.pipeline import Pipeline
+from services.gateway.request.text import ChoiceDelta
 from services.gateway.settings import GatewaySettings
 from services.gateway.timeline.timelines import Timelines
 from shared.deadline import Deadline
@@ -113,7 +115,7 @@ class GenerationRoutes:
                             if body.stream:
                                 every = bool(body.return_token_ids)  # also what adds no text
                                 return await _stream(stream, choices, reply, len(prepared.requests), every)
-                            return await answered(choices, reply, prepared)
+                            return await _whole(choices, reply, prepared)
                         finally:
                             timeline.used(choices.usage.completion_tokens, choices.usage.cached_tokens)
             except PrfaasError as error:
@@ -141,6 +143,16 @@ class GenerationRoutes:
                 await self._grammars.check(constraint)
             except BadRequest as error:
                 raise of_field(error, body.constraint_field) from None
+
+
+async def _whole(choices: Choices, reply: Reply, prepared: Prepared) -> web.Response:
+    parts: list[list[ChoiceDelta]] = [[] for _ in prepared.requests]
+    async for deltas in choices:
+        for delta in deltas:
+            parts[delta.choice].append(delta)
+    shown = shown_choices(parts, choices.scored_prompts, prepared)
+    usage = choices.usage
+    return web.json_response(text=await spelt(num_told(shown), lambda: json.dumps(reply.whole(shown, usage))))
 
 
 async def _stream(

@@ -1,15 +1,11 @@
-"""Answers that do not stream: choices gathered, the best of them chosen, and written in one go."""
+"""Answers that do not stream: choices gathered, the best of them chosen, and much of them spelt in a thread."""
 
 import asyncio
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TypeVar
 
-from aiohttp import web
-
-from services.gateway.api.replies.reply import Choice, Reply, encode
-from services.gateway.request.choices import Choices
-from services.gateway.request.generation import Prepared
+from services.gateway.api.replies.reply import Choice
+from services.gateway.request.generation import Prepared, ScoredPrompt
 from services.gateway.request.text import ChoiceDelta
 
 T = TypeVar("T")
@@ -18,23 +14,24 @@ INLINE_TOKENS = 256
 """Log-probabilities of more tokens are spelt in a thread: with its alternatives, each takes tens of microseconds."""
 
 
-async def answered(choices: Choices, reply: Reply, prepared: Prepared) -> web.Response:
-    """Wait for all choices; return the answer."""
-    parts: list[list[ChoiceDelta]] = [[] for _ in prepared.requests]
-    async for deltas in choices:
-        for delta in deltas:
-            parts[delta.choice].append(delta)
+def shown_choices(
+    parts: Sequence[Sequence[ChoiceDelta]], scored: Sequence[ScoredPrompt], prepared: Prepared
+) -> list[Choice]:
+    """Return what the client is shown of finished choices: `parts` are the deltas of each, `scored` the prompts."""
     found: list[Choice] = []
-    for prompt, scored in enumerate(choices.scored_prompts):
-        first = prompt * prepared.num_choices
-        of_prompt = [_joined(deltas) for deltas in parts[first : first + prepared.num_choices]]
-        shown = of_prompt if prepared.num_shown is None else likeliest(of_prompt, prepared.num_shown)
-        for whole in shown:
+    for number, prompt in enumerate(scored):
+        first = number * prepared.num_choices
+        choices = [_joined(deltas) for deltas in parts[first : first + prepared.num_choices]]
+        for whole in choices if prepared.num_shown is None else likeliest(choices, prepared.num_shown):
             assert whole.finish_reason is not None, "a choice that has not finished"
-            found.append(Choice(whole.text, whole.ids, whole.finish_reason, whole.tokens, scored))
-    num_told = sum(len(choice.tokens) for choice in found) + sum(len(p.logprobs) for p in choices.scored_prompts)
-    text = await spelt(num_told, partial(_text, reply, found, choices))
-    return web.json_response(text=text)
+            found.append(Choice(whole.text, whole.ids, whole.finish_reason, whole.tokens, prompt))
+    return found
+
+
+def num_told(choices: Sequence[Choice]) -> int:
+    """Return of how many tokens something is told."""
+    of_prompts = (0 if choice.prompt is None else len(choice.prompt.logprobs) for choice in choices)
+    return sum(len(choice.tokens) for choice in choices) + sum(of_prompts)
 
 
 def likeliest(choices: Sequence[ChoiceDelta], num_shown: int) -> list[ChoiceDelta]:
@@ -60,7 +57,3 @@ def _joined(deltas: Sequence[ChoiceDelta]) -> ChoiceDelta:
         tokens=tuple(token for delta in deltas for token in delta.tokens),
         logprob=sum(delta.logprob for delta in deltas),
     )
-
-
-def _text(reply: Reply, choices: Sequence[Choice], finished: Choices) -> str:
-    return encode(reply.whole(choices, finished.usage))
