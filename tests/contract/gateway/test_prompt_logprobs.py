@@ -124,7 +124,8 @@ async def test_streamed_echo_is_the_whole_one(suite: ScriptedSuite) -> None:
     whole = (await suite.complete(**body))["choices"]
     async with suite.client.post("/v1/completions", json={**body, "stream": True}) as response:
         events = await events_of(response)
-    texts, told = [""] * 4, [{name: [] for name in whole[0]["logprobs"]} for _ in range(4)]
+    texts = [""] * 4
+    told: list[dict[str, list[Any]]] = [{name: [] for name in whole[0]["logprobs"]} for _ in range(4)]
     for chunk in (chunk for event in events[:-1] for chunk in event["choices"]):
         texts[chunk["index"]] += chunk["text"]
         for name, column in (chunk["logprobs"] or {}).items():
