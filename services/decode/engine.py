@@ -14,7 +14,7 @@ from services.decode.settings import DecodeSettings
 from services.decode.steps.ahead import StepInHand
 from services.decode.steps.driver import StepDriver
 from services.decode.steps.pace import StepPace
-from services.decode.steps.runner import DecodeStep, RequestPart, Result, StepOutcome
+from services.decode.steps.runner import DecodeStep, PromptComputed, RequestPart, Result, StepOutcome
 from services.decode.tail import Tail
 from shared.engine.costs.load import EngineLoad
 from shared.engine.costs.steps import StepCosts, StepWork
@@ -118,7 +118,8 @@ class DecodeEngine:
             yield tail.first, tail.end
         for request in self._scheduler.waiting:
             num_tokens = len(request.tokens)
-            yield min(request.num_pooled * self._model.layout.block_tokens, num_tokens - 1), num_tokens
+            pooled = request.num_pooled * self._model.layout.block_tokens
+            yield min(pooled, request.num_reusable, num_tokens - 1), num_tokens
 
     def submit(self, generation: Generation) -> Request:
         """Queue a request. Raises `ContextTooLong` when it could never fit, `Overloaded` when too many wait."""
@@ -217,12 +218,21 @@ class DecodeEngine:
         """Give a step's requests what it brought; tokens travel while the next step computes."""
         for part, tail, first in hand.tails:
             last = tail.first if hand.flight is None else first + part.num_tokens
+            self._scored(part.request, outcome)
             self._tail_advanced(part, tail, first, last, outcome.results[part.request])
         for part in hand.step.batch:
             self._generated(part.request, outcome.results[part.request])
         self._pace.cost.measured(len(hand.step.batch), hand.work.num_tokens, outcome.model_s)
         self._costs.stepped(seconds, hand.work)
         self._meter.stepped(hand.step, hand.work.num_tokens, outcome, seconds)
+
+    def _scored(self, request: Request, outcome: StepOutcome) -> None:
+        """Tell how likely a prompt's next tokens were; what follows them fails or comes later."""
+        scores = outcome.scores.get(request, ())
+        if scores and not request.retired and not isinstance(outcome.results[request], Exception):
+            request.num_scored += len(scores)
+            self._meter.scored.inc(len(scores))
+            request.deliver(NewTokens((), None, 0, prompt_logprobs=tuple(scores)))
 
     def _tail_advanced(self, part: RequestPart, tail: Tail, first: int, last: int, result: Result) -> None:
         """Take note of a tail's tokens `[first, last)`, which are through all layers now."""
@@ -238,7 +248,7 @@ class DecodeEngine:
                 self._memory.completed(request, last)
                 self._share(request)
         if result is not None:
-            self._join_batch(request, tail, result)
+            self._end_tail(request, tail, result)
 
     def _share(self, request: Request) -> None:
         """Let those who wait for a request hold what it has computed, before its windows slide past it."""
@@ -252,9 +262,8 @@ class DecodeEngine:
         self._meter.computed_prompt.inc(new)
         self._meter.recomputed.inc(num_tokens - new)
 
-    def _join_batch(self, request: Request, tail: Tail, sampled: Sampled) -> None:
+    def _end_tail(self, request: Request, tail: Tail, result: Sampled | PromptComputed) -> None:
         self._memory.end_tail(request)
-        self._scheduler.join(request)
         log.info(
             "tail_computed",
             request_id=request.generation.request_id,  # this loop serves many requests and is bound to none
@@ -265,7 +274,12 @@ class DecodeEngine:
             computed_at_s=time.time(),
         )
         timings = None if request.num_generated else request.timings(tail.end - tail.start)
-        self._append(request, sampled, timings)
+        if isinstance(result, PromptComputed):
+            request.deliver(NewTokens((), FinishReason.LENGTH, request.num_computed, timings=timings))
+            self._retire(request)
+            return
+        self._scheduler.join(request)
+        self._append(request, result, timings)
 
     def _generated(self, request: Request, result: Result) -> None:
         if request.retired:
@@ -273,7 +287,7 @@ class DecodeEngine:
         if isinstance(result, Exception):
             self._fail(request, result)
             return
-        assert result is not None, "a running request gets a token a step"
+        assert isinstance(result, Sampled), "a running request gets a token a step"
         if len(request.tokens) % self._model.layout.block_tokens == 0:
             self._memory.completed(request, len(request.tokens))
         self._append(request, result)

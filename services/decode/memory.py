@@ -81,12 +81,13 @@ class RequestMemory:
 
     def reserve(self, request: Request, num_growing: int, /) -> bool:
         num_tokens, block_tokens = len(request.tokens), self._layout.block_tokens
+        reusable_blocks = request.num_reusable // block_tokens
         spare_pages = num_growing * len(self._kv.groups.full)
 
         def reserved() -> Reservation | None:
             # The last token is computed whatever is held: what it predicts is what is asked for.
             return self._kv.reserve(
-                request.keys, num_tokens + 1, self._chunk_tokens, spare_pages, latest=num_tokens - 1
+                request.keys[:reusable_blocks], num_tokens + 1, self._chunk_tokens, spare_pages, latest=num_tokens - 1
             )
 
         reservation = reserved()
@@ -99,7 +100,7 @@ class RequestMemory:
         request.admitted_at = request.admitted_at or time.monotonic()
         num_held = holding.num_held = self._borrow(request, holding)
         # The device may hold more than any pool is known to.
-        num_blocks = max(min(request.num_pooled, num_tokens // block_tokens), num_held // block_tokens)
+        num_blocks = max(min(request.num_pooled, reusable_blocks), num_held // block_tokens)
         self._start_tail(request, holding, num_blocks, num_held)
         if num_held < num_blocks * block_tokens:
             self._start_fetch(request, holding, num_blocks)
@@ -141,7 +142,8 @@ class RequestMemory:
         if holding.fetch is not None:
             return TailBlocks((), has_begun=True)
         keys = request.keys[tail.start // self._layout.block_tokens :]
-        return TailBlocks(keys, tail.next_layer > 0 or tail.first > tail.start)
+        # What another computes of a prompt says nothing of how likely its tokens are.
+        return TailBlocks(keys, tail.next_layer > 0 or tail.first > tail.start or bool(request.unscored))
 
     def renew(self, request: Request) -> bool:
         """Reserve anew for a request whose tail has not begun: others have computed what it begins with.
@@ -245,7 +247,7 @@ class RequestMemory:
         num_blocks = holding.reservation.cached_blocks
         held = num_blocks * self._layout.block_tokens
         # Not the last token, which is computed whatever is held, and less than a page.
-        end = min(len(request.tokens) - 1, held + self._kv.page_tokens - 1)
+        end = min(len(request.tokens) - 1, request.num_reusable, held + self._kv.page_tokens - 1)
         if end - held < MIN_BORROWED_TOKENS:
             return held
         borrowed = self._kv.borrow(request.chain.key_before(num_blocks), request.tokens[held:end])

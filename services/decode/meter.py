@@ -16,6 +16,9 @@ class StepMeter:
         self.answer_tokens = RecentMean()
         self.generated = metrics.counter("generation_tokens", "Tokens generated")
         self.computed_prompt = metrics.counter("decode_computed_prompt_tokens", "Prompt tokens computed by decode")
+        self.scored = metrics.counter(
+            "decode_scored_prompt_tokens", "Prompt tokens whose log-probabilities were computed"
+        )
         self.recomputed = metrics.counter("decode_recomputed_tokens", "Tokens computed again after a pre-emption")
         self._steps = metrics.histogram(
             "decode_step_seconds",

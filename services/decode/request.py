@@ -18,7 +18,7 @@ from shared.kv.entries import Source
 from shared.model.grammar.guide import Guide
 from shared.model.pages.prefixes import Chain
 from shared.model.sampler.penalties import TokenHistory
-from shared.sampling.logprobs import TokenLogprobs
+from shared.sampling.logprobs import PromptScoring, TokenLogprobs
 from shared.sampling.params import SamplingParams
 from shared.tenant import NO_TENANT, Tenant
 from shared.timings import NO_LAYERS, DecodeTimings, LayerMarks
@@ -38,6 +38,7 @@ class NewTokens(NamedTuple):
     logprobs: tuple[TokenLogprobs, ...] = ()  # parallel to ids, if they were asked for
     rescued: bool = False  # blocks were late, and the rest is computed here; said once
     timings: DecodeTimings | None = None  # with the first token
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of the prompt's next tokens, if they were asked for
 
     def joined(self, later: "NewTokens") -> "NewTokens":
         computed = self.computed_prompt_tokens + later.computed_prompt_tokens
@@ -49,6 +50,7 @@ class NewTokens(NamedTuple):
             logprobs=self.logprobs + later.logprobs,
             rescued=rescued,
             timings=self.timings or later.timings,
+            prompt_logprobs=self.prompt_logprobs + later.prompt_logprobs,
         )
 
 
@@ -72,6 +74,7 @@ class Generation:
     tenant: Tenant = NO_TENANT  # pays for what the pool stores
     fidelity: Fidelity = Fidelity.LOSSLESS  # of blocks that may be used; it is in their keys
     patience_s: float | None = None  # what has not come by then is computed; None: only `wait_s` counts
+    scoring: PromptScoring | None = None  # what is to be told of the prompt's own tokens
     guide: Guide | None = None  # of the answer so far, if it has a constraint; from its submission the torch thread's
     began_at: float = field(default_factory=time.monotonic, compare=False)  # when its call was taken
 
@@ -100,9 +103,11 @@ class Request:
     fetched_bytes: int = 0  # asked for with it
     num_coming: int = 0  # tokens that steps under way will bring
     num_computed: int = 0  # tokens of the prompt that were computed here
+    num_scored: int = 0  # tokens of the prompt whose log-probabilities were told
     waits_for: "Request | None" = None  # computes what this one's tail begins with
     retired: bool = False  # finished, failed or aborted
-    _events: "asyncio.Queue[NewTokens | PrfaasError]" = field(default_factory=asyncio.Queue)  # at most max_tokens + 2
+    _events: "asyncio.Queue[NewTokens | PrfaasError]" = field(default_factory=asyncio.Queue)
+    """At most max_tokens + 2, and one for each step of a prompt of which something is told."""
 
     def __post_init__(self) -> None:
         self.tokens = list(self.generation.token_ids)
@@ -121,6 +126,24 @@ class Request:
     @property
     def num_prompt_tokens(self) -> int:
         return len(self.generation.token_ids)
+
+    @property
+    def unscored(self) -> range:
+        """Positions behind which a token of the prompt follows whose log-probability is still to be told."""
+        generation = self.generation
+        if generation.scoring is None:
+            return range(0)
+        num_prompt_tokens = self.num_prompt_tokens - generation.num_generated_before
+        return range(generation.scoring.first - 1 + self.num_scored, num_prompt_tokens - 1)
+
+    @property
+    def num_reusable(self) -> int:
+        """How many leading tokens may be computed elsewhere: KV tells nothing of what follows a token."""
+        return self.unscored.start if self.unscored else len(self.tokens)
+
+    @property
+    def wants_token(self) -> bool:
+        return self.generation.sampling.max_tokens > 0
 
     @property
     def is_short(self) -> bool:

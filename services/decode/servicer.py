@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -21,13 +21,16 @@ from shared.model.grammar.grammars import Grammars
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import DecodeServicer as Base
 from shared.rpc.convert import codec_from_message, fidelity_from_message, sources_from_messages
-from shared.rpc.sampling import logprobs_to_messages, sampling_from_message
+from shared.rpc.sampling import logprobs_to_messages, sampling_from_message, scoring_from_message
 from shared.rpc.server import call_deadline
 from shared.rpc.timings import decode_timings_to_message
 from shared.sampling.constraint import Constraint
 from shared.tenant import Tenant
 
 DEFAULT_TIMEOUT_S = 600.0
+MAX_TOLD_AT_ONCE = 1024
+"""Tokens of a prompt of which one message tells: with all alternatives, some 200 KiB."""
+
 _FINISH_REASONS = {
     None: pb.FINISH_REASON_UNSPECIFIED,
     FinishReason.STOP: pb.FINISH_REASON_STOP,
@@ -59,7 +62,8 @@ class DecodeServicer(Base):
         try:
             async with aclosing(request.events()) as events:
                 async for event in events:
-                    yield _message(event)
+                    for message in messages_of(event):
+                        yield message
         finally:
             self._engine.abort(request)
             updates.cancel()
@@ -105,8 +109,19 @@ class DecodeServicer(Base):
             tenant=Tenant(start.tenant),
             fidelity=fidelity,
             patience_s=start.patience_ms / 1000 if start.patience_ms else None,
+            scoring=scoring_from_message(start),
             began_at=began_at,
         )
+
+
+def messages_of(event: NewTokens) -> Iterator[pb.Tokens]:
+    """Yield an event as one message, more only where it tells of much of the prompt."""
+    told = event.prompt_logprobs
+    first = 0
+    while len(told) - first > MAX_TOLD_AT_ONCE:
+        yield pb.Tokens(prompt_logprobs=logprobs_to_messages(told[first : first + MAX_TOLD_AT_ONCE]))
+        first += MAX_TOLD_AT_ONCE
+    yield _message(event._replace(prompt_logprobs=told[first:]))
 
 
 def _message(event: NewTokens) -> pb.Tokens:
@@ -117,4 +132,5 @@ def _message(event: NewTokens) -> pb.Tokens:
         logprobs=logprobs_to_messages(event.logprobs),
         rescued=event.rescued,
         timings=decode_timings_to_message(event.timings),
+        prompt_logprobs=logprobs_to_messages(event.prompt_logprobs),
     )

@@ -153,6 +153,12 @@ class Transformer:
         batch = Batch.build(spans, kv.page_tokens, self.device, token_ids)
         return StepStates(self._last(batch.token_ids, batch, kv))
 
+    @torch.inference_mode()
+    def states(self, token_ids: Sequence[int], spans: Sequence[Span], kv: PagedKv) -> Tensor:
+        """As `step`, but return the states of all tokens, `[num_tokens, hidden_size]`, span after span."""
+        batch = Batch.build(spans, kv.page_tokens, self.device, token_ids)
+        return self.forward(batch.token_ids, batch, kv)
+
     def is_captured(self, spans: Sequence[Span], kv: PagedKv) -> bool:
         """Whether `step` replays a graph for these: it returns at once, and the next one may take tokens from it, an id
         of `~i` for what follows span i."""

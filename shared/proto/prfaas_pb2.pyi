@@ -1278,6 +1278,7 @@ class GenerateRequest(_message.Message):
     FIDELITY_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
     PATIENCE_MS_FIELD_NUMBER: _builtins.int
+    SCORING_FIELD_NUMBER: _builtins.int
     fingerprint: _builtins.str
     layout_hash: _builtins.str
     salt: _builtins.str
@@ -1303,6 +1304,10 @@ class GenerateRequest(_message.Message):
     def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___Source]: ...
     @_builtins.property
     def pool_nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def scoring(self) -> Global___PromptScoring:
+        """absent: nothing is told of the prompt's tokens"""
+
     def __init__(
         self,
         *,
@@ -1321,14 +1326,41 @@ class GenerateRequest(_message.Message):
         fidelity: Global___Fidelity.ValueType = ...,
         tenant: _builtins.str = ...,
         patience_ms: _builtins.int = ...,
+        scoring: Global___PromptScoring | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling", "scoring", b"scoring"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "fidelity", b"fidelity", "fingerprint", b"fingerprint", "layout_hash", b"layout_hash", "num_blocks", b"num_blocks", "num_generated", b"num_generated", "patience_ms", b"patience_ms", "pool_nodes", b"pool_nodes", "priority", b"priority", "salt", b"salt", "sampling", b"sampling", "sources", b"sources", "tenant", b"tenant", "token_ids", b"token_ids", "wait_ms", b"wait_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "fidelity", b"fidelity", "fingerprint", b"fingerprint", "layout_hash", b"layout_hash", "num_blocks", b"num_blocks", "num_generated", b"num_generated", "patience_ms", b"patience_ms", "pool_nodes", b"pool_nodes", "priority", b"priority", "salt", b"salt", "sampling", b"sampling", "scoring", b"scoring", "sources", b"sources", "tenant", b"tenant", "token_ids", b"token_ids", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
+
+@_typing.final
+class PromptScoring(_message.Message):
+    """Log-probabilities of the prompt's tokens from `first` on, each behind all before it: the worker computes these itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_FIELD_NUMBER: _builtins.int
+    NUM_TOP_FIELD_NUMBER: _builtins.int
+    first: _builtins.int
+    """at least 1: nothing is before a prompt's first token"""
+    num_top: _builtins.int
+    """alternatives to each"""
+    def __init__(
+        self,
+        *,
+        first: _builtins.int = ...,
+        num_top: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "num_top", b"num_top"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromptScoring: _TypeAlias = PromptScoring  # noqa: Y015
 
 @_typing.final
 class PlanUpdate(_message.Message):
@@ -1399,6 +1431,7 @@ class Sampling(_message.Message):
     """0: off"""
     seed: _builtins.int
     max_tokens: _builtins.int
+    """0: the prompt is computed, and no token is chosen"""
     min_tokens: _builtins.int
     min_p: _builtins.float
     """0: off"""
@@ -1483,8 +1516,11 @@ class TokenLogprobs(_message.Message):
     LOGPROB_FIELD_NUMBER: _builtins.int
     TOP_IDS_FIELD_NUMBER: _builtins.int
     TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
     logprob: _builtins.float
     """of the token that was chosen"""
+    rank: _builtins.int
+    """of a prompt's token: 1 for the likeliest of all; 0: not told"""
     @_builtins.property
     def top_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """the likeliest tokens, best first"""
@@ -1499,10 +1535,11 @@ class TokenLogprobs(_message.Message):
         logprob: _builtins.float = ...,
         top_ids: _abc.Iterable[_builtins.int] | None = ...,
         top_logprobs: _abc.Iterable[_builtins.float] | None = ...,
+        rank: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob", b"logprob", "top_ids", b"top_ids", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob", b"logprob", "rank", b"rank", "top_ids", b"top_ids", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1518,6 +1555,7 @@ class Tokens(_message.Message):
     LOGPROBS_FIELD_NUMBER: _builtins.int
     RESCUED_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     finish_reason: Global___FinishReason.ValueType
     """set on the last message"""
     computed_prompt_tokens: _builtins.int
@@ -1534,6 +1572,10 @@ class Tokens(_message.Message):
     def timings(self) -> Global___DecodeTimings:
         """with the first token"""
 
+    @_builtins.property
+    def prompt_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprobs]:
+        """of the next tokens for which `scoring` asks; before the first token"""
+
     def __init__(
         self,
         *,
@@ -1543,10 +1585,11 @@ class Tokens(_message.Message):
         logprobs: _abc.Iterable[Global___TokenLogprobs] | None = ...,
         rescued: _builtins.bool = ...,
         timings: Global___DecodeTimings | None = ...,
+        prompt_logprobs: _abc.Iterable[Global___TokenLogprobs] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["computed_prompt_tokens", b"computed_prompt_tokens", "finish_reason", b"finish_reason", "ids", b"ids", "logprobs", b"logprobs", "rescued", b"rescued", "timings", b"timings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["computed_prompt_tokens", b"computed_prompt_tokens", "finish_reason", b"finish_reason", "ids", b"ids", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "rescued", b"rescued", "timings", b"timings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

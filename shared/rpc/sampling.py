@@ -1,11 +1,11 @@
 """How tokens are to be sampled and what is told of them: wire messages to the suite's own types and back."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from shared.errors import BadRequest, Internal
 from shared.proto import prfaas_pb2 as pb
 from shared.sampling.constraint import Constraint, ConstraintKind
-from shared.sampling.logprobs import TokenLogprobs
+from shared.sampling.logprobs import MAX_LOGPROBS, PromptScoring, TokenLogprobs
 from shared.sampling.params import SamplingParams
 
 _KINDS = {
@@ -70,9 +70,28 @@ def _constraint_from_message(message: pb.Constraint) -> Constraint:
 
 def logprobs_to_messages(logprobs: Iterable[TokenLogprobs]) -> list[pb.TokenLogprobs]:
     return [
-        pb.TokenLogprobs(logprob=logprob, top_ids=[i for i, _ in top], top_logprobs=[value for _, value in top])
-        for logprob, top in logprobs
+        pb.TokenLogprobs(
+            logprob=logprob, top_ids=[i for i, _ in top], top_logprobs=[value for _, value in top], rank=rank
+        )
+        for logprob, top, rank in logprobs
     ]
+
+
+def scoring_to_message(scoring: PromptScoring | None) -> pb.PromptScoring | None:
+    return None if scoring is None else pb.PromptScoring(first=scoring.first, num_top=scoring.num_top)
+
+
+def scoring_from_message(request: pb.GenerateRequest) -> PromptScoring | None:
+    """Raises `BadRequest` when it names tokens that are not the prompt's, or too many alternatives."""
+    if not request.HasField("scoring"):
+        return None
+    scoring = PromptScoring(request.scoring.first, request.scoring.num_top)
+    num_prompt_tokens = len(request.token_ids) - request.num_generated
+    if not 1 <= scoring.first <= num_prompt_tokens:
+        raise BadRequest(f"scoring begins at token {scoring.first} of a prompt of {num_prompt_tokens}")
+    if scoring.num_top > MAX_LOGPROBS:
+        raise BadRequest(f"scoring asks for {scoring.num_top} alternatives; at most {MAX_LOGPROBS} are told")
+    return scoring
 
 
 def logprobs_from_message(message: pb.Tokens) -> tuple[TokenLogprobs, ...]:
@@ -81,6 +100,15 @@ def logprobs_from_message(message: pb.Tokens) -> tuple[TokenLogprobs, ...]:
         return ()
     if len(message.logprobs) != len(message.ids):
         raise Internal(f"a worker sent {len(message.logprobs)} log-probabilities for {len(message.ids)} tokens")
-    if any(len(m.top_ids) != len(m.top_logprobs) for m in message.logprobs):
+    return _logprobs(message.logprobs)
+
+
+def prompt_logprobs_from_message(message: pb.Tokens) -> tuple[TokenLogprobs, ...]:
+    """Return what is told of the prompt's next tokens. Raises `Internal` when it contradicts itself."""
+    return _logprobs(message.prompt_logprobs) if message.prompt_logprobs else ()
+
+
+def _logprobs(messages: Sequence[pb.TokenLogprobs]) -> tuple[TokenLogprobs, ...]:
+    if any(len(m.top_ids) != len(m.top_logprobs) for m in messages):
         raise Internal("a worker sent alternatives that are not parallel to their log-probabilities")
-    return tuple(TokenLogprobs(m.logprob, tuple(zip(m.top_ids, m.top_logprobs, strict=True))) for m in message.logprobs)
+    return tuple(TokenLogprobs(m.logprob, tuple(zip(m.top_ids, m.top_logprobs, strict=True)), m.rank) for m in messages)

@@ -21,7 +21,7 @@ class SamplingParams:
     `logit_bias`, repetition, frequency and presence penalties, temperature, min-p, top-k, top-p.
     """
 
-    max_tokens: int  # still to be generated, like `min_tokens`: a continuation asks for what is left
+    max_tokens: int  # still to be generated, like `min_tokens`: a continuation asks for what is left; 0: none at all
     temperature: float = 1.0  # 0: greedy
     top_p: float = 1.0
     top_k: int = 0  # 0: all tokens
@@ -37,7 +37,7 @@ class SamplingParams:
     constraint: Constraint | None = None  # what the whole answer has to be, also where a part of it is generated
 
     def __post_init__(self) -> None:
-        _require(self.max_tokens >= 1, "max_tokens", "must be at least 1")
+        _require(self.max_tokens >= 0, "max_tokens", "must be at least 0")
         _require(math.isfinite(self.temperature) and 0 <= self.temperature <= 100, "temperature", "must be 0 to 100")
         _require(0 < self.top_p <= 1, "top_p", "must be above 0 and at most 1")
         _require(self.top_k >= 0, "top_k", "must be at least 0")

@@ -15,7 +15,12 @@ from shared.ids import WorkerId
 from shared.proto import prfaas_pb2 as pb
 from shared.rpc.client import Channels, rpc_errors
 from shared.rpc.convert import sources_to_messages
-from shared.rpc.sampling import logprobs_from_message, sampling_to_message
+from shared.rpc.sampling import (
+    logprobs_from_message,
+    prompt_logprobs_from_message,
+    sampling_to_message,
+    scoring_to_message,
+)
 from shared.rpc.timings import decode_timings_from_message
 from shared.sampling.logprobs import TokenLogprobs
 from shared.timings import DecodeTimings
@@ -39,6 +44,7 @@ class DecodedTokens(NamedTuple):
     logprobs: tuple[TokenLogprobs, ...] = ()  # parallel to ids, if they were asked for
     rescued: bool = False  # blocks were late, and the worker computes the rest; there may be no ids
     timings: DecodeTimings | None = None  # with the first token
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of the prompt's next tokens, if they were asked for
 
     @classmethod
     def parsed(cls, data: bytes) -> Self:
@@ -55,6 +61,7 @@ class DecodedTokens(NamedTuple):
             logprobs=logprobs,
             rescued=message.rescued,
             timings=decode_timings_from_message(message),
+            prompt_logprobs=prompt_logprobs_from_message(message),
         )
 
 
@@ -177,6 +184,7 @@ def _control(order: GenerateOrder) -> pb.Control:
         pool_nodes=prompt.pool_nodes,
         tenant=prompt.tenant,
         patience_ms=0 if order.patience_s is None else max(1, round(1000 * order.patience_s)),
+        scoring=scoring_to_message(order.scoring),
     )
     control = pb.Control(start=request)
     control.start.token_ids.extend(prompt.token_ids)  # now: a message that is put into another is copied

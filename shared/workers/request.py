@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from shared.ids import LayoutHash, ModelFingerprint
 from shared.kv.codec import Codec, Fidelity
 from shared.kv.entries import Source
+from shared.sampling.logprobs import PromptScoring
 from shared.sampling.params import SamplingParams
 from shared.tenant import Tenant
 
@@ -36,3 +37,4 @@ class GenerateOrder:
     wait_ms: int  # for a block without a writer
     num_generated: int = 0  # the last so many of the prompt's `token_ids` are the answer's
     patience_s: float | None = None  # blocks that have not come by then are computed; None: as `wait_ms` says
+    scoring: PromptScoring | None = None  # what is to be told of the prompt's own tokens

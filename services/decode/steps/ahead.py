@@ -90,6 +90,8 @@ class AheadRunner:
         spans = [span_of(part) for part in parts]
         if not self._transformer.is_captured(spans, self._kv):
             return False
+        if any(part.request.unscored or not part.request.wants_token for part in step.rows):
+            return False
         ending = (part for part, span in zip(parts, spans, strict=True) if ends_with_token(part, span.end))
         return all(takes_best(row_of(part.request)) for part in ending)
 
@@ -138,7 +140,7 @@ class AheadRunner:
             results = dict.fromkeys(results, error)
         began_s, self._read_s = max(flight.launched_s, self._read_s), time.perf_counter()
         self._lately_s.append(self._read_s - began_s)
-        return StepOutcome(results, self._read_s - began_s)
+        return StepOutcome(results, model_s=self._read_s - began_s)
 
 
 def ends_with_token(part: RequestPart, end: int) -> bool:

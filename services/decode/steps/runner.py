@@ -1,5 +1,6 @@
 """What the decode engine asks of the model; every method runs in the torch thread."""
 
+import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,9 @@ from shared.model.pages.kv import PagedKv
 from shared.model.sampler.choosing import Choice, TokenChooser
 from shared.model.sampler.penalties import TokenHistory
 from shared.model.sampler.sampling import Row, Sampled, takes_best
+from shared.model.sampler.scoring import score
 from shared.model.transformer import Transformer
+from shared.sampling.logprobs import TokenLogprobs
 from shared.step_profile import num_pairs
 
 
@@ -96,8 +99,17 @@ class DecodeStep:
                 yield part.tail.first, part.tail.chunk_end, (gated.end_layer - gated.first_layer) / num_layers
 
 
-Result: TypeAlias = Choice | RuntimeError | None
+@dataclass(frozen=True)
+class PromptComputed:
+    """The end of a prompt behind which no token is wanted."""
+
+
+Result: TypeAlias = Choice | PromptComputed | RuntimeError | None
 """What a step brings a request. None: its tail is not at its end yet. Torch's errors concern a part of a step only."""
+
+
+Scores: TypeAlias = dict[Request, list[TokenLogprobs]]
+"""How likely the next tokens of prompts were that ask for it."""
 
 
 @dataclass
@@ -105,6 +117,7 @@ class StepOutcome:
     """What came of a step."""
 
     results: dict[Request, Result] = field(default_factory=dict)
+    scores: Scores = field(default_factory=dict)
     model_s: float = 0.0  # forward passes and sampling
 
 
@@ -119,31 +132,37 @@ class Runner:
     def run(self, step: DecodeStep) -> StepOutcome:
         """Compute a step: passes of gated tails, then all rows at once, then a token for each that is at its end."""
         started = time.perf_counter()
-        results: dict[Request, Result] = {}
+        outcome = StepOutcome()
+        results = outcome.results
         states: list[tuple[RequestPart, torch.Tensor]] = []
         copy_beginnings(step.rows, self._kv)
         for gated in step.passes:
-            for part, state in self._through_layers(gated).items():
-                if isinstance(state, torch.Tensor):
+            for part, state in self._through_layers(gated, outcome.scores).items():
+                if isinstance(state, torch.Tensor) and part.request.wants_token:
                     states.append((part, state))
+                elif isinstance(state, torch.Tensor):
+                    results[part.request] = PromptComputed()
                 else:
                     results[part.request] = state
-        self._generate(step.batch, step.rows, states, results)
-        return StepOutcome(results, time.perf_counter() - started)
+        self._generate(step.batch, step.rows, states, outcome)
+        outcome.model_s = time.perf_counter() - started
+        return outcome
 
-    def _through_layers(self, gated: GatedPass) -> dict[RequestPart, torch.Tensor | RuntimeError | None]:
+    def _through_layers(
+        self, gated: GatedPass, scores: Scores
+    ) -> dict[RequestPart, torch.Tensor | RuntimeError | None]:
         """Run a pass. Return the last state `[1, hidden size]` of the tails that are at their end, None for others."""
         first, end, parts = gated
         try:
-            return dict(zip(parts, self._advance(first, end, parts), strict=True))
+            return dict(zip(parts, self._advance(first, end, parts, scores), strict=True))
         except RuntimeError as error:
             if len(parts) == 1:
                 return {parts[0]: error}
         # Their states are as before: who fails alone fails alone.
-        alone = [self._through_layers(GatedPass(first, end, [part])) for part in parts]
+        alone = [self._through_layers(GatedPass(first, end, [part]), scores) for part in parts]
         return {part: state for found in alone for part, state in found.items()}
 
-    def _advance(self, first: int, end: int, parts: Sequence[RequestPart]) -> list[torch.Tensor | None]:
+    def _advance(self, first: int, end: int, parts: Sequence[RequestPart], scores: Scores) -> list[torch.Tensor | None]:
         model = self._transformer
         spans = [span_of(part, part.tail.chunk_end - part.tail.first) for part in parts]
         if first == 0:
@@ -152,6 +171,8 @@ class Runner:
             hidden = torch.cat([part.tail.hidden for part in parts if part.tail.hidden is not None])
         batch = Batch.build(spans, self._kv.page_tokens, model.device)
         hidden = model.layers(first, end, hidden, batch, self._kv)
+        if end == model.num_layers:
+            self._score(parts, spans, hidden, scores)  # before the tails go on: what fails is done once more
         states: list[torch.Tensor | None] = []
         of_each = torch.split(hidden, [span.num_tokens for span in spans])
         for part, span, rows in zip(parts, spans, of_each, strict=True):
@@ -165,24 +186,28 @@ class Runner:
         batch: Sequence[RequestPart],
         rows: Sequence[RequestPart],
         states: Sequence[tuple[RequestPart, torch.Tensor]],
-        results: dict[Request, Result],
+        outcome: StepOutcome,
     ) -> None:
+        results = outcome.results
         try:
-            results.update(self._compute([*batch, *rows], states))
+            results.update(self._compute([*batch, *rows], states, outcome.scores))
             return
         except RuntimeError as error:
             if len(batch) + len(rows) + len(states) == 1 or not (rows or states):
                 results.update((part.request, error) for part in (*batch, *rows, *(part for part, _ in states)))
                 return
         # K and V of a step may be written once more: the batch as a whole, and who fails alone fails alone.
-        self._generate(batch, (), (), results)
+        self._generate(batch, (), (), outcome)
         for part in rows:
-            self._generate((), [part], (), results)
+            self._generate((), [part], (), outcome)
         for state in states:
-            self._generate((), (), [state], results)
+            self._generate((), (), [state], outcome)
 
     def _compute(
-        self, parts: Sequence[RequestPart], states: Sequence[tuple[RequestPart, torch.Tensor]]
+        self,
+        parts: Sequence[RequestPart],
+        states: Sequence[tuple[RequestPart, torch.Tensor]],
+        scores: Scores,
     ) -> dict[Request, Result]:
         """Run rows through the model and sample what follows each that is at its end, `states` among them."""
         spans = [span_of(part) for part in parts]
@@ -191,8 +216,10 @@ class Runner:
         at_end = [
             i for i, (part, span) in enumerate(zip(parts, spans, strict=True)) if span.end == len(part.request.tokens)
         ]
+        results.update((parts[i].request, PromptComputed()) for i in at_end if not parts[i].request.wants_token)
+        at_end = [i for i in at_end if parts[i].request.wants_token]
         if parts:
-            after = self._transformer.step(_tokens(parts, spans), spans, self._kv)
+            after = self._states(parts, spans, scores)
             if at_end and after.logits is not None:
                 sampled = self._sample_captured(after, at_end, [row_of(parts[i].request) for i in at_end])
                 results.update(zip((parts[i].request for i in at_end), sampled, strict=True))
@@ -209,6 +236,29 @@ class Runner:
             if part.holding.tail is not None:
                 part.holding.tail.computed(part.num_tokens)
         return results
+
+    def _states(self, parts: Sequence[RequestPart], spans: Sequence[Span], scores: Scores) -> StepStates:
+        """Run rows through the model, and tell of the prompts among them that ask for it."""
+        ids = _tokens(parts, spans)
+        if not any(part.request.unscored for part in parts):
+            return self._transformer.step(ids, spans, self._kv)
+        hidden = self._transformer.states(ids, spans, self._kv)
+        self._score(parts, spans, hidden, scores)
+        ends = list(itertools.accumulate(span.num_tokens for span in spans))
+        return StepStates(hidden[self._ids([end - 1 for end in ends])])
+
+    def _score(self, parts: Sequence[RequestPart], spans: Sequence[Span], hidden: torch.Tensor, scores: Scores) -> None:
+        """Tell of each prompt's tokens that follow rows of `hidden`, which lie span after span."""
+        model, first = self._transformer, 0
+        for part, span in zip(parts, spans, strict=True):
+            asked, request = part.request.unscored, part.request
+            start, end = max(asked.start, span.start), min(asked.stop, span.end)
+            if start < end and request.generation.scoring is not None:
+                states = hidden[first + start - span.start : first + end - span.start]
+                followed_by = request.tokens[start + 1 : end + 1]
+                num_top = request.generation.scoring.num_top
+                scores[request] = score(model.logits, states, followed_by, model.config.vocab_size, num_top)
+            first += span.num_tokens
 
     def _sample_captured(self, after: StepStates, at_end: Sequence[int], rows: Sequence[Row]) -> Sequence[Choice]:
         """Return the tokens after the spans of these numbers, where their logits have come with the step."""

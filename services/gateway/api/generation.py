@@ -1,6 +1,8 @@
 """The HTTP API: OpenAI's endpoints over the pipeline, streaming and not."""
 
+import json
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from aiohttp import web
@@ -16,14 +18,16 @@ from services.gateway.api.middleware import request_id_of
 from services.gateway.api.prepare import prepare_chat, prepare_completion
 from services.gateway.api.replies.chat import ChatReply
 from services.gateway.api.replies.completion import CompletionReply
-from services.gateway.api.replies.reply import Choice, Reply
+from services.gateway.api.replies.logprobs import PromptLogprobs
+from services.gateway.api.replies.reply import Reply
 from services.gateway.api.sse import EventStream
+from services.gateway.api.whole import num_told, shown_choices, spelt
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.model import ServedModel
 from services.gateway.request.choices import Choices
 from services.gateway.request.generation import Prepared
 from services.gateway.request.pipeline import Pipeline
-from services.gateway.request.text import ShownToken
+from services.gateway.request.text import ChoiceDelta
 from services.gateway.settings import GatewaySettings
 from services.gateway.timeline.timelines import Timelines
 from shared.deadline import Deadline
@@ -106,6 +110,9 @@ class GenerationRoutes:
                         include_usage=body.include_usage,
                         with_token_ids=bool(body.return_token_ids),
                         tokenizer=None if body.num_logprobs is None else model.tokenizer,
+                        of_prompts=None
+                        if body.prompt_logprobs is None
+                        else PromptLogprobs(model.tokenizer, body.prompt_logprobs),
                     )
                     async with Choices(
                         self._pipeline, model.tokenizer, self._metrics, prepared, deadline, timeline.choice
@@ -114,7 +121,7 @@ class GenerationRoutes:
                             if body.stream:
                                 every = bool(body.return_token_ids)  # also what adds no text
                                 return await _stream(stream, choices, reply, len(prepared.requests), every)
-                            return await _whole(choices, reply, len(prepared.requests))
+                            return await _whole(choices, reply, prepared)
                         finally:
                             timeline.used(choices.usage.completion_tokens, choices.usage.cached_tokens)
                             asker.spent(choices.usage.completion_tokens)
@@ -145,21 +152,14 @@ class GenerationRoutes:
                 raise of_field(error, body.constraint_field) from None
 
 
-async def _whole(choices: Choices, reply: Reply, num_choices: int) -> web.Response:
-    texts: list[list[str]] = [[] for _ in range(num_choices)]
-    ids: list[list[int]] = [[] for _ in range(num_choices)]
-    tokens: list[list[ShownToken]] = [[] for _ in range(num_choices)]
-    finished: dict[int, Choice] = {}
+async def _whole(choices: Choices, reply: Reply, prepared: Prepared) -> web.Response:
+    parts: list[list[ChoiceDelta]] = [[] for _ in prepared.requests]
     async for deltas in choices:
         for delta in deltas:
-            texts[delta.choice].append(delta.text)
-            ids[delta.choice] += delta.ids
-            tokens[delta.choice] += delta.tokens
-            if delta.finish_reason is not None:
-                text = "".join(texts[delta.choice])
-                shown = tuple(tokens[delta.choice])
-                finished[delta.choice] = Choice(text, tuple(ids[delta.choice]), delta.finish_reason, shown)
-    return web.json_response(reply.whole([finished[index] for index in range(num_choices)], choices.usage))
+            parts[delta.choice].append(delta)
+    shown = shown_choices(parts, choices.scored_prompts, prepared)
+    usage = choices.usage
+    return web.json_response(text=await spelt(num_told(shown), lambda: json.dumps(reply.whole(shown, usage))))
 
 
 async def _stream(
@@ -170,7 +170,8 @@ async def _stream(
     Headers go out with the first, so that what fails earlier gets its own status.
     """
     async for deltas in choices:
-        chunks = [reply.chunk(delta) for delta in deltas if every or delta.text or delta.finish_reason]
+        shown = [delta for delta in deltas if every or delta.text or delta.finish_reason]
+        chunks = [await spelt(len(delta.tokens), partial(reply.chunk, delta)) for delta in shown]
         if not stream.is_open:
             await stream.open()
             chunks = [*reply.opening(num_choices), *chunks]

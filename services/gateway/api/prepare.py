@@ -7,10 +7,11 @@ from services.gateway.api.bodies.chat import ChatBody, Message
 from services.gateway.api.bodies.completion import CompletionBody
 from services.gateway.api.bodies.sampling import Sampling
 from services.gateway.model import ServedModel
-from services.gateway.request.generation import GenerationRequest, Prepared, with_keys
+from services.gateway.request.generation import Echo, GenerationRequest, Prepared, with_keys
 from services.gateway.request.text import TextRules
 from shared.errors import BadRequest, ContextTooLong
 from shared.kv.codec import Fidelity
+from shared.model.text.tokenizer import Tokenizer
 
 DEFAULT_COMPLETION_TOKENS = 16
 MAX_CHOICES = 128
@@ -21,9 +22,11 @@ def prepare_completion(model: ServedModel, body: CompletionBody) -> Prepared:
     model.check_name(body.model)
     body.check_supported()
     prompts = _completion_prompts(model, body)
-    max_tokens = body.max_tokens or DEFAULT_COMPLETION_TOKENS
+    max_tokens = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
     prepared = _prepare(model, body, prompts, lambda _num_tokens: max_tokens, "prompt")
-    return replace(prepared, echoes=_echoes(model, body)) if body.echo else prepared
+    if body.echo:
+        prepared = replace(prepared, echoes=_echoes(model, body, prompts))
+    return replace(prepared, num_shown=body.n or 1) if body.chooses_best else prepared
 
 
 def prepare_chat(model: ServedModel, body: ChatBody) -> Prepared:
@@ -72,10 +75,25 @@ def _completion_prompts(model: ServedModel, body: CompletionBody) -> list[list[i
     return prompts
 
 
-def _echoes(model: ServedModel, body: CompletionBody) -> tuple[str, ...]:
+def _echoes(model: ServedModel, body: CompletionBody, prompts: Sequence[Sequence[int]]) -> tuple[Echo, ...]:
     skip = body.skip_special_tokens is not False
+    if body.tells_prompt:
+        return tuple(_spelt(model.tokenizer, token_ids, skip) for token_ids in prompts)
     items = _items(body.prompt)
-    return tuple(item if isinstance(item, str) else model.tokenizer.decode(item, skip) for item in items)
+    return tuple(Echo(item if isinstance(item, str) else model.tokenizer.decode(item, skip)) for item in items)
+
+
+def _spelt(tokenizer: Tokenizer, token_ids: Sequence[int], skip_special_tokens: bool) -> Echo:
+    """Return the text of tokens, and where each of them, or the character that it is a part of, begins in it."""
+    detokenizer = tokenizer.detokenizer(skip_special_tokens)
+    offsets: list[int] = []
+    pieces: list[str] = []
+    num_chars = 0
+    for token_id in token_ids:
+        offsets.append(num_chars)
+        pieces.append(detokenizer.push(token_id))
+        num_chars += len(pieces[-1])
+    return Echo("".join([*pieces, detokenizer.finish()]), offsets)
 
 
 def _items(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
@@ -90,9 +108,10 @@ def _prepare(
     model: ServedModel, body: Sampling, prompts: list[list[int]], max_tokens: Callable[[int], int], part: str
 ) -> Prepared:
     salt = body.cache_salt or ""
-    num_choices = body.n or 1
+    num_choices = body.num_choices
     if len(prompts) * num_choices > MAX_CHOICES:
-        raise BadRequest(f"n: {len(prompts)} prompts with {num_choices} choices each are too many", param="n")
+        field = "n" if num_choices == (body.n or 1) else "best_of"
+        raise BadRequest(f"{field}: {len(prompts)} prompts with {num_choices} choices each are too many", param=field)
     fidelity = Fidelity[(body.kv_fidelity or "lossless").upper()]
     requests: list[GenerationRequest] = []
     for token_ids in prompts:
@@ -100,7 +119,8 @@ def _prepare(
         _check_context(model.max_model_len, len(token_ids), limit, part)
         sampling = body.sampling_params(limit, model.vocab_size, model.tokenizer.eos_ids)
         request = with_keys(model, GenerationRequest(token_ids, (), sampling, salt, body.priority or 0), fidelity)
-        requests.append(request)
+        # One choice is enough to tell of the prompt, of which each token but the first follows something.
+        requests.append(replace(request, scoring=body.scoring) if len(token_ids) > 1 else request)
         requests += [replace(request, sampling=sampling.for_choice(i)) for i in range(1, num_choices)]
     rules = TextRules(
         stop=body.stop_strings,
@@ -108,6 +128,7 @@ def _prepare(
         min_tokens=body.min_tokens or 0,
         skip_special_tokens=body.skip_special_tokens is not False,
         hidden_ids=model.hidden_ids | frozenset(body.stop_token_ids or ()),
+        tells_all=body.tells_prompt,
     )
     return Prepared(tuple(requests), rules, num_choices)
 

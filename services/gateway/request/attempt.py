@@ -68,6 +68,12 @@ class TokenEvent(NamedTuple):
     ids: tuple[int, ...]
     finish_reason: FinishReason | None  # on the last event
     logprobs: tuple[TokenLogprobs, ...] = ()  # parallel to ids, if they were asked for
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of the prompt's next tokens, if they were asked for
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether the answer goes on, or ends, with it."""
+        return bool(self.ids) or self.finish_reason is not None
 
 
 class Attempt:
@@ -125,16 +131,16 @@ class Attempt:
                 tokens = await call.next_tokens()
                 if tokens.rescued:
                     self._rescue()
-                    if not tokens.ids:
+                    if not (tokens.ids or tokens.prompt_logprobs or tokens.finish_reason):
                         continue
-                if is_first:
+                finish_reason = tokens.finish_reason
+                if is_first and (tokens.ids or finish_reason is not None):
                     self._note_first(tokens)
                     is_first = False
                 num_output_tokens += len(tokens.ids)
-                finish_reason = tokens.finish_reason
                 if finish_reason is not None:
                     await self._prefilling.wait(LAST_WORD_S)
-                yield TokenEvent(tokens.ids, finish_reason, tokens.logprobs)
+                yield TokenEvent(tokens.ids, finish_reason, tokens.logprobs, tokens.prompt_logprobs)
             await call.finish(LAST_WORD_S)
         finally:
             self._note.ended()
@@ -172,7 +178,9 @@ class Attempt:
     def _note_first(self, tokens: DecodedTokens) -> None:
         now = time.monotonic()
         self._note.first_token(now, tokens.computed_prompt_tokens, tokens.timings)
-        ttft_s = None if self._is_rescued else now - self._begun_at
+        # Logits of a whole prompt take time that other plans like it do not.
+        is_usual = not self._is_rescued and self._request.scoring is None
+        ttft_s = now - self._begun_at if is_usual else None
         self._calls.note_first_token(self._plan, self._request.keys, ttft_s, now)
         # Decode computes the end of what it is sent: attempts and choices of one prompt share what they compute of it.
         of_prompt = tokens.computed_prompt_tokens - self._request.num_generated
@@ -195,6 +203,7 @@ class Attempt:
             wait_ms=self._calls.hand_off.block_wait_ms if is_awaited else 0,
             num_generated=self._request.num_generated,
             patience_s=None if self._is_rescued else self._patience_s,
+            scoring=self._request.scoring,
         )
 
     def _prompt_order(self, sources: Sequence[Source], codec: Codec, pool_nodes: Sequence[str]) -> PromptOrder:

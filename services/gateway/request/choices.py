@@ -9,14 +9,15 @@ from typing import Generic, Self, TypeVar
 
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.request.attempt import LAST_WORD_S
-from services.gateway.request.generation import Prepared
+from services.gateway.request.generation import NO_ECHO, Echo, Prepared, ScoredPrompt
 from services.gateway.request.pipeline import Pipeline
-from services.gateway.request.text import ChoiceDelta, ChoiceText
+from services.gateway.request.text import ChoiceDelta, ChoiceText, ShownToken
 from services.gateway.request.timer import RequestTimer
 from services.gateway.request.usage import PromptUsage, Usage
 from services.gateway.timeline.record import ChoiceNote
 from shared.deadline import Deadline
 from shared.model.text.tokenizer import Tokenizer
+from shared.sampling.logprobs import TokenLogprobs
 from shared.workers.decode import FinishReason
 
 T = TypeVar("T")
@@ -83,6 +84,7 @@ class Choices:
         self._prepared = prepared
         self._deadline = deadline
         self._usages = [PromptUsage(len(request.token_ids)) for request in prepared.prompts]
+        self._scores: list[list[TokenLogprobs]] = [[] for _ in prepared.prompts]
         self._first_seen = [asyncio.Event() for _ in prepared.prompts]
         self._notes = [note_choice() for _ in prepared.requests]
         timed = zip(self._notes, prepared.requests, strict=True)
@@ -97,6 +99,12 @@ class Choices:
         """Final once the iteration has ended. A prompt counts once, however many choices it has."""
         cached = sum(usage.cached_tokens for usage in self._usages)
         return Usage(self._prepared.num_prompt_tokens, self._completion_tokens, cached)
+
+    @property
+    def scored_prompts(self) -> list[ScoredPrompt]:
+        """What was told of each prompt; all that was asked for, once the iteration has ended."""
+        prompts = zip(self._prepared.prompts, self._scores, strict=True)
+        return [ScoredPrompt(prompt.token_ids, told) for prompt, told in prompts]
 
     async def __aenter__(self) -> Self:
         self._metrics.prompt_tokens.inc(self._prepared.num_prompt_tokens)
@@ -153,21 +161,36 @@ class Choices:
         request = self._prepared.requests[index]
         prompt, number = divmod(index, self._prepared.num_choices)
         first_seen = self._first_seen[prompt]
-        if number > 0 and request.keys:  # a prompt shorter than a block has nothing to share
+        is_scored = self._prepared.prompts[prompt].scoring is not None
+        if number > 0 and (request.keys or is_scored):  # a prompt shorter than a block has nothing else to share
             await first_seen.wait()
-        text = ChoiceText(self._tokenizer, self._prepared.rules)
+        echo = self._prepared.echoes[prompt] if self._prepared.echoes else NO_ECHO
+        text = ChoiceText(self._tokenizer, self._prepared.rules, len(echo.text))
         timer, note = self._timers[index], self._notes[index]
-        echo = self._prepared.echoes[prompt] if self._prepared.echoes else ""
         async with aclosing(self._pipeline.generate(request, self._usages[prompt], self._deadline, note)) as events:
             async for event in events:
+                self._scores[prompt] += event.prompt_logprobs
+                if not event.is_answer:
+                    continue
                 first_seen.set()
                 delta = text.push(event.ids, event.finish_reason, event.logprobs)
                 timer.tokens(delta.num_tokens)
                 ids = tuple(event.ids[: delta.num_tokens])
-                self._ready.put(ChoiceDelta(index, echo + delta.text, ids, delta.finish_reason, delta.tokens))
-                echo = ""
+                logprob = sum(told.logprob for told in event.logprobs[: delta.num_tokens])
+                shown = (*self._echoed(prompt, echo), *delta.tokens)
+                self._ready.put(ChoiceDelta(index, echo.text + delta.text, ids, delta.finish_reason, shown, logprob))
+                echo = NO_ECHO
                 if delta.finish_reason is not None and event.finish_reason is None:
                     return  # a stop string: the workers know nothing of it and are cancelled
+
+    def _echoed(self, prompt: int, echo: Echo) -> list[ShownToken]:
+        """Return the prompt's own tokens, if they are to be shown with their log-probabilities."""
+        if not echo.offsets:
+            return []
+        request = self._prepared.prompts[prompt]
+        num_top = request.sampling.num_logprobs or 0
+        told = [None, *(one._replace(top=one.top[:num_top]) for one in self._scores[prompt])]
+        return list(map(ShownToken, request.token_ids, told, echo.offsets))
 
     def _note_taken(self, delta: ChoiceDelta) -> None:
         self._completion_tokens += len(delta.ids)

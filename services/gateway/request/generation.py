@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from services.gateway.model import ServedModel
 from services.gateway.request.text import TextRules
 from services.gateway.routing.plan import NO_SLO, Slo
 from shared.ids import BlockKey
 from shared.kv.codec import Fidelity
+from shared.sampling.logprobs import PromptScoring, TokenLogprobs
 from shared.sampling.params import SamplingParams
 from shared.tenant import Tenant, tenant_of
 
@@ -26,11 +28,39 @@ class GenerationRequest:
     lossless_keys: Sequence[BlockKey] = ()  # of the same blocks; only where loss is allowed
     slo: Slo = NO_SLO
     account: Tenant | None = None  # that was found by a key; None: nobody has one here
+    scoring: PromptScoring | None = None  # what is to be told of the prompt's own tokens
 
     @property
     def tenant(self) -> Tenant:
         """On whose account blocks are stored and turns are taken."""
         return tenant_of(self.salt) if self.account is None else self.account
+
+    def num_unscored(self, num_told: int) -> int:
+        """Return of how many tokens of the prompt something is still to be told."""
+        if self.scoring is None:
+            return 0
+        return len(self.token_ids) - self.num_generated - self.scoring.first - num_told
+
+    def reusable_keys(self, block_tokens: int) -> Sequence[BlockKey]:
+        """Return the keys of the blocks that caches may provide: KV tells nothing of what follows a token."""
+        return self.keys if self.scoring is None else self.keys[: (self.scoring.first - 1) // block_tokens]
+
+
+class ScoredPrompt(NamedTuple):
+    """A prompt's tokens and what was told of all but the first."""
+
+    token_ids: Sequence[int]
+    logprobs: Sequence[TokenLogprobs]
+
+
+class Echo(NamedTuple):
+    """A prompt's text that begins the answer."""
+
+    text: str
+    offsets: Sequence[int] = ()  # where each of its tokens begins, if log-probabilities of them are shown
+
+
+NO_ECHO = Echo("")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +70,8 @@ class Prepared:
     requests: tuple[GenerationRequest, ...]
     rules: TextRules
     num_choices: int  # of each prompt
-    echoes: tuple[str, ...] = ()  # the prompts' texts, if they are to begin the answer
+    echoes: tuple[Echo, ...] = ()  # of each prompt, if they are to begin the answer
+    num_shown: int | None = None  # of the choices of each prompt, the likeliest; None: all, as they are numbered
 
     def asking(self, slo: Slo) -> "Prepared":
         """Return the same with a latency that each choice is to have."""

@@ -60,6 +60,7 @@ class Pipeline:
         `DeadlineExceeded`, `Overloaded` and whatever else decode answers. `note` keeps the times of what happens.
         """
         generated: list[int] = []
+        num_scored = 0
         excluded: set[WorkerId] = set()
         failure: PrfaasError | None = None
         asking = _asking(request)
@@ -73,7 +74,7 @@ class Pipeline:
                 rest, plan = self._plans.plan(request, frozenset(), self._gate.waits(asking, turn))
             for _ in range(MAX_ATTEMPTS):
                 if failure is not None:
-                    rest, plan = await self._planned_again(request, generated, excluded, failure)
+                    rest, plan = await self._planned_again(request, generated, num_scored, excluded, failure)
                 self._plans.carried_out(rest, plan)
                 rest = replace(rest, priority=turn.sent(plan))
                 tried = note.carried_out(noted(plan))
@@ -81,8 +82,10 @@ class Pipeline:
                 try:
                     async with aclosing(attempt.tokens()) as events:
                         async for event in events:
-                            turn.first_token()
+                            if event.is_answer:
+                                turn.first_token()
                             generated += event.ids
+                            num_scored += len(event.prompt_logprobs)
                             yield event
                     return
                 except PrfaasError as error:
@@ -92,24 +95,33 @@ class Pipeline:
                     failure = error
                     excluded.add(plan.decode.worker)
                     self._note_failure(plan, error, len(generated))
-                if len(generated) >= request.sampling.max_tokens:  # lost between the last token and its finish reason
+                is_whole = len(generated) >= request.sampling.max_tokens and not request.num_unscored(num_scored)
+                if is_whole:  # lost between the last token and its finish reason
                     yield TokenEvent((), "length")
                     return
         assert failure is not None
         raise failure
 
     async def _planned_again(
-        self, request: GenerationRequest, generated: Sequence[int], excluded: set[WorkerId], failure: PrfaasError
+        self,
+        request: GenerationRequest,
+        generated: Sequence[int],
+        num_scored: int,
+        excluded: set[WorkerId],
+        failure: PrfaasError,
     ) -> tuple[GenerationRequest, Plan]:
         """Plan what is left of a request without the workers that have failed it. Raises `failure` if none is left."""
-        rest = await self._rest(request, generated)
+        rest = await self._rest(request, generated, num_scored)
         try:
             return self._plans.plan(rest, frozenset(excluded))
         except NoWorker:
             raise failure from None
 
-    async def _rest(self, request: GenerationRequest, generated: Sequence[int]) -> GenerationRequest:
-        """Return what is left of a request whose first tokens are out."""
+    async def _rest(self, request: GenerationRequest, generated: Sequence[int], num_scored: int) -> GenerationRequest:
+        """Return what is left of a request whose first tokens are out, or something of its prompt."""
+        if request.scoring is not None:
+            is_told = not request.num_unscored(num_scored)
+            request = replace(request, scoring=None if is_told else request.scoring.after(num_scored))
         if not generated:
             return request
         token_ids = [*request.token_ids, *generated]

@@ -95,13 +95,15 @@ class Planner:
     def _plan_for(
         self, request: GenerationRequest, excluded: frozenset[WorkerId], waits: Mapping[WorkerId, float]
     ) -> Plan:
+        keys = request.reusable_keys(self._router.layout.block_tokens)
         facts = RequestFacts(
             num_tokens=len(request.token_ids),
-            keys=request.keys,
-            held=self._placements.held(request.keys, self._clock()) if request.keys else {},
-            promised=self._promises.longest(request.keys),
-            on_device=self._served.longest(request.keys),
+            keys=keys,
+            held=self._placements.held(keys, self._clock()) if keys else {},
+            promised=self._promises.longest(keys),
+            on_device=self._served.longest(keys),
             excluded=excluded,
+            is_scored=request.scoring is not None,
             fidelity=request.fidelity,
             output_tokens=request.sampling.max_tokens,
             slo=request.slo,

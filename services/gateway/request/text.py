@@ -18,13 +18,14 @@ class TextRules:
     min_tokens: int = 0  # stop strings count only after as many tokens
     skip_special_tokens: bool = True
     hidden_ids: frozenset[int] = frozenset()  # stop tokens: counted, never shown
+    tells_all: bool = False  # log-probabilities of tokens without text too, behind which no stop string was met
 
 
 class ShownToken(NamedTuple):
     """A token some of whose text is shown."""
 
     id: int
-    logprobs: TokenLogprobs
+    logprobs: TokenLogprobs | None  # None: of a prompt's first token, which follows nothing
     offset: int  # where its text, or the character that it is a part of, begins in the choice's text
 
 
@@ -45,10 +46,11 @@ class ChoiceDelta(NamedTuple):
     ids: tuple[int, ...]  # generated, shown as text or not
     finish_reason: FinishReason | None  # on the choice's last delta
     tokens: tuple[ShownToken, ...] = ()  # that `text` begins to show, if log-probabilities were asked for
+    logprob: float = 0.0  # the sum of those of `ids`, if they were asked for
 
     def joined(self, later: "ChoiceDelta") -> "ChoiceDelta":
         text, ids, tokens = self.text + later.text, self.ids + later.ids, self.tokens + later.tokens
-        return ChoiceDelta(self.choice, text, ids, later.finish_reason, tokens)
+        return ChoiceDelta(self.choice, text, ids, later.finish_reason, tokens, self.logprob + later.logprob)
 
 
 class StopMatcher:
@@ -92,14 +94,16 @@ class StopMatcher:
 class ChoiceText:
     """The text of one choice. After a delta with a finish reason nothing more may be pushed."""
 
-    def __init__(self, tokenizer: Tokenizer, rules: TextRules) -> None:
+    def __init__(self, tokenizer: Tokenizer, rules: TextRules, first_offset: int = 0) -> None:
+        """`first_offset`: where the text begins in what the client is shown."""
         self._rules = rules
         self._detokenizer = tokenizer.detokenizer(rules.skip_special_tokens)
-        self._skipped_ids = tokenizer.special_ids if rules.skip_special_tokens else frozenset()
+        skips = rules.skip_special_tokens and not rules.tells_all
+        self._untold_ids = tokenizer.special_ids if skips else frozenset()
         self._matcher = StopMatcher(rules.stop, rules.include_stop)
         self._num_tokens = 0
-        self._num_decoded = 0  # characters, shown or held back
-        self._num_shown = 0
+        self._num_decoded = first_offset  # characters, shown or held back
+        self._num_shown = first_offset
         self._unshown: list[ShownToken] = []
 
     def push(
@@ -112,10 +116,11 @@ class ChoiceText:
         shown: list[str] = []
         for used, token_id in enumerate(ids, start=1):
             self._num_tokens += 1
-            if finish_reason == "stop" and used == len(ids) and token_id in self._rules.hidden_ids:
-                continue
-            if logprobs and token_id not in self._skipped_ids:
+            is_hidden = finish_reason == "stop" and used == len(ids) and token_id in self._rules.hidden_ids
+            if logprobs and (self._rules.tells_all or not (is_hidden or token_id in self._untold_ids)):
                 self._unshown.append(ShownToken(token_id, logprobs[used - 1], self._num_decoded))
+            if is_hidden:
+                continue
             text, stopped = self._take(self._detokenizer.push(token_id))
             shown.append(text)
             if stopped:
@@ -123,8 +128,9 @@ class ChoiceText:
         if finish_reason is not None:
             text, stopped = self._take(self._detokenizer.finish())
             shown += [text, "" if stopped else self._matcher.flush()]
-            finish_reason = "stop" if stopped else finish_reason
-        return self._delta(shown, len(ids), finish_reason)
+            if not stopped:
+                return self._delta(shown, len(ids), finish_reason, tells_rest=self._rules.tells_all)
+        return self._delta(shown, len(ids), finish_reason and "stop")
 
     def _push_plain(self, ids: Sequence[int]) -> TextDelta:
         """Do what `push` does where nothing can end the text or is to be told of its tokens: nearly always."""
@@ -139,12 +145,22 @@ class ChoiceText:
             return text, False
         return self._matcher.push(text)
 
-    def _delta(self, shown: Sequence[str], num_tokens: int, finish_reason: FinishReason | None) -> TextDelta:
-        """Tokens go out with the first character of their text: those behind a stop string never do."""
+    def _delta(
+        self,
+        shown: Sequence[str],
+        num_tokens: int,
+        finish_reason: FinishReason | None,
+        *,
+        tells_rest: bool = False,
+    ) -> TextDelta:
+        """Tokens go out with the first character of their text: those behind a stop string never do.
+
+        `tells_rest`: all do, for nothing was left out of the text.
+        """
         text = "".join(shown)
         self._num_shown += len(text)
         if not self._unshown:
             return TextDelta(text, num_tokens, finish_reason)
-        num_begun = sum(token.offset < self._num_shown for token in self._unshown)
+        num_begun = sum(tells_rest or token.offset < self._num_shown for token in self._unshown)
         tokens, self._unshown = self._unshown[:num_begun], self._unshown[num_begun:]
         return TextDelta(text, num_tokens, finish_reason, tuple(tokens))

@@ -155,6 +155,8 @@ def facts_of(
         # What is made where home's pool suspects a node would not come: a prefix is worth no more than its first hole.
         is_reachable = np.array([suspects.isdisjoint(members.nodes(dc)) for dc in members.dcs], bool)
         prefill = prefill.where(is_reachable.take(prefill.rows["dc"]))
+    if request.is_scored:
+        prefill = prefill.where(np.zeros(len(prefill), np.bool_))
     return Facts(
         request=request,
         layout=layout,

@@ -38,6 +38,7 @@ class RequestFacts:
     fidelity: Fidelity = Fidelity.LOSSLESS  # the chain that `keys` are of
     output_tokens: int = 0  # that the answer may have
     slo: Slo = NO_SLO
+    is_scored: bool = False  # decode has to compute all tokens behind those of `keys` itself
     draw: float = 0.0  # in [0, 1): what chance decides is decided by it, so that equal inputs give equal plans
     number: int = 0  # of the plan among its gateway's: policies that take turns keep no count of their own
 

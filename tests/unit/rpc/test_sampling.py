@@ -10,11 +10,14 @@ from shared.proto import prfaas_pb2 as pb
 from shared.rpc.sampling import (
     logprobs_from_message,
     logprobs_to_messages,
+    prompt_logprobs_from_message,
     sampling_from_message,
     sampling_to_message,
+    scoring_from_message,
+    scoring_to_message,
 )
 from shared.sampling.constraint import Constraint, ConstraintKind
-from shared.sampling.logprobs import TokenLogprobs
+from shared.sampling.logprobs import PromptScoring, TokenLogprobs
 from shared.sampling.params import SamplingParams
 
 FULL = SamplingParams(
@@ -67,3 +70,27 @@ def test_logprobs_there_and_back() -> None:
     logprobs = (TokenLogprobs(-0.5, ((3, -0.5), (4, -1.25))), TokenLogprobs(-2.0, ()))
     assert logprobs_from_message(pb.Tokens(ids=[3, 9], logprobs=logprobs_to_messages(logprobs))) == logprobs
     assert logprobs_from_message(pb.Tokens(ids=[3])) == ()
+
+
+def test_what_is_told_of_a_prompt_survives() -> None:
+    told = [TokenLogprobs(-0.5, ((7, -0.5), (9, -1.25)), 1), TokenLogprobs(-4.0, (), 1000)]
+    message = pb.Tokens.FromString(pb.Tokens(prompt_logprobs=logprobs_to_messages(told)).SerializeToString())
+    assert prompt_logprobs_from_message(message) == tuple(told)
+    assert logprobs_from_message(message) == ()
+    message.prompt_logprobs[0].top_ids.append(1)
+    with pytest.raises(Internal, match="parallel"):
+        prompt_logprobs_from_message(message)
+
+
+@pytest.mark.parametrize("first", [1, 7])
+def test_scoring_survives(first: int) -> None:
+    asked = pb.GenerateRequest(token_ids=range(9), num_generated=2, scoring=scoring_to_message(PromptScoring(first, 3)))
+    assert scoring_from_message(asked) == PromptScoring(first, 3)
+    assert scoring_from_message(pb.GenerateRequest(token_ids=[1], scoring=scoring_to_message(None))) is None
+
+
+@pytest.mark.parametrize(("first", "num_top"), [(0, 0), (8, 0), (1, 21)])
+def test_scoring_of_what_is_not_the_prompts_is_refused(first: int, num_top: int) -> None:
+    scoring = pb.PromptScoring(first=first, num_top=num_top)
+    with pytest.raises(BadRequest, match="scoring"):
+        scoring_from_message(pb.GenerateRequest(token_ids=range(9), num_generated=2, scoring=scoring))

@@ -41,7 +41,7 @@ def test_a_request_is_plain_when_the_greatest_logit_decides_and_nobody_asks_for_
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("max_tokens", 0),
+        ("max_tokens", -1),
         ("temperature", -0.1),
         ("temperature", float("nan")),
         ("top_p", 0.0),

@@ -16,7 +16,7 @@ from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import add_DecodeServicer_to_server, add_PrefillServicer_to_server
 from shared.rpc.client import Channels
 from shared.rpc.server import GrpcServer
-from shared.sampling.logprobs import TokenLogprobs
+from shared.sampling.logprobs import PromptScoring, TokenLogprobs
 from shared.sampling.params import SamplingParams
 from shared.service.health import Health
 from shared.service.lifecycle import InFlight
@@ -40,7 +40,14 @@ PROMPT = PromptOrder(
     pool_nodes=("w:1", "w:2"),
     priority=-3,
 )
-ORDER = GenerateOrder(prompt=PROMPT, sampling=SamplingParams(max_tokens=5), wait_ms=9, patience_s=1.5, num_generated=4)
+ORDER = GenerateOrder(
+    prompt=PROMPT,
+    sampling=SamplingParams(max_tokens=5),
+    wait_ms=9,
+    patience_s=1.5,
+    num_generated=4,
+    scoring=PromptScoring(17, 3),
+)
 WORKER = WorkerId("worker")
 
 
@@ -106,6 +113,7 @@ async def test_decode_is_told_every_field_of_the_contract(may_change: bool) -> N
     assert (told.fingerprint, told.layout_hash) == ("f", "l")
     assert (told.codec, told.fidelity, told.priority) == (pb.CODEC_ZSTD, pb.FIDELITY_INT8, -3)
     assert (told.wait_ms, told.patience_ms, told.num_generated, told.sampling.max_tokens) == (9, 1500, 4, 5)
+    assert (told.scoring.first, told.scoring.num_top) == (17, 3)
     assert list(told.pool_nodes) == ["w:1", "w:2"]
     assert list(told.sources) == [pb.Source(first=0, end=2, dc="east", nodes=["e:1"])]
 
@@ -128,9 +136,12 @@ async def test_tokens_come_in_the_suites_own_types_and_the_end_is_no_cancellatio
         computed_prompt_tokens=3,
         logprobs=[pb.TokenLogprobs(logprob=-0.5, top_ids=[7, 8], top_logprobs=[-0.5, -2.0])],
     )
+    prompt = pb.Tokens(prompt_logprobs=[pb.TokenLogprobs(logprob=-3, top_ids=[5], top_logprobs=[-1], rank=9)])
     last = pb.Tokens(ids=[8, 9], finish_reason=pb.FINISH_REASON_LENGTH)
-    async with decoding(says_messages(first, last), may_change) as (servicer, call):
+    async with decoding(says_messages(prompt, first, last), may_change) as (servicer, call):
         await call.start(ORDER, LIMIT_S)
+        of_prompt = DecodedTokens((), None, 0, prompt_logprobs=(TokenLogprobs(-3, ((5, -1),), 9),))
+        assert await call.next_tokens() == of_prompt
         assert await call.next_tokens() == DecodedTokens((7,), None, 3, (TokenLogprobs(-0.5, ((7, -0.5), (8, -2.0))),))
         assert await call.next_tokens() == DecodedTokens((8, 9), "length", 0)
         await call.finish(LIMIT_S)

@@ -21,6 +21,7 @@ from services.gateway.api.bodies.fields import (
 )
 from services.gateway.api.bodies.structured import ConstraintFields
 from shared.errors import BadRequest
+from shared.sampling.logprobs import MAX_LOGPROBS, PromptScoring
 from shared.sampling.params import SamplingParams
 
 
@@ -34,7 +35,6 @@ class Sampling(ConstraintFields, Body):
     # Values that change nothing; any other value of these fields is refused.
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         "best_of": (1,),
-        "prompt_logprobs": (),
         "use_beam_search": (False,),
         "truncate_prompt_tokens": (),
         "allowed_token_ids": (),
@@ -70,7 +70,7 @@ class Sampling(ConstraintFields, Body):
     user: str | None = None
 
     best_of: Positive | None = None
-    prompt_logprobs: int | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     use_beam_search: bool | None = None
     truncate_prompt_tokens: int | None = None
     allowed_token_ids: list[int] | None = None
@@ -85,6 +85,8 @@ class Sampling(ConstraintFields, Body):
                 raise BadRequest(f"{name} is not supported by this server yet; leave it out", param=name)
         if self.stream_options is not None and not self.stream:
             raise BadRequest("stream_options is only allowed with stream: true", param="stream_options")
+        if self.prompt_logprobs is not None and self.stream:
+            raise BadRequest("prompt_logprobs does not go with stream: true", param="prompt_logprobs")
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -98,6 +100,26 @@ class Sampling(ConstraintFields, Body):
     def num_logprobs(self) -> int | None:
         """How many alternatives to each token are asked for; None when no log-probabilities are."""
         return None
+
+    @property
+    def tells_prompt(self) -> bool:
+        """Whether the answer's log-probabilities begin with the prompt's."""
+        return False
+
+    @property
+    def chooses_best(self) -> bool:
+        """Whether more choices are generated than shown: the likeliest are."""
+        return False
+
+    @property
+    def num_choices(self) -> int:
+        """How many choices of each prompt are generated."""
+        return self.n or 1
+
+    @property
+    def scoring(self) -> PromptScoring | None:
+        """What is to be told of the prompt's own tokens."""
+        return None if self.prompt_logprobs is None else PromptScoring(1, self.prompt_logprobs)
 
     def sampling_params(self, max_tokens: int, vocab_size: int, eos_ids: tuple[int, ...] = ()) -> SamplingParams:
         """Return what decode is told. A seed is drawn where there is none, so that any worker can continue.
@@ -118,7 +140,7 @@ class Sampling(ConstraintFields, Body):
             seed=secrets.randbits(64) if self.seed is None else self.seed % SEEDS,
             min_tokens=self.min_tokens or 0,
             stop_token_ids=(*(self.stop_token_ids or ()), *(() if self.ignore_eos else eos_ids)),
-            num_logprobs=self.num_logprobs,
+            num_logprobs=0 if self.num_logprobs is None and self.chooses_best else self.num_logprobs,
             constraint=self.constraint(),
         )
         params.check_ids(vocab_size)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from services.gateway.api.replies.logprobs import chat_logprobs
 from services.gateway.api.replies.reply import Choice, Json, Reply
 from services.gateway.request.text import ChoiceDelta, ShownToken
+from services.gateway.request.usage import Usage
 from shared.model.text.tokenizer import Tokenizer
 
 
@@ -13,6 +14,9 @@ class ChatReply(Reply):
     id_prefix = "chatcmpl"
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
+
+    def whole(self, choices: Sequence[Choice], usage: Usage) -> Json:
+        return {**super().whole(choices, usage), **self._prompt_logprobs(choices[0])}
 
     def _choice(self, index: int, choice: Choice) -> Json:
         message = {"role": "assistant", "content": choice.text}

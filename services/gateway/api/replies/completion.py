@@ -14,7 +14,8 @@ class CompletionReply(Reply):
     whole_object = chunk_object = "text_completion"
 
     def _choice(self, index: int, choice: Choice) -> Json:
-        return {"index": index, "text": choice.text, "logprobs": None, "finish_reason": choice.finish_reason}
+        shown = {"index": index, "text": choice.text, "logprobs": None, "finish_reason": choice.finish_reason}
+        return {**shown, **self._prompt_logprobs(choice)}
 
     def _logprobs(self, tokens: Sequence[ShownToken], tokenizer: Tokenizer) -> Json:
         return completion_logprobs(tokens, tokenizer)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
+from services.gateway.api.replies.logprobs import PromptLogprobs
+from services.gateway.request.generation import ScoredPrompt
 from services.gateway.request.text import ChoiceDelta, ShownToken
 from services.gateway.request.usage import Usage
 from shared.ids import RequestId
@@ -30,13 +32,14 @@ class Choice(NamedTuple):
     ids: tuple[int, ...]
     finish_reason: FinishReason
     tokens: tuple[ShownToken, ...] = ()  # of the text, if log-probabilities were asked for
+    prompt: ScoredPrompt | None = None  # of the choice
 
 
 class Reply(ABC):
     """Shapes the answer to one request. `include_usage` concerns streams only.
 
     `with_token_ids` adds `token_ids` to each choice: the ids behind its text, as vLLM's `return_token_ids` does.
-    `tokenizer` spells the tokens of log-probabilities; without it there are none.
+    `tokenizer` spells the tokens of log-probabilities; without it there are none. `of_prompts` spells those of prompts.
     """
 
     kind: ClassVar[str]  # of request, in a word
@@ -52,11 +55,13 @@ class Reply(ABC):
         include_usage: bool,
         with_token_ids: bool = False,
         tokenizer: Tokenizer | None = None,
+        of_prompts: PromptLogprobs | None = None,
     ) -> None:
         self._head = {"id": f"{self.id_prefix}-{request_id}", "created": int(time.time()), "model": model_name}
         self._include_usage = include_usage
         self._with_token_ids = with_token_ids
         self._tokenizer = tokenizer
+        self._of_prompts = of_prompts
         self._around_texts: dict[int, tuple[str, str]] = {}
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> Json:
@@ -108,6 +113,12 @@ class Reply(ABC):
 
     def _with_ids(self, choice: Json, ids: Sequence[int]) -> Json:
         return {**choice, "token_ids": list(ids)} if self._with_token_ids else choice
+
+    def _prompt_logprobs(self, choice: Choice) -> Json:
+        """Return a field with what is told of a choice's prompt, if that was asked for."""
+        if self._of_prompts is None or choice.prompt is None:
+            return {}
+        return {"prompt_logprobs": self._of_prompts.told(choice.prompt)}
 
     def _told(self, tokens: Sequence[ShownToken]) -> Json | None:
         return None if self._tokenizer is None else self._logprobs(tokens, self._tokenizer)

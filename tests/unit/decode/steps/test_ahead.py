@@ -17,6 +17,7 @@ from services.decode.steps.ahead import AheadRunner
 from services.decode.steps.runner import Runner
 from shared.errors import Draining, Internal
 from shared.model.transformer import Transformer
+from shared.sampling.logprobs import PromptScoring, TokenLogprobs
 from shared.sampling.params import SamplingParams
 from tests.support.decoding import DecodeBench, decode_bench, ids_of, words
 from tests.support.graphs import Rerun, TensorAttention
@@ -184,3 +185,30 @@ async def test_a_row_with_a_constraint_waits_for_its_tokens(tmp_path: Path, alon
         assert 1 <= num_alone <= len(text) + 1
         assert await ids_of(neighbour) == greedy_reference("bytes", words(40), 90)
         assert recorder.num_replayed > 80
+
+
+@pytest.mark.parametrize("max_tokens", [0, 3])
+async def test_what_is_told_of_a_prompt_comes_from_a_step_of_its_own_among_those_ahead(
+    max_tokens: int, alone: list[int]
+) -> None:
+    tokens, scoring = words(200, 3), PromptScoring(1, 2)
+
+    async def told(b: DecodeBench) -> tuple[list[int], list[TokenLogprobs]]:
+        sampling = SamplingParams(max_tokens=max_tokens, temperature=0)
+        request = b.engine.submit(generation(b.model, tokens, sampling=sampling, scoring=scoring))
+        events = [event async for event in request.events()]
+        return [i for event in events for i in event.ids], [one for event in events for one in event.prompt_logprobs]
+
+    async with decode_bench(tiny_model("llama")) as plain:
+        expected = await told(plain)
+    del alone[:]
+    async with bench() as (b, _):
+        others = [b.submit(words(40, seed), 60) for seed in range(2)]
+        await until(lambda: all(other.num_generated > 3 for other in others))
+        ids, scores = await told(b)
+        assert ids == expected[0]
+        assert [one.logprob for one in scores] == pytest.approx([one.logprob for one in expected[1]], abs=1e-4)
+        assert len(scores) == 199
+        assert 0 < len(alone) <= 200 // 16 + 1
+        for seed, other in enumerate(others):
+            assert await ids_of(other) == greedy_reference("llama", words(40, seed), 60)

@@ -13,9 +13,11 @@ from services.gateway.cluster.view import PoolMember, PoolMembers, RegistryView
 from services.gateway.cluster.workers import Member
 from services.gateway.placement.held import HeldPrefix
 from services.gateway.routing.plan import Plan, RequestFacts, sources_text
+from services.gateway.routing.policies import POLICIES, policy_of
 from services.gateway.routing.policies.threshold import Threshold
 from services.gateway.routing.policy import RoutingPolicy
 from services.gateway.routing.router import Router
+from services.gateway.settings import GatewaySettings
 from shared.errors import NoWorker
 from shared.ids import BlockKey, Datacenter, WorkerId
 from shared.kv.codec import Codec
@@ -339,3 +341,17 @@ def test_many_blocks_on_many_nodes_are_planned_in_milliseconds() -> None:
     assert (plan.usable_blocks, sources_text(plan.decode_sources)) == (2000, ["2000-2048@east"])
     fastest = min(timeit.repeat(lambda: router().plan(facts, members), number=1, repeat=10))
     assert fastest < 0.01
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("num_cached", [0, 2])
+def test_a_prompt_that_is_told_of_is_computed_by_decode_alone(policy: str, num_cached: int) -> None:
+    """Its keys are those of the blocks that caches may provide; whoever could prefill the rest is not asked."""
+    asked = replace(request(40, {"east": num_cached, "west": num_cached}), keys=KEYS[:num_cached], is_scored=True)
+    asked = replace(asked, held={pool: held_by_one([1] * num_cached) for pool in asked.held})
+    chosen = policy_of(GatewaySettings(routing_policy=policy))
+    plan = router(policy=chosen).plan(asked, EVERYBODY)
+    assert (plan.kind, plan.prefill, plan.prefill_spares) == ("decode_only", None, ())
+    assert (plan.num_blocks, plan.decode_sources) == (num_cached, ())
+    plain = router(policy=chosen).plan(request(40, {"west": num_cached}), EVERYBODY)
+    assert plan.num_blocks < plain.num_blocks or plain.prefill is None

@@ -68,13 +68,10 @@ def test_one_bad_item_of_a_long_list_is_one_complaint() -> None:
 
 
 NEUTRAL: dict[str, Any] = {
-    "best_of": 1,
     "use_beam_search": False,
 }
 MEANINGFUL: dict[str, Any] = {
-    "best_of": 2,
     "use_beam_search": True,
-    "prompt_logprobs": 0,
     "allowed_token_ids": [1],
     "truncate_prompt_tokens": 5,
     "guided_whitespace_pattern": " ?",
@@ -95,7 +92,11 @@ def test_unimplemented_fields_pass_only_when_they_change_nothing(schema: type[Sa
 @pytest.mark.parametrize(
     ("schema", "body", "param"),
     [
-        (CompletionBody, {"prompt": "p", "echo": True, "logprobs": 0}, "echo"),
+        (CompletionBody, {"prompt": "p", "best_of": 2, "n": 3}, "best_of"),
+        (CompletionBody, {"prompt": "p", "best_of": 3, "n": 2, "stream": True}, "best_of"),
+        (CompletionBody, {"prompt": "p", "prompt_logprobs": 0, "stream": True}, "prompt_logprobs"),
+        (ChatBody, {**CHAT, "prompt_logprobs": 0, "stream": True}, "prompt_logprobs"),
+        (ChatBody, {**CHAT, "best_of": 2}, "best_of"),
         (CompletionBody, {"prompt": "p", "suffix": "s"}, "suffix"),
         (ChatBody, {**CHAT, "top_logprobs": 2}, "top_logprobs"),
         (ChatBody, {**CHAT, "logprobs": False, "top_logprobs": 2}, "top_logprobs"),
