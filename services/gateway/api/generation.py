@@ -17,6 +17,7 @@ from services.gateway.api.replies.chat import ChatReply
 from services.gateway.api.replies.completion import CompletionReply
 from services.gateway.api.replies.reply import Choice, Reply
 from services.gateway.api.sse import EventStream
+from services.gateway.api.traced import asked
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.model import ServedModel
 from services.gateway.request.choices import Choices
@@ -29,6 +30,7 @@ from shared.deadline import Deadline
 from shared.errors import BadRequest, Internal, PrfaasError
 from shared.log import get_logger
 from shared.model.grammar.grammars import Grammars
+from shared.telemetry.spans import current_span
 
 log = get_logger()
 
@@ -93,6 +95,7 @@ class GenerationRoutes:
             try:
                 async with deadline.scope("the request was being served"):
                     body, prepared = await self._intake.body(request, schema, work)
+                    current_span().set(asked(model.name, prepared))
                     await self._check_constraint(body, prepared)
                     reply = shape(
                         request_id_of(request),
