@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal, Self
+from typing import Literal
 
 from shared.errors import PrfaasError
 from shared.log import bound_trace
@@ -48,9 +48,6 @@ class TraceSpan:
 
     def end(self) -> None:
         """Note that the work is over; idempotent."""
-
-    def __deepcopy__(self, memo: object) -> Self:
-        return self  # a span is one thing, whoever copies what holds it
 
 
 NO_SPAN = TraceSpan()

@@ -13,6 +13,9 @@ from shared.telemetry.spans import NO_SPAN, NOTHING, TRACE_HEADERS, Attributes, 
 
 log = get_logger()
 
+MAX_HEADER_CHARS = 512
+"""Of a `tracestate` that is passed on: calls with more metadata than gRPC takes would fail."""
+
 FLUSH_S = 2.0
 """How long a process that ends waits for the collector to take its last spans."""
 
@@ -78,7 +81,9 @@ def begun(name: str, headers: Iterable[tuple[str, str]], attributes: Attributes)
     return running(_tracer.root(name, "server", carrier_of(headers), attributes, may_begin=True))
 
 
-def continued(name: str, headers: Iterable[tuple[str, str]], attributes: Attributes) -> AbstractContextManager[TraceSpan]:
+def continued(
+    name: str, headers: Iterable[tuple[str, str]], attributes: Attributes
+) -> AbstractContextManager[TraceSpan]:
     """Trace the body as the serving of a peer, if it is in a trace: calls of loops and probes are in none."""
     if _tracer is None or not (carrier := carrier_of(headers)):
         return nullcontext(NO_SPAN)
@@ -96,7 +101,8 @@ def linked(
 
 def carrier_of(headers: Iterable[tuple[str, str | bytes]]) -> Carrier:
     """Return the context of a span among headers, metadata or the like."""
-    return tuple((name, _text(value)) for name, value in headers if name in TRACE_HEADERS)
+    found = ((name, _text(value)) for name, value in headers if name in TRACE_HEADERS)
+    return tuple((name, value) for name, value in found if len(value) <= MAX_HEADER_CHARS)
 
 
 def _text(value: str | bytes) -> str:

@@ -83,12 +83,12 @@ def test_only_pools_gateway_and_remote_prefill_touch_the_wan(compose: dict[str, 
     pools = {name for name in compose["services"] if name.startswith("cachepool-")}
     assert on_wan == {"kafka", *pools, "prefill-east", "gateway"}
     in_both = {name for name, s in compose["services"].items() if {"east", "west"} <= set(s["networks"])}
-    assert in_both == {"kafka", "prometheus"}
+    assert in_both == {"jaeger", "kafka", "prometheus"}
 
 
 def test_ports_are_published_on_this_machine_only(compose: dict[str, Any]) -> None:
     ports = [port for service in compose["services"].values() for port in service.get("ports", ())]
-    assert len(ports) == 3
+    assert len(ports) == 4
     assert all(port.startswith("127.0.0.1:") for port in ports)
 
 
