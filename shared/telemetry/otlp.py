@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Literal, Self
 
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.environment_variables import OTEL_BSP_MAX_QUEUE_SIZE
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
@@ -105,7 +106,7 @@ class OtlpSpan(TraceSpan):
         return tuple(headers.items())
 
     @cached_property
-    def _context(self) -> "trace.Context":
+    def _context(self) -> Context:
         return trace.set_span_in_context(self._span)
 
     def begin(self, name: str, kind: Kind = "internal", attributes: Attributes = NOTHING) -> TraceSpan:

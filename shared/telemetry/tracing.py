@@ -82,7 +82,7 @@ def begun(name: str, headers: Iterable[tuple[str, str]], attributes: Attributes)
 
 
 def continued(
-    name: str, headers: Iterable[tuple[str, str]], attributes: Attributes
+    name: str, headers: Iterable[tuple[str, str | bytes]], attributes: Attributes
 ) -> AbstractContextManager[TraceSpan]:
     """Trace the body as the serving of a peer, if it is in a trace: calls of loops and probes are in none."""
     if _tracer is None or not (carrier := carrier_of(headers)):

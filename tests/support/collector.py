@@ -75,7 +75,7 @@ class Collector(TraceServiceServicer):
 async def collecting(*, is_hung: bool = False) -> AsyncIterator[Collector]:
     """Serve a collector on a free port."""
     collector, server = Collector(is_hung=is_hung), grpc.aio.server()
-    add_TraceServiceServicer_to_server(collector, server)
+    add_TraceServiceServicer_to_server(collector, server)  # type: ignore[no-untyped-call]
     collector.url = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
     try:

@@ -2,29 +2,14 @@
 
 import pytest
 
-from services.gateway.timeline.record import AttemptNote, PlanNote, PrefillNote, RequestTimeline, WorkerSite
+from services.gateway.timeline.record import AttemptNote, PrefillNote, RequestTimeline, WorkerSite
 from services.gateway.timeline.timelines import Timelines
 from services.gateway.timeline.traced import traced_attempt, traced_prefill
 from shared.errors import WorkerLost
 from shared.telemetry.spans import current_span
 from shared.telemetry.tracing import begun
+from tests.support.timelines import PLAN_NOTE
 from tests.support.traces import kept_spans, seconds
-
-PLAN = PlanNote(
-    kind="remote",
-    home_dc="west",
-    decode=WorkerSite("decode-west", "west"),
-    prefill=WorkerSite("prefill-east", "east"),
-    num_blocks=4,
-    usable_blocks=0,
-    decode_sources=(),
-    prefill_sources=(),
-    codec="raw",
-    forecast_ttft_s=0.5,
-    forecast_time_per_output_token_s=0.01,
-    alone_s=None,
-    ways=(),
-)
 
 
 def served(timeline: RequestTimeline) -> None:
@@ -34,7 +19,7 @@ def served(timeline: RequestTimeline) -> None:
     timeline.num_prompt_tokens, timeline.num_choices = 300, 1
     choice = timeline.choice()
     choice.begun_at, choice.planned_at, choice.passed_at = began_at + 2.0, began_at + 3.0, began_at + 5.0
-    note = choice.carried_out(PLAN)
+    note = choice.carried_out(PLAN_NOTE)
     note.begun_at, note.decode_sent_at = began_at + 5.0, began_at + 5.5
     with traced_attempt(note):
         note.first_token(began_at + 7.0, 12, None)
@@ -77,7 +62,7 @@ def test_a_stream_that_breaks_off_is_a_failure() -> None:
 
 def test_a_lost_worker_fails_its_call_and_its_attempt_alone() -> None:
     with kept_spans() as kept, begun("POST", [], {}):
-        note = AttemptNote(PLAN)
+        note = AttemptNote(PLAN_NOTE)
         with pytest.raises(WorkerLost), traced_attempt(note), traced_prefill(PrefillNote(WorkerSite("p", "east"))):
             raise WorkerLost("gone")
     assert kept.children("attempt") == ["prefill"]
