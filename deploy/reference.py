@@ -38,7 +38,7 @@ KINDS = {
     "GaugeMetricFamily": "gauge",
 }
 PLACES = {
-    "Every process": ("shared/metrics.py", "shared/bus"),
+    "Every process": ("shared/metrics.py", "shared/bus", "shared/telemetry"),
     "Gateway": ("services/gateway",),
     "Cache pool": ("services/cachepool",),
     "Prefill and decode": ("shared/engine",),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
 
 from shared.errors import SettingsError
 
@@ -101,6 +102,13 @@ def fraction(value: float) -> str | None:
     return None if 0 <= value <= 1 else "must lie between 0 and 1"
 
 
+def collector(value: str) -> str | None:
+    """Check the address of a collector of traces."""
+    parts = urlsplit(value)
+    fits = parts.scheme in ("http", "https") and parts.hostname and parts.path in ("", "/")
+    return None if fits else "must be http://host:port or https://host:port"
+
+
 def port(value: int) -> str | None:
     return None if 0 <= value <= 65535 else "must be a port between 0 and 65535 (0: any free port)"
 
@@ -125,6 +133,9 @@ class ServiceSettings:
     security: Literal["none"] = setting("PRFAAS_SECURITY", "none", help="identity and encryption of all connections")
     log_level: Literal["debug", "info", "warning", "error"] = setting("PRFAAS_LOG_LEVEL", "info", help="least level")
     log_format: Literal["json", "console"] = setting("PRFAAS_LOG_FORMAT", "json", help="json or console")
+    traces: str = setting(
+        "PRFAAS_TRACES", "", help="collector of traces: http://host:4317 (OTLP over gRPC; empty: none)", check=collector
+    )
     drain_s: float = setting("PRFAAS_DRAIN_S", 5.0, help="seconds that running work may finish in", check=non_negative)
 
     @property

@@ -17,6 +17,7 @@ from shared.security import Security, security_of
 from shared.service.health import Health
 from shared.service.http import StatusServer
 from shared.service.lifecycle import Background, InFlight, background
+from shared.telemetry.tracing import tracing
 
 SERVES_GRPC = "grpc"
 """The health condition that a `WorkerServer` makes true."""
@@ -43,7 +44,7 @@ class Host:
 
 @asynccontextmanager
 async def open_host(settings: ServiceSettings, *conditions: str) -> AsyncIterator[Host]:
-    """Configure logging and open a host, ready once all `conditions` are true.
+    """Configure logging and tracing, and open a host, ready once all `conditions` are true.
 
     Raises `SettingsError` when credentials cannot be read. At the end of the block channels are closed, then background
     jobs are cancelled. A job that crashes ends the block.
@@ -51,7 +52,11 @@ async def open_host(settings: ServiceSettings, *conditions: str) -> AsyncIterato
     security = security_of(settings)
     configure(settings.service, level=settings.log_level, fmt=settings.log_format, dc=settings.dc)
     health, metrics = Health(*conditions), Metrics()
-    async with background() as jobs, Channels(security.grpc_channel, silence_s=settings.channel_silence_s) as channels:
+    async with (
+        tracing(settings, metrics),
+        background() as jobs,
+        Channels(security.grpc_channel, silence_s=settings.channel_silence_s) as channels,
+    ):
         bus = Bus(settings.kafka, settings.worker_id, security.kafka, health=health, metrics=metrics)
         yield Host(settings, health, metrics, InFlight(), jobs, channels, security, bus)
 

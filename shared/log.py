@@ -19,9 +19,10 @@ REQUEST_ID_KEY = "prfaas-request-id"
 MAX_REQUEST_ID_CHARS = 128
 
 _CONTEXT_KEY = "request_id"
+_TRACE_KEY = "trace_id"
 
 # These retry on their own and say so at error level several times a second; our own events report the connection.
-_NOISY_LOGGERS = ("aiokafka",)
+_NOISY_LOGGERS = ("aiokafka", "opentelemetry")
 
 
 def get_logger() -> FilteringBoundLogger:
@@ -70,6 +71,13 @@ def bound_request(request_id: str) -> Iterator[None]:
 def bound_request_of(request_id: RequestId | None) -> AbstractContextManager[None]:
     """Do the same for a request of which a loop of many takes care; None: it has no id."""
     return nullcontext() if request_id is None else bound_request(request_id)
+
+
+def bound_trace(trace_id: str | None) -> AbstractContextManager[None]:
+    """Put the id of a trace on every log line of this context; None, or the one that is there: nothing changes."""
+    if trace_id is None or structlog.contextvars.get_contextvars().get(_TRACE_KEY) == trace_id:
+        return nullcontext()
+    return structlog.contextvars.bound_contextvars(**{_TRACE_KEY: trace_id})
 
 
 def current_request_id() -> RequestId | None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from shared.bus.events import PlacementEvent, StoredBlocks
 from shared.ids import BlockKey, Datacenter, Epoch, WorkerId
+from shared.telemetry.spans import NO_SPAN, current_span, entered
 
 MAX_EVENT_BLOCKS = 4096
 """Blocks of one event: 128 KiB of keys, an eighth of what a broker takes in one message."""
@@ -119,10 +120,13 @@ class PlacementFeed:
         self._heartbeat_s = heartbeat_s
         self._changed = asyncio.Event()
         self._full = asyncio.Event()
+        self._span = NO_SPAN  # in which the first of the changes was made that no event tells of yet
 
     def note(self, key: BlockKey, groups: int, memory_groups: int) -> None:
         """See `PlacementLog.note`; the event follows within `COALESCE_S`, soon after another within `PAUSE_S` more."""
         self._log.note(key, groups, memory_groups)
+        if self._span is NO_SPAN:
+            self._span = current_span()
         self._changed.set()
         if self._log.num_pending >= MAX_EVENT_BLOCKS:
             self._full.set()
@@ -136,8 +140,10 @@ class PlacementFeed:
             await _set_within(self._full, COALESCE_S)
             self._changed.clear()
             self._full.clear()
-            for event in self._log.take():
-                self._publish(event)
+            span, self._span = self._span, NO_SPAN
+            with entered(span):
+                for event in self._log.take():
+                    self._publish(event)
             await _set_within(self._full, PAUSE_S)
 
 

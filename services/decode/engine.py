@@ -16,6 +16,7 @@ from services.decode.steps.driver import StepDriver
 from services.decode.steps.pace import StepPace
 from services.decode.steps.runner import DecodeStep, PromptComputed, RequestPart, Result, StepOutcome
 from services.decode.tail import Tail
+from services.decode.traced import trace_phases
 from shared.engine.costs.load import EngineLoad
 from shared.engine.costs.steps import StepCosts, StepWork
 from shared.engine.loaded import LoadedModel
@@ -264,15 +265,15 @@ class DecodeEngine:
 
     def _end_tail(self, request: Request, tail: Tail, result: Sampled | PromptComputed) -> None:
         self._memory.end_tail(request)
-        log.info(
-            "tail_computed",
-            request_id=request.generation.request_id,  # this loop serves many requests and is bound to none
-            num_prompt_tokens=request.num_prompt_tokens,
-            num_generated=request.num_generated,  # not 0: it was pre-empted
-            computed_tokens=tail.end - tail.start,
-            gate_opened_at_s=request.gate_opened_at_s,
-            computed_at_s=time.time(),
-        )
+        with request.generation.bound():
+            log.info(
+                "tail_computed",
+                num_prompt_tokens=request.num_prompt_tokens,
+                num_generated=request.num_generated,  # not 0: it was pre-empted
+                computed_tokens=tail.end - tail.start,
+                gate_opened_at_s=request.gate_opened_at_s,
+                computed_at_s=time.time(),
+            )
         timings = None if request.num_generated else request.timings(tail.end - tail.start)
         if isinstance(result, PromptComputed):
             request.deliver(NewTokens((), FinishReason.LENGTH, request.num_computed, timings=timings))
@@ -306,14 +307,17 @@ class DecodeEngine:
         if request.retired:
             return
         if not isinstance(error, PrfaasError):
-            log.error("generation_failed", request_id=request.generation.request_id, exc_info=error)
+            with request.generation.bound():
+                log.error("generation_failed", exc_info=error)
             error = Internal(f"decode failed: {type(error).__name__}")
         request.deliver(error)
         self._retire(request)
 
     def _retire(self, request: Request) -> None:
-        if not request.retired and request.num_generated:
-            self._meter.answer_tokens.add(request.num_generated)
+        if not request.retired:
+            trace_phases(request)
+            if request.num_generated:
+                self._meter.answer_tokens.add(request.num_generated)
         request.retired = True
         self._scheduler.remove(request)
         self._memory.abandon(request)

@@ -16,7 +16,7 @@ from shared.engine.pool_access import PoolAccess
 from shared.engine.transfer import PageTransfer, PrefixMetrics
 from shared.errors import ContextTooLong
 from shared.kv.hashing import chain_keys
-from shared.log import bound_request_of, get_logger
+from shared.log import get_logger
 from shared.metrics import Metrics
 from shared.model.pages.reservation import Reservation
 from shared.timings import LayerMarks
@@ -128,7 +128,8 @@ class RequestMemory:
 
     def give_up(self, request: Request, /) -> None:
         holding = request.held
-        log.info("preempted", request_id=request.generation.request_id, num_tokens=len(request.tokens))
+        with request.generation.bound():
+            log.info("preempted", num_tokens=len(request.tokens))
         self._preempted.inc()
         # From its own pages: it slides no more.
         self._publish(request, holding, holding.reservation, len(holding.resident))
@@ -307,7 +308,7 @@ class RequestMemory:
             generation.deadline,
             generation.patience_s,
         )
-        with bound_request_of(generation.request_id):  # the engine's loop serves many requests and is bound to none
+        with generation.bound():
             holding.fetch_task = asyncio.create_task(fetching, name="decode fetch")
         holding.num_users += 1
         holding.fetch_task.add_done_callback(partial(self._fetch_ended, request, holding))
@@ -343,12 +344,8 @@ class RequestMemory:
             del holding.resident[resume:]
             self._kv.rewind(holding.reservation, resume * self._layout.block_tokens)
             request.num_pooled = request.num_offered = resume
-            log.warning(
-                "tail_extended",
-                request_id=request.generation.request_id,
-                num_blocks=num_blocks,
-                resume_block=resume,
-            )
+            with request.generation.bound():
+                log.warning("tail_extended", num_blocks=num_blocks, resume_block=resume)
             self._start_tail(request, holding, resume)
 
     def _publish(self, request: Request, holding: Holding, pages: Reservation, num_blocks: int) -> bool:

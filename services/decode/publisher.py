@@ -17,7 +17,7 @@ from shared.engine.publish import PagePublisher
 from shared.engine.transfer import PageTransfer
 from shared.errors import DeadlineExceeded, PrfaasError, Unavailable
 from shared.kv.entries import BlockEntries
-from shared.log import bound_request_of, get_logger
+from shared.log import get_logger
 from shared.metrics import Metrics
 from shared.model.pages.kv import PagedKv
 from shared.model.pages.reservation import Reservation
@@ -130,7 +130,7 @@ class BlockPublisher:
             self._drop(work)
             return
         try:
-            with bound_request_of(work.request.generation.request_id):
+            with work.request.generation.bound():
                 await self._send(work)
         except PrfaasError as error:
             log.warning("blocks_not_published", num_blocks=len(work.layers), error=str(error), code=error.code)

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import NamedTuple
@@ -15,11 +16,13 @@ from shared.errors import DeadlineExceeded, PrfaasError
 from shared.ids import BlockKey, RequestId
 from shared.kv.codec import Codec, Fidelity
 from shared.kv.entries import Source
+from shared.log import bound_request_of
 from shared.model.grammar.guide import Guide
 from shared.model.pages.prefixes import Chain
 from shared.model.sampler.penalties import TokenHistory
 from shared.sampling.logprobs import PromptScoring, TokenLogprobs
 from shared.sampling.params import SamplingParams
+from shared.telemetry.spans import NO_SPAN, TraceSpan, entered
 from shared.tenant import NO_TENANT, Tenant
 from shared.timings import NO_LAYERS, DecodeTimings, LayerMarks
 
@@ -77,6 +80,13 @@ class Generation:
     scoring: PromptScoring | None = None  # what is to be told of the prompt's own tokens
     guide: Guide | None = None  # of the answer so far, if it has a constraint; from its submission the torch thread's
     began_at: float = field(default_factory=time.monotonic, compare=False)  # when its call was taken
+    span: TraceSpan = NO_SPAN  # of its call
+
+    @contextmanager
+    def bound(self) -> Iterator[None]:
+        """Have log lines and calls of the body be the request's: loops serve many and are bound to none."""
+        with bound_request_of(self.request_id), entered(self.span):
+            yield
 
 
 @dataclass(eq=False)
@@ -99,6 +109,7 @@ class Request:
     wait_until_s: float | None = None  # of the monotonic clock: until when promised entries are waited for
     gate_opened_at_s: float | None = None  # when the tail's first layer could run; seconds since 1970
     admitted_at: float | None = None  # of the monotonic clock: when it had pages for the first time
+    first_token_at: float | None = None  # likewise
     landed: LayerMarks | None = None  # layers of what was fetched first; None: nothing was
     fetched_bytes: int = 0  # asked for with it
     num_coming: int = 0  # tokens that steps under way will bring
@@ -174,6 +185,7 @@ class Request:
     def timings(self, computed_tokens: int) -> DecodeTimings:
         """Return when what happened; the tail of `computed_tokens` has just been computed."""
         now, began_at = time.monotonic(), self.generation.began_at
+        self.first_token_at = now
         gate_ago_s = 0.0 if self.gate_opened_at_s is None else time.time() - self.gate_opened_at_s
         return DecodeTimings(
             admitted_s=(self.admitted_at or began_at) - began_at,

@@ -25,6 +25,7 @@ from shared.rpc.sampling import logprobs_to_messages, sampling_from_message, sco
 from shared.rpc.server import call_deadline
 from shared.rpc.timings import decode_timings_to_message
 from shared.sampling.constraint import Constraint
+from shared.telemetry.spans import current_span
 from shared.tenant import Tenant
 
 DEFAULT_TIMEOUT_S = 600.0
@@ -94,6 +95,7 @@ class DecodeServicer(Base):
         sampling.check_ids(model.config.vocab_size)
         return Generation(
             request_id=current_request_id(),
+            span=current_span(),
             token_ids=token_ids,
             sampling=sampling,
             root=model.root(start.salt, fidelity),

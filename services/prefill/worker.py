@@ -26,6 +26,7 @@ from shared.kv.entries import Source
 from shared.log import get_logger
 from shared.metrics import Metrics
 from shared.pool.nodes import Pool
+from shared.telemetry.spans import current_span
 from shared.tenant import NO_TENANT, Tenant
 from shared.timings import PrefillTimings
 
@@ -111,7 +112,7 @@ class PrefillWorker:
         kv, layout = self._transfer.kv, self._transfer.layout
         num_tokens = num_blocks * layout.block_tokens
         urgency = Urgency(time.monotonic(), deadline.at, prompt.priority)
-        times = PromptTimes(layout.num_layers, prompt.began_at)
+        times = PromptTimes(layout.num_layers, prompt.began_at, current_span())
         promised = self._promises.num_promised(prompt.keys) * layout.block_tokens
         async with (
             self._backlog.entered(promised, num_tokens) as pending,
@@ -137,7 +138,7 @@ class PrefillWorker:
                     work = _Work(prompt, pool, urgency, promise, pages, claims, publisher, pending, times)
                     start = await self._reuse(work, deadline)
                     pending.first = start * layout.block_tokens
-                    times.ready()
+                    times.ready(start)
                     yield Progress(start, 0, finished=False)
                     computing = self._compute(work, start)
                     await _all(computing, publisher.run())
@@ -203,6 +204,10 @@ class PrefillWorker:
             work.times.layer_computed(ready)
             work.publisher.emit(ready)
 
+        def on_chunk(done: int) -> None:
+            work.times.chunk_computed(done * block_tokens)
+            self._commit(work, start, done)
+
         job = ComputeJob(
             next_token=first,
             end=end,
@@ -212,7 +217,7 @@ class PrefillWorker:
             reservation=work.pages.reservation,
             on_begin=work.pages.begin,
             on_layer=on_layer,
-            on_chunk=lambda done: self._commit(work, start, done),
+            on_chunk=on_chunk,
         )
         try:
             await self._engine.compute(job)

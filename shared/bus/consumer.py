@@ -12,6 +12,7 @@ from aiokafka.errors import KafkaError, OffsetOutOfRangeError, UnknownTopicOrPar
 from shared.bus.connection import Connection
 from shared.errors import BadEvent
 from shared.log import REQUEST_ID_KEY, bound_request, get_logger, request_id_or_new
+from shared.telemetry.tracing import linked
 
 log = get_logger()
 
@@ -184,7 +185,8 @@ class Consumer:
     async def _handle(self, record: Record) -> None:
         request_id = dict(record.headers).get(REQUEST_ID_KEY)
         bound = bound_request(request_id_or_new(request_id.decode("ascii", "replace"))) if request_id else nullcontext()
-        with bound:
+        about = {"messaging.system": "kafka", "messaging.destination.name": record.topic}
+        with bound, linked(f"process {record.topic}", record.headers, about):
             try:
                 await self._handler(record)
             except Exception as error:

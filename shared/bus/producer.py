@@ -16,6 +16,7 @@ from aiokafka.errors import (
 
 from shared.bus.connection import Connection, ConnectionLostError
 from shared.log import REQUEST_ID_KEY, current_request_id, get_logger
+from shared.telemetry.spans import current_span
 
 log = get_logger()
 
@@ -65,6 +66,8 @@ class Producer:
         request_id = current_request_id()
         if request_id is not None:
             headers = (*headers, (REQUEST_ID_KEY, request_id.encode()))
+        if (span := current_span()).is_recording:
+            headers = (*headers, *((name, value.encode()) for name, value in span.carrier))
         self._queue.append(_Outgoing(topic, key.encode(), value, headers))
         self._empty.clear()
         self._available.set()

@@ -21,6 +21,8 @@ from shared.errors import (
 )
 from shared.log import REQUEST_ID_KEY, bound_request, current_request_id, get_logger, request_id_or_new
 from shared.service.lifecycle import InFlight
+from shared.telemetry.spans import Attributes, current_span
+from shared.telemetry.tracing import continued
 
 log = get_logger()
 
@@ -110,7 +112,10 @@ class CallBoundary(grpc.aio.ServerInterceptor):
 
     @asynccontextmanager
     async def _call(self, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
-        with bound_request(request_id_or_new(_metadata_value(context.invocation_metadata(), REQUEST_ID_KEY))):
+        metadata = context.invocation_metadata()
+        request_id = request_id_or_new(_metadata_value(metadata, REQUEST_ID_KEY))
+        serving = continued(method.lstrip("/"), metadata or (), _rpc(method, request_id))
+        with bound_request(request_id), serving as span:
             try:
                 with self._inflight.track(even_when_draining=method in self._accept_while_draining):
                     yield
@@ -118,13 +123,14 @@ class CallBoundary(grpc.aio.ServerInterceptor):
                 raise
             except Exception as raised:  # noqa: BLE001 - the boundary: everything becomes a status, and is logged
                 error = _as_prfaas_error(raised, method)
+                span.failed(error.code)
                 await context.abort(error.grpc_status, _clipped(str(error)), trailing_metadata=error_metadata(error))
 
 
 def request_metadata() -> Metadata:
-    """Return the metadata that carries the current request's id to a peer."""
-    request_id = current_request_id()
-    return () if request_id is None else ((REQUEST_ID_KEY, request_id),)
+    """Return the metadata that carries the current request's id and span to a peer."""
+    request_id, carrier = current_request_id(), current_span().carrier
+    return carrier if request_id is None else ((REQUEST_ID_KEY, request_id), *carrier)
 
 
 def error_metadata(error: PrfaasError) -> Metadata:
@@ -161,6 +167,11 @@ def _as_prfaas_error(raised: Exception, method: str) -> PrfaasError:
     level = log.warning if ours[0].http_status >= 500 else log.info
     level("rpc_failed", method=method, code=ours[0].code, error=str(ours[0]))
     return ours[0]
+
+
+def _rpc(method: str, request_id: str) -> Attributes:
+    service, _, name = method.lstrip("/").rpartition("/")
+    return {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name, "prfaas.request_id": request_id}
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

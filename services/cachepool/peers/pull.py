@@ -22,6 +22,7 @@ from shared.log import get_logger
 from shared.pool.client import SHARE_ID_BYTES
 from shared.pool.lanes.messages import IN_MESSAGES
 from shared.rpc.options import ChannelId
+from shared.telemetry.spans import Attributes, current_span, named, traced
 
 log = get_logger()
 
@@ -105,7 +106,8 @@ class Pull:
 
             async def receive(request: StreamRequest) -> None:
                 try:
-                    await self._receive(request, lambda entry: streams.create_task(self._refetch(entry)))
+                    with traced("pull", "client", self._facts(request)):
+                        await self._receive(request, lambda entry: streams.create_task(self._refetch(entry)))
                 except PrfaasError as error:
                     lost[request.channel_id] = self._lost[request.channel_id] = error
                     self._context.metrics.streams_lost.labels(self._address, error.code).inc()
@@ -118,6 +120,13 @@ class Pull:
                     receive(StreamRequest(blocks, max(0.0, self.terms.wait_s - waited_s), channel_id, share))
                 )
         return lost
+
+    def _facts(self, request: StreamRequest) -> Attributes:
+        peer = self.terms.peer
+        return {
+            "server.address": peer.address,
+            **named(dc=peer.dc, num_blocks=len(request.blocks), channel=request.channel_id.number),
+        }
 
     def _fell_silent(self, lost: Mapping[ChannelId, PrfaasError]) -> bool:
         return all(isinstance(error, DeadlineExceeded) for error in lost.values()) and not self._deadline.expired
@@ -143,8 +152,10 @@ class Pull:
 
         A peer denies after it has waited for a writer as long as our reader would: patience counts from the start.
         """
+        num_entries = 0
         async with aclosing(arrivals(self._context.network, self.terms, request, self._deadline)) as arriving:
             async for arrived in arriving:
+                num_entries += len(arrived.frames)
                 for denied in arrived.missing:
                     self._store.release(self.writer, denied, self._started)
                 corrupt = [(key, layer) for key, layers in arrived.corrupt for layer in iter_layers(layers)]
@@ -154,6 +165,7 @@ class Pull:
                     if 0 <= layer < self.terms.layout.num_layers:  # else nobody can tell which entry this was
                         on_corrupt(BlockEntries(key, 1 << layer))
                 del arrived  # or, when this is cancelled, its traceback would hold slots until it is collected
+        current_span().set(named(num_entries=num_entries))
 
     def _put(self, frames: Sequence[Frame], is_verified: bool) -> list[Frame]:
         """Store frames; return those that are not what their source sealed, or are no KV of this layout all the same.

@@ -25,6 +25,7 @@ from shared.patience import Patience
 from shared.pool.wire import Unreadable
 from shared.proto import prfaas_pb2 as pb
 from shared.rpc.convert import mask_to_bytes
+from shared.telemetry.spans import current_span, named
 from shared.tenant import Tenant
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -88,6 +89,7 @@ class PublishHandler:
                 num_abandoned = self._store.abandon(lease.writer)
                 self._metrics.lost.inc(num_abandoned)
                 log.info("publish_served", num_entries=lease.num_stored, num_abandoned=num_abandoned, finished=finished)
+                current_span().set(named(num_entries=lease.num_stored, num_abandoned=num_abandoned, finished=finished))
             await context.write(pb.PublishReply(stored=pb.PublishStored(num_entries=lease.num_stored)))
 
     async def _on_message(self, message: PublishMessage, lease: _Lease, context: Context) -> None:

@@ -40,6 +40,7 @@ from shared.rpc.convert import (
     mask_to_bytes,
     sources_from_messages,
 )
+from shared.telemetry.spans import current_span, named
 from shared.tenant import Tenant
 
 log = get_logger()
@@ -130,6 +131,7 @@ class PoolServicer(CachePoolServicer):
                     served.finished = True
                 finally:
                     log.info("fetch_served", **asdict(served))
+                    current_span().set(named(**asdict(served)))
                     if isinstance(outlet, LinkedOutlet):
                         await outlet.close()
 

@@ -21,6 +21,7 @@ from services.gateway.api.replies.completion import CompletionReply
 from services.gateway.api.replies.logprobs import PromptLogprobs
 from services.gateway.api.replies.reply import Reply
 from services.gateway.api.sse import EventStream
+from services.gateway.api.traced import asked
 from services.gateway.api.whole import num_told, shown_choices, spelt
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.model import ServedModel
@@ -34,6 +35,7 @@ from shared.deadline import Deadline
 from shared.errors import BadRequest, Internal, PrfaasError
 from shared.log import get_logger
 from shared.model.grammar.grammars import Grammars
+from shared.telemetry.spans import current_span
 
 log = get_logger()
 
@@ -103,6 +105,7 @@ class GenerationRoutes:
             try:
                 async with deadline.scope("the request was being served"):
                     body, prepared = await self._intake.body(request, schema, work)
+                    current_span().set(asked(model.name, prepared))
                     await self._check_constraint(body, prepared)
                     reply = shape(
                         request_id_of(request),

@@ -8,6 +8,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from services.gateway.api.errors import error_response, from_http
+from services.gateway.api.traced import answered, serving
 from services.gateway.metrics import GatewayMetrics
 from shared.errors import Internal, PrfaasError
 from shared.ids import RequestId
@@ -36,7 +37,7 @@ def envelope(metrics: GatewayMetrics) -> Middleware:
         request_id = request_id_or_new(request.headers.get(REQUEST_ID_HEADER))
         request[_REQUEST_ID] = request_id
         started_at = time.monotonic()
-        with bound_request(request_id):
+        with bound_request(request_id), serving(request, request_id) as span:
             try:
                 response = await _answered(request, handler, metrics)
             except asyncio.CancelledError:
@@ -44,6 +45,7 @@ def envelope(metrics: GatewayMetrics) -> Middleware:
                 raise
             if not response.prepared:
                 response.headers[REQUEST_ID_HEADER] = request_id
+            answered(span, response.status)
             _log_end(request, response.status, started_at)
             return response
 

@@ -16,6 +16,7 @@ from services.gateway.request.noted import noted
 from services.gateway.request.usage import PromptUsage
 from services.gateway.routing.plan import Plan
 from services.gateway.timeline.record import ChoiceNote
+from services.gateway.timeline.traced import traced_attempt
 from shared.deadline import Deadline
 from shared.errors import NoWorker, PrfaasError, Unavailable
 from shared.ids import WorkerId
@@ -80,13 +81,14 @@ class Pipeline:
                 tried = note.carried_out(noted(plan))
                 attempt = Attempt(self._calls, plan, rest, usage, deadline, turn.prefilled, tried)
                 try:
-                    async with aclosing(attempt.tokens()) as events:
-                        async for event in events:
-                            if event.is_answer:
-                                turn.first_token()
-                            generated += event.ids
-                            num_scored += len(event.prompt_logprobs)
-                            yield event
+                    with traced_attempt(tried):
+                        async with aclosing(attempt.tokens()) as events:
+                            async for event in events:
+                                if event.is_answer:
+                                    turn.first_token()
+                                generated += event.ids
+                                num_scored += len(event.prompt_logprobs)
+                                yield event
                     return
                 except PrfaasError as error:
                     tried.error = error.code

@@ -14,6 +14,7 @@ from services.gateway.request.noted import site_of
 from services.gateway.request.usage import PromptUsage
 from services.gateway.routing.plan import Plan
 from services.gateway.timeline.record import PrefillNote, WorkerSite
+from services.gateway.timeline.traced import traced_prefill
 from shared.deadline import Deadline
 from shared.errors import PrfaasError, Unavailable
 from shared.ids import BlockKey
@@ -138,7 +139,8 @@ class Prefilling:
         """Follow one call to its end. Raises what it fails with."""
         note = self._note_call(site_of(member))
         try:
-            await self._hear(member, note)
+            with traced_prefill(note):
+                await self._hear(member, note)
         except PrfaasError as error:
             note.ended(error.code)
             raise

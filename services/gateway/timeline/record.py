@@ -155,6 +155,7 @@ class RequestTimeline:
     number: int  # requests are numbered as they come
     request_id: str
     kind: str  # chat or completion
+    trace_id: str | None = None  # None: it is in no trace
     began_at: float = field(default_factory=time.monotonic)
     began_at_unix_s: float = field(default_factory=time.time)
     body_read_at: float | None = None

@@ -48,6 +48,7 @@ def timeline_of(timeline: RequestTimeline, now: float) -> Json:
     return {
         "object": "request.timeline",
         **summary_of(timeline, now),
+        "trace_id": timeline.trace_id,
         "stream": timeline.is_streamed,
         "body_read_s": _since(timeline, timeline.body_read_at),
         "prepared_s": _since(timeline, timeline.prepared_at),

@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from itertools import count
 
 from services.gateway.timeline.record import RequestTimeline
+from services.gateway.timeline.traced import trace_request
 from shared.errors import Internal, PrfaasError
+from shared.telemetry.spans import current_span
 
 MAX_ENDED = 1_000
 MAX_BYTES = 16 << 20
@@ -37,7 +39,7 @@ class Timelines:
     @contextmanager
     def follow(self, request_id: str, kind: str) -> Iterator[RequestTimeline]:
         """Keep a timeline of what happens inside, however it ends. A later request of the same id takes its name."""
-        timeline = RequestTimeline(next(self._numbers), request_id, kind)
+        timeline = RequestTimeline(next(self._numbers), request_id, kind, current_span().trace_id)
         self._running[timeline.number] = self._by_id[request_id] = timeline
         self.num_taken += 1
         try:
@@ -56,6 +58,7 @@ class Timelines:
         finally:
             del self._running[timeline.number]
             self._keep(timeline)
+            trace_request(timeline)
 
     def get(self, request_id: str) -> RequestTimeline | None:
         """Return the timeline of the latest request of that id, if it is still known."""

@@ -4,27 +4,12 @@ import asyncio
 
 import pytest
 
-from services.gateway.timeline.record import MAX_CHOICES, PlanNote, RequestTimeline, WorkerSite
+from services.gateway.timeline.record import MAX_CHOICES, RequestTimeline, WorkerSite
 from services.gateway.timeline.shown import summary_of, timeline_of
 from services.gateway.timeline.timelines import Timelines
 from shared.errors import Internal, NoWorker
 from shared.timings import DecodeTimings, LayerTimes, PrefillTimings
-
-PLAN = PlanNote(
-    kind="remote",
-    home_dc="west",
-    decode=WorkerSite("decode-west", "west"),
-    prefill=WorkerSite("prefill-east", "east"),
-    num_blocks=6,
-    usable_blocks=0,
-    decode_sources=(),
-    prefill_sources=(),
-    codec="raw",
-    forecast_ttft_s=0.5,
-    forecast_time_per_output_token_s=0.01,
-    alone_s=None,
-    ways=(),
-)
+from tests.support.timelines import PLAN_NOTE
 
 
 def test_the_oldest_that_have_ended_go_first_and_their_ids_with_them() -> None:
@@ -47,7 +32,7 @@ def test_long_timelines_are_fewer() -> None:
     timelines = Timelines(max_ended=100, max_bytes=200_000)
     for number in range(50):
         with timelines.follow(str(number), "chat") as timeline:
-            attempt = timeline.choice().carried_out(PLAN)
+            attempt = timeline.choice().carried_out(PLAN_NOTE)
             attempt.first_token(0.0, 1, DecodeTimings(landed=layers))
             attempt.prefill_sent(WorkerSite("p", "east")).heard(0, 0, PrefillTimings(computed=layers, sent=layers))
     assert 5 < len(timelines.recent(100)) < 20
@@ -114,7 +99,7 @@ def test_who_watches_hears_of_those_that_run_and_those_that_have_just_ended() ->
 def test_an_engines_times_are_placed_where_the_gateway_called_it() -> None:
     timeline = RequestTimeline(1, "r", "chat", began_at=100.0)
     choice = timeline.choice()
-    attempt = choice.carried_out(PLAN)
+    attempt = choice.carried_out(PLAN_NOTE)
     attempt.decode_sent_at = 101.0
     prefill = attempt.prefill_sent(WorkerSite("prefill-east", "east"))
     prefill.sent_at = 102.0
