@@ -1,6 +1,7 @@
 """The gateway's HTTP API as commands use it: JSON, text, and streams of events. Blocking, each wait with a limit."""
 
 import json
+import os
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from urllib.request import Request, urlopen
 import typer
 
 from deploy.cli.failure import CommandFailed, GatewayRefused, GatewayUnreachable
+from deploy.up.trust import reached, trust
 
 DEFAULT_GATEWAY = "http://127.0.0.1:8000"
 MAX_ANSWER_BYTES = 64 << 20
@@ -29,7 +31,7 @@ def checked_url(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.netloc:
         guess = f"; did you mean http://{url}?" if "://" not in url and url else ""
         raise typer.BadParameter(f"{url!r} is not an http or https URL{guess}")
-    return url.rstrip("/")
+    return (reached(url, os.environ) if url == DEFAULT_GATEWAY else url).rstrip("/")
 
 
 GatewayUrl = Annotated[
@@ -93,7 +95,7 @@ class GatewayClient:
         data = None if body is None else json.dumps(body).encode()
         request = Request(f"{self.url}{path}", data, {"Content-Type": "application/json"})
         try:
-            with urlopen(request, timeout=self.timeout_s) as response:
+            with urlopen(request, timeout=self.timeout_s, context=trust(os.environ)) as response:
                 yield response
         except HTTPError as error:
             with error:
