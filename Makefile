@@ -18,7 +18,7 @@ BENCHMARKS := startup serve load gateway exactness engine quality index tiers co
 QUICK_BENCHMARKS := $(filter-out exactness engine,$(BENCHMARKS)) trace decision simulator routing
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test coverage fmt lint proto reference release lock bench bench-quick wan-test compose-test lm-eval-test plan clean
+.PHONY: help setup up test coverage fmt lint proto reference release lock bench bench-quick wan-test compose-test lm-eval-test plan certs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -94,6 +94,9 @@ lm-eval-test: setup ## lm-evaluation-harness, in an environment of its own, agai
 
 plan: setup ## divide the clusters of PLAN, by default the paper's case: threshold, N_p : N_d, requests/s
 	@$(BIN)/python -m services.gateway.plan $(PLAN)
+
+certs: setup ## an authority, and certificates for each role in each datacenter, in PRFAAS_CERTS (default .run/certs)
+	@$(BIN)/prfaas certs suite
 
 clean: ## remove .venv and everything else that git ignores
 	git clean -fdX

@@ -19,7 +19,7 @@ from shared.metrics import Metrics
 from shared.pool.calls import add_pool_servicer
 from shared.rpc.client import Channels
 from shared.rpc.server import GrpcServer
-from shared.security import NO_SECURITY
+from shared.security.credentials import security_of
 from shared.service.health import Health
 from shared.service.lifecycle import InFlight, background
 
@@ -77,10 +77,11 @@ async def serve(
 ) -> None:
     """Be the child: serve a pool, print its address, answer commands until the parent closes stdin."""
     async with AsyncExitStack() as stack:
-        channels = await stack.enter_async_context(Channels())
-        server = GrpcServer(host, 0, Health("grpc"), InFlight())
+        security = security_of(settings)
+        channels = await stack.enter_async_context(Channels(security.grpc_channel))
+        server = GrpcServer(host, 0, Health("grpc"), InFlight(), security.grpc_server, guard=security.guard)
         address = f"{host}:{server.bind()}"
-        ends = await stack.enter_async_context(lane_ends(settings, NO_SECURITY))
+        ends = await stack.enter_async_context(lane_ends(settings, security))
         jobs = await stack.enter_async_context(background())
         jobs.start(TouchAhead(ends.memory, settings.ahead_bytes).run(), name="memory ahead")
         parts = build_pool(

@@ -3,11 +3,14 @@
 import argparse
 import json
 import math
+import os
 import sys
 import time
 from http.client import HTTPException
 from urllib.error import URLError
 from urllib.request import Request, urlopen
+
+from deploy.up.trust import reached, trust
 
 POLL_S = 0.1
 WATCH_S = 1.0
@@ -23,14 +26,16 @@ def say(line: str) -> None:
 
 def curl_line(gateway: str, model: str) -> str:
     body = json.dumps({"model": model, "prompt": QUESTION, "max_tokens": 32})
-    return f"curl {gateway}/v1/completions -H 'Content-Type: application/json' -d '{body}'"
+    trusted = f"--cacert {os.environ.get('PRFAAS_CERTS')}/ca.pem " if gateway.startswith("https:") else ""
+    return f"curl {trusted}{gateway}/v1/completions -H 'Content-Type: application/json' -d '{body}'"
 
 
 def answers(url: str, body: dict[str, object] | None = None, timeout_s: float = 10.0) -> dict[str, object] | None:
     """Return the JSON answer ({} when it is something else) of a request that succeeded; None when it did not."""
     data = None if body is None else json.dumps(body).encode()
     try:
-        with urlopen(Request(url, data, {"Content-Type": "application/json"}), timeout=timeout_s) as response:
+        request = Request(url, data, {"Content-Type": "application/json"})
+        with urlopen(request, timeout=timeout_s, context=trust(os.environ)) as response:
             raw = response.read()
     except (URLError, OSError, HTTPException):
         return None
@@ -76,14 +81,15 @@ def main() -> int:
     parser.add_argument("--limit-s", type=float, default=180.0)
     options = parser.parse_args()
     started = time.monotonic()
-    others = [f"http://127.0.0.1:{port}" for port in options.also]
-    model = wait(options.gateway, others, options.limit_s)
+    gateway = reached(options.gateway, os.environ)
+    others = [reached(f"http://127.0.0.1:{port}", os.environ) for port in options.also]
+    model = wait(gateway, others, options.limit_s)
     if model is None:
         return EXIT_IN_VAIN
     spent_s = time.monotonic() - started
-    say(f"ready after {spent_s:.1f} s: {options.gateway} serves {model}; try: {curl_line(options.gateway, model)}")
+    say(f"ready after {spent_s:.1f} s: {gateway} serves {model}; try: {curl_line(gateway, model)}")
     while True:
-        say(f"answers again after {watch(options.gateway, others):.1f} s")
+        say(f"answers again after {watch(gateway, others):.1f} s")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes docs/settings.md and the two pages of metrics from the code, or checks that they are current (`--check`).
+"""Writes the two pages of settings and the two of metrics from the code, or checks that they are current (`--check`).
 
 Settings are read from the settings classes. Metrics are read from the source, at the places where they are made: many
 are made only when a model is loaded or a peer has answered. A test compares them with what running processes export.
@@ -17,7 +17,7 @@ from services.cachepool.settings import PoolSettings
 from services.decode.settings import DecodeSettings
 from services.gateway.settings import GatewaySettings
 from services.prefill.settings import PrefillSettings
-from shared.config import ServiceSettings
+from shared.config import SecuritySettings, ServiceSettings
 from shared.metrics import PREFIX
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,7 +38,7 @@ KINDS = {
     "GaugeMetricFamily": "gauge",
 }
 PLACES = {
-    "Every process": ("shared/metrics.py", "shared/bus", "shared/telemetry"),
+    "Every process": ("shared/metrics.py", "shared/bus", "shared/security", "shared/telemetry"),
     "Gateway": ("services/gateway",),
     "Cache pool": ("services/cachepool",),
     "Prefill and decode": ("shared/engine",),
@@ -61,11 +61,12 @@ class Instrument:
 
 
 def settings_page() -> str:
-    """Return docs/settings.md: each setting once, under the services that read it."""
+    """Return docs/settings.md: each setting once, under the services that read it, those of security apart."""
+    apart = {item.metadata["env"] for item in fields(SecuritySettings)}
     read: dict[str, dict[str, Field[Any]]] = {}  # by variable and service
     for service, cls in SERVICES.items():
         for item in fields(cls):
-            if "env" in item.metadata:
+            if item.metadata.get("env", "") not in {"", *apart}:
                 read.setdefault(item.metadata["env"], {})[service] = item
     lines = [
         "# Settings",
@@ -73,6 +74,7 @@ def settings_page() -> str:
         "Each process reads its settings from environment variables at its start. A bad value ends the",
         "process with exit code 2, after all problems are named. `make up` and `compose.yaml` hand the",
         "variables of their own environment on. Defaults stand in parentheses.",
+        "[Settings of security](security/settings.md) have a page of their own.",
     ]
     for group in dict.fromkeys(tuple(by_service) for by_service in read.values()):
         lines += ["", f"## {_title(group)}"]
@@ -80,6 +82,20 @@ def settings_page() -> str:
             if tuple(by_service) == group:
                 item = next(iter(by_service.values()))
                 lines += _bullet(f"`{env}` ({_defaults(by_service)}): {item.metadata['help']}.")
+    return _page(lines, "settings classes")
+
+
+def security_settings_page() -> str:
+    """Return docs/security/settings.md."""
+    lines = [
+        "# Settings of security",
+        "",
+        "Every process reads them. [Security](../security.md) says how they are used.",
+        "",
+    ]
+    for item in fields(SecuritySettings):
+        env = item.metadata["env"]
+        lines += _bullet(f"`{env}` ({_defaults({'': item})}): {item.metadata['help']}.")
     return _page(lines, "settings classes")
 
 
@@ -228,6 +244,7 @@ def _page(lines: Sequence[str], source: str) -> str:
 def main() -> int:
     pages = {
         ROOT / "docs/settings.md": settings_page(),
+        ROOT / "docs/security/settings.md": security_settings_page(),
         ROOT / "docs/metrics.md": metrics_page(),
         ROOT / "docs/engines/metrics.md": engine_metrics_page(),
     }

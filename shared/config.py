@@ -27,13 +27,15 @@ def setting(
     help: str = "",  # noqa: A002 - argparse's word for the same thing
     parse: Callable[[str], Any] | None = None,
     check: Callable[[Any], str | None] | None = None,
+    is_secret: bool = False,
 ) -> Any:
     """Declare a dataclass field that `load` reads from the variable `env`; without a default it must be set.
 
     `parse` turns the text into the value and raises ValueError; `check` returns what is wrong with the value, or None.
-    A variable that is set to the empty string counts as unset, as in compose files.
+    A variable that is set to the empty string counts as unset, as in compose files. A secret is never shown.
     """
-    return field(default=default, metadata={"env": env, "help": help, "parse": parse, "check": check})
+    metadata = {"env": env, "help": help, "parse": parse, "check": check}
+    return field(default=default, metadata=metadata, repr=not is_secret)
 
 
 def load(cls: type[T], environ: Mapping[str, str] | None = None) -> T:
@@ -52,11 +54,11 @@ def load(cls: type[T], environ: Mapping[str, str] | None = None) -> T:
         try:
             value = (item.metadata["parse"] or parser_of(hints[item.name]))(text)
         except ValueError as error:
-            problems.append(f"{env}: {error} (got {text!r})")
+            problems.append(f"{env}: {error}{_got(item, text)}")
             continue
         check = item.metadata["check"]
         if check is not None and (problem := check(value)) is not None:
-            problems.append(f"{env}: {problem} (got {text!r})")
+            problems.append(f"{env}: {problem}{_got(item, text)}")
         values[item.name] = value
     if not problems:
         try:
@@ -114,7 +116,43 @@ def port(value: int) -> str | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServiceSettings:
+class SecuritySettings:
+    """How connections are encrypted, and who is at their other ends."""
+
+    security: Literal["none", "mtls"] = setting(
+        "PRFAAS_SECURITY", "none", help="identity and encryption of all connections: none or mtls"
+    )
+    certs: Path | None = setting(
+        "PRFAAS_CERTS", None, help="folder of `prfaas certs`: ca.pem, and <role>-<dc>.pem and .key of each process"
+    )
+    tls_ca: Path | None = setting("PRFAAS_TLS_CA", None, help="trusted authorities, PEM (default: of PRFAAS_CERTS)")
+    tls_cert: Path | None = setting("PRFAAS_TLS_CERT", None, help="own certificate, PEM (default: of PRFAAS_CERTS)")
+    tls_key: Path | None = setting("PRFAAS_TLS_KEY", None, help="own private key, PEM (default: of PRFAAS_CERTS)")
+    allow_plaintext: bool = setting(
+        "PRFAAS_ALLOW_PLAINTEXT", False, help="allow connections in plain text beyond this machine"
+    )
+    kafka_protocol: Literal["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"] = setting(
+        "PRFAAS_KAFKA_PROTOCOL", "plaintext", help="how brokers are spoken to: plaintext, ssl, sasl_plaintext, sasl_ssl"
+    )
+    kafka_ca: Path | None = setting(
+        "PRFAAS_KAFKA_CA", None, help="authorities of the brokers, PEM (default: the system's)"
+    )
+    kafka_cert: Path | None = setting("PRFAAS_KAFKA_CERT", None, help="certificate shown to the brokers, PEM")
+    kafka_key: Path | None = setting("PRFAAS_KAFKA_KEY", None, help="private key of PRFAAS_KAFKA_CERT, PEM")
+    kafka_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = setting(
+        "PRFAAS_KAFKA_SASL_MECHANISM", "PLAIN", help="SASL mechanism: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"
+    )
+    kafka_user: str = setting("PRFAAS_KAFKA_SASL_USERNAME", "", help="user name of SASL")
+    kafka_password: str = setting(
+        "PRFAAS_KAFKA_SASL_PASSWORD", "", help="password of SASL; the next setting keeps it in a file", is_secret=True
+    )
+    kafka_password_file: Path | None = setting(
+        "PRFAAS_KAFKA_SASL_PASSWORD_FILE", None, help="file that holds the password of SASL"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceSettings(SecuritySettings):
     """What every service of the suite can be told. Subclasses set `service` and add fields of their own."""
 
     service: ClassVar[str] = "service"
@@ -130,7 +168,6 @@ class ServiceSettings:
     silence_s: float = setting(
         "PRFAAS_SILENCE_S", 2.5, help="a connection without a sign of life for so long is lost", check=positive
     )
-    security: Literal["none"] = setting("PRFAAS_SECURITY", "none", help="identity and encryption of all connections")
     log_level: Literal["debug", "info", "warning", "error"] = setting("PRFAAS_LOG_LEVEL", "info", help="least level")
     log_format: Literal["json", "console"] = setting("PRFAAS_LOG_FORMAT", "json", help="json or console")
     traces: str = setting(
@@ -153,6 +190,10 @@ class ServiceSettings:
 
 def _settings(cls: type[Any]) -> Iterator[Field[Any]]:
     return (item for item in fields(cls) if "env" in item.metadata)
+
+
+def _got(item: Field[Any], text: str) -> str:
+    return f" (got {text!r})" if item.repr else ""
 
 
 def _because(item: Field[Any]) -> str:

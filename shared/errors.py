@@ -14,6 +14,7 @@ PrfaasError
 ├── Unavailable                503  UNAVAILABLE
 │   ├── Draining               503  UNAVAILABLE
 │   ├── NoWorker               503  UNAVAILABLE
+│   ├── PeerRefused            503  PERMISSION_DENIED    certificates or rights of two services do not fit
 │   └── WorkerLost             503  UNAVAILABLE          the peer died or cannot be reached
 │       └── LaneBroken         503  UNAVAILABLE          payloads cannot come that way; they can come in messages
 ├── DeadlineExceeded           504  DEADLINE_EXCEEDED
@@ -119,6 +120,11 @@ class Draining(Unavailable):
 
 class NoWorker(Unavailable):
     code = "no_worker"
+
+
+class PeerRefused(Unavailable):
+    code = "peer_refused"
+    grpc_status = grpc.StatusCode.PERMISSION_DENIED
 
 
 class WorkerLost(Unavailable):

@@ -13,7 +13,7 @@ from shared.log import configure
 from shared.metrics import Metrics, watch_loop_lag
 from shared.rpc.client import Channels
 from shared.rpc.server import GrpcServer
-from shared.security import Security, security_of
+from shared.security.credentials import Security, security_of
 from shared.service.health import Health
 from shared.service.http import StatusServer
 from shared.service.lifecycle import Background, InFlight, background
@@ -49,9 +49,11 @@ async def open_host(settings: ServiceSettings, *conditions: str) -> AsyncIterato
     Raises `SettingsError` when credentials cannot be read. At the end of the block channels are closed, then background
     jobs are cancelled. A job that crashes ends the block.
     """
-    security = security_of(settings)
     configure(settings.service, level=settings.log_level, fmt=settings.log_format, dc=settings.dc)
+    security = security_of(settings)
     health, metrics = Health(*conditions), Metrics()
+    if security.collector is not None:
+        metrics.registry.register(security.collector)
     async with (
         tracing(settings, metrics),
         background() as jobs,
@@ -65,7 +67,12 @@ def status_server(host: Host) -> StatusServer:
     """Return the HTTP server of a process that has no API of its own: metrics, liveness, readiness."""
     settings = host.settings
     return StatusServer(
-        settings.http_host, settings.http_port, host.metrics.registry, host.health, host.security.http_server
+        settings.http_host,
+        settings.http_port,
+        host.metrics.registry,
+        host.health,
+        host.security.http_server,
+        host.security.guard,
     )
 
 
@@ -88,6 +95,7 @@ class WorkerServer:
             host.inflight,
             host.security.grpc_server,
             silence_s=settings.silence_s,
+            guard=host.security.guard,
         )
         self.address = f"{settings.advertise_host}:{self.grpc.bind()}"
         self._host = host

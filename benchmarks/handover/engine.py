@@ -5,7 +5,8 @@ import sys
 import time
 from collections.abc import Coroutine
 from contextlib import closing
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 
@@ -31,8 +32,16 @@ from shared.model.pages.kv import PagedKv
 from shared.pool.client import PoolClient
 from shared.pool.lanes.chosen import engine_lanes
 from shared.rpc.client import Channels
+from shared.security.credentials import security_of
 
 LIMIT_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class HandingSettings(LaneSettings):
+    """Both ends show the certificate of a decode worker, which may publish and fetch."""
+
+    service: ClassVar[str] = "decode"
 
 
 class HandingEngine:
@@ -41,8 +50,11 @@ class HandingEngine:
     def __init__(self, address: str, device: torch.device, entry_bytes: int, num_blocks: int) -> None:
         layout = layout_of(entry_bytes)
         self._runner = asyncio.Runner()
-        self._channels = Channels()
-        self._lanes = engine_lanes(load(LaneSettings), self._channels)
+        settings = load(HandingSettings)
+        security = security_of(settings)
+        self._channels = Channels(security.grpc_channel)
+        self._channels.expect(address, settings.dc)
+        self._lanes = engine_lanes(settings, self._channels, security.lane_client)
         self._pool = PoolClient(self._channels, address, lanes=self._lanes)
         self._kv = PagedKv(layout, num_blocks, layout.block_tokens, device)
         reservation = self._kv.reserve([], num_blocks * layout.block_tokens)

@@ -2,9 +2,11 @@
 
 import os
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.handover.counting import Counter, Counting, Used
@@ -12,11 +14,14 @@ from benchmarks.handover.pool import handing_pool
 from benchmarks.handover.shapes import MIB, layout_of
 from benchmarks.pool.lines import Child
 from benchmarks.pool_process import PoolProcess
+from deploy.cli.certs.command import make_absent
+from deploy.cli.certs.folder import CertificateFolder
 
 PASS_BYTES = 128 * MIB
 POOL_BYTES = 3 * PASS_BYTES
 HOPS = ("engine -> pool", "pool -> pool", "pool -> engine", "all three at once")
-LANES = ("auto", "grpc", "socket", "shared_memory")
+LANES = ("auto", "grpc", "socket", "socket_tls", "shared_memory")
+"""PRFAAS_LANES of all processes. With `socket_tls` all of their connections are encrypted."""
 
 
 class End(NamedTuple):
@@ -92,6 +97,7 @@ _ENDS = {
     "pool -> engine": ("west", "reader"),
     "all three at once": ("writer", "east", "west", "reader"),
 }
+_DCS = {"writer": "east", "east": "east", "west": "west", "reader": "west"}
 _WORK = {
     "engine -> pool": HandoverWay._publish,
     "pool -> pool": HandoverWay._pull,
@@ -105,7 +111,15 @@ async def open_way(counting: Counting, lane: str, device: str, entry_bytes: int)
     """Start the four processes of a lane; end them with the context."""
     num_blocks = PASS_BYTES // layout_of(entry_bytes).block_bytes
     counters = {end: counting.counter() for end in _ENDS["all three at once"]}
-    environs = {end: {**_lane_environ(lane), **counter.environ()} for end, counter in counters.items()}
+    stack = AsyncExitStack()
+    security: dict[str, str] = {}
+    if lane == "socket_tls":
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="prfaas-certs-"))
+        security = _certified(Path(folder))
+    environs = {
+        end: {**_lane_environ(lane), **security, "PRFAAS_DC": _DCS[end], **counter.environ()}
+        for end, counter in counters.items()
+    }
 
     def engine(end: str, pool: PoolProcess) -> Child:
         module = ("-m", "benchmarks.handover.engine", pool.address, device, str(entry_bytes), str(num_blocks))
@@ -115,6 +129,7 @@ async def open_way(counting: Counting, lane: str, device: str, entry_bytes: int)
         return ["env", *(f"{name}={value}" for name, value in environs[end].items())]
 
     async with (
+        stack,
         handing_pool(command("east"), "east", entry_bytes) as east,
         handing_pool(command("west"), "west", entry_bytes) as west,
     ):
@@ -130,8 +145,14 @@ async def open_way(counting: Counting, lane: str, device: str, entry_bytes: int)
                 reader.close()
 
 
+def _certified(folder: Path) -> dict[str, str]:
+    """Make certificates for all ends; return the settings that use them."""
+    make_absent(CertificateFolder(folder), ["east", "west"], (), 1)
+    return {"PRFAAS_SECURITY": "mtls", "PRFAAS_CERTS": str(folder)}
+
+
 def _lane_environ(lane: str) -> dict[str, str]:
-    chosen = {} if lane == "auto" else {"PRFAAS_LANES": lane}
+    chosen = {} if lane == "auto" else {"PRFAAS_LANES": lane.removesuffix("_tls")}
     return {**chosen, "PRFAAS_POOL_BYTES": str(POOL_BYTES), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
 
 

@@ -192,6 +192,7 @@ class WanSuite:
             "PRFAAS_ALLOW_ANONYMOUS": "true",
             "PRFAAS_KAFKA": f"{self._address('broker-west')}:{BROKER_PORT}",
             "PRFAAS_POOL": self.grpc_address(f"cachepool-{dc}"),
+            "PRFAAS_ALLOW_PLAINTEXT": "yes",  # between network namespaces of this machine
             "PRFAAS_DRAIN_S": "2",
             "PRFAAS_PROFILE_DIR": str(self._folder / f"{name}-profile"),  # others have other shares of their cores
             "OMP_WAIT_POLICY": "PASSIVE",

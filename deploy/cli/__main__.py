@@ -15,7 +15,7 @@ def main() -> int:
     try:
         from deploy.cli.app import app
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich", "psutil"):
+        if error.name not in ("typer", "rich", "psutil", "cryptography"):
             raise
         sys.stderr.write(f"prfaas: the package {error.name} is missing: pip install 'prfaas[cli]'\n")
         return 1

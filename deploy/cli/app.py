@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from deploy.cli.certs.command import certs
 from deploy.cli.chat import chat
 from deploy.cli.doctor.command import doctor
 from deploy.cli.failure import CommandFailed
@@ -40,6 +41,7 @@ app.command()(trace)
 app.command()(plan)
 app.command()(key)
 app.command()(doctor)
+app.add_typer(certs, name="certs")
 
 
 def show_version(is_asked: bool) -> None:

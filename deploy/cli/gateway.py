@@ -16,6 +16,7 @@ from urllib.request import Request, urlopen
 import typer
 
 from deploy.cli.failure import CommandFailed, GatewayRefused, GatewayUnreachable
+from deploy.up.trust import reached, trust
 
 DEFAULT_GATEWAY = "http://127.0.0.1:8000"
 MAX_ANSWER_BYTES = 64 << 20
@@ -33,7 +34,7 @@ def checked_url(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.netloc:
         guess = f"; did you mean http://{url}?" if "://" not in url and url else ""
         raise typer.BadParameter(f"{url!r} is not an http or https URL{guess}")
-    return url.rstrip("/")
+    return (reached(url, os.environ) if url == DEFAULT_GATEWAY else url).rstrip("/")
 
 
 GatewayUrl = Annotated[
@@ -99,7 +100,7 @@ class GatewayClient:
         headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
         request = Request(f"{self.url}{path}", data, headers)
         try:
-            with urlopen(request, timeout=self.timeout_s) as response:
+            with urlopen(request, timeout=self.timeout_s, context=trust(os.environ)) as response:
                 yield response
         except HTTPError as error:
             with error:

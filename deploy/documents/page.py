@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/**/*.md")
-GENERATED = ("docs/settings.md", "docs/metrics.md", "docs/engines/metrics.md")
+GENERATED = ("docs/settings.md", "docs/security/settings.md", "docs/metrics.md", "docs/engines/metrics.md")
 """References made by `deploy.reference`: they are searched, not read."""
 CONSTANT_NAME = re.compile(r"[A-Z][A-Z0-9_]+")
 

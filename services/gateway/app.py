@@ -67,6 +67,7 @@ from shared.model.grammar.grammars import Grammars
 from shared.model.grammar.vocabulary import GrammarVocabulary
 from shared.pool.admin import PoolAdmin
 from shared.rpc.client import Channels
+from shared.security.guard import PeerGuard
 from shared.service.health import Health
 from shared.service.http import HttpServer, status_routes
 from shared.service.lifecycle import InFlight, Lifecycle
@@ -104,7 +105,8 @@ async def run(lifecycle: Lifecycle) -> None:
         host.jobs.start(feed.run(), name="feed")
         host.jobs.start(prefixes.run(), name="prefixes")
         host.jobs.start(controller.run(), name="controller")
-        app = make_http_app(parts, settings, host.health, host.inflight, executor, host.metrics, prefixes, controller)
+        inflight, guard = host.inflight, host.security.guard
+        app = make_http_app(parts, settings, host.health, inflight, executor, host.metrics, prefixes, controller, guard)
         server = await stack.enter_async_context(
             HttpServer(app, settings.http_host, settings.http_port, host.security.http_server)
         )
@@ -242,6 +244,7 @@ def make_http_app(
     metrics: Metrics,
     prefixes: Prefixes | None = None,
     controller: Controller | None = None,
+    guard: PeerGuard | None = None,
 ) -> web.Application:
     """`prefixes`, `controller`: those that run; by default nobody renews, nobody looks. Raises `SettingsError`."""
     dc, model = Datacenter(settings.dc), parts.model
@@ -259,7 +262,7 @@ def make_http_app(
     app.add_routes(InfoRoutes(model, parts.registry, health, intake).routes())
     controller = controller or make_controller(parts, settings, metrics)
     app.add_routes(CapacityRoutes(partial(plan_answer, controller)).routes())
-    app.add_routes(status_routes(metrics.registry, health))
+    app.add_routes(status_routes(metrics.registry, health, guard))
     app.add_routes(LiveRoutes(make_live(parts, dc, controller), health).routes())
     app.add_routes(RequestRoutes(parts.timelines).routes())
     app.add_routes(PageRoutes().routes())

@@ -12,7 +12,7 @@ from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 from shared.bus.events import TOPIC_LOAD, TOPIC_MEMBERSHIP, TOPIC_PLACEMENT
 from shared.log import get_logger
 from shared.metrics import Metrics
-from shared.security import KafkaSecurity
+from shared.security.kafka import KafkaSecurity
 from shared.service.health import Health
 
 log = get_logger()

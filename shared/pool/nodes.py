@@ -56,9 +56,18 @@ class Pool(Protocol):
 
 
 def pool_at(
-    channels: Channels, nodes: Sequence[str], tenant: Tenant = NO_TENANT, lanes: PoolLanes | None = None
+    channels: Channels,
+    nodes: Sequence[str],
+    tenant: Tenant = NO_TENANT,
+    lanes: PoolLanes | None = None,
+    dc: str = "",
 ) -> Pool:
-    """Return the pool whose blocks are spread over `nodes`, at least one, as `tenant` uses it."""
+    """Return the pool whose blocks are spread over `nodes`, at least one, as `tenant` uses it.
+
+    `dc`: where all of them should be, if that is known.
+    """
+    for node in nodes:
+        channels.expect(node, dc)
     clients = [PoolClient(channels, node, tenant=tenant, lanes=lanes) for node in nodes]
     return clients[0] if len(clients) == 1 else SpreadPool(clients)
 

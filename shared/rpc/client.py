@@ -15,10 +15,14 @@ from shared.rpc.options import (
     DEFAULT_SILENCE_S,
     SHARED_CHANNEL,
     ChannelId,
-    Options,
     channel_options,
     client_options,
 )
+from shared.rpc.secured import SecuredChannel
+from shared.security.channels import ChannelTls
+
+MAX_EXPECTED = 8192
+"""Addresses whose datacenter is remembered."""
 
 
 class Channels:
@@ -26,17 +30,18 @@ class Channels:
 
     def __init__(
         self,
-        credentials: grpc.ChannelCredentials | None = None,
+        tls: ChannelTls | None = None,
         *,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
         silence_s: float = DEFAULT_SILENCE_S,
     ) -> None:
-        """Without `credentials` calls are in plain text. Calls to a peer end as `WorkerLost` once it has given no sign
+        """Without `tls` calls are in plain text. Calls to a peer end as `WorkerLost` once it has given no sign
         of life for `silence_s`.
         """
-        self._credentials = credentials
+        self._tls = tls
         self._options = client_options(max_message_bytes, silence_s)
         self._by_id: dict[tuple[str, ChannelId], grpc.aio.Channel] = {}
+        self._dcs: dict[str, str] = {}
         self._closed = False
 
     def get(self, address: str, channel_id: ChannelId = SHARED_CHANNEL) -> grpc.aio.Channel:
@@ -47,18 +52,32 @@ class Channels:
         assert not self._closed, "channels are closed"
         channel = self._by_id.get((address, channel_id))
         if channel is None:
-            options = [*self._options, *channel_options(channel_id)]
-            channel = _TaggingChannel(self._open(address, options))
+            channel = _TaggingChannel(self._open(address, channel_id))
             self._by_id[address, channel_id] = channel
         return channel
 
-    def _open(self, address: str, options: Options) -> grpc.aio.Channel:
-        if self._credentials is None:
+    def expect(self, address: str, dc: str) -> None:
+        """Say in which datacenter an address should be: under TLS a server that is elsewhere is not spoken to."""
+        if dc:
+            self._dcs.pop(address, None)
+            self._dcs[address] = dc
+            if len(self._dcs) > MAX_EXPECTED:
+                del self._dcs[next(iter(self._dcs))]  # the one that was named longest ago
+
+    def expected_dc(self, address: str) -> str:
+        """Return where an address should be; empty where nobody has said so."""
+        return self._dcs.get(address, "")
+
+    def _open(self, address: str, channel_id: ChannelId) -> grpc.aio.Channel:
+        options = [*self._options, *channel_options(channel_id)]
+        if self._tls is None:
             return grpc.aio.insecure_channel(address, options=options)
-        return grpc.aio.secure_channel(address, self._credentials, options=options)
+        return SecuredChannel(address, self._tls, options, lambda: self.expected_dc(address))
 
     async def forget(self, address: str, channel_ids: Collection[ChannelId] | None = None) -> None:
         """Close these channels of a worker, or all: it has left for good. Their calls in flight end as WorkerLost."""
+        if channel_ids is None:
+            self._dcs.pop(address, None)
         of_worker = [key for key in self._by_id if key[0] == address]
         for key in [key for key in of_worker if channel_ids is None or key[1] in channel_ids]:
             if (channel := self._by_id.pop(key, None)) is not None:

@@ -14,12 +14,14 @@ from shared.errors import (
     Internal,
     NotFound,
     Overloaded,
+    PeerRefused,
     PrfaasError,
     Unauthenticated,
     WorkerLost,
     from_code,
 )
 from shared.log import REQUEST_ID_KEY, bound_request, current_request_id, get_logger, request_id_or_new
+from shared.security.guard import PeerGuard
 from shared.service.lifecycle import InFlight
 from shared.telemetry.spans import Attributes, current_span
 from shared.telemetry.tracing import continued
@@ -44,7 +46,11 @@ _BY_STATUS: dict[grpc.StatusCode, type[PrfaasError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: BadRequest,
     grpc.StatusCode.NOT_FOUND: NotFound,
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: PeerRefused,
 }
+
+# How gRPC tells that we did not accept a server's certificate; that it did not accept ours looks as if it were away.
+_REFUSED_BY_US = ("Tls handshake failed", "Hostname Verification Check failed")
 
 if TYPE_CHECKING:  # generic in the stubs only
     Handler: TypeAlias = grpc.RpcMethodHandler[Any, Any]
@@ -54,10 +60,16 @@ Metadata = tuple[tuple[str, str], ...]
 
 
 class CallBoundary(grpc.aio.ServerInterceptor):
-    """Wraps every handler of a server: binds the request id, counts the call in `inflight`, maps what it raises."""
+    """Wraps every handler of a server: checks the caller, binds the request id, counts the call, maps what it raises.
 
-    def __init__(self, inflight: InFlight, accept_while_draining: Collection[str] = ()) -> None:
+    A method is served only with a certificate that has the right to it, where there is a `guard`.
+    """
+
+    def __init__(
+        self, inflight: InFlight, accept_while_draining: Collection[str] = (), guard: PeerGuard | None = None
+    ) -> None:
         self._inflight = inflight
+        self._guard = guard
         self._accept_while_draining = frozenset(accept_while_draining)
 
     async def intercept_service(
@@ -117,6 +129,8 @@ class CallBoundary(grpc.aio.ServerInterceptor):
         serving = continued(method.lstrip("/"), metadata or (), _rpc(method, request_id))
         with bound_request(request_id), serving as span:
             try:
+                if self._guard is not None:
+                    self._guard.check_call(method, context.peer(), context.auth_context())
                 with self._inflight.track(even_when_draining=method in self._accept_while_draining):
                     yield
             except grpc.aio.AbortError:
@@ -148,6 +162,8 @@ def error_from_call(failure: grpc.aio.AioRpcError, peer: str) -> PrfaasError:
     trailers = failure.trailing_metadata()
     details = failure.details() or failure.code().name
     code = _metadata_value(trailers, ERROR_KEY)
+    if code is None and any(sign in details for sign in _REFUSED_BY_US):
+        return PeerRefused(f"{peer}: its certificate is not accepted: {details}")
     if code is None:
         return _BY_STATUS.get(failure.code(), Internal)(f"{peer}: {details}")
     error = from_code(code, details)
@@ -164,6 +180,8 @@ def _as_prfaas_error(raised: Exception, method: str) -> PrfaasError:
     if len(ours) < len(leaves):
         log.error("rpc_crashed", method=method, exc_info=raised)
         return Internal("internal error")  # what broke is in the log, not on the wire
+    if isinstance(ours[0], PeerRefused):
+        return ours[0]  # the guard has logged it, unless it is one of many
     level = log.warning if ours[0].http_status >= 500 else log.info
     level("rpc_failed", method=method, code=ours[0].code, error=str(ours[0]))
     return ours[0]

@@ -15,6 +15,7 @@ from shared.errors import SettingsError
 from shared.log import get_logger
 from shared.rpc.interceptors import CallBoundary
 from shared.rpc.options import DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_SILENCE_S, server_options
+from shared.security.guard import PeerGuard
 from shared.service.health import Health
 from shared.service.lifecycle import InFlight
 
@@ -41,17 +42,19 @@ class GrpcServer:
         *,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
         silence_s: float = DEFAULT_SILENCE_S,
+        guard: PeerGuard | None = None,
         accept_while_draining: Collection[str] = (),
     ) -> None:
-        """Without `credentials` anybody may call, in plain text. Calls of a peer that has given no sign of life for
-        `silence_s` are cancelled.
+        """Without `credentials` anybody may call, in plain text; with a `guard` only who has the right to.
+
+        Calls of a peer that has given no sign of life for `silence_s` are cancelled.
 
         `accept_while_draining` names methods that running work still needs, such as `/prfaas.v1.CachePool/Fetch`.
         """
         self.host = host
         self.port = port
         self._is_bound = False
-        boundary = CallBoundary(inflight, accept_while_draining)
+        boundary = CallBoundary(inflight, accept_while_draining, guard)
         self._server = grpc.aio.server(interceptors=[boundary], options=server_options(max_message_bytes, silence_s))
         self._services = _ServiceCollector(self._server)
         self._credentials = credentials

@@ -2,16 +2,24 @@
 
 import errno
 import ssl
-from typing import Self
+from collections.abc import Mapping
+from typing import Any, Protocol, Self
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
-from shared.errors import SettingsError
+from shared.errors import PeerRefused, SettingsError
 from shared.service.health import Health
 
 _CANCEL_LIMIT_S = 1.0
+
+
+class ReaderGuard(Protocol):
+    """Who may read metrics, where that is not everybody."""
+
+    def check_reader(self, certificate: Mapping[str, Any] | None, peer: str) -> None:
+        """Check who a client is by its certificate. Raises `PeerRefused`."""
 
 
 class HttpServer:
@@ -54,16 +62,25 @@ class StatusServer(HttpServer):
         registry: CollectorRegistry,
         health: Health,
         tls: ssl.SSLContext | None = None,
+        guard: ReaderGuard | None = None,
     ) -> None:
         app = web.Application()
-        app.add_routes(status_routes(registry, health))
+        app.add_routes(status_routes(registry, health, guard))
         super().__init__(app, host, port, tls)
 
 
-def status_routes(registry: CollectorRegistry, health: Health) -> list[web.RouteDef]:
-    """Return the routes alone, for a service that has an aiohttp application of its own."""
+def status_routes(registry: CollectorRegistry, health: Health, guard: ReaderGuard | None = None) -> list[web.RouteDef]:
+    """Return the routes alone, for a service that has an aiohttp application of its own.
 
-    async def metrics(_request: web.Request) -> web.Response:
+    A `guard` is asked for metrics only: probes of an orchestrator, which ask for health, have no certificates.
+    """
+
+    async def metrics(request: web.Request) -> web.Response:
+        if guard is not None:
+            try:
+                guard.check_reader(request.get_extra_info("peercert"), request.remote or "")
+            except PeerRefused as error:
+                return web.Response(status=403, text=f"no metrics without a certificate of this suite: {error}\n")
         # Whatever is accepted: as OpenMetrics the library turns the colon of names into an underscore, and a server of
         # Prometheus 2 asks for that first.
         return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})

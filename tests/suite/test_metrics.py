@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
-import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.reference import PLACES, instruments
 from shared.metrics import PREFIX
+from tests.support.certificates import encrypted
 from tests.support.checkpoints import served
 from tests.support.suite import Suite, running_suite
 from tests.support.texts import real_text
@@ -26,7 +26,7 @@ SECTIONS = {
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
     folder = tmp_path_factory.mktemp("metrics")
     objects = (folder / "objects").as_uri()
-    with running_suite(folder, **served(folder), PRFAAS_POOL_OBJECT_URL=objects) as suite:
+    with running_suite(folder, **served(folder), **encrypted(folder), PRFAAS_POOL_OBJECT_URL=objects) as suite:
         yield suite
 
 
@@ -45,7 +45,7 @@ async def test_each_process_exports_what_the_reference_says(running: Suite) -> N
 async def exported(suite: Suite, name: str) -> set[str]:
     """Return the names of the metrics that a process exports, those without a sample yet included."""
     async with (
-        aiohttp.ClientSession() as session,
+        suite.session() as session,
         session.get(f"{suite.url_of(name)}/metrics") as response,
     ):
         families = text_string_to_metric_families(await response.text())

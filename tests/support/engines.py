@@ -45,7 +45,7 @@ from shared.rpc.sampling import logprobs_from_message
 from shared.rpc.server import GrpcServer
 from shared.rpc.timings import decode_timings_from_message
 from shared.sampling.logprobs import TokenLogprobs
-from shared.security import NO_SECURITY
+from shared.security.credentials import NO_SECURITY
 from shared.service.health import Health
 from shared.service.lifecycle import InFlight, background
 from shared.timings import DecodeTimings

@@ -32,7 +32,7 @@ from shared.proto.prfaas_pb2_grpc import CachePoolStub
 from shared.rpc.client import Channels
 from shared.rpc.convert import add_frames, entries_to_messages, layout_to_message
 from shared.rpc.server import GrpcServer
-from shared.security import NO_SECURITY
+from shared.security.credentials import NO_SECURITY
 from shared.service.health import Health
 from shared.service.lifecycle import InFlight
 from tests.support.samples import ALL, LAYOUT, frame, keys, wanting

@@ -18,6 +18,7 @@ from typing import Any
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
+from deploy.up.trust import is_encrypted, reached, trust
 from tests.support.waiting import LIMIT_S, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,12 +72,17 @@ class Suite:
         self.folder = folder
         self.grpc = dict(zip(names, ports[: len(names)], strict=True))
         self.http = dict(zip(names, ports[len(names) :], strict=True))
-        self.url = self.url_of(self._gateways[0])
         self._environ = environ
+        self.url = self.url_of(self._gateways[0])
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def url_of(self, name: str) -> str:
-        return f"http://127.0.0.1:{self.http[name]}"
+        return reached(f"http://127.0.0.1:{self.http[name]}", self._environ)
+
+    def session(self) -> aiohttp.ClientSession:
+        """Return a client that trusts the suite, and is trusted, as its certificates are now."""
+        tls = trust(self._environ) if is_encrypted(self._environ) else True
+        return aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls))
 
     def start(self, *names: str) -> None:
         """Start the named processes (default: all); returns at once."""
@@ -142,7 +148,7 @@ class Suite:
             await eventually(self._broker_listens, limit_s)
         urls = [f"{self.url_of(name)}/health" for name in self._gateways]
         urls += [f"{self.url_of(name)}/readyz" for name in self._others]
-        async with aiohttp.ClientSession() as session:
+        async with self.session() as session:
             while urls:
                 self._fail_if_dead()
                 assert time.monotonic() - started < limit_s, f"not ready: {urls}\n{self._last_lines()}"
@@ -160,8 +166,8 @@ class Suite:
         """Return one metric of one process, summed over the labels that are not given; 0 when it is not there."""
         total = 0.0
         async with (
-            aiohttp.ClientSession() as session,
-            session.get(f"http://127.0.0.1:{self.http[name]}/metrics") as response,
+            self.session() as session,
+            session.get(f"{self.url_of(name)}/metrics") as response,
         ):
             for family in text_string_to_metric_families(await response.text()):
                 for sample in family.samples:
@@ -175,7 +181,7 @@ class Suite:
         """Ask for a greedy completion, not streamed; return the JSON answer. Raises `RefusedError`."""
         body = {"prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True, **fields}
         async with (
-            aiohttp.ClientSession() as session,
+            self.session() as session,
             session.post(f"{url or self.url}/v1/completions", json=body) as response,
         ):
             answer: dict[str, Any] = await response.json()
@@ -185,7 +191,7 @@ class Suite:
 
     async def tokenize(self, text: str) -> list[int]:
         async with (
-            aiohttp.ClientSession() as session,
+            self.session() as session,
             session.post(f"{self.url}/tokenize", json={"prompt": text}) as response,
         ):
             tokens: list[int] = (await response.json())["tokens"]

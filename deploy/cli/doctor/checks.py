@@ -10,6 +10,7 @@ from deploy.cli.doctor import cluster, machine, ports
 from deploy.cli.doctor.finding import Finding, Level, failed, fine
 from deploy.cli.gateway import GatewayClient
 from deploy.up.environment import environment
+from deploy.up.trust import is_encrypted
 
 Check = Callable[[], Finding]
 
@@ -19,6 +20,8 @@ def before_start(commands: Mapping[str, str]) -> list[Finding]:
     runs_services = any("services." in command for command in commands.values())
     found = [machine.packages(), guarded("settings", _settings)] if runs_services else []
     wanted = ports.ports_of(commands, os.environ)
+    if is_encrypted(os.environ) and runs_services:
+        found.append(guarded("certificates", lambda: _certificates(commands)))
     return [*found, ports.ports(wanted, is_running_fine=False)]
 
 
@@ -63,6 +66,16 @@ def _settings() -> Finding:
     return settings()
 
 
+def _certificates(commands: Mapping[str, str]) -> Finding:
+    from deploy.cli.doctor.certificates import certificates
+    from shared.errors import SettingsError
+
+    try:
+        return certificates(commands, environment(os.environ))
+    except SettingsError as error:
+        return failed("certificates", str(error), "see docs/security.md")
+
+
 def _of_settings(commands: Mapping[str, str], is_running: bool) -> Iterator[Finding]:
     """Make the checks that need sound settings."""
     from deploy.cli.doctor.model import context, device, memory_bytes, model
@@ -86,6 +99,7 @@ def _of_settings(commands: Mapping[str, str], is_running: bool) -> Iterator[Find
         yield machine.disk(folder, num_pools * pool.object_bytes, f"objects of {num_pools} pools", todo)
     if "shared_memory" in pool.lanes:
         yield machine.shared_memory(pool.lane_folder)
+    yield guarded("certificates", lambda: _certificates(commands))
     yield cluster.kafka(pool.kafka, is_needed=is_running or "PRFAAS_KAFKA" in os.environ)
 
 

@@ -1,6 +1,7 @@
 """The command `prfaas doctor`: a line a check, and what to do about those that are not well."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from deploy.cli.gateway import DEFAULT_GATEWAY, GatewayClient, GatewayUrl
 from deploy.cli.procfile import read_procfile
 from deploy.cli.version import installed_version
 from deploy.up.environment import PROCFILE
+from deploy.up.trust import reached
 
 STYLES = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red bold"}
 WHAT_COLUMNS = 20
@@ -33,7 +35,7 @@ def doctor(
     findings = []
     console = Console(soft_wrap=True, highlight=False)
     for finding in everything(
-        commands, GatewayClient(gateway), installed_version(), is_named=gateway != DEFAULT_GATEWAY
+        commands, GatewayClient(gateway), installed_version(), is_named=gateway != reached(DEFAULT_GATEWAY, os.environ)
     ):
         findings.append(finding)
         if not as_json:

@@ -64,6 +64,7 @@ async def arrivals(
     peer, stall_s = terms.peer, network.stall_s
     dc = network.links.dc if network.links.is_remote(peer.dc) else ""
     crossing = Crossing(dc, terms.is_background, request.share, stall_s / HEARTBEATS_IN_PATIENCE)
+    network.channels.expect(peer.address, peer.dc)
     client = PoolClient(network.channels, peer.address, request.channel_id, lanes=network.lanes)
     fetch = client.fetch(terms.layout, request.blocks, (), request.wait_s, deadline, crossing, doubted=request.doubted)
     receiving_s = partial(network.lanes.receiving_s, peer.address)

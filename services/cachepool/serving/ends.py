@@ -10,7 +10,7 @@ from shared.lanes.settings import MAX_CONNECTIONS
 from shared.lanes.shared_memory.door import MemoryDoor
 from shared.lanes.slots import SlotMemory, limit_for
 from shared.lanes.sockets.server import SocketServer
-from shared.security import Security
+from shared.security.credentials import Security
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ async def lane_ends(settings: PoolSettings, security: Security) -> AsyncIterator
                 security.lane_server,
                 max_connections=settings.max_lane_connections,
                 max_connections_per_link=MAX_CONNECTIONS,
+                check_peer=None if security.guard is None else security.guard.check_lane,
             )
             stack.push_async_callback(server.close)
             await server.start(settings.grpc_host, settings.lane_port)

@@ -117,6 +117,7 @@ class Feed:
 
     def _take_membership(self, event: MembershipEvent) -> None:
         is_new = self._registry.apply_membership(event, self._clock())
+        self._channels.expect(event.address, event.dc)
         if event.role == "cachepool":
             if event.left:
                 self._index.forget(event.worker)

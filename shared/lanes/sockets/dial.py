@@ -26,16 +26,17 @@ async def dial(
     *,
     timeout_s: float,
     options: LinkOptions = _DEFAULTS,
+    server_name: str | None = None,
 ) -> SocketLink:
     """Return a link of `num_connections`, or of as many as are offered. `memory` is where payloads arrive.
 
-    `host` must be a name of the pool's certificate where `ssl_context` says that it is checked. Raises `LaneBroken`
-    when any connection cannot be had in `timeout_s`.
+    Where `ssl_context` says that names are checked, the pool's certificate must have the name `server_name`, by default
+    `host`. Raises `LaneBroken` when any connection cannot be had in `timeout_s`.
     """
     num_connections = min(num_connections, offer.max_connections)
     if num_connections < 1 or len(offer.token) != TOKEN_BYTES:
         raise LaneBroken("the pool offers no connection")
-    call = _Call(host, offer, ssl_context, options, Deadline.after(timeout_s))
+    call = _Call(host, offer, ssl_context, options, Deadline.after(timeout_s), server_name or host)
     try:
         async with asyncio.timeout(timeout_s):
             return await call.link(num_connections, memory)
@@ -59,8 +60,10 @@ class _Call:
         ssl_context: ssl.SSLContext | None,
         options: LinkOptions,
         deadline: Deadline,
+        server_name: str,
     ) -> None:
         self._host = host
+        self._server_name = server_name
         self._offer = offer
         self._ssl_context = ssl_context
         self._options = options
@@ -91,7 +94,7 @@ class _Call:
         sock = await self._reach()
         try:
             set_options(sock, self._options)
-            line = encrypted(sock, self._ssl_context, server_name=self._host)
+            line = encrypted(sock, self._ssl_context, server_name=self._server_name)
             return _Opened(sock, line, await in_thread(None, sock, lambda: self._introduce(line, link)))
         except BaseException:
             sock.close()

@@ -33,6 +33,7 @@ class HelloStatus(IntEnum):
     WRONG_TOKEN = 1
     UNKNOWN_LINK = 2  # it has ended, or never was
     FULL = 3  # no more connections: of this link, or of all
+    FORBIDDEN = 4  # by its certificate
 
 
 class HelloAnswer(NamedTuple):

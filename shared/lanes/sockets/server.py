@@ -5,11 +5,13 @@ import secrets
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, TypeAlias
 
 from shared.deadline import Deadline
-from shared.errors import LaneBroken
+from shared.errors import LaneBroken, PeerRefused
 from shared.lanes.sockets.greeting import encrypted, in_thread, shake_hands, transport_of
 from shared.lanes.sockets.hello import NEW_LINK, TOKEN_BYTES, HelloAnswer, HelloStatus, receive_hello, send_answer
 from shared.lanes.sockets.link import SocketLink
@@ -20,6 +22,8 @@ from shared.log import get_logger
 
 _BACKLOG = 128
 _DESCRIPTORS_S = 0.1
+
+PeerCheck: TypeAlias = Callable[[Mapping[str, Any] | None, str], None]
 
 POOL_OPTIONS = LinkOptions(verify=True)
 
@@ -41,7 +45,9 @@ class SocketServer:
         handshake_s: float = 5.0,
         options: LinkOptions = POOL_OPTIONS,
         on_link_ended: Callable[[SocketLink], None] | None = None,
+        check_peer: PeerCheck | None = None,
     ) -> None:
+        """`check_peer` is called with a client's certificate and address, in a thread, and may raise `PeerRefused`."""
         self._memory = memory
         self._ssl_context = ssl_context
         self._max_connections = max_connections
@@ -50,6 +56,7 @@ class SocketServer:
         self._handshake_s = handshake_s
         self._options = options
         self._on_link_ended = on_link_ended
+        self._check_peer = check_peer
         self._token = secrets.token_bytes(TOKEN_BYTES)
         self._links: dict[int, SocketLink] = {}
         self._joining: Counter[int] = Counter()  # link -> connections that it will have when they are told so
@@ -129,17 +136,26 @@ class SocketServer:
         try:
             set_options(sock, self._options)
             line = encrypted(sock, self._ssl_context)
-            number = await in_thread(self._greeters, sock, lambda: self._first_words(line, deadline))
+            number = await in_thread(self._greeters, sock, lambda: self._first_words(sock, line, deadline))
             is_taken = await self._answer(sock, line, number, deadline)
-        except (OSError, LaneBroken) as error:
+        except (OSError, LaneBroken, PeerRefused) as error:
             get_logger().debug("lane_connection_failed", reason=str(error))
         finally:
             if not is_taken:
                 sock.close()
 
-    def _first_words(self, line: socket.socket | TlsSocket, deadline: Deadline) -> int | None:
+    def _first_words(self, sock: socket.socket, line: socket.socket | TlsSocket, deadline: Deadline) -> int | None:
         shake_hands(line, deadline)
-        return receive_hello(line, self._token, deadline)
+        number = receive_hello(line, self._token, deadline)
+        if self._check_peer is not None:
+            certificate = line.peer_certificate if isinstance(line, TlsSocket) else None
+            try:
+                self._check_peer(certificate, "{}:{}".format(*sock.getpeername()[:2]))
+            except PeerRefused:
+                with suppress(OSError):
+                    send_answer(line, HelloAnswer(HelloStatus.FORBIDDEN, NEW_LINK), deadline)
+                raise
+        return number
 
     async def _answer(
         self, sock: socket.socket, line: socket.socket | TlsSocket, number: int | None, deadline: Deadline

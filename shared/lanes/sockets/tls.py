@@ -4,7 +4,8 @@ import contextlib
 import socket
 import ssl
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from shared.deadline import Deadline
 from shared.kv.codec import Payload
@@ -51,6 +52,11 @@ class TlsSocket:
                 raise TimeoutError("the handshake took too long")
             if not self.feed():
                 raise ConnectionResetError("the peer went in the handshake")
+
+    @property
+    def peer_certificate(self) -> Mapping[str, Any] | None:
+        """The peer's certificate after the handshake, as `ssl` shows it."""
+        return self._session.getpeercert()
 
     def settimeout(self, seconds: float) -> None:
         self._sock.settimeout(seconds)

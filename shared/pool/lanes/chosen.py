@@ -20,6 +20,7 @@ from shared.pool.lanes.messages import IN_MESSAGES
 from shared.proto import prfaas_pb2 as pb
 from shared.proto.prfaas_pb2_grpc import CachePoolStub
 from shared.rpc.client import Channels, rpc_errors
+from shared.security.identity import ServiceRole, server_name
 
 log = get_logger()
 
@@ -131,7 +132,7 @@ class PoolLanes:
                 offered = await CachePoolStub(self._channels.get(address)).Lanes(
                     pb.LanesRequest(), timeout=ATTACH_TIMEOUT_S
                 )
-        except PrfaasError as error:  # the pool is away, or of a release that knows no lanes
+        except PrfaasError as error:  # the pool is away, of a release that knows no lanes, or refuses us
             log.info("lanes_not_offered", pool=address, error=str(error), code=error.code)
             return IN_MESSAGES
         for name in self._allowed:
@@ -149,6 +150,7 @@ class PoolLanes:
                         self._num_connections,
                         timeout_s=ATTACH_TIMEOUT_S,
                         options=LinkOptions(verify=self._verifies),
+                        server_name=server_name(ServiceRole.CACHEPOOL, self._channels.expected_dc(address)),
                     )
                     return LinkedLane(link, verifies=self._verifies)
             except LaneBroken as error:

@@ -22,7 +22,10 @@ from shared.errors import SettingsError, WorkerLost
 from shared.metrics import Metrics
 from shared.rpc.client import Channels, rpc_errors
 from shared.rpc.server import GrpcServer
-from shared.security import NO_SECURITY, KafkaSecurity, security_of
+from shared.security.channels import ChannelTls
+from shared.security.credentials import NO_SECURITY, security_of
+from shared.security.kafka import KafkaSecurity
+from shared.security.refusals import Refusals
 from shared.service.health import Health
 from shared.service.http import StatusServer
 from shared.service.lifecycle import InFlight
@@ -54,8 +57,8 @@ def test_without_a_setting_nothing_is_secured() -> None:
 
 
 def test_an_unknown_scheme_is_refused() -> None:
-    with pytest.raises(SettingsError, match="PRFAAS_SECURITY: must be one of none"):
-        load(ServiceSettings, {"PRFAAS_SECURITY": "mtls"})
+    with pytest.raises(SettingsError, match="PRFAAS_SECURITY: must be one of none, mtls"):
+        load(ServiceSettings, {"PRFAAS_SECURITY": "tls"})
 
 
 def test_passwords_are_not_shown() -> None:
@@ -69,8 +72,9 @@ async def test_grpc_credentials(authority: trustme.CA) -> None:
     health.set("grpc", True)
     address = f"{HOST}:{await server.start()}"
     trusting = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
+    tls = NamedByHost(lambda: trusting, client_tls(authority), Refusals(), str)
     try:
-        async with Channels(trusting) as secure, Channels() as plain:
+        async with Channels(tls) as secure, Channels() as plain:
             assert await is_serving(secure, address)
             with pytest.raises(WorkerLost):
                 await is_serving(plain, address)
@@ -104,6 +108,13 @@ async def test_kafka_credentials(authority: trustme.CA) -> None:
 @pytest.mark.parametrize("client", [AIOKafkaProducer, AIOKafkaConsumer, AIOKafkaAdminClient])
 def test_every_kafka_client_takes_all_of_it(client: type[Any]) -> None:
     assert {item.name for item in fields(KafkaSecurity)} <= inspect.signature(client.__init__).parameters.keys()
+
+
+class NamedByHost(ChannelTls):
+    """Expects a certificate for the host, as one that is not of the suite."""
+
+    def name_for(self, _service: str, _dc: str) -> str:
+        return HOST
 
 
 async def is_serving(channels: Channels, address: str) -> bool:
