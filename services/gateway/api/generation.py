@@ -11,7 +11,7 @@ from services.gateway.api.bodies.completion import CompletionBody
 from services.gateway.api.bodies.sampling import Sampling
 from services.gateway.api.bodies.structured import of_field
 from services.gateway.api.intake import RequestIntake
-from services.gateway.api.middleware import request_id_of
+from services.gateway.api.middleware import note_answered, request_id_of
 from services.gateway.api.prepare import prepare_chat, prepare_completion
 from services.gateway.api.replies.chat import ChatReply
 from services.gateway.api.replies.completion import CompletionReply
@@ -82,6 +82,10 @@ class GenerationRoutes:
         stream = EventStream(request)
         model = self._model
 
+        def answered() -> None:
+            timeline.answered()
+            note_answered(request)
+
         def work(body: B) -> tuple[B, Prepared]:
             timeline.body_read()
             prepared = prepare(model, body).asking(slo)
@@ -107,7 +111,9 @@ class GenerationRoutes:
                         try:
                             if body.stream:
                                 every = bool(body.return_token_ids)  # also what adds no text
-                                return await _stream(stream, choices, reply, len(prepared.requests), every)
+                                await _stream(stream, choices, reply, len(prepared.requests), every)
+                                answered()
+                                return await stream.finish()
                             return await _whole(choices, reply, len(prepared.requests))
                         finally:
                             timeline.used(choices.usage.completion_tokens, choices.usage.cached_tokens)
@@ -157,7 +163,7 @@ async def _whole(choices: Choices, reply: Reply, num_choices: int) -> web.Respon
 
 async def _stream(
     stream: EventStream, choices: Choices, reply: Reply, num_choices: int, every: bool
-) -> web.StreamResponse:
+) -> None:
     """Send deltas as they come, those without text only if `every`.
 
     Headers go out with the first, so that what fails earlier gets its own status.
@@ -169,4 +175,3 @@ async def _stream(
             chunks = [*reply.opening(num_choices), *chunks]
         await stream.send(*chunks)
     await stream.send(*reply.closing(choices.usage))
-    return await stream.finish()
