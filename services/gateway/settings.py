@@ -119,6 +119,11 @@ class GatewaySettings(ServiceSettings):
         parse=parse_bytes,
         check=non_negative,
     )
+    unknown_fields: Literal["accept", "refuse"] = setting(
+        "PRFAAS_UNKNOWN_FIELDS",
+        "accept",
+        help="fields of a request that no server is known to have: refuse, or accept and log each once",
+    )
     max_body_bytes: int = setting(
         "PRFAAS_MAX_BODY_BYTES", 8 << 20, help="limit of a request's body", parse=parse_bytes, check=positive
     )

@@ -1,7 +1,7 @@
 """The HTTP API: OpenAI's endpoints over the pipeline, streaming and not."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from aiohttp import web
 
@@ -110,8 +110,8 @@ class GenerationRoutes:
                     ) as choices:
                         try:
                             if body.stream:
-                                every = bool(body.return_token_ids)  # also what adds no text
-                                await _stream(stream, choices, reply, len(prepared.requests), every)
+                                shown = StreamShows(bool(body.return_token_ids), body.continuous_usage)
+                                await _stream(stream, choices, reply, len(prepared.requests), shown)
                                 answered()
                                 return await stream.finish()
                             return await _whole(choices, reply, len(prepared.requests))
@@ -161,15 +161,21 @@ async def _whole(choices: Choices, reply: Reply, num_choices: int) -> web.Respon
     return web.json_response(reply.whole([finished[index] for index in range(num_choices)], choices.usage))
 
 
-async def _stream(
-    stream: EventStream, choices: Choices, reply: Reply, num_choices: int, every: bool
-) -> None:
-    """Send deltas as they come, those without text only if `every`.
+class StreamShows(NamedTuple):
+    """What a stream shows besides text."""
+
+    every: bool  # also what adds no text
+    usage: bool  # so far, in each chunk
+
+
+async def _stream(stream: EventStream, choices: Choices, reply: Reply, num_choices: int, shown: StreamShows) -> None:
+    """Send deltas as they come.
 
     Headers go out with the first, so that what fails earlier gets its own status.
     """
     async for deltas in choices:
-        chunks = [reply.chunk(delta) for delta in deltas if every or delta.text or delta.finish_reason]
+        usage = choices.usage if shown.usage else None
+        chunks = [reply.chunk(delta, usage) for delta in deltas if shown.every or delta.text or delta.finish_reason]
         if not stream.is_open:
             await stream.open()
             chunks = [*reply.opening(num_choices), *chunks]

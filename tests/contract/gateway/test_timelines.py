@@ -123,9 +123,11 @@ async def test_a_client_that_hangs_up_behind_the_end_of_its_answer_has_had_all_o
     headers = {"X-Request-Id": "mine"}
     body = {"prompt": "hello", "stream": True}
     with capture_logs() as logs:
-        async with aiohttp.ClientSession(suite.client._base_url) as leaving:
-            async with leaving.post("/v1/completions", json=body, headers=headers) as response:
-                assert (await response.read()).endswith(b"data: [DONE]\n\n")
+        async with (
+            aiohttp.ClientSession(suite.client._base_url) as leaving,
+            leaving.post("/v1/completions", json=body, headers=headers) as response,
+        ):
+            assert (await response.read()).endswith(b"data: [DONE]\n\n")
 
         async def has_ended() -> bool:
             return bool((await get(suite, "/v1/requests/mine/timeline"))["state"] != "running")

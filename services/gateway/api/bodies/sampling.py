@@ -18,6 +18,7 @@ from services.gateway.api.bodies.fields import (
     Priority,
     Seed,
     Stop,
+    Truncation,
 )
 from services.gateway.api.bodies.structured import ConstraintFields
 from shared.errors import BadRequest
@@ -26,6 +27,7 @@ from shared.sampling.params import SamplingParams
 
 class StreamOptions(Body):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class Sampling(ConstraintFields, Body):
@@ -35,11 +37,8 @@ class Sampling(ConstraintFields, Body):
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         "best_of": (1,),
         "prompt_logprobs": (),
-        "use_beam_search": (False,),
-        "truncate_prompt_tokens": (),
         "allowed_token_ids": (),
         "bad_words": ([],),
-        "guided_whitespace_pattern": (),
     }
 
     stream: bool | None = None
@@ -67,14 +66,12 @@ class Sampling(ConstraintFields, Body):
     priority: Priority | None = None
     kv_fidelity: KvFidelity | None = None
     user: str | None = None
+    truncate_prompt_tokens: Truncation | None = None
 
     best_of: Positive | None = None
     prompt_logprobs: int | None = None
-    use_beam_search: bool | None = None
-    truncate_prompt_tokens: int | None = None
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
-    guided_whitespace_pattern: str | None = None
 
     def check_supported(self) -> None:
         """Raise `BadRequest` naming the first field that asks for something which is not implemented."""
@@ -92,6 +89,12 @@ class Sampling(ConstraintFields, Body):
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether every chunk tells the usage so far, as vLLM's do."""
+        options = self.stream_options
+        return options is not None and bool(options.include_usage and options.continuous_usage_stats)
 
     @property
     def num_logprobs(self) -> int | None:
