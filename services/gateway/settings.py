@@ -41,6 +41,12 @@ class GatewaySettings(ServiceSettings):
     cache_dir: Path = setting("PRFAAS_CACHE_DIR", Path("~/.cache/prfaas"), help="prepared models")
     max_model_len: int = setting("PRFAAS_MAX_MODEL_LEN", 0, help="longest context; 0: the model's", check=non_negative)
     chat_template: str = setting("PRFAAS_CHAT_TEMPLATE", "", help="file or text that replaces the model's template")
+    generation_config: str = setting(
+        "PRFAAS_GENERATION_CONFIG",
+        AUTO,
+        help="how tokens are chosen where a request does not say: auto (the model's generation_config.json), none, "
+        "or another such file",
+    )
     offload_threshold_tokens: int = setting(
         "PRFAAS_OFFLOAD_THRESHOLD_TOKENS",
         512,

@@ -38,7 +38,8 @@ def prepare_chat(model: ServedModel, body: ChatBody) -> Prepared:
     wanted = body.max_completion_tokens or body.max_tokens
 
     def limit(num_tokens: int) -> int:
-        return wanted or max(1, model.max_model_len - num_tokens)
+        room = max(1, model.max_model_len - num_tokens)
+        return wanted or min(model.defaults.max_tokens or room, room)
 
     return _prepare(model, body, [prompt], limit, "messages")
 
@@ -101,7 +102,7 @@ def _prepare(
         token_ids = _truncated(model, body, whole, max_tokens)
         limit = max_tokens(len(token_ids))
         _check_context(model.max_model_len, len(token_ids), limit, part)
-        sampling = body.sampling_params(limit, model.vocab_size, model.tokenizer.eos_ids)
+        sampling = body.sampling_params(limit, model.vocab_size, model.tokenizer.eos_ids, model.defaults)
         request = with_keys(model, GenerationRequest(token_ids, (), sampling, salt, body.priority or 0), fidelity)
         requests.append(request)
         requests += [replace(request, sampling=sampling.for_choice(i)) for i in range(1, num_choices)]

@@ -21,6 +21,7 @@ from services.gateway.api.bodies.fields import (
     Truncation,
 )
 from services.gateway.api.bodies.structured import ConstraintFields
+from services.gateway.defaults import NO_DEFAULTS, GenerationDefaults
 from shared.errors import BadRequest
 from shared.sampling.params import SamplingParams
 
@@ -101,7 +102,13 @@ class Sampling(ConstraintFields, Body):
         """How many alternatives to each token are asked for; None when no log-probabilities are."""
         return None
 
-    def sampling_params(self, max_tokens: int, vocab_size: int, eos_ids: tuple[int, ...] = ()) -> SamplingParams:
+    def sampling_params(
+        self,
+        max_tokens: int,
+        vocab_size: int,
+        eos_ids: tuple[int, ...] = (),
+        defaults: GenerationDefaults = NO_DEFAULTS,
+    ) -> SamplingParams:
         """Return what decode is told. A seed is drawn where there is none, so that any worker can continue.
         `eos_ids` stop like the caller's own ids, unless they are to be ignored: decode knows no other ends.
 
@@ -109,13 +116,13 @@ class Sampling(ConstraintFields, Body):
         """
         params = SamplingParams(
             max_tokens=max_tokens,
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            top_k=min(max(self.top_k or 0, 0), vocab_size),
-            min_p=self.min_p or 0.0,
+            temperature=defaults.temperature if self.temperature is None else self.temperature,
+            top_p=defaults.top_p if self.top_p is None else self.top_p,
+            top_k=min(max(defaults.top_k if self.top_k is None else self.top_k, 0), vocab_size),
+            min_p=defaults.min_p if self.min_p is None else self.min_p,
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
-            repetition_penalty=self.repetition_penalty or 1.0,
+            repetition_penalty=self.repetition_penalty or defaults.repetition_penalty,
             logit_bias=self._biases(),
             seed=secrets.randbits(64) if self.seed is None else self.seed % SEEDS,
             min_tokens=self.min_tokens or 0,
