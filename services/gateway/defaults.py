@@ -49,7 +49,7 @@ class GenerationDefaults:
             raise ModelFileError(f"{path}: cannot be read as JSON: {error}") from error
         if not isinstance(content, dict):
             raise ModelFileError(f"{path}: expected a JSON object")
-        found = {}
+        found: dict[str, Any] = {}
         for name, (field, is_right) in _FIELDS.items():
             value = content.get(name)
             if value is None:
