@@ -44,8 +44,7 @@ class GatewaySettings(ServiceSettings):
     generation_config: str = setting(
         "PRFAAS_GENERATION_CONFIG",
         AUTO,
-        help="how tokens are chosen where a request does not say: auto (the model's generation_config.json), none, "
-        "or another such file",
+        help="defaults of sampling: auto (the model's generation_config.json), none, or such a file",
     )
     offload_threshold_tokens: int = setting(
         "PRFAAS_OFFLOAD_THRESHOLD_TOKENS",
@@ -128,7 +127,7 @@ class GatewaySettings(ServiceSettings):
     unknown_fields: Literal["accept", "refuse"] = setting(
         "PRFAAS_UNKNOWN_FIELDS",
         "accept",
-        help="fields of a request that no server is known to have: refuse, or accept and log each once",
+        help="refuse or accept (and log) fields that nobody knows",
     )
     max_body_bytes: int = setting(
         "PRFAAS_MAX_BODY_BYTES", 8 << 20, help="limit of a request's body", parse=parse_bytes, check=positive

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from shared.errors import BadRequest
 
 
-class Refusal(NamedTuple):
+class RefusedFields(NamedTuple):
     """Fields that ask for what is not done here."""
 
     names: str  # divided by spaces
@@ -64,96 +64,104 @@ _DECIDED_HERE = "the router decides where a request runs and how its KV travels"
 _TEXTS = "prompts are text or token ids"
 _TEMPLATE = "whether a model reasons is up to its chat template"
 
-REFUSED: tuple[Refusal, ...] = (
+REFUSED: tuple[RefusedFields, ...] = (
     # What ours call otherwise.
-    Refusal("n_predict max_new_tokens num_predict max_output_tokens", "use max_tokens", (-1,)),
-    Refusal("repeat_penalty", "use repetition_penalty", (1,)),
-    Refusal("random_seed", "use seed"),
-    Refusal("logit_bias_exp", "use logit_bias"),
-    Refusal("stop_sequence stop_sequences", "use stop", ([],)),
-    Refusal("custom_token_bans banned_tokens", "use logit_bias", ("", [])),
-    Refusal("no_stop_trim", "use include_stop_str_in_output", (False,)),
-    Refusal("ignore_eos_token ban_eos_token", "use ignore_eos", (False,)),
-    Refusal("regex", "use structured_outputs: {regex: …}", ("",)),
-    Refusal("ebnf grammar", "use structured_outputs: {grammar: …}", ("",)),
-    Refusal("json_schema", "use response_format of the type json_schema", ({},)),
-    Refusal("format", "use response_format", ("",)),
-    Refusal("guided_whitespace_pattern structural_tag", "use structured_outputs: {grammar: …}"),
-    Refusal("return_tokens_as_token_ids return_tokens", "use return_token_ids", (False,)),
-    Refusal("extra_key", "use cache_salt", ("",)),
-    Refusal("n_probs top_n_tokens", "use logprobs", (0,)),
-    Refusal("input_ids", "use prompt with a list of token ids"),
-    Refusal("inputs parameters text sampling_params options", "use the fields of this endpoint"),
+    RefusedFields("n_predict max_new_tokens num_predict max_output_tokens", "use max_tokens", (-1,)),
+    RefusedFields("repeat_penalty", "use repetition_penalty", (1,)),
+    RefusedFields("random_seed", "use seed"),
+    RefusedFields("logit_bias_exp", "use logit_bias"),
+    RefusedFields("stop_sequence stop_sequences", "use stop", ([],)),
+    RefusedFields("custom_token_bans banned_tokens", "use logit_bias", ("", [])),
+    RefusedFields("no_stop_trim", "use include_stop_str_in_output", (False,)),
+    RefusedFields("ignore_eos_token ban_eos_token", "use ignore_eos", (False,)),
+    RefusedFields("regex", "use structured_outputs: {regex: …}", ("",)),
+    RefusedFields("ebnf grammar", "use structured_outputs: {grammar: …}", ("",)),
+    RefusedFields("json_schema", "use response_format of the type json_schema", ({},)),
+    RefusedFields("format", "use response_format", ("",)),
+    RefusedFields("guided_whitespace_pattern structural_tag", "use structured_outputs: {grammar: …}"),
+    RefusedFields("return_tokens_as_token_ids return_tokens", "use return_token_ids", (False,)),
+    RefusedFields("extra_key", "use cache_salt", ("",)),
+    RefusedFields("n_probs top_n_tokens", "use logprobs", (0,)),
+    RefusedFields("input_ids", "use prompt with a list of token ids"),
+    RefusedFields("inputs parameters text sampling_params options", "use the fields of this endpoint"),
     # What one endpoint has and the other does not.
-    Refusal("prompt", "chat completions take messages; /v1/completions takes a prompt"),
-    Refusal("suffix", "only completions have it; no model here fills a text in", ("",)),
-    Refusal("messages", "completions take a prompt; /v1/chat/completions takes messages"),
-    Refusal("max_completion_tokens", "completions take max_tokens"),
-    Refusal("top_logprobs", "completions take logprobs: the number of alternatives", (0,)),
-    Refusal("system instructions", "put it in front of the prompt, or in a message of the role system", ("",)),
-    Refusal("tools functions documents", "only chat completions have it", ([],)),
-    Refusal("tool_choice function_call", "only chat completions have it", ("none", "auto")),
-    Refusal("chat_template chat_template_kwargs", "only chat completions have a template", ("", {})),
-    Refusal("add_generation_prompt continue_final_message", "only chat completions have messages", (False,)),
+    RefusedFields("prompt", "chat completions take messages; /v1/completions takes a prompt"),
+    RefusedFields("suffix", "only completions have it; no model here fills a text in", ("",)),
+    RefusedFields("messages", "completions take a prompt; /v1/chat/completions takes messages"),
+    RefusedFields("max_completion_tokens", "completions take max_tokens"),
+    RefusedFields("top_logprobs", "completions take logprobs: the number of alternatives", (0,)),
+    RefusedFields("system instructions", "put it in front of the prompt, or in a message of the role system", ("",)),
+    RefusedFields("tools functions documents", "only chat completions have it", ([],)),
+    RefusedFields("tool_choice function_call", "only chat completions have it", ("none", "auto")),
+    RefusedFields("chat_template chat_template_kwargs", "only chat completions have a template", ("", {})),
+    RefusedFields("add_generation_prompt continue_final_message", "only chat completions have messages", (False,)),
     # Sampling.
-    Refusal("use_beam_search early_stopping", "there is no beam search; n gives several answers", (False,)),
-    Refusal("num_beams num_beam_groups", "there is no beam search; n gives several answers", (1, 0)),
-    Refusal("do_sample", "temperature: 0 takes the likeliest token", (True,)),
-    Refusal("typical_p typical tfs tfs_z", "filters are top_k, top_p and min_p", (1,)),
-    Refusal("top_a epsilon_cutoff eta_cutoff top_n_sigma nsigma", "filters are top_k, top_p and min_p", (0, -1)),
-    Refusal("xtc_probability", "filters are top_k, top_p and min_p", (0,)),
-    Refusal("mirostat mirostat_mode", "temperature, top_k, top_p and min_p steer sampling", (0,)),
-    Refusal("dynatemp_range smoothing_factor adaptive_target", "temperature is a number", (0,)),
-    Refusal("temperature_last dynamic_temperature samplers sampler_order", "filters have one order", (False, [])),
-    Refusal("dry_multiplier", "penalties are repetition, presence and frequency", (0,)),
-    Refusal("no_repeat_ngram_size encoder_repetition_penalty", "penalties are of single tokens", (0, 1)),
-    Refusal("repeat_last_n repetition_penalty_range", "penalties look at the whole text", (-1, 0)),
-    Refusal("penalize_nl", "penalties treat all tokens alike", (False,)),
-    Refusal("penalty_alpha", "there is no contrastive search", (0,)),
-    Refusal("guidance_scale negative_prompt", "there is no guidance", (1, "")),
-    Refusal("logits_processors custom_logit_processor custom_params vllm_xargs", "nobody's code runs here", ([], {})),
-    Refusal("stop_regex repetition_detection", "stop takes strings", ("", [])),
-    Refusal("thinking_token_budget reasoning_budget", _TEMPLATE, (-1,)),
-    Refusal("reasoning_effort", _TEMPLATE, ("none",)),
-    Refusal("reasoning thinking enable_thinking thinking_forced_open reasoning_format", _TEMPLATE, (False, "none")),
-    Refusal("watermark", "texts are not marked", (False,)),
+    RefusedFields("use_beam_search early_stopping", "there is no beam search; n gives several answers", (False,)),
+    RefusedFields("num_beams num_beam_groups", "there is no beam search; n gives several answers", (1, 0)),
+    RefusedFields("do_sample", "temperature: 0 takes the likeliest token", (True,)),
+    RefusedFields("typical_p typical tfs tfs_z", "filters are top_k, top_p and min_p", (1,)),
+    RefusedFields("top_a epsilon_cutoff eta_cutoff top_n_sigma nsigma", "filters are top_k, top_p and min_p", (0, -1)),
+    RefusedFields("xtc_probability", "filters are top_k, top_p and min_p", (0,)),
+    RefusedFields("mirostat mirostat_mode", "temperature, top_k, top_p and min_p steer sampling", (0,)),
+    RefusedFields("dynatemp_range smoothing_factor adaptive_target", "temperature is a number", (0,)),
+    RefusedFields("temperature_last dynamic_temperature samplers sampler_order", "filters have one order", (False, [])),
+    RefusedFields("dry_multiplier", "penalties are repetition, presence and frequency", (0,)),
+    RefusedFields("no_repeat_ngram_size encoder_repetition_penalty", "penalties are of single tokens", (0, 1)),
+    RefusedFields("repeat_last_n repetition_penalty_range", "penalties look at the whole text", (-1, 0)),
+    RefusedFields("penalize_nl", "penalties treat all tokens alike", (False,)),
+    RefusedFields("penalty_alpha", "there is no contrastive search", (0,)),
+    RefusedFields("guidance_scale negative_prompt", "there is no guidance", (1, "")),
+    RefusedFields(
+        "logits_processors custom_logit_processor custom_params vllm_xargs", "nobody's code runs here", ([], {})
+    ),
+    RefusedFields("stop_regex repetition_detection", "stop takes strings", ("", [])),
+    RefusedFields("thinking_token_budget reasoning_budget", _TEMPLATE, (-1,)),
+    RefusedFields("reasoning_effort", _TEMPLATE, ("none",)),
+    RefusedFields(
+        "reasoning thinking enable_thinking thinking_forced_open reasoning_format", _TEMPLATE, (False, "none")
+    ),
+    RefusedFields("watermark", "texts are not marked", (False,)),
     # What is told besides the text.
-    Refusal("return_hidden_states return_routed_experts return_logprob", _LOGPROBS, (False,)),
-    Refusal("decoder_input_details details post_sampling_probs", _LOGPROBS, (False,)),
-    Refusal("return_full_text", "echo: true puts the prompt in front", (False,)),
-    Refusal("return_progress verbose", "/v1/requests tells what a request went through", (False,)),
-    Refusal("response_fields", "answers have all their fields", ([],)),
+    RefusedFields("return_hidden_states return_routed_experts return_logprob", _LOGPROBS, (False,)),
+    RefusedFields("decoder_input_details details post_sampling_probs", _LOGPROBS, (False,)),
+    RefusedFields("return_full_text", "echo: true puts the prompt in front", (False,)),
+    RefusedFields("return_progress verbose", "/v1/requests tells what a request went through", (False,)),
+    RefusedFields("response_fields", "answers have all their fields", ([],)),
     # Prompts.
-    Refusal("truncate truncation_side num_ctx", "use truncate_prompt_tokens, which keeps the end", ("left", "none")),
-    Refusal("n_keep n_discard n_indent context_shift", "a text ends where the context does", (0, False)),
-    Refusal("transforms", "prompts are taken as they are", ([],)),
-    Refusal("safe_prompt", "put it in a message of the role system", (False,)),
-    Refusal("prompt_embeds input_embeds image_data multi_modal_data audio images", _TEXTS, ([],)),
-    Refusal("mm_processor_kwargs media_io_kwargs images_config", _TEXTS, ({},)),
-    Refusal("template raw context", "the model's template is used, or PRFAAS_CHAT_TEMPLATE", (False, "")),
+    RefusedFields(
+        "truncate truncation_side num_ctx", "use truncate_prompt_tokens, which keeps the end", ("left", "none")
+    ),
+    RefusedFields("n_keep n_discard n_indent context_shift", "a text ends where the context does", (0, False)),
+    RefusedFields("transforms", "prompts are taken as they are", ([],)),
+    RefusedFields("safe_prompt", "put it in a message of the role system", (False,)),
+    RefusedFields("prompt_embeds input_embeds image_data multi_modal_data audio images", _TEXTS, ([],)),
+    RefusedFields("mm_processor_kwargs media_io_kwargs images_config", _TEXTS, ({},)),
+    RefusedFields("template raw context", "the model's template is used, or PRFAAS_CHAT_TEMPLATE", (False, "")),
     # What OpenAI does around a model.
-    Refusal("modalities", "answers are text", (["text"],)),
-    Refusal("verbosity", "say in the prompt how long the answer is to be", ("medium",)),
-    Refusal("web_search_options moderation plugins", "there are no services around the model", ({}, [])),
-    Refusal("previous_response_id conversation session_id session_params", "send the whole conversation", ("", {})),
-    Refusal("background", "an answer comes on its request's connection", (False,)),
-    Refusal("models route provider", "one model is served; model names it", ([], "")),
+    RefusedFields("modalities", "answers are text", (["text"],)),
+    RefusedFields("verbosity", "say in the prompt how long the answer is to be", ("medium",)),
+    RefusedFields("web_search_options moderation plugins", "there are no services around the model", ({}, [])),
+    RefusedFields(
+        "previous_response_id conversation session_id session_params", "send the whole conversation", ("", {})
+    ),
+    RefusedFields("background", "an answer comes on its request's connection", (False,)),
+    RefusedFields("models route provider", "one model is served; model names it", ([], "")),
     # Adapters, and the insides of other servers.
-    Refusal("lora lora_path adapter_id lora_request", "there are no adapters", ("", [])),
-    Refusal("kv_transfer_params bootstrap_host bootstrap_port bootstrap_room", _DECIDED_HERE, ({},)),
-    Refusal("data_parallel_rank routed_dp_rank disagg_prefill_dp_rank", _DECIDED_HERE),
-    Refusal("t_max_predict_ms max_time", "use max_tokens; the header X-SLO-TTFT-MS asks for a latency", (0,)),
-    Refusal("speculative", "tokens are not guessed ahead", ({}, False)),
+    RefusedFields("lora lora_path adapter_id lora_request", "there are no adapters", ("", [])),
+    RefusedFields("kv_transfer_params bootstrap_host bootstrap_port bootstrap_room", _DECIDED_HERE, ({},)),
+    RefusedFields("data_parallel_rank routed_dp_rank disagg_prefill_dp_rank", _DECIDED_HERE),
+    RefusedFields("t_max_predict_ms max_time", "use max_tokens; the header X-SLO-TTFT-MS asks for a latency", (0,)),
+    RefusedFields("speculative", "tokens are not guessed ahead", ({}, False)),
 )
 
-REFUSED_INSIDE: tuple[Refusal, ...] = (
-    Refusal("prefix", "a conversation ends with its last message", (False,)),
-    Refusal("images audio videos", "messages are text", ([],)),
+REFUSED_INSIDE: tuple[RefusedFields, ...] = (
+    RefusedFields("prefix", "a conversation ends with its last message", (False,)),
+    RefusedFields("images audio videos", "messages are text", ([],)),
 )
 """The same of messages and their parts."""
 
 
-def _by_name(refusals: Iterable[Refusal]) -> dict[str, Refusal]:
+def _by_name(refusals: Iterable[RefusedFields]) -> dict[str, RefusedFields]:
     return {name: refusal for refusal in refusals for name in refusal.names.split()}
 
 

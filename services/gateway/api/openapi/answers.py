@@ -28,7 +28,7 @@ class CachedTokenCounts(_Answer):
     cached_tokens: int = Field(description="Tokens of the prompt whose KV nobody had to compute.")
 
 
-class TokenCounts(_Answer):
+class UsageAnswer(_Answer):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
@@ -61,7 +61,7 @@ class CompletionAnswer(_Answer):
     created: int
     model: str
     choices: list[CompletionChoice]
-    usage: TokenCounts | None = None
+    usage: UsageAnswer | None = None
 
 
 class TokenAlternative(_Answer):
@@ -91,7 +91,7 @@ class ChatChoice(_Answer):
     token_ids: list[int] | None = Field(default=None, description="With `return_token_ids`.")
 
 
-class ChatAnswer(_Answer):
+class ChatCompletionAnswer(_Answer):
     """A chat completion."""
 
     id: str
@@ -99,7 +99,7 @@ class ChatAnswer(_Answer):
     created: int
     model: str
     choices: list[ChatChoice]
-    usage: TokenCounts
+    usage: UsageAnswer
 
 
 class MessageDelta(_Answer):
@@ -123,7 +123,7 @@ class ChatChunk(_Answer):
     created: int
     model: str
     choices: list[ChatDelta]
-    usage: TokenCounts | None = None
+    usage: UsageAnswer | None = None
 
 
 class ModelAnswer(_Answer):

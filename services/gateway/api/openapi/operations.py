@@ -37,7 +37,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         _ANSWERS,
         "Answer a conversation",
         ChatBody,
-        answers.ChatAnswer,
+        answers.ChatCompletionAnswer,
         answers.ChatChunk,
         errors=_GENERATION,
         is_generation=True,

@@ -45,8 +45,10 @@ def write_gguf(tiny: Tiny, name: str, path: Path, sampling: Mapping[str, float] 
     writer = gguf.GGUFWriter(path, architecture)
     config = tiny.oracle.config
     for key, value in sampling.items():
-        add = writer.add_int32 if isinstance(value, int) else writer.add_float32
-        add(f"general.sampling.{key}", value)
+        if isinstance(value, int):
+            writer.add_int32(f"general.sampling.{key}", value)
+        else:
+            writer.add_float32(f"general.sampling.{key}", value)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_embedding_length(config.hidden_size)
