@@ -17,9 +17,10 @@ from services.gateway.admission.gate import GateLimits, TurnGate
 from services.gateway.api.access import access
 from services.gateway.api.capacity import CapacityRoutes
 from services.gateway.api.generation import GenerationRoutes
-from services.gateway.api.info import InfoRoutes
+from services.gateway.api.info import InfoRoutes, suite_version
 from services.gateway.api.intake import RequestIntake
 from services.gateway.api.middleware import echo_request_id, envelope
+from services.gateway.api.openapi.routes import OpenApiRoutes
 from services.gateway.api.prefixes import PrefixRoutes
 from services.gateway.cluster.arrivals import Arrivals
 from services.gateway.cluster.devices import ServedPrompts
@@ -266,4 +267,5 @@ def make_http_app(
     app.add_routes(LiveRoutes(make_live(parts, dc, controller), health).routes())
     app.add_routes(RequestRoutes(parts.timelines).routes())
     app.add_routes(PageRoutes().routes())
+    app.add_routes(OpenApiRoutes(suite_version()).routes())
     return app

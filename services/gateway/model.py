@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from services.gateway.defaults import NO_DEFAULTS, GenerationDefaults
 from services.gateway.settings import GatewaySettings
 from shared.errors import ModelNotFound, SettingsError
 from shared.ids import BlockKey, ModelFingerprint
@@ -28,6 +29,7 @@ class ServedModel:
     max_model_len: int  # tokens of prompt and completion together
     aliases: tuple[str, ...] = ()
     text_cache_bytes: int = 0  # for the ids of texts that may come again
+    defaults: GenerationDefaults = NO_DEFAULTS
     created: int = field(default_factory=lambda: int(time.time()))
 
     @cached_property
@@ -56,7 +58,8 @@ class ServedModel:
 def load_model(settings: GatewaySettings) -> ServedModel:
     """Prepare and read the model's files. Takes seconds at a model's first start: not for the event loop.
 
-    Raises `ModelFileError`, and `SettingsError` for a context longer than the model's own.
+    Raises `ModelFileError`, and `SettingsError` for a context longer than the model's own, and for
+    defaults that are not there.
     """
     files = resolve(settings.model, settings.cache_dir.expanduser())
     config = files.config()
@@ -73,4 +76,5 @@ def load_model(settings: GatewaySettings) -> ServedModel:
         max_model_len=settings.max_model_len or config.max_context,
         aliases=(settings.model,),
         text_cache_bytes=settings.text_cache_bytes,
+        defaults=GenerationDefaults.of(settings.generation_config, files.path),
     )

@@ -41,6 +41,11 @@ class GatewaySettings(ServiceSettings):
     cache_dir: Path = setting("PRFAAS_CACHE_DIR", Path("~/.cache/prfaas"), help="prepared models")
     max_model_len: int = setting("PRFAAS_MAX_MODEL_LEN", 0, help="longest context; 0: the model's", check=non_negative)
     chat_template: str = setting("PRFAAS_CHAT_TEMPLATE", "", help="file or text that replaces the model's template")
+    generation_config: str = setting(
+        "PRFAAS_GENERATION_CONFIG",
+        AUTO,
+        help="defaults of sampling: auto (the model's generation_config.json), none, or such a file",
+    )
     offload_threshold_tokens: int = setting(
         "PRFAAS_OFFLOAD_THRESHOLD_TOKENS",
         512,
@@ -123,6 +128,11 @@ class GatewaySettings(ServiceSettings):
         help="memory for token ids of texts: a conversation's turn is not tokenised from its beginning",
         parse=parse_bytes,
         check=non_negative,
+    )
+    unknown_fields: Literal["accept", "refuse"] = setting(
+        "PRFAAS_UNKNOWN_FIELDS",
+        "accept",
+        help="refuse or accept (and log) fields that nobody knows",
     )
     max_body_bytes: int = setting(
         "PRFAAS_MAX_BODY_BYTES", 8 << 20, help="limit of a request's body", parse=parse_bytes, check=positive

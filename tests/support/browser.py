@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Page, async_playwright
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -31,3 +32,10 @@ async def page_of(url: str, *, expected: tuple[str, ...] = (), **context: Any) -
         finally:
             await browser.close()
     assert [line for line in complaints if not any(word in line for word in expected)] == []
+
+
+async def violations(page: Page) -> list[str]:
+    """Return what axe finds wrong for people who cannot see, or see little: WCAG 2, A and AA."""
+    options: dict[str, Any] = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]}
+    found = (await Axe().run(page, options=options)).response["violations"]
+    return [f"{one['id']}: {node['html'][:160]} {node['failureSummary']}" for one in found for node in one["nodes"]]

@@ -17,6 +17,47 @@ class MethodNotAllowed(BadRequest):
     http_status = 405
 
 
+class EndpointNotSupported(NotFound):
+    """Raised by the HTTP layer alone, for endpoints that others have. Clients try again after 501, not after 404."""
+
+    code = "endpoint_not_supported"
+
+
+_SERVED = "POST /v1/completions and /v1/chat/completions answer prompts; /docs lists all endpoints"
+
+_NOT_SERVED = {
+    "embeddings": "embeddings: the model here generates text",
+    "score": "scores: the model here generates text",
+    "rerank": "ranking: the model here generates text",
+    "pooling": "pooling: the model here generates text",
+    "classify": "classes: the model here generates text",
+    "moderations": "moderation: the model here generates text",
+    "images": "images: the model here takes and gives text",
+    "videos": "videos: the model here takes and gives text",
+    "audio": "audio: the model here takes and gives text",
+    "realtime": "audio: the model here takes and gives text",
+    "files": "files: send texts with the request",
+    "uploads": "files: send texts with the request",
+    "vector_stores": "files: send texts with the request",
+    "containers": "files: send texts with the request",
+    "batches": "batches: send the requests themselves, as many at a time as you like; priority orders them",
+    "fine_tuning": "training: serve a trained model with PRFAAS_MODEL",
+    "fine-tunes": "training: serve a trained model with PRFAAS_MODEL",
+    "evals": "evaluations: a program that asks this server makes them",
+    "assistants": "assistants: send the whole conversation with each request",
+    "threads": "assistants: send the whole conversation with each request",
+    "conversations": "conversations: send the whole conversation with each request",
+    "responses": "responses: send the conversation to /v1/chat/completions",
+    "messages": "Anthropic's API: send the conversation to /v1/chat/completions",
+    "organization": "accounts",
+    "edits": "edits: put the instruction into a prompt",
+    "engines": "engines: /v1/models lists the model",
+    "load_lora_adapter": "adapters: serve a merged model with PRFAAS_MODEL",
+    "unload_lora_adapter": "adapters: serve a merged model with PRFAAS_MODEL",
+}
+"""Endpoints of OpenAI's API, and of servers like it, by the first part of their path behind /v1: what there is not."""
+
+
 def error_object(error: PrfaasError) -> dict[str, Any]:
     """Return the object that OpenAI's clients turn into their exceptions."""
     kind = "server_error" if error.http_status >= 500 else _TYPES.get(error.http_status, "invalid_request_error")
@@ -33,7 +74,7 @@ def error_response(error: PrfaasError) -> web.Response:
 def from_http(exception: web.HTTPException, request: web.BaseRequest) -> PrfaasError:
     """Translate what aiohttp raises for itself: unknown paths, wrong methods, bodies over the limit."""
     if exception.status == 404:
-        return NotFound(f"there is nothing at {request.path}")
+        return _not_found(request.path)
     if isinstance(exception, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(exception.allowed_methods))
         return MethodNotAllowed(f"{request.path} does not take {request.method}; use {allowed}")
@@ -42,3 +83,11 @@ def from_http(exception: web.HTTPException, request: web.BaseRequest) -> PrfaasE
     if exception.status < 500:
         return BadRequest(exception.reason)
     return Internal(exception.reason)
+
+
+def _not_found(path: str) -> NotFound:
+    first, _, rest = path.lstrip("/").partition("/")
+    absent = _NOT_SERVED.get(rest.partition("/")[0] if first == "v1" else first)
+    if absent is None:
+        return NotFound(f"there is nothing at {path}; {_SERVED}")
+    return EndpointNotSupported(f"{path}: this server has no {absent}; {_SERVED}")

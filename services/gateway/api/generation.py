@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from aiohttp import web
 
@@ -14,7 +14,7 @@ from services.gateway.api.bodies.completion import CompletionBody
 from services.gateway.api.bodies.sampling import Sampling
 from services.gateway.api.bodies.structured import of_field
 from services.gateway.api.intake import RequestIntake
-from services.gateway.api.middleware import request_id_of
+from services.gateway.api.middleware import note_answered, request_id_of
 from services.gateway.api.prepare import prepare_chat, prepare_completion
 from services.gateway.api.replies.chat import ChatReply
 from services.gateway.api.replies.completion import CompletionReply
@@ -89,6 +89,10 @@ class GenerationRoutes:
         stream = EventStream(request)
         model = self._model
 
+        def answered() -> None:
+            timeline.answered()
+            note_answered(request)
+
         def work(body: B) -> tuple[B, Prepared]:
             timeline.body_read()
             asker.seal(body)
@@ -122,8 +126,10 @@ class GenerationRoutes:
                     ) as choices:
                         try:
                             if body.stream:
-                                every = bool(body.return_token_ids)  # also what adds no text
-                                return await _stream(stream, choices, reply, len(prepared.requests), every)
+                                shown = StreamShows(bool(body.return_token_ids), body.continuous_usage)
+                                await _stream(stream, choices, reply, len(prepared.requests), shown)
+                                answered()
+                                return await stream.finish()
                             return await _whole(choices, reply, prepared)
                         finally:
                             timeline.used(choices.usage.completion_tokens, choices.usage.cached_tokens)
@@ -165,19 +171,24 @@ async def _whole(choices: Choices, reply: Reply, prepared: Prepared) -> web.Resp
     return web.json_response(text=await spelt(num_told(shown), lambda: json.dumps(reply.whole(shown, usage))))
 
 
-async def _stream(
-    stream: EventStream, choices: Choices, reply: Reply, num_choices: int, every: bool
-) -> web.StreamResponse:
-    """Send deltas as they come, those without text only if `every`.
+class StreamShows(NamedTuple):
+    """What a stream shows besides text."""
+
+    every: bool  # also what adds no text
+    usage: bool  # so far, in each chunk
+
+
+async def _stream(stream: EventStream, choices: Choices, reply: Reply, num_choices: int, shown: StreamShows) -> None:
+    """Send deltas as they come.
 
     Headers go out with the first, so that what fails earlier gets its own status.
     """
     async for deltas in choices:
-        shown = [delta for delta in deltas if every or delta.text or delta.finish_reason]
-        chunks = [await spelt(len(delta.tokens), partial(reply.chunk, delta)) for delta in shown]
+        usage = choices.usage if shown.usage else None
+        told = [delta for delta in deltas if shown.every or delta.text or delta.finish_reason]
+        chunks = [await spelt(len(delta.tokens), partial(reply.chunk, delta, usage)) for delta in told]
         if not stream.is_open:
             await stream.open()
             chunks = [*reply.opening(num_choices), *chunks]
         await stream.send(*chunks)
     await stream.send(*reply.closing(choices.usage))
-    return await stream.finish()

@@ -60,7 +60,7 @@ class InfoRoutes:
         return web.json_response(body, status=503 if reasons else 200)
 
     async def version(self, _request: web.Request) -> web.Response:
-        return web.json_response({"version": _version()})
+        return web.json_response({"version": suite_version()})
 
     async def tokenize(self, request: web.Request) -> web.Response:
         return web.json_response(await self._intake.body(request, TokenizeBody, self._tokenize))
@@ -98,7 +98,8 @@ class InfoRoutes:
         }
 
 
-def _version() -> str:
+def suite_version() -> str:
+    """Return the version that is installed."""
     try:
         return version("prfaas")
     except PackageNotFoundError:  # run from a checkout

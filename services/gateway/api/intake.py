@@ -41,7 +41,7 @@ class RequestIntake:
         self._metrics = metrics
         self._executor = executor
         self._clock = clock
-        self._unknown_fields = UnknownFields()
+        self._unknown_fields = UnknownFields(are_refused=settings.unknown_fields == "refuse")
         self._ends = EventRate()
 
     @contextmanager
@@ -70,7 +70,7 @@ class RequestIntake:
 
     def _parsed(self, schema: type[B], data: bytes) -> B:
         body = parse(schema, data)
-        self._unknown_fields.note(body)
+        self._unknown_fields.check(body)
         return body
 
     async def _read(self, request: web.Request) -> bytes:

@@ -21,12 +21,18 @@ CLIENT_GONE = 499
 """The client left while it was being written to; nginx's number, since HTTP has none."""
 
 _REQUEST_ID = web.RequestKey("request_id", RequestId)
+_IS_ANSWERED = web.RequestKey("is_answered", bool)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def request_id_of(request: web.Request) -> RequestId:
     return request[_REQUEST_ID]
+
+
+def note_answered(request: web.Request) -> None:
+    """Note that all of a streamed answer is written: who hangs up from now on has it."""
+    request[_IS_ANSWERED] = True
 
 
 def envelope(metrics: GatewayMetrics) -> Middleware:
@@ -41,7 +47,7 @@ def envelope(metrics: GatewayMetrics) -> Middleware:
             try:
                 response = await _answered(request, handler, metrics)
             except asyncio.CancelledError:
-                _log_end(request, "cancelled", started_at)
+                _log_end(request, 200 if request.get(_IS_ANSWERED) else "cancelled", started_at)
                 raise
             if not response.prepared:
                 response.headers[REQUEST_ID_HEADER] = request_id

@@ -21,6 +21,8 @@ def prepare_completion(model: ServedModel, body: CompletionBody) -> Prepared:
     """Raises `BadRequest`, `ContextTooLong`, `ModelNotFound`."""
     model.check_name(body.model)
     body.check_supported()
+    if body.echo and body.truncate_prompt_tokens is not None:
+        raise BadRequest("echo does not go with truncate_prompt_tokens", param="echo")
     prompts = _completion_prompts(model, body)
     max_tokens = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
     prepared = _prepare(model, body, prompts, lambda _num_tokens: max_tokens, "prompt")
@@ -39,7 +41,8 @@ def prepare_chat(model: ServedModel, body: ChatBody) -> Prepared:
     wanted = body.max_completion_tokens or body.max_tokens
 
     def limit(num_tokens: int) -> int:
-        return wanted or max(1, model.max_model_len - num_tokens)
+        room = max(1, model.max_model_len - num_tokens)
+        return wanted or min(model.defaults.max_tokens or room, room)
 
     return _prepare(model, body, [prompt], limit, "messages")
 
@@ -114,10 +117,11 @@ def _prepare(
         raise BadRequest(f"{field}: {len(prompts)} prompts with {num_choices} choices each are too many", param=field)
     fidelity = Fidelity[(body.kv_fidelity or "lossless").upper()]
     requests: list[GenerationRequest] = []
-    for token_ids in prompts:
+    for whole in prompts:
+        token_ids = _truncated(model, body, whole, max_tokens)
         limit = max_tokens(len(token_ids))
         _check_context(model.max_model_len, len(token_ids), limit, part)
-        sampling = body.sampling_params(limit, model.vocab_size, model.tokenizer.eos_ids)
+        sampling = body.sampling_params(limit, model.vocab_size, model.tokenizer.eos_ids, model.defaults)
         request = with_keys(model, GenerationRequest(token_ids, (), sampling, salt, body.priority or 0), fidelity)
         # One choice is enough to tell of the prompt, of which each token but the first follows something.
         requests.append(replace(request, scoring=body.scoring) if len(token_ids) > 1 else request)
@@ -131,6 +135,17 @@ def _prepare(
         tells_all=body.tells_prompt,
     )
     return Prepared(tuple(requests), rules, num_choices)
+
+
+def _truncated(model: ServedModel, body: Sampling, token_ids: list[int], max_tokens: Callable[[int], int]) -> list[int]:
+    """Return the end of a prompt that is asked for. Raises `BadRequest` where nothing would be left."""
+    wanted = body.truncate_prompt_tokens
+    if wanted is None:
+        return token_ids
+    if wanted == 0:
+        raise BadRequest("truncate_prompt_tokens must leave at least one token", param="truncate_prompt_tokens")
+    room = wanted if wanted > 0 else max(1, model.max_model_len - max_tokens(len(token_ids)))
+    return token_ids[-room:]
 
 
 def _check_context(max_model_len: int, num_tokens: int, max_tokens: int, part: str) -> None:

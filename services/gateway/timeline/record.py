@@ -170,6 +170,7 @@ class RequestTimeline:
     status: int | None = None  # of HTTP
     error: str | None = None  # its code
     ended_at: float | None = None
+    is_answered: bool = False  # all choices have ended, and their text was written
 
     def body_read(self) -> None:
         self.body_read_at = time.monotonic()
@@ -189,6 +190,10 @@ class RequestTimeline:
     def used(self, completion_tokens: int, cached_tokens: int) -> None:
         """Note the final usage."""
         self.num_completion_tokens, self.num_cached_tokens = completion_tokens, cached_tokens
+
+    def answered(self) -> None:
+        """Note that the client was sent all there is to say."""
+        self.is_answered = True
 
     def failed(self, error: str) -> None:
         """Note that the answer broke off after its status was out."""

@@ -48,7 +48,10 @@ class Timelines:
             _end(timeline, error.http_status, error.code)
             raise
         except (asyncio.CancelledError, ConnectionError):
-            _end(timeline, CLIENT_GONE, "cancelled")
+            if timeline.is_answered:  # clients hang up once they have read the end, before the connection is done
+                _end(timeline, 200, timeline.error)
+            else:
+                _end(timeline, CLIENT_GONE, "cancelled")
             raise
         except BaseException:
             _end(timeline, Internal.http_status, Internal.code)

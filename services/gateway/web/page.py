@@ -20,16 +20,19 @@ SECURITY_HEADERS = {
 
 
 class PageRoutes:
-    """`/` is `index.html`; the other files lie under `/page/`."""
+    """`/` is `index.html`, `/docs` is `docs.html`; all files lie under `/page/`."""
 
     def __init__(self, folder: Path = STATIC) -> None:
         self._files = {path.name: _file(path) for path in sorted(folder.iterdir()) if path.suffix in _TYPES}
 
     def routes(self) -> list[web.RouteDef]:
-        return [web.get("/", self.index), web.get("/page/{name}", self.file)]
+        return [web.get("/", self.index), web.get("/docs", self.docs), web.get("/page/{name}", self.file)]
 
     async def index(self, request: web.Request) -> web.Response:
         return self._answer(request, "index.html")
+
+    async def docs(self, request: web.Request) -> web.Response:
+        return self._answer(request, "docs.html")
 
     async def file(self, request: web.Request) -> web.Response:
         return self._answer(request, request.match_info["name"])

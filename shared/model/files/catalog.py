@@ -24,7 +24,7 @@ from shared.model.files.checkpoint import CheckpointWeights, weight_files
 from shared.model.files.config import ModelConfig
 from shared.model.files.convert import WeightSource, convert, file_tensors
 from shared.model.files.fingerprint import fingerprint, write_atomically
-from shared.model.files.gguf import GgufWeights, eos_token_ids, hf_config
+from shared.model.files.gguf import GgufWeights, eos_token_ids, hf_config, sampling_defaults
 from shared.model.files.gguf_file import GgufFile
 from shared.model.files.stored import WeightDtype
 
@@ -180,7 +180,9 @@ def _unpack(source: Path, target: Path) -> None:
         os.chmod(staging, 0o755)
         tokenizer.save(str(staging / "tokenizer.json"), pretty=False)
         _write_json(staging / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **special})
-        _write_json(staging / "generation_config.json", {"eos_token_id": eos_token_ids(file)})
+        _write_json(
+            staging / "generation_config.json", {"eos_token_id": eos_token_ids(file), **sampling_defaults(file)}
+        )
         if template := meta.get("tokenizer.chat_template"):
             write_atomically(staging / "chat_template.jinja", str(template).encode())
         _write_json(staging / "config.json", config)

@@ -100,6 +100,26 @@ def eos_token_ids(file: GgufFile) -> list[int]:
     return list(dict.fromkeys(int(i) for i in found if i is not None))
 
 
+_SAMPLING_KEYS = {
+    "temperature": "temp",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "penalty_repeat",
+}
+"""GGUF's names of what Hugging Face's `generation_config.json` recommends."""
+
+
+def sampling_defaults(file: GgufFile) -> dict[str, float]:
+    """Return how a file recommends to choose tokens, in Hugging Face's words; most files say nothing."""
+    found: dict[str, float] = {}
+    for name, key in _SAMPLING_KEYS.items():
+        value = file.metadata.get(f"general.sampling.{key}")
+        if value is not None:
+            found[name] = value if isinstance(value, int) else round(value, 6)  # a float32: 0.6 is 0.60000002
+    return found
+
+
 class GgufWeights:
     """A GGUF file's tensors by Hugging Face name, with llama.cpp's rearrangements undone."""
 

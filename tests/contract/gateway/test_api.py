@@ -111,6 +111,42 @@ async def test_completion_stream_joins_to_the_whole_and_ends_with_usage(suite: S
     assert {chunk["id"] for chunk in events[:-1]} == {"cmpl-mine"}
 
 
+async def test_each_chunk_tells_the_usage_so_far_when_asked(suite: ScriptedSuite) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = {"prompt": "hello", "max_tokens": 3, "stream": True, "stream_options": options}
+    async with suite.client.post("/v1/completions", json=body) as response:
+        *chunks, last, done = await events_of(response)
+    assert done == "[DONE]"
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts == sorted(counts)
+    assert counts[-1] == 3
+    assert chunks[-1]["usage"] == {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
+    assert last["usage"] == {**chunks[-1]["usage"], "prompt_tokens_details": {"cached_tokens": 5}}
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == "hel"
+
+
+async def test_usage_is_told_in_each_chunk_of_no_stream_that_tells_none_at_its_end(suite: ScriptedSuite) -> None:
+    options = {"continuous_usage_stats": True}
+    body = {"prompt": "hello", "stream": True, "stream_options": options}
+    async with suite.client.post("/v1/completions", json=body) as response:
+        chunks = await events_of(response)
+    assert not any("usage" in chunk for chunk in chunks[:-1])
+
+
+@pytest.mark.parametrize(("wanted", "kept"), [(3, "llo"), (5, "hello"), (99, "hello"), (-1, "hello"), (None, "hello")])
+async def test_the_end_of_a_prompt_is_kept(suite: ScriptedSuite, wanted: int | None, kept: str) -> None:
+    answer = await suite.complete(prompt="hello", truncate_prompt_tokens=wanted)
+    assert bytes_of(list(suite.decode.calls[0].request.token_ids)).decode() == kept
+    assert answer["usage"]["prompt_tokens"] == len(kept)
+
+
+async def test_as_much_of_a_prompt_is_kept_as_fits(suite: ScriptedSuite) -> None:
+    await suite.complete(prompt="x" * 5000 + "end", truncate_prompt_tokens=-1, max_tokens=10)
+    (call,) = suite.decode.calls
+    assert len(call.request.token_ids) == MAX_MODEL_LEN - 10
+    assert bytes_of(list(call.request.token_ids)).endswith(b"end")
+
+
 async def test_chat_stream_opens_with_the_role_and_has_no_usage_unless_asked(suite: ScriptedSuite) -> None:
     body = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
     async with suite.client.post("/v1/chat/completions", json=body) as response:

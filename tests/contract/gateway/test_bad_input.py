@@ -19,6 +19,12 @@ async def suite(tmp_path: Path) -> AsyncIterator[ScriptedSuite]:
         yield suite
 
 
+@pytest.fixture
+async def strict(tmp_path: Path) -> AsyncIterator[ScriptedSuite]:
+    async with running_suite(tmp_path, unknown_fields="refuse") as suite:
+        yield suite
+
+
 async def assert_refused(
     suite: ScriptedSuite, path: str, body: bytes, status: int, param: str | None, code: str, method: str = "POST"
 ) -> str:
@@ -195,3 +201,49 @@ async def test_unknown_and_neutral_fields_are_accepted_and_logged_once(suite: Sc
 )
 async def test_bad_tokenizer_requests(suite: ScriptedSuite, path: str, body: dict[str, Any], param: str) -> None:
     await assert_refused(suite, path, json.dumps(body).encode(), 400, param, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "advice"),
+    [
+        ("completions", {"prompt": "hi", "use_beam_search": True}, "use_beam_search", "n gives several answers"),
+        ("chat/completions", {"messages": USER, "n_predict": 5}, "n_predict", "use max_tokens"),
+        ("completions", {"prompt": "hi", "echo": True, "truncate_prompt_tokens": 1}, "echo", "does not go with"),
+        ("completions", {"prompt": "hi", "truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "at least one"),
+    ],
+)
+async def test_fields_of_other_servers_are_refused_with_what_to_do(
+    suite: ScriptedSuite, path: str, body: dict[str, Any], param: str, advice: str
+) -> None:
+    data = json.dumps(body).encode()
+    assert advice in await assert_refused(suite, f"/v1/{path}", data, 400, param, "invalid_request")
+
+
+async def test_unknown_fields_are_accepted_unless_a_setting_refuses_them(
+    suite: ScriptedSuite, strict: ScriptedSuite
+) -> None:
+    body = {"prompt": "hi", "temprature": 0.5, "metadata": {"a": "b"}}
+    async with suite.client.post("/v1/completions", json=body) as response:
+        assert response.status == 200
+    await assert_refused(strict, "/v1/completions", json.dumps(body).encode(), 400, "temprature", "invalid_request")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "word"),
+    [
+        ("POST", "/v1/embeddings", "embeddings"),
+        ("POST", "/v1/images/generations", "images"),
+        ("POST", "/v1/audio/transcriptions", "audio"),
+        ("POST", "/v1/moderations", "moderation"),
+        ("GET", "/v1/files", "files"),
+        ("POST", "/v1/batches", "batches"),
+        ("POST", "/v1/fine_tuning/jobs", "training"),
+        ("POST", "/v1/assistants", "assistants"),
+        ("POST", "/rerank", "ranking"),
+        ("POST", "/v1/messages", "Anthropic"),
+    ],
+)
+async def test_endpoints_of_others_are_refused_by_name(suite: ScriptedSuite, method: str, path: str, word: str) -> None:
+    message = await assert_refused(suite, path, b"{}", 404, None, "endpoint_not_supported", method)
+    assert word in message
+    assert "/v1/chat/completions" in message

@@ -2,14 +2,12 @@
 
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Page, expect
+from playwright.async_api import expect
 
 from shared.ids import WorkerId
-from tests.support.browser import needs_chromium, page_of
+from tests.support.browser import needs_chromium, page_of, violations
 from tests.support.gateway import ScriptedSuite, raises, running_suite
 from tests.support.timed import prefills_timed, says_timed
 from tests.support.waiting import LIMIT_S, eventually
@@ -31,13 +29,6 @@ async def suite(tmp_path: Path) -> AsyncIterator[ScriptedSuite]:
 
 def url(suite: ScriptedSuite) -> str:
     return str(suite.client._base_url)
-
-
-async def violations(page: Page) -> list[str]:
-    """Return what axe finds wrong for people who cannot see, or see little: WCAG 2, A and AA."""
-    options: dict[str, Any] = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]}
-    found = (await Axe().run(page, options=options)).response["violations"]
-    return [f"{one['id']}: {node['html'][:160]} {node['failureSummary']}" for one in found for node in one["nodes"]]
 
 
 async def test_datacenters_and_their_workers_are_shown_and_a_lost_one_is_seen_within_seconds(

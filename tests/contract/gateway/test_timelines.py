@@ -6,12 +6,15 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
+from structlog.testing import capture_logs
 
 from services.gateway.web.live import MAX_LISTENERS
 from services.gateway.web.page import STATIC
 from shared.errors import WorkerLost
-from tests.support.gateway import ScriptedSuite, hangs, prefills, raises, running_suite, says
+from shared.proto import prfaas_pb2 as pb
+from tests.support.gateway import Call, ScriptedSuite, hangs, ids_of, prefills, raises, running_suite, says
 from tests.support.timed import prefills_timed, says_timed
 from tests.support.waiting import eventually
 
@@ -108,6 +111,31 @@ async def test_a_running_request_is_listed_and_so_is_its_end(suite: ScriptedSuit
         return (found["state"], found["error"]) == ("cancelled", "cancelled")
 
     await eventually(has_ended)
+
+
+async def test_a_client_that_hangs_up_behind_the_end_of_its_answer_has_had_all_of_it(suite: ScriptedSuite) -> None:
+    async def lingers(call: Call) -> AsyncIterator[Any]:
+        """End the answer, not the call: the gateway still waits for its end when the client leaves."""
+        yield pb.Tokens(ids=ids_of("a"), finish_reason=pb.FINISH_REASON_LENGTH)
+        await asyncio.Event().wait()
+
+    suite.decode.behave = lingers
+    headers = {"X-Request-Id": "mine"}
+    body = {"prompt": "hello", "stream": True}
+    with capture_logs() as logs:
+        async with (
+            aiohttp.ClientSession(suite.client._base_url) as leaving,
+            leaving.post("/v1/completions", json=body, headers=headers) as response,
+        ):
+            assert (await response.read()).endswith(b"data: [DONE]\n\n")
+
+        async def has_ended() -> bool:
+            return bool((await get(suite, "/v1/requests/mine/timeline"))["state"] != "running")
+
+        await eventually(has_ended)
+    found = await get(suite, "/v1/requests/mine/timeline")
+    assert (found["state"], found["status"], found["error"]) == ("finished", 200, None)
+    assert [line["status"] for line in logs if line.get("path") == "/v1/completions"] == [200]
 
 
 async def test_requests_are_listed_newest_first_and_within_bounds(suite: ScriptedSuite) -> None:

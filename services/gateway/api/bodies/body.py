@@ -4,7 +4,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Body(BaseModel):
-    """Base of all bodies: JSON types as they are, no coercion; fields that nobody knows are kept and logged once."""
+    """Base of all bodies: JSON types as they are, no coercion. `UnknownFields` judges fields that it does not have."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, hide_input_in_errors=True)
 

@@ -48,6 +48,7 @@ Prompt = Annotated[
 ]
 Priority = Annotated[int, Field(ge=-MAX_INT - 1, le=MAX_INT)]  # vLLM's extension: lower goes first, 0 is usual
 KvFidelity = Literal["lossless", "int8", "int4"]  # ours: how exact the KV of the prompt's blocks has to be
+Truncation = Annotated[int, Field(ge=-1, le=MAX_INT)]  # vLLM's extension: tokens of a prompt's end; -1: as many as fit
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=SEEDS)]
 LogitBias = Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_BIASES)]
 Stop = Annotated[

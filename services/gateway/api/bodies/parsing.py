@@ -1,10 +1,12 @@
 """From bytes to a body, and from pydantic's complaints to one sentence that names the field."""
 
-from collections.abc import Sequence
-from typing import TypeVar
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from services.gateway.api.bodies.known import is_known
 from shared.errors import BadRequest
 from shared.log import get_logger
 
@@ -13,20 +15,47 @@ log = get_logger()
 B = TypeVar("B", bound=BaseModel)
 
 _MAX_UNKNOWN_FIELDS = 1000
+_INDEX = re.compile(r"\[\d+\]")
 
 
 class UnknownFields:
-    """Remembers which unknown fields were logged, each once; bounded, because clients choose the names."""
+    """Decides about fields that a body does not have.
 
-    def __init__(self) -> None:
+    Those that nobody knows are refused, or logged, each once; bounded, because clients choose the names.
+    """
+
+    def __init__(self, *, are_refused: bool = False) -> None:
+        self._are_refused = are_refused
         self._seen: set[str] = set()
 
-    def note(self, body: BaseModel) -> None:
-        for name in body.model_extra or ():
-            short = name[:64]
-            if short not in self._seen and len(self._seen) < _MAX_UNKNOWN_FIELDS:
-                self._seen.add(short)
-                log.info("unknown_field_ignored", field=short, body=type(body).__name__)
+    def check(self, body: BaseModel) -> None:
+        """Raise `BadRequest` naming the first field that asks for what is not done, or may not be there."""
+        for path, value in _extras(body, ""):
+            if is_known(path, value):
+                continue
+            if self._are_refused:
+                raise BadRequest(f"nobody here knows the field {path[:256]}", param=path[:256])
+            self._note(path, body)
+
+    def _note(self, path: str, body: BaseModel) -> None:
+        short = _INDEX.sub("[]", path)[:64]
+        if short not in self._seen and len(self._seen) < _MAX_UNKNOWN_FIELDS:
+            self._seen.add(short)
+            log.info("unknown_field_ignored", field=short, body=type(body).__name__)
+
+
+def _extras(body: BaseModel, before: str) -> Iterator[tuple[str, Any]]:
+    """Yield paths and values of fields that a body and the objects in it do not have."""
+    for name, value in (body.model_extra or {}).items():
+        yield before + name, value
+    for name in body.model_fields_set:
+        value = getattr(body, name)
+        if isinstance(value, BaseModel):
+            yield from _extras(value, f"{before}{name}.")
+        elif isinstance(value, list) and value and isinstance(value[0], BaseModel):  # most long lists are of numbers
+            for number, item in enumerate(value):
+                if isinstance(item, BaseModel):
+                    yield from _extras(item, f"{before}{name}[{number}].")
 
 
 def parse(cls: type[B], body: bytes) -> B:

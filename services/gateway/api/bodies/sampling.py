@@ -18,8 +18,10 @@ from services.gateway.api.bodies.fields import (
     Priority,
     Seed,
     Stop,
+    Truncation,
 )
 from services.gateway.api.bodies.structured import ConstraintFields
+from services.gateway.defaults import NO_DEFAULTS, GenerationDefaults
 from shared.errors import BadRequest
 from shared.sampling.logprobs import MAX_LOGPROBS, PromptScoring
 from shared.sampling.params import SamplingParams
@@ -27,6 +29,7 @@ from shared.sampling.params import SamplingParams
 
 class StreamOptions(Body):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class Sampling(ConstraintFields, Body):
@@ -35,11 +38,8 @@ class Sampling(ConstraintFields, Body):
     # Values that change nothing; any other value of these fields is refused.
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         "best_of": (1,),
-        "use_beam_search": (False,),
-        "truncate_prompt_tokens": (),
         "allowed_token_ids": (),
         "bad_words": ([],),
-        "guided_whitespace_pattern": (),
     }
 
     stream: bool | None = None
@@ -68,14 +68,12 @@ class Sampling(ConstraintFields, Body):
     priority: Priority | None = None
     kv_fidelity: KvFidelity | None = None
     user: str | None = None
+    truncate_prompt_tokens: Truncation | None = None
 
     best_of: Positive | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    use_beam_search: bool | None = None
-    truncate_prompt_tokens: int | None = None
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
-    guided_whitespace_pattern: str | None = None
 
     def check_supported(self) -> None:
         """Raise `BadRequest` naming the first field that asks for something which is not implemented."""
@@ -95,6 +93,12 @@ class Sampling(ConstraintFields, Body):
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether every chunk tells the usage so far, as vLLM's do."""
+        options = self.stream_options
+        return options is not None and bool(options.include_usage and options.continuous_usage_stats)
 
     @property
     def num_logprobs(self) -> int | None:
@@ -121,7 +125,13 @@ class Sampling(ConstraintFields, Body):
         """What is to be told of the prompt's own tokens."""
         return None if self.prompt_logprobs is None else PromptScoring(1, self.prompt_logprobs)
 
-    def sampling_params(self, max_tokens: int, vocab_size: int, eos_ids: tuple[int, ...] = ()) -> SamplingParams:
+    def sampling_params(
+        self,
+        max_tokens: int,
+        vocab_size: int,
+        eos_ids: tuple[int, ...] = (),
+        defaults: GenerationDefaults = NO_DEFAULTS,
+    ) -> SamplingParams:
         """Return what decode is told. A seed is drawn where there is none, so that any worker can continue.
         `eos_ids` stop like the caller's own ids, unless they are to be ignored: decode knows no other ends.
 
@@ -129,13 +139,13 @@ class Sampling(ConstraintFields, Body):
         """
         params = SamplingParams(
             max_tokens=max_tokens,
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            top_k=min(max(self.top_k or 0, 0), vocab_size),
-            min_p=self.min_p or 0.0,
+            temperature=defaults.temperature if self.temperature is None else self.temperature,
+            top_p=defaults.top_p if self.top_p is None else self.top_p,
+            top_k=min(max(defaults.top_k if self.top_k is None else self.top_k, 0), vocab_size),
+            min_p=defaults.min_p if self.min_p is None else self.min_p,
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
-            repetition_penalty=self.repetition_penalty or 1.0,
+            repetition_penalty=self.repetition_penalty or defaults.repetition_penalty,
             logit_bias=self._biases(),
             seed=secrets.randbits(64) if self.seed is None else self.seed % SEEDS,
             min_tokens=self.min_tokens or 0,

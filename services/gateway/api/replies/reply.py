@@ -76,8 +76,10 @@ class Reply(ABC):
         """Return the chunks that go before any text, as JSON."""
         return []
 
-    def chunk(self, delta: ChoiceDelta) -> str:
-        """Return a chunk as JSON."""
+    def chunk(self, delta: ChoiceDelta, usage: Usage | None = None) -> str:
+        """Return a chunk as JSON. `usage`: what the request has cost so far, if that is to be told."""
+        if usage is not None:
+            return encode({**json.loads(self.chunk(delta)), "usage": counts_object(usage)})
         if delta.text and delta.finish_reason is None and not (delta.tokens or self._with_token_ids):
             before, after = self._around_text(delta.choice)
             return f"{before}{encode(delta.text)}{after}"
@@ -134,9 +136,13 @@ class Reply(ABC):
 
 
 def usage_object(usage: Usage) -> Json:
+    return {**counts_object(usage), "prompt_tokens_details": {"cached_tokens": usage.cached_tokens}}
+
+
+def counts_object(usage: Usage) -> Json:
+    """Return what is known before the end: until then nobody knows what was cached."""
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }

@@ -1,5 +1,7 @@
 """GGUF to Hugging Face: a tiny checkpoint of each family written as llama.cpp would, read back and compared."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +37,18 @@ _NAMES = {
 }
 
 
-def write_gguf(tiny: Tiny, name: str, path: Path) -> Path:
-    """Write a checkpoint as llama.cpp's converter does, in float32: permuted q and k, Gemma's norms plus one."""
+def write_gguf(tiny: Tiny, name: str, path: Path, sampling: Mapping[str, float] = {}) -> Path:
+    """Write a checkpoint as llama.cpp's converter does, in float32: permuted q and k, Gemma's norms plus one.
+
+    `sampling`: what it recommends."""
     architecture = _ARCHITECTURE[name]
     writer = gguf.GGUFWriter(path, architecture)
     config = tiny.oracle.config
+    for key, value in sampling.items():
+        if isinstance(value, int):
+            writer.add_int32(f"general.sampling.{key}", value)
+        else:
+            writer.add_float32(f"general.sampling.{key}", value)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_embedding_length(config.hidden_size)
@@ -140,6 +149,14 @@ def test_a_gguf_file_gives_the_checkpoint_s_logits(converted: tuple[Tiny, Path],
 @pytest.fixture
 def gguf_file(tmp_path: Path) -> Path:
     return write_gguf(load("llama", tmp_path / "hf"), "llama", tmp_path / "model.gguf")
+
+
+def test_what_it_recommends_for_sampling_is_kept(tmp_path: Path) -> None:
+    sampling = {"temp": 0.6, "top_k": 20, "top_p": 0.95, "penalty_repeat": 1.05, "mirostat": 1}
+    path = write_gguf(load("llama", tmp_path / "hf"), "llama", tmp_path / "model.gguf", sampling)
+    said = json.loads((resolve(str(path), tmp_path / "cache").path / "generation_config.json").read_text())
+    recommended = {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "repetition_penalty": 1.05}
+    assert said == {"eos_token_id": said["eos_token_id"], **recommended}
 
 
 def test_quantised_blocks_are_dequantised_in_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

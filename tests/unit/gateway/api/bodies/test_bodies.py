@@ -1,13 +1,17 @@
 """Bodies: what is accepted, what each complaint says, what decode is told. Statuses are tested over HTTP."""
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from openai.types import completion_create_params as openai_completions
+from openai.types.chat import completion_create_params as openai_chats
 from pydantic import BaseModel
 
 from services.gateway.api.bodies.chat import ChatBody, Message
 from services.gateway.api.bodies.completion import CompletionBody
+from services.gateway.api.bodies.known import HARMLESS, REFUSED, REFUSED_INSIDE, is_known
 from services.gateway.api.bodies.parsing import UnknownFields, parse
 from services.gateway.api.bodies.sampling import Sampling
 from shared.errors import BadRequest
@@ -68,13 +72,10 @@ def test_one_bad_item_of_a_long_list_is_one_complaint() -> None:
 
 
 NEUTRAL: dict[str, Any] = {
-    "use_beam_search": False,
+    "best_of": 1,
 }
 MEANINGFUL: dict[str, Any] = {
-    "use_beam_search": True,
     "allowed_token_ids": [1],
-    "truncate_prompt_tokens": 5,
-    "guided_whitespace_pattern": " ?",
 }
 
 
@@ -177,5 +178,84 @@ def test_messages_for_templates() -> None:
 
 def test_unknown_fields_are_noted_within_bounds() -> None:
     fields = UnknownFields()
-    fields.note(completion(**{f"field{i}": i for i in range(3000)}))
+    fields.check(completion(**{f"field{i}": i for i in range(3000)}))
     assert len(fields._seen) == 1000
+
+
+def test_unknown_fields_of_objects_in_a_body_are_noted_once_for_all_of_a_list() -> None:
+    fields = UnknownFields()
+    messages = [{"role": "user", "content": [{"type": "text", "text": "a", "odd": 1}], "strange": 2}] * 3
+    body = {"messages": messages, "stream": True, "stream_options": {"new": 3}}
+    fields.check(parse(ChatBody, json.dumps(body).encode()))
+    assert fields._seen == {"messages[].content[].odd", "messages[].strange", "stream_options.new"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"use_beam_search": True}, "use_beam_search"),
+        ({"guided_whitespace_pattern": " ?"}, "guided_whitespace_pattern"),
+        ({"mirostat": 2}, "mirostat"),
+        ({"lora_path": "a"}, "lora_path"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+    ],
+)
+def test_what_other_servers_do_and_this_one_does_not_is_refused_with_what_to_do(
+    fields: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(BadRequest, match=f"{param} is not supported: .") as caught:
+        UnknownFields().check(completion(**fields))
+    assert caught.value.param == param
+
+
+def test_fields_of_messages_are_judged_by_themselves() -> None:
+    fields = UnknownFields()
+
+    def check(**message: Any) -> None:
+        fields.check(parse(ChatBody, json.dumps({"messages": [{"role": "user", "content": "a", **message}]}).encode()))
+
+    check(refusal=None, annotations=[], images=[], prefix=False, reasoning_effort="high")
+    assert fields._seen == {"messages[].reasoning_effort"}  # a field of bodies, not of messages
+    with pytest.raises(BadRequest) as caught:
+        check(prefix=True)
+    assert caught.value.param == "messages[0].prefix"
+
+
+def test_what_asks_for_nothing_may_be_there() -> None:
+    fields = UnknownFields(are_refused=True)
+    for name in HARMLESS:
+        fields.check(completion(**{name: "x"}))
+    for refusal in (*REFUSED, *REFUSED_INSIDE):
+        names = refusal.names.split()
+        assert names
+        assert refusal.advice
+    for refusal in REFUSED:
+        for name in set(refusal.names.split()) - {*CompletionBody.model_fields}:
+            for value in (None, *refusal.neutral):
+                fields.check(completion(**{name: value}))
+    assert not fields._seen
+
+
+def test_no_name_is_judged_twice() -> None:
+    for table in (REFUSED, REFUSED_INSIDE):
+        names = [*HARMLESS, *(name for refusal in table for name in refusal.names.split())]
+        assert len(names) == len(set(names))
+
+
+def test_unknown_fields_may_be_refused() -> None:
+    with pytest.raises(BadRequest, match="nobody here knows the field temprature") as caught:
+        UnknownFields(are_refused=True).check(completion(temprature=1))
+    assert caught.value.param == "temprature"
+
+
+@pytest.mark.parametrize(
+    ("schema", "params"),
+    [
+        (CompletionBody, openai_completions.CompletionCreateParamsBase),
+        (ChatBody, openai_chats.CompletionCreateParamsBase),
+    ],
+)
+def test_every_field_that_openais_client_can_send_is_known(schema: type[Sampling], params: Any) -> None:
+    for name in sorted({*params.__annotations__} - {*schema.model_fields}):
+        with suppress(BadRequest):
+            assert is_known(name, object()), name

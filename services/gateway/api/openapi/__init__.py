@@ -1,0 +1,1 @@
+"""The API's description, `/openapi.json`: made from the routes and the types of bodies."""
