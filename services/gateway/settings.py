@@ -41,6 +41,12 @@ class GatewaySettings(ServiceSettings):
     cache_dir: Path = setting("PRFAAS_CACHE_DIR", Path("~/.cache/prfaas"), help="prepared models")
     max_model_len: int = setting("PRFAAS_MAX_MODEL_LEN", 0, help="longest context; 0: the model's", check=non_negative)
     chat_template: str = setting("PRFAAS_CHAT_TEMPLATE", "", help="file or text that replaces the model's template")
+    tool_parser: Literal["auto", "none", "hermes", "llama", "qwen"] = setting(
+        "PRFAAS_TOOL_PARSER", "auto", help="format of tool calls (auto: by the chat template; none: tools are refused)"
+    )
+    reasoning_parser: Literal["auto", "none", "think"] = setting(
+        "PRFAAS_REASONING_PARSER", "auto", help="format of reasoning (auto: by the chat template; none: it is content)"
+    )
     offload_threshold_tokens: int = setting(
         "PRFAAS_OFFLOAD_THRESHOLD_TOKENS",
         512,

@@ -1,6 +1,7 @@
 """The HTTP API: OpenAI's endpoints over the pipeline, streaming and not."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from aiohttp import web
@@ -25,6 +26,7 @@ from services.gateway.request.generation import Prepared
 from services.gateway.request.pipeline import Pipeline
 from services.gateway.request.text import ShownToken
 from services.gateway.settings import GatewaySettings
+from services.gateway.syntax.answers import AnswerSyntax
 from services.gateway.timeline.timelines import Timelines
 from shared.deadline import Deadline
 from shared.errors import BadRequest, Internal, PrfaasError
@@ -48,6 +50,7 @@ class GenerationRoutes:
         intake: RequestIntake,
         grammars: Grammars,
         timelines: Timelines,
+        syntax: AnswerSyntax,
     ) -> None:
         self._pipeline = pipeline
         self._model = model
@@ -57,6 +60,7 @@ class GenerationRoutes:
         self._intake = intake
         self._grammars = grammars
         self._timelines = timelines
+        self._syntax = syntax
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -68,7 +72,7 @@ class GenerationRoutes:
         return await self._serve(request, CompletionBody, prepare_completion, CompletionReply)
 
     async def chat_completions(self, request: web.Request) -> web.StreamResponse:
-        return await self._serve(request, ChatBody, prepare_chat, ChatReply)
+        return await self._serve(request, ChatBody, partial(prepare_chat, syntax=self._syntax), ChatReply)
 
     async def _serve(
         self,
@@ -106,14 +110,14 @@ class GenerationRoutes:
                         include_usage=body.include_usage,
                         with_token_ids=bool(body.return_token_ids),
                         tokenizer=None if body.num_logprobs is None else model.tokenizer,
+                        form=prepared.form,
                     )
                     async with Choices(
                         self._pipeline, model.tokenizer, self._metrics, prepared, deadline, timeline.choice
                     ) as choices:
                         try:
                             if body.stream:
-                                every = bool(body.return_token_ids)  # also what adds no text
-                                return await _stream(stream, choices, reply, len(prepared.requests), every)
+                                return await _stream(stream, choices, reply, len(prepared.requests))
                             return await _whole(choices, reply, len(prepared.requests))
                         finally:
                             timeline.used(choices.usage.completion_tokens, choices.usage.cached_tokens)
@@ -142,7 +146,7 @@ class GenerationRoutes:
             try:
                 await self._grammars.check(constraint)
             except BadRequest as error:
-                raise of_field(error, body.constraint_field) from None
+                raise of_field(error, prepared.constraint_field or body.constraint_field) from None
 
 
 async def _whole(choices: Choices, reply: Reply, num_choices: int) -> web.Response:
@@ -162,15 +166,10 @@ async def _whole(choices: Choices, reply: Reply, num_choices: int) -> web.Respon
     return web.json_response(reply.whole([finished[index] for index in range(num_choices)], choices.usage))
 
 
-async def _stream(
-    stream: EventStream, choices: Choices, reply: Reply, num_choices: int, every: bool
-) -> web.StreamResponse:
-    """Send deltas as they come, those without text only if `every`.
-
-    Headers go out with the first, so that what fails earlier gets its own status.
-    """
+async def _stream(stream: EventStream, choices: Choices, reply: Reply, num_choices: int) -> web.StreamResponse:
+    """Send deltas as they come. Headers go out with the first, so that what fails earlier gets its own status."""
     async for deltas in choices:
-        chunks = [reply.chunk(delta) for delta in deltas if every or delta.text or delta.finish_reason]
+        chunks = [chunk for delta in deltas for chunk in reply.chunks(delta)]
         if not stream.is_open:
             await stream.open()
             chunks = [*reply.opening(num_choices), *chunks]

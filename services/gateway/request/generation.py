@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from services.gateway.model import ServedModel
 from services.gateway.request.text import TextRules
 from services.gateway.routing.plan import NO_SLO, Slo
+from services.gateway.syntax.parts import AnswerForm
 from shared.ids import BlockKey
 from shared.kv.codec import Fidelity
 from shared.sampling.params import SamplingParams
@@ -41,6 +42,8 @@ class Prepared:
     rules: TextRules
     num_choices: int  # of each prompt
     echoes: tuple[str, ...] = ()  # the prompts' texts, if they are to begin the answer
+    form: AnswerForm | None = None  # None: answers are content and nothing else
+    constraint_field: str | None = None  # that constrains the answer, where it is none of the usual ones
 
     def asking(self, slo: Slo) -> "Prepared":
         """Return the same with a latency that each choice is to have."""

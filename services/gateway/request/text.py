@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from services.gateway.syntax.scanning import num_undecided
 from shared.model.text.tokenizer import Tokenizer
 from shared.sampling.logprobs import TokenLogprobs
 from shared.workers.decode import FinishReason
@@ -18,6 +19,7 @@ class TextRules:
     min_tokens: int = 0  # stop strings count only after as many tokens
     skip_special_tokens: bool = True
     hidden_ids: frozenset[int] = frozenset()  # stop tokens: counted, never shown
+    shown_ids: frozenset[int] = frozenset()  # special tokens that are text all the same: somebody reads them
 
 
 class ShownToken(NamedTuple):
@@ -70,7 +72,7 @@ class StopMatcher:
             shown = self._held[: start + (length if self._include else 0)]
             self._held = ""
             return shown, True
-        shown_length = len(self._held) - self._num_undecided()
+        shown_length = len(self._held) - num_undecided(self._held, self._stop)
         shown, self._held = self._held[:shown_length], self._held[shown_length:]
         return shown, False
 
@@ -79,23 +81,14 @@ class StopMatcher:
         held, self._held = self._held, ""
         return held
 
-    def _num_undecided(self) -> int:
-        """Return the length of the longest end of the text that a stop string begins with."""
-        longest = max((len(stop) for stop in self._stop), default=1) - 1
-        for length in range(min(longest, len(self._held)), 0, -1):
-            end = self._held[-length:]
-            if any(stop.startswith(end) for stop in self._stop):
-                return length
-        return 0
-
 
 class ChoiceText:
     """The text of one choice. After a delta with a finish reason nothing more may be pushed."""
 
     def __init__(self, tokenizer: Tokenizer, rules: TextRules) -> None:
         self._rules = rules
-        self._detokenizer = tokenizer.detokenizer(rules.skip_special_tokens)
-        self._skipped_ids = tokenizer.special_ids if rules.skip_special_tokens else frozenset()
+        self._detokenizer = tokenizer.detokenizer(rules.skip_special_tokens, rules.shown_ids)
+        self._skipped_ids = tokenizer.special_ids - rules.shown_ids if rules.skip_special_tokens else frozenset()
         self._matcher = StopMatcher(rules.stop, rules.include_stop)
         self._num_tokens = 0
         self._num_decoded = 0  # characters, shown or held back

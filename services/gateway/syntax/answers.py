@@ -1,15 +1,12 @@
 """How the served model writes its answers, and the reader of one answer."""
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from services.gateway.syntax.calls import ToolSchemas
 from services.gateway.syntax.formats import FORMATS, ToolFormat, format_in
 from services.gateway.syntax.parts import AnswerPart, AnswerReader, ContentPart
 from services.gateway.syntax.reasoning import END_THINK, THINK, ReasoningReader
-
-ToolParser = Literal["auto", "none", "hermes", "llama", "qwen"]
-ReasoningParser = Literal["auto", "none", "think"]
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class CallReader(ABC):
         """`max_calls`: further calls are dropped."""
         self._text = ""  # not used up yet
         self._is_over = False
-        self._state: Callable[[], bool]
+        self._state: Callable[[], bool] = self._outside
         self._parts: list[AnswerPart] = []
         self._num_calls = 0
         self._max_calls = max_calls
@@ -54,6 +54,10 @@ class CallReader(ABC):
         if self._space and not self._num_calls:
             self._parts.append(ContentPart(self._space))
         return self._taken()
+
+    @abstractmethod
+    def _outside(self) -> bool:
+        """The state at the beginning."""
 
     def _run(self) -> list[AnswerPart]:
         self._run_on()

@@ -29,9 +29,11 @@ class CallSyntax:
     separator: str
     trigger: str  # what begins a call in free text; empty: a call is at the answer's beginning or nowhere
 
-    def head(self, name: str) -> str:
-        """Return the text of an object before its arguments."""
-        return f'{{"name": {json.dumps(name, ensure_ascii=False)}, "{self.arguments_key}": '
+    def head(self, name: str) -> tuple[str, ...]:
+        """Return the text of an object before its arguments, in pieces that JSON has too: the compiler does not go
+        back to the middle of one, where an object of another kind may stand as well."""
+        key = json.dumps(self.arguments_key)
+        return ("{", '"name"', ":", " ", json.dumps(name, ensure_ascii=False), ",", " ", key, ":", " ")
 
 
 _HERMES: Final = CallSyntax((OPEN, "\n"), ("\n", CLOSE), "arguments", "\n", OPEN)

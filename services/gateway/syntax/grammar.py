@@ -17,7 +17,8 @@ _ANY = "/(?s:.*)/"
 
 @dataclass(frozen=True)
 class CallRules:
-    """What an answer may be. `schemas` are those of the parameters of the tools that may be called."""
+    """What an answer may be. `schemas` are those of the parameters of the tools that may be called. Where there are
+    none, `answer_schema` is set."""
 
     schemas: Mapping[str, Mapping[str, Any]]
     is_required: bool  # nothing but calls
@@ -45,6 +46,10 @@ class _Grammar:
         yield f"start: {reasoning}answer"
         yield from self._reasoning()
         yield from self._answer()
+        if self._rules.schemas:
+            yield from self._calls()
+
+    def _calls(self) -> Iterator[str]:
         number = f"{{0,{MAX_FORCED_CALLS - 1}}}" if self._rules.is_required else "*"
         more = f" ({json.dumps(self._syntax.separator)} call){number}" if self._rules.is_parallel else ""
         yield f"calls: call{more}"
@@ -55,7 +60,8 @@ class _Grammar:
     def _bodies(self) -> Iterator[str]:
         yield f"body: {' | '.join(f'body_{i}' for i in range(len(self._rules.schemas)))}"
         for i, (name, schema) in enumerate(self._rules.schemas.items()):
-            yield f'body_{i}: {json.dumps(self._syntax.head(name))} arguments_{i} "}}"'
+            head = " ".join(map(json.dumps, self._syntax.head(name)))
+            yield f'body_{i}: {head} arguments_{i} "}}"'
             yield f"arguments_{i}: %json {_schema(schema)}"
 
     def _answer(self) -> Iterator[str]:
@@ -63,7 +69,7 @@ class _Grammar:
         if self._rules.is_required:
             yield "answer: calls"
         elif self._rules.answer_schema is not None:
-            yield "answer: calls | other"
+            yield "answer: calls | other" if self._rules.schemas else "answer: other"
             yield f"other: %json {_schema(self._rules.answer_schema)}"
         elif not self._syntax.trigger:
             yield r"answer: calls | OTHER | "

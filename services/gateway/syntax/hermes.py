@@ -15,7 +15,6 @@ class HermesReader(JsonCallReader):
 
     def __init__(self, _schemas: ToolSchemas, max_calls: int | None = None) -> None:
         super().__init__(max_calls)
-        self._state = self._outside
 
     def _outside(self) -> bool:
         place = self._text.find(OPEN)

@@ -20,9 +20,8 @@ class LlamaReader(JsonCallReader):
         super().__init__(max_calls)
         self._names = frozenset(schemas)
         self._mark = ""  # what went before the object and is content if it is no call
-        self._state = self._between
 
-    def _between(self) -> bool:
+    def _outside(self) -> bool:
         """At the beginning, and behind a call: another may follow."""
         separator = _BETWEEN.match(self._text[:_MAX_SPACE_CHARS])
         length = separator.end() if separator else 0
@@ -62,7 +61,7 @@ class LlamaReader(JsonCallReader):
             if not self.whole_call(body[:length], self._names):
                 return self._is_content()
             self.use(length)
-            return self.go(self._between)
+            return self.go(self._outside)
         if self._is_over or len(body) == MAX_HELD_CHARS:
             return self._is_content()
         return False
@@ -91,4 +90,4 @@ class LlamaReader(JsonCallReader):
     def _rest(self) -> bool:
         length, ended = self._scanner.scan(self._text)
         self.use(length)
-        return self.go(self._between) if ended else False
+        return self.go(self._outside) if ended else False

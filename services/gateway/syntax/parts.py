@@ -1,5 +1,7 @@
 """What an answer consists of, as clients are told it: content, reasoning, calls of tools."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 
@@ -14,14 +16,14 @@ class ReasoningPart(NamedTuple):
 class CallBegun(NamedTuple):
     """A call whose arguments follow."""
 
-    index: int  # of the call in its answer
+    call: int  # its number in the answer
     name: str
 
 
 class CallArguments(NamedTuple):
     """More of the text of a call's arguments, a JSON object."""
 
-    index: int
+    call: int
     text: str
 
 
@@ -40,6 +42,25 @@ class AnswerReader(Protocol):
         ...
 
 
+class TokenCount(Protocol):
+    """Counts the tokens of one answer's reasoning."""
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    def push(self, ids: Sequence[int]) -> None:
+        """Take the next ids of the answer."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerForm:
+    """How the answers of a request are read, where they are more than content."""
+
+    new_reader: Callable[[], AnswerReader]
+    new_count: Callable[[], TokenCount] | None = None  # None: they have no reasoning
+
+
 def joined(parts: list[AnswerPart]) -> list[AnswerPart]:
     """Return the same parts with neighbours of one kind put together."""
     found: list[AnswerPart] = []
@@ -49,8 +70,8 @@ def joined(parts: list[AnswerPart]) -> list[AnswerPart]:
             found[-1] = ContentPart(last.text + part.text)
         elif isinstance(part, ReasoningPart) and isinstance(last, ReasoningPart):
             found[-1] = ReasoningPart(last.text + part.text)
-        elif isinstance(part, CallArguments) and isinstance(last, CallArguments) and part.index == last.index:
-            found[-1] = CallArguments(part.index, last.text + part.text)
+        elif isinstance(part, CallArguments) and isinstance(last, CallArguments) and part.call == last.call:
+            found[-1] = CallArguments(part.call, last.text + part.text)
         else:
             found.append(part)
     return found

@@ -27,7 +27,6 @@ class QwenReader(CallReader):
         self._num_arguments = 0
         self._is_string = True
         self._is_begun = False  # the string has its first quote
-        self._state = self._outside
 
     def _outside(self) -> bool:
         found = [(place, marker) for marker in (OPEN, FUNCTION) if (place := self._text.find(marker)) >= 0]
@@ -167,7 +166,7 @@ def _is_string(schema: Any) -> bool:
         values = schema.get("enum", [schema.get("const", "")])
         has_parts = any(key in schema for key in ("anyOf", "oneOf", "allOf", "$ref"))
         return not has_parts and isinstance(values, list) and all(isinstance(value, str) for value in values)
-    return kind == "string"
+    return bool(kind == "string")
 
 
 def _as_json(text: str) -> str:

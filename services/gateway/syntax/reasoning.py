@@ -1,6 +1,6 @@
 """Reasoning as DeepSeek-R1, Qwen3 and others write it: `<think>`, text, `</think>`, before the answer proper."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from services.gateway.syntax.parts import AnswerPart, AnswerReader, ReasoningPart
 from services.gateway.syntax.scanning import may_begin, num_undecided
@@ -95,7 +95,7 @@ class ReasoningCount:
     def num_tokens(self) -> int:
         return self._num_tokens
 
-    def push(self, ids: tuple[int, ...]) -> None:
+    def push(self, ids: Sequence[int]) -> None:
         for token_id in ids:
             if self._is_over:
                 return

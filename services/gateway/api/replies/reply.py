@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from services.gateway.request.text import ChoiceDelta, ShownToken
 from services.gateway.request.usage import Usage
+from services.gateway.syntax.parts import AnswerForm
 from shared.ids import RequestId
 from shared.model.text.tokenizer import Tokenizer
 from shared.workers.decode import FinishReason
@@ -36,7 +37,8 @@ class Reply(ABC):
     """Shapes the answer to one request. `include_usage` concerns streams only.
 
     `with_token_ids` adds `token_ids` to each choice: the ids behind its text, as vLLM's `return_token_ids` does.
-    `tokenizer` spells the tokens of log-probabilities; without it there are none.
+    `tokenizer` spells the tokens of log-probabilities; without it there are none. `form` says how answers are read,
+    where they may be more than content.
     """
 
     kind: ClassVar[str]  # of request, in a word
@@ -52,11 +54,13 @@ class Reply(ABC):
         include_usage: bool,
         with_token_ids: bool = False,
         tokenizer: Tokenizer | None = None,
+        form: AnswerForm | None = None,
     ) -> None:
         self._head = {"id": f"{self.id_prefix}-{request_id}", "created": int(time.time()), "model": model_name}
         self._include_usage = include_usage
         self._with_token_ids = with_token_ids
         self._tokenizer = tokenizer
+        self._form = form
         self._around_texts: dict[int, tuple[str, str]] = {}
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> Json:
@@ -65,11 +69,16 @@ class Reply(ABC):
             self._with_ids({**self._choice(index, choice), "logprobs": self._told(choice.tokens)}, choice.ids)
             for index, choice in enumerate(choices)
         ]
-        return {**self._head, "object": self.whole_object, "choices": items, "usage": usage_object(usage)}
+        return {**self._head, "object": self.whole_object, "choices": items, "usage": self._usage(usage)}
 
     def opening(self, num_choices: int) -> list[str]:
         """Return the chunks that go before any text, as JSON."""
         return []
+
+    def chunks(self, delta: ChoiceDelta) -> list[str]:
+        """Return the chunks that say what was added, as JSON: none for tokens that add no text, unless their ids are
+        asked for."""
+        return [self.chunk(delta)] if delta.text or delta.finish_reason or self._with_token_ids else []
 
     def chunk(self, delta: ChoiceDelta) -> str:
         """Return a chunk as JSON."""
@@ -85,7 +94,10 @@ class Reply(ABC):
         """Return the chunks that go after all text, as JSON."""
         if not self._include_usage:
             return []
-        return [encode({**self._head, "object": self.chunk_object, "choices": [], "usage": usage_object(usage)})]
+        return [encode({**self._head, "object": self.chunk_object, "choices": [], "usage": self._usage(usage)})]
+
+    def _usage(self, usage: Usage) -> Json:
+        return usage_object(usage)
 
     def _chunk(self, choice: Json) -> str:
         before, after = self._envelope

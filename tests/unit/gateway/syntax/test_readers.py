@@ -56,10 +56,10 @@ def told(parts: list[AnswerPart]) -> tuple[str, list[tuple[str, str]]]:
         if isinstance(part, ContentPart):
             content += part.text
         elif isinstance(part, CallBegun):
-            assert part.index == len(calls)
+            assert part.call == len(calls)
             calls.append((part.name, ""))
         elif isinstance(part, CallArguments):
-            assert part.index == len(calls) - 1
+            assert part.call == len(calls) - 1
             calls[-1] = (calls[-1][0], calls[-1][1] + part.text)
     return content, calls
 
@@ -73,7 +73,7 @@ CALLS = {
     "hermes": hermes(*WEATHER),
     "llama": f'{{"name": "weather", "parameters": {WEATHER[1]}}}',
     "qwen": (
-        "<tool_call>\n<function=weather>\n<parameter=city>\nSão \"P\" }\n</parameter>\n"
+        '<tool_call>\n<function=weather>\n<parameter=city>\nSão "P" }\n</parameter>\n'
         "<parameter=days>\n3\n</parameter>\n</function>\n</tool_call>"
     ),
 }
@@ -177,7 +177,7 @@ def test_an_answer_that_is_cut_off_tells_what_there_is(name: str) -> None:
 def test_what_is_held_back_has_a_bound(name: str) -> None:
     for begin in ('<tool_call>{"x": "', '{"parameters": {"x": "', "<tool_call><function=weather><parameter=days>"):
         reading = reader(name)
-        num_told = sum(len(str(part)) for _ in range(40) for part in reading.push((begin if _ == 0 else "y" * 1000)))
+        num_told = sum(len(str(part)) for _ in range(40) for part in reading.push(begin if _ == 0 else "y" * 1000))
         assert num_told > 40_000 - MAX_HELD_CHARS - 1000
 
 
