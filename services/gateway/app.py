@@ -21,6 +21,7 @@ from services.gateway.api.info import InfoRoutes
 from services.gateway.api.intake import RequestIntake
 from services.gateway.api.middleware import echo_request_id, envelope
 from services.gateway.api.prefixes import PrefixRoutes
+from services.gateway.api.unstored import UnstoredRoutes
 from services.gateway.cluster.arrivals import Arrivals
 from services.gateway.cluster.devices import ServedPrompts
 from services.gateway.cluster.feed import DECODE_CONDITION, Feed
@@ -267,6 +268,7 @@ def make_http_app(
     syntax = make_syntax(model, settings)
     generation = GenerationRoutes(pipeline, model, parts.metrics, settings, intake, grammars, parts.timelines, syntax)
     app.add_routes(generation.routes())
+    app.add_routes(UnstoredRoutes().routes())
     prefixes = prefixes or make_prefixes(parts, dc)
     app.add_routes(PrefixRoutes(pipeline, model, prefixes, settings, intake).routes())
     app.add_routes(InfoRoutes(model, parts.registry, health, intake).routes())

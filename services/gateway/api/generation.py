@@ -10,14 +10,16 @@ from services.gateway.admission.slo import default_slo, slo_of
 from services.gateway.api.access import asker_of
 from services.gateway.api.bodies.chat import ChatBody
 from services.gateway.api.bodies.completion import CompletionBody
+from services.gateway.api.bodies.responses import ResponsesBody
 from services.gateway.api.bodies.sampling import Sampling
 from services.gateway.api.bodies.structured import of_field
 from services.gateway.api.intake import RequestIntake
 from services.gateway.api.middleware import request_id_of
-from services.gateway.api.prepare import prepare_chat, prepare_completion
+from services.gateway.api.prepare import prepare_chat, prepare_completion, prepare_response
 from services.gateway.api.replies.chat import ChatReply
 from services.gateway.api.replies.completion import CompletionReply
 from services.gateway.api.replies.reply import Choice, Reply
+from services.gateway.api.replies.response import ResponseReply
 from services.gateway.api.sse import EventStream
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.model import ServedModel
@@ -39,7 +41,7 @@ B = TypeVar("B", bound=Sampling)
 
 
 class GenerationRoutes:
-    """`/v1/completions` and `/v1/chat/completions`."""
+    """`/v1/completions`, `/v1/chat/completions` and `/v1/responses`."""
 
     def __init__(
         self,
@@ -66,6 +68,7 @@ class GenerationRoutes:
         return [
             web.post("/v1/completions", self.completions),
             web.post("/v1/chat/completions", self.chat_completions),
+            web.post("/v1/responses", self.responses),
         ]
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
@@ -73,6 +76,9 @@ class GenerationRoutes:
 
     async def chat_completions(self, request: web.Request) -> web.StreamResponse:
         return await self._serve(request, ChatBody, partial(prepare_chat, syntax=self._syntax), ChatReply)
+
+    async def responses(self, request: web.Request) -> web.StreamResponse:
+        return await self._serve(request, ResponsesBody, partial(prepare_response, syntax=self._syntax), ResponseReply)
 
     async def _serve(
         self,
@@ -84,7 +90,7 @@ class GenerationRoutes:
         """Run one request under its deadline. A failure becomes a status, or an event once one is out."""
         deadline = Deadline.after(self._settings.request_timeout_s)
         slo, asker = slo_of(request.headers, self._default_slo), asker_of(request)
-        stream = EventStream(request)
+        stream = EventStream(request, names_events=shape.names_events)
         model = self._model
 
         def work(body: B) -> tuple[B, Prepared]:
@@ -112,6 +118,7 @@ class GenerationRoutes:
                         tokenizer=None if body.num_logprobs is None else model.tokenizer,
                         form=prepared.form,
                     )
+                    reply.repeats(body)
                     async with Choices(
                         self._pipeline, model.tokenizer, self._metrics, prepared, deadline, timeline.choice
                     ) as choices:
@@ -169,10 +176,10 @@ async def _whole(choices: Choices, reply: Reply, num_choices: int) -> web.Respon
 async def _stream(stream: EventStream, choices: Choices, reply: Reply, num_choices: int) -> web.StreamResponse:
     """Send deltas as they come. Headers go out with the first, so that what fails earlier gets its own status."""
     async for deltas in choices:
+        opening = [] if stream.is_open else reply.opening(num_choices)
         chunks = [chunk for delta in deltas for chunk in reply.chunks(delta)]
         if not stream.is_open:
             await stream.open()
-            chunks = [*reply.opening(num_choices), *chunks]
-        await stream.send(*chunks)
+        await stream.send(*opening, *chunks)
     await stream.send(*reply.closing(choices.usage))
     return await stream.finish()

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from services.gateway.api.bodies.chat import ChatBody
 from services.gateway.api.bodies.completion import CompletionBody
+from services.gateway.api.bodies.responses import LOGPROBS, ResponsesBody
 from services.gateway.api.bodies.sampling import Sampling
 from services.gateway.api.chats import render_chat
 from services.gateway.model import ServedModel
@@ -15,6 +16,7 @@ from shared.errors import BadRequest, ContextTooLong
 from shared.kv.codec import Fidelity
 
 DEFAULT_COMPLETION_TOKENS = 16
+_FIELDS_OF_RESPONSES = {"messages": "input", "response_format": "text", "max_completion_tokens": "max_output_tokens"}
 MAX_CHOICES = 128
 
 
@@ -41,6 +43,21 @@ def prepare_chat(model: ServedModel, body: ChatBody, *, syntax: AnswerSyntax = P
         return wanted or max(1, model.max_model_len - num_tokens)
 
     return chat.applied(_prepare(model, body, [prompt], limit, "messages"), model.tokenizer)
+
+
+def prepare_response(model: ServedModel, body: ResponsesBody, *, syntax: AnswerSyntax) -> Prepared:
+    """Raises what `prepare_chat` does, for the fields of this body."""
+    model.check_name(body.model)
+    body.check_supported()
+    try:
+        prepared = prepare_chat(model, body.chat(), syntax=syntax)
+    except BadRequest as error:
+        error.param = _FIELDS_OF_RESPONSES.get(error.param or "", error.param)
+        raise
+    if prepared.form is not None and body.num_logprobs is not None:
+        raise BadRequest(f"include: {LOGPROBS} does not go with tools or reasoning", param="include")
+    field = prepared.constraint_field
+    return replace(prepared, constraint_field=_FIELDS_OF_RESPONSES.get(field or "", field))
 
 
 def check_token_ids(token_ids: Sequence[int], vocab_size: int, param: str) -> None:

@@ -90,7 +90,8 @@ def message_of(events: list[Any], index: int = 0) -> tuple[dict[str, Any], str |
                     if call["index"] == len(calls):
                         calls.append(call | {"function": {**call["function"]}})
                     else:
-                        assert "id" not in call and "name" not in call["function"]
+                        assert "id" not in call
+                        assert "name" not in call["function"]
                         calls[call["index"]]["function"]["arguments"] += call["function"]["arguments"]
             else:
                 message[key] = message.get(key, "") + value
@@ -129,11 +130,10 @@ async def test_arguments_are_streamed_as_they_come(suite: ScriptedSuite) -> None
     suite.decode.behave = says(CALL, finish=pb.FINISH_REASON_STOP, pause_s=0.002)
     events = await chat_streamed(suite, tools=[WEATHER])
     fragments = [
-        call["function"]["arguments"]
-        for event in events
-        for call in event["choices"][0]["delta"].get("tool_calls", [])
+        call["function"]["arguments"] for event in events for call in event["choices"][0]["delta"].get("tool_calls", [])
     ]
-    assert fragments[0] == "" and "".join(fragments) == ARGUMENTS
+    assert fragments[0] == ""
+    assert "".join(fragments) == ARGUMENTS
     assert len(fragments) > 5
     assert not any(event["choices"][0]["delta"].get("content") for event in events)
 
@@ -335,7 +335,8 @@ async def test_reasoning_beside_constraints(taught: ScriptedSuite) -> None:
     message = (await chat(taught, response_format=form))["choices"][0]["message"]
     assert (message["reasoning"], message["content"]) == ("a", '{"ok": 1}')
     constraint = taught.decode.calls[-1].request.sampling.constraint
-    assert constraint.kind == pb.CONSTRAINT_KIND_GRAMMAR and "reasoning" in constraint.text
+    assert constraint.kind == pb.CONSTRAINT_KIND_GRAMMAR
+    assert "reasoning" in constraint.text
     taught.decode.behave = says("<think>", finish=pb.FINISH_REASON_STOP)
     message = (await chat(taught, guided_choice=["<think>"]))["choices"][0]["message"]
     assert message == {"role": "assistant", "content": "<think>"}

@@ -67,17 +67,17 @@ class AllowedChoice(_Form):
     allowed_tools: AllowedTools
 
 
-def _choice_kind(value: Any) -> str:
-    if isinstance(value, dict):
-        return "<allowed>" if value.get("type") == "allowed_tools" else "<named>"
-    return "<word>"
+def choice_kind(value: Any) -> str:
+    """Return the branch of a `tool_choice`: a word, one tool, or those that are allowed."""
+    kind = value.get("type", "") if isinstance(value, dict) else getattr(value, "type", None)
+    return "<word>" if kind is None else "<allowed>" if kind == "allowed_tools" else "<named>"
 
 
 ToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("<word>")]
     | Annotated[NamedTool, Tag("<named>")]
     | Annotated[AllowedChoice, Tag("<allowed>")],
-    Discriminator(_choice_kind),
+    Discriminator(choice_kind),
 ]
 
 

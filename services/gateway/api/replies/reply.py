@@ -45,6 +45,7 @@ class Reply(ABC):
     id_prefix: ClassVar[str]
     whole_object: ClassVar[str]
     chunk_object: ClassVar[str]
+    names_events: ClassVar[bool] = False  # of its stream, which then ends without a mark
 
     def __init__(
         self,
@@ -62,6 +63,9 @@ class Reply(ABC):
         self._tokenizer = tokenizer
         self._form = form
         self._around_texts: dict[int, tuple[str, str]] = {}
+
+    def repeats(self, _body: Any) -> None:  # noqa: B027 - most say nothing of their request
+        """Take what the answer says of its request's body."""
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> Json:
         """Return the answer to a request that does not stream."""

@@ -120,7 +120,8 @@ async def test_forced_calls_are_read_back(name: str, tokenizer: Tokenizer, tmp_p
         assert content == ""
         numbers.add(len(calls))
     assert found == set(SCHEMAS)
-    assert len(numbers) > 1 and max(numbers) <= MAX_FORCED_CALLS
+    assert len(numbers) > 1
+    assert max(numbers) <= MAX_FORCED_CALLS
 
 
 @pytest.mark.parametrize("name", FORMATS)
