@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from shared.errors import WorkerLost
 from shared.proto import prfaas_pb2 as pb
 from tests.support.gateway import EOS, Call, ScriptedSuite, bytes_of, events_of, ids_of, running_suite, says
 
@@ -363,3 +364,21 @@ async def test_ids_and_log_probabilities_go_with_the_answer(suite: ScriptedSuite
     ]
     assert b"".join(tokens).decode() == CALL
     assert calls_of(message_of(events)[0]) == [("weather", ARGUMENTS)]
+
+
+async def test_a_call_goes_on_where_a_lost_worker_has_left_it(suite: ScriptedSuite) -> None:
+    place = CALL.index("Paulo")
+
+    async def breaks_off(_call: Call) -> AsyncIterator[pb.Tokens]:
+        yield pb.Tokens(ids=ids_of(CALL[:place]))
+        raise WorkerLost("gone")
+
+    suite.decode.behave = breaks_off
+    second = await suite.join("decode-west-2", "decode", "west", says(CALL[place:], finish=pb.FINISH_REASON_STOP))
+    for _ in range(2):  # whichever of both is asked first
+        message, reason = message_of(await chat_streamed(suite, tools=[WEATHER], tool_choice="required"))
+        if second.calls and suite.decode.calls:
+            break
+    assert (calls_of(message), reason) == ([("weather", ARGUMENTS)], "tool_calls")
+    assert second.calls[-1].request.num_generated == len(ids_of(CALL[:place]))
+    assert second.calls[-1].request.sampling.constraint == suite.decode.calls[-1].request.sampling.constraint
