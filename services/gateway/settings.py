@@ -42,10 +42,10 @@ class GatewaySettings(ServiceSettings):
     max_model_len: int = setting("PRFAAS_MAX_MODEL_LEN", 0, help="longest context; 0: the model's", check=non_negative)
     chat_template: str = setting("PRFAAS_CHAT_TEMPLATE", "", help="file or text that replaces the model's template")
     tool_parser: Literal["auto", "none", "hermes", "llama", "qwen"] = setting(
-        "PRFAAS_TOOL_PARSER", "auto", help="format of tool calls (auto: by the chat template; none: tools are refused)"
+        "PRFAAS_TOOL_PARSER", "auto", help="format of calls (auto: the template's; none: refused)"
     )
     reasoning_parser: Literal["auto", "none", "think"] = setting(
-        "PRFAAS_REASONING_PARSER", "auto", help="format of reasoning (auto: by the chat template; none: it is content)"
+        "PRFAAS_REASONING_PARSER", "auto", help="format of reasoning (auto: the template's)"
     )
     offload_threshold_tokens: int = setting(
         "PRFAAS_OFFLOAD_THRESHOLD_TOKENS",

@@ -9,6 +9,7 @@ import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
+from services.gateway.api.bodies.responses import ResponsesBody
 from shared.errors import NoWorker
 from shared.proto import prfaas_pb2 as pb
 from tests.contract.gateway.test_tools import ARGUMENTS, CALL, NOW_CALL, PARAMETERS, QWEN3, prompt_of
@@ -235,6 +236,15 @@ async def test_what_cannot_be_is_refused_by_its_name(
     assert error["param"] == param
     assert says_so in error["message"]
     await suite.works()
+
+
+async def test_salt_and_priority_of_a_request_reach_its_worker(suite: ScriptedSuite) -> None:
+    await create(suite, cache_salt="acme", seed=7)
+    request = suite.decode.calls[-1].request
+    assert (request.salt, request.sampling.seed) == ("acme", 7)
+    body = ResponsesBody(input="hi")
+    body.cache_salt = "of the account"  # as access puts it there
+    assert body.chat().cache_salt == "of the account"
 
 
 async def test_nothing_is_stored(suite: ScriptedSuite) -> None:
