@@ -22,6 +22,7 @@ from services.gateway.api.intake import RequestIntake
 from services.gateway.api.middleware import echo_request_id, envelope
 from services.gateway.api.openapi.routes import OpenApiRoutes
 from services.gateway.api.prefixes import PrefixRoutes
+from services.gateway.api.unstored import UnstoredRoutes
 from services.gateway.cluster.arrivals import Arrivals
 from services.gateway.cluster.devices import ServedPrompts
 from services.gateway.cluster.feed import DECODE_CONDITION, Feed
@@ -53,6 +54,7 @@ from services.gateway.routing.costs.transfer import UNKNOWN_LINK_BYTES_PER_S
 from services.gateway.routing.policies import policy_of
 from services.gateway.routing.router import Router
 from services.gateway.settings import GatewaySettings
+from services.gateway.syntax.answers import AnswerSyntax, syntax_of
 from services.gateway.tenants.authentication import authentication_of
 from services.gateway.timeline.timelines import Timelines
 from services.gateway.web.live import LiveRoutes
@@ -226,6 +228,17 @@ async def plan_answer(controller: Controller) -> dict[str, Any]:
     return answer_of(await controller.known(), controller.terms, controller.now())
 
 
+def make_syntax(model: ServedModel, settings: GatewaySettings) -> AnswerSyntax:
+    """Find out how the model writes reasoning and calls of tools."""
+    template = model.tokenizer.chat
+    return syntax_of(
+        template.text,
+        takes_tools="tools" in template.variables,
+        tool_parser=settings.tool_parser,
+        reasoning_parser=settings.reasoning_parser,
+    )
+
+
 def make_live(parts: GatewayParts, home: Datacenter, controller: Controller) -> LiveState:
     """Make what says to listeners what is."""
 
@@ -256,8 +269,10 @@ def make_http_app(
     app = web.Application(middlewares=middlewares, client_max_size=settings.max_body_bytes)
     app.on_response_prepare.append(echo_request_id)
     grammars = Grammars(partial(GrammarVocabulary.of, model.tokenizer, model.vocab_size))
-    generation = GenerationRoutes(pipeline, model, parts.metrics, settings, intake, grammars, parts.timelines)
+    syntax = make_syntax(model, settings)
+    generation = GenerationRoutes(pipeline, model, parts.metrics, settings, intake, grammars, parts.timelines, syntax)
     app.add_routes(generation.routes())
+    app.add_routes(UnstoredRoutes().routes())
     prefixes = prefixes or make_prefixes(parts, dc)
     app.add_routes(PrefixRoutes(pipeline, model, prefixes, settings, intake).routes())
     app.add_routes(InfoRoutes(model, parts.registry, health, intake).routes())

@@ -46,6 +46,12 @@ class GatewaySettings(ServiceSettings):
         AUTO,
         help="defaults of sampling: auto (the model's generation_config.json), none, or such a file",
     )
+    tool_parser: Literal["auto", "none", "hermes", "llama", "qwen"] = setting(
+        "PRFAAS_TOOL_PARSER", "auto", help="format of calls (auto: the template's; none: refused)"
+    )
+    reasoning_parser: Literal["auto", "none", "think"] = setting(
+        "PRFAAS_REASONING_PARSER", "auto", help="format of reasoning (auto: the template's)"
+    )
     offload_threshold_tokens: int = setting(
         "PRFAAS_OFFLOAD_THRESHOLD_TOKENS",
         512,

@@ -68,8 +68,10 @@ def tiny_tokenizer(directory: Path) -> Tokenizer:
     return Tokenizer.load(directory)
 
 
-def served_model(directory: Path) -> ServedModel:
+def served_model(directory: Path, chat_template: str = "") -> ServedModel:
     tokenizer = byte_tokenizer(directory)
+    if chat_template:
+        tokenizer = Tokenizer.load(directory, chat_template)
     return ServedModel("tiny", tokenizer, LAYOUT, FINGERPRINT, VOCAB_SIZE, MAX_MODEL_LEN, text_cache_bytes=1 << 20)
 
 
@@ -233,7 +235,7 @@ async def running_suite(directory: Path, **settings: Any) -> AsyncIterator[Scrip
     async with AsyncExitStack() as stack:
         metrics, health, inflight = Metrics(), Health(), InFlight()
         channels = await stack.enter_async_context(Channels())
-        parts = make_parts(served_model(directory), channels, metrics)
+        parts = make_parts(served_model(directory, settings.get("chat_template", "")), channels, metrics)
         executor = stack.enter_context(ThreadPoolExecutor(1))
         rule = {"routing_policy": "threshold", "offload_threshold_tokens": 32, "decode_threshold_tokens": 0}
         chosen = GatewaySettings(**{"dc": "west", "http_port": 0, **rule, **settings})

@@ -20,9 +20,11 @@ from shared.rpc.client import Channels
 from shared.service.health import Health
 from shared.service.http import HttpServer
 from shared.service.lifecycle import InFlight
+from tests.support import structured
 from tests.support.engines import Pools, TwoDatacenters, two_datacenters
 from tests.support.gateway import tiny_tokenizer
 from tests.support.placement import take_snapshot
+from tests.support.structured import save_tokenizer
 from tests.support.tiny import MAX_MODEL_LEN, VOCAB_SIZE, tiny_model
 from tests.support.waiting import until
 
@@ -48,13 +50,17 @@ class ServedTiny:
 
 @asynccontextmanager
 async def served_tiny(
-    directory: Path, *, num_pages: int = 128, pool_settings: Mapping[str, Any] = {}
+    directory: Path, *, model: str = "llama", num_pages: int = 128, pool_settings: Mapping[str, Any] = {}
 ) -> AsyncIterator[ServedTiny]:
-    """Prefill in the east, decode and the gateway in the west. Every prompt of a block and more is handed over."""
-    layout = tiny_model("llama", num_pages=1).layout
-    served = ServedModel(
-        "tiny", tiny_tokenizer(directory), layout, ModelFingerprint("llama"), VOCAB_SIZE, MAX_MODEL_LEN
-    )
+    """Prefill in the east, decode and the gateway in the west. Every prompt of a block and more is handed over.
+
+    `model`: of `tiny.py`; `bytes` spells every text.
+    """
+    layout = tiny_model(model, num_pages=1).layout
+    spells_all = model == "bytes"
+    tokenizer = save_tokenizer(directory) if spells_all else tiny_tokenizer(directory)
+    vocab_size = structured.VOCAB_SIZE if spells_all else VOCAB_SIZE
+    served = ServedModel("tiny", tokenizer, layout, ModelFingerprint(model), vocab_size, MAX_MODEL_LEN)
     async with AsyncExitStack() as stack:
         metrics, inflight = Metrics(), InFlight()
         parts = make_parts(served, await stack.enter_async_context(Channels()), metrics)
@@ -66,7 +72,7 @@ async def served_tiny(
 
         pools = Pools(pool_settings, hear)
         dcs = await stack.enter_async_context(
-            two_datacenters("llama", num_pages=num_pages, pools=pools, directory=directory)
+            two_datacenters(model, num_pages=num_pages, pools=pools, directory=directory)
         )
         for role, dc, address in (
             ("cachepool", "east", dcs.pool_east.address),

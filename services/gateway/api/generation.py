@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from aiohttp import web
 
@@ -11,15 +11,17 @@ from services.gateway.admission.slo import default_slo, slo_of
 from services.gateway.api.access import asker_of
 from services.gateway.api.bodies.chat import ChatBody
 from services.gateway.api.bodies.completion import CompletionBody
+from services.gateway.api.bodies.responses import ResponsesBody
 from services.gateway.api.bodies.sampling import Sampling
 from services.gateway.api.bodies.structured import of_field
 from services.gateway.api.intake import RequestIntake
 from services.gateway.api.middleware import note_answered, request_id_of
-from services.gateway.api.prepare import prepare_chat, prepare_completion
+from services.gateway.api.prepare import prepare_chat, prepare_completion, prepare_response
 from services.gateway.api.replies.chat import ChatReply
 from services.gateway.api.replies.completion import CompletionReply
 from services.gateway.api.replies.logprobs import PromptLogprobs
 from services.gateway.api.replies.reply import Reply
+from services.gateway.api.replies.response import ResponseReply
 from services.gateway.api.sse import EventStream
 from services.gateway.api.traced import asked
 from services.gateway.api.whole import num_told, shown_choices, spelt
@@ -30,6 +32,7 @@ from services.gateway.request.generation import Prepared
 from services.gateway.request.pipeline import Pipeline
 from services.gateway.request.text import ChoiceDelta
 from services.gateway.settings import GatewaySettings
+from services.gateway.syntax.answers import AnswerSyntax
 from services.gateway.timeline.timelines import Timelines
 from shared.deadline import Deadline
 from shared.errors import BadRequest, Internal, PrfaasError
@@ -43,7 +46,7 @@ B = TypeVar("B", bound=Sampling)
 
 
 class GenerationRoutes:
-    """`/v1/completions` and `/v1/chat/completions`."""
+    """`/v1/completions`, `/v1/chat/completions` and `/v1/responses`."""
 
     def __init__(
         self,
@@ -54,6 +57,7 @@ class GenerationRoutes:
         intake: RequestIntake,
         grammars: Grammars,
         timelines: Timelines,
+        syntax: AnswerSyntax,
     ) -> None:
         self._pipeline = pipeline
         self._model = model
@@ -63,18 +67,23 @@ class GenerationRoutes:
         self._intake = intake
         self._grammars = grammars
         self._timelines = timelines
+        self._syntax = syntax
 
     def routes(self) -> list[web.RouteDef]:
         return [
             web.post("/v1/completions", self.completions),
             web.post("/v1/chat/completions", self.chat_completions),
+            web.post("/v1/responses", self.responses),
         ]
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         return await self._serve(request, CompletionBody, prepare_completion, CompletionReply)
 
     async def chat_completions(self, request: web.Request) -> web.StreamResponse:
-        return await self._serve(request, ChatBody, prepare_chat, ChatReply)
+        return await self._serve(request, ChatBody, partial(prepare_chat, syntax=self._syntax), ChatReply)
+
+    async def responses(self, request: web.Request) -> web.StreamResponse:
+        return await self._serve(request, ResponsesBody, partial(prepare_response, syntax=self._syntax), ResponseReply)
 
     async def _serve(
         self,
@@ -86,7 +95,7 @@ class GenerationRoutes:
         """Run one request under its deadline. A failure becomes a status, or an event once one is out."""
         deadline = Deadline.after(self._settings.request_timeout_s)
         slo, asker = slo_of(request.headers, self._default_slo), asker_of(request)
-        stream = EventStream(request)
+        stream = EventStream(request, names_events=shape.names_events)
         model = self._model
 
         def answered() -> None:
@@ -120,14 +129,15 @@ class GenerationRoutes:
                         of_prompts=None
                         if body.prompt_logprobs is None
                         else PromptLogprobs(model.tokenizer, body.prompt_logprobs),
+                        form=prepared.form,
                     )
+                    reply.repeats(body)
                     async with Choices(
                         self._pipeline, model.tokenizer, self._metrics, prepared, deadline, timeline.choice
                     ) as choices:
                         try:
                             if body.stream:
-                                shown = StreamShows(bool(body.return_token_ids), body.continuous_usage)
-                                await _stream(stream, choices, reply, len(prepared.requests), shown)
+                                await _stream(stream, choices, reply, len(prepared.requests), body.continuous_usage)
                                 answered()
                                 return await stream.finish()
                             return await _whole(choices, reply, prepared)
@@ -158,7 +168,7 @@ class GenerationRoutes:
             try:
                 await self._grammars.check(constraint)
             except BadRequest as error:
-                raise of_field(error, body.constraint_field) from None
+                raise of_field(error, prepared.constraint_field or body.constraint_field) from None
 
 
 async def _whole(choices: Choices, reply: Reply, prepared: Prepared) -> web.Response:
@@ -171,24 +181,17 @@ async def _whole(choices: Choices, reply: Reply, prepared: Prepared) -> web.Resp
     return web.json_response(text=await spelt(num_told(shown), lambda: json.dumps(reply.whole(shown, usage))))
 
 
-class StreamShows(NamedTuple):
-    """What a stream shows besides text."""
+async def _stream(stream: EventStream, choices: Choices, reply: Reply, num_choices: int, tells_usage: bool) -> None:
+    """Send deltas as they come. Headers go out with the first, so that what fails earlier gets its own status.
 
-    every: bool  # also what adds no text
-    usage: bool  # so far, in each chunk
-
-
-async def _stream(stream: EventStream, choices: Choices, reply: Reply, num_choices: int, shown: StreamShows) -> None:
-    """Send deltas as they come.
-
-    Headers go out with the first, so that what fails earlier gets its own status.
+    `tells_usage`: each chunk says what the request has cost so far.
     """
     async for deltas in choices:
-        usage = choices.usage if shown.usage else None
-        told = [delta for delta in deltas if shown.every or delta.text or delta.finish_reason]
-        chunks = [await spelt(len(delta.tokens), partial(reply.chunk, delta, usage)) for delta in told]
+        opening = [] if stream.is_open else reply.opening(num_choices)
+        usage = choices.usage if tells_usage else None
+        news = [await spelt(len(delta.tokens), partial(reply.news, delta, usage)) for delta in deltas]
+        chunks = [chunk for told in news for chunk in told]
         if not stream.is_open:
             await stream.open()
-            chunks = [*reply.opening(num_choices), *chunks]
-        await stream.send(*chunks)
+        await stream.send(*opening, *chunks)
     await stream.send(*reply.closing(choices.usage))

@@ -6,8 +6,9 @@ from typing import Any
 from aiohttp import web
 
 from services.gateway.api.bodies.texts import DetokenizeBody, TokenizeBody
+from services.gateway.api.chats import render
 from services.gateway.api.intake import RequestIntake
-from services.gateway.api.prepare import check_token_ids, render
+from services.gateway.api.prepare import check_token_ids
 from services.gateway.cluster.registry import Registry
 from services.gateway.cluster.view import no_decode_worker
 from services.gateway.model import ServedModel

@@ -3,17 +3,21 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from services.gateway.api.bodies.chat import ChatBody, Message
+from services.gateway.api.bodies.chat import ChatBody
 from services.gateway.api.bodies.completion import CompletionBody
+from services.gateway.api.bodies.responses import LOGPROBS, ResponsesBody
 from services.gateway.api.bodies.sampling import Sampling
+from services.gateway.api.chats import render_chat
 from services.gateway.model import ServedModel
 from services.gateway.request.generation import Echo, GenerationRequest, Prepared, with_keys
 from services.gateway.request.text import TextRules
+from services.gateway.syntax.answers import PLAIN, AnswerSyntax
 from shared.errors import BadRequest, ContextTooLong
 from shared.kv.codec import Fidelity
 from shared.model.text.tokenizer import Tokenizer
 
 DEFAULT_COMPLETION_TOKENS = 16
+_FIELDS_OF_RESPONSES = {"messages": "input", "response_format": "text", "max_completion_tokens": "max_output_tokens"}
 MAX_CHOICES = 128
 
 
@@ -31,28 +35,35 @@ def prepare_completion(model: ServedModel, body: CompletionBody) -> Prepared:
     return replace(prepared, num_shown=body.n or 1) if body.chooses_best else prepared
 
 
-def prepare_chat(model: ServedModel, body: ChatBody) -> Prepared:
-    """Raises `BadRequest`, `ContextTooLong`, `ModelNotFound`."""
+def prepare_chat(model: ServedModel, body: ChatBody, *, syntax: AnswerSyntax = PLAIN) -> Prepared:
+    """`syntax`: how the model writes reasoning and calls. Raises `BadRequest`, `ContextTooLong`, `ModelNotFound`."""
     model.check_name(body.model)
     body.check_supported()
-    rendered = render(model, body.messages, body.add_generation_prompt)
+    chat = render_chat(model, body, syntax)
     # The template writes special tokens itself, unless the caller wants more.
-    prompt = model.texts.encode(rendered, body.cache_salt or "", bool(body.add_special_tokens))
+    prompt = model.texts.encode(chat.text, body.cache_salt or "", bool(body.add_special_tokens))
     wanted = body.max_completion_tokens or body.max_tokens
 
     def limit(num_tokens: int) -> int:
         room = max(1, model.max_model_len - num_tokens)
         return wanted or min(model.defaults.max_tokens or room, room)
 
-    return _prepare(model, body, [prompt], limit, "messages")
+    return chat.applied(_prepare(model, body, [prompt], limit, "messages"), model.tokenizer)
 
 
-def render(model: ServedModel, messages: Sequence[Message], add_generation_prompt: bool | None = None) -> str:
-    """Return the text of a conversation. Raises `BadRequest` when the template rejects the messages."""
-    wants_reply = add_generation_prompt is not False
-    return model.tokenizer.chat.render(
-        [message.for_template() for message in messages], add_generation_prompt=wants_reply
-    )
+def prepare_response(model: ServedModel, body: ResponsesBody, *, syntax: AnswerSyntax) -> Prepared:
+    """Raises what `prepare_chat` does, for the fields of this body."""
+    model.check_name(body.model)
+    body.check_supported()
+    try:
+        prepared = prepare_chat(model, body.chat(), syntax=syntax)
+    except BadRequest as error:
+        error.param = _FIELDS_OF_RESPONSES.get(error.param or "", error.param)
+        raise
+    if prepared.form is not None and body.num_logprobs is not None:
+        raise BadRequest(f"include: {LOGPROBS} does not go with tools or reasoning", param="include")
+    field = prepared.constraint_field
+    return replace(prepared, constraint_field=_FIELDS_OF_RESPONSES.get(field or "", field))
 
 
 def check_token_ids(token_ids: Sequence[int], vocab_size: int, param: str) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from contextlib import suppress
+from typing import Any
 
 from aiohttp import web
 
@@ -16,8 +17,11 @@ _LAST_WORD_S = 1.0  # for a client that may have stopped reading
 class EventStream:
     """One response. Nothing is sent before `open`, so that a request that fails early gets a real status."""
 
-    def __init__(self, request: web.Request) -> None:
+    def __init__(self, request: web.Request, *, names_events: bool = False) -> None:
+        """`names_events`: each event has the name that its object has as `type`, and its end needs no mark."""
         self._request = request
+        self._names_events = names_events
+        self._num_sent = 0
         self._response = web.StreamResponse(headers=_HEADERS)
         self.is_open = False
 
@@ -28,11 +32,14 @@ class EventStream:
     async def send(self, *objects: str) -> None:
         """Write one event for each object, which is JSON in one line; all together."""
         if objects:
-            await self._response.write("".join([f"data: {data}\n\n" for data in objects]).encode())
+            self._num_sent += len(objects)
+            name = _named if self._names_events else _unnamed
+            await self._response.write("".join([name(data) for data in objects]).encode())
 
     async def finish(self) -> web.StreamResponse:
         """Say that the answer is complete."""
-        await self.send("[DONE]")
+        if not self._names_events:
+            await self.send("[DONE]")
         await self._response.write_eof()
         return self._response
 
@@ -40,6 +47,20 @@ class EventStream:
         """Say that the answer broke off. No [DONE] follows: a reader must not take it for complete."""
         with suppress(TimeoutError, ConnectionError):
             async with asyncio.timeout(_LAST_WORD_S):
-                await self.send(json.dumps(error_object(error)))
+                await self.send(json.dumps(self._failure(error)))
                 await self._response.write_eof()
         return self._response
+
+    def _failure(self, error: PrfaasError) -> dict[str, Any]:
+        if not self._names_events:
+            return error_object(error)
+        told = {"code": error.code, "message": str(error), "param": error.param}
+        return {"type": "error", **told, "sequence_number": self._num_sent}
+
+
+def _unnamed(data: str) -> str:
+    return f"data: {data}\n\n"
+
+
+def _named(data: str) -> str:
+    return f"event: {json.loads(data)['type']}\ndata: {data}\n\n"

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from services.gateway.model import ServedModel
 from services.gateway.request.text import TextRules
 from services.gateway.routing.plan import NO_SLO, Slo
+from services.gateway.syntax.parts import AnswerForm
 from shared.ids import BlockKey
 from shared.kv.codec import Fidelity
 from shared.sampling.logprobs import PromptScoring, TokenLogprobs
@@ -72,6 +73,8 @@ class Prepared:
     num_choices: int  # of each prompt
     echoes: tuple[Echo, ...] = ()  # of each prompt, if they are to begin the answer
     num_shown: int | None = None  # of the choices of each prompt, the likeliest; None: all, as they are numbered
+    form: AnswerForm | None = None  # None: answers are content and nothing else
+    constraint_field: str | None = None  # that constrains the answer, where it is none of the usual ones
 
     def asking(self, slo: Slo) -> "Prepared":
         """Return the same with a latency that each choice is to have."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from services.gateway.syntax.scanning import num_undecided
 from shared.model.text.tokenizer import Tokenizer
 from shared.sampling.logprobs import TokenLogprobs
 from shared.workers.decode import FinishReason
@@ -19,6 +20,7 @@ class TextRules:
     skip_special_tokens: bool = True
     hidden_ids: frozenset[int] = frozenset()  # stop tokens: counted, never shown
     tells_all: bool = False  # log-probabilities of tokens without text too, behind which no stop string was met
+    shown_ids: frozenset[int] = frozenset()  # special tokens that are text all the same: somebody reads them
 
 
 class ShownToken(NamedTuple):
@@ -72,7 +74,7 @@ class StopMatcher:
             shown = self._held[: start + (length if self._include else 0)]
             self._held = ""
             return shown, True
-        shown_length = len(self._held) - self._num_undecided()
+        shown_length = len(self._held) - num_undecided(self._held, self._stop)
         shown, self._held = self._held[:shown_length], self._held[shown_length:]
         return shown, False
 
@@ -81,15 +83,6 @@ class StopMatcher:
         held, self._held = self._held, ""
         return held
 
-    def _num_undecided(self) -> int:
-        """Return the length of the longest end of the text that a stop string begins with."""
-        longest = max((len(stop) for stop in self._stop), default=1) - 1
-        for length in range(min(longest, len(self._held)), 0, -1):
-            end = self._held[-length:]
-            if any(stop.startswith(end) for stop in self._stop):
-                return length
-        return 0
-
 
 class ChoiceText:
     """The text of one choice. After a delta with a finish reason nothing more may be pushed."""
@@ -97,9 +90,9 @@ class ChoiceText:
     def __init__(self, tokenizer: Tokenizer, rules: TextRules, first_offset: int = 0) -> None:
         """`first_offset`: where the text begins in what the client is shown."""
         self._rules = rules
-        self._detokenizer = tokenizer.detokenizer(rules.skip_special_tokens)
+        self._detokenizer = tokenizer.detokenizer(rules.skip_special_tokens, rules.shown_ids)
         skips = rules.skip_special_tokens and not rules.tells_all
-        self._untold_ids = tokenizer.special_ids if skips else frozenset()
+        self._untold_ids = tokenizer.special_ids - rules.shown_ids if skips else frozenset()
         self._matcher = StopMatcher(rules.stop, rules.include_stop)
         self._num_tokens = 0
         self._num_decoded = first_offset  # characters, shown or held back

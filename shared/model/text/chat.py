@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import jinja2
+import jinja2.meta
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -32,10 +33,14 @@ class ChatTemplate:
 
     def __init__(self, text: str, source: str, special_tokens: Mapping[str, str]) -> None:
         self._special_tokens = dict(special_tokens)
+        self.text = text
         self.literals = (*special_tokens.values(), *_TAG.findall(text))
         """Texts that may be special tokens of the template."""
+        environment = _environment()
         try:
-            self._template = _environment().from_string(text)
+            self._template = environment.from_string(text)
+            self.variables = jinja2.meta.find_undeclared_variables(environment.parse(text))
+            """The names of what the template can be told."""
         except jinja2.TemplateError as error:
             raise ModelFileError(f"{source}: the chat template cannot be compiled: {error}") from error
 

@@ -1,7 +1,7 @@
 """Text to token ids and back, with the model's own special-token rules. No torch."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ class Tokenizer:
         self._backend = backend
         self.cuts = Cuts.of(backend, chat.literals)
         self._bytes = TokenBytes(backend)
-        self.special_ids = frozenset(i for i, token in backend.get_added_tokens_decoder().items() if token.special)
+        added = backend.get_added_tokens_decoder()
+        self.special_ids = frozenset(i for i, token in added.items() if token.special)
+        self.added_ids = {token.content: i for i, token in added.items()}  # found in a text before anything else
         self.chat = chat
         self.eos_ids = eos_ids  # any of them ends a generation
 
@@ -85,11 +87,14 @@ class Tokenizer:
         """Return the bytes that one token stands for, by itself."""
         return self._bytes.of(token_id)
 
-    def detokenizer(self, skip_special_tokens: bool = True) -> "Detokenizer | ByteDetokenizer":
-        """Return an incremental decoder for one stream of ids."""
+    def detokenizer(
+        self, skip_special_tokens: bool = True, shown: Collection[int] = ()
+    ) -> "Detokenizer | ByteDetokenizer":
+        """Return an incremental decoder for one stream of ids. `shown`: special tokens that are not skipped."""
+        skipped = self.special_ids.difference(shown) if skip_special_tokens else frozenset[int]()
         if self._bytes.can_join:
-            return ByteDetokenizer(self._bytes, self.special_ids if skip_special_tokens else ())
-        return Detokenizer(self, skip_special_tokens)
+            return ByteDetokenizer(self._bytes, skipped)
+        return Detokenizer(self, skipped)
 
 
 class Detokenizer:
@@ -99,14 +104,16 @@ class Detokenizer:
     without the new ids and returns the difference, once that does not end inside a character.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
+    def __init__(self, tokenizer: Tokenizer, skipped_ids: Collection[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._skip = skip_special_tokens
+        self._skipped_ids = skipped_ids
         self._tail: list[int] = []  # ids that give context, then ids whose text is pending
         self._num_context = 0
 
     def push(self, token_id: int) -> str:
         """Add an id and return the text that is now certain, often empty."""
+        if token_id in self._skipped_ids:
+            return ""
         self._tail.append(token_id)
         pending = self._pending()
         if not pending or pending.endswith(_REPLACEMENT):
@@ -122,8 +129,8 @@ class Detokenizer:
         return pending
 
     def _pending(self) -> str:
-        known = self._tokenizer.decode(self._tail[: self._num_context], self._skip)
-        return self._tokenizer.decode(self._tail, self._skip)[len(known) :]
+        known = self._tokenizer.decode(self._tail[: self._num_context], skip_special_tokens=False)
+        return self._tokenizer.decode(self._tail, skip_special_tokens=False)[len(known) :]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -132,7 +132,7 @@ async def test_bad_completions(suite: ScriptedSuite, body: dict[str, Any], statu
         ({"messages": USER, "top_logprobs": 3}, "top_logprobs", "invalid_request"),
         ({"messages": USER, "logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_request"),
         ({"messages": USER, "echo": True}, "echo", "invalid_request"),
-        ({"messages": USER, "tools": [{"type": "function"}]}, "tools", "invalid_request"),
+        ({"messages": USER, "tools": [{"type": "function"}]}, "tools[0].function", "invalid_request"),
         ({"messages": USER, "response_format": {"type": "xml"}}, "response_format.type", "invalid_request"),
         ({"messages": USER, "max_completion_tokens": -1}, "max_completion_tokens", "invalid_request"),
     ],

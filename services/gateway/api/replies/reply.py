@@ -11,6 +11,7 @@ from services.gateway.api.replies.logprobs import PromptLogprobs
 from services.gateway.request.generation import ScoredPrompt
 from services.gateway.request.text import ChoiceDelta, ShownToken
 from services.gateway.request.usage import Usage
+from services.gateway.syntax.parts import AnswerForm
 from shared.ids import RequestId
 from shared.model.text.tokenizer import Tokenizer
 from shared.workers.decode import FinishReason
@@ -40,12 +41,14 @@ class Reply(ABC):
 
     `with_token_ids` adds `token_ids` to each choice: the ids behind its text, as vLLM's `return_token_ids` does.
     `tokenizer` spells the tokens of log-probabilities; without it there are none. `of_prompts` spells those of prompts.
+    `form` says how answers are read, where they may be more than content.
     """
 
     kind: ClassVar[str]  # of request, in a word
     id_prefix: ClassVar[str]
     whole_object: ClassVar[str]
     chunk_object: ClassVar[str]
+    names_events: ClassVar[bool] = False  # of its stream, which then ends without a mark
 
     def __init__(
         self,
@@ -56,13 +59,18 @@ class Reply(ABC):
         with_token_ids: bool = False,
         tokenizer: Tokenizer | None = None,
         of_prompts: PromptLogprobs | None = None,
+        form: AnswerForm | None = None,
     ) -> None:
         self._head = {"id": f"{self.id_prefix}-{request_id}", "created": int(time.time()), "model": model_name}
         self._include_usage = include_usage
         self._with_token_ids = with_token_ids
         self._tokenizer = tokenizer
         self._of_prompts = of_prompts
+        self._form = form
         self._around_texts: dict[int, tuple[str, str]] = {}
+
+    def repeats(self, _body: Any) -> None:  # noqa: B027 - most say nothing of their request
+        """Take what the answer says of its request's body."""
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> Json:
         """Return the answer to a request that does not stream."""
@@ -70,16 +78,26 @@ class Reply(ABC):
             self._with_ids({**self._choice(index, choice), "logprobs": self._told(choice.tokens)}, choice.ids)
             for index, choice in enumerate(choices)
         ]
-        return {**self._head, "object": self.whole_object, "choices": items, "usage": usage_object(usage)}
+        return {**self._head, "object": self.whole_object, "choices": items, "usage": self._usage(usage)}
 
     def opening(self, num_choices: int) -> list[str]:
         """Return the chunks that go before any text, as JSON."""
         return []
 
-    def chunk(self, delta: ChoiceDelta, usage: Usage | None = None) -> str:
-        """Return a chunk as JSON. `usage`: what the request has cost so far, if that is to be told."""
-        if usage is not None:
-            return encode({**json.loads(self.chunk(delta)), "usage": counts_object(usage)})
+    def news(self, delta: ChoiceDelta, usage: Usage | None = None) -> list[str]:
+        """Return the chunks that say what was added. `usage`: what the request has cost so far, if each tells it."""
+        chunks = self.chunks(delta)
+        if usage is None:
+            return chunks
+        return [encode({**json.loads(chunk), "usage": counts_object(usage)}) for chunk in chunks]
+
+    def chunks(self, delta: ChoiceDelta) -> list[str]:
+        """Return the chunks that say what was added, as JSON: none for tokens that add no text, unless their ids are
+        asked for."""
+        return [self.chunk(delta)] if delta.text or delta.finish_reason or self._with_token_ids else []
+
+    def chunk(self, delta: ChoiceDelta) -> str:
+        """Return a chunk as JSON."""
         if delta.text and delta.finish_reason is None and not (delta.tokens or self._with_token_ids):
             before, after = self._around_text(delta.choice)
             return f"{before}{encode(delta.text)}{after}"
@@ -92,7 +110,10 @@ class Reply(ABC):
         """Return the chunks that go after all text, as JSON."""
         if not self._include_usage:
             return []
-        return [encode({**self._head, "object": self.chunk_object, "choices": [], "usage": usage_object(usage)})]
+        return [encode({**self._head, "object": self.chunk_object, "choices": [], "usage": self._usage(usage)})]
+
+    def _usage(self, usage: Usage) -> Json:
+        return usage_object(usage)
 
     def _chunk(self, choice: Json) -> str:
         before, after = self._envelope
