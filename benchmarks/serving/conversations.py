@@ -10,7 +10,7 @@ from shared.model.files.catalog import ModelFiles
 
 
 @dataclass(frozen=True)
-class Conversations:
+class ConversationLoad:
     """Each of `users` has one conversation. All share the system prompt; a turn carries all turns before it."""
 
     users: int = 16
@@ -30,11 +30,11 @@ class Conversations:
         return self.system_tokens + self.turns * (self.input_tokens + self.output_tokens + template_tokens)
 
 
-QUICK = Conversations(users=4, turns=2, system_tokens=300, input_tokens=30, output_tokens=8)
+QUICK = ConversationLoad(users=4, turns=2, system_tokens=300, input_tokens=30, output_tokens=8)
 
 
 @dataclass(frozen=True)
-class TurnRequest:
+class AnsweredTurn:
     """One answered request by guidellm's clock. `itl_ms` is the mean of its times between tokens."""
 
     turn: int
@@ -46,10 +46,10 @@ class TurnRequest:
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldConversations:
     """What guidellm found: the answered requests, the number of all others, and when the load began and ended."""
 
-    requests: tuple[TurnRequest, ...]
+    requests: tuple[AnsweredTurn, ...]
     num_failed: int
     began: float  # seconds since the epoch
     ended: float
@@ -59,7 +59,7 @@ class Held:
         return self.ended - self.began
 
 
-def command(guidellm: Path, load: Conversations, url: str, files: ModelFiles, seed: int, result: Path) -> list[str]:
+def command(guidellm: Path, load: ConversationLoad, url: str, files: ModelFiles, seed: int, result: Path) -> list[str]:
     """Return guidellm's command line. The converted model's folder has the tokeniser that makes the prompts."""
     data = f"prompt_tokens={load.input_tokens},output_tokens={load.output_tokens},turns={load.turns}"
     data += f",prefix_tokens={load.system_tokens},prefix_count=1"
@@ -75,15 +75,15 @@ def command(guidellm: Path, load: Conversations, url: str, files: ModelFiles, se
     ]
 
 
-def read(result: Path, load: Conversations) -> Held:
+def read(result: Path, load: ConversationLoad) -> HeldConversations:
     """Read guidellm's JSON. An answer with another number of tokens than asked for counts as failed."""
     (benchmark,) = json.loads(result.read_text())["benchmarks"]
     answered = [_request(found) for found in benchmark["requests"]["successful"]]
     whole = tuple(request for request in answered if request.output_tokens == load.output_tokens)
-    return Held(whole, load.num_requests - len(whole), benchmark["start_time"], benchmark["end_time"])
+    return HeldConversations(whole, load.num_requests - len(whole), benchmark["start_time"], benchmark["end_time"])
 
 
-def cached_share(requests: Sequence[TurnRequest]) -> float | None:
+def cached_share(requests: Sequence[AnsweredTurn]) -> float | None:
     """Return the part of all prompt tokens that the server had cached; None if it does not say."""
     known = [request.cached_tokens for request in requests if request.cached_tokens is not None]
     if not known:
@@ -91,8 +91,8 @@ def cached_share(requests: Sequence[TurnRequest]) -> float | None:
     return sum(known) / sum(request.prompt_tokens for request in requests)
 
 
-def _request(found: dict[str, Any]) -> TurnRequest:
-    return TurnRequest(
+def _request(found: dict[str, Any]) -> AnsweredTurn:
+    return AnsweredTurn(
         turn=found["info"]["turn_index"],
         ttft_ms=found["time_to_first_token_ms"],
         itl_ms=found["inter_token_latency_ms"],

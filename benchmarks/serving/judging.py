@@ -7,7 +7,7 @@ from statistics import median
 from benchmarks.harness import Check, Report, Row, at_least, at_most
 from benchmarks.serve import percentile
 from benchmarks.serving.contestants import ONE_BOX
-from benchmarks.serving.conversations import TurnRequest, cached_share
+from benchmarks.serving.conversations import AnsweredTurn, cached_share
 from benchmarks.serving.turns import ServingTurn
 
 Turns = Sequence[ServingTurn]
@@ -46,7 +46,7 @@ def _compared(name: str, ours: Turns, theirs: Turns) -> list[Check]:
     ]
 
 
-def _requests(turns: Turns) -> list[TurnRequest]:
+def _requests(turns: Turns) -> list[AnsweredTurn]:
     return [request for turn in turns for request in turn.held.requests]
 
 
@@ -67,7 +67,7 @@ def _rows(name: str, turns: Turns) -> list[Row]:
     return [speed, *_by_turn(name, requests), *_costs(name, turns)]
 
 
-def _by_turn(name: str, requests: Sequence[TurnRequest]) -> list[Row]:
+def _by_turn(name: str, requests: Sequence[AnsweredTurn]) -> list[Row]:
     """Return what becomes of a conversation as it grows."""
     rows: list[Row] = []
     for turn in sorted({request.turn for request in requests}):

@@ -14,7 +14,7 @@ import psutil
 
 from benchmarks.load.servers import LoadServer
 from benchmarks.peers.process import PeerFailed
-from benchmarks.serving.conversations import Conversations, Held, command, read
+from benchmarks.serving.conversations import ConversationLoad, HeldConversations, command, read
 from shared.model.files.catalog import ModelFiles
 
 LIMIT_S = 600.0
@@ -23,7 +23,7 @@ _SHOWN = 800  # characters of what guidellm said last, if it failed
 
 
 @dataclass(frozen=True)
-class Client:
+class GuideLlm:
     """guidellm, in an environment of its own, and the folder for its results."""
 
     guidellm: Path
@@ -35,7 +35,7 @@ class Client:
 class ServingTurn:
     """What was answered, and processor seconds from the first request to the last answer."""
 
-    held: Held
+    held: HeldConversations
     cpu_s: Counter[str]  # by process of the server
     client_cpu_s: float
     foreign_cpu_s: float  # of all that is neither, resting servers included
@@ -43,7 +43,7 @@ class ServingTurn:
 
 
 @dataclass(frozen=True)
-class Used:
+class ProcessorTimes:
     """Processor seconds until a moment by the wall clock, which is guidellm's."""
 
     at: float
@@ -52,7 +52,7 @@ class Used:
     machine: float
 
 
-def turn(client: Client, load: Conversations, seed: int, server: LoadServer) -> ServingTurn:
+def turn(client: GuideLlm, load: ConversationLoad, seed: int, server: LoadServer) -> ServingTurn:
     """Run the load once. Raises `PeerFailed` if guidellm does not come to its end."""
     server.settle()
     result = client.folder / "guidellm.json"
@@ -79,11 +79,11 @@ def turn(client: Client, load: Conversations, seed: int, server: LoadServer) -> 
     return ServingTurn(held, cpu_s, client_cpu_s, foreign_cpu_s, server.memory_mb())
 
 
-def nearest(looks: Sequence[Used], at: float) -> Used:
+def nearest(looks: Sequence[ProcessorTimes], at: float) -> ProcessorTimes:
     return min(looks, key=lambda look: abs(look.at - at))
 
 
-def _watch(process: "subprocess.Popen[bytes]", look: Callable[[], Used]) -> list[Used]:
+def _watch(process: "subprocess.Popen[bytes]", look: Callable[[], ProcessorTimes]) -> list[ProcessorTimes]:
     """Look until the process ends, or has taken too long."""
     looks = [look()]
     ends = time.monotonic() + LIMIT_S
@@ -93,10 +93,10 @@ def _watch(process: "subprocess.Popen[bytes]", look: Callable[[], Used]) -> list
     return looks
 
 
-def _used(server: LoadServer, client: int) -> Used:
+def _used(server: LoadServer, client: int) -> ProcessorTimes:
     machine = psutil.cpu_times()
     busy = machine.user + machine.nice + machine.system + machine.irq + machine.softirq
-    return Used(time.time(), server.cpu_seconds(), _of_tree(client), busy)
+    return ProcessorTimes(time.time(), server.cpu_seconds(), _of_tree(client), busy)
 
 
 def _of_tree(pid: int) -> Counter[int]:

@@ -17,12 +17,19 @@ from benchmarks.peers.process import PeerFailed
 from benchmarks.serving import judging
 from benchmarks.serving.__main__ import add_options, measure
 from benchmarks.serving.contestants import LLAMA, NAMES, ONE_BOX, UP, contestants
-from benchmarks.serving.conversations import Conversations, Held, TurnRequest, cached_share, command, read
-from benchmarks.serving.turns import Client, ServingTurn, Used, nearest, turn
+from benchmarks.serving.conversations import (
+    ConversationLoad,
+    HeldConversations,
+    AnsweredTurn,
+    cached_share,
+    command,
+    read,
+)
+from benchmarks.serving.turns import GuideLlm, ServingTurn, ProcessorTimes, nearest, turn
 from shared.ids import ModelFingerprint
 from shared.model.files.catalog import ModelFiles
 
-LOAD = Conversations(users=2, turns=2, system_tokens=100, input_tokens=10, output_tokens=4)
+LOAD = ConversationLoad(users=2, turns=2, system_tokens=100, input_tokens=10, output_tokens=4)
 FILES = ModelFiles("tiny", Path("/models/tiny"), ModelFingerprint("0" * 64), Path("/models/tiny.gguf"), Path("/models"))
 
 STAND_IN = """#!{python}
@@ -88,20 +95,20 @@ def test_an_answer_of_another_length_and_a_missing_one_are_failures(tmp_path: Pa
     found = {"requests": {"successful": successful}, "start_time": 100.0, "end_time": 102.5}
     result.write_text(json.dumps({"benchmarks": [found]}))
     held = read(result, LOAD)
-    assert held.requests == (TurnRequest(0, 10.0, 2.0, 128, 64, 4), TurnRequest(1, 20.0, 2.0, 128, 64, 4))
+    assert held.requests == (AnsweredTurn(0, 10.0, 2.0, 128, 64, 4), AnsweredTurn(1, 20.0, 2.0, 128, 64, 4))
     assert held.num_failed == 2
     assert held.seconds == 2.5
 
 
 def test_a_server_that_says_nothing_of_its_cache_has_no_share() -> None:
-    silent = TurnRequest(0, 1.0, None, 128, None, 4)
+    silent = AnsweredTurn(0, 1.0, None, 128, None, 4)
     assert cached_share([silent]) is None
-    assert cached_share([TurnRequest(0, 1.0, None, 128, 32, 4), TurnRequest(1, 1.0, None, 128, 96, 4)]) == 0.5
+    assert cached_share([AnsweredTurn(0, 1.0, None, 128, 32, 4), AnsweredTurn(1, 1.0, None, 128, 96, 4)]) == 0.5
 
 
 def test_a_turn_counts_the_clients_time_apart_from_the_servers(tmp_path: Path, server: LoadServer) -> None:
     guidellm = stand_in(tmp_path, [answered(0), answered(1), answered(0), answered(1)], busy_s=1.0)
-    found = turn(Client(guidellm, FILES, tmp_path), LOAD, 0, server)
+    found = turn(GuideLlm(guidellm, FILES, tmp_path), LOAD, 0, server)
     assert found.held.num_failed == 0
     assert len(found.held.requests) == 4
     assert 0.4 < found.client_cpu_s < 1.6
@@ -111,18 +118,18 @@ def test_a_turn_counts_the_clients_time_apart_from_the_servers(tmp_path: Path, s
 
 def test_the_last_words_of_a_client_that_fails_are_passed_on(tmp_path: Path, server: LoadServer) -> None:
     with pytest.raises(PeerFailed, match="no such model"):
-        turn(Client(stand_in(tmp_path, [], fails=True), FILES, tmp_path), LOAD, 0, server)
+        turn(GuideLlm(stand_in(tmp_path, [], fails=True), FILES, tmp_path), LOAD, 0, server)
 
 
 def test_a_load_is_accounted_between_the_looks_next_to_its_ends() -> None:
-    looks = [Used(at, Counter(), Counter(), 0.0) for at in (1.0, 2.0, 3.0)]
+    looks = [ProcessorTimes(at, Counter(), Counter(), 0.0) for at in (1.0, 2.0, 3.0)]
     assert nearest(looks, 2.4).at == 2.0
     assert nearest(looks, 9.0).at == 3.0
 
 
 def served(seconds: float, ttft_ms: float, failed: int = 0) -> ServingTurn:
-    requests = tuple(TurnRequest(index, ttft_ms * (2 - index), 5.0, 100, 50 * index, 4) for index in (0, 1))
-    held = Held(requests, failed, 0.0, seconds)
+    requests = tuple(AnsweredTurn(index, ttft_ms * (2 - index), 5.0, 100, 50 * index, 4) for index in (0, 1))
+    held = HeldConversations(requests, failed, 0.0, seconds)
     return ServingTurn(held, Counter({"decode": 1.5, "gateway": 0.5}), 0.25, 0.0, Counter({"decode": 100}))
 
 
@@ -154,7 +161,7 @@ def test_our_single_box_is_held_against_each_other_server() -> None:
 
 
 def test_a_server_that_answered_nothing_is_reported_and_not_compared() -> None:
-    nothing = ServingTurn(Held((), 4, 0.0, 1.0), Counter(), 0.0, 0.0, Counter())
+    nothing = ServingTurn(HeldConversations((), 4, 0.0, 1.0), Counter(), 0.0, 0.0, Counter())
     report = judging.report({ONE_BOX: [served(2.0, 10.0)], LLAMA: [nothing]})
     assert {"server": LLAMA, "requests": 0, "failed": 4} in report.rows
     assert [check.name for check in report.checks if LLAMA in check.name] == [f"{LLAMA}: requests that failed"]
