@@ -18,14 +18,14 @@ from benchmarks.serving import judging
 from benchmarks.serving.__main__ import add_options, measure
 from benchmarks.serving.contestants import LLAMA, NAMES, ONE_BOX, UP, contestants
 from benchmarks.serving.conversations import (
+    AnsweredTurn,
     ConversationLoad,
     HeldConversations,
-    AnsweredTurn,
     cached_share,
     command,
     read,
 )
-from benchmarks.serving.turns import GuideLlm, ServingTurn, ProcessorTimes, nearest, turn
+from benchmarks.serving.turns import GuideLlm, ProcessorTimes, ServingTurn, nearest, turn
 from shared.ids import ModelFingerprint
 from shared.model.files.catalog import ModelFiles
 
