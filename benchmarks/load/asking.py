@@ -36,7 +36,7 @@ class Asking:
     """Asks one server. Every prompt is new, and the same for each server: the drawing goes on from turn to turn."""
 
     def __init__(self, url: str, model: str) -> None:
-        self._url = url
+        self.url = url
         self._model = model
         self._prompts = Prompts(SEED)
         self._prefixes: list[list[int]] = []
@@ -93,7 +93,7 @@ class Asking:
 
     async def _ask(self, session: aiohttp.ClientSession, prompt: list[int], output_tokens: int) -> RequestOutcome:
         content = BenchPrompt(prompt, len(prompt))
-        request = CompletionRequest(self._url, self._model, content, output_tokens, stream=output_tokens > 1)
+        request = CompletionRequest(self.url, self._model, content, output_tokens, stream=output_tokens > 1)
         outcome = await complete(session, request)
         if outcome.error is None and outcome.output_tokens != output_tokens:
             outcome.error = f"{outcome.output_tokens} tokens instead of {output_tokens}"
