@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from shared.bus.mirrors import read_sources
 from shared.config import ServiceSettings, non_negative, parse_bytes, port, positive, setting
 from shared.kv.codec import LOSSLESS_CODECS
 from shared.model.files.catalog import DEFAULT_MODEL
@@ -126,4 +127,11 @@ class GatewaySettings(ServiceSettings):
     )
     max_body_bytes: int = setting(
         "PRFAAS_MAX_BODY_BYTES", 8 << 20, help="limit of a request's body", parse=parse_bytes, check=positive
+    )
+    kafka_mirrors: tuple[str, ...] = setting(
+        "PRFAAS_KAFKA_MIRRORS",
+        (),
+        help="sources that MirrorMaker copies to these brokers, by their aliases: east,north; the gateway reads the"
+        " copies (east.prfaas.load) too",
+        parse=read_sources,
     )
