@@ -131,7 +131,6 @@ class GatewaySettings(ServiceSettings):
     kafka_mirrors: tuple[str, ...] = setting(
         "PRFAAS_KAFKA_MIRRORS",
         (),
-        help="sources that MirrorMaker copies to these brokers, by their aliases: east,north; the gateway reads the"
-        " copies (east.prfaas.load) too",
+        help="sources whose topics MirrorMaker copies here: east,north",
         parse=read_sources,
     )

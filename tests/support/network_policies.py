@@ -9,7 +9,7 @@ from tests.support.manifests import Document, selects
 
 
 @dataclass(frozen=True)
-class Peer:
+class PolicyPeer:
     """A pod, or somebody who is none of ours. Selectors see pods of their own cluster only."""
 
     name: str
@@ -27,13 +27,13 @@ class Policies:
     def __init__(self, policies: Mapping[str, Sequence[Document]]) -> None:
         self._policies = policies
 
-    def allow(self, source: Peer, target: Peer, port: int) -> bool:
+    def allow(self, source: PolicyPeer, target: PolicyPeer, port: int) -> bool:
         """Check whether a TCP connection may be opened: egress of the one, ingress of the other."""
         return self._one_way("Egress", source, target, port, target) and self._one_way(
             "Ingress", target, source, port, target
         )
 
-    def _one_way(self, direction: str, owner: Peer, other: Peer, port: int, server: Peer) -> bool:
+    def _one_way(self, direction: str, owner: PolicyPeer, other: PolicyPeer, port: int, server: PolicyPeer) -> bool:
         mine = [
             policy["spec"]
             for policy in self._policies.get(owner.cluster, ())
@@ -49,12 +49,12 @@ class Policies:
         )
 
 
-def _has_port(rule: Mapping[str, Any], port: int, server: Peer) -> bool:
+def _has_port(rule: Mapping[str, Any], port: int, server: PolicyPeer) -> bool:
     named = [server.ports.get(each["port"], each["port"]) for each in rule["ports"] if each["protocol"] == "TCP"]
     return port in named
 
 
-def _is_peer(peer: Mapping[str, Any], owner: Peer, other: Peer) -> bool:
+def _is_peer(peer: Mapping[str, Any], owner: PolicyPeer, other: PolicyPeer) -> bool:
     if "ipBlock" in peer:
         return ipaddress.ip_address(other.address) in ipaddress.ip_network(peer["ipBlock"]["cidr"])
     if owner.cluster != other.cluster:

@@ -24,7 +24,8 @@ SETTINGS: dict[str, type[ServiceSettings]] = {
     "gateway": GatewaySettings,
 }
 MACHINES = {"east": {"cachepool", "prefill"}, "west": {"cachepool", "decode", "gateway"}}
-KNOWN = set(re.findall(r"`(PRFAAS_\w+)`", (ROOT / "docs/settings.md").read_text()))
+PAGES = (ROOT / "docs/settings.md", ROOT / "docs/security/settings.md")
+KNOWN = {name for page in PAGES for name in re.findall(r"`(PRFAAS_\w+)`", page.read_text())}
 
 
 @pytest.mark.parametrize("dc", MACHINES)

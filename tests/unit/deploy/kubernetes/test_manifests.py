@@ -37,7 +37,8 @@ SETTINGS: dict[str, type[ServiceSettings]] = {
     "decode": DecodeSettings,
     "gateway": GatewaySettings,
 }
-KNOWN = {name for text in [(ROOT / "docs/settings.md").read_text()] for name in re.findall(r"`(PRFAAS_\w+)`", text)}
+PAGES = (ROOT / "docs/settings.md", ROOT / "docs/security/settings.md")
+KNOWN = {name for page in PAGES for name in re.findall(r"`(PRFAAS_\w+)`", page.read_text())}
 MEMORY = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
 
 

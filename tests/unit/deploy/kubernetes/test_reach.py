@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 
 from tests.support.manifests import Document, of_kind, rendered, workloads
-from tests.support.network_policies import Peer, Policies
+from tests.support.network_policies import Policies, PolicyPeer
 
 GRPC, LANE, STATUS, API, KAFKA = 7100, 7101, 7200, 8000, 9092
 PORTS = (GRPC, LANE, STATUS, API, KAFKA)
@@ -24,17 +24,17 @@ CLUSTERS = {
 NETWORKS = {"one": "10.0.0", "east": "10.64.0", "west": "10.128.0"}
 
 
-def outsiders(cluster: str, namespaces: dict[str, Document]) -> Iterator[Peer]:
+def outsiders(cluster: str, namespaces: dict[str, Document]) -> Iterator[PolicyPeer]:
     """Return those that are none of the suite's processes."""
     labels = namespaces["prfaas-kafka"]["metadata"].get("labels", {})
     labels = {**labels, "kubernetes.io/metadata.name": "prfaas-kafka"}
-    yield Peer("kafka", cluster, "prfaas-kafka", labels, {"strimzi.io/kind": "Kafka"})
-    yield Peer("prometheus", cluster, "monitoring", {"kubernetes.io/metadata.name": "monitoring"})
-    yield Peer("client", cluster, "web", {"prfaas-clients": "allowed"})
-    yield Peer("stranger", cluster, "default", {}, {"app.kubernetes.io/name": "gateway"})
+    yield PolicyPeer("kafka", cluster, "prfaas-kafka", labels, {"strimzi.io/kind": "Kafka"})
+    yield PolicyPeer("prometheus", cluster, "monitoring", {"kubernetes.io/metadata.name": "monitoring"})
+    yield PolicyPeer("client", cluster, "web", {"prfaas-clients": "allowed"})
+    yield PolicyPeer("stranger", cluster, "default", {}, {"app.kubernetes.io/name": "gateway"})
 
 
-def peers(cluster: str, overlay: str) -> Iterator[Peer]:
+def peers(cluster: str, overlay: str) -> Iterator[PolicyPeer]:
     documents = rendered(overlay)
     namespaces = {d["metadata"]["name"]: d for d in of_kind(documents, "Namespace")}
     for number, workload in enumerate(workloads(documents), 10):
@@ -44,11 +44,11 @@ def peers(cluster: str, overlay: str) -> Iterator[Peer]:
         }
         ports = {port["name"]: port["containerPort"] for port in workload.container["ports"]}
         address = f"{NETWORKS[cluster]}.{number}"
-        yield Peer(workload.name, cluster, workload.namespace, labels, workload.labels, address, ports)
+        yield PolicyPeer(workload.name, cluster, workload.namespace, labels, workload.labels, address, ports)
     yield from outsiders(cluster, namespaces)
 
 
-def may(source: Peer, target: Peer, port: int) -> bool:
+def may(source: PolicyPeer, target: PolicyPeer, port: int) -> bool:
     """Say who has to reach whom."""
     here = source.cluster == target.cluster
     ours = source.namespace.startswith("prfaas-") and source.name != "kafka"
