@@ -101,13 +101,14 @@ async def test_gateways_plan_over_both_datacenters_and_do_without_one_that_is_no
         return [rng.randrange(3, VOCAB) for _ in range(1500)]
 
     first = prompt()
-    asked = {"url": suite.url_of("gateway-west")}
-    answers = [await suite.complete(first, **asked) for _ in range(2)]
+    west = suite.url_of("gateway-west")
+    answers = [await suite.complete(first, url=west) for _ in range(2)]
     assert answers[0]["choices"] == answers[1]["choices"]
     assert await suite.metric("prefill-east", "prefill_computed_blocks_total") == 1500 // 64
     assert await suite.metric("cachepool-west", "pulled_entries_total") > 0
     assert answers[1]["usage"]["prompt_tokens_details"]["cached_tokens"] >= 1500 // 64 * 64, "placements are copied too"
 
+    names: set[str] = set()
     for here, there in (("east", "west"), ("west", "east")):
         names = {name for name in await topics_of(suite.brokers[here]) if "prfaas." in name}
         assert names == {topic.name for topic in topics_with_copies([there])}, "no copies of copies"
@@ -119,11 +120,11 @@ async def test_gateways_plan_over_both_datacenters_and_do_without_one_that_is_no
         return {name for name in await workers(suite, "gateway-west") if name.endswith("-east")} == set()
 
     await eventually(is_alone)
-    await suite.complete(prompt(), **asked)
+    await suite.complete(prompt(), url=west)
     assert await suite.metric("prefill-east", "prefill_computed_blocks_total") == 1500 // 64, "decode computed it all"
 
     suite.start_mirror("east", "west")
     await suite.ready()
-    await suite.complete(prompt(), **asked)
+    await suite.complete(prompt(), url=west)
     await asyncio.wait_for(suite.assert_idle(), LIMIT_S)
     assert await suite.metric("prefill-east", "prefill_computed_blocks_total") == 2 * (1500 // 64)

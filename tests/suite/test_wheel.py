@@ -62,12 +62,9 @@ def running(installed: Path, tmp_path: Path) -> Iterator[str]:
     (procfile,) = installed.glob("lib/python*/site-packages/deploy/up/Procfile")
     text = procfile.read_text()
     fixed = sorted(set(re.findall(r"\b(?:7[12]\d\d|19092|8000)\b", text)))
-    for old, new in zip(fixed, free_ports(len(fixed)), strict=True):
-        text = re.sub(rf"\b{old}\b", str(new), text)
-        if old == "8000":
-            url = f"http://127.0.0.1:{new}"
-        elif old == "19092":
-            broker = f"127.0.0.1:{new}"
+    ports = dict(zip(fixed, free_ports(len(fixed)), strict=True))
+    text = re.sub(rf"\b(?:{'|'.join(fixed)})\b", lambda found: str(ports[found[0]]), text)
+    url, broker = f"http://127.0.0.1:{ports['8000']}", f"127.0.0.1:{ports['19092']}"
     (tmp_path / "Procfile").write_text(text)
     with (tmp_path / "output").open("wb") as output:
         process = subprocess.Popen(

@@ -23,7 +23,7 @@ _REFERENCE = re.compile(r"\$\(([A-Za-z0-9_]+)\)")
 
 
 @dataclass(frozen=True)
-class Workload:
+class PodWorkload:
     """One container that runs for good, with what is around it."""
 
     kind: str
@@ -95,12 +95,12 @@ def of_kind(documents: tuple[Document, ...], kind: str, namespace: str = "") -> 
     return [d for d in documents if d["kind"] == kind and namespace in ("", d["metadata"].get("namespace"))]
 
 
-def workloads(documents: tuple[Document, ...]) -> Iterator[Workload]:
+def workloads(documents: tuple[Document, ...]) -> Iterator[PodWorkload]:
     """Return what runs pods of ours."""
     for kind in ("Deployment", "StatefulSet"):
         for found in of_kind(documents, kind):
             meta = found["metadata"]
-            yield Workload(kind, meta["name"], meta["namespace"], found["spec"]["template"], documents)
+            yield PodWorkload(kind, meta["name"], meta["namespace"], found["spec"]["template"], documents)
 
 
 def selects(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
@@ -123,7 +123,7 @@ def image_of(target: str) -> tuple[dict[str, str], list[str] | None]:
             parent, _, name = rest.partition(" AS ")
             stages[name] = (dict(stages[parent][0]), None) if parent in stages else ({}, None)
         elif word == "ENV":
-            stages[name][0].update(pair.split("=", 1) for pair in rest.split())
+            stages[name][0].update((key, value) for key, _, value in (pair.partition("=") for pair in rest.split()))
         elif word == "ENTRYPOINT":
             stages[name] = (stages[name][0], json.loads(rest))
     return stages[target]

@@ -126,6 +126,7 @@ def machines(tmp_path: Path) -> Iterator[Machines]:
 def test_a_prompt_is_prefilled_on_one_machine_and_answered_by_the_other(machines: Machines) -> None:
     machines.start()
     deadline = time.monotonic() + 3 * LIMIT_S
+    answer: dict[str, object] = {}
     while True:
         machines.fail_if_dead()
         try:

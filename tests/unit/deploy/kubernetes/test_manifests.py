@@ -22,7 +22,7 @@ from tests.support.manifests import (
     OVERLAYS,
     ROOT,
     Document,
-    Workload,
+    PodWorkload,
     image_of,
     of_kind,
     rendered,
@@ -55,11 +55,11 @@ def all_workloads() -> list[Any]:
 
 
 @pytest.fixture
-def workload(overlay: str, number: int) -> Workload:
+def workload(overlay: str, number: int) -> PodWorkload:
     return list(workloads(rendered(overlay)))[number]
 
 
-def image_environ(workload: Workload) -> dict[str, str]:
+def image_environ(workload: PodWorkload) -> dict[str, str]:
     """Return what the workload's image sets. Those for GPUs are built from another file, and set the same and more."""
     environ, _ = image_of(workload.service)
     return environ
@@ -125,7 +125,7 @@ def test_everything_that_is_named_is_there(overlay: str) -> None:
 
 
 @pytest.mark.parametrize(("overlay", "number"), all_workloads())
-def test_a_process_starts_with_the_settings_that_it_is_given(workload: Workload) -> None:
+def test_a_process_starts_with_the_settings_that_it_is_given(workload: PodWorkload) -> None:
     environ = workload.environ(image_environ(workload))
     ours = {name: value for name, value in environ.items() if name.startswith("PRFAAS_")}
     assert set(ours) <= KNOWN
@@ -155,7 +155,7 @@ def test_a_process_starts_with_the_settings_that_it_is_given(workload: Workload)
 
 
 @pytest.mark.parametrize(("overlay", "number"), all_workloads())
-def test_probes_ask_what_the_process_answers(workload: Workload) -> None:
+def test_probes_ask_what_the_process_answers(workload: PodWorkload) -> None:
     served = {route.path for route in status_routes(CollectorRegistry(), Health())}
     ports = {port["name"] for port in workload.container["ports"]}
     for name, path in (("startupProbe", "/livez"), ("livenessProbe", "/livez"), ("readinessProbe", "/readyz")):
@@ -168,7 +168,7 @@ def test_probes_ask_what_the_process_answers(workload: Workload) -> None:
 
 
 @pytest.mark.parametrize(("overlay", "number"), all_workloads())
-def test_a_container_may_do_nothing_that_it_need_not(workload: Workload) -> None:
+def test_a_container_may_do_nothing_that_it_need_not(workload: PodWorkload) -> None:
     uid = int(re.findall(r"useradd --uid (\d+)", (ROOT / "deploy/Dockerfile").read_text())[0])
     security = workload.pod["securityContext"]
     assert (security["runAsUser"], security["runAsNonRoot"]) == (uid, True)
@@ -188,7 +188,7 @@ def test_a_container_may_do_nothing_that_it_need_not(workload: Workload) -> None
 
 
 @pytest.mark.parametrize(("overlay", "number"), all_workloads())
-def test_a_process_can_write_where_it_writes(workload: Workload) -> None:
+def test_a_process_can_write_where_it_writes(workload: PodWorkload) -> None:
     """The root is read-only: all folders that are written to are volumes."""
     environ = workload.environ(image_environ(workload))
     mounts = {m["mountPath"] for m in workload.container["volumeMounts"] if not m.get("readOnly")}
@@ -203,7 +203,7 @@ def test_a_process_can_write_where_it_writes(workload: Workload) -> None:
 
 
 @pytest.mark.parametrize(("overlay", "number"), all_workloads())
-def test_an_image_runs_the_service_that_its_workload_is_named_for(workload: Workload) -> None:
+def test_an_image_runs_the_service_that_its_workload_is_named_for(workload: PodWorkload) -> None:
     container, module = workload.container, ["python", "-m", f"services.{workload.service}"]
     _, entry_point = image_of(workload.service)
     if container["image"] == f"prfaas-{workload.service}":
@@ -218,7 +218,7 @@ def test_an_image_runs_the_service_that_its_workload_is_named_for(workload: Work
 
 
 @pytest.mark.parametrize(("overlay", "number"), all_workloads())
-def test_the_lane_of_one_host_is_used_where_its_folder_is_shared(workload: Workload) -> None:
+def test_the_lane_of_one_host_is_used_where_its_folder_is_shared(workload: PodWorkload) -> None:
     lanes = workload.environ({})["PRFAAS_LANES"].split(",")
     if workload.service == "gateway":
         return
