@@ -1,12 +1,12 @@
 """What every process of the suite has around its own parts, opened in one order and closed in reverse."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from shared.bus.announce import Announcer
 from shared.bus.events import LoadEvent, MembershipEvent
-from shared.bus.kafka import Bus
+from shared.bus.kafka import TOPICS, Bus, Topic
 from shared.config import ServiceSettings
 from shared.ids import new_epoch
 from shared.log import configure
@@ -43,8 +43,10 @@ class Host:
 
 
 @asynccontextmanager
-async def open_host(settings: ServiceSettings, *conditions: str) -> AsyncIterator[Host]:
-    """Configure logging and tracing, and open a host, ready once all `conditions` are true.
+async def open_host(
+    settings: ServiceSettings, *conditions: str, topics: Sequence[Topic] = TOPICS
+) -> AsyncIterator[Host]:
+    """Configure logging and tracing, and open a host, ready once all `conditions` are true; its bus makes `topics`.
 
     Raises `SettingsError` when credentials cannot be read. At the end of the block channels are closed, then background
     jobs are cancelled. A job that crashes ends the block.
@@ -59,7 +61,7 @@ async def open_host(settings: ServiceSettings, *conditions: str) -> AsyncIterato
         background() as jobs,
         Channels(security.grpc_channel, silence_s=settings.channel_silence_s) as channels,
     ):
-        bus = Bus(settings.kafka, settings.worker_id, security.kafka, health=health, metrics=metrics)
+        bus = Bus(settings.kafka, settings.worker_id, security.kafka, health=health, metrics=metrics, topics=topics)
         yield Host(settings, health, metrics, InFlight(), jobs, channels, security, bus)
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 """Where the packages lie: a checkout, or the folder of an installation."""
 BASE = ROOT if (ROOT / "pyproject.toml").is_file() else Path.cwd()
-PROCFILE = BASE / "Procfile"
+_PACKAGED = Path(__file__).with_name("Procfile")
+"""Only in an installation: the checkout's, beside this module."""
+PROCFILE = _PACKAGED if _PACKAGED.is_file() else BASE / "Procfile"
 RUN = BASE / ".run"
 """What a suite leaves behind: its logs, the objects of its pools."""
 DEFAULTS = {

@@ -60,7 +60,7 @@ from services.gateway.timeline.timelines import Timelines
 from services.gateway.web.live import LiveRoutes
 from services.gateway.web.page import PageRoutes
 from services.gateway.web.requests import RequestRoutes
-from shared.bus.events import TOPIC_LOAD, TOPIC_MEMBERSHIP, TOPIC_PLACEMENT
+from shared.bus.kafka import topics_with_copies
 from shared.config import load
 from shared.host import open_host
 from shared.ids import Datacenter
@@ -91,7 +91,8 @@ async def run(lifecycle: Lifecycle) -> None:
     settings = load(GatewaySettings)
     async with AsyncExitStack() as stack:
         executor = stack.enter_context(ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="text"))
-        host = await stack.enter_async_context(open_host(settings, DECODE_CONDITION))
+        known = topics_with_copies(settings.kafka_mirrors)
+        host = await stack.enter_async_context(open_host(settings, DECODE_CONDITION, topics=known))
         compiling = asyncio.get_running_loop().run_in_executor(executor, load_match)
         model = await asyncio.get_running_loop().run_in_executor(executor, load_model, settings)
         if await compiling is None:
@@ -99,7 +100,7 @@ async def run(lifecycle: Lifecycle) -> None:
         parts = make_parts(model, host.channels, host.metrics)
         feed = Feed(parts.index, parts.registry, host.channels, host.health)
         # From the end: every process repeats itself within two seconds, and old beats of dead ones are worth nothing.
-        topics = (TOPIC_PLACEMENT, TOPIC_MEMBERSHIP, TOPIC_LOAD)
+        topics = [topic.name for topic in known]
         consumer = host.bus.consumer(topics, feed.take, from_beginning=False, on_reset=feed.reset)
         prefixes = make_prefixes(parts, Datacenter(settings.dc))
         controller = make_controller(parts, settings, host.metrics)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from shared.bus.mirrors import read_sources
 from shared.config import ServiceSettings, non_negative, parse_bytes, port, positive, setting
 from shared.kv.codec import LOSSLESS_CODECS
 from shared.model.files.catalog import DEFAULT_MODEL
@@ -142,4 +143,10 @@ class GatewaySettings(ServiceSettings):
     )
     max_body_bytes: int = setting(
         "PRFAAS_MAX_BODY_BYTES", 8 << 20, help="limit of a request's body", parse=parse_bytes, check=positive
+    )
+    kafka_mirrors: tuple[str, ...] = setting(
+        "PRFAAS_KAFKA_MIRRORS",
+        (),
+        help="sources whose topics MirrorMaker copies here: east,north",
+        parse=read_sources,
     )

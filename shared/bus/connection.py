@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from shared.bus.events import TOPIC_LOAD, TOPIC_MEMBERSHIP, TOPIC_PLACEMENT
+from shared.bus.mirrors import copy_name
 from shared.log import get_logger
 from shared.metrics import Metrics
 from shared.security.kafka import KafkaSecurity
@@ -21,6 +22,9 @@ CONDITION = "kafka"
 REQUEST_TIMEOUT_S = 3.0
 CHECK_EVERY_S = 5.0
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.1, 1.0
+
+MAX_REPLICAS = 3
+"""Of a topic that we create, where there are as many brokers: the loss of one then stops nobody."""
 
 
 class ConnectionLostError(Exception):
@@ -41,6 +45,12 @@ TOPICS = (
     Topic(TOPIC_MEMBERSHIP, {"cleanup.policy": "compact"}),
     Topic(TOPIC_LOAD, {"retention.ms": str(600_000)}),
 )
+
+
+def topics_with_copies(sources: Sequence[str]) -> tuple[Topic, ...]:
+    """Return our topics, and those that MirrorMaker copies from the brokers of `sources`."""
+    copies = (replace(topic, name=copy_name(source, topic.name)) for source in sources for topic in TOPICS)
+    return (*TOPICS, *copies)
 
 
 class Connection:
@@ -100,8 +110,9 @@ class Connection:
             absent = [topic for topic in self._topics if topic.name not in known]
             if not absent:
                 return
+            num_copies = min(MAX_REPLICAS, len((await admin.describe_cluster())["brokers"]))
             reply = await admin.create_topics(
-                [NewTopic(t.name, t.num_partitions, 1, topic_configs=t.config) for t in absent]
+                [NewTopic(t.name, t.num_partitions, num_copies, topic_configs=t.config) for t in absent]
             )
         for name, code, *_ in reply.topic_errors:
             error = for_code(code)

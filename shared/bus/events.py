@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple, Self, TypeVar, cast, get_args
 
 from google.protobuf.message import DecodeError
 
+from shared.bus.mirrors import original_name
 from shared.errors import BadEvent
 from shared.ids import BlockKey, Datacenter, Epoch, LayoutHash, ModelFingerprint, WorkerId
 from shared.proto import prfaas_pb2 as pb
@@ -252,10 +253,11 @@ _EVENTS: dict[str, type[PlacementEvent] | type[MembershipEvent] | type[LoadEvent
 
 
 def decode_event(topic: str, value: bytes) -> Event:
-    """Decode a record of one of our topics. Raises BadEvent."""
-    if topic not in _EVENTS:
+    """Decode a record of one of our topics, or of a copy of one. Raises BadEvent."""
+    kind = _EVENTS.get(original_name(topic, _EVENTS))
+    if kind is None:
         raise BadEvent(f"no events are known on topic {topic!r}")
-    return _EVENTS[topic].decode(value)
+    return kind.decode(value)
 
 
 def _parsed(message: M, data: bytes) -> M:

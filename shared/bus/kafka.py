@@ -2,11 +2,11 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from shared.bus.connection import TOPICS, Connection, Topic
+from shared.bus.connection import TOPICS, Connection, Topic, topics_with_copies
 from shared.bus.consumer import Consumer, Record
 from shared.bus.producer import Producer
 
-__all__ = ["TOPICS", "Bus", "Consumer", "Producer", "Record", "Topic"]
+__all__ = ["TOPICS", "Bus", "Consumer", "Producer", "Record", "Topic", "topics_with_copies"]
 
 
 class Bus(Connection):

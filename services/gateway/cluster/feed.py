@@ -19,6 +19,7 @@ from shared.bus.events import (
     decode_event,
 )
 from shared.bus.kafka import Record
+from shared.bus.mirrors import original_name
 from shared.errors import PrfaasError
 from shared.ids import Epoch, WorkerId
 from shared.log import get_logger
@@ -69,7 +70,7 @@ class Feed:
 
     def reset(self, topic: str) -> None:
         """The broker has lost or replaced a topic: placements may have gone by unseen."""
-        if topic == TOPIC_PLACEMENT:
+        if original_name(topic, (TOPIC_PLACEMENT,)) == TOPIC_PLACEMENT:
             self._index.doubt_all()
             self._wake.set()
 
