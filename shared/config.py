@@ -165,9 +165,7 @@ class ServiceSettings(SecuritySettings):
     http_host: str = setting("PRFAAS_HTTP_HOST", "127.0.0.1", help="address of /metrics, /livez, /readyz")
     http_port: int = setting("PRFAAS_HTTP_PORT", 0, help="port of /metrics, /livez, /readyz (0: any)", check=port)
     kafka: str = setting("PRFAAS_KAFKA", "127.0.0.1:19092", help="Kafka bootstrap servers, host:port[,host:port]")
-    silence_s: float = setting(
-        "PRFAAS_SILENCE_S", 2.5, help="a connection without a sign of life for so long is lost", check=positive
-    )
+    silence_s: float = setting("PRFAAS_SILENCE_S", 2.5, help="a connection as long silent is lost", check=positive)
     log_level: Literal["debug", "info", "warning", "error"] = setting("PRFAAS_LOG_LEVEL", "info", help="least level")
     log_format: Literal["json", "console"] = setting("PRFAAS_LOG_FORMAT", "json", help="json or console")
     traces: str = setting(

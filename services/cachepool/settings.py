@@ -29,7 +29,7 @@ class PoolSettings(LaneSettings):
     ahead_bytes: int = setting(
         "PRFAAS_POOL_AHEAD_BYTES",
         64 << 20,
-        help="memory that is made ready beyond what is in use, in the background",
+        help="memory that is made ready beyond what is in use",
         parse=parse_bytes,
         check=non_negative,
     )
@@ -61,25 +61,25 @@ class PoolSettings(LaneSettings):
     silence_s: float = setting(
         "PRFAAS_SILENCE_S",
         6.0,
-        help="a connection without a sign of life for so long is lost; links may pause",
+        help="a connection as long silent is lost; links may pause",
         check=positive,
     )
     stall_s: float = setting(
         "PRFAAS_POOL_STALL_S",
         6.0,
-        help="a peer pool that has sent nothing for so long, not even that it waits too, is given up",
+        help="a peer pool that has sent nothing for so long is given up",
         check=positive,
     )
     link_connections: int = setting(
         "PRFAAS_POOL_LINK_CONNECTIONS",
         8,
-        help="connections that a pull from another datacenter uses (at most 64)",
+        help="connections of a pull from elsewhere (at most 64)",
         check=connections,
     )
     tenant_quota: float = setting(
         "PRFAAS_POOL_TENANT_QUOTA",
         1.0,
-        help="part of the memory above which a tenant's own blocks go first (1: no quota)",
+        help="part of the memory that is a tenant's quota (1: none)",
         check=fraction,
     )
     pin_share: float = setting(

@@ -62,7 +62,7 @@ class GatewaySettings(ServiceSettings):
     decode_threshold_tokens: int = setting(
         "PRFAAS_DECODE_THRESHOLD_TOKENS",
         2048,
-        help="policy threshold: up to it the decode worker computes a prompt itself; 0: never",
+        help="policy threshold: up to it decode computes prompts; 0: never",
         check=non_negative,
     )
     routing_policy: str = setting(
@@ -83,7 +83,7 @@ class GatewaySettings(ServiceSettings):
     plan_utilisation: float = setting(
         "PRFAAS_PLAN_UTILISATION",
         0.7,
-        help="of the stage that binds, that replicas are planned for; the rest is for bursts and lost workers",
+        help="of the stage that binds, that replicas are planned for",
         check=_utilisation,
     )
     max_batch: int = setting("PRFAAS_MAX_BATCH", 64, help="requests that hold pages at a time", check=positive)
@@ -96,7 +96,7 @@ class GatewaySettings(ServiceSettings):
     hand_off: HandOff = setting(
         "PRFAAS_HAND_OFF",
         "streamed",
-        help="stored: decode begins when prefill has ended; slower, there to be compared with",
+        help="stored: decode begins when prefill has ended; slower",
     )
     block_wait_s: float = setting(
         "PRFAAS_BLOCK_WAIT_S", 120.0, help="wait of decode for a block without a writer", check=positive

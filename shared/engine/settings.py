@@ -23,9 +23,7 @@ class EngineSettings(LaneSettings):
     block_tokens: int = setting("PRFAAS_BLOCK_TOKENS", 64, check=positive, help="tokens of a KV block")
     max_model_len: int = setting("PRFAAS_MAX_MODEL_LEN", 0, check=non_negative, help="longest context; 0: the model's")
     cache_dir: Path = setting("PRFAAS_CACHE_DIR", Path("~/.cache/prfaas"), help="converted models")
-    profile_dir: str = setting(
-        "PRFAAS_PROFILE_DIR", "", help="what steps took, for the next start; empty: profiles in PRFAAS_CACHE_DIR"
-    )
+    profile_dir: str = setting("PRFAAS_PROFILE_DIR", "", help="what steps took; empty: profiles in PRFAAS_CACHE_DIR")
     attention: Literal["auto", "sdpa", "flash"] = setting("PRFAAS_ATTENTION", "auto", help="attention implementation")
     weight_dtype: Literal["auto", "int8"] = setting(
         "PRFAAS_WEIGHT_DTYPE", "auto", help="auto: PRFAAS_DTYPE; int8: products read int8 copies (CPU only)"

@@ -9,13 +9,13 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from services.gateway.request.generation import Prepared
-from services.gateway.tenants.account import Account
+from services.gateway.tenants.account import TenantAccount
 from services.gateway.tenants.authentication import Authentication
 from services.gateway.tenants.quota import Quotas
 from shared.errors import BadRequest
 from shared.tenant import Tenant
 
-OPEN = frozenset({"/", "/health", "/livez", "/readyz", "/metrics", "/version"})
+OPEN = frozenset({"/", "/docs", "/openapi.json", "/health", "/livez", "/readyz", "/metrics", "/version"})
 OPEN_FOLDERS = ("/page/",)
 """What probes, scrapers and browsers fetch without a key: nothing of it tells what anybody asks."""
 
@@ -34,7 +34,7 @@ class Salted(Protocol):
 class Asker:
     """Whoever has sent a request."""
 
-    account: Account | None  # None: this gateway asks nobody for a key
+    account: TenantAccount | None  # None: this gateway asks nobody for a key
     quotas: Quotas
 
     @property
@@ -94,7 +94,7 @@ def access(authentication: Authentication | None) -> Middleware:
     return handle
 
 
-def _account(request: web.Request, authentication: Authentication | None) -> Account | None:
+def _account(request: web.Request, authentication: Authentication | None) -> TenantAccount | None:
     path = request.path
     if authentication is None or path in OPEN or path.startswith(OPEN_FOLDERS):
         return None

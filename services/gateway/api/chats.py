@@ -10,7 +10,7 @@ from services.gateway.api.bodies.chat import ChatBody, Message
 from services.gateway.api.bodies.tools import ToolUse
 from services.gateway.model import ServedModel
 from services.gateway.request.generation import Prepared
-from services.gateway.syntax.answers import AnswerSyntax, Reading, reader_of
+from services.gateway.syntax.answers import AnswerReading, AnswerSyntax, reader_of
 from services.gateway.syntax.formats import FORMATS
 from services.gateway.syntax.grammar import CallRules, grammar_of
 from services.gateway.syntax.parts import AnswerForm
@@ -38,7 +38,7 @@ class RenderedChat:
 
     text: str
     syntax: AnswerSyntax
-    reading: Reading
+    reading: AnswerReading
     constraint: Constraint | None  # in place of the body's own, if `constraint_field` is set
     constraint_field: str | None
 
@@ -63,7 +63,7 @@ def render_chat(model: ServedModel, body: ChatBody, syntax: AnswerSyntax) -> Ren
     if use.callable and syntax.tools is None:
         raise BadRequest("tools: this server takes none; PRFAAS_TOOL_PARSER is none", param="tools")
     text = _text(model, body, use, syntax)
-    reading = Reading(
+    reading = AnswerReading(
         schemas=use.schemas if use.callable else None,
         max_calls=None if use.is_parallel else 1,
         has_reasoning=_has_reasoning(text, body, syntax),
@@ -114,7 +114,7 @@ def _constrained(chat: RenderedChat, tokenizer: Tokenizer, body: ChatBody, use: 
     if own is not None and own.kind is not ConstraintKind.JSON_SCHEMA:
         if use.callable:
             raise BadRequest(f"{body.constraint_field} does not go with tools", param=body.constraint_field)
-        return replace(chat, reading=Reading())  # the whole answer, and nothing of it reasoning
+        return replace(chat, reading=AnswerReading())  # the whole answer, and nothing of it reasoning
     if own is not None and use.is_required:
         raise BadRequest(
             f"{body.constraint_field} does not go with calls that are required", param=body.constraint_field

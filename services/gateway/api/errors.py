@@ -47,7 +47,7 @@ _NOT_SERVED = {
     "assistants": "assistants: send the whole conversation with each request",
     "threads": "assistants: send the whole conversation with each request",
     "conversations": "conversations: send the whole conversation with each request",
-    "responses": "responses: send the conversation to /v1/chat/completions",
+    "responses": "stored responses: send the whole conversation with each request",
     "messages": "Anthropic's API: send the conversation to /v1/chat/completions",
     "organization": "accounts",
     "edits": "edits: put the instruction into a prompt",

@@ -45,7 +45,7 @@ def syntax_of(template: str, *, takes_tools: bool, tool_parser: str, reasoning_p
 
 
 @dataclass(frozen=True)
-class Reading:
+class AnswerReading:
     """How the answers of one request are read."""
 
     schemas: ToolSchemas | None = None  # of the tools that may be called; None: no calls are read
@@ -56,7 +56,7 @@ class Reading:
     hidden: tuple[str, ...] = ()  # markers that are special tokens: no content
 
 
-def reader_of(syntax: AnswerSyntax, reading: Reading) -> AnswerReader:
+def reader_of(syntax: AnswerSyntax, reading: AnswerReading) -> AnswerReader:
     """Return a reader for one answer."""
     reader: AnswerReader = _ContentReader()
     if syntax.tools is not None and reading.schemas is not None:

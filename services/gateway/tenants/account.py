@@ -11,7 +11,7 @@ _OWN, _GROUP = b"prfaas.salt.tenant.v1", b"prfaas.salt.group.v1"
 
 
 @dataclass(frozen=True)
-class Limits:
+class TenantLimits:
     """What an account may have and ask for; None: as much as it likes."""
 
     concurrent_requests: int | None = None
@@ -21,7 +21,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Account:
+class TenantAccount:
     """Whoever has one of its keys acts for it.
 
     Salts follow from a secret, the account's name and what the client says, by HMAC-SHA256 (RFC 2104): nobody gets at
@@ -30,7 +30,7 @@ class Account:
 
     name: str
     secret: bytes = field(repr=False)
-    limits: Limits = Limits()
+    limits: TenantLimits = TenantLimits()
     groups: frozenset[str] = frozenset()  # whose blocks it may share
     is_observer: bool = False  # whether it sees what all do: live state, timelines, plans, usage
 

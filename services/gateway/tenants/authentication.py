@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from services.gateway.settings import GatewaySettings
-from services.gateway.tenants.account import Account
+from services.gateway.tenants.account import TenantAccount
 from services.gateway.tenants.file import Accounts, AccountsFile, single_account
 from shared.errors import Forbidden, SettingsError, Unauthenticated
 from shared.log import get_logger
@@ -21,7 +21,7 @@ class Authentication:
     def __init__(self, accounts: Callable[[], Accounts]) -> None:
         self._accounts = accounts
 
-    def account_of(self, authorization: str | None) -> Account:
+    def account_of(self, authorization: str | None) -> TenantAccount:
         """Raises `Unauthenticated`. The message does not say whether a key is nearly right."""
         scheme, _, key = (authorization or "").strip().partition(" ")
         key = key.strip()
@@ -32,7 +32,7 @@ class Authentication:
             raise Unauthenticated("this API key is not known here")
         return account
 
-    def observer_of(self, authorization: str | None) -> Account:
+    def observer_of(self, authorization: str | None) -> TenantAccount:
         """Return the account of somebody who may see what all do. Raises `Unauthenticated`, `Forbidden`."""
         account = self.account_of(authorization)
         if not account.is_observer:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from services.gateway.tenants.account import Account, Limits
+from services.gateway.tenants.account import TenantAccount, TenantLimits
 from shared.errors import SettingsError
 from shared.log import get_logger
 
@@ -46,10 +46,10 @@ class _File(_Strict):
 class Accounts:
     """Accounts by the digest of a key. A key is random and long, so that one SHA-256 of it is enough."""
 
-    def __init__(self, by_digest: Mapping[str, Account]) -> None:
+    def __init__(self, by_digest: Mapping[str, TenantAccount]) -> None:
         self._by_digest = by_digest
 
-    def of_key(self, key: str) -> Account | None:
+    def of_key(self, key: str) -> TenantAccount | None:
         return self._by_digest.get(digest_of(key))
 
     def __len__(self) -> int:
@@ -101,7 +101,7 @@ def read_accounts(path: Path) -> Accounts:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise SettingsError(f"PRFAAS_API_KEYS: {path}: {place}: {first['msg'].lower()}") from None
-    by_digest: dict[str, Account] = {}
+    by_digest: dict[str, TenantAccount] = {}
     for name, tenant in found.tenants.items():
         account = _account(name, tenant, found.secret.encode())
         for digest in tenant.keys:
@@ -114,7 +114,7 @@ def read_accounts(path: Path) -> Accounts:
 def single_account(key: str) -> Accounts:
     """Return the one account of a key that was given by itself: it may do everything. Its salts follow from the key."""
     secret = hashlib.sha256(b"prfaas.secret.v1" + key.encode()).digest()
-    return Accounts({digest_of(key): Account("default", secret, is_observer=True)})
+    return Accounts({digest_of(key): TenantAccount("default", secret, is_observer=True)})
 
 
 def new_key() -> str:
@@ -127,14 +127,14 @@ def digest_of(key: str) -> str:
     return DIGEST_PREFIX + hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
 
 
-def _account(name: str, tenant: _Tenant, secret: bytes) -> Account:
-    limits = Limits(
+def _account(name: str, tenant: _Tenant, secret: bytes) -> TenantAccount:
+    limits = TenantLimits(
         concurrent_requests=tenant.concurrent_requests,
         requests_per_minute=tenant.requests_per_minute,
         tokens_per_minute=tenant.tokens_per_minute,
         least_priority=tenant.least_priority,
     )
-    return Account(name, secret, limits, frozenset(tenant.groups), tenant.observer)
+    return TenantAccount(name, secret, limits, frozenset(tenant.groups), tenant.observer)
 
 
 def _version_of(path: Path) -> tuple[int, int, int] | None:

@@ -4,13 +4,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from services.gateway.tenants.account import Account
+from services.gateway.tenants.account import TenantAccount
 from shared.errors import RateLimited
 
 MINUTE_S = 60.0
 
 
-class Bucket:
+class MinuteBucket:
     """A token bucket that holds a minute's worth. What is taken may leave it in debt: who asks next waits."""
 
     def __init__(self, per_minute: int, now: float) -> None:
@@ -43,8 +43,8 @@ class _Used:
 
     def __init__(self) -> None:
         self.num_running = 0
-        self.requests: Bucket | None = None
-        self.tokens: Bucket | None = None
+        self.requests: MinuteBucket | None = None
+        self.tokens: MinuteBucket | None = None
 
 
 class Quotas:
@@ -55,7 +55,7 @@ class Quotas:
         self._used: dict[str, _Used] = {}
 
     @contextmanager
-    def admitted(self, account: Account) -> Iterator[None]:
+    def admitted(self, account: TenantAccount) -> Iterator[None]:
         """Count the body as a request of the account. Raises `RateLimited` with the time after which to ask again."""
         used, limits, now = self._used.setdefault(account.name, _Used()), account.limits, self._clock()
         used.requests = _sized(used.requests, limits.requests_per_minute, now)
@@ -73,18 +73,18 @@ class Quotas:
         finally:
             used.num_running -= 1
 
-    def spent(self, account: Account, num_tokens: int) -> None:
+    def spent(self, account: TenantAccount, num_tokens: int) -> None:
         """Count tokens of a prompt or an answer. A request that runs is not ended for them."""
         used = self._used.get(account.name)
         if used is not None and used.tokens is not None:
             used.tokens.take(num_tokens, self._clock())
 
 
-def _sized(bucket: Bucket | None, per_minute: int | None, now: float) -> Bucket | None:
+def _sized(bucket: MinuteBucket | None, per_minute: int | None, now: float) -> MinuteBucket | None:
     """Return the bucket of a limit that may be new, another one or gone since the last request."""
     if per_minute is None:
         return None
     if bucket is None:
-        return Bucket(per_minute, now)
+        return MinuteBucket(per_minute, now)
     bucket.resize(per_minute, now)
     return bucket

@@ -67,7 +67,7 @@ async def test_every_route_says_what_it_is_for_what_it_takes_and_how_it_fails(su
         assert operation["tags"][0] in [tag["name"] for tag in document["tags"]]
         assert operation["summary"], path
         assert {"200", "500"} <= set(operation["responses"])
-        if method == "POST":
+        if method == "POST" and not path.endswith("/cancel"):
             assert operation["requestBody"]["required"], path
 
 

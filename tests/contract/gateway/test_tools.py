@@ -375,6 +375,8 @@ async def test_a_call_goes_on_where_a_lost_worker_has_left_it(suite: ScriptedSui
 
     suite.decode.behave = breaks_off
     second = await suite.join("decode-west-2", "decode", "west", says(CALL[place:], finish=pb.FINISH_REASON_STOP))
+    message: dict[str, Any] = {}
+    reason: str | None = None
     for _ in range(2):  # whichever of both is asked first
         message, reason = message_of(await chat_streamed(suite, tools=[WEATHER], tool_choice="required"))
         if second.calls and suite.decode.calls:

@@ -7,6 +7,7 @@ from pydantic import BaseModel
 
 from services.gateway.api.bodies.chat import ChatBody
 from services.gateway.api.bodies.completion import CompletionBody
+from services.gateway.api.bodies.responses import ResponsesBody
 from services.gateway.api.bodies.texts import DetokenizeBody, PrefixBody, TokenizeBody
 from services.gateway.api.openapi import answers
 
@@ -48,6 +49,13 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         CompletionBody,
         answers.CompletionAnswer,
         answers.CompletionAnswer,
+        errors=_GENERATION,
+        is_generation=True,
+    ),
+    ("POST", "/v1/responses"): Operation(
+        _ANSWERS,
+        "Answer a list of items; nothing is stored",
+        ResponsesBody,
         errors=_GENERATION,
         is_generation=True,
     ),

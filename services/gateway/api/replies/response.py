@@ -11,7 +11,7 @@ from services.gateway.api.replies.read import ReadChoice
 from services.gateway.api.replies.reply import Choice, Json, Reply, encode
 from services.gateway.request.text import ChoiceDelta, ShownToken
 from services.gateway.request.usage import Usage
-from services.gateway.syntax.answers import PLAIN, Reading, reader_of
+from services.gateway.syntax.answers import PLAIN, AnswerReading, reader_of
 from services.gateway.syntax.parts import AnswerForm, ContentPart
 from shared.model.text.tokenizer import Tokenizer
 
@@ -29,7 +29,7 @@ class ResponseReply(Reply):
         super().__init__(*args, **options)
         self._id = str(self._head["id"]).replace("-", "_", 1)
         self._items = OutputItems(self._id)
-        self._read = ReadChoice(self._form or AnswerForm(lambda: reader_of(PLAIN, Reading())))
+        self._read = ReadChoice(self._form or AnswerForm(lambda: reader_of(PLAIN, AnswerReading())))
         self._asked: Json = {}
         self._is_cut_off = False
         self._num_events = 0

@@ -11,7 +11,7 @@ import pytest
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-from services.gateway.syntax.answers import AnswerSyntax, Reading, reader_of
+from services.gateway.syntax.answers import AnswerReading, AnswerSyntax, reader_of
 from services.gateway.syntax.formats import FORMATS
 from services.gateway.syntax.grammar import MAX_FORCED_CALLS, CallRules, grammar_of
 from services.gateway.syntax.parts import CallArguments, CallBegun, ContentPart, ReasoningPart, joined
@@ -91,7 +91,7 @@ class Walker:
 
     def read(self, text: str) -> tuple[str, list[tuple[str, Any]]]:
         """Return content and calls, reasoning left out."""
-        reading = Reading(
+        reading = AnswerReading(
             SCHEMAS, is_forced=True, has_reasoning=self._rules.has_reasoning, is_opened=self._rules.is_opened
         )
         reader = reader_of(self._syntax, reading)
@@ -183,6 +183,6 @@ async def test_reasoning_goes_before_an_answer_of_a_schema(tokenizer: Tokenizer,
     assert await walker.takes('<think>\nhm\n</think>\n\n{"ok": false}')
     assert await walker.takes('{"ok": false}')
     assert not await walker.takes("<think>\nhm\n</think>\n\nfalse")
-    reader = reader_of(AnswerSyntax(None, True, False), Reading(has_reasoning=True))
+    reader = reader_of(AnswerSyntax(None, True, False), AnswerReading(has_reasoning=True))
     parts = [*reader.push('<think>\nhm\n</think>\n\n{"ok": false}'), *reader.finish()]
     assert parts == [ReasoningPart("hm"), ContentPart('{"ok": false}')]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.syntax.answers import PLAIN, AnswerSyntax, Reading, reader_of
+from services.gateway.syntax.answers import PLAIN, AnswerReading, AnswerSyntax, reader_of
 from services.gateway.syntax.calls import MAX_HELD_CHARS
 from services.gateway.syntax.formats import FORMATS
 from services.gateway.syntax.parts import (
@@ -39,7 +39,7 @@ NAMES = list(FORMATS)
 def reader(name: str, **changes: Any) -> AnswerReader:
     reasons = changes.get("has_reasoning", False)
     syntax = AnswerSyntax(FORMATS[name], has_reasoning=reasons, template_knows_tools=True)
-    return reader_of(syntax, Reading(schemas=SCHEMAS, **changes))
+    return reader_of(syntax, AnswerReading(schemas=SCHEMAS, **changes))
 
 
 def read(reader: AnswerReader, *pieces: str) -> list[AnswerPart]:
@@ -200,7 +200,7 @@ def test_reasoning_is_told_apart() -> None:
 def test_special_tokens_are_read_but_not_shown() -> None:
     reading = reader("llama", hidden=("<|python_tag|>",))
     assert read(reading, "<|python_tag|>", "search(1)") == [ContentPart("search(1)")]
-    assert read(reader_of(PLAIN, Reading()), "<tool_call>") == [ContentPart("<tool_call>")]
+    assert read(reader_of(PLAIN, AnswerReading()), "<tool_call>") == [ContentPart("<tool_call>")]
 
 
 PIECES = [

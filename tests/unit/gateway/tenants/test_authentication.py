@@ -2,13 +2,13 @@
 
 import pytest
 
-from services.gateway.tenants.account import Account
+from services.gateway.tenants.account import TenantAccount
 from services.gateway.tenants.authentication import MAX_KEY_CHARS, Authentication
 from services.gateway.tenants.file import Accounts, digest_of
 from shared.errors import Forbidden, Unauthenticated
 
-ACME = Account("acme", b"s" * 32)
-WATCHER = Account("watcher", b"s" * 32, is_observer=True)
+ACME = TenantAccount("acme", b"s" * 32)
+WATCHER = TenantAccount("watcher", b"s" * 32, is_observer=True)
 ACCOUNTS = Accounts({digest_of("pk-acme"): ACME, digest_of("pk-watch"): WATCHER, digest_of("k" * 600): ACME})
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from services.gateway.tenants.account import Limits
+from services.gateway.tenants.account import TenantLimits
 from services.gateway.tenants.file import (
     DIGEST_PREFIX,
     LOOK_EVERY_S,
@@ -45,7 +45,7 @@ def test_a_key_leads_to_its_account(tmp_path: Path) -> None:
     acme, other = accounts.of_key(KEY), accounts.of_key("pk-two")
     assert acme is not None
     assert other is not None
-    assert acme.limits == Limits(concurrent_requests=2, tokens_per_minute=100, least_priority=0)
+    assert acme.limits == TenantLimits(concurrent_requests=2, tokens_per_minute=100, least_priority=0)
     assert (acme.name, set(acme.groups), acme.is_observer, other.is_observer) == ("acme", {"docs"}, True, False)
     assert accounts.of_key("pk-onE") is None
     assert accounts.of_key("") is None
@@ -118,7 +118,7 @@ def test_a_single_key_may_do_everything() -> None:
     account = single_account("pk-mine").of_key("pk-mine")
     assert account is not None
     assert account.is_observer
-    assert account.limits == Limits()
+    assert account.limits == TenantLimits()
     other = single_account("pk-other").of_key("pk-other")
     assert other is not None
     assert other.salt("") != account.salt("")

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from services.gateway.tenants.account import Account, Limits
-from services.gateway.tenants.quota import Bucket, Quotas
+from services.gateway.tenants.account import TenantAccount, TenantLimits
+from services.gateway.tenants.quota import MinuteBucket, Quotas
 from shared.errors import RateLimited
 
-ACCOUNT = Account("acme", b"s" * 32)
+ACCOUNT = TenantAccount("acme", b"s" * 32)
 
 
 class Clock:
@@ -19,8 +19,8 @@ class Clock:
         return self.now
 
 
-def limited(**limits: int) -> Account:
-    return replace(ACCOUNT, limits=Limits(**limits))
+def limited(**limits: int) -> TenantAccount:
+    return replace(ACCOUNT, limits=TenantLimits(**limits))
 
 
 def test_requests_at_a_time_are_counted_until_they_end() -> None:
@@ -78,7 +78,7 @@ def test_an_account_without_limits_is_never_refused() -> None:
 
 def test_a_limit_that_changes_keeps_what_was_used() -> None:
     clock = Clock()
-    bucket = Bucket(100, clock.now)
+    bucket = MinuteBucket(100, clock.now)
     bucket.take(90, clock.now)
     bucket.resize(50, clock.now)
     assert bucket.wait_s(clock.now) == pytest.approx((1 + 40) * 60 / 50)
