@@ -104,7 +104,6 @@ class Overloaded(PrfaasError):
 
 class RateLimited(Overloaded):
     code = "rate_limit_exceeded"
-    retriable = False
 
 
 class Unavailable(PrfaasError):

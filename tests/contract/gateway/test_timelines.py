@@ -201,4 +201,4 @@ async def test_the_page_loads_nothing_from_elsewhere(suite: ScriptedSuite) -> No
 
 
 def test_the_page_is_small() -> None:
-    assert sum(path.stat().st_size for path in STATIC.iterdir()) < 60_000
+    assert sum(path.stat().st_size for path in STATIC.iterdir()) < 64_000

@@ -1,6 +1,7 @@
 """The prefill engine's contract: packing, leaving a step, being held back, failures, and its end."""
 
 import asyncio
+import math
 import random
 import sys
 import time
@@ -280,9 +281,11 @@ async def test_steps_teach_what_steps_take() -> None:
         learnt, profile = only.costs.fit.num_observations, only.costs.profile
         assert learnt > 10
         assert only.costs.busy > 0
-        started = time.perf_counter()
-        await only.engine.compute(only.job(2 * CHUNK))
-        measured_s = time.perf_counter() - started
+        measured_s = math.inf
+        for seed in range(20, 23):  # one may be held up by what else runs here
+            started = time.perf_counter()
+            await only.engine.compute(only.job(2 * CHUNK, seed))
+            measured_s = min(measured_s, time.perf_counter() - started)
         assert measured_s / 5 < profile.prompt_s(0, 2 * CHUNK, CHUNK) < measured_s * 5
 
 

@@ -186,7 +186,10 @@ def model_of(weights: str) -> tuple[Transformer, Dtype]:
         integers, scale = quantise_rows(tensors[tensor.name].float().numpy())
         int8[tensor.name] = torch.from_numpy(integers), torch.from_numpy(scale)
     built = ModelWeights.build(MODEL, tensors, int8 if weights == "int8" else None)
-    return Transformer(MODEL, built, kernels=kernels()), dtype
+    model = Transformer(MODEL, built, kernels=kernels())
+    assert model._native is not None
+    model._native.max_rows = None  # beside AMX long steps would be left to PyTorch
+    return model, dtype
 
 
 def test_int8_weights_are_integers_times_scales() -> None:
