@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from services.gateway.api.replies.reply import Choice
-from services.gateway.request.generation import Prepared, ScoredPrompt
-from services.gateway.request.text import ChoiceDelta
+from services.gateway.request.generation import Prepared
+from services.gateway.request.text import ChoiceDelta, ScoredPrompt
 
 T = TypeVar("T")
 

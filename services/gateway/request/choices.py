@@ -9,9 +9,9 @@ from typing import Generic, Self, TypeVar
 
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.request.attempt import LAST_WORD_S
-from services.gateway.request.generation import NO_ECHO, Echo, Prepared, ScoredPrompt
+from services.gateway.request.generation import NO_ECHO, Echo, Prepared
 from services.gateway.request.pipeline import Pipeline
-from services.gateway.request.text import ChoiceDelta, ChoiceText, ShownToken
+from services.gateway.request.text import ChoiceDelta, ChoiceText, ScoredPrompt, ShownToken
 from services.gateway.request.timer import RequestTimer
 from services.gateway.request.usage import PromptUsage, Usage
 from services.gateway.timeline.record import ChoiceNote

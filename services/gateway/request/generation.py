@@ -10,7 +10,7 @@ from services.gateway.routing.plan import NO_SLO, Slo
 from services.gateway.syntax.parts import AnswerForm
 from shared.ids import BlockKey
 from shared.kv.codec import Fidelity
-from shared.sampling.logprobs import PromptScoring, TokenLogprobs
+from shared.sampling.logprobs import PromptScoring
 from shared.sampling.params import SamplingParams
 from shared.tenant import Tenant, tenant_of
 
@@ -45,13 +45,6 @@ class GenerationRequest:
     def reusable_keys(self, block_tokens: int) -> Sequence[BlockKey]:
         """Return the keys of the blocks that caches may provide: KV tells nothing of what follows a token."""
         return self.keys if self.scoring is None else self.keys[: (self.scoring.first - 1) // block_tokens]
-
-
-class ScoredPrompt(NamedTuple):
-    """A prompt's tokens and what was told of all but the first."""
-
-    token_ids: Sequence[int]
-    logprobs: Sequence[TokenLogprobs]
 
 
 class Echo(NamedTuple):

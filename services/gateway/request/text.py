@@ -31,6 +31,13 @@ class ShownToken(NamedTuple):
     offset: int  # where its text, or the character that it is a part of, begins in the choice's text
 
 
+class ScoredPrompt(NamedTuple):
+    """A prompt's tokens and what was told of all but the first."""
+
+    token_ids: Sequence[int]
+    logprobs: Sequence[TokenLogprobs]
+
+
 class TextDelta(NamedTuple):
     """What some tokens added to a choice."""
 

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from services.gateway.request.generation import ScoredPrompt
-from services.gateway.request.text import ShownToken
+from services.gateway.request.text import ScoredPrompt, ShownToken
 from shared.model.text.tokenizer import Tokenizer
 
 _LEAST = -9999.0  # JSON has no infinity; vLLM's floor

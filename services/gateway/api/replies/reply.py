@@ -8,8 +8,7 @@ from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 from services.gateway.api.replies.logprobs import PromptLogprobs
-from services.gateway.request.generation import ScoredPrompt
-from services.gateway.request.text import ChoiceDelta, ShownToken
+from services.gateway.request.text import ChoiceDelta, ScoredPrompt, ShownToken
 from services.gateway.request.usage import Usage
 from services.gateway.syntax.parts import AnswerForm
 from shared.ids import RequestId
