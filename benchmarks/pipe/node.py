@@ -121,6 +121,7 @@ def main() -> None:
     settings = PoolSettings(
         dc=options.dc,
         grpc_host=options.host,  # the socket lane listens there too
+        allow_plaintext=True,  # between network namespaces of this machine
         link_connections=options.connections,
         pool_bytes=2 << 30,
         lanes=lanes,
