@@ -103,7 +103,9 @@ class GatewaySettings(ServiceSettings):
     )
     request_timeout_s: float = setting("PRFAAS_REQUEST_TIMEOUT_S", 600.0, help="of a whole request", check=positive)
     api_keys: str = setting("PRFAAS_API_KEYS", "", help="file of tenants and the hashes of their keys; empty: none")
-    api_key: str = setting("PRFAAS_API_KEY", "", help="in its place one key, whose holders may do everything")
+    api_key: str = setting(
+        "PRFAAS_API_KEY", "", help="in its place one key, whose holders may do everything", is_secret=True
+    )
     allow_anonymous: bool = setting(
         "PRFAAS_ALLOW_ANONYMOUS", False, help="serve without keys elsewhere than on loopback"
     )

@@ -47,15 +47,16 @@ class Claims:
             self._publisher.limit(block, in_pages[block])
 
     async def settled(self) -> bool:
-        """Wait until nobody else writes any of the blocks; return whether some became ours meanwhile.
+        """Wait until nobody else writes what a resume behind all blocks needs; return whether some of it became ours.
 
-        A writer that is gone, or hangs, leaves entries behind that somebody waits for.
+        A writer that is gone, or hangs, leaves entries behind that somebody waits for. Others are waited for by nobody:
+        two who each hold what neither needs would wait for one another.
         """
-        while unsure := [block for block, layers in enumerate(self._others) if layers]:
+        needed = [self._layout.needed_layers(block, len(self._keys)) for block in range(len(self._keys))]
+        while unsure := [block for block, layers in enumerate(self._others) if layers & needed[block]]:
             await asyncio.sleep(ASK_EVERY_S)
-            before = list(self._publisher.outstanding)
             await self.take(unsure)
-            if self._publisher.outstanding != before:
+            if any(self._publisher.outstanding[block] & needed[block] for block in unsure):
                 return True
         return False
 

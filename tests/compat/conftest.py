@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from openai import AsyncOpenAI, OpenAI
+from openai.types.chat import ChatCompletionMessageParam
 
 from tests.support.checkpoints import served
 from tests.support.gateway import ScriptedSuite, running_suite
@@ -17,6 +18,7 @@ from tests.support.suite import running_suite as running_processes
 
 CHAT_TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
 TIMEOUT_S = 60.0
+HI: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hi"}]
 
 
 @pytest.fixture

@@ -36,6 +36,7 @@ from services.gateway.syntax.answers import AnswerSyntax
 from services.gateway.timeline.timelines import Timelines
 from shared.deadline import Deadline
 from shared.errors import BadRequest, Internal, PrfaasError
+from shared.ids import RequestId
 from shared.log import get_logger
 from shared.model.grammar.grammars import Grammars
 from shared.telemetry.spans import current_span
@@ -120,18 +121,7 @@ class GenerationRoutes:
                     body, prepared = await self._intake.body(request, schema, work)
                     current_span().set(asked(model.name, prepared))
                     await self._check_constraint(body, prepared)
-                    reply = shape(
-                        request_id_of(request),
-                        model.name,
-                        include_usage=body.include_usage,
-                        with_token_ids=bool(body.return_token_ids),
-                        tokenizer=None if body.num_logprobs is None else model.tokenizer,
-                        of_prompts=None
-                        if body.prompt_logprobs is None
-                        else PromptLogprobs(model.tokenizer, body.prompt_logprobs),
-                        form=prepared.form,
-                    )
-                    reply.repeats(body)
+                    reply = self._reply(shape, request_id_of(request), body, prepared)
                     async with Choices(
                         self._pipeline, model.tokenizer, self._metrics, prepared, deadline, timeline.choice
                     ) as choices:
@@ -160,6 +150,21 @@ class GenerationRoutes:
                 timeline.failed(Internal.code)
                 self._metrics.request_failed(Internal.code)
                 return await stream.fail(Internal("the server failed to handle this request"))
+
+    def _reply(self, shape: type[Reply], request_id: RequestId, body: Sampling, prepared: Prepared) -> Reply:
+        """Return what shapes the answer."""
+        tokenizer, num_of_prompt = self._model.tokenizer, body.prompt_logprobs
+        reply = shape(
+            request_id,
+            self._model.name,
+            include_usage=body.include_usage,
+            with_token_ids=bool(body.return_token_ids),
+            tokenizer=None if body.num_logprobs is None else tokenizer,
+            of_prompts=None if num_of_prompt is None else PromptLogprobs(tokenizer, num_of_prompt),
+            form=prepared.form,
+        )
+        reply.repeats(body)
+        return reply
 
     async def _check_constraint(self, body: Sampling, prepared: Prepared) -> None:
         """Compile what the answer has to be before anybody generates. Raises `BadRequest` naming the field."""

@@ -1,6 +1,5 @@
 """From an `Authorization` header to the account that a request acts for."""
 
-import ipaddress
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from services.gateway.tenants.account import TenantAccount
 from services.gateway.tenants.file import Accounts, AccountsFile, single_account
 from shared.errors import Forbidden, SettingsError, Unauthenticated
 from shared.log import get_logger
+from shared.security.plaintext import is_loopback
 
 log = get_logger()
 
@@ -60,13 +60,3 @@ def authentication_of(settings: GatewaySettings) -> Authentication | None:
         )
     log.warning("open_to_everybody", host=settings.http_host, consequence="whoever reaches this gateway may use it")
     return None
-
-
-def is_loopback(host: str) -> bool:
-    """Check that a host can be reached from this machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

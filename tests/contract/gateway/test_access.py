@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from services.gateway.settings import GatewaySettings
-from services.gateway.tenants.authentication import authentication_of, is_loopback
+from services.gateway.tenants.authentication import authentication_of
 from services.gateway.tenants.file import digest_of
 from shared.errors import SettingsError
 from tests.support.gateway import ScriptedSuite, running_suite, says
@@ -100,6 +100,24 @@ async def test_tenants_have_salts_of_their_own_whatever_they_say(suite: Scripted
     assert SECRET not in "".join((*acme, *other, *stolen))
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": TEXT}]}),
+        ("/v1/responses", {"input": TEXT}),
+    ],
+)
+async def test_every_endpoint_that_generates_has_the_tenants_salt(
+    suite: ScriptedSuite, path: str, body: dict[str, Any]
+) -> None:
+    expected = await salts(suite, KEYS["acme"], cache_salt="mine")
+    headers = {"Authorization": f"Bearer {KEYS['acme']}"}
+    async with suite.client.post(path, json={**body, "cache_salt": "mine"}, headers=headers) as response:
+        assert response.status == 200, await response.text()
+    start = suite.decode.calls[-1].request
+    assert (start.salt, start.tenant) == expected
+
+
 async def test_members_of_a_group_can_share_and_others_are_refused(suite: ScriptedSuite) -> None:
     acme = await salts(suite, KEYS["acme"], cache_group="docs")
     other = await salts(suite, KEYS["other"], cache_group="docs")
@@ -174,12 +192,15 @@ def test_an_open_gateway_on_a_network_is_refused_unless_it_is_meant(host: str) -
         authentication_of(GatewaySettings(http_host=host))
     assert authentication_of(GatewaySettings(http_host=host, allow_anonymous=True)) is None
     assert authentication_of(GatewaySettings(http_host=host, api_key="pk-mine")) is not None
-    assert not is_loopback(host)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.8.9.1"])
 def test_on_loopback_it_is_open(host: str) -> None:
     assert authentication_of(GatewaySettings(http_host=host)) is None
+
+
+def test_settings_do_not_show_the_key() -> None:
+    assert "pk-mine" not in repr(GatewaySettings(api_key="pk-mine"))
 
 
 def test_two_ways_to_give_keys_are_one_too_many(keys_file: Path) -> None:

@@ -47,8 +47,8 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench() -> AsyncIterator[Bench]:
-    model, pool = tiny_model("llama", 8), MemoryPool()
+async def bench(name: str = "llama") -> AsyncIterator[Bench]:
+    model, pool = tiny_model(name, 32), MemoryPool()
     reservation = model.kv.reserve([], len(KEYS) * 64)
     assert reservation is not None
     with transfer_of(model, Metrics()) as transfer:
@@ -131,3 +131,13 @@ async def test_entries_that_are_ours_already_are_waited_for_by_nobody() -> None:
         await b.claims.take([0])
         await b.claims.take([0])
         assert not await b.claims.settled()
+
+
+async def test_entries_that_no_resume_needs_are_waited_for_by_nobody() -> None:
+    """Or two workers, who each hold some of them, would wait for one another."""
+    async with bench("gemma3") as b:
+        behind_the_window = b.layout.all_layers & ~b.layout.needed_layers(0, len(KEYS))
+        assert behind_the_window
+        async with b.other_writer(0, behind_the_window):
+            await b.claims.take([0])
+            assert not await asyncio.wait_for(b.claims.settled(), LIMIT_S)

@@ -5,13 +5,13 @@ from typing import Any
 
 from services.gateway.api.replies.logprobs import chat_logprobs
 from services.gateway.api.replies.read import ReadChoice, delta_of, message_of
-from services.gateway.api.replies.reply import Choice, Json, Reply, usage_object
+from services.gateway.api.replies.reply import Choice, ChoicesReply, Json, usage_object
 from services.gateway.request.text import ChoiceDelta, ShownToken
 from services.gateway.request.usage import Usage
 from shared.model.text.tokenizer import Tokenizer
 
 
-class ChatReply(Reply):
+class ChatReply(ChoicesReply):
     kind = "chat"
     id_prefix = "chatcmpl"
     whole_object = "chat.completion"

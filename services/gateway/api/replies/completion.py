@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 from services.gateway.api.replies.logprobs import completion_logprobs
-from services.gateway.api.replies.reply import Choice, Json, Reply
+from services.gateway.api.replies.reply import Choice, ChoicesReply, Json
 from services.gateway.request.text import ChoiceDelta, ShownToken
 from shared.model.text.tokenizer import Tokenizer
 
 
-class CompletionReply(Reply):
+class CompletionReply(ChoicesReply):
     kind = "completion"
     id_prefix = "cmpl"
     whole_object = chunk_object = "text_completion"

@@ -25,6 +25,10 @@ _TEXT = "\0"
 """Stands for a chunk's text, behind which nothing of a chunk is in these quotes."""
 
 
+_NO_USAGE = "null}"
+"""The end of a chunk that may tell usage and does not."""
+
+
 class Choice(NamedTuple):
     """A finished choice."""
 
@@ -36,17 +40,15 @@ class Choice(NamedTuple):
 
 
 class Reply(ABC):
-    """Shapes the answer to one request. `include_usage` concerns streams only.
+    """Shapes the answer to one request, whole and as the chunks of a stream, each as JSON.
 
-    `with_token_ids` adds `token_ids` to each choice: the ids behind its text, as vLLM's `return_token_ids` does.
-    `tokenizer` spells the tokens of log-probabilities; without it there are none. `of_prompts` spells those of prompts.
-    `form` says how answers are read, where they may be more than content.
+    `include_usage` concerns streams only. `with_token_ids` adds `token_ids` to each choice: the ids behind its text, as
+    vLLM's `return_token_ids` does. `tokenizer` spells the tokens of log-probabilities; without it there are none.
+    `of_prompts` spells those of prompts. `form` says how answers are read, where they may be more than content.
     """
 
     kind: ClassVar[str]  # of request, in a word
     id_prefix: ClassVar[str]
-    whole_object: ClassVar[str]
-    chunk_object: ClassVar[str]
     names_events: ClassVar[bool] = False  # of its stream, which then ends without a mark
 
     def __init__(
@@ -66,13 +68,45 @@ class Reply(ABC):
         self._tokenizer = tokenizer
         self._of_prompts = of_prompts
         self._form = form
-        self._around_texts: dict[int, tuple[str, str]] = {}
 
     def repeats(self, _body: Any) -> None:  # noqa: B027 - most say nothing of their request
         """Take what the answer says of its request's body."""
 
+    @abstractmethod
     def whole(self, choices: Sequence[Choice], usage: Usage) -> Json:
         """Return the answer to a request that does not stream."""
+
+    @abstractmethod
+    def opening(self, num_choices: int) -> list[str]:
+        """Return the chunks that go before any text."""
+
+    @abstractmethod
+    def news(self, delta: ChoiceDelta, usage: Usage | None = None) -> list[str]:
+        """Return the chunks that say what was added. `usage`: what the request has cost so far, if each tells it."""
+
+    @abstractmethod
+    def closing(self, usage: Usage) -> list[str]:
+        """Return the chunks that go after all text."""
+
+    def _told(self, tokens: Sequence[ShownToken]) -> Json | None:
+        return None if self._tokenizer is None else self._logprobs(tokens, self._tokenizer)
+
+    @abstractmethod
+    def _logprobs(self, tokens: Sequence[ShownToken], tokenizer: Tokenizer) -> Json: ...
+
+
+class ChoicesReply(Reply):
+    """An answer whose choices are told side by side."""
+
+    whole_object: ClassVar[str]
+    chunk_object: ClassVar[str]
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """Take what `Reply` takes."""
+        super().__init__(*args, **options)
+        self._around_texts: dict[int, tuple[str, str]] = {}
+
+    def whole(self, choices: Sequence[Choice], usage: Usage) -> Json:
         items = [
             self._with_ids({**self._choice(index, choice), "logprobs": self._told(choice.tokens)}, choice.ids)
             for index, choice in enumerate(choices)
@@ -80,15 +114,14 @@ class Reply(ABC):
         return {**self._head, "object": self.whole_object, "choices": items, "usage": self._usage(usage)}
 
     def opening(self, num_choices: int) -> list[str]:
-        """Return the chunks that go before any text, as JSON."""
         return []
 
     def news(self, delta: ChoiceDelta, usage: Usage | None = None) -> list[str]:
-        """Return the chunks that say what was added. `usage`: what the request has cost so far, if each tells it."""
         chunks = self.chunks(delta)
         if usage is None:
             return chunks
-        return [encode({**json.loads(chunk), "usage": counts_object(usage)}) for chunk in chunks]
+        counts = encode(counts_object(usage))
+        return [f"{chunk.removesuffix(_NO_USAGE)}{counts}}}" for chunk in chunks]
 
     def chunks(self, delta: ChoiceDelta) -> list[str]:
         """Return the chunks that say what was added, as JSON: none for tokens that add no text, unless their ids are
@@ -106,7 +139,6 @@ class Reply(ABC):
         return self._chunk(self._with_ids(choice, delta.ids))
 
     def closing(self, usage: Usage) -> list[str]:
-        """Return the chunks that go after all text, as JSON."""
         if not self._include_usage:
             return []
         return [encode({**self._head, "object": self.chunk_object, "choices": [], "usage": self._usage(usage)})]
@@ -131,7 +163,7 @@ class Reply(ABC):
     def _envelope(self) -> tuple[str, str]:
         """What goes around the choice of each chunk."""
         before = encode({**self._head, "object": self.chunk_object})
-        return before[:-1] + ', "choices": [', '], "usage": null}' if self._include_usage else "]}"
+        return before[:-1] + ', "choices": [', f'], "usage": {_NO_USAGE}' if self._include_usage else "]}"
 
     def _with_ids(self, choice: Json, ids: Sequence[int]) -> Json:
         return {**choice, "token_ids": list(ids)} if self._with_token_ids else choice
@@ -141,12 +173,6 @@ class Reply(ABC):
         if self._of_prompts is None or choice.prompt is None:
             return {}
         return {"prompt_logprobs": self._of_prompts.told(choice.prompt)}
-
-    def _told(self, tokens: Sequence[ShownToken]) -> Json | None:
-        return None if self._tokenizer is None else self._logprobs(tokens, self._tokenizer)
-
-    @abstractmethod
-    def _logprobs(self, tokens: Sequence[ShownToken], tokenizer: Tokenizer) -> Json: ...
 
     @abstractmethod
     def _choice(self, index: int, choice: Choice) -> Json: ...

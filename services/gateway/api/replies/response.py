@@ -21,7 +21,6 @@ class ResponseReply(Reply):
 
     kind = "response"
     id_prefix = "resp"
-    whole_object = chunk_object = "response"
     names_events = True
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -50,7 +49,8 @@ class ResponseReply(Reply):
         kinds = ("response.created", "response.in_progress")
         return self._numbered({"type": kind, "response": begun} for kind in kinds)
 
-    def chunks(self, delta: ChoiceDelta) -> list[str]:
+    def news(self, delta: ChoiceDelta, usage: Usage | None = None) -> list[str]:
+        """Return events; what a response has cost is told at its end."""
         return self._numbered(self._told_events(delta))
 
     def closing(self, usage: Usage) -> list[str]:
@@ -100,12 +100,6 @@ class ResponseReply(Reply):
 
     def _logprobs(self, tokens: Sequence[ShownToken], tokenizer: Tokenizer) -> Json:
         return chat_logprobs(tokens, tokenizer)
-
-    def _choice(self, index: int, choice: Choice) -> Json:
-        raise NotImplementedError("a response has items in place of choices")
-
-    def _delta_choice(self, delta: ChoiceDelta) -> Json:
-        raise NotImplementedError("a response has items in place of choices")
 
 
 def _asked(body: ResponsesBody) -> Json:
